@@ -1,0 +1,48 @@
+# The commands of daily work; CI runs these very targets.
+#
+# Everything lives in .venv. `install` is repeated only when setup.cfg or this file has changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# Detectron2's Python sources from PyPI, without a compiler. The wheel names another Python for its
+# compiled part, which is not used: ROIAlign and NMS come from torchvision. With DETECTRON2=official
+# the environment is left alone, for those who install Detectron2 from its own sources.
+DETECTRON2 ?= sal-detectron2==0.7.2
+
+.PHONY: help install demo test test-slow check leaderboard clean
+
+help:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(STAMP)  ## create .venv and install everything (about 3 minutes, no compiler)
+
+$(STAMP): setup.cfg Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "simmim-bench needs Python >= 3.10; name one with make PYTHON=python3.x")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[det,seg,dev]'
+	test "$(DETECTRON2)" = official || $(BIN)/python -m pip install --quiet --no-deps \
+	    --only-binary=:all: --python-version 3.10 --upgrade \
+	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+	    '$(DETECTRON2)'
+	touch $@
+
+demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in under 10 minutes
+	$(BIN)/simmim-bench demo
+
+test: $(STAMP)  ## the tests (under 8 minutes on two cores)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP)  ## the tests that train for minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""SimMIM pretraining: masking, model, loss, recipes, run."""

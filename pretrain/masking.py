@@ -1,0 +1,55 @@
+"""SimMIM's random masking (arXiv 2111.09886, section 3.2).
+
+In: the image's (H, W), the masking unit in pixels, the share to hide, a generator.
+Out: masks at the model's patch resolution, 1 where a patch is hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from simmim_bench.errors import UsageError
+
+
+def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size: int) -> None:
+    """Refuse sizes that do not divide each other.
+
+    Raises:
+        UsageError: with the sizes that would do.
+    """
+    if mask_patch_size < 1 or mask_patch_size % patch_size:
+        raise UsageError(
+            f"mask_patch_size {mask_patch_size} is not a multiple of patch_size {patch_size}; "
+            f"use {max(1, mask_patch_size // patch_size) * patch_size}."
+        )
+    for size in img_size:
+        if size % mask_patch_size:
+            below = size // mask_patch_size * mask_patch_size
+            options = " or ".join(str(s) for s in (below, below + mask_patch_size) if s)
+            raise UsageError(f"img_size {size} is not a multiple of mask_patch_size {mask_patch_size}; use {options}.")
+
+
+def random_masks(
+    count: int,
+    img_size: tuple[int, int],
+    *,
+    mask_patch_size: int,
+    patch_size: int,
+    mask_ratio: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Hide exactly ceil(mask_ratio * n) of an image's n masking units, each choice equally likely.
+
+    Returns:
+        (count, H / patch_size, W / patch_size) float of 0 and 1.
+    """
+    rows, columns = img_size[0] // mask_patch_size, img_size[1] // mask_patch_size
+    units = rows * columns
+    hidden = math.ceil(mask_ratio * units)
+    order = torch.rand(count, units, generator=generator).argsort(dim=1)
+    masks = torch.zeros(count, units).scatter_(1, order[:, :hidden], 1.0).view(count, rows, columns)
+    scale = mask_patch_size // patch_size
+    return masks.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

@@ -1,0 +1,185 @@
+"""The architectures by name, as plain descriptions: no torch here, so that the command line stays light.
+
+In: a name such as `vit_b`. Out: a `BackboneSpec`, from which the module (`backbones.py`), its feature
+levels and its layer numbers follow. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti" and "s" as
+in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3) and Swin V2 (arXiv 2111.09883,
+section 3.4). SimMIM's own choices (layer scale 0.1, no absolute position embedding, window 6 at 192
+pixels while pretraining) are from SimMIM's configs/ folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from simmim_bench.errors import UsageError, nearest
+
+Family = Literal["vit", "swin", "swinv2"]
+
+
+class FeatureLevel(NamedTuple):
+    """One feature map that a backbone gives: its channels and its stride in pixels."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """Describe a backbone completely.
+
+    Attributes:
+        arch: the name it was looked up under.
+        family: which module builds it.
+        img_size: (H, W) in pixels that the position tables and windows are made for. Other sizes run too.
+        patch_size: pixels a side of one token.
+        embed_dim: channels of the first stage; a Swin doubles them at every later stage.
+        depths: blocks a stage; a ViT has one stage.
+        num_heads: attention heads a stage.
+        window_size: tokens a side of a Swin's attention window; 0 for a ViT.
+        in_chans: image channels.
+        mlp_ratio: hidden width of the MLP over the block's width.
+        init_values: initial layer scale of a ViT's residual branches; None for none.
+    """
+
+    arch: str
+    family: Family
+    img_size: tuple[int, int]
+    patch_size: int
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    window_size: int = 0
+    in_chans: int = 3
+    mlp_ratio: float = 4.0
+    init_values: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(size % self.patch_size for size in self.img_size):
+            raise UsageError(
+                f"img_size {self.img_size} is not a multiple of {self.arch}'s patch_size "
+                f"{self.patch_size}; use {tuple(_round_up(s, self.patch_size) for s in self.img_size)}."
+            )
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last level."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side of one cell of the last level; SimMIM's `encoder_stride`."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks in all stages."""
+        return sum(self.depths)
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """What `forward_maps` gives: a Swin's stages, or four equally spaced blocks of a ViT."""
+        if self.family == "vit":
+            return (FeatureLevel(self.embed_dim, self.patch_size),) * len(self.level_blocks)
+        return tuple(
+            FeatureLevel(self.embed_dim * 2**stage, self.patch_size * 2**stage)
+            for stage in range(len(self.depths))
+        )
+
+    @property
+    def level_blocks(self) -> tuple[int, ...]:
+        """After which block, counted from 1, each of a ViT's levels is taken.
+
+        BEiT takes blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs); quarters of
+        the depth are ours, so that every depth from 4 up has four distinct levels.
+        """
+        depth = self.depths[0]
+        return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
+
+    def at(self, img_size: tuple[int, int]) -> BackboneSpec:
+        """Give the same architecture made for another (H, W)."""
+        return replace(self, img_size=img_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the plain form that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
+        """Rebuild a spec from its plain form."""
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**lists)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _vit(arch: str, embed_dim: int, depth: int, num_heads: int) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="vit",
+        img_size=(224, 224),
+        patch_size=16,
+        embed_dim=embed_dim,
+        depths=(depth,),
+        num_heads=(num_heads,),
+        init_values=0.1,  # SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml
+    )
+
+
+def _swin(
+    arch: str, embed_dim: int, depths: tuple[int, ...], first_heads: int, *, v2: bool = False
+) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="swinv2" if v2 else "swin",
+        img_size=(192, 192),  # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+        patch_size=4,
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=tuple(first_heads * 2**stage for stage in range(len(depths))),
+        window_size=12 if v2 else 6,  # Swin V2 with SimMIM: Swin-Transformer, configs/simmim/
+    )
+
+
+ARCHS: dict[str, BackboneSpec] = {
+    spec.arch: spec
+    for spec in (
+        _vit("vit_ti", 192, 12, 3),
+        _vit("vit_s", 384, 12, 6),
+        _vit("vit_b", 768, 12, 12),
+        _vit("vit_l", 1024, 24, 16),
+        _swin("swin_t", 96, (2, 2, 6, 2), 3),
+        _swin("swin_s", 96, (2, 2, 18, 2), 3),
+        _swin("swin_b", 128, (2, 2, 18, 2), 4),
+        _swin("swin_l", 192, (2, 2, 18, 2), 6),
+        _swin("swinv2_t", 96, (2, 2, 6, 2), 3, v2=True),
+        _swin("swinv2_s", 96, (2, 2, 18, 2), 3, v2=True),
+        _swin("swinv2_b", 128, (2, 2, 18, 2), 4, v2=True),
+        _swin("swinv2_l", 192, (2, 2, 18, 2), 6, v2=True),
+        # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes.
+        replace(
+            _vit("vit_pocket", 192, 6, 3),
+            img_size=(64, 64),
+            patch_size=8,
+        ),
+        replace(
+            _swin("swin_pocket", 48, (2, 2, 4, 2), 2),
+            img_size=(64, 64),
+            patch_size=2,
+            window_size=4,
+        ),
+    )
+}
+
+
+def find_spec(arch: str) -> BackboneSpec:
+    """Look an architecture up by name.
+
+    Raises:
+        UsageError: the name is not known; the nearest one is named.
+    """
+    if arch not in ARCHS:
+        raise UsageError(f"unknown arch '{arch}'; {nearest(arch, ARCHS)}")
+    return ARCHS[arch]

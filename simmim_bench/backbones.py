@@ -1,0 +1,167 @@
+"""Backbones: from a spec to a module, from a checkpoint to a module with its weights in.
+
+In: a `BackboneSpec`, or a CKPT. Out: an `nn.Module` with `.forward(images) -> logits`,
+`.forward_features(images) -> (B, C)`, `.forward_maps(images) -> list of (B, C, h, w)`,
+`.feature_levels` and `.layer_id(parameter name)`. Loading is strict: what may be missing is listed by
+name, the position tables are resized as the official code does when it goes from pretraining to
+fine-tuning (SimMIM: utils.py, load_pretrained), and a report says what was done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from simmim_bench.archs import BackboneSpec
+from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.errors import DataError
+from simmim_bench.position_bias import Grid, resize_table
+from simmim_bench.swin import Swin
+from simmim_bench.vit import Form, ViT
+
+Backbone = ViT | Swin
+
+TABLE = "relative_position_bias_table"
+# A pretraining checkpoint has none of these: they are drawn anew for the task.
+NEW_IN_TRANSFER = ("fc_norm.", "head.")
+
+
+@dataclass
+class LoadReport:
+    """Say which weights of a checkpoint went where, by name."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} matched"]
+        for what in ("resized", "missing", "unused"):
+            names = getattr(self, what)
+            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            parts.append(f"{len(names)} {what}" + (f" ({shown})" if names else ""))
+        return "weights: " + ", ".join(parts)
+
+
+def build_backbone(
+    spec: BackboneSpec,
+    *,
+    form: Form = "transfer",
+    num_classes: int = 0,
+    drop_path_rate: float = 0.0,
+    seed: int = 0,
+) -> Backbone:
+    """Build a backbone with weights drawn from a seed; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if spec.family == "vit":
+            return ViT(spec, form=form, num_classes=num_classes, drop_path_rate=drop_path_rate)
+        return Swin(spec, num_classes=num_classes, drop_path_rate=drop_path_rate)
+
+
+def load_backbone(
+    ckpt: str | Checkpoint,
+    img_size: tuple[int, int] | None = None,
+    num_classes: int = 0,
+    *,
+    drop_path_rate: float = 0.0,
+    seed: int = 0,
+) -> Backbone:
+    """Give the backbone of a checkpoint in its transfer form.
+
+    Args:
+        ckpt: a checkpoint directory, a run directory, `random:ARCH`, or a checkpoint already read.
+        img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
+        num_classes: outputs of a new classification head; 0 for pooled features.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
+        seed: draws all that the checkpoint does not hold.
+
+    Returns:
+        The module; its `load_report` attribute says matched / resized / missing / unused.
+
+    Raises:
+        UsageError: an unknown arch, or a size that the patches do not divide.
+        DataError: a checkpoint that cannot be read, or does not fit.
+    """
+    checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+    spec = checkpoint.spec.at(img_size or checkpoint.spec.img_size)
+    model = build_backbone(
+        spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed
+    )
+    model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
+    return model
+
+
+def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
+    """Put a checkpoint's weights into a backbone in transfer form.
+
+    Raises:
+        DataError: a weight of the encoder is missing or has a shape that no resizing explains.
+    """
+    assert checkpoint.state is not None
+    report = LoadReport()
+    source = encoder_state(checkpoint.state) if checkpoint.form == "pretrain" else dict(checkpoint.state)
+    grids = _table_grids(checkpoint.spec, checkpoint.form)
+    new_grids = _table_grids(model.spec, "transfer")
+    target = model.state_dict()
+    shared = source.pop(f"rel_pos_bias.{TABLE}", None)
+
+    loaded: dict[str, Tensor] = {}
+    for name, current in target.items():
+        if shared is not None and name.endswith(f"rel_pos_bias.{TABLE}"):
+            value, old_grid = shared, grids["rel_pos_bias"]
+        elif name in source:
+            value = source.pop(name)
+            old_grid = grids.get(name.removesuffix(f".{TABLE}"), (0, 0))
+        else:
+            report.missing.append(name)
+            continue
+        if name.endswith(TABLE) and old_grid != new_grids[name.removesuffix(f".{TABLE}")]:
+            value = resize_table(value, old_grid, new_grids[name.removesuffix(f".{TABLE}")])
+            report.resized.append(name)
+        elif name.startswith("head.") and value.shape != current.shape:
+            report.unused.append(name)
+            continue  # a fine-tuned head for other classes
+        else:
+            report.matched.append(name)
+        if value.shape != current.shape:
+            raise DataError(
+                f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
+                f"{model.spec.arch} wants {tuple(current.shape)}."
+            )
+        loaded[name] = value
+    report.unused += sorted(source)
+
+    lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
+    if lost:
+        raise DataError(
+            f"checkpoint {checkpoint.name} lacks {len(lost)} weights of {model.spec.arch}'s encoder: "
+            f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}"
+        )
+    model.load_state_dict(loaded, strict=False)  # what is missing was judged above
+    return report
+
+
+def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the encoder out of a SimMIM model's weights; mask token and head stay behind."""
+    prefix = "encoder."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def _table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
+    """Give the (h, w) that every position table of a backbone is for, by its module's name."""
+    height, width = (size // spec.patch_size for size in spec.img_size)
+    if spec.family == "vit":
+        names = [f"blocks.{i}.rel_pos_bias" for i in range(spec.depths[0])]
+        return dict.fromkeys(["rel_pos_bias"] if form == "pretrain" else names, (height, width))
+    grids = {}
+    for stage, depth in enumerate(spec.depths):
+        size = (math.ceil(height / 2**stage), math.ceil(width / 2**stage))
+        window = (min(spec.window_size, size[0]), min(spec.window_size, size[1]))
+        grids.update({f"layers.{stage}.blocks.{i}.attn": window for i in range(depth)})
+    return grids
+

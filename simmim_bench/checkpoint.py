@@ -1,0 +1,179 @@
+"""Checkpoints: a directory from which the model rebuilds alone, and what CKPT can mean.
+
+In: a path or `random:ARCH`. Out: a `Checkpoint`: spec, form, weights and where they come from.
+On disk: `model.safetensors` (weights) and `meta.json` (spec, form, preprocessing, provenance, hash);
+a run adds `training.pt` with what is needed to go on. No pickle is ever executed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from simmim_bench.archs import BackboneSpec, find_spec
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import read_json, replacing, sha256_file, sha256_json, write_json
+from simmim_bench.vit import Form
+
+FORMAT = 1
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and SimMIM's (data/data_simmim.py)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A backbone's weights with all that is known of them.
+
+    Attributes:
+        name: as the user gave it.
+        spec: the architecture they fit.
+        form: "pretrain" (SimMIM model: encoder, mask token, head) or "transfer" (backbone).
+        state: the weights by name; None for `random:ARCH`, whose weights a seed draws.
+        sha256: hash of the weights file, or of the spec for `random:ARCH`.
+        mean, std: the normalisation the weights expect, for pixels in [0, 1], a value a channel.
+        provenance: recipe, data, epochs and losses of the run that made them.
+    """
+
+    name: str
+    spec: BackboneSpec
+    form: Form
+    state: dict[str, Tensor] | None
+    sha256: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The row's name in a leaderboard."""
+        return str(self.provenance["label"])
+
+    @property
+    def is_random(self) -> bool:
+        """Whether these are the weights of no training at all."""
+        return self.state is None
+
+
+def read_checkpoint(ckpt: str) -> Checkpoint:
+    """Read what CKPT names: a checkpoint directory, a run directory, or `random:ARCH`.
+
+    Raises:
+        UsageError: an unknown arch.
+        DataError: a path that is not there, is not a checkpoint, or is damaged.
+    """
+    if ckpt.startswith("random:"):
+        spec = find_spec(ckpt.removeprefix("random:"))
+        return Checkpoint(
+            name=ckpt,
+            spec=spec,
+            form="transfer",
+            state=None,
+            sha256=sha256_json({"random": spec.to_json()}),
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            provenance={"label": f"{spec.arch}, random", "method": "random"},
+        )
+    if ckpt.startswith("timm:"):
+        raise UsageError(f"{ckpt}: weights of timm are not read by this version; use a checkpoint directory or random:ARCH.")
+    directory = _find_directory(Path(ckpt))
+    meta = read_json(directory / "meta.json", "checkpoint file")
+    weights = directory / "model.safetensors"
+    try:
+        if sha256_file(weights) != meta["sha256"]:
+            raise DataError(f"checkpoint {weights} is damaged: its hash is not the one in meta.json; use another copy.")
+        state = load_file(weights)
+        return Checkpoint(
+            name=ckpt,
+            spec=BackboneSpec.from_json(meta["spec"]),
+            form=meta["form"],
+            state=state,
+            sha256=meta["sha256"],
+            mean=tuple(meta["preprocessing"]["mean"]),
+            std=tuple(meta["preprocessing"]["std"]),
+            provenance=meta["provenance"],
+        )
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"checkpoint {weights} cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"checkpoint {directory / 'meta.json'} lacks {error}; it is not one of simmim-bench's.") from error
+
+
+def _find_directory(path: Path) -> Path:
+    """Find the checkpoint directory that a path means: itself, or a run directory's last one."""
+    if not path.exists():
+        raise DataError(f"checkpoint {path} is not there; give a checkpoint directory, a run directory or random:ARCH.")
+    for directory in (path, path / "checkpoints" / "last"):
+        if (directory / "meta.json").is_file():
+            return directory
+    if path.is_dir():
+        raise DataError(f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json is there.")
+    raise DataError(f"{path} is not a checkpoint of simmim-bench: it must be a directory with model.safetensors and meta.json.")
+
+
+def write_checkpoint(
+    directory: Path,
+    *,
+    state: dict[str, Tensor],
+    spec: BackboneSpec,
+    form: Form,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    provenance: dict[str, Any],
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint directory whole or not at all; an older one of that name is replaced.
+
+    Args:
+        training: what `--resume` needs beyond the weights: tensors, numbers and texts only.
+    """
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        weights = temporary / "model.safetensors"
+        save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
+        meta = {
+            "format": FORMAT,
+            "spec": spec.to_json(),
+            "form": form,
+            "preprocessing": {"mean": mean, "std": std},
+            "provenance": provenance,
+            "sha256": sha256_file(weights),
+        }
+        write_json(temporary / "meta.json", meta)
+        if training is not None:
+            with replacing(temporary / "training.pt") as path:
+                torch.save(training, path)
+        old = directory.with_name(f".{directory.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if directory.exists():
+            directory.rename(old)
+        temporary.rename(directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write checkpoint {directory}: {error}; free some space or choose another --out.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_training_state(directory: Path) -> dict[str, Any]:
+    """Read what a run saved beside its weights to go on from.
+
+    Raises:
+        DataError: the checkpoint has none, or it is damaged.
+    """
+    path = directory / "training.pt"
+    if not path.is_file():
+        raise DataError(f"{directory} cannot be resumed: it has no training.pt; start anew with another --out.")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damaged archive makes it raise
+        raise DataError(f"{path} is damaged ({type(error).__name__}); start anew with another --out.") from error
+    return state

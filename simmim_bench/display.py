@@ -1,0 +1,99 @@
+"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere.
+
+In: tasks with a total, steps done, figures to show. Out: stderr; stdout stays free for results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_EVERY_S = 15.0
+
+
+class Task:
+    """One piece of work with a known number of steps."""
+
+    def __init__(self, display: Display, description: str, total: int) -> None:
+        self._display = display
+        self._description = description
+        self._total = total
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar: TaskID | None = None
+        if display.progress is not None:
+            self._bar = display.progress.add_task(description, total=total, figures="")
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        """Count steps done and show figures, such as the loss, beside them."""
+        self._done += steps
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        progress = self._display.progress
+        if progress is not None and self._bar is not None:
+            progress.update(self._bar, completed=self._done, figures=shown)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= PLAIN_EVERY_S:
+            self._last_line = now
+            rate = self._done / (now - self._started)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._display.say(
+                f"{self._description}: {self._done}/{self._total}  {shown}  {left:.0f} s left"
+            )
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        progress = self._display.progress
+        if progress is not None and self._bar is not None:
+            progress.remove_task(self._bar)
+
+
+class Display:
+    """The one progress display of a command; nested tasks share it."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._depth = 0
+        self.progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Task]:
+        """Show a task for as long as the block runs."""
+        if self._depth == 0 and self._console.is_terminal and not self._console.quiet:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+                transient=True,
+            )
+            self.progress.start()
+        self._depth += 1
+        task = Task(self, description, total)
+        try:
+            yield task
+        finally:
+            task.finish()
+            self._depth -= 1
+            if self._depth == 0 and self.progress is not None:
+                self.progress.stop()
+                self.progress = None

@@ -1,0 +1,142 @@
+"""Scores from stored predictions; runners and the leaderboard's check both come here.
+
+In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by their record keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from simmim_bench.errors import DataError
+
+# pycocotools' order of its twelve figures; the record keeps those that are AP.
+COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Give top1 and top5 from logits (N, classes) and labels (N,).
+
+    top5 is left out where there are not more than five classes, as it could not fail. Ties count
+    against the label's rank by class order, so that the figure does not depend on a sort.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    ahead = (logits > own).sum(1)
+    ahead += ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+    scores = {"top1": 100.0 * float(np.mean(ahead < 1))}
+    if logits.shape[1] > 5:
+        scores["top5"] = 100.0 * float(np.mean(ahead < 5))
+    return scores
+
+
+def coco_scores(annotations: Path, results: Path) -> dict[str, float]:
+    """Give box_ap.. and mask_ap.. of a COCO results JSON; pycocotools is the referee.
+
+    A figure that pycocotools cannot give (-1: no object of that size) is left out, and so is mask AP
+    where the annotations or results have no masks.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+    detections = json.loads(results.read_text())
+    has_masks = any(a.get("segmentation") for a in truth.dataset["annotations"])
+    kinds = ["bbox"] + (["segm"] if has_masks else [])
+    scores: dict[str, float] = {}
+    for kind in kinds:
+        prefix = "box" if kind == "bbox" else "mask"
+        if kind == "segm" and detections and not any("segmentation" in d for d in detections):
+            continue
+        if not detections:  # pycocotools cannot load an empty list; nothing found is AP 0
+            scores[f"{prefix}_ap"] = 0.0
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            # loadRes prefers boxes for mask areas where both are there, which official evaluators avoid.
+            found = [{k: v for k, v in d.items() if k != "bbox"} if kind == "segm" else d for d in detections]
+            evaluation = COCOeval(truth, truth.loadRes(found), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        for name, value in zip(COCO_STATS, evaluation.stats, strict=False):
+            if value >= 0:
+                scores[f"{prefix}_{name}"] = 100.0 * float(value)
+    return scores
+
+
+def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
+    """Give miou, macc and aacc from a confusion matrix (classes, classes), rows the truth.
+
+    Ignored pixels are not in the matrix. A class that neither truth nor prediction has is left out of
+    the means, as MMSegmentation does with NaN.
+    """
+    matrix = confusion.astype(np.float64)
+    hit, truth, found = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    union = truth + found - hit
+    return {
+        "miou": 100.0 * float(np.mean(hit[union > 0] / union[union > 0])),
+        "macc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
+        "aacc": 100.0 * float(hit.sum() / matrix.sum()),
+    }
+
+
+def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Store logits (N, classes), as float16, and labels (N,)."""
+    from simmim_bench.files import replacing
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, logits=logits.astype(np.float16), labels=labels.astype(np.int32))
+
+
+def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) -> None:
+    """Store a confusion matrix (classes, classes) an image, as its entries above zero.
+
+    Columns of `entries`: image, true class, predicted class, pixels.
+    """
+    from simmim_bench.files import replacing
+
+    entries = []
+    for image, confusion in enumerate(confusions):
+        true, predicted = np.nonzero(confusion)
+        counts = confusion[true, predicted]
+        entries.append(np.stack([np.full_like(true, image), true, predicted, counts], axis=1))
+    classes = confusions[0].shape[0] if confusions else 0
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            entries=np.concatenate(entries).astype(np.int64) if entries else np.zeros((0, 4), np.int64),
+            names=np.array(names),
+            classes=np.array(classes),
+        )
+
+
+def scores_from_predictions(task: str, predictions: Path, annotations: Path | None) -> dict[str, float]:
+    """Compute a task's scores from what a run stored, and from nothing else.
+
+    Args:
+        task: a task of `simmim-bench transfer`.
+        predictions: the file that the record names.
+        annotations: the ground truth of `coco`, which is not copied into the run.
+
+    Raises:
+        DataError: the predictions or annotations are not there or are damaged.
+    """
+    try:
+        if task == "coco":
+            if annotations is None or not annotations.is_file():
+                raise DataError(f"the annotations {annotations} of {predictions} are not there; give --data.")
+            return coco_scores(annotations, predictions)
+        with np.load(predictions) as stored:
+            if task == "ade20k":
+                classes = int(stored["classes"])
+                confusion = np.zeros((classes, classes), np.int64)
+                _, true, predicted, counts = stored["entries"].T
+                np.add.at(confusion, (true, predicted), counts)
+                return segmentation_scores(confusion)
+            return classification_scores(stored["logits"].astype(np.float32), stored["labels"].astype(np.int64))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"predictions {predictions} cannot be read: {error}") from error

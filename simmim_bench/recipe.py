@@ -1,0 +1,120 @@
+"""Recipes: frozen, typed, complete descriptions of a run; looked up by name, changed by `key=value`.
+
+In: a named recipe and the overrides of the command line. Out: the resolved recipe and `deviates`, every
+difference from the named one. The recipes themselves are in `pretrain/recipes.py` and
+`transfer/recipes.py`; nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from simmim_bench.errors import UsageError, nearest
+from simmim_bench.files import sha256_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every recipe has.
+
+    Attributes:
+        name: what it is found under; a recipe that has scored keeps its name and its numbers.
+        source: where its numbers are from: a paper's section, a repository's file, or "ours".
+    """
+
+    name: str
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the plain form, as written to `recipe.json`."""
+        return dataclasses.asdict(self)
+
+    def sha256(self) -> str:
+        """Hash all that shapes the run; name and source are not part of it."""
+        fields = self.to_json()
+        del fields["name"], fields["source"]
+        return sha256_json(fields)
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def find_recipe(recipes: Mapping[str, AnyRecipe], name: str) -> AnyRecipe:
+    """Look a recipe up by name.
+
+    Raises:
+        UsageError: the name is not known; the nearest one is named.
+    """
+    if name not in recipes:
+        raise UsageError(f"unknown recipe '{name}'; {nearest(name, recipes)}")
+    return recipes[name]
+
+
+def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
+    """Change fields of a recipe by `key=value` texts, each value read as its field's type.
+
+    Raises:
+        UsageError: a text without "=", an unknown key or a value of the wrong type.
+    """
+    kinds = typing.get_type_hints(type(recipe))
+    keys = [f.name for f in dataclasses.fields(recipe) if f.name not in ("name", "source")]
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"override '{assignment}' has no value; write -o {key}=VALUE.")
+        if key not in keys:
+            raise UsageError(f"unknown override key '{key}' for recipe '{recipe.name}'; {nearest(key, keys)}")
+        changes[key] = _parse(key, text, kinds[key])
+    return dataclasses.replace(recipe, **changes)
+
+
+def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
+    """Give every field in which a resolved recipe differs from the named one, with the new value."""
+    new, old = recipe.to_json(), named.to_json()
+    return {key: value for key, value in new.items() if value != old[key]}
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+    """Read a text as a field's type: int, float, bool, str, a Literal, a tuple of them, or `| None`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() in ("none", "null"):
+            return None
+        return _parse(key, text, next(a for a in arguments if a is not type(None)))
+    if origin is typing.Literal:
+        if text not in arguments:
+            raise UsageError(f"{key}={text} is not one of the allowed values; {nearest(text, arguments)}")
+        return text
+    if origin is tuple:
+        parts = [part.strip() for part in text.strip("()[] ").replace("x", ",").split(",") if part.strip()]
+        if Ellipsis not in arguments and len(parts) == 1:
+            parts = parts * len(arguments)  # img_size=64 means (64, 64)
+        if Ellipsis not in arguments and len(parts) != len(arguments):
+            raise UsageError(f"{key}={text} has {len(parts)} values; it takes {len(arguments)}.")
+        return tuple(_parse(key, part, arguments[0]) for part in parts)
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise UsageError(f"{key}={text} is not a truth value; use true or false.")
+        return text.lower() in ("true", "1", "yes")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise UsageError(f"{key}={text} is not of type {kind.__name__}.") from error
+
+
+def check_positive(recipe: Recipe, *keys: str) -> None:
+    """Refuse a recipe in which one of the named numbers is not above zero.
+
+    Raises:
+        UsageError: with the key and its value.
+    """
+    for key in keys:
+        value = getattr(recipe, key)
+        if any(v <= 0 for v in (value if isinstance(value, tuple) else (value,))):
+            raise UsageError(f"{key} {value} of recipe '{recipe.name}' must be above 0.")

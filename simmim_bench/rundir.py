@@ -1,0 +1,153 @@
+"""The run directory: everything that a run leaves behind, in one layout.
+
+In: a path, the resolved recipe, what differs from the named one. Out:
+`recipe.json, env.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/last/`, and for a transfer
+`predictions/` and `record.json`. A directory that is not empty is refused unless the run is resumed or
+overwritten; only a run directory is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from simmim_bench import __version__
+from simmim_bench.display import Display
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import read_json, write_json
+from simmim_bench.recipe import Recipe
+
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
+
+
+class RunDir:
+    """An open run directory: a log, metrics by step, and the paths of what is kept."""
+
+    def __init__(self, path: Path, display: Display) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is used
+
+        self.path = path
+        self.display = display
+        self.last_checkpoint = path / "checkpoints" / "last"
+        self.predictions = path / "predictions"
+        self.tensorboard = SummaryWriter(str(path / "tensorboard"))
+        self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def log(self, text: str) -> None:
+        """Write one line to log.txt and to stderr."""
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.display.say(text)
+
+    def metrics(self, step: int, **figures: float) -> None:
+        """Write figures of a step to metrics.jsonl and to TensorBoard."""
+        self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
+        for name, value in figures.items():
+            self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self.tensorboard.close()
+        self._log.close()
+        self._metrics.close()
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    *,
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    arguments: dict[str, Any],
+    display: Display,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[RunDir]:
+    """Prepare a run directory and keep it open for the block.
+
+    Args:
+        arguments: what shapes the run beside the recipe, such as checkpoint, data and seed.
+
+    Raises:
+        UsageError: the directory is not empty, or a resumed run was started differently.
+        DataError: the directory cannot be written.
+    """
+    description = {
+        "recipe": recipe.to_json(),
+        "recipe_sha256": recipe.sha256(),
+        "deviates": deviates,
+        "arguments": arguments,
+    }
+    described = json.loads(json.dumps(description))
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; choose a directory.")
+    occupied = path.is_dir() and any(path.iterdir())
+    if occupied and resume:
+        before = read_json(path / "recipe.json", "run description")
+        changed = [key for key in described if before.get(key) != described[key]]
+        if changed:
+            raise UsageError(
+                f"{path} was started with another {' and '.join(changed)}; resume with the same command, "
+                "or start anew with another --out."
+            )
+    elif occupied and overwrite:
+        if not (path / "recipe.json").is_file():
+            raise UsageError(f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out.")
+        shutil.rmtree(path)
+    elif occupied:
+        raise UsageError(f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "recipe.json", description)
+        write_json(path / "env.json", environment())
+        run = RunDir(path, display)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out.") from error
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def environment() -> dict[str, Any]:
+    """Say what a run was made with: code, libraries, machine."""
+    import torch
+
+    return {
+        "simmim_bench": __version__,
+        **code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Give the commit of the sources and whether they were changed since; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}

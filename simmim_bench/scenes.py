@@ -1,0 +1,533 @@
+"""Describe generated pictures and render them.
+
+In: a random generator and the extent of the picture in short sides, from which `object_scene`
+(one dominant thing, as in ImageNet) or `open_scene` (several things on stuff, as in COCO and
+ADE20K) draw a `Scene`, a complete description in plain numbers.
+Out: `render` turns a scene into an image, the class of stuff at each pixel and the item on top.
+
+A thing's class fixes its silhouette, its pattern and its parts; colours, light, pose, size and
+surroundings are drawn at random. Classes share silhouettes (ball and target, house and birdhouse,
+mushroom and umbrella) and patterns (ball and umbrella, fish and birdhouse, mushroom and butterfly),
+so that neither alone tells them apart, and colour tells nothing. That is what makes hidden pixels
+worth predicting: they follow from the visible ones for whoever knows the classes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Field = Callable[[Array, Array], Array]
+"""A function of the plane: below 0 inside a shape, or above 0 where a pattern has its accent."""
+Colour = tuple[float, float, float]
+
+SAMPLES_PER_PIXEL = 3
+"""Samples along each axis of a pixel; odd, so that one lies at the centre, where labels are read."""
+
+BASE, ACCENT, TRIM, INK, LIGHT = range(5)
+"""Tones: places in an item's palette. Patterns alternate `BASE` and `ACCENT`."""
+
+
+def _length(x: Array, y: Array) -> Array:
+    """Give the length of a vector; `np.hypot` guards against overflow and takes five times as long."""
+    return np.sqrt(x * x + y * y)
+
+
+def disc(x: float, y: float, radius: float) -> Field:
+    """Give the distance to a disc."""
+    return lambda u, v: _length(u - x, v - y) - radius
+
+
+def ellipse(x: float, y: float, width: float, height: float) -> Field:
+    """Give about the distance to an ellipse of half-axes `width` and `height`."""
+    scale = min(width, height)
+    return lambda u, v: (_length((u - x) / width, (v - y) / height) - 1) * scale
+
+
+def box(x: float, y: float, width: float, height: float) -> Field:
+    """Give about the distance to a rectangle of half-sides `width` and `height`."""
+    return lambda u, v: np.maximum(abs(u - x) - width, abs(v - y) - height)
+
+
+def convex(*corners: tuple[float, float]) -> Field:
+    """Give about the distance to a convex polygon, its corners clockwise on the screen."""
+    sides = []
+    for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
+        length = math.hypot(x1 - x0, y1 - y0)
+        sides.append((x0, y0, (y1 - y0) / length, (x0 - x1) / length))
+    return lambda u, v: reduce(np.maximum, [(u - x) * a + (v - y) * b for x, y, a, b in sides])
+
+
+def union(*fields: Field) -> Field:
+    """Join shapes."""
+    return lambda u, v: reduce(np.minimum, [field(u, v) for field in fields])
+
+
+def minus(field: Field, hole: Field) -> Field:
+    """Cut `hole` out of a shape."""
+    return lambda u, v: np.maximum(field(u, v), -hole(u, v))
+
+
+def plain() -> Field:
+    """Paint in the base tone alone."""
+    return lambda u, v: np.full(np.broadcast(u, v).shape, -1, np.float32)
+
+
+def stripes(period_u: float, period_v: float = math.inf) -> Field:
+    """Paint parallel stripes with the given periods along the axes."""
+    a, b = 2 * math.pi / period_u, 2 * math.pi / period_v
+    return lambda u, v: np.cos(a * u + b * v)
+
+
+def checks(side: float) -> Field:
+    """Paint a chessboard, a corner at the origin."""
+    return lambda u, v: np.sin(math.pi / side * u) * np.sin(math.pi / side * v)
+
+
+def dots(period: float) -> Field:
+    """Paint round spots on a square lattice, one at the origin."""
+    a = 2 * math.pi / period
+    return lambda u, v: np.cos(a * u) + np.cos(a * v) - 0.75
+
+
+def rings(period: float) -> Field:
+    """Paint rings around the origin."""
+    return lambda u, v: np.cos(2 * math.pi / period * _length(u, v))
+
+
+def wedges(count: int, x: float, y: float) -> Field:
+    """Paint `count` pairs of wedges that meet in one point."""
+    return lambda u, v: np.sin(count * np.arctan2(v - y, u - x))
+
+
+def zigzag(period: float, swing: float) -> Field:
+    """Paint level zigzag bands; `swing` is their height and half their length."""
+    return lambda u, v: np.cos(
+        2 * math.pi / period * (v + swing * abs((u / swing / 2) % 1 * 2 - 1))
+    )
+
+
+def bricks(width: float, height: float, joint: float) -> Field:
+    """Paint joints between bricks that are shifted by half in every other row."""
+
+    def field(u: Array, v: Array) -> Array:
+        row = np.floor(v / height)
+        across = abs((u / width + row / 2) % 1 - 0.5) * width
+        along = abs((v / height) % 1 - 0.5) * height
+        return np.maximum(across - width / 2, along - height / 2) + joint / 2
+
+    return field
+
+
+Layer = tuple[Field, int | Field]
+"""A shape and how it is painted: in one tone, or in a pattern of base and accent."""
+
+_ROOF = convex((0, -0.95), (0.92, -0.12), (-0.92, -0.12))
+_WALLS = box(0, 0.36, 0.68, 0.54)
+_DOME = minus(ellipse(0, 0.12, 0.95, 0.98), box(0, 1.12, 2, 1))
+
+THINGS: dict[str, tuple[Layer, ...]] = {
+    "ball": (
+        (disc(0, 0, 0.92), wedges(3, -0.15, -0.2)),
+        (disc(-0.15, -0.2, 0.17), LIGHT),
+    ),
+    "birdhouse": (
+        (_WALLS, stripes(math.inf, 0.36)),
+        (_ROOF, TRIM),
+        (disc(0, 0.3, 0.24), INK),
+        (box(0, 0.68, 0.07, 0.09), LIGHT),
+    ),
+    "butterfly": (
+        (
+            union(
+                ellipse(-0.5, -0.33, 0.46, 0.5),
+                ellipse(0.5, -0.33, 0.46, 0.5),
+                ellipse(-0.4, 0.45, 0.36, 0.42),
+                ellipse(0.4, 0.45, 0.36, 0.42),
+            ),
+            dots(0.46),
+        ),
+        (ellipse(0, 0, 0.12, 0.72), INK),
+    ),
+    "fish": (
+        (convex((0.4, 0), (0.98, -0.56), (0.98, 0.56)), TRIM),
+        (convex((-0.3, -0.4), (0.25, -0.85), (0.35, -0.3)), TRIM),
+        (ellipse(-0.18, 0, 0.78, 0.52), stripes(0.44)),
+        (disc(-0.6, -0.1, 0.16), LIGHT),
+        (disc(-0.62, -0.1, 0.08), INK),
+    ),
+    "house": (
+        (box(0.5, -0.6, 0.13, 0.3), INK),
+        (_WALLS, bricks(0.54, 0.3, 0.09)),
+        (_ROOF, TRIM),
+        (box(-0.28, 0.6, 0.18, 0.3), INK),
+        (box(0.3, 0.3, 0.2, 0.18), LIGHT),
+    ),
+    "mug": (
+        (minus(disc(0.5, 0.05, 0.46), disc(0.5, 0.05, 0.24)), TRIM),
+        (box(-0.2, 0, 0.65, 0.78), zigzag(0.5, 0.26)),
+        (box(-0.2, -0.7, 0.65, 0.1), LIGHT),
+    ),
+    "mushroom": (
+        (convex((-0.24, 0.1), (0.24, 0.1), (0.34, 0.92), (-0.34, 0.92)), LIGHT),
+        (_DOME, dots(0.46)),
+    ),
+    "target": (
+        (disc(0, 0, 0.92), rings(0.5)),
+        (disc(0, 0, 0.13), TRIM),
+    ),
+    "turtle": (
+        (
+            union(
+                disc(-0.78, 0, 0.22),
+                disc(-0.42, -0.56, 0.2),
+                disc(-0.42, 0.56, 0.2),
+                disc(0.42, -0.56, 0.2),
+                disc(0.42, 0.56, 0.2),
+                convex((0.6, -0.12), (0.98, 0), (0.6, 0.12)),
+            ),
+            TRIM,
+        ),
+        (disc(-0.84, -0.08, 0.07), INK),
+        (ellipse(0, 0, 0.68, 0.6), checks(0.3)),
+    ),
+    "umbrella": (
+        (box(0, 0.5, 0.07, 0.42), INK),
+        (minus(minus(disc(0.17, 0.78, 0.24), disc(0.17, 0.78, 0.1)), box(0, 0, 2, 0.78)), INK),
+        (_DOME, wedges(9, 0, -1.0)),
+    ),
+}
+"""Classes of things: layers from back to front, in a frame that reaches from -1 to 1."""
+
+CLUTTER: dict[str, tuple[Layer, ...]] = {
+    "pebble": ((ellipse(0, 0, 0.9, 0.65), plain()),),
+    "plank": ((box(0, 0, 0.95, 0.2), plain()),),
+    "shard": ((convex((0, -0.9), (0.7, 0.6), (-0.8, 0.5)), plain()),),
+    "crescent": ((minus(disc(0, 0, 0.85), disc(0.4, 0, 0.7)), plain()),),
+}
+"""Shapes of no class, that hide parts of things and lie about; never annotated."""
+
+STUFF: dict[str, Field] = {
+    "sky": lambda x, y: np.sin(5 * x + 2 * np.sin(9 * y)) * np.sin(11 * y),
+    "wall": lambda x, y: np.sign(np.maximum(abs(x * 4 % 1 - 0.5), abs(y * 4 % 1 - 0.5)) - 0.38),
+    "grass": lambda x, y: np.sin(50 * x + 3 * np.sin(14 * y)),
+    "water": lambda x, y: np.sin(44 * y + 1.6 * np.sin(16 * x)),
+    "sand": lambda x, y: np.sin(42 * x) * np.sin(42 * y),
+    "floor": lambda x, y: np.sign(np.sin(26 * (x + y))),
+}
+"""Classes of stuff: a texture from -1 to 1, in short sides of the picture."""
+
+THING_CLASSES = tuple(THINGS)
+STUFF_CLASSES = tuple(STUFF)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuff:
+    """Cover the picture below a wavy, tilted line with stuff of one class.
+
+    `top` is the line's height at the left in short sides (minus infinity covers everything),
+    `wave` its amplitude, wavelength and phase, `shift` moves the texture.
+    """
+
+    kind: str
+    colours: tuple[Colour, Colour]
+    shift: tuple[float, float]
+    top: float = -math.inf
+    tilt: float = 0.0
+    wave: tuple[float, float, float] = (0.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """Place a thing or a piece of clutter.
+
+    `center` (x, y) and `size`, the side of its frame, are in short sides of the picture; `angle`
+    is in radians; `palette` has a colour a tone. Members of a `crowd` form one region together.
+    """
+
+    kind: str
+    center: tuple[float, float]
+    size: float
+    angle: float
+    mirrored: bool
+    shear: float
+    palette: tuple[Colour, Colour, Colour, Colour, Colour]
+    crowd: bool = False
+
+    @property
+    def is_thing(self) -> bool:
+        """Say whether the item is of one of the classes."""
+        return self.kind in THINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """Light a scene from `angle` (radians); `relief` is how strongly it models, `gain` a factor."""
+
+    angle: float
+    gain: float
+    relief: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Describe one picture: stuff and items from back to front, light, and sensor noise."""
+
+    stuff: tuple[Stuff, ...]
+    items: tuple[Item, ...]
+    light: Light
+    noise: float
+    noise_seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """Hold a picture and what is seen at each pixel's centre.
+
+    `image` is (H, W, 3) uint8; `stuff` (H, W) indexes `STUFF_CLASSES`, under the items too;
+    `item` (H, W) indexes the scene's items and is -1 where none is.
+    """
+
+    image: NDArray[np.uint8]
+    stuff: NDArray[np.int16]
+    item: NDArray[np.int16]
+
+
+def object_scene(rng: np.random.Generator, kind: str, extent: tuple[float, float]) -> Scene:
+    """Draw a scene around one large thing of class `kind`.
+
+    `extent` is the picture's (height, width) in short sides.
+    """
+    height, width = extent
+    size = rng.uniform(0.55, 0.95)
+    reach = 0.36 * size
+    center = (
+        _between(rng, reach, width - reach, pull=0.5),
+        _between(rng, reach, height - reach, pull=0.5),
+    )
+    thing = _item(rng, kind, center, size)
+    items = [*_litter(rng, extent, int(rng.integers(0, 4))), thing]
+    if rng.random() < 0.35:
+        direction = rng.uniform(0, 2 * math.pi)
+        rim = (
+            center[0] + 0.45 * size * math.cos(direction),
+            center[1] + 0.45 * size * math.sin(direction),
+        )
+        items.append(_item(rng, _pick(rng, CLUTTER), rim, rng.uniform(0.2, 0.4) * size))
+    return _scene(rng, extent, items, max_stuff=2)
+
+
+def open_scene(
+    rng: np.random.Generator, extent: tuple[float, float], *, things: int, crowd: bool = False
+) -> Scene:
+    """Draw a scene of up to `things` things that hide each other at most in part.
+
+    `extent` is the picture's (height, width) in short sides. With `crowd`, a heap of small things
+    of one class comes first.
+    """
+    height, width = extent
+    items = _litter(rng, extent, int(rng.integers(0, 4)))
+    taken: list[tuple[float, float, float]] = []
+    if crowd:
+        x, y = rng.uniform(0.3, width - 0.3), rng.uniform(0.3, height - 0.3)
+        taken.append((x, y, 0.6))
+        kind = _pick(rng, THINGS)
+        for _ in range(int(rng.integers(8, 13))):
+            spot = (x + rng.uniform(-0.22, 0.22), y + rng.uniform(-0.18, 0.18))
+            items.append(_item(rng, kind, spot, rng.uniform(0.17, 0.22), crowd=True))
+    for _ in range(12 * things):
+        if len(taken) == things + crowd:
+            break
+        size = rng.uniform(0.26, 0.58)
+        reach = 0.42 * size
+        x, y = rng.uniform(reach, width - reach), rng.uniform(reach, height - reach)
+        if all(math.hypot(x - a, y - b) > 0.36 * (size + s) for a, b, s in taken):
+            taken.append((x, y, size))
+            items.append(_item(rng, _pick(rng, THINGS), (x, y), size))
+    return _scene(rng, extent, items, max_stuff=3)
+
+
+def render(scene: Scene, img_size: tuple[int, int]) -> Rendering:
+    """Render a scene at `img_size` (H, W)."""
+    height, width = img_size
+    step = 1 / (SAMPLES_PER_PIXEL * min(img_size))
+    x = ((np.arange(SAMPLES_PER_PIXEL * width) + 0.5) * step).astype(np.float32)
+    y = ((np.arange(SAMPLES_PER_PIXEL * height) + 0.5) * step).astype(np.float32)[:, None]
+    canvas = np.zeros((3, len(y), len(x)), np.float32)
+    stuff_at = np.zeros(canvas.shape[1:], np.int16)
+    item_at = np.full(canvas.shape[1:], -1, np.int16)
+    for stuff in scene.stuff:
+        _lay(canvas, stuff_at, stuff, x, y)
+    for index, item in enumerate(scene.items):
+        _draw(canvas, item_at, item, index, scene.light, x, y)
+    n = SAMPLES_PER_PIXEL
+    image = reduce(np.add, [canvas[:, i::n, j::n] for i in range(n) for j in range(n)]) / n**2
+    towards = math.cos(scene.light.angle), math.sin(scene.light.angle)
+    slope = towards[0] * (x[n // 2 :: n] - x.mean()) + towards[1] * (y[n // 2 :: n] - y.mean())
+    image *= scene.light.gain * (1 + 0.5 * scene.light.relief * slope)
+    noise = np.random.default_rng(scene.noise_seed).standard_normal(image.shape, np.float32)
+    image += scene.noise * noise
+    return Rendering(
+        image=(image.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0),
+        stuff=stuff_at[n // 2 :: n, n // 2 :: n],
+        item=item_at[n // 2 :: n, n // 2 :: n],
+    )
+
+
+def _lay(canvas: Array, stuff_at: NDArray[np.int16], stuff: Stuff, x: Array, y: Array) -> None:
+    """Paint stuff over the part of the canvas that it covers."""
+    amplitude, wavelength, phase = stuff.wave
+    edge = stuff.top + stuff.tilt * x + amplitude * np.sin(x * (2 * math.pi / wavelength) + phase)
+    covered = y > edge
+    texture = STUFF[stuff.kind](x + stuff.shift[0], y + stuff.shift[1])
+    for channel, low, high in zip(canvas, *stuff.colours, strict=True):
+        np.copyto(channel, (low + high) / 2 + (high - low) / 2 * texture, where=covered)
+    stuff_at[covered] = STUFF_CLASSES.index(stuff.kind)
+
+
+def _draw(
+    canvas: Array,
+    item_at: NDArray[np.int16],
+    item: Item,
+    index: int,
+    light: Light,
+    x: Array,
+    y: Array,
+) -> None:
+    """Paint an item, its soft shadow first, and note its index where it is seen."""
+    reach = 0.85 * item.size
+    columns = slice(*np.searchsorted(x, (item.center[0] - reach, item.center[0] + reach)))
+    rows = slice(*np.searchsorted(y[:, 0], (item.center[1] - reach, item.center[1] + reach)))
+    dx = (x[columns] - item.center[0]) * (2 / item.size)
+    dy = (y[rows] - item.center[1]) * (2 / item.size)
+    cos, sin = math.cos(item.angle), math.sin(item.angle)
+    flip = -1 if item.mirrored else 1
+    to_light = math.cos(light.angle), math.sin(light.angle)
+
+    def frame(dx: Array, dy: Array) -> tuple[Array, Array]:
+        v = cos * dy - sin * dx
+        return flip * (cos * dx + sin * dy + item.shear * v), v
+
+    layers = (THINGS | CLUTTER)[item.kind]
+    u, v = frame(dx, dy)
+    distances = [shape(u, v) for shape, _ in layers]
+    distance = reduce(np.minimum, distances)
+    shifted = frame(dx + 0.12 * to_light[0], dy + 0.12 * to_light[1])
+    shadow = reduce(np.minimum, [shape(*shifted) for shape, _ in layers])
+    canvas[:, rows, columns] *= 1 - (0.25 - 1.5 * shadow).clip(0, 0.45)
+
+    tone = np.full(u.shape, BASE, np.int8)
+    for (_, paint), part in zip(layers, distances, strict=True):
+        painted = paint if isinstance(paint, int) else (paint(u, v) > 0).astype(np.int8)
+        tone = np.where(part < 0, painted, tone)
+    shade = 1 + light.relief * (to_light[0] * dx + to_light[1] * dy)
+    shade *= 1 - 0.55 * (1 + distance * 9).clip(0, 1)
+    inside = distance < 0
+    for channel, tones in zip(canvas, np.asarray(item.palette, np.float32).T, strict=True):
+        np.copyto(channel[rows, columns], tones.take(tone) * shade, where=inside)
+    item_at[rows, columns][inside] = index
+
+
+def _scene(
+    rng: np.random.Generator, extent: tuple[float, float], items: list[Item], *, max_stuff: int
+) -> Scene:
+    """Put stuff behind items, the first kind above, and light them."""
+    height = extent[0]
+    count = int(rng.integers(1, max_stuff + 1))
+    kinds = rng.permutation(STUFF_CLASSES)[:count]
+    tops = -math.inf, *np.sort(rng.uniform(0.25, 0.85, count - 1) * height)
+    stuff = tuple(
+        Stuff(
+            kind=str(kind),
+            colours=_stuff_colours(rng),
+            shift=(rng.uniform(0, 9), rng.uniform(0, 9)),
+            top=float(top),
+            tilt=rng.uniform(-0.2, 0.2),
+            wave=(rng.uniform(0, 0.06), rng.uniform(0.4, 1.2), rng.uniform(0, 2 * math.pi)),
+        )
+        for kind, top in zip(kinds, tops, strict=True)
+    )
+    light = Light(
+        angle=rng.uniform(-math.pi, 0), gain=rng.uniform(0.85, 1.2), relief=rng.uniform(0.1, 0.35)
+    )
+    seed = int(rng.integers(2**32))
+    return Scene(
+        stuff=stuff, items=tuple(items), light=light, noise=rng.uniform(0, 0.015), noise_seed=seed
+    )
+
+
+def _item(
+    rng: np.random.Generator,
+    kind: str,
+    center: tuple[float, float],
+    size: float,
+    *,
+    crowd: bool = False,
+) -> Item:
+    """Draw an item's pose and colours; things contrast in themselves, clutter is subdued."""
+    if kind in THINGS:
+        pair = (_colour(rng, (0.15, 0.6), (0.9, 1.0)), _colour(rng, (0.5, 1.0), (0.1, 0.5)))
+        palette = pair if rng.random() < 0.5 else pair[::-1]
+        trim = _colour(rng, (0.5, 1.0), (0.35, 0.9))
+        angle = rng.uniform(-0.7, 0.7)
+    else:
+        pair = (_colour(rng, (0.0, 0.4), (0.3, 0.7)),) * 2
+        palette, trim = pair, pair[0]
+        angle = rng.uniform(-math.pi, math.pi)
+    return Item(
+        kind=kind,
+        center=center,
+        size=size,
+        angle=angle,
+        mirrored=bool(rng.random() < 0.5),
+        shear=rng.uniform(-0.15, 0.15),
+        palette=(*palette, trim, (0.08, 0.07, 0.1), (0.95, 0.94, 0.9)),
+        crowd=crowd,
+    )
+
+
+def _litter(rng: np.random.Generator, extent: tuple[float, float], count: int) -> list[Item]:
+    """Scatter small clutter over the picture."""
+    height, width = extent
+    return [
+        _item(
+            rng,
+            _pick(rng, CLUTTER),
+            (rng.uniform(0, width), rng.uniform(0, height)),
+            rng.uniform(0.1, 0.24),
+        )
+        for _ in range(count)
+    ]
+
+
+def _stuff_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Draw two close colours of one hue, of middle brightness: things are brighter and darker."""
+    hue, saturation, value = rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.42, 0.8)
+    low = colorsys.hsv_to_rgb(hue, saturation, value - 0.06)
+    high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + 0.06)
+    return low, high
+
+
+def _colour(
+    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
+) -> Colour:
+    """Draw a colour of any hue, its saturation and value from ranges."""
+    return colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
+
+
+def _pick(rng: np.random.Generator, kinds: dict[str, tuple[Layer, ...]]) -> str:
+    """Draw one of the kinds, all equally likely."""
+    return list(kinds)[int(rng.integers(len(kinds)))]
+
+
+def _between(rng: np.random.Generator, low: float, high: float, *, pull: float) -> float:
+    """Draw a number between two; `pull` from 0 (evenly) to 1 (the middle)."""
+    return pull * (low + high) / 2 + (1 - pull) * rng.uniform(low, high)

@@ -1,0 +1,165 @@
+"""SimMIM's vision transformer on timm's BEiT blocks.
+
+In: images (B, C, H, W), normalised. Out: tokens, feature maps, pooled features or logits.
+Follows SimMIM (arXiv 2111.09886, section 3) and its models/vision_transformer.py: a class token, no
+absolute position embedding, bias on queries and values only, layer scale. One relative position bias is
+shared by all blocks while pretraining; every block has its own copy while fine-tuning, where the mean
+of the patch tokens passes `fc_norm` instead of the last norm.
+
+Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.models.beit import Block
+from torch import Tensor, nn
+
+from simmim_bench.archs import BackboneSpec, FeatureLevel
+from simmim_bench.position_bias import Grid, RelativePositionBias
+
+Form = Literal["pretrain", "transfer"]
+
+
+class ViTBlock(Block):
+    """A BEiT block whose position bias follows the grid of the input."""
+
+    def __init__(
+        self, spec: BackboneSpec, grid: Grid, *, drop_path: float, own_position_bias: bool
+    ) -> None:
+        super().__init__(
+            spec.embed_dim,
+            spec.num_heads[0],
+            qkv_bias=True,
+            mlp_ratio=spec.mlp_ratio,
+            drop_path=drop_path,
+            init_values=spec.init_values,
+            norm_layer=_norm,
+        )
+        self.rel_pos_bias = (
+            RelativePositionBias(grid, spec.num_heads[0]) if own_position_bias else None
+        )
+
+    def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Map (B, 1 + L, C) to (B, 1 + L, C)."""
+        bias = shared_bias if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        if bias is not None:
+            bias = bias.to(tokens.dtype if not torch.is_autocast_enabled(tokens.device.type)
+                           else torch.get_autocast_dtype(tokens.device.type))
+        return super().forward(tokens, shared_rel_pos_bias=bias)
+
+
+def _norm(dim: int, **factory: object) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-6, **factory)  # type: ignore[arg-type]
+
+
+class ViT(nn.Module):
+    """A ViT in its pretraining form (shared bias, last norm) or its transfer form (bias a block, `fc_norm`)."""
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        form: Form = "transfer",
+        num_classes: int = 0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spec, self.form = spec, form
+        self.grid = (spec.img_size[0] // spec.patch_size, spec.img_size[1] // spec.patch_size)
+        self.patch_embed = PatchEmbed(
+            None, spec.patch_size, spec.in_chans, spec.embed_dim, flatten=False, strict_img_size=False
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+        pretraining = form == "pretrain"
+        self.rel_pos_bias = (
+            RelativePositionBias(self.grid, spec.num_heads[0]) if pretraining else None
+        )
+        rates = calculate_drop_path_rates(drop_path_rate, spec.depths[0])
+        self.blocks = nn.ModuleList(
+            ViTBlock(spec, self.grid, drop_path=rate, own_position_bias=not pretraining)
+            for rate in rates
+        )
+        self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
+        self.fc_norm = nn.Identity() if pretraining else _norm(spec.embed_dim)
+        self.head = nn.Linear(spec.embed_dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Draw weights as the official code does: truncated normal 0.02, deeper projections scaled down."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.cls_token, std=0.02)
+        for depth, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, ViTBlock)
+            block.attn.proj.weight.data.div_((2 * depth) ** 0.5)
+            block.mlp.fc2.weight.data.div_((2 * depth) ** 0.5)
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """Channels and stride of each map that `forward_maps` gives."""
+        return self.spec.feature_levels
+
+    @property
+    def num_layers(self) -> int:
+        """How many values `layer_id` can take."""
+        return self.spec.num_blocks + 2
+
+    def layer_id(self, name: str) -> int:
+        """Say how deep a parameter lies: 0 for the embedding, i + 1 for block i, the last for the rest."""
+        if name.startswith(("cls_token", "mask_token", "patch_embed.")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers - 1
+
+    def no_weight_decay(self, name: str) -> bool:
+        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
+        return name == "cls_token"
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""
+        patch = self.spec.patch_size
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        return self.patch_embed(images).permute(0, 2, 3, 1)
+
+    def _run(self, tokens: Tensor) -> list[Tensor]:
+        """Give the patch tokens (B, h, w, C) after every block."""
+        grid = (tokens.shape[1], tokens.shape[2])
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        after_blocks = []
+        for block in self.blocks:
+            x = block(x, grid, shared)
+            after_blocks.append(x[:, 1:].unflatten(1, grid))
+        return after_blocks
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h, w)."""
+        return self.norm(self._run(tokens)[-1]).permute(0, 3, 1, 2)
+
+    def forward_maps(self, images: Tensor) -> list[Tensor]:
+        """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride)."""
+        after_blocks = self._run(self.embed(images))
+        return [after_blocks[i - 1].permute(0, 3, 1, 2).contiguous() for i in self.spec.level_blocks]
+
+    def forward_block_means(self, images: Tensor) -> Tensor:
+        """Give the mean patch token after every block: (B, blocks, C), for probing."""
+        return torch.stack([x.mean((1, 2)) for x in self._run(self.embed(images))], dim=1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Give pooled features (B, C): the mean of the patch tokens, normalised."""
+        last = self.norm(self._run(self.embed(images))[-1])
+        return self.fc_norm(last.mean((1, 2)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits (B, num_classes), or pooled features where there is no head."""
+        return self.head(self.forward_features(images))

@@ -1,0 +1,1 @@
+"""Downstream transfer: adapters, recipes, runners."""

@@ -1,0 +1,355 @@
+"""Transfer recipes: one dataclass a task, named constants, each number with its source.
+
+Learning rates of `imagenet` are for 512 images a step, as SimMIM gives them; those of `coco` and
+`ade20k` are for the recipe's own batch, as detection and segmentation papers give them.
+`default_recipe` says which recipe a task takes for an arch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simmim_bench.recipe import Recipe, check_positive
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(Recipe):
+    """End-to-end classification, of `imagenet` and of `fewshot` with fine-tuning.
+
+    Attributes:
+        img_size: (H, W) in pixels.
+        epochs, warmup_epochs: passes over the training set.
+        batch_size: images a step, in total.
+        base_lr, warmup_lr, min_lr: for 512 images a step; scaled to the batch.
+        layer_decay: learning-rate factor a layer going down.
+        mixup, cutmix: their alpha; 0 for off.
+        auto_augment: timm's name of a policy; None for crop and flip alone.
+        crop_scale: share of the image's area that a random crop covers.
+        precision: "auto" is bfloat16 on GPUs that have it, else float32.
+    """
+
+    img_size: tuple[int, int]
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    base_lr: float
+    warmup_lr: float
+    min_lr: float
+    weight_decay: float
+    layer_decay: float
+    drop_path_rate: float
+    clip_grad: float
+    label_smoothing: float
+    mixup: float
+    cutmix: float
+    auto_augment: str | None
+    random_erasing: float
+    color_jitter: float
+    crop_scale: tuple[float, float]
+    hflip: float
+    test_crop_ratio: float
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "img_size", "epochs", "batch_size", "base_lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecipe(Recipe):
+    """Scores on frozen features: `linear` and `fewshot` (logistic regression) and `knn`.
+
+    Every block's mean patch token is a candidate, and so is every entry of `l2`; the choice is made on
+    training images alone: for `linear` and `fewshot` on a held-out part, for `knn` leave-one-out.
+
+    Attributes:
+        batch_size: images a forward pass; it does not change the result.
+        held_out: share of the training images on which block and l2 are chosen, in (0, 1).
+        l2: candidates for the weight of the squared norm of the classifier's weights.
+        k: neighbours of `knn`.
+        temperature: of the neighbours' votes (DINO, arXiv 2104.14294, section 4.1: 0.07).
+    """
+
+    img_size: tuple[int, int]
+    batch_size: int
+    held_out: float
+    l2: tuple[float, ...]
+    k: int
+    temperature: float
+    test_crop_ratio: float
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "img_size", "batch_size", "k", "temperature", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoRecipe(Recipe):
+    """Mask R-CNN through Detectron2.
+
+    Attributes:
+        img_size: (H, W): training images are resized by a factor of `scale_range` of what fits this box,
+            then cropped or padded to it; test images are resized to fit it.
+        max_iters, warmup_iters: optimizer steps.
+        batch_size: images a step, in total.
+        base_lr: for this batch, of the last layer.
+        milestones: shares of `max_iters` at which the rate is multiplied by 0.1.
+        neck: "sfp" a simple feature pyramid on a ViT's last map (ViTDet), "fpn" on a Swin's stages.
+        neck_channels, box_head_dim, mask_head_convs: widths and depth of the heads.
+        anchor_sizes: side of the square root of an anchor's area in pixels, one a pyramid level.
+        score_threshold: detections below it are dropped before scoring.
+    """
+
+    img_size: tuple[int, int]
+    scale_range: tuple[float, float]
+    max_iters: int
+    warmup_iters: int
+    batch_size: int
+    base_lr: float
+    weight_decay: float
+    layer_decay: float
+    drop_path_rate: float
+    clip_grad: float
+    milestones: tuple[float, ...]
+    neck: Literal["sfp", "fpn"]
+    neck_channels: int
+    box_head_dim: int
+    mask_head_convs: int
+    anchor_sizes: tuple[int, ...]
+    score_threshold: float
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "img_size", "max_iters", "batch_size", "base_lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ade20kRecipe(Recipe):
+    """UPerNet through MMSegmentation.
+
+    Attributes:
+        img_size: (H, W) of the training crop; images are resized by a factor of `scale_range` of
+            what covers it. Test images are resized to cover it and predicted whole.
+        max_iters, warmup_iters: optimizer steps; the rate falls by a polynomial of power 1.
+        batch_size: images a step, in total.
+        base_lr: for this batch, of the last layer.
+        head_channels: width of UPerNet; `auxiliary_weight` the share of its auxiliary FCN head's loss.
+    """
+
+    img_size: tuple[int, int]
+    scale_range: tuple[float, float]
+    max_iters: int
+    warmup_iters: int
+    batch_size: int
+    base_lr: float
+    weight_decay: float
+    layer_decay: float
+    drop_path_rate: float
+    clip_grad: float
+    head_channels: int
+    auxiliary_weight: float
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "img_size", "max_iters", "batch_size", "base_lr")
+
+
+_FT = "SimMIM: configs/vit_base__800ep/simmim_finetune__vit_base__img224__800ep.yaml, config.py"
+IMAGENET_VIT_100EP = FinetuneRecipe(
+    name="imagenet_vit_100ep",
+    source=_FT,
+    img_size=(224, 224),
+    epochs=100,
+    warmup_epochs=20,
+    batch_size=2048,
+    base_lr=1.25e-3,
+    warmup_lr=2.5e-7,
+    min_lr=2.5e-7,
+    weight_decay=0.05,
+    layer_decay=0.65,
+    drop_path_rate=0.1,
+    clip_grad=5.0,
+    label_smoothing=0.1,
+    mixup=0.8,
+    cutmix=1.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    random_erasing=0.25,
+    color_jitter=0.4,
+    crop_scale=(0.08, 1.0),
+    hflip=0.5,
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+IMAGENET_SWIN_100EP = replace(
+    IMAGENET_VIT_100EP,
+    name="imagenet_swin_100ep",
+    source="SimMIM: configs/swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep.yaml, config.py",
+    layer_decay=0.8,
+)
+IMAGENET_POCKET = FinetuneRecipe(
+    name="imagenet_pocket",
+    source="ours: two thousand pictures of 64 pixels, a CPU, half a minute",
+    img_size=(64, 64),
+    epochs=10,
+    warmup_epochs=1,
+    batch_size=64,
+    base_lr=8e-3,
+    warmup_lr=1e-6,
+    min_lr=1e-6,
+    weight_decay=0.05,
+    layer_decay=0.8,
+    drop_path_rate=0.0,
+    clip_grad=5.0,
+    label_smoothing=0.1,
+    mixup=0.0,
+    cutmix=0.0,
+    auto_augment=None,
+    random_erasing=0.0,
+    color_jitter=0.0,
+    crop_scale=(0.5, 1.0),
+    hflip=0.5,
+    test_crop_ratio=1.0,
+)
+
+PROBE = ProbeRecipe(
+    name="probe",
+    source="ours: every block, mean patch token; k and temperature as DINO, arXiv 2104.14294, section 4.1",
+    img_size=(224, 224),
+    batch_size=256,
+    held_out=0.1,
+    l2=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    k=20,
+    temperature=0.07,
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+PROBE_POCKET = replace(
+    PROBE,
+    name="probe_pocket",
+    img_size=(64, 64),
+    held_out=0.2,
+    test_crop_ratio=1.0,
+    num_workers=0,
+)
+
+COCO_VIT_100EP = CocoRecipe(
+    name="coco_vit_100ep",
+    source="ViTDet, arXiv 2203.16527, appendix A.2; detectron2: projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py",
+    img_size=(1024, 1024),
+    scale_range=(0.1, 2.0),
+    max_iters=184375,
+    warmup_iters=250,
+    batch_size=64,
+    base_lr=1e-4,
+    weight_decay=0.1,
+    layer_decay=0.7,
+    drop_path_rate=0.1,
+    clip_grad=1.0,
+    milestones=(163889 / 184375, 177546 / 184375),
+    neck="sfp",
+    neck_channels=256,
+    box_head_dim=1024,
+    mask_head_convs=4,
+    anchor_sizes=(32, 64, 128, 256, 512),
+    score_threshold=0.05,
+    num_workers=8,
+)
+COCO_SWIN_3X = replace(
+    COCO_VIT_100EP,
+    name="coco_swin_3x",
+    source="SimMIM, arXiv 2111.09886, appendix (COCO): AdamW 6e-5, batch 32, 36 epochs, drop path 0.2, large-scale jitter",
+    max_iters=131929,  # 36 epochs of 117,266 images, 32 an iteration
+    warmup_iters=1000,
+    batch_size=32,
+    base_lr=6e-5,
+    weight_decay=0.05,
+    layer_decay=1.0,
+    drop_path_rate=0.2,
+    milestones=(27 / 36, 33 / 36),
+    neck="fpn",
+)
+COCO_POCKET = CocoRecipe(
+    name="coco_pocket",
+    source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
+    img_size=(64, 64),
+    scale_range=(0.8, 1.25),
+    max_iters=200,
+    warmup_iters=20,
+    batch_size=8,
+    base_lr=1e-3,
+    weight_decay=0.05,
+    layer_decay=0.8,
+    drop_path_rate=0.0,
+    clip_grad=1.0,
+    milestones=(0.8,),
+    neck="sfp",
+    neck_channels=64,
+    box_head_dim=128,
+    mask_head_convs=1,
+    anchor_sizes=(8, 16, 32, 64),
+    score_threshold=0.01,
+)
+
+ADE20K_VIT_160K = Ade20kRecipe(
+    name="ade20k_vit_160k",
+    source="SimMIM, arXiv 2111.09886, appendix (ADE20K), which follows BEiT: semantic_segmentation/configs/beit/upernet",
+    img_size=(512, 512),
+    scale_range=(0.5, 2.0),
+    max_iters=160000,
+    warmup_iters=1500,
+    batch_size=16,
+    base_lr=1e-4,
+    weight_decay=0.05,
+    layer_decay=0.65,
+    drop_path_rate=0.1,
+    clip_grad=0.0,
+    head_channels=512,
+    auxiliary_weight=0.4,
+    num_workers=8,
+)
+ADE20K_SWIN_160K = replace(
+    ADE20K_VIT_160K,
+    name="ade20k_swin_160k",
+    layer_decay=0.9,
+    drop_path_rate=0.2,
+)
+ADE20K_POCKET = Ade20kRecipe(
+    name="ade20k_pocket",
+    source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
+    img_size=(64, 64),
+    scale_range=(0.8, 1.25),
+    max_iters=200,
+    warmup_iters=20,
+    batch_size=8,
+    base_lr=1e-3,
+    weight_decay=0.05,
+    layer_decay=0.8,
+    drop_path_rate=0.0,
+    clip_grad=1.0,
+    head_channels=64,
+    auxiliary_weight=0.4,
+)
+
+TransferRecipe = FinetuneRecipe | ProbeRecipe | CocoRecipe | Ade20kRecipe
+RECIPES: dict[str, TransferRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        IMAGENET_VIT_100EP,
+        IMAGENET_SWIN_100EP,
+        IMAGENET_POCKET,
+        PROBE,
+        PROBE_POCKET,
+        COCO_VIT_100EP,
+        COCO_SWIN_3X,
+        COCO_POCKET,
+        ADE20K_VIT_160K,
+        ADE20K_SWIN_160K,
+        ADE20K_POCKET,
+    )
+}
