@@ -29,7 +29,9 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
         if size % mask_patch_size:
             below = size // mask_patch_size * mask_patch_size
             options = " or ".join(str(s) for s in (below, below + mask_patch_size) if s)
-            raise UsageError(f"img_size {size} is not a multiple of mask_patch_size {mask_patch_size}; use {options}.")
+            raise UsageError(
+                f"img_size {size} is not a multiple of mask_patch_size {mask_patch_size}; use {options}."
+            )
 
 
 def random_masks(

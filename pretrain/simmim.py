@@ -78,10 +78,14 @@ def load_simmim(ckpt: str) -> SimMIM:
     """
     checkpoint = read_checkpoint(ckpt)
     if checkpoint.form != "pretrain" or checkpoint.state is None:
-        raise DataError(f"{ckpt} has no SimMIM head: it is not a pretraining checkpoint; give one that `simmim-bench pretrain` wrote.")
+        raise DataError(
+            f"{ckpt} has no SimMIM head: it is not a pretraining checkpoint; give one that `simmim-bench pretrain` wrote."
+        )
     model = SimMIM(checkpoint.spec)
     try:
         model.load_state_dict(checkpoint.state)
     except RuntimeError as error:
-        raise DataError(f"checkpoint {ckpt} does not fit {checkpoint.spec.arch}: {error}") from error
+        raise DataError(
+            f"checkpoint {ckpt} does not fit {checkpoint.spec.arch}: {error}"
+        ) from error
     return model.eval()

@@ -134,7 +134,10 @@ def _swin(
     return BackboneSpec(
         arch=arch,
         family="swinv2" if v2 else "swin",
-        img_size=(192, 192),  # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+        img_size=(
+            192,
+            192,
+        ),  # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
         patch_size=4,
         embed_dim=embed_dim,
         depths=depths,

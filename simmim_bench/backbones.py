@@ -89,9 +89,7 @@ def load_backbone(
     """
     checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
     spec = checkpoint.spec.at(img_size or checkpoint.spec.img_size)
-    model = build_backbone(
-        spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed
-    )
+    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
     model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
     return model
 
@@ -104,7 +102,9 @@ def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     """
     assert checkpoint.state is not None
     report = LoadReport()
-    source = encoder_state(checkpoint.state) if checkpoint.form == "pretrain" else dict(checkpoint.state)
+    source = (
+        encoder_state(checkpoint.state) if checkpoint.form == "pretrain" else dict(checkpoint.state)
+    )
     grids = _table_grids(checkpoint.spec, checkpoint.form)
     new_grids = _table_grids(model.spec, "transfer")
     target = model.state_dict()
@@ -164,4 +164,3 @@ def _table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
         window = (min(spec.window_size, size[0]), min(spec.window_size, size[1]))
         grids.update({f"layers.{stage}.blocks.{i}.attn": window for i in range(depth)})
     return grids
-

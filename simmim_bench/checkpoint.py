@@ -81,13 +81,17 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
             provenance={"label": f"{spec.arch}, random", "method": "random"},
         )
     if ckpt.startswith("timm:"):
-        raise UsageError(f"{ckpt}: weights of timm are not read by this version; use a checkpoint directory or random:ARCH.")
+        raise UsageError(
+            f"{ckpt}: weights of timm are not read by this version; use a checkpoint directory or random:ARCH."
+        )
     directory = _find_directory(Path(ckpt))
     meta = read_json(directory / "meta.json", "checkpoint file")
     weights = directory / "model.safetensors"
     try:
         if sha256_file(weights) != meta["sha256"]:
-            raise DataError(f"checkpoint {weights} is damaged: its hash is not the one in meta.json; use another copy.")
+            raise DataError(
+                f"checkpoint {weights} is damaged: its hash is not the one in meta.json; use another copy."
+            )
         state = load_file(weights)
         return Checkpoint(
             name=ckpt,
@@ -102,19 +106,27 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
     except (OSError, SafetensorError) as error:
         raise DataError(f"checkpoint {weights} cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
-        raise DataError(f"checkpoint {directory / 'meta.json'} lacks {error}; it is not one of simmim-bench's.") from error
+        raise DataError(
+            f"checkpoint {directory / 'meta.json'} lacks {error}; it is not one of simmim-bench's."
+        ) from error
 
 
 def _find_directory(path: Path) -> Path:
     """Find the checkpoint directory that a path means: itself, or a run directory's last one."""
     if not path.exists():
-        raise DataError(f"checkpoint {path} is not there; give a checkpoint directory, a run directory or random:ARCH.")
+        raise DataError(
+            f"checkpoint {path} is not there; give a checkpoint directory, a run directory or random:ARCH."
+        )
     for directory in (path, path / "checkpoints" / "last"):
         if (directory / "meta.json").is_file():
             return directory
     if path.is_dir():
-        raise DataError(f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json is there.")
-    raise DataError(f"{path} is not a checkpoint of simmim-bench: it must be a directory with model.safetensors and meta.json.")
+        raise DataError(
+            f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json is there."
+        )
+    raise DataError(
+        f"{path} is not a checkpoint of simmim-bench: it must be a directory with model.safetensors and meta.json."
+    )
 
 
 def write_checkpoint(
@@ -158,7 +170,9 @@ def write_checkpoint(
         temporary.rename(directory)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write checkpoint {directory}: {error}; free some space or choose another --out.") from error
+        raise DataError(
+            f"cannot write checkpoint {directory}: {error}; free some space or choose another --out."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -171,9 +185,13 @@ def read_training_state(directory: Path) -> dict[str, Any]:
     """
     path = directory / "training.pt"
     if not path.is_file():
-        raise DataError(f"{directory} cannot be resumed: it has no training.pt; start anew with another --out.")
+        raise DataError(
+            f"{directory} cannot be resumed: it has no training.pt; start anew with another --out."
+        )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damaged archive makes it raise
-        raise DataError(f"{path} is damaged ({type(error).__name__}); start anew with another --out.") from error
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}); start anew with another --out."
+        ) from error
     return state

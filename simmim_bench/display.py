@@ -31,6 +31,7 @@ class Task:
         self._description = description
         self._total = total
         self._done = 0
+        self._figures = ""
         self._started = self._last_line = time.monotonic()
         self._bar: TaskID | None = None
         if display.progress is not None:
@@ -39,10 +40,11 @@ class Task:
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Count steps done and show figures, such as the loss, beside them."""
         self._done += steps
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if figures:
+            self._figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         progress = self._display.progress
         if progress is not None and self._bar is not None:
-            progress.update(self._bar, completed=self._done, figures=shown)
+            progress.update(self._bar, completed=self._done, figures=self._figures)
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_EVERY_S:
@@ -50,7 +52,7 @@ class Task:
             rate = self._done / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
             self._display.say(
-                f"{self._description}: {self._done}/{self._total}  {shown}  {left:.0f} s left"
+                f"{self._description}: {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
             )
 
     def finish(self) -> None:

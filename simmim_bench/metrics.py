@@ -57,7 +57,10 @@ def coco_scores(annotations: Path, results: Path) -> dict[str, float]:
             continue
         with contextlib.redirect_stdout(io.StringIO()):
             # loadRes prefers boxes for mask areas where both are there, which official evaluators avoid.
-            found = [{k: v for k, v in d.items() if k != "bbox"} if kind == "segm" else d for d in detections]
+            found = [
+                {k: v for k, v in d.items() if k != "bbox"} if kind == "segm" else d
+                for d in detections
+            ]
             evaluation = COCOeval(truth, truth.loadRes(found), kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -108,13 +111,17 @@ def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) 
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            entries=np.concatenate(entries).astype(np.int64) if entries else np.zeros((0, 4), np.int64),
+            entries=np.concatenate(entries).astype(np.int64)
+            if entries
+            else np.zeros((0, 4), np.int64),
             names=np.array(names),
             classes=np.array(classes),
         )
 
 
-def scores_from_predictions(task: str, predictions: Path, annotations: Path | None) -> dict[str, float]:
+def scores_from_predictions(
+    task: str, predictions: Path, annotations: Path | None
+) -> dict[str, float]:
     """Compute a task's scores from what a run stored, and from nothing else.
 
     Args:
@@ -128,7 +135,9 @@ def scores_from_predictions(task: str, predictions: Path, annotations: Path | No
     try:
         if task == "coco":
             if annotations is None or not annotations.is_file():
-                raise DataError(f"the annotations {annotations} of {predictions} are not there; give --data.")
+                raise DataError(
+                    f"the annotations {annotations} of {predictions} are not there; give --data."
+                )
             return coco_scores(annotations, predictions)
         with np.load(predictions) as stored:
             if task == "ade20k":
@@ -137,6 +146,8 @@ def scores_from_predictions(task: str, predictions: Path, annotations: Path | No
                 _, true, predicted, counts = stored["entries"].T
                 np.add.at(confusion, (true, predicted), counts)
                 return segmentation_scores(confusion)
-            return classification_scores(stored["logits"].astype(np.float32), stored["labels"].astype(np.int64))
+            return classification_scores(
+                stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+            )
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error

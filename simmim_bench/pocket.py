@@ -76,7 +76,7 @@ def write_pocket(
     *,
     seed: int = 0,
     img_size: tuple[int, int] = (64, 64),
-    counts: PocketCounts = PocketCounts(),  # noqa: B008 (frozen)
+    counts: PocketCounts = PocketCounts(),
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:

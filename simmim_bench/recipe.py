@@ -69,7 +69,9 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
         if not equals:
             raise UsageError(f"override '{assignment}' has no value; write -o {key}=VALUE.")
         if key not in keys:
-            raise UsageError(f"unknown override key '{key}' for recipe '{recipe.name}'; {nearest(key, keys)}")
+            raise UsageError(
+                f"unknown override key '{key}' for recipe '{recipe.name}'; {nearest(key, keys)}"
+            )
         changes[key] = _parse(key, text, kinds[key])
     return dataclasses.replace(recipe, **changes)
 
@@ -89,10 +91,16 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         return _parse(key, text, next(a for a in arguments if a is not type(None)))
     if origin is typing.Literal:
         if text not in arguments:
-            raise UsageError(f"{key}={text} is not one of the allowed values; {nearest(text, arguments)}")
+            raise UsageError(
+                f"{key}={text} is not one of the allowed values; {nearest(text, arguments)}"
+            )
         return text
     if origin is tuple:
-        parts = [part.strip() for part in text.strip("()[] ").replace("x", ",").split(",") if part.strip()]
+        parts = [
+            part.strip()
+            for part in text.strip("()[] ").replace("x", ",").split(",")
+            if part.strip()
+        ]
         if Ellipsis not in arguments and len(parts) == 1:
             parts = parts * len(arguments)  # img_size=64 means (64, 64)
         if Ellipsis not in arguments and len(parts) != len(arguments):

@@ -34,7 +34,9 @@ class RunDir:
     """An open run directory: a log, metrics by step, and the paths of what is kept."""
 
     def __init__(self, path: Path, display: Display) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is used
+        from torch.utils.tensorboard import (
+            SummaryWriter,
+        )  # a second to import: only where it is used
 
         self.path = path
         self.display = display
@@ -102,17 +104,23 @@ def open_run(
             )
     elif occupied and overwrite:
         if not (path / "recipe.json").is_file():
-            raise UsageError(f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out.")
+            raise UsageError(
+                f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out."
+            )
         shutil.rmtree(path)
     elif occupied:
-        raise UsageError(f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out.")
+        raise UsageError(
+            f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out."
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / "recipe.json", description)
         write_json(path / "env.json", environment())
         run = RunDir(path, display)
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out.") from error
+        raise DataError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
+        ) from error
     try:
         yield run
     finally:
@@ -142,7 +150,12 @@ def code_version() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10, check=True
+                ["git", *arguments],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None

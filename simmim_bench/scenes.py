@@ -30,15 +30,16 @@ Field = Callable[[Array, Array], Array]
 Colour = tuple[float, float, float]
 
 SAMPLES_PER_PIXEL = 3
-"""Samples along each axis of a pixel; odd, so that one lies at the centre, where labels are read."""
+"""Samples along each axis of a pixel; odd, for one at the centre, where labels are read."""
 
 BASE, ACCENT, TRIM, INK, LIGHT = range(5)
 """Tones: places in an item's palette. Patterns alternate `BASE` and `ACCENT`."""
 
 
 def _length(x: Array, y: Array) -> Array:
-    """Give the length of a vector; `np.hypot` guards against overflow and takes five times as long."""
-    return np.sqrt(x * x + y * y)
+    """Give the length of a vector, five times faster than the overflow-proof `np.hypot`."""
+    length: Array = np.sqrt(x * x + y * y)
+    return length
 
 
 def disc(x: float, y: float, radius: float) -> Field:
@@ -74,6 +75,11 @@ def union(*fields: Field) -> Field:
 def minus(field: Field, hole: Field) -> Field:
     """Cut `hole` out of a shape."""
     return lambda u, v: np.maximum(field(u, v), -hole(u, v))
+
+
+def both_sides(field: Field) -> Field:
+    """Mirror the right half of a shape to the left."""
+    return lambda u, v: field(abs(u), v)
 
 
 def plain() -> Field:
@@ -122,7 +128,8 @@ def bricks(width: float, height: float, joint: float) -> Field:
         row = np.floor(v / height)
         across = abs((u / width + row / 2) % 1 - 0.5) * width
         along = abs((v / height) % 1 - 0.5) * height
-        return np.maximum(across - width / 2, along - height / 2) + joint / 2
+        joints: Array = np.maximum(across - width / 2, along - height / 2) + joint / 2
+        return joints
 
     return field
 
@@ -147,12 +154,7 @@ THINGS: dict[str, tuple[Layer, ...]] = {
     ),
     "butterfly": (
         (
-            union(
-                ellipse(-0.5, -0.33, 0.46, 0.5),
-                ellipse(0.5, -0.33, 0.46, 0.5),
-                ellipse(-0.4, 0.45, 0.36, 0.42),
-                ellipse(0.4, 0.45, 0.36, 0.42),
-            ),
+            both_sides(union(ellipse(0.5, -0.33, 0.46, 0.5), ellipse(0.4, 0.45, 0.36, 0.42))),
             dots(0.46),
         ),
         (ellipse(0, 0, 0.12, 0.72), INK),
@@ -185,17 +187,8 @@ THINGS: dict[str, tuple[Layer, ...]] = {
         (disc(0, 0, 0.13), TRIM),
     ),
     "turtle": (
-        (
-            union(
-                disc(-0.78, 0, 0.22),
-                disc(-0.42, -0.56, 0.2),
-                disc(-0.42, 0.56, 0.2),
-                disc(0.42, -0.56, 0.2),
-                disc(0.42, 0.56, 0.2),
-                convex((0.6, -0.12), (0.98, 0), (0.6, 0.12)),
-            ),
-            TRIM,
-        ),
+        (both_sides(union(disc(0.42, -0.56, 0.2), disc(0.42, 0.56, 0.2))), TRIM),
+        (union(disc(-0.78, 0, 0.22), convex((0.6, -0.12), (0.98, 0), (0.6, 0.12))), TRIM),
         (disc(-0.84, -0.08, 0.07), INK),
         (ellipse(0, 0, 0.68, 0.6), checks(0.3)),
     ),
@@ -308,11 +301,9 @@ def object_scene(rng: np.random.Generator, kind: str, extent: tuple[float, float
     """
     height, width = extent
     size = rng.uniform(0.55, 0.95)
-    reach = 0.36 * size
-    center = (
-        _between(rng, reach, width - reach, pull=0.5),
-        _between(rng, reach, height - reach, pull=0.5),
-    )
+    # Anywhere: it may be cut by the border, but never by half.
+    reach = 0.32 * size
+    center = (rng.uniform(reach, width - reach), rng.uniform(reach, height - reach))
     thing = _item(rng, kind, center, size)
     items = [*_litter(rng, extent, int(rng.integers(0, 4))), thing]
     if rng.random() < 0.35:
@@ -352,6 +343,8 @@ def open_scene(
         if all(math.hypot(x - a, y - b) > 0.36 * (size + s) for a, b, s in taken):
             taken.append((x, y, size))
             items.append(_item(rng, _pick(rng, THINGS), (x, y), size))
+    if rng.random() < 0.3:
+        items += _litter(rng, extent, 1)
     return _scene(rng, extent, items, max_stuff=3)
 
 
@@ -474,14 +467,17 @@ def _item(
 ) -> Item:
     """Draw an item's pose and colours; things contrast in themselves, clutter is subdued."""
     if kind in THINGS:
-        pair = (_colour(rng, (0.15, 0.6), (0.9, 1.0)), _colour(rng, (0.5, 1.0), (0.1, 0.5)))
-        palette = pair if rng.random() < 0.5 else pair[::-1]
+        pair = _colour(rng, (0.15, 0.6), (0.9, 1.0)), _colour(rng, (0.5, 1.0), (0.1, 0.5))
         trim = _colour(rng, (0.5, 1.0), (0.35, 0.9))
         angle = rng.uniform(-0.7, 0.7)
     else:
-        pair = (_colour(rng, (0.0, 0.4), (0.3, 0.7)),) * 2
-        palette, trim = pair, pair[0]
+        trim = _colour(rng, (0.0, 0.4), (0.3, 0.7))
+        pair = trim, trim
         angle = rng.uniform(-math.pi, math.pi)
+    details = (0.08, 0.07, 0.1), (0.95, 0.94, 0.9)
+    # Which of two tones is the dark one is chance, or brightness would give the class away.
+    base, accent = pair if rng.random() < 0.5 else pair[::-1]
+    ink, light = details if rng.random() < 0.5 else details[::-1]
     return Item(
         kind=kind,
         center=center,
@@ -489,7 +485,7 @@ def _item(
         angle=angle,
         mirrored=bool(rng.random() < 0.5),
         shear=rng.uniform(-0.15, 0.15),
-        palette=(*palette, trim, (0.08, 0.07, 0.1), (0.95, 0.94, 0.9)),
+        palette=(base, accent, trim, ink, light),
         crowd=crowd,
     )
 
@@ -526,8 +522,3 @@ def _colour(
 def _pick(rng: np.random.Generator, kinds: dict[str, tuple[Layer, ...]]) -> str:
     """Draw one of the kinds, all equally likely."""
     return list(kinds)[int(rng.integers(len(kinds)))]
-
-
-def _between(rng: np.random.Generator, low: float, high: float, *, pull: float) -> float:
-    """Draw a number between two; `pull` from 0 (evenly) to 1 (the middle)."""
-    return pull * (low + high) / 2 + (1 - pull) * rng.uniform(low, high)

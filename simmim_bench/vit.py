@@ -48,8 +48,11 @@ class ViTBlock(Block):
         """Map (B, 1 + L, C) to (B, 1 + L, C)."""
         bias = shared_bias if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         if bias is not None:
-            bias = bias.to(tokens.dtype if not torch.is_autocast_enabled(tokens.device.type)
-                           else torch.get_autocast_dtype(tokens.device.type))
+            bias = bias.to(
+                tokens.dtype
+                if not torch.is_autocast_enabled(tokens.device.type)
+                else torch.get_autocast_dtype(tokens.device.type)
+            )
         return super().forward(tokens, shared_rel_pos_bias=bias)
 
 
@@ -72,7 +75,12 @@ class ViT(nn.Module):
         self.spec, self.form = spec, form
         self.grid = (spec.img_size[0] // spec.patch_size, spec.img_size[1] // spec.patch_size)
         self.patch_embed = PatchEmbed(
-            None, spec.patch_size, spec.in_chans, spec.embed_dim, flatten=False, strict_img_size=False
+            None,
+            spec.patch_size,
+            spec.in_chans,
+            spec.embed_dim,
+            flatten=False,
+            strict_img_size=False,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
         pretraining = form == "pretrain"
@@ -149,7 +157,9 @@ class ViT(nn.Module):
     def forward_maps(self, images: Tensor) -> list[Tensor]:
         """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride)."""
         after_blocks = self._run(self.embed(images))
-        return [after_blocks[i - 1].permute(0, 3, 1, 2).contiguous() for i in self.spec.level_blocks]
+        return [
+            after_blocks[i - 1].permute(0, 3, 1, 2).contiguous() for i in self.spec.level_blocks
+        ]
 
     def forward_block_means(self, images: Tensor) -> Tensor:
         """Give the mean patch token after every block: (B, blocks, C), for probing."""

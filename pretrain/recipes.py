@@ -1,0 +1,165 @@
+"""Pretraining recipes: SimMIM's official ones, and small ones of ours; each number with its source.
+
+Learning rates are for 512 images a step, as SimMIM gives them, and are scaled to the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simmim_bench.archs import find_spec
+from simmim_bench.errors import UsageError
+from simmim_bench.recipe import Recipe, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Recipe):
+    """SimMIM pretraining.
+
+    Attributes:
+        arch: a name of `simmim_bench.archs`.
+        img_size: (H, W) in pixels.
+        mask_patch_size: side of the masking unit in pixels.
+        mask_ratio: share of units hidden, in (0, 1).
+        epochs, warmup_epochs: passes over the images.
+        batch_size: images a step, in total.
+        base_lr, warmup_lr, min_lr: for 512 images a step.
+        schedule: "cosine" to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
+        crop_scale: share of the image's area that a random crop covers.
+        precision: "auto" is bfloat16 on GPUs that have it, else float32.
+    """
+
+    arch: str
+    img_size: tuple[int, int]
+    mask_patch_size: int
+    mask_ratio: float
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    base_lr: float
+    warmup_lr: float
+    min_lr: float
+    schedule: Literal["cosine", "multistep"]
+    milestones: tuple[int, ...]
+    weight_decay: float
+    clip_grad: float
+    drop_path_rate: float
+    crop_scale: tuple[float, float]
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        check_positive(self, "img_size", "mask_patch_size", "epochs", "batch_size", "base_lr")
+        if not 0 < self.mask_ratio < 1:
+            raise UsageError(f"mask_ratio {self.mask_ratio} is not in (0, 1); SimMIM uses 0.6.")
+
+
+# In all of SimMIM's pretraining configs: mask 32 pixels, 0.6 hidden; batch 16 GPUs x 128; clip 5.0,
+# weight decay 0.05 and AdamW (0.9, 0.999) are config.py's defaults; crop scale data/data_simmim.py.
+VIT_B_800EP = PretrainRecipe(
+    name="vit_b_800ep",
+    source="SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml",
+    arch="vit_b",
+    img_size=(224, 224),
+    mask_patch_size=32,
+    mask_ratio=0.6,
+    epochs=800,
+    warmup_epochs=10,
+    batch_size=2048,
+    base_lr=1e-4,
+    warmup_lr=5e-7,
+    min_lr=5e-6,  # of no effect: the schedule is multistep
+    schedule="multistep",
+    milestones=(700,),
+    weight_decay=0.05,
+    clip_grad=5.0,
+    drop_path_rate=0.1,
+    crop_scale=(0.67, 1.0),
+    num_workers=8,
+)
+SWIN_B_800EP = replace(
+    VIT_B_800EP,
+    name="swin_b_800ep",
+    source="SimMIM: configs/swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep.yaml",
+    arch="swin_b",
+    img_size=(192, 192),
+    drop_path_rate=0.0,
+)
+SWIN_L_800EP = replace(
+    SWIN_B_800EP,
+    name="swin_l_800ep",
+    source="SimMIM: configs/swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep.yaml",
+    arch="swin_l",
+)
+SWIN_B_100EP = replace(
+    SWIN_B_800EP,
+    name="swin_b_100ep",
+    source="SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml",
+    epochs=100,
+    base_lr=2e-4,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    schedule="cosine",
+    milestones=(),
+)
+POCKET = PretrainRecipe(
+    name="pocket",
+    source="ours: thousands of pictures of 64 pixels, a CPU, minutes",
+    arch="vit_pocket",
+    img_size=(64, 64),
+    mask_patch_size=16,
+    mask_ratio=0.6,
+    epochs=40,
+    warmup_epochs=2,
+    batch_size=64,
+    base_lr=4e-3,
+    warmup_lr=1e-6,
+    min_lr=1e-5,
+    schedule="cosine",
+    milestones=(),
+    weight_decay=0.05,
+    clip_grad=5.0,
+    drop_path_rate=0.0,
+    crop_scale=(0.67, 1.0),
+)
+CIFAR = replace(
+    POCKET,
+    name="cifar",
+    source="ours: CIFAR-10's 32 pixels enlarged to 64, a CPU, minutes",
+    epochs=6,
+    warmup_epochs=1,
+)
+
+RECIPES: dict[str, PretrainRecipe] = {
+    recipe.name: recipe
+    for recipe in (VIT_B_800EP, SWIN_B_800EP, SWIN_L_800EP, SWIN_B_100EP, POCKET, CIFAR)
+}
+
+
+def default_recipe(arch: str) -> PretrainRecipe:
+    """Give the recipe that an arch takes when none is named.
+
+    An arch without a recipe of its own takes its family's, under a name that says so.
+
+    Raises:
+        UsageError: the arch is not known.
+    """
+    spec = find_spec(arch)
+    if arch == "swin_b":
+        return SWIN_B_100EP
+    if arch in ("vit_b", "swin_l", "vit_pocket"):
+        return next(recipe for recipe in RECIPES.values() if recipe.arch == arch)
+    if arch.endswith("_pocket"):
+        base = POCKET
+    else:
+        base = VIT_B_800EP if spec.family == "vit" else SWIN_B_800EP
+    return for_arch(base, arch)
+
+
+def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:
+    """Give a recipe for another arch than its own, its name saying which."""
+    if recipe.arch == arch:
+        return recipe
+    find_spec(arch)
+    return replace(recipe, name=f"{recipe.name}@{arch}", arch=arch)

@@ -1,0 +1,225 @@
+"""Pretraining from images to a checkpoint directory.
+
+In: a recipe, a folder of images, a seed. Out: a run directory whose `checkpoints/last/` holds the SimMIM
+model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned to see.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.masking import check_mask_sizes, random_masks
+from pretrain.recipes import PretrainRecipe
+from pretrain.simmim import SimMIM, load_simmim
+from pretrain.visualize import reconstruction_grid, save_grid
+from simmim_bench.archs import find_spec
+from simmim_bench.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    read_training_state,
+    write_checkpoint,
+)
+from simmim_bench.data import (
+    EpochLoader,
+    ImageDataset,
+    ImageList,
+    any_images,
+    eval_loader,
+    eval_transform,
+    pretrain_transform,
+)
+from simmim_bench.engine import autocast, best_device, fit
+from simmim_bench.errors import UsageError
+from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
+from simmim_bench.rundir import RunDir
+
+HELD_OUT_IMAGES = 512  # enough for the third digit of the held-out loss
+PICTURES = 8
+
+
+def pretrain(
+    *,
+    recipe: PretrainRecipe,
+    deviates: dict[str, Any],
+    data: Path,
+    run: RunDir,
+    seed: int,
+    init_from: str | None = None,
+    resume: bool = False,
+) -> Path:
+    """Pretrain and give the checkpoint directory.
+
+    Raises:
+        UsageError: sizes that do not divide each other.
+        DataError: images or a checkpoint that cannot be used.
+        DivergedError: the loss is not finite.
+    """
+    spec = find_spec(recipe.arch).at(recipe.img_size)
+    check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)
+    if any(size % spec.stride for size in recipe.img_size):
+        raise UsageError(
+            f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
+        )
+    images = any_images(data)
+    device = best_device()
+    model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    if init_from is not None:
+        model.load_state_dict(load_simmim(init_from).state_dict())
+    model.to(device)
+
+    loader = EpochLoader(
+        ImageDataset(
+            images,
+            pretrain_transform(
+                recipe.img_size, crop_scale=recipe.crop_scale, mean=IMAGENET_MEAN, std=IMAGENET_STD
+            ),
+        ),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        seed=seed,
+    )
+    peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay)
+    )
+    schedule = Schedule(
+        kind=recipe.schedule,
+        peak_lr=peak_lr,
+        total_steps=recipe.epochs * len(loader),
+        warmup_steps=recipe.warmup_epochs * len(loader),
+        warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
+        min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
+        milestones=[epoch * len(loader) for epoch in recipe.milestones],
+    )
+    first_epoch = 0
+    if resume and run.last_checkpoint.is_dir():
+        state = read_training_state(run.last_checkpoint)
+        model.load_state_dict(load_simmim(str(run.last_checkpoint)).state_dict())
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch = state["epochs_done"]
+        run.log(f"resumed after epoch {first_epoch}")
+    run.log(
+        f"{recipe.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
+        f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}"
+    )
+
+    provenance: dict[str, Any] = {
+        "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
+        "method": "simmim",
+        "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
+        "seed": seed,
+        "init_from": init_from,
+        "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
+    }
+
+    def save(epochs_done: int) -> None:
+        write_checkpoint(
+            run.last_checkpoint,
+            state=model.state_dict(),
+            spec=spec,
+            form="pretrain",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            provenance={**provenance, "epochs": epochs_done},
+            training={"optimizer": optimizer.state_dict(), "epochs_done": epochs_done},
+        )
+
+    def loss_of(batch: list[torch.Tensor], step: int) -> torch.Tensor:
+        pixels = batch[0].to(device, non_blocking=True)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        mask = _masks(len(pixels), recipe, spec.patch_size, generator).to(device)
+        loss: torch.Tensor = model(pixels, mask).loss
+        return loss
+
+    started = time.monotonic()
+    fit(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=loader,
+        loss_of=loss_of,
+        epochs=recipe.epochs,
+        first_epoch=first_epoch,
+        clip_grad=recipe.clip_grad,
+        precision=recipe.precision,
+        device=device,
+        run=run,
+        description="pretrain",
+        save=save,
+    )
+    held_out_loss = _held_out(model, recipe, data, images, run, device)
+    provenance |= {
+        "held_out_loss": held_out_loss,
+        "wall_time_s": round(time.monotonic() - started, 1),
+    }
+    save(recipe.epochs)
+    run.log(f"held-out reconstruction loss {held_out_loss:.4f}; {run.path / 'reconstructions.png'}")
+    return run.last_checkpoint
+
+
+def _masks(
+    count: int, recipe: PretrainRecipe, patch_size: int, generator: torch.Generator
+) -> torch.Tensor:
+    return random_masks(
+        count,
+        recipe.img_size,
+        mask_patch_size=recipe.mask_patch_size,
+        patch_size=patch_size,
+        mask_ratio=recipe.mask_ratio,
+        generator=generator,
+    )
+
+
+@torch.no_grad()
+def _held_out(
+    model: SimMIM,
+    recipe: PretrainRecipe,
+    data: Path,
+    images: ImageList,
+    run: RunDir,
+    device: torch.device,
+) -> float:
+    """Score reconstruction on images of `val/` with fixed masks, and draw some.
+
+    Without a `val/` folder the training images stand in, and the log says so.
+    """
+    if (data / "val").is_dir():
+        images = any_images(data / "val")
+    else:
+        run.log(f"{data} has no val/: the reconstruction loss is of training images")
+    stride = max(1, len(images) // HELD_OUT_IMAGES)
+    images = images.subset(range(0, len(images), stride))
+    transform = eval_transform(
+        recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    loader = eval_loader(
+        ImageDataset(images, transform), batch_size=64, num_workers=recipe.num_workers
+    )
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    total, count = 0.0, 0
+    drawn = False
+    for pixels, _ in loader:
+        mask = _masks(len(pixels), recipe, model.spec.patch_size, generator)
+        pixels, mask = pixels.to(device), mask.to(device)
+        with autocast(device, recipe.precision):
+            total += float(model(pixels, mask).loss) * len(pixels)
+        count += len(pixels)
+        if not drawn:
+            chosen = slice(None, None, max(1, len(pixels) // PICTURES))
+            grid = reconstruction_grid(
+                model,
+                pixels[chosen][:PICTURES],
+                mask[chosen][:PICTURES],
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+            )
+            save_grid(grid, run.path / "reconstructions.png")
+            run.tensorboard.add_image("reconstructions", grid)
+            drawn = True
+    return total / count

@@ -1,0 +1,646 @@
+"""The command line. Heavy imports happen inside the commands, so that `--help` loads no torch.
+
+In: arguments. Out: results on stdout (`--json` for machines), logs and progress on stderr, an exit code:
+0 done, 1 failed, 2 usage, 3 an engine is missing, 4 bad data, 5 diverged, 6 a check found drift,
+130/143 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec as find_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from simmim_bench import __version__
+from simmim_bench.errors import BenchError, UsageError
+
+if TYPE_CHECKING:
+    from simmim_bench.display import Display
+    from simmim_bench.record import Record
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
+
+
+def main() -> None:
+    """Run the command line; turn what a user can mend into one line and an exit code."""
+    try:
+        _check_packages()
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except BenchError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted.", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        _fail(
+            f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space.", 4
+        )
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _check_packages() -> None:
+    """Refuse to run beside another package that is called `pretrain` or `transfer`."""
+    home = Path(__file__).resolve().parent.parent
+    for name in ("pretrain", "transfer"):
+        found = find_module(name)
+        origin = found.origin if found is not None else None
+        if origin is None or Path(origin).resolve().parent.parent != home:
+            raise UsageError(
+                f"package '{name}' comes from {origin}, not from simmim-bench; start from another folder."
+            )
+
+
+def _complete_arch(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from simmim_bench.archs import ARCHS
+
+    return [CompletionItem(name) for name in ARCHS if name.startswith(incomplete)]
+
+
+def _complete_recipe(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in _all_recipes() if name.startswith(incomplete)]
+
+
+def _complete_ckpt(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    if incomplete.startswith("random:"):
+        from simmim_bench.archs import ARCHS
+
+        return [CompletionItem(n) for a in ARCHS if (n := f"random:{a}").startswith(incomplete)]
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _all_recipes() -> dict[str, Any]:
+    from pretrain.recipes import RECIPES as PRETRAIN
+    from transfer.recipes import RECIPES as TRANSFER
+
+    return {**PRETRAIN, **TRANSFER}
+
+
+def _run_options(command: Command) -> Command:
+    """Add the options that every run has."""
+    options = [
+        click.option(
+            "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
+        ),
+        click.option(
+            "--recipe",
+            metavar="NAME",
+            shell_complete=_complete_recipe,
+            help="Named recipe; see `simmim-bench recipes`. The arch's own by default.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            help="Run directory to write; below runs/ by default.",
+        ),
+        click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
+        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+        click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn."),
+        click.option(
+            "-o",
+            "--override",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
+        click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """How well does a backbone pretrained with SimMIM transfer?
+
+    Pretrain a backbone, take its checkpoint to six transfer tasks, and collect the records in one
+    leaderboard:
+
+    \b
+      simmim-bench pretrain --arch vit_b --data imagenet --out runs/vit_b
+      simmim-bench transfer linear --ckpt runs/vit_b --data imagenet
+      simmim-bench leaderboard build runs
+
+    Begin with `simmim-bench demo`: the whole path on generated pictures, in minutes on a CPU.
+    """
+
+
+@cli.command()
+@click.option(
+    "--arch",
+    required=True,
+    metavar="ARCH",
+    shell_complete=_complete_arch,
+    help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., vit_pocket, swin_pocket.",
+)
+@_run_options
+@click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
+def pretrain(
+    arch: str,
+    data: Path,
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    seed: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    init_from: str | None,
+) -> None:
+    """Pretrain a backbone with SimMIM.
+
+    DATA is a folder with train/ (and val/, for the held-out loss), class folders or flat; or any folder
+    of images. The checkpoint is RUN/checkpoints/last, pictures of reconstructions
+    RUN/reconstructions.png.
+
+    \b
+      simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
+      simmim-bench pretrain --arch vit_b --data imagenet -o epochs=100 -o batch_size=512
+    """
+    out = out or Path("runs", "pretrain", f"{arch}-{recipe or 'default'}-seed{seed}")
+    checkpoint = _pretrain(
+        arch, data, recipe, out, resume, overwrite, seed, overrides, init_from, _display(quiet)
+    )
+    click.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else str(checkpoint))
+
+
+def _pretrain(
+    arch: str,
+    data: Path,
+    recipe_name: str | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    seed: int,
+    overrides: tuple[str, ...],
+    init_from: str | None,
+    display: Display,
+) -> Path:
+    from pretrain.recipes import RECIPES, default_recipe, for_arch
+    from simmim_bench.recipe import deviations, find_recipe, override
+
+    named = (
+        default_recipe(arch)
+        if recipe_name is None
+        else for_arch(find_recipe(RECIPES, recipe_name), arch)
+    )
+    recipe = override(named, overrides)
+
+    from pretrain.run import pretrain as run_pretraining
+    from simmim_bench.rundir import open_run
+
+    deviates = deviations(recipe, named)
+    arguments = {"data": str(data), "seed": seed, "init_from": init_from}
+    with open_run(
+        out,
+        recipe=recipe,
+        deviates=deviates,
+        arguments=arguments,
+        display=display,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        return run_pretraining(
+            recipe=recipe,
+            deviates=deviates,
+            data=data,
+            run=run,
+            seed=seed,
+            init_from=init_from,
+            resume=resume,
+        )
+
+
+@cli.command()
+@click.argument("task", type=click.Choice(TASK_NAMES))
+@click.option(
+    "--ckpt",
+    required=True,
+    metavar="CKPT",
+    shell_complete=_complete_ckpt,
+    help="Checkpoint or run directory, or random:ARCH for the baseline.",
+)
+@_run_options
+@click.option(
+    "--fraction",
+    type=click.Choice(["1%", "10%"]),
+    default="1%",
+    show_default=True,
+    help="Share of the training images that fewshot sees.",
+)
+def transfer(
+    task: str,
+    ckpt: str,
+    data: Path,
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    seed: int,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    fraction: str,
+) -> None:
+    """Transfer a checkpoint to a task and record the score.
+
+    \b
+    imagenet  fine-tune all weights; top-1                   train/CLASS/*, val/CLASS/*
+    linear    logistic regression on frozen features; top-1  the same
+    knn       nearest neighbours of frozen features; top-1   the same
+    fewshot   linear with 1% or 10% of the images; top-1     the same
+    coco      Mask R-CNN through Detectron2; box, mask AP    train2017/, val2017/, annotations/
+    ade20k    UPerNet through MMSegmentation; mIoU           images/, annotations/ {training,validation}
+
+    The run directory holds the predictions and record.json, computed from them.
+
+    \b
+      simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
+      simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
+    """
+    slug = ckpt.strip("/").replace(":", "-").replace("/", "-")
+    shown = f"{task}-{fraction.rstrip('%')}pct" if task == "fewshot" else task
+    out = out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{seed}")
+    record = _transfer(
+        task, ckpt, data, recipe, out, resume, overwrite, seed, overrides, fraction, _display(quiet)
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(record)))
+    else:
+        for metric, value in record.metrics.items():
+            click.echo(f"{metric} {value:.2f}")
+
+
+def _transfer(
+    task: str,
+    ckpt: str,
+    data: Path,
+    recipe_name: str | None,
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    seed: int,
+    overrides: tuple[str, ...],
+    fraction: str,
+    display: Display,
+    features: dict[Any, Any] | None = None,
+) -> Record:
+    from simmim_bench.checkpoint import read_checkpoint
+    from simmim_bench.recipe import deviations, find_recipe, override
+    from transfer.recipes import RECIPES, default_recipe
+
+    found = None if recipe_name is None else find_recipe(RECIPES, recipe_name)
+    checkpoint = read_checkpoint(ckpt)
+    named = found or default_recipe(task, checkpoint.spec)
+    recipe = override(named, overrides)
+
+    from simmim_bench.rundir import open_run
+    from transfer.run import run_transfer
+
+    deviates = deviations(recipe, named)
+    arguments = {
+        "task": task,
+        "ckpt": ckpt,
+        "sha256": checkpoint.sha256,
+        "data": str(data),
+        "seed": seed,
+    }
+    with open_run(
+        out,
+        recipe=recipe,
+        deviates=deviates,
+        arguments=arguments,
+        display=display,
+        resume=resume,
+        overwrite=overwrite,
+    ) as run:
+        return run_transfer(
+            task,
+            checkpoint=checkpoint,
+            data=data,
+            run=run,
+            recipe=recipe,
+            deviates=deviates,
+            seed=seed,
+            resume=resume,
+            fraction=float(fraction.rstrip("%")) / 100,
+            features=features,
+        )
+
+
+@cli.group()
+def leaderboard() -> None:
+    """Build, check or show the table of all records below some folders."""
+
+
+_roots = click.argument("roots", nargs=-1, type=click.Path(path_type=Path), default=(Path("runs"),))
+_table_folder = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("leaderboard"),
+    show_default=True,
+    help="Folder of the tables.",
+)
+
+
+@leaderboard.command("build")
+@_roots
+@_table_folder
+def leaderboard_build(roots: tuple[Path, ...], out: Path) -> None:
+    """Write LEADERBOARD.md, leaderboard.csv and leaderboard.html from the records below ROOTS.
+
+    ROOTS are folders with run directories; runs/ by default.
+    """
+    from simmim_bench.leaderboard import find_records, print_table, write_leaderboard
+
+    rows = write_leaderboard(find_records(roots), out)
+    print_table(rows)
+    click.echo(str(out / "leaderboard.html"))
+
+
+@leaderboard.command("check")
+@_roots
+@_table_folder
+def leaderboard_check(roots: tuple[Path, ...], out: Path) -> None:
+    """Compute every score again from its predictions, and compare the tables.
+
+    Exit code 6 when a score, a hash or a table differs.
+    """
+    from simmim_bench.leaderboard import build_rows, check_record, check_tables, find_records
+
+    records = find_records(roots)
+    for path, record in records.items():
+        check_record(path, record)
+    check_tables(build_rows(records), out)
+    click.echo(f"{len(records)} records and their tables hold.")
+
+
+@leaderboard.command("show")
+@_roots
+@click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
+def leaderboard_show(roots: tuple[Path, ...], as_json: bool) -> None:
+    """Print the table of the records below ROOTS."""
+    from simmim_bench.leaderboard import COLUMNS, build_rows, find_records, print_table
+
+    rows = build_rows(find_records(roots))
+    if not as_json:
+        print_table(rows)
+        return
+    titles = [f"{c.task}/{c.metric}" for c in COLUMNS]
+    plain = [
+        {
+            "label": r.label,
+            "checkpoint": r.checkpoint,
+            "scores": {t: c and c.mean for t, c in zip(titles, r.cells, strict=True)},
+        }
+        for r in rows
+    ]
+    click.echo(json.dumps(plain))
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def recipes(context: click.Context) -> None:
+    """List all recipes; `recipes show NAME` prints one with its sources."""
+    if context.invoked_subcommand is None:
+        found = _all_recipes()
+        width = max(map(len, found))
+        for name, recipe in found.items():
+            click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
+
+
+@recipes.command("show")
+@click.argument("name", shell_complete=_complete_recipe)
+def recipes_show(name: str) -> None:
+    """Print a recipe as JSON."""
+    from simmim_bench.recipe import find_recipe
+
+    click.echo(json.dumps(find_recipe(_all_recipes(), name).to_json(), indent=2))
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True, help="Another seed, other pictures.")
+@click.option(
+    "--img-size", default="64", show_default=True, metavar="H[,W]", help="Pixels, at least 32."
+)
+@click.option(
+    "--imagenet", nargs=2, type=int, metavar="TRAIN VAL", help="Images of the ImageNet-like set."
+)
+@click.option("--coco", nargs=2, type=int, metavar="TRAIN VAL", help="Images of the COCO-like set.")
+@click.option(
+    "--ade20k", nargs=2, type=int, metavar="TRAIN VAL", help="Images of the ADE20K-like set."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the generated data in DIR.")
+def pocket(
+    folder: Path,
+    seed: int,
+    img_size: str,
+    imagenet: tuple[int, int] | None,
+    coco: tuple[int, int] | None,
+    ade20k: tuple[int, int] | None,
+    overwrite: bool,
+) -> None:
+    """Write generated data in the layouts of ImageNet, COCO 2017 and ADE20K.
+
+    The pictures show things of ten classes, told apart by shape, texture and parts, on stuff of several
+    classes. The same seed gives the same bytes.
+
+    \b
+      simmim-bench pocket data/pocket
+      simmim-bench pocket data/wide --img-size 96,128 --coco 1000 200
+    """
+    from simmim_bench.pocket import PocketCounts, write_pocket
+
+    sizes = img_size.replace("x", ",").split(",")
+    if len(sizes) not in (1, 2) or not all(size.strip().isdigit() for size in sizes):
+        raise UsageError(f"--img-size {img_size} is not H or H,W in pixels, such as 64 or 96,128.")
+    size = (int(sizes[0]), int(sizes[-1]))
+    splits = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
+    changes = {
+        f"{k}_{s}": n
+        for k, pair in splits.items()
+        if pair
+        for s, n in zip(("train", "val"), pair, strict=True)
+    }
+    if any(n < 1 for n in changes.values()):
+        raise UsageError("every count of images must be at least 1.")
+    counts = dataclasses.replace(PocketCounts(), **changes)
+    with _display(False).task("pictures", sum(vars(counts).values())) as task:
+        written = write_pocket(
+            folder,
+            seed=seed,
+            img_size=size,
+            counts=counts,
+            overwrite=overwrite,
+            progress=lambda done, total: task.advance(),
+        )
+    for split, count in written.items():
+        click.echo(f"{split} {count}")
+
+
+@cli.command()
+@click.option(
+    "--ckpt",
+    required=True,
+    metavar="CKPT",
+    shell_complete=_complete_ckpt,
+    help="A pretraining checkpoint.",
+)
+@click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG to write.")
+@click.option(
+    "--count", default=8, show_default=True, type=click.IntRange(1), help="How many images."
+)
+@click.option(
+    "--mask-patch-size",
+    type=click.IntRange(1),
+    help="Side of the masking unit in pixels; the stride by default.",
+)
+@click.option(
+    "--mask-ratio",
+    default=0.6,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share hidden.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the masks.")
+def visualize(
+    ckpt: str,
+    images: Path,
+    out: Path,
+    count: int,
+    mask_patch_size: int | None,
+    mask_ratio: float,
+    seed: int,
+) -> None:
+    """Draw what a checkpoint sees: original, masked, reconstruction pasted into the visible part.
+
+    \b
+      simmim-bench visualize --ckpt runs/pocket --images data/pocket/imagenet/val --out seen.png
+    """
+    from pretrain.visualize import draw_folder
+
+    draw_folder(
+        ckpt,
+        images,
+        out,
+        count=count,
+        mask_patch_size=mask_patch_size,
+        mask_ratio=mask_ratio,
+        seed=seed,
+    )
+    click.echo(str(out))
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what works, and what to run to mend it.
+
+    Exit code 3 when an engine is missing or broken.
+    """
+    from simmim_bench.doctor import ENGINES, examine
+
+    findings = [examine(engine) for engine in ENGINES]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            engine = finding.engine
+            state = (
+                finding.version
+                or f"missing or broken: {finding.error}\n{'':13}mend it: {engine.remedy}"
+            )
+            click.echo(f"{engine.name:<12} {engine.serves:<20} {state}")
+    if any(finding.version is None for finding in findings):
+        sys.exit(3)
+
+
+@cli.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder to write; what is done in it is not done again.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew.")
+def demo(out: Path, overwrite: bool) -> None:
+    """Go the whole path on generated pictures: at most ten minutes on two CPU cores.
+
+    A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
+    """
+    from simmim_bench.demo import ARCH, Step, run_demo
+    from simmim_bench.leaderboard import print_table
+    from simmim_bench.pocket import PocketCounts
+
+    features: dict[Any, Any] = {}
+
+    def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
+        return _pretrain(ARCH, data, None, folder, True, False, 0, (), None, display)
+
+    def transfer_into(
+        step: Step, ckpt: str, data: Path, folder: Path, seed: int, display: Display
+    ) -> None:
+        _transfer(
+            step.task,
+            ckpt,
+            data,
+            None,
+            folder,
+            True,
+            False,
+            seed,
+            (),
+            step.fraction or "1%",
+            display,
+            features,
+        )
+
+    rows = run_demo(
+        out,
+        counts=PocketCounts(),
+        overwrite=overwrite,
+        display=_display(False),
+        pretrain=pretrain_into,
+        transfer=transfer_into,
+    )
+    print_table(rows)
+    click.echo(f"reconstructions  {out / 'pretrain' / 'reconstructions.png'}")
+    click.echo(f"leaderboard      {out / 'leaderboard' / 'leaderboard.html'}")
+
+
+def _display(quiet: bool) -> Display:
+    from simmim_bench.display import Display
+
+    return Display(quiet=quiet)

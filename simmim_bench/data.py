@@ -1,0 +1,289 @@
+"""Images on disk: class folders, flat folders, transforms, subsets, fingerprints.
+
+In: a folder in ImageNet's layout (`train/` and `val/`, a folder a class), or any folder of images for
+pretraining. Out: datasets of tensors (C, H, W), normalised, with their labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision import transforms as T
+
+from simmim_bench.errors import DataError, UsageError
+
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".ppm": "PPM",
+}
+# The one file of ImageNet-1K whose name lies: a PNG among the JPEGs.
+MISNAMED_IN_IMAGENET = "n02105855_2933.JPEG"
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images of one split, sorted: paths, a label each, and the class names."""
+
+    root: Path
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: Sequence[int]) -> ImageList:
+        """Keep some images, in the order of `indices`; the classes stay."""
+        return ImageList(
+            self.root,
+            tuple(self.paths[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.classes,
+        )
+
+    def fingerprint(self) -> str:
+        """Hash every image's path below the root and its size in bytes: SHA-256 in hexadecimal."""
+        digest = hashlib.sha256()
+        for path in self.paths:
+            line = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n"
+            digest.update(line.encode())
+        return digest.hexdigest()
+
+
+def class_folders(root: Path, split: str) -> ImageList:
+    """List a split in ImageNet's layout, `root/split/class/image`.
+
+    Raises:
+        DataError: a folder is missing or empty, or a class folder has no images.
+    """
+    folder = root / split
+    if not folder.is_dir():
+        raise DataError(
+            f"data folder {folder} is not there; --data takes a folder with train/ and val/, a folder a class."
+        )
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    if not names:
+        raise DataError(
+            f"data folder {folder} has no class folders; put the images into {folder}/CLASS/."
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        images = _images_below(folder / name)
+        if not images:
+            raise DataError(
+                f"class folder {folder / name} has no images ({', '.join(FORMATS)}); fill it or remove it."
+            )
+        paths += images
+        labels += [label] * len(images)
+    return ImageList(root, tuple(paths), tuple(labels), tuple(names))
+
+
+def any_images(root: Path) -> ImageList:
+    """List all images below `root/train`, or below `root` where there is no such folder, as one class.
+
+    Raises:
+        DataError: the folder is missing or has no images.
+    """
+    folder = root / "train" if (root / "train").is_dir() else root
+    if not folder.is_dir():
+        raise DataError(f"data folder {folder} is not there; --data takes a folder of images.")
+    paths = _images_below(folder)
+    if not paths:
+        raise DataError(f"data folder {folder} has no images ({', '.join(FORMATS)}).")
+    return ImageList(root, tuple(paths), (0,) * len(paths), ("image",))
+
+
+def check_same_classes(train: ImageList, val: ImageList) -> None:
+    """Refuse splits whose class folders differ.
+
+    Raises:
+        DataError: naming the classes that one of them lacks.
+    """
+    odd = sorted(set(train.classes) ^ set(val.classes))
+    if odd:
+        raise DataError(
+            f"train/ and val/ of {train.root} have different classes: {', '.join(odd[:5])} "
+            "is in one of them only; give both the same class folders."
+        )
+
+
+def _images_below(folder: Path) -> list[Path]:
+    found = []
+    for directory, _, files in os.walk(folder, followlinks=True):
+        found += [Path(directory, f) for f in files if os.path.splitext(f)[1].lower() in FORMATS]
+    return sorted(found)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image whole, as RGB.
+
+    Raises:
+        DataError: it cannot be decoded, or its content is not what its name says.
+    """
+    try:
+        with Image.open(path) as image:
+            wanted = FORMATS[path.suffix.lower()]
+            if image.format not in (wanted, "MPO") and path.name != MISNAMED_IN_IMAGENET:
+                raise DataError(
+                    f"image {path} is a {image.format} file by its content, not {wanted}; rename it or convert it."
+                )
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"image {path} cannot be read: {error}; replace it or remove it."
+        ) from error
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Images and labels of a list, each image passed through a transform."""
+
+    def __init__(self, images: ImageList, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = read_image(self.images.paths[index])
+        return self.transform(image), self.images.labels[index]
+
+
+def pretrain_transform(
+    img_size: tuple[int, int],
+    *,
+    crop_scale: tuple[float, float],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Image.Image], Tensor]:
+    """Crop at random, flip, normalise: SimMIM's data/data_simmim.py."""
+    return T.Compose(
+        [
+            T.RandomResizedCrop(img_size, scale=crop_scale, ratio=(3 / 4, 4 / 3)),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(mean, std),
+        ]
+    )
+
+
+def train_transform(
+    img_size: tuple[int, int], recipe: Any, mean: Sequence[float], std: Sequence[float]
+) -> Callable[[Image.Image], Tensor]:
+    """Build timm's training augmentation from a fine-tuning recipe."""
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        (3, *img_size),
+        is_training=True,
+        scale=recipe.crop_scale,
+        hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter or None,
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.random_erasing,
+        re_mode="pixel",
+        interpolation="bicubic",
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    return transform
+
+
+def eval_transform(
+    img_size: tuple[int, int],
+    *,
+    crop_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[[Image.Image], Tensor]:
+    """Resize so that the crop covers `crop_ratio` of the shorter side, cut the centre, normalise."""
+    cover = [round(size / crop_ratio) for size in img_size]
+
+    def resize(image: Image.Image) -> Image.Image:
+        factor = max(cover[0] / image.height, cover[1] / image.width)
+        size = (
+            max(cover[0], round(image.height * factor)),
+            max(cover[1], round(image.width * factor)),
+        )
+        resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
+        return resized
+
+    return T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
+
+
+def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
+    """Choose a share of the images, the same number from every class, at least one.
+
+    Args:
+        labels: class of every image.
+        fraction: share to keep, in (0, 1]; each class gives round(fraction * n / classes) images.
+
+    Returns:
+        Indices, ascending. The same labels, fraction and seed give the same indices on every machine.
+
+    Raises:
+        UsageError: the fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"fraction {fraction} is not in (0, 1]; use 1% or 10%.")
+    array = np.asarray(labels)
+    classes = np.unique(array)
+    wanted = max(1, round(fraction * len(array) / len(classes)))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen = [generator.permutation(np.flatnonzero(array == c))[:wanted] for c in classes]
+    return sorted(int(i) for i in np.concatenate(chosen))
+
+
+class EpochLoader:
+    """A shuffled training loader whose order and augmentation depend on (seed, epoch) alone.
+
+    That is what lets a run resumed at an epoch's end go on as if it had never stopped.
+    """
+
+    def __init__(
+        self, dataset: Dataset[Any], *, batch_size: int, num_workers: int, seed: int
+    ) -> None:
+        self._generator = torch.Generator()
+        self._seed = seed
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=RandomSampler(dataset, generator=self._generator),  # type: ignore[arg-type]
+            num_workers=num_workers,
+            # A last small batch is dropped, unless it is the only one.
+            drop_last=len(dataset) >= batch_size,  # type: ignore[arg-type]
+            generator=self._generator,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def epoch(self, number: int) -> DataLoader[Any]:
+        """Give the loader of an epoch; also seeds the global generators, which augmentations use."""
+        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        self._generator.manual_seed(seed)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        # timm's RandAugment draws from Python's generator.
+        random.seed(seed)
+        return self._loader
+
+
+def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Give every image once, in order."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)

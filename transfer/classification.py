@@ -1,0 +1,232 @@
+"""End-to-end fine-tuning for classification: `imagenet`, and `fewshot` with all weights trained.
+
+In: a checkpoint, a folder in ImageNet's layout, a recipe. Out: logits of every validation image, and
+the record computed from them. Follows SimMIM (arXiv 2111.09886, section 4.1) and its main_finetune.py:
+mean pooling, layer-wise learning-rate decay, Mixup and CutMix, the last epoch's model.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from torch import Tensor, nn
+
+from simmim_bench.backbones import Backbone, load_backbone
+from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.data import (
+    EpochLoader,
+    ImageDataset,
+    ImageList,
+    check_same_classes,
+    class_folders,
+    eval_loader,
+    eval_transform,
+    train_transform,
+)
+from simmim_bench.engine import autocast, best_device, fit
+from simmim_bench.metrics import write_logits
+from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
+from simmim_bench.record import Record, write_record
+from simmim_bench.rundir import RunDir
+from transfer.recipes import FinetuneRecipe
+
+
+def run_imagenet(
+    *,
+    checkpoint: Checkpoint,
+    data: Path,
+    run: RunDir,
+    recipe: FinetuneRecipe,
+    deviates: dict[str, Any],
+    seed: int,
+    resume: bool = False,
+) -> Record:
+    """Fine-tune on `data/train`, score on `data/val`.
+
+    Raises:
+        DataError: images that cannot be used, or a checkpoint that does not fit.
+        DivergedError: the loss is not finite.
+    """
+    started = time.monotonic()
+    train, val = class_folders(data, "train"), class_folders(data, "val")
+    check_same_classes(train, val)
+    model = finetune(
+        checkpoint=checkpoint, train=train, run=run, recipe=recipe, seed=seed, resume=resume
+    )
+    logits = predict(model, checkpoint, val, recipe, run)
+    predictions = run.predictions / "logits.npz"
+    write_logits(predictions, logits, np.array(val.labels))
+    return write_record(
+        run,
+        task="imagenet",
+        checkpoint=checkpoint,
+        recipe=recipe,
+        deviates=deviates,
+        seed=seed,
+        data=describe(data, train, val),
+        predictions=predictions,
+        evaluated=len(logits),
+        expected=len(val),
+        wall_time_s=time.monotonic() - started,
+        details={"epochs": recipe.epochs, "weights": str(model.load_report)},
+    )
+
+
+def describe(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
+    """Say which data a record is about."""
+    return {
+        "root": str(data),
+        "classes": len(val.classes),
+        "train_images": len(train),
+        "train_fingerprint": train.fingerprint(),
+        "fingerprint": val.fingerprint(),
+    }
+
+
+def finetune(
+    *,
+    checkpoint: Checkpoint,
+    train: ImageList,
+    run: RunDir,
+    recipe: FinetuneRecipe,
+    seed: int,
+    resume: bool,
+) -> Backbone:
+    """Train a backbone with a new head on all its weights; the last epoch's weights are kept."""
+    device = best_device()
+    classes = len(train.classes)
+    model = load_backbone(
+        checkpoint,
+        recipe.img_size,
+        classes,
+        drop_path_rate=recipe.drop_path_rate,
+        seed=seed,
+    ).to(device)
+    run.log(str(model.load_report))
+    loader = EpochLoader(
+        ImageDataset(
+            train, train_transform(recipe.img_size, recipe, checkpoint.mean, checkpoint.std)
+        ),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        seed=seed,
+    )
+    peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(
+            model,
+            model,
+            lr=peak_lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+    )
+    schedule = Schedule(
+        kind="cosine",
+        peak_lr=peak_lr,
+        total_steps=recipe.epochs * len(loader),
+        warmup_steps=recipe.warmup_epochs * len(loader),
+        warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
+        min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
+    )
+    first_epoch = 0
+    if resume and run.last_checkpoint.is_dir():
+        saved = load_backbone(str(run.last_checkpoint), recipe.img_size, classes)
+        model.load_state_dict(saved.state_dict())
+        state = read_training_state(run.last_checkpoint)
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch = state["epochs_done"]
+        run.log(f"resumed after epoch {first_epoch}")
+
+    loss_of_logits, mixup = _loss(recipe, classes)
+
+    def loss_of(batch: list[Tensor], step: int) -> Tensor:
+        images, labels = (x.to(device, non_blocking=True) for x in batch)
+        # Mixup pairs an image with its mirror in the batch, so it needs an even one.
+        if mixup is not None and len(images) % 2 == 0:
+            images, labels = mixup(images, labels)
+        elif mixup is not None:
+            labels = F.one_hot(labels, classes).float()
+        return loss_of_logits(model(images).float(), labels)
+
+    def save(epochs_done: int) -> None:
+        write_checkpoint(
+            run.last_checkpoint,
+            state=model.state_dict(),
+            spec=model.spec,
+            form="transfer",
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            provenance={
+                "label": f"{checkpoint.label}, fine-tuned",
+                "method": "finetune",
+                "recipe": {"name": recipe.name, "sha256": recipe.sha256()},
+                "epochs": epochs_done,
+                "classes": list(train.classes),
+                "from": {"sha256": checkpoint.sha256, "provenance": checkpoint.provenance},
+            },
+            training={"optimizer": optimizer.state_dict(), "epochs_done": epochs_done},
+        )
+
+    fit(
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        loader=loader,
+        loss_of=loss_of,
+        epochs=recipe.epochs,
+        first_epoch=first_epoch,
+        clip_grad=recipe.clip_grad,
+        precision=recipe.precision,
+        device=device,
+        run=run,
+        description="fine-tune",
+        save=save,
+    )
+    return model
+
+
+def _loss(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:
+    """Give the loss and the batch mixing of a recipe; label smoothing is in one of them."""
+    if recipe.mixup or recipe.cutmix:
+        mixing = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=classes,
+        )
+        return SoftTargetCrossEntropy(), mixing
+    return LabelSmoothingCrossEntropy(recipe.label_smoothing), None
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, checkpoint: Checkpoint, images: ImageList, recipe: FinetuneRecipe, run: RunDir
+) -> np.ndarray:
+    """Give logits (N, classes) of every image once, in the list's order."""
+    device = best_device()
+    transform = eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+    )
+    loader = eval_loader(
+        ImageDataset(images, transform),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+    )
+    model.eval()
+    logits = []
+    with run.display.task("evaluate", len(images)) as task, autocast(device, recipe.precision):
+        for batch, _ in loader:
+            logits.append(model(batch.to(device)).float().cpu())
+            task.advance(len(batch))
+    return torch.cat(logits).numpy()

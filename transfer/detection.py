@@ -1,0 +1,246 @@
+"""COCO transfer: fine-tune Mask R-CNN on a checkpoint through Detectron2, and score it.
+
+In: a checkpoint, a folder in COCO's layout, a recipe, a seed. Out: `predictions/coco_results.json`, the
+record with box AP and, where the data has masks, mask AP, and `predictions.png`. Follows section 4.3 of
+arXiv 2111.09886 with the detectors of ViTDet (arXiv 2203.16527) and Mask R-CNN (arXiv 1703.06870).
+Nothing of Detectron2 is imported before `run_coco` has made sure that it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.engine import best_device
+from simmim_bench.errors import MissingEngineError
+from simmim_bench.files import replacing, write_text
+from simmim_bench.optim import Schedule, parameter_groups
+from simmim_bench.record import Record, write_record
+from simmim_bench.rundir import RunDir
+from transfer.detection_data import (
+    CocoSplit,
+    data_identity,
+    read_splits,
+    train_loader,
+    val_loader,
+)
+from transfer.recipes import CocoRecipe
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
+PICTURES = 8
+DRAWN_ABOVE = 0.3  # score of the detections in the pictures
+
+
+def require_detectron2() -> None:
+    """Make sure that Detectron2 and what it needs can be imported.
+
+    Raises:
+        MissingEngineError: something is missing, or Detectron2 is from before ViTDet.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it still uses torch.jit.script
+            import pycocotools.mask  # noqa: F401
+            from detectron2.modeling import SimpleFeaturePyramid  # noqa: F401
+    except ImportError as error:
+        raise MissingEngineError(
+            f"coco needs Detectron2, which cannot be imported ({error}); install the extra [det] and "
+            "Detectron2's sources as README, section 'Installation', says."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Detectron2's log lines and deprecation warnings from the terminal."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "iopath")]
+    before = [(logger, logger.propagate) for logger in loggers]
+    nowhere = logging.NullHandler()
+    for logger in loggers:
+        logger.addHandler(nowhere)
+        logger.propagate = False
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # torch.cuda.amp, torch.jit
+            warnings.filterwarnings("ignore", message=".*torch.meshgrid")
+            yield
+    finally:
+        for logger, propagate in before:
+            logger.removeHandler(nowhere)
+            logger.propagate = propagate
+
+
+def run_coco(
+    *,
+    checkpoint: Checkpoint,
+    data: Path,
+    run: RunDir,
+    recipe: CocoRecipe,
+    deviates: dict[str, Any],
+    seed: int,
+    resume: bool = False,
+) -> Record:
+    """Fine-tune, detect in the val split, and write the record.
+
+    Raises:
+        MissingEngineError: Detectron2 is not installed.
+        UsageError: the recipe's pyramid cannot be had from the backbone.
+        DataError: annotations or images that cannot be used.
+        DivergedError: the loss is not finite.
+        InterruptedRun: SIGINT or SIGTERM came; the iterations done are saved.
+    """
+    require_detectron2()
+    with _quiet():
+        return _run_coco(checkpoint, data, run, recipe, deviates, seed, resume)
+
+
+def _run_coco(
+    checkpoint: Checkpoint,
+    data: Path,
+    run: RunDir,
+    recipe: CocoRecipe,
+    deviates: dict[str, Any],
+    seed: int,
+    resume: bool,
+) -> Record:
+    from transfer.detection_model import build_detector, detect, find_adapter, train_detector
+
+    started = time.monotonic()
+    train, val = read_splits(data)
+    device = best_device()
+    model = build_detector(
+        checkpoint,
+        recipe,
+        num_classes=len(train.category_ids),
+        masks=train.has_masks,
+        seed=seed,
+        device=device,
+    )
+    backbone = find_adapter(model).backbone
+    run.log(
+        f"{checkpoint.label}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{backbone.load_report}, {train.count} images to train on, {recipe.max_iters} iterations of "
+        f"{recipe.batch_size}, " + ("boxes and masks" if train.has_masks else "boxes only")
+    )
+    optimizer = torch.optim.AdamW(
+        parameter_groups(
+            model,
+            backbone,
+            lr=recipe.base_lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+    )
+    schedule = Schedule(
+        kind="multistep",
+        peak_lr=recipe.base_lr,
+        warmup_lr=recipe.base_lr / 1000,  # detectron2: WarmupParamScheduler's factor in ViTDet
+        total_steps=recipe.max_iters,
+        warmup_steps=recipe.warmup_iters,
+        milestones=[round(share * recipe.max_iters) for share in recipe.milestones],
+    )
+    progress: dict[str, Any] = {"iterations": 0, "losses": {}, "wall_time_s": 0.0}
+    if resume and run.last_checkpoint.is_dir():
+        state = read_training_state(run.last_checkpoint)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        run.log(f"resumed after iteration {progress['iterations']}")
+    spent_before = progress["wall_time_s"]
+
+    def save(iterations: int, losses: dict[str, float]) -> None:
+        spent = spent_before + time.monotonic() - started
+        progress.update(iterations=iterations, losses=losses, wall_time_s=spent)
+        write_checkpoint(
+            run.last_checkpoint,
+            state=backbone.state_dict(),
+            spec=backbone.spec,
+            form="transfer",
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            provenance={
+                **checkpoint.provenance,
+                "label": f"{checkpoint.label}, then {recipe.name}",
+                "fine_tuned": {"task": "coco", "iterations": iterations, "seed": seed},
+            },
+            training={
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "progress": progress,
+            },
+        )
+
+    if progress["iterations"] < recipe.max_iters:
+        first_iter = progress["iterations"]
+        train_detector(
+            model,
+            optimizer,
+            schedule,
+            train_loader(train, recipe, seed, first_iter),
+            recipe=recipe,
+            first_iter=first_iter,
+            seed=seed,
+            run=run,
+            save=save,
+        )
+    with run.display.task("coco: val", val.count) as task:
+        results, kept, evaluated = detect(model, val_loader(val, recipe), val, task, PICTURES)
+    predictions = run.predictions / "coco_results.json"
+    write_text(predictions, json.dumps(results) + "\n")
+    _draw(val, kept, run)
+    return write_record(
+        run,
+        task="coco",
+        checkpoint=checkpoint,
+        recipe=recipe,
+        deviates=deviates,
+        seed=seed,
+        data=data_identity(data, val),
+        predictions=predictions,
+        evaluated=evaluated,
+        expected=val.count,
+        wall_time_s=spent_before + time.monotonic() - started,
+        details={
+            "iterations": progress["iterations"],
+            "losses": progress["losses"],
+            "load_report": str(backbone.load_report),
+            "masks": train.has_masks,
+            "detections": len(results),
+        },
+    )
+
+
+def _draw(val: CocoSplit, found: list[Instances], run: RunDir) -> None:
+    """Write predictions.png: a row an image, the truth on the left, the detections on the right."""
+    from detectron2.data.catalog import Metadata
+    from detectron2.data.detection_utils import read_image
+    from detectron2.utils.visualizer import Visualizer
+    from torchvision.transforms.functional import resize
+    from torchvision.utils import make_grid, save_image
+
+    names = Metadata(name="", thing_classes=list(val.class_names))
+    pictures = []
+    for truth, instances in zip(val.dataset_dicts(), found, strict=False):
+        image = read_image(truth["file_name"], format="RGB")
+        scale = 256 / max(image.shape[:2])
+        sure = instances[instances.scores > DRAWN_ABOVE]
+        for drawn in (
+            Visualizer(image, names, scale=scale).draw_dataset_dict(truth),
+            Visualizer(image, names, scale=scale).draw_instance_predictions(sure),
+        ):
+            pixels = torch.from_numpy(drawn.get_image().copy()).permute(2, 0, 1) / 255
+            pictures.append(resize(pixels, [256, 256], antialias=True))
+    grid = make_grid(pictures, nrow=4, padding=4, pad_value=1.0)
+    with replacing(run.path / "predictions.png") as temporary:
+        save_image(grid, temporary, format="png")
+    run.tensorboard.add_image("predictions", grid)

@@ -1,0 +1,167 @@
+"""Our backbones as Detectron2 backbones: the raw maps, and the pyramids that detectors are built on.
+
+In: CKPT, or a checkpoint already read. Out: a `detectron2.modeling.Backbone` that maps images (B, 3, H, W)
+to named maps: `map0`, `map1`, ... as `forward_maps` gives them, or a pyramid `p2`, `p3`, ... whose level
+pN has stride 2**N. A ViT gets the simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its
+last map, a Swin an FPN (arXiv 1612.03144) on its stages.
+
+With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml config, call
+`add_simmim_config(cfg)` and name `SimMIMBackbone` or `build_simmim_pyramid` in `MODEL.BACKBONE.NAME`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, SimpleFeaturePyramid
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import Tensor
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.errors import UsageError
+from transfer.recipes import CocoRecipe
+
+
+@BACKBONE_REGISTRY.register()
+class SimMIMBackbone(Backbone):
+    """The maps of a backbone under the names `map0`, `map1`, ..., unchanged."""
+
+    @configurable
+    def __init__(
+        self,
+        ckpt: str | Checkpoint,
+        *,
+        img_size: tuple[int, int] | None = None,
+        drop_path_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = load_backbone(
+            ckpt, img_size=img_size, drop_path_rate=drop_path_rate, seed=seed
+        )
+        levels = self.backbone.feature_levels
+        self._out_features = [f"map{i}" for i in range(len(levels))]
+        self._out_feature_channels = {f"map{i}": lv.channels for i, lv in enumerate(levels)}
+        self._out_feature_strides = {f"map{i}": lv.stride for i, lv in enumerate(levels)}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
+        """Read the node that `add_simmim_config` adds."""
+        return {
+            "ckpt": cfg.MODEL.SIMMIM.CKPT,
+            "img_size": tuple(cfg.MODEL.SIMMIM.IMG_SIZE),
+            "drop_path_rate": cfg.MODEL.SIMMIM.DROP_PATH_RATE,
+            "seed": max(cfg.SEED, 0),
+        }
+
+    @property
+    def size_divisibility(self) -> int:
+        """Pad so that every map's cell covers pixels; other sizes run too, with a ragged border."""
+        return self.backbone.feature_levels[-1].stride
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to {"map0": (B, C, h, w), ...}, h = ceil(H / stride)."""
+        return dict(zip(self._out_features, self.backbone.forward_maps(images), strict=True))
+
+
+class ViTPyramid(SimpleFeaturePyramid):
+    """Detectron2's simple feature pyramid, with the padding that it means to ask for.
+
+    Its `padding_constraints` misspells "size_divisibility", and the property of that name stays 0, so
+    that batches would be padded to no multiple of the stride.
+    """
+
+    @property
+    def size_divisibility(self) -> int:
+        """Stride of the coarsest level that is not pooled from another."""
+        return int(self._size_divisibility)
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """Pad to a square where one is asked for, then to the stride."""
+        return {"size_divisibility": self.size_divisibility, "square_size": self._square_pad}
+
+
+def build_pyramid(
+    net: SimMIMBackbone, strides: tuple[int, ...], channels: int, square_pad: int = 0
+) -> Backbone:
+    """Put a pyramid on a backbone.
+
+    Args:
+        strides: of the levels in pixels, each twice the one before. A ViT of patch size p has p/4, p/2,
+            p and 2p, a Swin its stages; one more, twice as coarse, is pooled from the last.
+        square_pad: side in pixels of the square that images are padded to; 0 for none.
+
+    Raises:
+        UsageError: the backbone cannot give these strides.
+    """
+    spec = net.backbone.spec
+    own = [level.stride for level in spec.feature_levels]
+    if spec.family == "vit":
+        own = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
+    pooled = len(strides) > 1 and strides[-1] not in own
+    direct = strides[:-1] if pooled else strides
+    doubles = all(fine * 2 == coarse for fine, coarse in zip(strides, strides[1:], strict=False))
+    if not (doubles and set(direct) <= set(own)):
+        raise UsageError(
+            f"strides {strides} cannot be had from {spec.arch}: each must be twice the one before, of "
+            f"{own}, and at most one more."
+        )
+    top_block = None
+    if pooled:
+        top_block = LastLevelMaxPool()
+        top_block.in_feature = f"p{direct[-1].bit_length() - 1}"  # it says "p5" whatever the strides
+    if spec.family == "vit":
+        return ViTPyramid(
+            net,
+            in_feature=f"map{len(spec.feature_levels) - 1}",
+            out_channels=channels,
+            scale_factors=[spec.patch_size / stride for stride in direct],
+            top_block=top_block,
+            square_pad=square_pad,
+        )
+    return FPN(
+        net,
+        in_features=[f"map{own.index(stride)}" for stride in direct],
+        out_channels=channels,
+        top_block=top_block,
+        square_pad=square_pad,
+    )
+
+
+def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: int) -> Backbone:
+    """Build the pyramid of a recipe; all that the checkpoint does not hold is drawn from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = SimMIMBackbone(
+            checkpoint,
+            img_size=recipe.img_size,
+            drop_path_rate=recipe.drop_path_rate,
+            seed=seed,
+        )
+        return build_pyramid(net, recipe.strides, recipe.neck_channels, max(recipe.img_size))
+
+
+def add_simmim_config(cfg: CfgNode) -> None:
+    """Add MODEL.SIMMIM to a yaml config: the checkpoint and what the pyramid is made of."""
+    cfg.MODEL.SIMMIM = CfgNode(
+        {
+            "CKPT": "random:vit_b",
+            "IMG_SIZE": [1024, 1024],
+            "DROP_PATH_RATE": 0.0,
+            "STRIDES": [4, 8, 16, 32, 64],
+            "SQUARE_PAD": 0,
+        }
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_simmim_pyramid(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
+    """Build the pyramid of a yaml config, MODEL.FPN.OUT_CHANNELS wide."""
+    node = cfg.MODEL.SIMMIM
+    net = SimMIMBackbone(cfg, input_shape)
+    return build_pyramid(net, tuple(node.STRIDES), cfg.MODEL.FPN.OUT_CHANNELS, node.SQUARE_PAD)

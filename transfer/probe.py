@@ -1,0 +1,263 @@
+"""Scores on frozen features: `linear`, `knn`, and `fewshot` by logistic regression.
+
+In: a checkpoint, a folder in ImageNet's layout, a recipe. Out: logits of every validation image, and
+the record computed from them. One pass of the frozen backbone gives the mean patch token after every
+block; which block serves is chosen on training images alone, so that the validation set is touched
+once. That MIM features are best in the middle of the network is SimMIM's own remark
+(github.com/microsoft/SimMIM/issues/14); k-NN follows DINO (arXiv 2104.14294, section 4.1).
+
+Legend: N images, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.data import (
+    ImageDataset,
+    ImageList,
+    balanced_subset,
+    check_same_classes,
+    class_folders,
+    eval_loader,
+    eval_transform,
+)
+from simmim_bench.engine import autocast, best_device
+from simmim_bench.metrics import write_logits
+from simmim_bench.record import Record, write_record
+from simmim_bench.rundir import RunDir
+from transfer.classification import describe
+from transfer.recipes import ProbeRecipe
+
+FeatureCache = dict[tuple[str, str, str, str], Tensor]
+KNN_CHUNK = 1024  # rows of the similarity matrix at a time
+
+
+def run_probe(
+    task: str,
+    *,
+    checkpoint: Checkpoint,
+    data: Path,
+    run: RunDir,
+    recipe: ProbeRecipe,
+    deviates: dict[str, Any],
+    seed: int,
+    fraction: float = 1.0,
+    features: FeatureCache | None = None,
+) -> Record:
+    """Score frozen features.
+
+    Args:
+        features: keeps features between calls, so that several tasks share one pass of the backbone.
+        task: "linear", "knn" or "fewshot".
+        fraction: share of the training images that `fewshot` may see, the same number from every class.
+
+    Raises:
+        DataError: images that cannot be used, or a checkpoint that does not fit.
+    """
+    started = time.monotonic()
+    train, val = class_folders(data, "train"), class_folders(data, "val")
+    check_same_classes(train, val)
+    features = {} if features is None else features
+    train_blocks = extract(checkpoint, train, recipe, run, seed, features)
+    val_blocks = extract(checkpoint, val, recipe, run, seed, features)
+    if task == "fewshot":
+        shown = balanced_subset(train.labels, fraction, seed)
+        train, train_blocks = train.subset(shown), train_blocks[shown]
+    labels = torch.tensor(train.labels)
+    classes = len(train.classes)
+
+    if task == "knn":
+        block = max(
+            range(train_blocks.shape[1]),
+            key=lambda b: _accuracy(
+                knn_logits(
+                    train_blocks[:, b],
+                    labels,
+                    train_blocks[:, b],
+                    classes,
+                    recipe,
+                    leave_one_out=True,
+                ),
+                labels,
+            ),
+        )
+        logits = knn_logits(train_blocks[:, block], labels, val_blocks[:, block], classes, recipe)
+        chosen: dict[str, Any] = {"block": block + 1, "k": recipe.k}
+    else:
+        block, l2 = choose_linear(train_blocks, labels, classes, recipe, seed)
+        weights = fit_linear(train_blocks[:, block], labels, classes, l2)
+        logits = apply_linear(weights, val_blocks[:, block])
+        chosen = {"block": block + 1, "l2": l2}
+    run.log(f"chosen on training images: {', '.join(f'{k} {v}' for k, v in chosen.items())}")
+
+    predictions = run.predictions / "logits.npz"
+    write_logits(predictions, logits.numpy(), np.array(val.labels))
+    return write_record(
+        run,
+        task=f"fewshot-{fraction:.0%}" if task == "fewshot" else task,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        deviates=deviates,
+        seed=seed,
+        data=describe(data, train, val),
+        predictions=predictions,
+        evaluated=len(logits),
+        expected=len(val),
+        wall_time_s=time.monotonic() - started,
+        details={**chosen, "blocks": train_blocks.shape[1]},
+    )
+
+
+@torch.no_grad()
+def extract(
+    checkpoint: Checkpoint,
+    images: ImageList,
+    recipe: ProbeRecipe,
+    run: RunDir,
+    seed: int,
+    features: FeatureCache,
+) -> Tensor:
+    """Give the mean patch token after every block: (N, blocks, D).
+
+    The pass is made once for the same weights, images and preprocessing.
+    """
+    weights = f"{checkpoint.sha256}-{seed}" if checkpoint.is_random else checkpoint.sha256
+    key = (weights, images.fingerprint(), str(recipe.img_size), str(recipe.test_crop_ratio))
+    if key in features:
+        return features[key]
+    device = best_device()
+    model = load_backbone(checkpoint, recipe.img_size, seed=seed)
+    run.log(str(model.load_report))
+    transform = eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+    )
+    loader = eval_loader(
+        ImageDataset(images, transform),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+    )
+    model.to(device).eval()
+    means = []
+    with run.display.task("features", len(images)) as task, autocast(device, recipe.precision):
+        for batch, _ in loader:
+            means.append(model.forward_block_means(batch.to(device)).float().cpu())
+            task.advance(len(batch))
+    features[key] = torch.cat(means)
+    return features[key]
+
+
+def knn_logits(
+    train: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    classes: int,
+    recipe: ProbeRecipe,
+    *,
+    leave_one_out: bool = False,
+) -> Tensor:
+    """Let the k nearest training images vote by cosine similarity.
+
+    Features are standardised by the training images' mean and deviation first: a backbone's largest
+    channels say little of the class and would drown the rest.
+
+    Args:
+        train: (N, D); labels: (N,); queries: (M, D).
+        leave_one_out: queries are the training images; none votes for itself.
+
+    Returns:
+        (M, K) sums of exp(similarity / temperature).
+    """
+    mean, deviation = train.mean(0), train.std(0).clamp_min(1e-6)
+    train = F.normalize((train - mean) / deviation, dim=1)
+    queries = F.normalize((queries - mean) / deviation, dim=1)
+    k = min(recipe.k, len(train) - int(leave_one_out))
+    votes = []
+    for start in range(0, len(queries), KNN_CHUNK):
+        similarity = queries[start : start + KNN_CHUNK] @ train.T
+        if leave_one_out:
+            rows = torch.arange(len(similarity))
+            similarity[rows, start + rows] = -torch.inf
+        nearest, index = similarity.topk(k, dim=1)
+        weight = (nearest / recipe.temperature).exp()
+        votes.append(torch.zeros(len(similarity), classes).scatter_add_(1, labels[index], weight))
+    return torch.cat(votes)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).float().mean())
+
+
+LinearWeights = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def fit_linear(features: Tensor, labels: Tensor, classes: int, l2: float) -> LinearWeights:
+    """Fit a multinomial logistic regression by L-BFGS.
+
+    Features are standardised first, which is what a BatchNorm without weights before the classifier
+    does in MAE's protocol (arXiv 2111.06377, appendix A.1). The problem is convex: where it stops does
+    not depend on a seed.
+
+    Args:
+        features: (N, D); labels: (N,).
+        l2: weight of the squared norm of the classifier's weights, per element of the mean loss.
+
+    Returns:
+        Mean (D,), deviation (D,), weights (D, K), bias (K,).
+    """
+    mean, deviation = features.mean(0), features.std(0).clamp_min(1e-6)
+    x = (features - mean) / deviation
+    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weight + bias, labels) + l2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    return mean, deviation, weight.detach(), bias.detach()
+
+
+def apply_linear(weights: LinearWeights, features: Tensor) -> Tensor:
+    """Give logits (N, K) of features (N, D)."""
+    mean, deviation, weight, bias = weights
+    return (features - mean) / deviation @ weight + bias
+
+
+def choose_linear(
+    blocks: Tensor, labels: Tensor, classes: int, recipe: ProbeRecipe, seed: int
+) -> tuple[int, float]:
+    """Choose block and l2 by accuracy on a held-out part of the training images, (N, blocks, D).
+
+    With one image a class there is nothing to hold out: the last block and the strongest l2 serve.
+    """
+    held_out = torch.tensor(balanced_subset(labels.tolist(), recipe.held_out, seed))
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held_out] = False
+    if len(labels[kept].unique()) < classes:
+        return blocks.shape[1] - 1, max(recipe.l2)
+    candidates = [(block, l2) for block in range(blocks.shape[1]) for l2 in recipe.l2]
+
+    def score(candidate: tuple[int, float]) -> float:
+        block, l2 = candidate
+        weights = fit_linear(blocks[kept, block], labels[kept], classes, l2)
+        return _accuracy(apply_linear(weights, blocks[held_out, block]), labels[held_out])
+
+    return max(candidates, key=score)

@@ -1,0 +1,78 @@
+"""From a task's name to its recipe and its runner.
+
+In: what `simmim-bench transfer` is given. Out: the record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.errors import UsageError, nearest
+from simmim_bench.record import Record
+from simmim_bench.rundir import RunDir
+from transfer.recipes import (
+    TASKS,
+    Ade20kRecipe,
+    CocoRecipe,
+    FinetuneRecipe,
+    ProbeRecipe,
+    TransferRecipe,
+)
+
+
+def run_transfer(
+    task: str,
+    *,
+    checkpoint: Checkpoint,
+    data: Path,
+    run: RunDir,
+    recipe: TransferRecipe,
+    deviates: dict[str, Any],
+    seed: int,
+    resume: bool = False,
+    fraction: float = 1.0,
+    features: dict[Any, Any] | None = None,
+) -> Record:
+    """Run one task with a recipe of its kind.
+
+    Args:
+        fraction: share of the training images that `fewshot` may see.
+        features: shared between calls, spares `linear`, `knn` and `fewshot` a pass of the backbone each.
+
+    Raises:
+        UsageError: the recipe is for another task.
+        MissingEngineError: Detectron2 or MMSegmentation is not installed.
+        DataError: images, annotations or weights that cannot be used.
+        DivergedError: the loss is not finite.
+    """
+    common: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "data": data,
+        "run": run,
+        "deviates": deviates,
+        "seed": seed,
+    }
+    match task, recipe:
+        case "imagenet", FinetuneRecipe():
+            from transfer.classification import run_imagenet
+
+            return run_imagenet(recipe=recipe, resume=resume, **common)
+        case "linear" | "knn" | "fewshot", ProbeRecipe():
+            from transfer.probe import run_probe
+
+            return run_probe(task, recipe=recipe, fraction=fraction, features=features, **common)
+        case "coco", CocoRecipe():
+            from transfer.detection import run_coco
+
+            return run_coco(recipe=recipe, resume=resume, **common)
+        case "ade20k", Ade20kRecipe():
+            from transfer.segmentation import run_ade20k
+
+            return run_ade20k(recipe=recipe, resume=resume, **common)
+    if task not in TASKS:
+        raise UsageError(f"unknown task '{task}'; {nearest(task, TASKS)}")
+    raise UsageError(
+        f"recipe '{recipe.name}' is not for {task}; `simmim-bench recipes` lists which is."
+    )
