@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 # the environment is left alone, for those who install Detectron2 from its own sources.
 DETECTRON2 ?= sal-detectron2==0.7.2
 
-.PHONY: help install demo test test-slow check leaderboard clean
+.PHONY: help install demo test test-slow check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,17 @@ check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder, without the extras
+	rm -rf dist build/wheel-check
+	$(BIN)/python -m build --wheel --outdir dist
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip install --quiet dist/*.whl
+	cd "$$(mktemp -d)" && PATH="$(CURDIR)/build/wheel-check/bin:$$PATH" && \
+	    simmim-bench --version && \
+	    simmim-bench pocket pocket --img-size 32 --imagenet 40 20 --coco 2 2 --ade20k 2 2 && \
+	    simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out run -o img_size=32 -o epochs=1 && \
+	    simmim-bench transfer linear --ckpt run --data pocket/imagenet --out linear -o img_size=32
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

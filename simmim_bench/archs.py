@@ -107,8 +107,10 @@ class BackboneSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
         """Rebuild a spec from its plain form."""
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**lists)
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**plain)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -15,7 +15,6 @@ An image depends on the seed, its split and its number alone, so the same seed g
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import write_json, write_text
 from simmim_bench.scenes import (
     STUFF_CLASSES,
     THING_CLASSES,
@@ -129,21 +129,22 @@ def _check_values(seed: int, img_size: tuple[int, int], counts: PocketCounts) ->
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
-    """Refuse an `out` that is in use, unless it may be replaced and holds nothing but our data."""
+    """Refuse an `out` that is in use, unless it may be replaced and holds our data and no other."""
     try:
-        names = sorted(os.listdir(out))
+        names = set(os.listdir(out))
     except FileNotFoundError:
         return
     except OSError as error:
         raise DataError(f"cannot use {out} as a directory: {error}; choose another.") from error
-    foreign = [name for name in names if name not in OWNED]
-    if foreign and overwrite:
-        raise UsageError(
-            f"{out} holds '{foreign[0]}', which is not generated data, and is left as it is; "
-            "choose another directory."
-        )
     if names and not overwrite:
         raise UsageError(f"{out} is not empty; pass --overwrite or choose another directory.")
+    # Without pocket.json, `imagenet` or `coco` may be the real one.
+    foreign = sorted(names if "pocket.json" not in names else names.difference(OWNED))
+    if foreign:
+        raise UsageError(
+            f"{out} holds '{foreign[0]}', which pocket did not write, and is left as it is; "
+            "choose another directory."
+        )
 
 
 def _put_in_place(partial: Path, out: Path) -> None:
@@ -173,7 +174,7 @@ def _write_all(
         ]
         yield from writers[layout](root / layout, split, rngs, img_size)
     names = "".join(f"{name}\n" for name in (*STUFF_CLASSES, *THING_CLASSES))
-    (root / "ade20k" / "classes.txt").write_text(names, encoding="utf-8")
+    write_text(root / "ade20k" / "classes.txt", names)
     about = {
         "generator": "simmim-bench pocket",
         "version": VERSION,
@@ -183,7 +184,7 @@ def _write_all(
         "thing_classes": THING_CLASSES,
         "stuff_classes": STUFF_CLASSES,
     }
-    _write_json(root / "pocket.json", about)
+    write_json(root / "pocket.json", about)
 
 
 def _write_imagenet(
@@ -226,7 +227,7 @@ def _write_coco(
             for category_id, name in zip(COCO_CATEGORY_IDS, THING_CLASSES, strict=True)
         ],
     }
-    _write_json(root / "annotations" / f"instances_{split}2017.json", instances)
+    write_json(root / "annotations" / f"instances_{split}2017.json", instances)
 
 
 def _write_ade20k(
@@ -345,9 +346,3 @@ def _write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an image (H, W, 3) or a label map (H, W) in the format that the name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, quality=92, subsampling=0)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -300,13 +300,13 @@ def object_scene(rng: np.random.Generator, kind: str, extent: tuple[float, float
     `extent` is the picture's (height, width) in short sides.
     """
     height, width = extent
-    size = rng.uniform(0.55, 0.95)
-    # Anywhere: it may be cut by the border, but never by half.
-    reach = 0.32 * size
+    size = rng.uniform(0.7, 1.0)
+    # Anywhere, if need be cut a little by the border.
+    reach = 0.42 * size
     center = (rng.uniform(reach, width - reach), rng.uniform(reach, height - reach))
     thing = _item(rng, kind, center, size)
     items = [*_litter(rng, extent, int(rng.integers(0, 4))), thing]
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         direction = rng.uniform(0, 2 * math.pi)
         rim = (
             center[0] + 0.45 * size * math.cos(direction),
@@ -453,7 +453,7 @@ def _scene(
     )
     seed = int(rng.integers(2**32))
     return Scene(
-        stuff=stuff, items=tuple(items), light=light, noise=rng.uniform(0, 0.015), noise_seed=seed
+        stuff=stuff, items=tuple(items), light=light, noise=rng.uniform(0, 0.008), noise_seed=seed
     )
 
 
@@ -469,7 +469,7 @@ def _item(
     if kind in THINGS:
         pair = _colour(rng, (0.15, 0.6), (0.9, 1.0)), _colour(rng, (0.5, 1.0), (0.1, 0.5))
         trim = _colour(rng, (0.5, 1.0), (0.35, 0.9))
-        angle = rng.uniform(-0.7, 0.7)
+        angle = rng.uniform(-0.45, 0.45)
     else:
         trim = _colour(rng, (0.0, 0.4), (0.3, 0.7))
         pair = trim, trim
@@ -507,8 +507,8 @@ def _litter(rng: np.random.Generator, extent: tuple[float, float], count: int) -
 def _stuff_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """Draw two close colours of one hue, of middle brightness: things are brighter and darker."""
     hue, saturation, value = rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.42, 0.8)
-    low = colorsys.hsv_to_rgb(hue, saturation, value - 0.06)
-    high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + 0.06)
+    low = colorsys.hsv_to_rgb(hue, saturation, value - 0.04)
+    high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + 0.04)
     return low, high
 
 

@@ -9,8 +9,6 @@ Legend: B batch, C channels, (H, W) image, (h, w) tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer
@@ -18,7 +16,6 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from simmim_bench.archs import BackboneSpec, FeatureLevel
-from simmim_bench.position_bias import Grid
 
 _TIMM_CLASS = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
@@ -81,13 +78,6 @@ class Swin(nn.Module):
         return any(
             part in name for part in ("relative_position_bias_table", "logit_scale", "cpb_mlp")
         )
-
-    def window_sizes(self) -> list[Grid]:
-        """Give the (h, w) window of every stage; it is cut to the stage's size where that is smaller."""
-        return [stage.blocks[0].window_size for stage in self._stages()]
-
-    def _stages(self) -> Sequence[nn.Module]:
-        return list(self.layers)
 
     def embed(self, images: Tensor) -> Tensor:
         """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""

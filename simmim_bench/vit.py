@@ -44,15 +44,12 @@ class ViTBlock(Block):
             RelativePositionBias(grid, spec.num_heads[0]) if own_position_bias else None
         )
 
-    def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:
         """Map (B, 1 + L, C) to (B, 1 + L, C)."""
         bias = shared_bias if self.rel_pos_bias is None else self.rel_pos_bias(grid)
-        if bias is not None:
-            bias = bias.to(
-                tokens.dtype
-                if not torch.is_autocast_enabled(tokens.device.type)
-                else torch.get_autocast_dtype(tokens.device.type)
-            )
+        device = tokens.device.type
+        if bias is not None and torch.is_autocast_enabled(device):
+            bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
         return super().forward(tokens, shared_rel_pos_bias=bias)
 
 

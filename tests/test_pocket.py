@@ -252,6 +252,13 @@ def test_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
         write_pocket(tmp_path / "thesis.tex", counts=FEW)
 
 
+def test_overwrite_spares_real_data_sets(tmp_path: Path) -> None:
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    with pytest.raises(UsageError, match="'imagenet', which pocket did not write"):
+        write_pocket(tmp_path, counts=FEW, overwrite=True)
+    assert (tmp_path / "imagenet" / "train").exists()
+
+
 def test_overwrite_replaces_earlier_data(tmp_path: Path) -> None:
     write_pocket(tmp_path / "a", counts=replace(FEW, coco_val=6))
     write_pocket(tmp_path / "a", seed=1, counts=FEW, overwrite=True)

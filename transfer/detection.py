@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
 from simmim_bench.engine import best_device
@@ -39,7 +40,14 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
 PICTURES = 8
+PICTURE_SIDE = 256
 DRAWN_ABOVE = 0.3  # score of the detections in the pictures
+TALKATIVE = (
+    "detectron2",
+    "fvcore",
+    "iopath",
+    "torch.fx._symbolic_trace",
+)  # their warnings are not for users
 
 
 def require_detectron2() -> None:
@@ -52,6 +60,7 @@ def require_detectron2() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it still uses torch.jit.script
             import pycocotools.mask  # noqa: F401
+            import shapely.geometry  # noqa: F401  # fvcore imports it at the first crop of a polygon
             from detectron2.modeling import SimpleFeaturePyramid  # noqa: F401
     except ImportError as error:
         raise MissingEngineError(
@@ -63,21 +72,18 @@ def require_detectron2() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Detectron2's log lines and deprecation warnings from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "iopath")]
-    before = [(logger, logger.propagate) for logger in loggers]
-    nowhere = logging.NullHandler()
+    loggers = [logging.getLogger(name) for name in TALKATIVE]
+    before = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.addHandler(nowhere)
-        logger.propagate = False
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)  # torch.cuda.amp, torch.jit
             warnings.filterwarnings("ignore", message=".*torch.meshgrid")
             yield
     finally:
-        for logger, propagate in before:
-            logger.removeHandler(nowhere)
-            logger.propagate = propagate
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def run_coco(
@@ -221,25 +227,25 @@ def _run_coco(
 
 
 def _draw(val: CocoSplit, found: list[Instances], run: RunDir) -> None:
-    """Write predictions.png: a row an image, the truth on the left, the detections on the right."""
+    """Write predictions.png: pairs of the truth, on the left, and the detections, on the right."""
     from detectron2.data.catalog import Metadata
     from detectron2.data.detection_utils import read_image
     from detectron2.utils.visualizer import Visualizer
-    from torchvision.transforms.functional import resize
     from torchvision.utils import make_grid, save_image
 
     names = Metadata(name="", thing_classes=list(val.class_names))
     pictures = []
     for truth, instances in zip(val.dataset_dicts(), found, strict=False):
         image = read_image(truth["file_name"], format="RGB")
-        scale = 256 / max(image.shape[:2])
+        scale = PICTURE_SIDE / max(image.shape[:2])
         sure = instances[instances.scores > DRAWN_ABOVE]
         for drawn in (
             Visualizer(image, names, scale=scale).draw_dataset_dict(truth),
             Visualizer(image, names, scale=scale).draw_instance_predictions(sure),
         ):
             pixels = torch.from_numpy(drawn.get_image().copy()).permute(2, 0, 1) / 255
-            pictures.append(resize(pixels, [256, 256], antialias=True))
+            height, width = pixels.shape[1:]
+            pictures.append(F.pad(pixels, (0, PICTURE_SIDE - width, 0, PICTURE_SIDE - height)))
     grid = make_grid(pictures, nrow=4, padding=4, pad_value=1.0)
     with replacing(run.path / "predictions.png") as temporary:
         save_image(grid, temporary, format="png")

@@ -147,8 +147,8 @@ def _check_images(path: Path, content: dict[str, Any], images: Path) -> None:
     missing = [n for n in names if n not in present and not (images / n).is_file()]
     if missing:
         raise DataError(
-            f"image {images / missing[0]} is not there, nor are {len(missing) - 1} others of "
-            f"{len(names)} in {path}; add them or remove their entries."
+            f"image {images / missing[0]} is not there, as {len(missing)} of {len(names)} that {path} names; "
+            "add them or remove their entries."
         )
 
 
@@ -250,15 +250,13 @@ class PlainErrors:
             raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from error
 
 
-def train_loader(
-    split: CocoSplit, recipe: CocoRecipe, seed: int, first_iter: int
-) -> PlainErrors:
+def train_loader(split: CocoSplit, recipe: CocoRecipe, seed: int, first_iter: int) -> PlainErrors:
     """Give the batches from an iteration to the recipe's last, as Detectron2's models take them.
 
     Images that have no object, or only a crowd, are left out, as Detectron2 does.
     """
     from detectron2.data import DatasetMapper, build_batch_data_loader
-    from detectron2.data import transforms as T  # noqa: N812
+    from detectron2.data import transforms as T
     from detectron2.data.build import filter_images_with_only_crowd_annotations
 
     mapper = DatasetMapper(
@@ -280,6 +278,7 @@ def train_loader(
         Positions(first_iter * batch, recipe.max_iters * batch),
         batch,
         num_workers=recipe.num_workers,
+        seed=seed,  # else starting the loader draws from the generator that the model samples with
     )
     return PlainErrors(loader)
 
@@ -287,7 +286,7 @@ def train_loader(
 def val_loader(split: CocoSplit, recipe: CocoRecipe) -> PlainErrors:
     """Give all images of a split once, in the order of their ids."""
     from detectron2.data import DatasetMapper, build_detection_test_loader
-    from detectron2.data import transforms as T  # noqa: N812
+    from detectron2.data import transforms as T
 
     mapper = DatasetMapper(
         is_train=False,

@@ -281,4 +281,5 @@ class ResultCollector(DatasetEvaluator):
 
 def find_adapter(model: GeneralizedRCNN) -> SimMIMBackbone:
     """Find our backbone's adapter within a detector."""
-    return next(m for m in model.modules() if isinstance(m, SimMIMBackbone))
+    (adapter,) = (m for m in model.modules() if isinstance(m, SimMIMBackbone))
+    return adapter

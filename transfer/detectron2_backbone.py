@@ -11,6 +11,7 @@ With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def build_pyramid(
         own = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
     pooled = len(strides) > 1 and strides[-1] not in own
     direct = strides[:-1] if pooled else strides
-    doubles = all(fine * 2 == coarse for fine, coarse in zip(strides, strides[1:], strict=False))
+    doubles = all(fine * 2 == coarse for fine, coarse in pairwise(strides))
     if not (doubles and set(direct) <= set(own)):
         raise UsageError(
             f"strides {strides} cannot be had from {spec.arch}: each must be twice the one before, of "
@@ -114,7 +115,8 @@ def build_pyramid(
     top_block = None
     if pooled:
         top_block = LastLevelMaxPool()
-        top_block.in_feature = f"p{direct[-1].bit_length() - 1}"  # it says "p5" whatever the strides
+        # Detectron2's says "p5" whatever the strides are.
+        top_block.in_feature = f"p{direct[-1].bit_length() - 1}"
     if spec.family == "vit":
         return ViTPyramid(
             net,

@@ -1,8 +1,8 @@
-"""UPerNet on MMSegmentation: model, data, training and prediction, all through mmengine's Runner.
+"""UPerNet on MMSegmentation: the model, its training and prediction through mmengine's Runner.
 
 In: a recipe, a checkpoint, the splits of a data set. Out: a confusion matrix an image of the validation
 split, and the first few predictions for the eye. Follows UPerNet (arXiv 1807.10221) as MMSegmentation
-sets it up for MAE and Swin; every config of that framework is born here and does not leave.
+sets it up for MAE and Swin; the configs of that framework are born here and do not leave.
 
 Legend: B batch, (H, W) image, K classes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-import random
+import shutil
 import signal
 import tempfile
 import warnings
@@ -22,40 +22,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.transforms import BaseTransform
-from mmengine.dataset import pseudo_collate
+from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from mmseg.datasets import ADE20KDataset, BaseSegDataset
-from mmseg.datasets.transforms import (
-    PackSegInputs,
-    PhotoMetricDistortion,
-    RandomCrop,
-    RandomFlip,
-    Resize,
-)
+from mmseg import __version__ as MMSEG_VERSION
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
-from simmim_bench.data import read_image
 from simmim_bench.display import Task
 from simmim_bench.engine import METRICS_EVERY, StopRequest, autocast, stop_on_signals
 from simmim_bench.errors import DivergedError, InterruptedRun
 from simmim_bench.optim import parameter_groups
 from simmim_bench.rundir import RunDir
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
+from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders
 from transfer.recipes import Ade20kRecipe
-from transfer.segmentation_data import SegmentationSplit, read_labels
+from transfer.segmentation_data import SegmentationSplit
 
-IGNORED = 255  # MMSegmentation's label of pixels without a class
+__all__ = ["ADE20K_CLASSES", "MMSEG_VERSION", "train_and_predict"]
+
 SAVE_EVERY = 1000  # iterations between checkpoints
 SHOWN = 8  # predictions kept for the pictures
-
-ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
 
 
 def build_segmentor(
@@ -121,140 +111,16 @@ def build_segmentor(
         if recipe.auxiliary_weight
         else None,
         "train_cfg": {},
-        "test_cfg": {"mode": recipe.test_mode, **(sliding if recipe.test_mode == "slide" else {})},
+        # Attributes of this one are asked for, which a dict does not have.
+        "test_cfg": ConfigDict(
+            mode=recipe.test_mode, **(sliding if recipe.test_mode == "slide" else {})
+        ),
     }
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # The published configs average the loss over ignored pixels too, of which each loss warns.
         warnings.filterwarnings("ignore", message="Default ``avg_non_ignore``")
         torch.manual_seed(seed)
         return EncoderDecoder(**config)
-
-
-class LoadImage(BaseTransform):
-    """Read the image at `img_path` as (H, W, 3), BGR, as MMSegmentation's transforms expect."""
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add `img`, `img_shape` and `ori_shape`."""
-        rgb = np.asarray(read_image(results["img_path"]))
-        results["img"] = np.ascontiguousarray(rgb[..., ::-1])
-        results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
-        return results
-
-
-class LoadLabels(BaseTransform):
-    """Read the label map at `seg_map_path`, label 1 becoming class 0 and label 0 ignored."""
-
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Add `gt_seg_map` (H, W)."""
-        labels = read_labels(results["seg_map_path"], self.classes, results["ori_shape"])
-        results["gt_seg_map"] = labels - np.uint8(1)  # 0 wraps round to 255, which is ignored
-        results["seg_fields"].append("gt_seg_map")
-        return results
-
-
-class CoverResize(BaseTransform):
-    """Resize by a factor of `scale_range` of what makes the image cover `img_size` (H, W)."""
-
-    def __init__(self, img_size: tuple[int, int], scale_range: tuple[float, float]) -> None:
-        self.img_size, self.scale_range = img_size, scale_range
-        self.resize = Resize(scale=(1, 1))
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img` and `gt_seg_map`."""
-        height, width = results["img_shape"]
-        factor = max(self.img_size[0] / height, self.img_size[1] / width)
-        factor *= np.random.uniform(*self.scale_range)
-        self.resize.scale = (max(1, round(width * factor)), max(1, round(height * factor)))
-        resized: dict[str, Any] = self.resize(results)
-        return resized
-
-
-class PairDataset(BaseSegDataset):
-    """A split as MMSegmentation's data set."""
-
-    def __init__(
-        self, split: SegmentationSplit, names: Sequence[str], pipeline: list[BaseTransform]
-    ) -> None:
-        self.split = split
-        metainfo: dict[str, Any] = {"classes": tuple(names)}
-        if tuple(names) == ADE20K_CLASSES:
-            metainfo["palette"] = ADE20KDataset.METAINFO["palette"]
-        super().__init__(
-            metainfo=metainfo, data_prefix={}, pipeline=pipeline, reduce_zero_label=True
-        )
-
-    def load_data_list(self) -> list[dict[str, Any]]:
-        """Give what the transforms start from, a dict an image."""
-        pairs = zip(self.split.images, self.split.masks, strict=True)
-        return [
-            {"img_path": image, "seg_map_path": mask, "reduce_zero_label": True, "seg_fields": []}
-            for image, mask in pairs
-        ]
-
-
-class Draws(Dataset[dict[str, Any]]):
-    """The endless shuffled training set: draw number n depends on (seed, n) alone.
-
-    So neither the number of worker processes nor a resumption changes what is drawn. mmengine's own
-    loop would fetch all earlier batches again to go on from the same place.
-    """
-
-    def __init__(self, dataset: PairDataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
-        self.metainfo = dataset.metainfo  # the loop asks for it
-        self._epoch, self._order = -1, np.zeros(0, np.int64)
-
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        epoch, place = divmod(draw, len(self.dataset))
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(
-                len(self.dataset)
-            )
-        # The transforms draw from the global generators of numpy and of Python.
-        state = int(np.random.SeedSequence([self.seed, 1, draw]).generate_state(1)[0])
-        np.random.seed(state)
-        random.seed(state)
-        item: dict[str, Any] = self.dataset[int(self._order[place])]
-        return item
-
-
-def build_loaders(
-    recipe: Ade20kRecipe,
-    training: SegmentationSplit,
-    validation: SegmentationSplit,
-    names: Sequence[str],
-    *,
-    seed: int,
-    first_iteration: int,
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Give the loaders of the training batches still to come and of the validation images, one by one."""
-    augment: list[BaseTransform] = [
-        LoadImage(),
-        LoadLabels(len(names)),
-        CoverResize(recipe.img_size, recipe.scale_range),
-        RandomCrop(recipe.img_size, cat_max_ratio=0.75),
-        RandomFlip(prob=0.5),
-    ]
-    if recipe.photometric:
-        augment.append(PhotoMetricDistortion())
-    # The truth is loaded after resizing: scores are of the original size.
-    plain = [LoadImage(), CoverResize(recipe.img_size, (1.0, 1.0)), LoadLabels(len(names))]
-    draws = range(first_iteration * recipe.batch_size, recipe.max_iters * recipe.batch_size)
-    common: dict[str, Any] = {"num_workers": recipe.num_workers, "collate_fn": pseudo_collate}
-    train_loader: DataLoader[Any] = DataLoader(
-        Draws(PairDataset(training, names, [*augment, PackSegInputs()]), seed),
-        batch_size=recipe.batch_size,
-        sampler=draws,
-        **common,
-    )
-    val_loader: DataLoader[Any] = DataLoader(
-        PairDataset(validation, names, [*plain, PackSegInputs()]), batch_size=1, **common
-    )
-    return train_loader, val_loader
 
 
 def lr_factor(iteration: int, warmup_iters: int, max_iters: int) -> float:
@@ -332,10 +198,13 @@ class OurHook(Hook):
         """Judge the loss, report, save, and stop where that is asked for."""
         assert outputs is not None
         done = self.first + batch_idx + 1
-        loss = float(outputs["loss"])
-        if not math.isfinite(loss):
+        loss = outputs["loss"].item()
+        # The Runner's own hub is another: the wrapper was made before the Runner.
+        hub = runner.optim_wrapper.message_hub
+        grad_norm = float(hub.get_scalar("train/grad_norm").current())
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise DivergedError(
-                f"ade20k: loss {loss} at iteration {done}; lower base_lr "
+                f"ade20k: loss {loss}, gradient norm {grad_norm} at iteration {done}; lower base_lr "
                 f"({self.recipe.base_lr:g}) with -o base_lr=..."
             )
         self.task.advance(1, loss=loss)
@@ -345,7 +214,7 @@ class OurHook(Hook):
                 done,
                 loss=loss,
                 lr=max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
-                grad_norm=float(runner.message_hub.get_scalar("train/grad_norm").current()),
+                grad_norm=grad_norm,
                 pixel_accuracy=float(outputs["decode.acc_seg"]),
             )
         if done % SAVE_EVERY == 0 or last or self.stop.number is not None:
@@ -451,11 +320,11 @@ def train_and_predict(
     run: RunDir,
     seed: int,
     resume: bool,
-) -> tuple[ConfusionMetric, list[list[int]]]:
+) -> ConfusionMetric:
     """Train, or go on training, then predict the validation split.
 
     Returns:
-        The metric with its matrices and first predictions, and the palette, an RGB a class.
+        The metric with its matrices and first predictions; its `dataset_meta` has the palette.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -476,7 +345,8 @@ def train_and_predict(
             lr=recipe.base_lr,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
-        )
+        ),
+        fused=True,
     )
     train_loader, val_loader = build_loaders(
         recipe, training, validation, names, seed=seed, first_iteration=first
@@ -488,6 +358,8 @@ def train_and_predict(
         f"parameters, {len(training)} images of {len(names)} classes, {recipe.max_iters} iterations, "
         f"batch {recipe.batch_size}, learning rate {recipe.base_lr:.3g}"
     )
+    for killed in run.path.glob(".mmengine-*"):  # what a killed run could not clean up
+        shutil.rmtree(killed, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(dir=run.path, prefix=".mmengine-") as work_dir,
         stop_on_signals() as stop,
@@ -512,9 +384,8 @@ def train_and_predict(
             randomness={"seed": seed},
             log_level="ERROR",
             default_scope="mmseg",
-            experiment_name=Path(
-                work_dir
-            ).name,  # runs of the same second would share their loggers
+            # By default the time in seconds, so that quick runs would share their loggers.
+            experiment_name=Path(work_dir).name,
         )
         try:
             if first < recipe.max_iters:
@@ -528,4 +399,4 @@ def train_and_predict(
             for handler in runner.logger.handlers:
                 if isinstance(handler, logging.FileHandler):
                     handler.close()
-    return metric, val_loader.dataset.metainfo["palette"]
+    return metric

@@ -178,7 +178,7 @@ def knn_logits(
         leave_one_out: queries are the training images; none votes for itself.
 
     Returns:
-        (M, K) sums of exp(similarity / temperature).
+        (M, K) sums of exp((similarity - 1) / temperature).
     """
     mean, deviation = train.mean(0), train.std(0).clamp_min(1e-6)
     train = F.normalize((train - mean) / deviation, dim=1)
@@ -191,7 +191,7 @@ def knn_logits(
             rows = torch.arange(len(similarity))
             similarity[rows, start + rows] = -torch.inf
         nearest, index = similarity.topk(k, dim=1)
-        weight = (nearest / recipe.temperature).exp()
+        weight = ((nearest - 1) / recipe.temperature).exp()  # at most 1, for float16
         votes.append(torch.zeros(len(similarity), classes).scatter_add_(1, labels[index], weight))
     return torch.cat(votes)
 
@@ -231,7 +231,7 @@ def fit_linear(features: Tensor, labels: Tensor, classes: int, l2: float) -> Lin
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return mean, deviation, weight.detach(), bias.detach()
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.errors import UsageError
 from simmim_bench.archs import BackboneSpec
+from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Recipe, check_positive
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -279,8 +279,8 @@ PROBE_POCKET = replace(
 
 COCO_VIT_100EP = CocoRecipe(
     name="coco_vit_100ep",
-    source="ViTDet, arXiv 2203.16527, appendix A.2; detectron2: projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py, "
-    "configs/common/models/mask_rcnn_vitdet.py",
+    source="ViTDet, arXiv 2203.16527, appendix A.2; detectron2: configs/common/models/mask_rcnn_vitdet.py, "
+    "projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py",
     img_size=(1024, 1024),
     scale_range=(0.1, 2.0),
     max_iters=184375,
@@ -316,8 +316,8 @@ COCO_VIT_100EP = CocoRecipe(
 COCO_SWIN_3X = replace(
     COCO_VIT_100EP,
     name="coco_swin_3x",
-    source="SimMIM, arXiv 2111.09886, appendix (COCO): AdamW 6e-5, batch 32, 36 epochs, drop path 0.2, large-scale jitter; "
-    "heads: detectron2, configs/common/models/mask_rcnn_fpn.py",
+    source="SimMIM, arXiv 2111.09886, appendix (COCO): AdamW 6e-5, batch 32, 36 epochs, drop path 0.2, "
+    "large-scale jitter; heads: detectron2, configs/common/models/mask_rcnn_fpn.py",
     max_iters=131929,  # 36 epochs of 117,266 images, 32 an iteration
     warmup_iters=1000,
     batch_size=32,
@@ -341,7 +341,7 @@ COCO_POCKET = CocoRecipe(
     batch_size=8,
     base_lr=1e-3,
     weight_decay=0.05,
-    layer_decay=0.9,
+    layer_decay=1.0,
     drop_path_rate=0.0,
     clip_grad=5.0,
     milestones=(0.8,),
@@ -403,10 +403,10 @@ ADE20K_POCKET = Ade20kRecipe(
     source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
     img_size=(64, 64),
     scale_range=(0.8, 1.25),
-    max_iters=200,
-    warmup_iters=20,
+    max_iters=300,
+    warmup_iters=30,
     batch_size=8,
-    base_lr=1e-3,
+    base_lr=2e-3,
     weight_decay=0.05,
     layer_decay=1.0,
     drop_path_rate=0.0,

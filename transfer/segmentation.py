@@ -59,12 +59,12 @@ def run_ade20k(
     """
     started = time.monotonic()
     check_sizes(recipe, checkpoint.spec)
-    mmseg_runner = import_engine()
+    engine = import_engine()
     training, validation = find_split(data, "training"), find_split(data, "validation")
-    names = read_class_names(data) or list(mmseg_runner.ADE20K_CLASSES)
+    names = read_class_names(data) or list(engine.ADE20K_CLASSES)
     check_splits((training, validation), len(names))
     try:
-        metric, palette = mmseg_runner.train_and_predict(
+        metric = engine.train_and_predict(
             checkpoint=checkpoint,
             recipe=recipe,
             training=training,
@@ -83,7 +83,12 @@ def run_ade20k(
         )
     predictions = run.predictions / "confusion.npz"
     write_confusion(predictions, metric.confusions, names)
-    write_pictures(run.path / "predictions.png", validation, metric.shown, np.array(palette))
+    write_pictures(
+        run.path / "predictions.png",
+        validation,
+        metric.shown,
+        np.array(metric.dataset_meta["palette"]),
+    )
     return write_record(
         run,
         task="ade20k",
@@ -96,7 +101,11 @@ def run_ade20k(
         evaluated=len(metric.confusions),
         expected=len(validation),
         wall_time_s=time.monotonic() - started,
-        details={"classes": len(names), "training_images": len(training)},
+        details={
+            "classes": len(names),
+            "training_images": len(training),
+            "mmsegmentation": engine.MMSEG_VERSION,
+        },
     )
 
 
