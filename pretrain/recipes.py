@@ -27,6 +27,7 @@ class PretrainRecipe(Recipe):
         base_lr, warmup_lr, min_lr: for 512 images a step.
         schedule: "cosine" to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
         crop_scale: share of the image's area that a random crop covers.
+        betas: of AdamW.
         precision: "auto" is bfloat16 on GPUs that have it, else float32.
     """
 
@@ -46,6 +47,7 @@ class PretrainRecipe(Recipe):
     clip_grad: float
     drop_path_rate: float
     crop_scale: tuple[float, float]
+    betas: tuple[float, float] = (0.9, 0.999)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     num_workers: int = 0
 
@@ -105,15 +107,15 @@ SWIN_B_100EP = replace(
 )
 POCKET = PretrainRecipe(
     name="pocket",
-    source="ours: thousands of pictures of 64 pixels, a CPU, minutes",
+    source="ours: thousands of small pictures, a CPU, minutes; many small steps, as steps are few",
     arch="vit_pocket",
-    img_size=(64, 64),
-    mask_patch_size=16,
+    img_size=(32, 32),
+    mask_patch_size=8,  # two by two patches, as 32 pixels are of ViT-B's
     mask_ratio=0.6,
-    epochs=40,
-    warmup_epochs=2,
-    batch_size=64,
-    base_lr=4e-3,
+    epochs=10,
+    warmup_epochs=1,
+    batch_size=16,
+    base_lr=3.2e-2,
     warmup_lr=1e-6,
     min_lr=1e-5,
     schedule="cosine",
@@ -122,13 +124,14 @@ POCKET = PretrainRecipe(
     clip_grad=5.0,
     drop_path_rate=0.0,
     crop_scale=(0.67, 1.0),
+    betas=(0.9, 0.95),
 )
 CIFAR = replace(
     POCKET,
     name="cifar",
-    source="ours: CIFAR-10's 32 pixels enlarged to 64, a CPU, minutes",
-    epochs=6,
-    warmup_epochs=1,
+    source="ours: CIFAR-10's 45,000 pictures of 32 pixels, a CPU, minutes",
+    epochs=1,
+    warmup_epochs=0,
 )
 
 RECIPES: dict[str, PretrainRecipe] = {
@@ -151,10 +154,8 @@ def default_recipe(arch: str) -> PretrainRecipe:
     if arch in ("vit_b", "swin_l", "vit_pocket"):
         return next(recipe for recipe in RECIPES.values() if recipe.arch == arch)
     if arch.endswith("_pocket"):
-        base = POCKET
-    else:
-        base = VIT_B_800EP if spec.family == "vit" else SWIN_B_800EP
-    return for_arch(base, arch)
+        return for_arch(POCKET, arch)
+    return for_arch(VIT_B_800EP if spec.family == "vit" else SWIN_B_800EP, arch)
 
 
 def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:

@@ -15,7 +15,7 @@ import torch
 from pretrain.masking import check_mask_sizes, random_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
-from pretrain.visualize import reconstruction_grid, save_grid
+from pretrain.visualize import draw
 from simmim_bench.archs import find_spec
 from simmim_bench.checkpoint import (
     IMAGENET_MEAN,
@@ -84,7 +84,9 @@ def pretrain(
     )
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay)
+        parameter_groups(model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay),
+        betas=recipe.betas,
+        fused=True,
     )
     schedule = Schedule(
         kind=recipe.schedule,
@@ -202,24 +204,21 @@ def _held_out(
     )
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    total, count = 0.0, 0
-    drawn = False
+    total = 0.0
     for pixels, _ in loader:
         mask = _masks(len(pixels), recipe, model.spec.patch_size, generator)
-        pixels, mask = pixels.to(device), mask.to(device)
         with autocast(device, recipe.precision):
-            total += float(model(pixels, mask).loss) * len(pixels)
-        count += len(pixels)
-        if not drawn:
-            chosen = slice(None, None, max(1, len(pixels) // PICTURES))
-            grid = reconstruction_grid(
-                model,
-                pixels[chosen][:PICTURES],
-                mask[chosen][:PICTURES],
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
-            )
-            save_grid(grid, run.path / "reconstructions.png")
-            run.tensorboard.add_image("reconstructions", grid)
-            drawn = True
-    return total / count
+            loss = model(pixels.to(device), mask.to(device)).loss
+        total += float(loss) * len(pixels)
+    draw(
+        model,
+        images,
+        run.path / "reconstructions.png",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        count=PICTURES,
+        mask_patch_size=recipe.mask_patch_size,
+        mask_ratio=recipe.mask_ratio,
+        seed=0,
+    )
+    return total / len(images)

@@ -43,6 +43,7 @@ class SimMIM(nn.Module):
         self.decoder = nn.Conv2d(spec.num_features, spec.stride**2 * spec.in_chans, kernel_size=1)
         bound = spec.num_features**-0.5  # torch's own default for this layer, from our seed
         nn.init.uniform_(self.decoder.weight, -bound, bound, generator=generator)
+        assert self.decoder.bias is not None
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, images: Tensor, mask: Tensor) -> SimMIMOutput:
@@ -79,7 +80,7 @@ def load_simmim(ckpt: str) -> SimMIM:
     checkpoint = read_checkpoint(ckpt)
     if checkpoint.form != "pretrain" or checkpoint.state is None:
         raise DataError(
-            f"{ckpt} has no SimMIM head: it is not a pretraining checkpoint; give one that `simmim-bench pretrain` wrote."
+            f"{ckpt} has no SimMIM head: give a checkpoint that `simmim-bench pretrain` wrote."
         )
     model = SimMIM(checkpoint.spec)
     try:

@@ -16,6 +16,12 @@ class BenchError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # A DataLoader raises a worker's error anew, with the worker's whole traceback as its text.
+        if message.startswith("Caught "):
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(message)
+
 
 class UsageError(BenchError):
     """Report an unknown name, an unknown override key or a value out of its range."""

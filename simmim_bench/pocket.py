@@ -63,7 +63,7 @@ class PocketCounts:
     A split's place in this order is part of the seed of its images.
     """
 
-    imagenet_train: int = 2000
+    imagenet_train: int = 4000
     imagenet_val: int = 500
     coco_train: int = 300
     coco_val: int = 100

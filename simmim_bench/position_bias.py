@@ -76,7 +76,9 @@ def resize_table(table: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
     patches, extra = table[: rows * columns], table[rows * columns :]
     by_row = resize_matrix(grid[0], new_grid[0]).to(table)
     by_column = resize_matrix(grid[1], new_grid[1]).to(table)
-    resized = torch.einsum("yr,xc,rcn->yxn", by_row, by_column, patches.unflatten(0, (rows, columns)))
+    resized = torch.einsum(
+        "yr,xc,rcn->yxn", by_row, by_column, patches.unflatten(0, (rows, columns))
+    )
     return torch.cat([resized.flatten(0, 1), extra])
 
 

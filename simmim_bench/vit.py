@@ -11,6 +11,7 @@ Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from simmim_bench.archs import BackboneSpec, FeatureLevel
 from simmim_bench.position_bias import Grid, RelativePositionBias
 
 Form = Literal["pretrain", "transfer"]
+SINCOS_EXTENT = 8.0  # ours: neighbours of an 8 x 8 grid are one apart
 
 
 class ViTBlock(Block):
@@ -55,6 +57,22 @@ class ViTBlock(Block):
 
 def _norm(dim: int, **factory: object) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-6, **factory)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def sincos_position(grid: Grid, dim: int) -> Tensor:
+    """Give the sines and cosines (h, w, dim) of every patch's place in the image.
+
+    Places are shares of the image, so that another grid sees the same embedding more finely. They are
+    halved, which leaves them of the size of the embedded patches.
+    """
+    rows = (torch.arange(grid[0]) + 0.5) / grid[0] * SINCOS_EXTENT
+    columns = (torch.arange(grid[1]) + 0.5) / grid[1] * SINCOS_EXTENT
+    frequencies = 1 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
+    by_row, by_column = rows[:, None] * frequencies, columns[:, None] * frequencies
+    y = torch.cat([by_row.sin(), by_row.cos()], 1)[:, None].expand(-1, grid[1], -1)
+    x = torch.cat([by_column.sin(), by_column.cos()], 1)[None].expand(grid[0], -1, -1)
+    return torch.cat([y, x], dim=2) / 2
 
 
 class ViT(nn.Module):
@@ -139,6 +157,8 @@ class ViT(nn.Module):
     def _run(self, tokens: Tensor) -> list[Tensor]:
         """Give the patch tokens (B, h, w, C) after every block."""
         grid = (tokens.shape[1], tokens.shape[2])
+        if self.spec.sincos_position:
+            tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         after_blocks = []

@@ -47,7 +47,13 @@ def make_record(
         task=task,
         metrics=classification_scores(logits, labels),
         details={},
-        checkpoint={"label": label, "name": label, "sha256": label * 8, "arch": "x", "provenance": {}},
+        checkpoint={
+            "label": label,
+            "name": label,
+            "sha256": label * 8,
+            "arch": "x",
+            "provenance": {},
+        },
         recipe={"name": "r", "sha256": "r", "source": "s"},
         deviates={},
         seed=seed,
@@ -88,9 +94,7 @@ def test_miou_equals_a_loop_over_classes_and_leaves_absent_ones_out(tmp_path: Pa
     for confusion in confusions:
         confusion[3], confusion[:, 3] = 0, 0
     total = sum(confusions)
-    ious = [
-        total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in range(3)
-    ]
+    ious = [total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in range(3)]
     write_confusion(tmp_path / "c.npz", confusions, ["a", "b", "c"])
     with np.load(tmp_path / "c.npz") as stored:
         again = np.zeros((4, 4))

@@ -53,7 +53,7 @@ def test_the_same_generator_gives_the_same_masks(tiny_spec: BackboneSpec) -> Non
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_ones_that_do() -> None:
-    with pytest.raises(UsageError, match="img_size 200 is not a multiple .* use 192 or 224"):
+    with pytest.raises(UsageError, match=r"img_size 200 is not a multiple .* use 192 or 224"):
         check_mask_sizes((200, 200), 32, 16)
     with pytest.raises(UsageError, match="mask_patch_size 20 is not a multiple of patch_size 16"):
         check_mask_sizes((200, 200), 20, 16)
@@ -71,7 +71,7 @@ def test_loss_equals_a_naive_loop_over_hidden_pixels(tiny_spec: BackboneSpec) ->
             for x in range(tiny_spec.img_size[1]):
                 if mask[b, y // patch, x // patch]:
                     gap = (images[b, :, y, x] - output.reconstruction[b, :, y, x]).abs()
-                    total += float(gap.sum())
+                    total += gap.sum().item()
                     count += 1
     assert output.loss.item() == pytest.approx(total / count / 3, rel=1e-5)
 

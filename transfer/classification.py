@@ -126,7 +126,8 @@ def finetune(
             lr=peak_lr,
             weight_decay=recipe.weight_decay,
             layer_decay=recipe.layer_decay,
-        )
+        ),
+        fused=True,
     )
     schedule = Schedule(
         kind="cosine",

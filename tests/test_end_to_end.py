@@ -1,0 +1,239 @@
+"""Claims about whole runs on generated data: pretraining, the classification tasks, resuming."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.recipes import POCKET, PretrainRecipe
+from pretrain.run import pretrain
+from pretrain.simmim import load_simmim
+from simmim_bench.checkpoint import read_checkpoint
+from simmim_bench.data import balanced_subset, class_folders
+from simmim_bench.display import Display
+from simmim_bench.errors import DivergedError, UsageError
+from simmim_bench.leaderboard import check_record, find_records
+from simmim_bench.record import Record
+from simmim_bench.rundir import open_run
+from transfer.probe import apply_linear, fit_linear, knn_logits
+from transfer.recipes import IMAGENET_POCKET, PROBE_POCKET, TransferRecipe
+from transfer.run import run_transfer
+
+TINY_PRETRAIN = replace(
+    POCKET, img_size=(32, 32), mask_patch_size=8, epochs=2, warmup_epochs=1, batch_size=16
+)
+TINY_FINETUNE = replace(
+    IMAGENET_POCKET, img_size=(32, 32), epochs=2, warmup_epochs=1, batch_size=16
+)
+TINY_PROBE = replace(PROBE_POCKET, img_size=(32, 32))
+
+
+def run_pretrain(
+    out: Path, data: Path, recipe: PretrainRecipe = TINY_PRETRAIN, *, resume: bool = False
+) -> Path:
+    with open_run(
+        out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True), resume=resume
+    ) as run:
+        return pretrain(recipe=recipe, deviates={}, data=data, run=run, seed=0, resume=resume)
+
+
+def run_task(
+    task: str,
+    out: Path,
+    data: Path,
+    recipe: TransferRecipe,
+    *,
+    ckpt: str = "random:vit_pocket",
+    resume: bool = False,
+    seed: int = 0,
+    fraction: float = 1.0,
+) -> Record:
+    with open_run(
+        out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True), resume=resume
+    ) as run:
+        return run_transfer(
+            task,
+            checkpoint=read_checkpoint(ckpt),
+            data=data,
+            run=run,
+            recipe=recipe,
+            deviates={},
+            seed=seed,
+            resume=resume,
+            fraction=fraction,
+        )
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    run_pretrain(out, pocket / "imagenet")
+    return out
+
+
+def test_a_pretraining_run_leaves_the_documented_files(pretrained: Path) -> None:
+    for name in ("recipe.json", "env.json", "metrics.jsonl", "log.txt", "reconstructions.png"):
+        assert (pretrained / name).stat().st_size > 0, name
+    assert any((pretrained / "tensorboard").iterdir())
+    assert (pretrained / "checkpoints" / "last" / "model.safetensors").is_file()
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s"} <= set(lines[0])
+
+
+def test_the_checkpoint_rebuilds_its_model_alone(pretrained: Path) -> None:
+    model = load_simmim(str(pretrained))
+    images, mask = torch.randn(2, 3, 32, 32), torch.zeros(2, 8, 8)
+    mask[:, :4] = 1
+    output = model(images, mask)
+    assert output.reconstruction.shape == images.shape
+    provenance = read_checkpoint(str(pretrained)).provenance
+    assert provenance["recipe"]["sha256"] == TINY_PRETRAIN.sha256()
+    assert 0 < provenance["held_out_loss"] < 2
+
+
+def test_the_same_seed_gives_the_same_weights_and_resuming_too(
+    tmp_path: Path, pocket: Path, pretrained: Path
+) -> None:
+    whole = load_simmim(str(pretrained)).state_dict()
+
+    class Killed(Exception):
+        pass
+
+    from pretrain import run as module
+
+    original = module.write_checkpoint
+
+    def die_after_one_epoch(*args: object, **kwargs: object) -> None:
+        original(*args, **kwargs)  # type: ignore[arg-type]
+        raise Killed
+
+    module.write_checkpoint = die_after_one_epoch  # type: ignore[assignment]
+    try:
+        with pytest.raises(Killed):
+            run_pretrain(tmp_path / "run", pocket / "imagenet")
+    finally:
+        module.write_checkpoint = original
+    run_pretrain(tmp_path / "run", pocket / "imagenet", resume=True)
+    again = load_simmim(str(tmp_path / "run")).state_dict()
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_resuming_with_another_recipe_is_refused(pretrained: Path, pocket: Path) -> None:
+    with pytest.raises(UsageError, match="started with another recipe"):
+        run_pretrain(pretrained, pocket / "imagenet", replace(TINY_PRETRAIN, epochs=3), resume=True)
+
+
+def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) -> None:
+    with pytest.raises(DivergedError, match="base_lr"):
+        run_pretrain(
+            tmp_path / "run",
+            pocket / "imagenet",
+            replace(TINY_PRETRAIN, base_lr=1e30, warmup_epochs=0, warmup_lr=1e30),
+        )
+
+
+def test_a_pretraining_loss_falls(tmp_path: Path, pocket: Path) -> None:
+    recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
+    run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
+
+
+@pytest.mark.parametrize("task", ["imagenet", "linear", "knn", "fewshot"])
+def test_every_classification_task_leaves_a_record_that_its_predictions_give(
+    task: str, tmp_path: Path, pocket: Path, pretrained: Path
+) -> None:
+    recipe = TINY_FINETUNE if task == "imagenet" else TINY_PROBE
+    record = run_task(
+        task, tmp_path / "run", pocket / "imagenet", recipe, ckpt=str(pretrained), fraction=0.5
+    )
+    assert record.evaluated == record.expected == 30
+    assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
+    path = tmp_path / "run" / "record.json"
+    check_record(path, find_records([tmp_path])[path])
+    with np.load(tmp_path / "run" / "predictions" / "logits.npz") as stored:
+        hits = stored["logits"].astype(np.float32).argmax(1) == stored["labels"]
+    assert record.metrics["top1"] == pytest.approx(100 * hits.mean())
+
+
+def test_fine_tuning_can_be_resumed_and_ends_the_same(tmp_path: Path, pocket: Path) -> None:
+    whole = run_task("imagenet", tmp_path / "whole", pocket / "imagenet", TINY_FINETUNE)
+    import signal
+
+    from simmim_bench import engine
+    from simmim_bench.errors import InterruptedRun
+
+    original = engine.fit
+
+    def interrupted(**arguments: object) -> None:
+        save = arguments["save"]
+
+        def save_then_signal(epochs_done: int) -> None:
+            save(epochs_done)  # type: ignore[operator]
+            signal.raise_signal(signal.SIGTERM)
+
+        original(**(arguments | {"save": save_then_signal}))  # type: ignore[arg-type]
+
+    from transfer import classification
+
+    classification.fit = interrupted  # type: ignore[assignment]
+    try:
+        with pytest.raises(InterruptedRun) as stopped:
+            run_task("imagenet", tmp_path / "cut", pocket / "imagenet", TINY_FINETUNE)
+    finally:
+        classification.fit = original
+    assert stopped.value.exit_code == 143
+    again = run_task("imagenet", tmp_path / "cut", pocket / "imagenet", TINY_FINETUNE, resume=True)
+    assert again.predictions["sha256"] == whole.predictions["sha256"]
+
+
+def test_knn_equals_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train = torch.randn(60, 8, generator=generator)
+    queries = torch.randn(20, 8, generator=generator)
+    labels = torch.arange(60) % 4
+    recipe = replace(PROBE_POCKET, k=5)
+    found = knn_logits(train, labels, queries, 4, recipe)
+    mean, deviation = train.mean(0), train.std(0)
+    for q in range(20):
+        a = (queries[q] - mean) / deviation
+        similarity = []
+        for i in range(60):
+            b = (train[i] - mean) / deviation
+            similarity.append((float(a @ b / a.norm() / b.norm()), i))
+        votes = torch.zeros(4)
+        for s, i in sorted(similarity, reverse=True)[:5]:
+            votes[labels[i]] += np.exp((s - 1) / recipe.temperature)
+        assert torch.allclose(found[q], votes, rtol=1e-4)
+
+
+def test_leave_one_out_never_asks_the_image_itself() -> None:
+    train = torch.eye(6)
+    labels = torch.arange(6)
+    recipe = replace(PROBE_POCKET, k=1)
+    votes = knn_logits(train, labels, train, 6, recipe, leave_one_out=True)
+    assert (votes.argmax(1) != labels).all()
+
+
+def test_the_linear_probe_reaches_a_separable_answer_and_shrinks_with_l2() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 5, generator=generator)
+    labels = (features[:, 0] + 0.5 * features[:, 3] > 0).long()
+    loose, tight = (fit_linear(features, labels, 2, l2) for l2 in (1e-6, 1.0))
+    assert (apply_linear(loose, features).argmax(1) == labels).all()
+    assert tight[2].norm() < 0.1 * loose[2].norm()
+
+
+def test_fewshot_subsets_are_balanced_nested_in_nothing_but_the_seed(pocket: Path) -> None:
+    images = class_folders(pocket / "imagenet", "train")
+    chosen = balanced_subset(images.labels, 0.5, 0)
+    counts = np.bincount(np.array(images.labels)[chosen])
+    assert (counts == 3).all()
+    assert chosen == balanced_subset(images.labels, 0.5, 0)
+    assert chosen != balanced_subset(images.labels, 0.5, 1)
