@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 # the environment is left alone, for those who install Detectron2 from its own sources.
 DETECTRON2 ?= sal-detectron2==0.7.2
 
-.PHONY: help install demo test test-slow check wheel-check clean
+.PHONY: help install demo test test-slow check leaderboard wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,6 +33,11 @@ $(STAMP): setup.cfg Makefile
 demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in under 10 minutes
 	$(BIN)/simmim-bench demo
 
+leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and README
+	$(BIN)/simmim-bench leaderboard check demo/runs --out demo/leaderboard
+	cp demo/leaderboard/LEADERBOARD.md benchmarks/LEADERBOARD.md
+	$(BIN)/python benchmarks/readme_table.py
+
 test: $(STAMP)  ## the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow'
 
@@ -52,8 +57,8 @@ wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder, witho
 	cd "$$(mktemp -d)" && PATH="$(CURDIR)/build/wheel-check/bin:$$PATH" && \
 	    simmim-bench --version && \
 	    simmim-bench pocket pocket --img-size 32 --imagenet 40 20 --coco 2 2 --ade20k 2 2 && \
-	    simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out run -o img_size=32 -o epochs=1 && \
-	    simmim-bench transfer linear --ckpt run --data pocket/imagenet --out linear -o img_size=32
+	    simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out run -o epochs=1 && \
+	    simmim-bench transfer linear --ckpt run --data pocket/imagenet --out linear
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

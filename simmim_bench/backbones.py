@@ -39,6 +39,8 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        if not (self.matched or self.resized or self.missing or self.unused):
+            return "weights: drawn from the seed"
         parts = [f"{len(self.matched)} matched"]
         for what in ("resized", "missing", "unused"):
             names = getattr(self, what)

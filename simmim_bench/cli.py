@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -25,8 +27,6 @@ from simmim_bench.errors import BenchError, UsageError
 if TYPE_CHECKING:
     from simmim_bench.display import Display
     from simmim_bench.record import Record
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 
@@ -100,40 +100,65 @@ def _all_recipes() -> dict[str, Any]:
     return {**PRETRAIN, **TRANSFER}
 
 
-def _run_options(command: Command) -> Command:
-    """Add the options that every run has."""
-    options = [
-        click.option(
-            "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
-        ),
-        click.option(
-            "--recipe",
-            metavar="NAME",
-            shell_complete=_complete_recipe,
-            help="Named recipe; see `simmim-bench recipes`. The arch's own by default.",
-        ),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path),
-            help="Run directory to write; below runs/ by default.",
-        ),
-        click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
-        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn."),
-        click.option(
-            "-o",
-            "--override",
-            "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record.",
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
-        click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options that every run has."""
+
+    data: Path
+    recipe: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    as_json: bool = False
+    quiet: bool = False
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
+    ),
+    click.option(
+        "--recipe",
+        metavar="NAME",
+        shell_complete=_complete_recipe,
+        help="Named recipe; see `simmim-bench recipes`. The arch's own by default.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help="Run directory to write; below runs/ by default.",
+    ),
+    click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
+    click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+    click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn."),
+    click.option(
+        "-o",
+        "--override",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one number of the recipe, such as epochs=10; may be repeated. "
+        "Kept in the record.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
+    click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
+)
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every run has, handed to the command as one `options`."""
+    names = [f.name for f in dataclasses.fields(RunOptions)]
+
+    @functools.wraps(command)
+    def collect(**arguments: Any) -> None:
+        options = RunOptions(**{name: arguments.pop(name) for name in names})
+        command(options=options, **arguments)
+
+    for option in reversed(_RUN_OPTIONS):
+        collect = option(collect)
+    return collect
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -163,19 +188,7 @@ def cli() -> None:
 )
 @_run_options
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
-def pretrain(
-    arch: str,
-    data: Path,
-    recipe: str | None,
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    seed: int,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    init_from: str | None,
-) -> None:
+def pretrain(arch: str, init_from: str | None, options: RunOptions) -> None:
     """Pretrain a backbone with SimMIM.
 
     DATA is a folder with train/ (and val/, for the held-out loss), class folders or flat; or any folder
@@ -186,57 +199,46 @@ def pretrain(
       simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
       simmim-bench pretrain --arch vit_b --data imagenet -o epochs=100 -o batch_size=512
     """
-    out = out or Path("runs", "pretrain", f"{arch}-{recipe or 'default'}-seed{seed}")
-    checkpoint = _pretrain(
-        arch, data, recipe, out, resume, overwrite, seed, overrides, init_from, _display(quiet)
-    )
-    click.echo(json.dumps({"checkpoint": str(checkpoint)}) if as_json else str(checkpoint))
+    folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
+    out = options.out or Path("runs", "pretrain", folder)
+    checkpoint = _pretrain(arch, out, options, init_from, _display(options.quiet))
+    shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
+    click.echo(shown)
 
 
 def _pretrain(
-    arch: str,
-    data: Path,
-    recipe_name: str | None,
-    out: Path,
-    resume: bool,
-    overwrite: bool,
-    seed: int,
-    overrides: tuple[str, ...],
-    init_from: str | None,
-    display: Display,
+    arch: str, out: Path, options: RunOptions, init_from: str | None, display: Display
 ) -> Path:
     from pretrain.recipes import RECIPES, default_recipe, for_arch
     from simmim_bench.recipe import deviations, find_recipe, override
 
-    named = (
-        default_recipe(arch)
-        if recipe_name is None
-        else for_arch(find_recipe(RECIPES, recipe_name), arch)
-    )
-    recipe = override(named, overrides)
+    if options.recipe is None:
+        named = default_recipe(arch)
+    else:
+        named = for_arch(find_recipe(RECIPES, options.recipe), arch)
+    recipe = override(named, options.overrides)
 
     from pretrain.run import pretrain as run_pretraining
     from simmim_bench.rundir import open_run
 
     deviates = deviations(recipe, named)
-    arguments = {"data": str(data), "seed": seed, "init_from": init_from}
     with open_run(
         out,
         recipe=recipe,
         deviates=deviates,
-        arguments=arguments,
+        arguments={"data": str(options.data), "seed": options.seed, "init_from": init_from},
         display=display,
-        resume=resume,
-        overwrite=overwrite,
+        resume=options.resume,
+        overwrite=options.overwrite,
     ) as run:
         return run_pretraining(
             recipe=recipe,
             deviates=deviates,
-            data=data,
+            data=options.data,
             run=run,
-            seed=seed,
+            seed=options.seed,
             init_from=init_from,
-            resume=resume,
+            resume=options.resume,
         )
 
 
@@ -257,20 +259,7 @@ def _pretrain(
     show_default=True,
     help="Share of the training images that fewshot sees.",
 )
-def transfer(
-    task: str,
-    ckpt: str,
-    data: Path,
-    recipe: str | None,
-    out: Path | None,
-    resume: bool,
-    overwrite: bool,
-    seed: int,
-    overrides: tuple[str, ...],
-    as_json: bool,
-    quiet: bool,
-    fraction: str,
-) -> None:
+def transfer(task: str, ckpt: str, fraction: str, options: RunOptions) -> None:
     """Transfer a checkpoint to a task and record the score.
 
     \b
@@ -289,27 +278,20 @@ def transfer(
     """
     slug = ckpt.strip("/").replace(":", "-").replace("/", "-")
     shown = f"{task}-{fraction.rstrip('%')}pct" if task == "fewshot" else task
-    out = out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{seed}")
-    record = _transfer(
-        task, ckpt, data, recipe, out, resume, overwrite, seed, overrides, fraction, _display(quiet)
-    )
-    if as_json:
+    out = options.out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{options.seed}")
+    record = _transfer(task, ckpt, out, options, fraction, _display(options.quiet))
+    if options.as_json:
         click.echo(json.dumps(dataclasses.asdict(record)))
-    else:
-        for metric, value in record.metrics.items():
-            click.echo(f"{metric} {value:.2f}")
+        return
+    for metric, value in record.metrics.items():
+        click.echo(f"{metric} {value:.2f}")
 
 
 def _transfer(
     task: str,
     ckpt: str,
-    data: Path,
-    recipe_name: str | None,
     out: Path,
-    resume: bool,
-    overwrite: bool,
-    seed: int,
-    overrides: tuple[str, ...],
+    options: RunOptions,
     fraction: str,
     display: Display,
     features: dict[Any, Any] | None = None,
@@ -318,10 +300,10 @@ def _transfer(
     from simmim_bench.recipe import deviations, find_recipe, override
     from transfer.recipes import RECIPES, default_recipe
 
-    found = None if recipe_name is None else find_recipe(RECIPES, recipe_name)
+    found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = read_checkpoint(ckpt)
     named = found or default_recipe(task, checkpoint.spec)
-    recipe = override(named, overrides)
+    recipe = override(named, options.overrides)
 
     from simmim_bench.rundir import open_run
     from transfer.run import run_transfer
@@ -331,8 +313,8 @@ def _transfer(
         "task": task,
         "ckpt": ckpt,
         "sha256": checkpoint.sha256,
-        "data": str(data),
-        "seed": seed,
+        "data": str(options.data),
+        "seed": options.seed,
     }
     with open_run(
         out,
@@ -340,18 +322,18 @@ def _transfer(
         deviates=deviates,
         arguments=arguments,
         display=display,
-        resume=resume,
-        overwrite=overwrite,
+        resume=options.resume,
+        overwrite=options.overwrite,
     ) as run:
         return run_transfer(
             task,
             checkpoint=checkpoint,
-            data=data,
+            data=options.data,
             run=run,
             recipe=recipe,
             deviates=deviates,
-            seed=seed,
-            resume=resume,
+            seed=options.seed,
+            resume=options.resume,
             fraction=float(fraction.rstrip("%")) / 100,
             features=features,
         )
@@ -607,25 +589,13 @@ def demo(out: Path, overwrite: bool) -> None:
     features: dict[Any, Any] = {}
 
     def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
-        return _pretrain(ARCH, data, None, folder, True, False, 0, (), None, display)
+        return _pretrain(ARCH, folder, RunOptions(data=data, resume=True), None, display)
 
     def transfer_into(
         step: Step, ckpt: str, data: Path, folder: Path, seed: int, display: Display
     ) -> None:
-        _transfer(
-            step.task,
-            ckpt,
-            data,
-            None,
-            folder,
-            True,
-            False,
-            seed,
-            (),
-            step.fraction or "1%",
-            display,
-            features,
-        )
+        options = RunOptions(data=data, resume=True, seed=seed)
+        _transfer(step.task, ckpt, folder, options, step.fraction or "1%", display, features)
 
     rows = run_demo(
         out,

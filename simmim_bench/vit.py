@@ -172,11 +172,15 @@ class ViT(nn.Module):
         return self.norm(self._run(tokens)[-1]).permute(0, 3, 1, 2)
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride)."""
+        """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride).
+
+        Every level is layer-normalised without weights: what a block adds to grows from block to block
+        and with training, and a neck that is drawn anew learns nothing from inputs of any scale.
+        """
         after_blocks = self._run(self.embed(images))
-        return [
-            after_blocks[i - 1].permute(0, 3, 1, 2).contiguous() for i in self.spec.level_blocks
-        ]
+        levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
+        normed = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
+        return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
 
     def forward_block_means(self, images: Tensor) -> Tensor:
         """Give the mean patch token after every block: (B, blocks, C), for probing."""

@@ -71,8 +71,8 @@ class SimMIMBackbone(BaseModule):
 
 
 def pyramid_rescales(spec: BackboneSpec) -> tuple[float, ...]:
-    """Give the `rescales` of a ViT's `Feature2Pyramid` that make strides of about 4, 8, 16 and 32.
+    """Give the `rescales` of a ViT's `Feature2Pyramid`: strides of 4, 8, 16 and 32 for patches of 16.
 
-    At patches of 8 its second form, without a fourfold upsampling, begins with stride 4.
+    Small patches take the neck's second form, which begins at half a patch.
     """
     return (4, 2, 1, 0.5) if spec.patch_size > 8 else (2, 1, 0.5, 0.25)

@@ -1,0 +1,106 @@
+"""One contract for every backbone behind every adapter: names, channels, strides, odd sizes, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor, nn
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+
+SIZES = [(32, 32), (48, 64), (37, 51)]
+Maps = dict[str, Tensor]
+# What an adapter declares: channels and stride by name.
+Declared = dict[str, tuple[int, int]]
+
+
+def detectron2_adapter(
+    checkpoint: Checkpoint,
+) -> tuple[nn.Module, Declared, Callable[[Tensor], Maps]]:
+    pytest.importorskip("detectron2")
+    from transfer.detectron2_backbone import SimMIMBackbone
+
+    adapter = SimMIMBackbone(checkpoint, seed=5)
+    shapes = adapter.output_shape()
+    return adapter, {name: (s.channels, s.stride) for name, s in shapes.items()}, adapter
+
+
+def mmseg_adapter(checkpoint: Checkpoint) -> tuple[nn.Module, Declared, Callable[[Tensor], Maps]]:
+    pytest.importorskip("mmseg")
+    from transfer.mmseg_backbone import SimMIMBackbone
+
+    adapter = SimMIMBackbone(checkpoint, seed=5)
+    names = [f"map{i}" for i in adapter.out_indices]
+    declared = dict(zip(names, zip(adapter.channels, adapter.strides, strict=True), strict=True))
+    return adapter, declared, lambda images: dict(zip(names, adapter(images), strict=True))
+
+
+ADAPTERS = {"detectron2": detectron2_adapter, "mmseg": mmseg_adapter}
+
+
+@pytest.fixture
+def checkpoint(family: str) -> Checkpoint:
+    return Checkpoint(
+        name=f"random:{family}",
+        spec=TINY[family],
+        form="transfer",
+        state=None,
+        sha256="0",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": family, "method": "random"},
+    )
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+class TestEveryAdapter:
+    """Every claim holds for every family of backbones behind every adapter."""
+
+    def test_declares_the_backbones_levels(self, name: str, checkpoint: Checkpoint) -> None:
+        _, declared, _ = ADAPTERS[name](checkpoint)
+        levels = checkpoint.spec.feature_levels
+        assert list(declared) == [f"map{i}" for i in range(len(levels))]
+        assert list(declared.values()) == [(level.channels, level.stride) for level in levels]
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_gives_the_backbones_maps_at_any_size(
+        self, name: str, checkpoint: Checkpoint, size: tuple[int, int]
+    ) -> None:
+        module, declared, maps_of = ADAPTERS[name](checkpoint)
+        module.eval()
+        images = torch.randn(2, 3, *size)
+        wanted = load_backbone(checkpoint, seed=5).eval().forward_maps(images)
+        maps = maps_of(images)
+        assert list(maps) == list(declared)
+        for (level, found), expected in zip(maps.items(), wanted, strict=True):
+            channels, stride = declared[level]
+            assert found.shape == (2, channels, *(math.ceil(side / stride) for side in size))
+            assert torch.equal(found, expected)
+
+    def test_gradients_reach_all_that_the_maps_depend_on(
+        self, name: str, checkpoint: Checkpoint
+    ) -> None:
+        module, _, maps_of = ADAPTERS[name](checkpoint)
+        images = torch.randn(2, 3, *checkpoint.spec.img_size)
+        sum((m * torch.randn_like(m)).sum() for m in maps_of(images).values()).backward()  # type: ignore[union-attr]
+        without = [
+            parameter
+            for parameter, value in module.named_parameters()
+            if value.requires_grad and "fc_norm" not in parameter and value.grad is None
+        ]
+        assert without == []
+
+    def test_reports_a_full_match_of_the_encoder(self, name: str, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = load_backbone(checkpoint, seed=9).state_dict()
+        module, _, _ = ADAPTERS[name](replace(checkpoint, state=state))
+        report = module.backbone.load_report
+        assert (report.resized, report.missing, report.unused) == ([], [], [])
+        assert len(report.matched) == len(state)
