@@ -36,6 +36,7 @@ demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in under 
 leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and README
 	$(BIN)/simmim-bench leaderboard check demo/runs --out demo/leaderboard
 	cp demo/leaderboard/LEADERBOARD.md benchmarks/LEADERBOARD.md
+	cp demo/pretrain/reconstructions.png benchmarks/reconstructions.png
 	$(BIN)/python benchmarks/readme_table.py
 
 test: $(STAMP)  ## the tests (under 8 minutes on two cores)

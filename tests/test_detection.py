@@ -139,15 +139,11 @@ def finished(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_pyramid_gives_the_declared_levels(arch: str) -> None:
-    recipe = replace(TINY, strides=(4, 8, 16, 32), anchor_sizes=(8, 16, 32, 64))
+    recipe = replace(TINY, strides=(2, 4, 8, 16), anchor_sizes=(4, 8, 16, 32))
     pyramid = build_detection_backbone(read_checkpoint(arch), recipe, seed=0)
     shapes = pyramid.output_shape()
-    assert {name: shape.stride for name, shape in shapes.items()} == {
-        "p2": 4,
-        "p3": 8,
-        "p4": 16,
-        "p5": 32,
-    }
+    strides = {name: shape.stride for name, shape in shapes.items()}
+    assert strides == {"p1": 2, "p2": 4, "p3": 8, "p4": 16}
     for name, level in pyramid(torch.randn(1, 3, 64, 96)).items():
         stride = shapes[name].stride
         assert level.shape == (1, shapes[name].channels, 64 // stride, 96 // stride)
@@ -155,8 +151,8 @@ def test_pyramid_gives_the_declared_levels(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_images_are_padded_to_a_multiple_of_the_coarsest_stride(arch: str) -> None:
-    for square_pad, expected in ((0, (64, 96)), (100, (112, 112))):
-        pyramid = build_pyramid(SimMIMBackbone(arch), (4, 8, 16), 16, square_pad)
+    for square_pad, expected in ((0, (64, 96)), (100, (104, 104))):
+        pyramid = build_pyramid(SimMIMBackbone(arch), (2, 4, 8), 16, square_pad)
         padded = ImageList.from_tensors(
             [torch.zeros(3, 61, 83), torch.zeros(3, 50, 95)],
             pyramid.size_divisibility,

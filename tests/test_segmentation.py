@@ -586,7 +586,7 @@ def test_loss_that_is_not_finite_ends_the_run(engine: Any, generated: Path, tmp_
     ("changes", "message"),
     [
         ({"batch_size": 1}, r"batch_size 1 is too small"),
-        ({"img_size": (24, 64)}, r"img_size \(24, 64\) is below 32 pixels"),
+        ({"img_size": (12, 64)}, r"img_size \(12, 64\) is below 16 pixels"),
     ],
 )
 def test_sizes_that_upernet_cannot_have_are_refused(

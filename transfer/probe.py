@@ -67,12 +67,14 @@ def run_probe(
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
     check_same_classes(train, val)
-    features = {} if features is None else features
-    train_blocks = extract(checkpoint, train, recipe, run, seed, features)
-    val_blocks = extract(checkpoint, val, recipe, run, seed, features)
+    shown = list(range(len(train)))
     if task == "fewshot":
         shown = balanced_subset(train.labels, fraction, seed)
-        train, train_blocks = train.subset(shown), train_blocks[shown]
+    if features is None:  # nobody else will ask for the features of the other images
+        features, train, shown = {}, train.subset(shown), list(range(len(shown)))
+    train_blocks = extract(checkpoint, train, recipe, run, seed, features)[shown]
+    train = train.subset(shown)
+    val_blocks = extract(checkpoint, val, recipe, run, seed, features)
     labels = torch.tensor(train.labels)
     classes = len(train.classes)
 
