@@ -20,6 +20,7 @@ from simmim_bench.archs import find_spec
 from simmim_bench.checkpoint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    read_checkpoint,
     read_training_state,
     write_checkpoint,
 )
@@ -99,6 +100,9 @@ def pretrain(
     )
     first_epoch = 0
     if resume and run.last_checkpoint.is_dir():
+        if "held_out_loss" in read_checkpoint(str(run.last_checkpoint)).provenance:
+            run.log(f"{run.path} is finished")
+            return run.last_checkpoint
         state = read_training_state(run.last_checkpoint)
         model.load_state_dict(load_simmim(str(run.last_checkpoint)).state_dict())
         optimizer.load_state_dict(state["optimizer"])

@@ -123,6 +123,13 @@ def test_the_same_seed_gives_the_same_weights_and_resuming_too(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+def test_a_finished_run_is_left_as_it_is(pretrained: Path, pocket: Path) -> None:
+    meta = pretrained / "checkpoints" / "last" / "meta.json"
+    before = meta.read_bytes()
+    run_pretrain(pretrained, pocket / "imagenet", resume=True)
+    assert meta.read_bytes() == before
+
+
 def test_resuming_with_another_recipe_is_refused(pretrained: Path, pocket: Path) -> None:
     with pytest.raises(UsageError, match="started with another recipe"):
         run_pretrain(pretrained, pocket / "imagenet", replace(TINY_PRETRAIN, epochs=3), resume=True)
