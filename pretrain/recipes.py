@@ -52,6 +52,7 @@ class PretrainRecipe(Recipe):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "img_size", "mask_patch_size", "epochs", "batch_size", "base_lr")
         if not 0 < self.mask_ratio < 1:
             raise UsageError(f"mask_ratio {self.mask_ratio} is not in (0, 1); SimMIM uses 0.6.")

@@ -66,10 +66,20 @@ def pretrain(
             f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
         )
     images = any_images(data)
+    if (data / "val").is_dir():
+        any_images(
+            data / "val"
+        )  # it is asked for after the last epoch: too late to learn that it is empty
     device = best_device()
     model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate, seed=seed)
     if init_from is not None:
-        model.load_state_dict(load_simmim(init_from).state_dict())
+        start = load_simmim(init_from)
+        if start.spec != spec:
+            raise UsageError(
+                f"--init-from {init_from} is a {start.spec.arch} made for {start.spec.img_size} pixels, not "
+                f"a {recipe.arch} for {recipe.img_size}; give the same arch and -o img_size=..."
+            )
+        model.load_state_dict(start.state_dict())
     model.to(device)
 
     loader = EpochLoader(

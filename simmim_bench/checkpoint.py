@@ -101,13 +101,14 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
             sha256=meta["sha256"],
             mean=tuple(meta["preprocessing"]["mean"]),
             std=tuple(meta["preprocessing"]["std"]),
-            provenance=meta["provenance"],
+            provenance={**meta["provenance"], "label": str(meta["provenance"]["label"])},
         )
     except (OSError, SafetensorError) as error:
         raise DataError(f"checkpoint {weights} cannot be read: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, UsageError) as error:
         raise DataError(
-            f"checkpoint {directory / 'meta.json'} lacks {error}; it is not one of simmim-bench's."
+            f"checkpoint file {directory / 'meta.json'} is damaged or not simmim-bench's "
+            f"({type(error).__name__}: {error}); use another copy."
         ) from error
 
 
@@ -163,7 +164,7 @@ def write_checkpoint(
         if training is not None:
             with replacing(temporary / "training.pt") as path:
                 torch.save(training, path)
-        old = directory.with_name(f".{directory.name}.old")
+        old = _previous(directory)
         shutil.rmtree(old, ignore_errors=True)
         if directory.exists():
             directory.rename(old)
@@ -175,6 +176,17 @@ def write_checkpoint(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _previous(directory: Path) -> Path:
+    """Say where a checkpoint lies while the next one takes its place."""
+    return directory.with_name(f".{directory.name}.old")
+
+
+def recover(directory: Path) -> None:
+    """Put the previous checkpoint back where a kill fell between the two renames."""
+    if not directory.exists() and _previous(directory).is_dir():
+        _previous(directory).rename(directory)
 
 
 def read_training_state(directory: Path) -> dict[str, Any]:

@@ -11,37 +11,43 @@ import dataclasses
 import errno
 import functools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench import __version__
-from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
     from simmim_bench.record import Record
 
+SEED = click.IntRange(0, 2**32 - 1)
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 
 
 def main() -> None:
     """Run the command line; turn what a user can mend into one line and an exit code."""
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         _check_packages()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except BenchError as error:
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "simmim-bench"
+        message = " ".join(error.format_message().split())
+        _fail(f"{message} See `{path} --help`.", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted.", 130)
     except OSError as error:
@@ -50,6 +56,11 @@ def main() -> None:
         _fail(
             f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space.", 4
         )
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Answer SIGTERM where no training loop does; nothing is being saved there."""
+    raise InterruptedRun("stopped by SIGTERM.", number)
 
 
 def _fail(message: str, code: int) -> None:
@@ -132,7 +143,13 @@ _RUN_OPTIONS = (
     ),
     click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
     click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-    click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn."),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=SEED,
+        help="Seed of all that is drawn.",
+    ),
     click.option(
         "-o",
         "--override",
@@ -431,7 +448,9 @@ def recipes_show(name: str) -> None:
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True, help="Another seed, other pictures.")
+@click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Another seed, other pictures."
+)
 @click.option(
     "--img-size", default="64", show_default=True, metavar="H[,W]", help="Pixels, at least 32."
 )
@@ -464,7 +483,7 @@ def pocket(
     from simmim_bench.pocket import PocketCounts, write_pocket
 
     sizes = img_size.replace("x", ",").split(",")
-    if len(sizes) not in (1, 2) or not all(size.strip().isdigit() for size in sizes):
+    if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
         raise UsageError(f"--img-size {img_size} is not H or H,W in pixels, such as 64 or 96,128.")
     size = (int(sizes[0]), int(sizes[-1]))
     splits = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
@@ -515,7 +534,7 @@ def pocket(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Share hidden.",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of the masks.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the masks.")
 def visualize(
     ckpt: str,
     images: Path,

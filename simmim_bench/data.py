@@ -61,7 +61,13 @@ class ImageList:
         """Hash every image's path below the root and its size in bytes: SHA-256 in hexadecimal."""
         digest = hashlib.sha256()
         for path in self.paths:
-            line = f"{path.relative_to(self.root).as_posix()} {path.stat().st_size}\n"
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise DataError(
+                    f"image {path} cannot be read: {error.strerror}; mend the link or remove it."
+                ) from error
+            line = f"{path.relative_to(self.root).as_posix()} {size}\n"
             digest.update(line.encode())
         return digest.hexdigest()
 

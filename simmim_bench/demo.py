@@ -69,6 +69,8 @@ def run_demo(
     """
     started = time.monotonic()
     mark = out / "demo.json"
+    if out.is_file():
+        raise UsageError(f"--out {out} is a file; choose a directory.")
     if out.exists() and any(out.iterdir()) and not mark.is_file():
         raise UsageError(f"{out} is not empty and not a demo's folder; choose another --out.")
     if overwrite and mark.is_file():

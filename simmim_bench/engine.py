@@ -130,4 +130,9 @@ def fit(
                         f"{epoch} of {epochs} epochs are saved, go on with --resume.",
                         stop.number,
                     )
+            if not all(bool(p.isfinite().all()) for p in model.parameters()):
+                raise DivergedError(
+                    f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
+                    "before it stays, lower the rate with -o base_lr=..."
+                )
             save(epoch + 1)

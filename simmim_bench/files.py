@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a parent that is a file
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

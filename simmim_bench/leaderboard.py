@@ -85,6 +85,7 @@ def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
         DataError: a folder is missing, none holds a record, or a record is damaged.
     """
     found: dict[Path, Record] = {}
+    seen: set[Path] = set()
     for root in roots:
         if not root.is_dir():
             raise DataError(
@@ -93,7 +94,9 @@ def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
         for folder, _, files in sorted(os.walk(root)):
             if "record.json" in files:
                 path = Path(folder, "record.json")
-                found[path] = read_record(path)
+                if path.resolve() not in seen:  # roots may lie in one another
+                    seen.add(path.resolve())
+                    found[path] = read_record(path)
     if not found:
         raise DataError(f"no record.json below {', '.join(map(str, roots))}; run a transfer first.")
     return found
@@ -101,7 +104,8 @@ def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
 
 def protocol_id(record: Record) -> str:
     """Give what must agree for two scores to be compared: recipe, deviations, data."""
-    return sha256_json([record.recipe["sha256"], record.deviates, record.data["fingerprint"]])
+    data = [record.data["fingerprint"], record.data.get("train_fingerprint")]
+    return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
 def build_rows(records: dict[Path, Record]) -> list[Row]:
@@ -142,6 +146,13 @@ def _cell(
     if not paths:
         return None
     behind = [records[p] for p in paths]
+    seeds = {record.seed: path for path, record in zip(paths, behind, strict=True)}
+    if len(seeds) < len(paths):
+        twice = next(p for p in paths if p not in seeds.values())
+        raise DataError(
+            f"{twice} and {seeds[records[twice].seed]} are of one checkpoint, task and seed, and would "
+            "count twice; remove one, or name other folders."
+        )
     return Cell(
         values=tuple(r.metrics[column.metric] for r in behind),
         records=tuple(paths),
@@ -182,7 +193,10 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(cell.partial for cell in cells):
         explained.append("† not every image of the split was evaluated.")
     if any(len(cell.values) > 1 for cell in cells):
-        explained.append("± is the standard deviation over seeds.")
+        explained.append(
+            "± is the standard deviation over seeds; a checkpoint is one training, whatever the seed of "
+            "its transfers, while random weights are drawn anew by each."
+        )
     return explained
 
 
@@ -337,7 +351,8 @@ def check_record(path: Path, record: Record) -> None:
     again = scores_from_predictions(record.task, predictions, annotations)
     for metric in sorted(set(again) | set(record.metrics)):
         stated, found = record.metrics.get(metric), again.get(metric)
-        if stated is None or found is None or abs(stated - found) > TOLERANCE:
+        # Written so that a NaN on either side does not pass.
+        if stated is None or found is None or not abs(stated - found) <= TOLERANCE:
             raise DriftError(
                 f"{path}: {metric} is {stated} in the record, {found} from the predictions."
             )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, DivergedError
+from simmim_bench.files import replacing
 
 # pycocotools' order of its twelve figures; the record keeps those that are AP.
 COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -88,8 +89,15 @@ def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
 
 
 def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Store logits (N, classes), as float16, and labels (N,)."""
-    from simmim_bench.files import replacing
+    """Store logits (N, classes), as float16, and labels (N,).
+
+    Raises:
+        DivergedError: a logit is not finite, so that no ranking of the classes means anything.
+    """
+    if not np.isfinite(logits).all():
+        raise DivergedError("the model gives logits that are not finite; lower -o base_lr=...")
+    limit = float(np.finfo(np.float16).max)
+    logits = logits.clip(-limit, limit)
 
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, logits=logits.astype(np.float16), labels=labels.astype(np.int32))
@@ -100,8 +108,6 @@ def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) 
 
     Columns of `entries`: image, true class, predicted class, pixels.
     """
-    from simmim_bench.files import replacing
-
     entries = []
     for image, confusion in enumerate(confusions):
         true, predicted = np.nonzero(confusion)
@@ -136,7 +142,7 @@ def scores_from_predictions(
         if task == "coco":
             if annotations is None or not annotations.is_file():
                 raise DataError(
-                    f"the annotations {annotations} of {predictions} are not there; give --data."
+                    f"the annotations {annotations} of {predictions} are not there; start from the folder of that run."
                 )
             return coco_scores(annotations, predictions)
         with np.load(predictions) as stored:
@@ -146,8 +152,9 @@ def scores_from_predictions(
                 _, true, predicted, counts = stored["entries"].T
                 np.add.at(confusion, (true, predicted), counts)
                 return segmentation_scores(confusion)
-            return classification_scores(
-                stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
-            )
+            logits, labels = stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+            if not np.isfinite(logits).all():
+                raise ValueError("a logit is not finite")
+            return classification_scores(logits, labels)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error

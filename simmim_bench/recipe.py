@@ -8,6 +8,7 @@ difference from the named one. The recipes themselves are in `pretrain/recipes.p
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,47 @@ from typing import Any, TypeVar
 
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.files import sha256_json
+
+LARGE = 1e9
+# What any recipe's field of that name may be, ends included; zero where zero means "off".
+LIMITS: dict[str, tuple[float, float]] = {
+    "epochs": (1, LARGE),
+    "max_iters": (1, LARGE),
+    "batch_size": (1, LARGE),
+    "warmup_epochs": (0, LARGE),
+    "warmup_iters": (0, LARGE),
+    "warmup_lr": (0, LARGE),
+    "min_lr": (0, LARGE),
+    "weight_decay": (0, LARGE),
+    "clip_grad": (0, LARGE),
+    "layer_decay": (1e-3, 1),
+    "drop_path_rate": (0, 0.99),
+    "betas": (0, 0.999999),
+    "crop_scale": (1e-3, 1),
+    "scale_range": (1e-2, 100),
+    "test_crop_ratio": (0.1, 1),
+    "label_smoothing": (0, 0.99),
+    "mixup": (0, 100),
+    "cutmix": (0, 100),
+    "hflip": (0, 1),
+    "random_erasing": (0, 1),
+    "color_jitter": (0, 1),
+    "num_workers": (0, 1024),
+    "held_out": (1e-3, 0.9),
+    "l2": (0, LARGE),
+    "temperature": (1e-3, 100),
+    "milestones": (0, LARGE),
+    "head_channels": (1, LARGE),
+    "neck_channels": (1, LARGE),
+    "box_head_dim": (1, LARGE),
+    "box_pool": (1, 64),
+    "mask_pool": (1, 64),
+    "detections": (1, LARGE),
+    "auxiliary_weight": (0, 100),
+    "anchor_sizes": (1, LARGE),
+    "anchor_ratios": (1e-3, 1e3),
+    "score_threshold": (0, 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +71,16 @@ class Recipe:
 
     name: str
     source: str
+
+    def __post_init__(self) -> None:
+        for key, (low, high) in LIMITS.items():
+            value = getattr(self, key, None)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not low <= number <= high:
+                    allowed = f"{low:g} or more" if high == LARGE else f"{low:g} to {high:g}"
+                    raise UsageError(
+                        f"{key} {number} of recipe '{self.name}' is out of range; use {allowed}."
+                    )
 
     def to_json(self) -> dict[str, Any]:
         """Give the plain form, as written to `recipe.json`."""
@@ -101,6 +153,8 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             for part in text.strip("()[] ").replace("x", ",").split(",")
             if part.strip()
         ]
+        if not parts and text.strip() not in ("()", "[]"):
+            raise UsageError(f"{key}= has no values; write {key}=A,B.")
         if Ellipsis not in arguments and len(parts) == 1:
             parts = parts * len(arguments)  # img_size=64 means (64, 64)
         if Ellipsis not in arguments and len(parts) != len(arguments):
@@ -111,9 +165,12 @@ def _parse(key: str, text: str, kind: Any) -> Any:
             raise UsageError(f"{key}={text} is not a truth value; use true or false.")
         return text.lower() in ("true", "1", "yes")
     try:
-        return kind(text)
+        value = kind(text)
     except ValueError as error:
         raise UsageError(f"{key}={text} is not of type {kind.__name__}.") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key}={text} is not a finite number.")
+    return value
 
 
 def check_positive(recipe: Recipe, *keys: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,19 @@ def read_record(path: Path) -> Record:
         found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
         raise DataError(f"record {path} has schema {found}, this version reads {SCHEMA}.")
     try:
-        return Record(**fields)
-    except TypeError as error:
-        raise DataError(f"record {path} is incomplete: {error}") from error
+        record = Record(**fields)
+        texts = (
+            *(record.checkpoint[key] for key in ("label", "sha256")),
+            *(record.recipe[key] for key in ("name", "sha256")),
+            *(record.predictions[key] for key in ("file", "sha256")),
+            record.data["fingerprint"],
+        )
+        scores = record.metrics.values()
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name or hash is not a text")
+        if not all(isinstance(s, int | float) and math.isfinite(s) for s in scores):
+            raise TypeError("a score is not a finite number")
+        record.deviates.items()
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"record {path} is damaged ({error}); run its task again.") from error
+    return record

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench import __version__
+from simmim_bench.checkpoint import recover
 from simmim_bench.display import Display
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import read_json, write_json
 from simmim_bench.recipe import Recipe
 
@@ -41,6 +42,7 @@ class RunDir:
         self.path = path
         self.display = display
         self.last_checkpoint = path / "checkpoints" / "last"
+        recover(self.last_checkpoint)
         self.predictions = path / "predictions"
         self.tensorboard = SummaryWriter(str(path / "tensorboard"))
         self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -91,11 +93,15 @@ def open_run(
         "arguments": arguments,
     }
     described = json.loads(json.dumps(description))
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other; give one of them.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a directory.")
     occupied = path.is_dir() and any(path.iterdir())
     if occupied and resume:
         before = read_json(path / "recipe.json", "run description")
+        if not isinstance(before, dict):
+            raise DataError(f"run description {path / 'recipe.json'} is damaged; start anew.")
         changed = [key for key in described if before.get(key) != described[key]]
         if changed:
             raise UsageError(
@@ -123,6 +129,11 @@ def open_run(
         ) from error
     try:
         yield run
+    except (UsageError, DataError, MissingEngineError):
+        # A start that could not be made leaves nothing, so that the mended command meets no obstacle.
+        if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     finally:
         run.close()
 

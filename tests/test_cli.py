@@ -243,6 +243,30 @@ def test_a_full_disk_exits_4_and_leaves_no_half_written_file(
     assert not list((tmp_path / "run").glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["transfer", "foo"], "'foo' is not one of"),
+        (["pretrain", "--foo"], "No such option"),
+        (["pretrain"], "Missing option"),
+        (["pocket", "x", "--seed", "-1"], "-1 is not in the range"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_help(
+    arguments: list[str], said: str
+) -> None:
+    message = fails(2, *arguments)
+    assert said in message
+    assert "--help" in message
+
+
+def test_a_start_that_fails_leaves_nothing_in_the_way(tmp_path: Path, pocket: Path) -> None:
+    out = tmp_path / "run"
+    fails(4, *linear(tmp_path / "nothing", out))
+    assert not out.exists()
+    assert "contradict" in fails(2, *linear(pocket / "imagenet", out), "--resume", "--overwrite")
+
+
 def test_another_package_called_pretrain_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain" / "__init__.py").write_text("")

@@ -140,7 +140,7 @@ def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) 
         run_pretrain(
             tmp_path / "run",
             pocket / "imagenet",
-            replace(TINY_PRETRAIN, base_lr=1e30, warmup_epochs=0, warmup_lr=1e30),
+            replace(TINY_PRETRAIN, base_lr=1e30, warmup_epochs=0),
         )
 
 

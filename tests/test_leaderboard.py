@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simmim_bench.errors import DataError, DriftError
+from simmim_bench.errors import DataError, DivergedError, DriftError
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard import (
     COLUMNS,
@@ -181,6 +182,38 @@ def test_a_changed_score_a_swapped_file_and_an_edited_table_are_found(tmp_path: 
     write_logits(path.parent / "predictions" / "logits.npz", np.zeros((10, 6)), np.arange(10) % 6)
     with pytest.raises(DriftError, match="not the ones that were scored"):
         check_record(path, record)
+
+
+def test_scores_that_are_not_numbers_pass_no_check(tmp_path: Path) -> None:
+    path = make_record(tmp_path)
+    record = find_records([tmp_path])[path]
+    with pytest.raises(DriftError, match="top1 is nan"):
+        check_record(path, replace(record, metrics=record.metrics | {"top1": float("nan")}))
+    change(path, metrics={"top1": float("nan")})
+    with pytest.raises(DataError, match="not a finite number"):
+        find_records([tmp_path])
+    with pytest.raises(DivergedError, match="not finite"):
+        write_logits(tmp_path / "logits.npz", np.full((2, 2), np.nan), np.arange(2))
+
+
+def test_a_copied_record_does_not_count_as_another_seed(tmp_path: Path) -> None:
+    path = make_record(tmp_path / "runs")
+    assert len(find_records([tmp_path / "runs", tmp_path])) == 1
+    shutil.copytree(path.parent, tmp_path / "runs" / "copy")
+    with pytest.raises(DataError, match="would count twice"):
+        build_rows(find_records([tmp_path / "runs"]))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"metrics": [1]}, {"metrics": {"top1": "6"}}, {"recipe": "r"}, {"predictions": {}}]
+)
+def test_a_record_with_fields_of_another_kind_is_named(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    path = make_record(tmp_path)
+    change(path, **fields)
+    with pytest.raises(DataError, match=r"record.json is damaged"):
+        find_records([tmp_path])
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

@@ -39,7 +39,10 @@ def test_overrides_take_the_type_of_their_field() -> None:
         ("img_size=1,2,3", "has 3 values; it takes 2"),
         ("precision=fp8", "is not one of the allowed values"),
         ("mask_ratio=1.5", r"mask_ratio 1.5 is not in \(0, 1\)"),
-        ("batch_size=0", "batch_size 0 .* must be above 0"),
+        ("batch_size=0", "batch_size 0 .* is out of range; use 1 or more"),
+        ("crop_scale=-1,2", "crop_scale -1.0 .* use 0.001 to 1"),
+        ("base_lr=nan", "base_lr=nan is not a finite number"),
+        ("base_lr=0", "base_lr 0.0 .* must be above 0"),
     ],
 )
 def test_a_wrong_override_is_named_with_its_remedy(assignment: str, message: str) -> None:

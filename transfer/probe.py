@@ -67,6 +67,7 @@ def run_probe(
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
     check_same_classes(train, val)
+    described = describe(data, train, val)
     shown = list(range(len(train)))
     if task == "fewshot":
         shown = balanced_subset(train.labels, fraction, seed)
@@ -111,12 +112,12 @@ def run_probe(
         recipe=recipe,
         deviates=deviates,
         seed=seed,
-        data=describe(data, train, val),
+        data=described,
         predictions=predictions,
         evaluated=len(logits),
         expected=len(val),
         wall_time_s=time.monotonic() - started,
-        details={**chosen, "blocks": train_blocks.shape[1]},
+        details={**chosen, "blocks": train_blocks.shape[1], "train_images": len(train)},
     )
 
 

@@ -57,6 +57,7 @@ class FinetuneRecipe(Recipe):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "img_size", "epochs", "batch_size", "base_lr")
 
 
@@ -86,6 +87,7 @@ class ProbeRecipe(Recipe):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "img_size", "batch_size", "k", "temperature", "held_out")
 
 
@@ -152,6 +154,7 @@ class CocoRecipe(Recipe):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "strides")
         if len(self.strides) != len(self.anchor_sizes):
             raise UsageError(
@@ -196,6 +199,7 @@ class Ade20kRecipe(Recipe):
     num_workers: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr")
 
 
