@@ -123,6 +123,21 @@ def test_the_same_seed_gives_the_same_weights_and_resuming_too(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize("arch", ["swin_pocket"])
+def test_other_families_pretrain_and_transfer_too(arch: str, tmp_path: Path, pocket: Path) -> None:
+    recipe = replace(TINY_PRETRAIN, arch=arch, epochs=1, warmup_epochs=0, mask_patch_size=16)
+    run_pretrain(tmp_path / "pretrain", pocket / "imagenet", recipe)
+    record = run_task(
+        "linear",
+        tmp_path / "linear",
+        pocket / "imagenet",
+        TINY_PROBE,
+        ckpt=str(tmp_path / "pretrain"),
+    )
+    assert record.checkpoint["arch"] == arch
+    assert record.details["blocks"] == 4
+
+
 def test_a_finished_run_is_left_as_it_is(pretrained: Path, pocket: Path) -> None:
     meta = pretrained / "checkpoints" / "last" / "meta.json"
     before = meta.read_bytes()

@@ -50,6 +50,11 @@ def test_a_wrong_override_is_named_with_its_remedy(assignment: str, message: str
         override(POCKET, [assignment])
 
 
+def test_an_unknown_augmentation_policy_is_refused() -> None:
+    with pytest.raises(UsageError, match="auto_augment foo is no policy"):
+        override(IMAGENET_POCKET, ["auto_augment=foo"])
+
+
 def test_deviations_are_exactly_what_was_changed() -> None:
     changed = override(POCKET, ["epochs=3", f"batch_size={POCKET.batch_size}"])
     assert deviations(changed, POCKET) == {"epochs": 3}

@@ -15,6 +15,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Recipe, check_positive
 
 Precision = Literal["auto", "fp32", "bf16"]
+POLICIES = ("rand", "augmix", "original", "v0", "3a")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,11 @@ class FinetuneRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "img_size", "epochs", "batch_size", "base_lr")
+        if self.auto_augment is not None and not self.auto_augment.startswith(POLICIES):
+            raise UsageError(
+                f"auto_augment {self.auto_augment} is no policy of timm's; it begins with "
+                f"{', '.join(POLICIES)}, such as rand-m9-mstd0.5-inc1, or is none."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
