@@ -27,6 +27,8 @@ class PretrainRecipe(Recipe):
         base_lr, warmup_lr, min_lr: for 512 images a step.
         schedule: "cosine" to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
         crop_scale: share of the image's area that a random crop covers.
+        window_size: of a Swin; None for its own.
+        norm_target: predict pixels normalised by a square of so many pixels around them; 0 for plain ones.
         betas: of AdamW.
         precision: "auto" is bfloat16 on GPUs that have it, else float32.
     """
@@ -48,6 +50,8 @@ class PretrainRecipe(Recipe):
     drop_path_rate: float
     crop_scale: tuple[float, float]
     betas: tuple[float, float] = (0.9, 0.999)
+    window_size: int | None = None
+    norm_target: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     num_workers: int = 0
 
@@ -58,11 +62,22 @@ class PretrainRecipe(Recipe):
             raise UsageError(f"mask_ratio {self.mask_ratio} is not in (0, 1); SimMIM uses 0.6.")
 
 
-# In all of SimMIM's pretraining configs: mask 32 pixels, 0.6 hidden; batch 16 GPUs x 128; clip 5.0,
-# weight decay 0.05 and AdamW (0.9, 0.999) are config.py's defaults; crop scale data/data_simmim.py.
+_SOURCES = {
+    # 16 GPUs of 128 images, with which its learning rates were scaled.
+    "batch_size": "SimMIM: README.md (Pre-training with SimMIM), config.py (DATA.BATCH_SIZE)",
+    "clip_grad": "SimMIM: config.py (TRAIN.CLIP_GRAD)",
+    "betas": "SimMIM: config.py (TRAIN.OPTIMIZER.BETAS)",
+    "num_workers": "SimMIM: config.py (DATA.NUM_WORKERS)",
+    "crop_scale": "SimMIM: data/data_simmim.py",
+    "precision": "ours; SimMIM has apex O1",
+}
+_MIN_LR = {"min_lr": "SimMIM: config.py (TRAIN.MIN_LR); of no effect with steps"}
+_SCORES = "SimMIM: README.md (Main Results)"
 VIT_B_800EP = PretrainRecipe(
     name="vit_b_800ep",
     source="SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml",
+    sources={**_SOURCES, **_MIN_LR},
+    published=f"ImageNet top-1 83.8 after imagenet_vit_b_800ep ({_SCORES})",
     arch="vit_b",
     img_size=(224, 224),
     mask_patch_size=32,
@@ -72,7 +87,7 @@ VIT_B_800EP = PretrainRecipe(
     batch_size=2048,
     base_lr=1e-4,
     warmup_lr=5e-7,
-    min_lr=5e-6,  # of no effect: the schedule is multistep
+    min_lr=5e-6,
     schedule="multistep",
     milestones=(700,),
     weight_decay=0.05,
@@ -85,26 +100,44 @@ SWIN_B_800EP = replace(
     VIT_B_800EP,
     name="swin_b_800ep",
     source="SimMIM: configs/swin_base__800ep/simmim_pretrain__swin_base__img192_window6__800ep.yaml",
+    published=f"ImageNet top-1 84.0 after imagenet_swin_b_800ep ({_SCORES})",
     arch="swin_b",
     img_size=(192, 192),
+    window_size=6,
     drop_path_rate=0.0,
 )
 SWIN_L_800EP = replace(
     SWIN_B_800EP,
     name="swin_l_800ep",
     source="SimMIM: configs/swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep.yaml",
+    published=f"ImageNet top-1 85.4 after imagenet_swin_l_800ep ({_SCORES})",
     arch="swin_l",
+    window_size=12,
 )
 SWIN_B_100EP = replace(
     SWIN_B_800EP,
     name="swin_b_100ep",
     source="SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml",
+    sources=_SOURCES,
+    published="ImageNet top-1 82.8 after imagenet_swin_b_100ep_img192, 83.5 after imagenet_swin_b_100ep "
+    f"({_SCORES})",
     epochs=100,
     base_lr=2e-4,
     warmup_lr=1e-6,
     min_lr=1e-5,
     schedule="cosine",
     milestones=(),
+)
+SWINV2_B_800EP = replace(
+    SWIN_B_800EP,
+    name="swinv2_b_800ep",
+    source="Swin-Transformer: configs/simmim/simmim_pretrain__swinv2_base__img192_window12__800ep.yaml",
+    published="ImageNet top-1 85.04, 500,000 iterations on ImageNet-1K (Swin-Transformer: MODELHUB.md); "
+    "whether it is this recipe's is not said there",
+    arch="swinv2_b",
+    window_size=12,
+    drop_path_rate=0.1,
+    norm_target=47,
 )
 POCKET = PretrainRecipe(
     name="pocket",
@@ -137,7 +170,15 @@ CIFAR = replace(
 
 RECIPES: dict[str, PretrainRecipe] = {
     recipe.name: recipe
-    for recipe in (VIT_B_800EP, SWIN_B_800EP, SWIN_L_800EP, SWIN_B_100EP, POCKET, CIFAR)
+    for recipe in (
+        VIT_B_800EP,
+        SWIN_B_800EP,
+        SWIN_L_800EP,
+        SWIN_B_100EP,
+        SWINV2_B_800EP,
+        POCKET,
+        CIFAR,
+    )
 }
 
 
@@ -156,12 +197,14 @@ def default_recipe(arch: str) -> PretrainRecipe:
         return next(recipe for recipe in RECIPES.values() if recipe.arch == arch)
     if arch.endswith("_pocket"):
         return for_arch(POCKET, arch)
-    return for_arch(VIT_B_800EP if spec.family == "vit" else SWIN_B_800EP, arch)
+    of_family = {"vit": VIT_B_800EP, "swin": SWIN_B_800EP, "swinv2": SWINV2_B_800EP}
+    return for_arch(of_family[spec.family], arch)
 
 
 def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:
     """Give a recipe for another arch than its own, its name saying which."""
     if recipe.arch == arch:
         return recipe
-    find_spec(arch)
-    return replace(recipe, name=f"{recipe.name}@{arch}", arch=arch)
+    window = None if find_spec(arch).family == "vit" else recipe.window_size
+    name = f"{recipe.name}@{arch}"
+    return replace(recipe, name=name, arch=arch, window_size=window, published=None)

@@ -59,7 +59,7 @@ def pretrain(
         DataError: images or a checkpoint that cannot be used.
         DivergedError: the loss is not finite.
     """
-    spec = find_spec(recipe.arch).at(recipe.img_size)
+    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
     check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)
     if any(size % spec.stride for size in recipe.img_size):
         raise UsageError(
@@ -71,7 +71,9 @@ def pretrain(
             data / "val"
         )  # it is asked for after the last epoch: too late to learn that it is empty
     device = best_device()
-    model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    model = SimMIM(
+        spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target, seed=seed
+    )
     if init_from is not None:
         start = load_simmim(init_from)
         if start.spec != spec:
@@ -128,6 +130,7 @@ def pretrain(
         "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
         "method": "simmim",
         "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
+        "norm_target": recipe.norm_target,
         "seed": seed,
         "init_from": init_from,
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},

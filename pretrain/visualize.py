@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from pretrain.masking import check_mask_sizes, random_masks
-from pretrain.simmim import SimMIM, load_simmim
+from pretrain.simmim import SimMIM, load_simmim, local_statistics
 from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.data import ImageList, any_images, eval_transform, read_image
 from simmim_bench.files import replacing
@@ -33,9 +33,15 @@ def reconstruction_grid(
     output = model(images, mask)
     patch = model.spec.patch_size
     hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
-    to_pixels = lambda x: x * x.new_tensor(std).view(-1, 1, 1) + x.new_tensor(mean).view(-1, 1, 1)  # noqa: E731
-    original = to_pixels(images)
-    pasted = original * (1 - hidden) + to_pixels(output.reconstruction) * hidden
+    reconstruction = output.reconstruction
+    if (
+        model.norm_target
+    ):  # it predicts pixels normalised by their surroundings: those are lent to it
+        local_mean, local_deviation = local_statistics(images, model.norm_target)
+        reconstruction = reconstruction * local_deviation + local_mean
+    scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
+    original = images * scale + shift
+    pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden
     # Small pictures are enlarged, pixel by pixel, so that they can be looked at.
     factor = max(1, SHOWN_PIXELS // max(images.shape[-2:]))
     rows = torch.stack([original, original * (1 - hidden) + GREY * hidden, pasted], dim=1)

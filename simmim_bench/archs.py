@@ -40,8 +40,13 @@ class BackboneSpec:
         in_chans: image channels.
         mlp_ratio: hidden width of the MLP over the block's width.
         init_values: initial layer scale of a ViT's residual branches; None for none.
+        rel_pos_bias: give a ViT's attention a learnt relative position bias, as BEiT and SimMIM do.
+        abs_pos_embed: add a learnt embedding of the position to a ViT's tokens, as MAE's and timm's
+            files hold it.
         sincos_position: add fixed sines and cosines of the position to a ViT's patches, as MAE does
             (arXiv 2111.06377, appendix A.1). SimMIM's own ViT has no absolute position.
+        pretrained_windows: (h, w) a stage that a Swin V2's weights were trained with, where it is not
+            its own window: the scale of its continuous position bias (arXiv 2111.09883, section 3.3).
     """
 
     arch: str
@@ -55,7 +60,10 @@ class BackboneSpec:
     in_chans: int = 3
     mlp_ratio: float = 4.0
     init_values: float | None = None
+    rel_pos_bias: bool = True
+    abs_pos_embed: bool = False
     sincos_position: bool = False
+    pretrained_windows: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if any(size % self.patch_size for size in self.img_size):
@@ -99,9 +107,45 @@ class BackboneSpec:
         depth = self.depths[0]
         return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
 
-    def at(self, img_size: tuple[int, int]) -> BackboneSpec:
-        """Give the same architecture made for another (H, W)."""
-        return replace(self, img_size=img_size)
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) patches of an image of `img_size`."""
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def stage_windows(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of the attention window of every stage of a Swin: no larger than the stage's map."""
+        return tuple(
+            (min(self.window_size, -(-h // 2**i)), min(self.window_size, -(-w // 2**i)))
+            for i in range(len(self.depths))
+            for h, w in (self.grid,)
+        )
+
+    def at(
+        self,
+        img_size: tuple[int, int] | None = None,
+        window_size: int | None = None,
+        *,
+        trained: bool = False,
+    ) -> BackboneSpec:
+        """Give the same architecture made for another (H, W) or window; None for its own.
+
+        Args:
+            trained: there are weights for this spec's own windows, to which a Swin V2 then scales its
+                position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
+
+        Raises:
+            UsageError: a window for a ViT, or a size that the patches do not divide.
+        """
+        if window_size is not None and self.family == "vit":
+            raise UsageError(f"{self.arch} has no windows; leave window_size away.")
+        changed = replace(
+            self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
+        )
+        moved = changed.stage_windows != self.stage_windows and self.family == "swinv2"
+        if trained and moved and not self.pretrained_windows:
+            changed = replace(changed, pretrained_windows=self.stage_windows)
+        return changed
 
     def to_json(self) -> dict[str, Any]:
         """Give the plain form that `from_json` reads."""
@@ -110,10 +154,11 @@ class BackboneSpec:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
         """Rebuild a spec from its plain form."""
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
-        }
-        return cls(**plain)
+        return cls(**{key: _tuples(value) for key, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -166,6 +211,9 @@ ARCHS: dict[str, BackboneSpec] = {
         _swin("swinv2_s", 96, (2, 2, 18, 2), 3, v2=True),
         _swin("swinv2_b", 128, (2, 2, 18, 2), 4, v2=True),
         _swin("swinv2_l", 192, (2, 2, 18, 2), 6, v2=True),
+        # arXiv 2111.09883, section 3.4, without the extra norms that it adds for H and G: timm has none.
+        _swin("swinv2_h", 352, (2, 2, 18, 2), 11, v2=True),
+        _swin("swinv2_g", 512, (2, 2, 42, 4), 16, v2=True),
         # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes. A layer scale of 0.1
         # is for deep models and long runs: four blocks learn faster without one. A position bias
         # starts at zero and takes thousands of steps to tell near from far: minutes have none to spare.

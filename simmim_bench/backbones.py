@@ -9,10 +9,11 @@ fine-tuning (SimMIM: utils.py, load_pretrained), and a report says what was done
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from torch import Tensor
 
 from simmim_bench.archs import BackboneSpec
@@ -70,15 +71,20 @@ def load_backbone(
     img_size: tuple[int, int] | None = None,
     num_classes: int = 0,
     *,
+    window_size: int | None = None,
+    in_chans: int | None = None,
     drop_path_rate: float = 0.0,
     seed: int = 0,
 ) -> Backbone:
     """Give the backbone of a checkpoint in its transfer form.
 
     Args:
-        ckpt: a checkpoint directory, a run directory, `random:ARCH`, or a checkpoint already read.
+        ckpt: what `read_checkpoint` takes, or a checkpoint already read.
         img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
         num_classes: outputs of a new classification head; 0 for pooled features.
+        window_size: tokens a side of a Swin's attention window; None for the checkpoint's own.
+        in_chans: image channels; None for the checkpoint's own. The kernels of the patch embedding are
+            summed for one channel and repeated, scaled, for more than the checkpoint's, as timm does.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
         seed: draws all that the checkpoint does not hold.
 
@@ -90,53 +96,61 @@ def load_backbone(
         DataError: a checkpoint that cannot be read, or does not fit.
     """
     checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
-    spec = checkpoint.spec.at(img_size or checkpoint.spec.img_size)
+    spec = checkpoint.spec.at(img_size, window_size, trained=checkpoint.state is not None)
+    spec = replace(spec, in_chans=in_chans or spec.in_chans)
     model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
     model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
     return model
 
 
 def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
-    """Put a checkpoint's weights into a backbone in transfer form.
+    """Put a checkpoint's weights into a backbone, in transfer or in pretraining form.
 
     Raises:
         DataError: a weight of the encoder is missing or has a shape that no resizing explains.
     """
     assert checkpoint.state is not None
-    report = LoadReport()
-    source = (
-        encoder_state(checkpoint.state) if checkpoint.form == "pretrain" else dict(checkpoint.state)
-    )
-    grids = _table_grids(checkpoint.spec, checkpoint.form)
-    new_grids = _table_grids(model.spec, "transfer")
-    target = model.state_dict()
-    shared = source.pop(f"rel_pos_bias.{TABLE}", None)
+    source = dict(checkpoint.state)
+    if checkpoint.form == "pretrain":
+        source = encoder_state(source)
+    form: Form = model.form if isinstance(model, ViT) else "transfer"
+    grids, new_grids = table_grids(checkpoint.spec, checkpoint.form), table_grids(model.spec, form)
+    # One table for all blocks while pretraining becomes one a block.
+    shared = None
+    if checkpoint.form == "pretrain" and form == "transfer":
+        shared = source.pop(f"rel_pos_bias.{TABLE}", None)
 
+    report = LoadReport()
     loaded: dict[str, Tensor] = {}
-    for name, current in target.items():
+    old_grid: Grid | None
+    for name, current in model.state_dict().items():
         if shared is not None and name.endswith(f"rel_pos_bias.{TABLE}"):
             value, old_grid = shared, grids["rel_pos_bias"]
         elif name in source:
-            value = source.pop(name)
-            old_grid = grids.get(name.removesuffix(f".{TABLE}"), (0, 0))
+            value, old_grid = source.pop(name), grids.get(name.removesuffix(f".{TABLE}"))
         else:
             report.missing.append(name)
             continue
-        if name.endswith(TABLE) and old_grid != new_grids[name.removesuffix(f".{TABLE}")]:
-            value = resize_table(value, old_grid, new_grids[name.removesuffix(f".{TABLE}")])
-            report.resized.append(name)
-        elif name.startswith("head.") and value.shape != current.shape:
-            report.unused.append(name)
-            continue  # a fine-tuned head for other classes
-        else:
-            report.matched.append(name)
-        if value.shape != current.shape:
+        if name.startswith("head.") and value.shape != current.shape:
+            report.unused.append(name)  # a fine-tuned head for other classes
+            continue
+        fitted = value
+        if name.endswith(TABLE) and old_grid is not None:
+            fitted = resize_table(value, old_grid, new_grids[name.removesuffix(f".{TABLE}")])
+        elif name == "pos_embed" and value.shape != current.shape:
+            fitted = resample_abs_pos_embed(
+                value, list(model.spec.grid), list(checkpoint.spec.grid)
+            )
+        elif name == "patch_embed.proj.weight" and value.shape[1] != current.shape[1]:
+            fitted = adapt_input_conv(current.shape[1], value, value.shape[1])
+        if fitted.shape != current.shape:
             raise DataError(
                 f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
                 f"{model.spec.arch} wants {tuple(current.shape)}."
             )
-        loaded[name] = value
-    report.unused += sorted(source)
+        (report.matched if fitted is value else report.resized).append(name)
+        loaded[name] = fitted
+    report.unused += [*sorted(source), *checkpoint.unread]
 
     lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
     if lost:
@@ -154,15 +168,13 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
+def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
     """Give the (h, w) that every position table of a backbone is for, by its module's name."""
-    height, width = (size // spec.patch_size for size in spec.img_size)
     if spec.family == "vit":
         names = [f"blocks.{i}.rel_pos_bias" for i in range(spec.depths[0])]
-        return dict.fromkeys(["rel_pos_bias"] if form == "pretrain" else names, (height, width))
-    grids = {}
-    for stage, depth in enumerate(spec.depths):
-        size = (math.ceil(height / 2**stage), math.ceil(width / 2**stage))
-        window = (min(spec.window_size, size[0]), min(spec.window_size, size[1]))
-        grids.update({f"layers.{stage}.blocks.{i}.attn": window for i in range(depth)})
-    return grids
+        return dict.fromkeys(["rel_pos_bias"] if form == "pretrain" else names, spec.grid)
+    return {
+        f"layers.{stage}.blocks.{i}.attn": window
+        for stage, window in enumerate(spec.stage_windows)
+        for i in range(spec.depths[stage])
+    }

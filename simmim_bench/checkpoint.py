@@ -1,6 +1,6 @@
 """Checkpoints: a directory from which the model rebuilds alone, and what CKPT can mean.
 
-In: a path or `random:ARCH`. Out: a `Checkpoint`: spec, form, weights and where they come from.
+In: a path, `random:ARCH` or `timm:NAME`. Out: a `Checkpoint`: spec, form, weights and where they come from.
 On disk: `model.safetensors` (weights) and `meta.json` (spec, form, preprocessing, provenance, hash);
 a run adds `training.pt` with what is needed to go on. No pickle is ever executed.
 """
@@ -39,6 +39,7 @@ class Checkpoint:
         sha256: hash of the weights file, or of the spec for `random:ARCH`.
         mean, std: the normalisation the weights expect, for pixels in [0, 1], a value a channel.
         provenance: recipe, data, epochs and losses of the run that made them.
+        unread: entries of a foreign file that have no place in the model, by their names there.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Checkpoint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     provenance: dict[str, Any]
+    unread: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -62,7 +64,11 @@ class Checkpoint:
 
 
 def read_checkpoint(ckpt: str) -> Checkpoint:
-    """Read what CKPT names: a checkpoint directory, a run directory, or `random:ARCH`.
+    """Read what CKPT names.
+
+    Args:
+        ckpt: a checkpoint directory, a run directory, a foreign file (`foreign.py` says which),
+            `random:ARCH`, or `timm:NAME`, which timm downloads.
 
     Raises:
         UsageError: an unknown arch.
@@ -80,11 +86,15 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
             std=IMAGENET_STD,
             provenance={"label": f"{spec.arch}, random", "method": "random"},
         )
+    # A foreign file is recognised by building the model that it seems to be for.
+    from simmim_bench.foreign import read_foreign, read_timm
+
     if ckpt.startswith("timm:"):
-        raise UsageError(
-            f"{ckpt}: weights of timm are not read by this version; use a checkpoint directory or random:ARCH."
-        )
-    directory = _find_directory(Path(ckpt))
+        return read_timm(ckpt)
+    path = Path(ckpt)
+    if path.is_file() or (path / "config.json").is_file():
+        return read_foreign(path)
+    directory = _find_directory(path)
     meta = read_json(directory / "meta.json", "checkpoint file")
     weights = directory / "model.safetensors"
     try:
@@ -116,17 +126,14 @@ def _find_directory(path: Path) -> Path:
     """Find the checkpoint directory that a path means: itself, or a run directory's last one."""
     if not path.exists():
         raise DataError(
-            f"checkpoint {path} is not there; give a checkpoint directory, a run directory or random:ARCH."
+            f"checkpoint {path} is not there; give a checkpoint or run directory, a weights file, "
+            "random:ARCH or timm:NAME."
         )
     for directory in (path, path / "checkpoints" / "last"):
         if (directory / "meta.json").is_file():
             return directory
-    if path.is_dir():
-        raise DataError(
-            f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json is there."
-        )
     raise DataError(
-        f"{path} is not a checkpoint of simmim-bench: it must be a directory with model.safetensors and meta.json."
+        f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json is there."
     )
 
 

@@ -266,7 +266,8 @@ def _pretrain(
     required=True,
     metavar="CKPT",
     shell_complete=_complete_ckpt,
-    help="Checkpoint or run directory, or random:ARCH for the baseline.",
+    help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
+    "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
 )
 @_run_options
 @click.option(
@@ -439,11 +440,28 @@ def recipes(context: click.Context) -> None:
 
 @recipes.command("show")
 @click.argument("name", shell_complete=_complete_recipe)
-def recipes_show(name: str) -> None:
-    """Print a recipe as JSON."""
-    from simmim_bench.recipe import find_recipe
+@click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
+def recipes_show(name: str, as_json: bool) -> None:
+    """Print a recipe: every number with its source, and the published score.
 
-    click.echo(json.dumps(find_recipe(_all_recipes(), name).to_json(), indent=2))
+    \b
+      simmim-bench recipes show swin_b_800ep
+      simmim-bench recipes show imagenet_swin_b_800ep --json
+    """
+    from simmim_bench.recipe import ABOUT, find_recipe
+
+    recipe = find_recipe(_all_recipes(), name)
+    plain = recipe.to_json()
+    if as_json:
+        click.echo(json.dumps(plain, indent=2))
+        return
+    shown = {key: json.dumps(value) for key, value in plain.items() if key not in ABOUT}
+    width, value_width = max(map(len, shown)), min(32, max(map(len, shown.values())))
+    click.echo(f"{recipe.name}\nsource     {recipe.source}")
+    click.echo(f"published  {recipe.published or 'no score'}\nsha256     {recipe.sha256()}\n")
+    for key, value in shown.items():
+        source = recipe.source_of(key) if key in recipe.sources else ""
+        click.echo(f"{key:<{width}}  {value:<{value_width}}  {source}".rstrip())
 
 
 @cli.command()
@@ -482,10 +500,7 @@ def pocket(
     """
     from simmim_bench.pocket import PocketCounts, write_pocket
 
-    sizes = img_size.replace("x", ",").split(",")
-    if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
-        raise UsageError(f"--img-size {img_size} is not H or H,W in pixels, such as 64 or 96,128.")
-    size = (int(sizes[0]), int(sizes[-1]))
+    size = _read_size(img_size)
     splits = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
     changes = {
         f"{k}_{s}": n
@@ -507,6 +522,105 @@ def pocket(
         )
     for split, count in written.items():
         click.echo(f"{split} {count}")
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    """Read H or H,W in pixels."""
+    sizes = text.replace("x", ",").split(",")
+    if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
+        raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
+    return int(sizes[0]), int(sizes[-1])
+
+
+@cli.command()
+@click.argument("src", metavar="SRC", shell_complete=_complete_ckpt)
+@click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["native", "timm", "detectron2", "mmseg"]),
+    default="native",
+    show_default=True,
+    help="Who is to read DST.",
+)
+@click.option(
+    "--img-size", metavar="H[,W]", help="Make the position tables for this size, in pixels."
+)
+@click.option("--window-size", type=click.IntRange(1), help="The same for a Swin's window.")
+@click.option(
+    "--mean",
+    nargs=3,
+    type=float,
+    metavar="R G B",
+    help="Normalisation that the weights expect, where the file does not say; pixels are in [0, 1].",
+)
+@click.option(
+    "--std", nargs=3, type=click.FloatRange(0, min_open=True), metavar="R G B", help="The same."
+)
+@click.option("--label", help="The row's name in a leaderboard; the file's by default.")
+@click.option("--overwrite", is_flag=True, help="Replace DST.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, all names in it.")
+def convert(
+    src: str,
+    dst: Path,
+    to: str,
+    img_size: str | None,
+    window_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    label: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint: read SRC, resize it if asked to, write DST, compare the features.
+
+    SRC is any CKPT: SimMIM's official files (pretraining and fine-tuning, ViT and Swin), Swin
+    Transformer's, MAE, BEiT, timm, MMPretrain, safetensors, a checkpoint directory, timm:NAME. Pickles
+    are read without being executed.
+
+    \b
+    native      a checkpoint directory            --ckpt DST
+    timm        config.json, model.safetensors    timm.create_model("local-dir:DST", pretrained=True)
+    detectron2  a .pth                            MODEL.WEIGHTS of its Swin; of our adapter for a ViT
+    mmseg       a .pth                            init_cfg of its SwinTransformer or BEiT
+
+    \b
+      simmim-bench convert simmim_pretrain__vit_base.pth checkpoints/simmim_vit_b
+      simmim-bench convert mae_pretrain_vit_base.pth mae_384 --img-size 384
+      simmim-bench convert runs/swin_b swin_b.pth --to mmseg
+    """
+    from simmim_bench.convert import WRITERS
+    from simmim_bench.convert import convert as run_conversion
+
+    if to in WRITERS:
+        write = WRITERS[to]
+    else:
+        from transfer.export import WRITERS as FRAMEWORKS
+
+        write = FRAMEWORKS[to]
+    done = run_conversion(
+        src,
+        dst,
+        write=write,
+        to=to,
+        img_size=None if img_size is None else _read_size(img_size),
+        window_size=window_size,
+        mean=mean,
+        std=std,
+        label=label,
+        overwrite=overwrite,
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done)))
+        return
+    size = "x".join(map(str, done.img_size))
+    window = f", window {done.window_size}" if done.window_size else ""
+    click.echo(f"read       {done.source}: {done.method}, {done.arch}, {size} pixels{window}")
+    for what in ("matched", "resized", "missing", "unused"):
+        names = getattr(done, what)
+        shown = "" if what == "matched" else ", ".join(names[:6]) + (", ..." if names[6:] else "")
+        click.echo(f"{what:<10} {len(names)}  {shown}".rstrip())
+    click.echo(f"features   differ by {done.feature_difference:.1e} of their size")
+    click.echo(f"wrote      {done.destination}\nuse        {done.usage}")
 
 
 @cli.command()

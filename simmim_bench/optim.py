@@ -82,24 +82,28 @@ class Schedule:
     milestones: Sequence[int] = ()
     gamma: float = 0.1
 
-    def lr(self, step: int) -> float:
-        """Give the learning rate of a step, counted from 0.
+    def lr(self, step: int, scale: float = 1.0) -> float:
+        """Give the learning rate of a step, counted from 0, for a group whose peak is scaled.
+
+        The warm-up starts and the cosine ends at the same rate for all groups: the official code scales
+        their peaks only. (Under a timm newer than 0.5 it scales the whole of the scaled schedule once
+        more, by the group's `lr_scale`; SimMIM's published scores are older.)
 
         The official loop sets the rate after a step, from that step's number: step 1 still has the
         rate of step 0, and everything is one step late.
         """
         t = max(step - 1, 0)
+        peak = self.peak_lr * scale
         if t < self.warmup_steps:
-            return self.warmup_lr + t * (self.peak_lr - self.warmup_lr) / self.warmup_steps
+            return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
         if self.kind == "multistep":
-            return self.peak_lr * self.gamma ** bisect_right(list(self.milestones), t)
+            return peak * self.gamma ** bisect_right(list(self.milestones), t)
         # The cosine starts at step 0, under the warm-up, as timm's does without warmup_prefix.
         progress = min(t / self.total_steps, 1.0)
-        return self.min_lr + 0.5 * (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * progress))
+        return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * progress))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set every group's rate for a step, times its `lr_scale`; give the last layer's."""
-        lr = self.lr(step)
+        """Set every group's rate for a step by its `lr_scale`; give the last layer's."""
         for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        return lr
+            group["lr"] = self.lr(step, group["lr_scale"])
+        return self.lr(step)

@@ -12,13 +12,19 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.files import sha256_json
 
 LARGE = 1e9
+ABOUT = (
+    "name",
+    "source",
+    "sources",
+    "published",
+)  # fields that say what a recipe is, not what it does
 # What any recipe's field of that name may be, ends included; zero where zero means "off".
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, LARGE),
@@ -57,6 +63,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "anchor_sizes": (1, LARGE),
     "anchor_ratios": (1e-3, 1e3),
     "score_threshold": (0, 1),
+    "window_size": (1, 1024),
+    "norm_target": (0, 1023),
 }
 
 
@@ -67,10 +75,14 @@ class Recipe:
     Attributes:
         name: what it is found under; a recipe that has scored keeps its name and its numbers.
         source: where its numbers are from: a paper's section, a repository's file, or "ours".
+        sources: the fields that come from elsewhere than `source`, with their own.
+        published: the score that somebody published for it, in words, with its source.
     """
 
     name: str
     source: str
+    sources: Mapping[str, str] = field(default_factory=dict)
+    published: str | None = None
 
     def __post_init__(self) -> None:
         for key, (low, high) in LIMITS.items():
@@ -87,10 +99,17 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def sha256(self) -> str:
-        """Hash all that shapes the run; name and source are not part of it."""
-        fields = self.to_json()
-        del fields["name"], fields["source"]
-        return sha256_json(fields)
+        """Hash all that shapes the run; name and sources are not part of it.
+
+        A field at its default is left out, so that a field added later changes no older recipe's hash.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        plain = self.to_json()
+        return sha256_json({k: v for k, v in plain.items() if k not in ABOUT and v != defaults[k]})
+
+    def source_of(self, key: str) -> str:
+        """Say where a field's number is from."""
+        return self.sources.get(key, self.source)
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -114,7 +133,7 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
         UsageError: a text without "=", an unknown key or a value of the wrong type.
     """
     kinds = typing.get_type_hints(type(recipe))
-    keys = [f.name for f in dataclasses.fields(recipe) if f.name not in ("name", "source")]
+    keys = [f.name for f in dataclasses.fields(recipe) if f.name not in ABOUT]
     changes: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -131,7 +150,7 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
 def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
     """Give every field in which a resolved recipe differs from the named one, with the new value."""
     new, old = recipe.to_json(), named.to_json()
-    return {key: value for key, value in new.items() if value != old[key]}
+    return {k: v for k, v in new.items() if v != old[k] and k not in ABOUT}
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:

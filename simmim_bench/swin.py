@@ -28,6 +28,7 @@ class Swin(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        own = {"pretrained_window_sizes": spec.pretrained_windows or (0,) * len(spec.depths)}
         timm_model = _TIMM_CLASS[spec.family](
             img_size=spec.img_size,
             patch_size=spec.patch_size,
@@ -40,6 +41,7 @@ class Swin(nn.Module):
             mlp_ratio=spec.mlp_ratio,
             drop_path_rate=drop_path_rate,
             strict_img_size=False,
+            **(own if spec.family == "swinv2" else {}),
         )
         self.patch_embed = timm_model.patch_embed
         self.layers = timm_model.layers

@@ -16,7 +16,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed, calculate_drop_path_rates, trunc_normal_
+from timm.layers import (
+    PatchEmbed,
+    calculate_drop_path_rates,
+    resample_abs_pos_embed,
+    trunc_normal_,
+)
 from timm.models.beit import Block
 from torch import Tensor, nn
 
@@ -24,6 +29,7 @@ from simmim_bench.archs import BackboneSpec, FeatureLevel
 from simmim_bench.position_bias import Grid, RelativePositionBias
 
 Form = Literal["pretrain", "transfer"]
+HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
 SINCOS_EXTENT = 8.0  # ours: neighbours of an 8 x 8 grid are one apart
 
 
@@ -88,7 +94,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.form = spec, form
-        self.grid = (spec.img_size[0] // spec.patch_size, spec.img_size[1] // spec.patch_size)
+        self.grid = spec.grid
         self.patch_embed = PatchEmbed(
             None,
             spec.patch_size,
@@ -98,13 +104,25 @@ class ViT(nn.Module):
             strict_img_size=False,
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], spec.embed_dim))
+            if spec.abs_pos_embed
+            else None
+        )
         pretraining = form == "pretrain"
         self.rel_pos_bias = (
-            RelativePositionBias(self.grid, spec.num_heads[0]) if pretraining else None
+            RelativePositionBias(self.grid, spec.num_heads[0])
+            if pretraining and spec.rel_pos_bias
+            else None
         )
         rates = calculate_drop_path_rates(drop_path_rate, spec.depths[0])
         self.blocks = nn.ModuleList(
-            ViTBlock(spec, self.grid, drop_path=rate, own_position_bias=not pretraining)
+            ViTBlock(
+                spec,
+                self.grid,
+                drop_path=rate,
+                own_position_bias=spec.rel_pos_bias and not pretraining,
+            )
             for rate in rates
         )
         self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
@@ -113,13 +131,21 @@ class ViT(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Draw weights as the official code does: truncated normal 0.02, deeper projections scaled down."""
+        """Draw weights as the official code does: normal 0.02, deeper projections scaled down.
+
+        While pretraining it cuts the normal off at one deviation (models/simmim.py).
+        """
+        bound = 0.02 if self.form == "pretrain" else 2.0
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                trunc_normal_(module.weight, std=0.02)
+                trunc_normal_(module.weight, std=0.02, a=-bound, b=bound)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        trunc_normal_(self.cls_token, std=0.02)
+        for embedding in (self.cls_token, self.pos_embed):
+            if embedding is not None:
+                trunc_normal_(embedding, std=0.02, a=-bound, b=bound)
+        if isinstance(self.head, nn.Linear):
+            self.head.weight.data.mul_(HEAD_SCALE)
         for depth, block in enumerate(self.blocks, start=1):
             assert isinstance(block, ViTBlock)
             block.attn.proj.weight.data.div_((2 * depth) ** 0.5)
@@ -137,7 +163,7 @@ class ViT(nn.Module):
 
     def layer_id(self, name: str) -> int:
         """Say how deep a parameter lies: 0 for the embedding, i + 1 for block i, the last for the rest."""
-        if name.startswith(("cls_token", "mask_token", "patch_embed.")):
+        if name.startswith(("cls_token", "pos_embed", "mask_token", "patch_embed.")):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
@@ -145,7 +171,7 @@ class ViT(nn.Module):
 
     def no_weight_decay(self, name: str) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
-        return name == "cls_token"
+        return name in ("cls_token", "pos_embed")
 
     def embed(self, images: Tensor) -> Tensor:
         """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""
@@ -160,6 +186,8 @@ class ViT(nn.Module):
         if self.spec.sincos_position:
             tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
+        if self.pos_embed is not None:
+            x = x + resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         after_blocks = []
         for block in self.blocks:

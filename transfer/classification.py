@@ -106,6 +106,7 @@ def finetune(
         checkpoint,
         recipe.img_size,
         classes,
+        window_size=recipe.window_size,
         drop_path_rate=recipe.drop_path_rate,
         seed=seed,
     ).to(device)

@@ -37,12 +37,17 @@ class SimMIMBackbone(Backbone):
         ckpt: str | Checkpoint,
         *,
         img_size: tuple[int, int] | None = None,
+        window_size: int | None = None,
         drop_path_rate: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = load_backbone(
-            ckpt, img_size=img_size, drop_path_rate=drop_path_rate, seed=seed
+            ckpt,
+            img_size=img_size,
+            window_size=window_size,
+            drop_path_rate=drop_path_rate,
+            seed=seed,
         )
         levels = self.backbone.feature_levels
         self._out_features = [f"map{i}" for i in range(len(levels))]
@@ -55,6 +60,7 @@ class SimMIMBackbone(Backbone):
         return {
             "ckpt": cfg.MODEL.SIMMIM.CKPT,
             "img_size": tuple(cfg.MODEL.SIMMIM.IMG_SIZE),
+            "window_size": cfg.MODEL.SIMMIM.WINDOW_SIZE or None,
             "drop_path_rate": cfg.MODEL.SIMMIM.DROP_PATH_RATE,
             "seed": max(cfg.SEED, 0),
         }
@@ -142,6 +148,7 @@ def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: i
         net = SimMIMBackbone(
             checkpoint,
             img_size=recipe.img_size,
+            window_size=recipe.window_size,
             drop_path_rate=recipe.drop_path_rate,
             seed=seed,
         )
@@ -154,6 +161,7 @@ def add_simmim_config(cfg: CfgNode) -> None:
         {
             "CKPT": "random:vit_b",
             "IMG_SIZE": [1024, 1024],
+            "WINDOW_SIZE": 0,  # of a Swin; 0 for the checkpoint's own
             "DROP_PATH_RATE": 0.0,
             "STRIDES": [4, 8, 16, 32, 64],
             "SQUARE_PAD": 0,

@@ -29,6 +29,7 @@ class SimMIMBackbone(BaseModule):
     Args:
         ckpt: a checkpoint directory, a run directory, `random:ARCH`, or a checkpoint already read.
         img_size: (H, W), or a side, of the training crop; None for the checkpoint's own.
+        window_size: of a Swin; None for the checkpoint's own.
         drop_path_rate: stochastic depth of the last block, in [0, 1).
         seed: draws what the checkpoint does not hold.
         out_indices: which of the backbone's levels to give, in order.
@@ -38,6 +39,7 @@ class SimMIMBackbone(BaseModule):
         self,
         ckpt: str | Checkpoint,
         img_size: int | Sequence[int] | None = None,
+        window_size: int | None = None,
         drop_path_rate: float = 0.0,
         seed: int = 0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -48,6 +50,7 @@ class SimMIMBackbone(BaseModule):
         self.backbone = load_backbone(
             checkpoint,
             None if sides is None else (sides[0], sides[1]),
+            window_size=window_size,
             drop_path_rate=drop_path_rate,
             seed=seed,
         )

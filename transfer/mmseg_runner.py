@@ -78,6 +78,7 @@ def build_segmentor(
             "type": SimMIMBackbone,
             "ckpt": checkpoint,
             "img_size": recipe.img_size,
+            "window_size": recipe.window_size,
             "drop_path_rate": recipe.drop_path_rate,
             "seed": seed,
         },

@@ -139,7 +139,7 @@ def extract(
     if key in features:
         return features[key]
     device = best_device()
-    model = load_backbone(checkpoint, recipe.img_size, seed=seed)
+    model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size, seed=seed)
     run.log(str(model.load_report))
     transform = eval_transform(
         recipe.img_size,

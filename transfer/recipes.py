@@ -31,6 +31,7 @@ class FinetuneRecipe(Recipe):
         mixup, cutmix: their alpha; 0 for off.
         auto_augment: timm's name of a policy; None for crop and flip alone.
         crop_scale: share of the image's area that a random crop covers.
+        window_size: of a Swin; None for the checkpoint's own.
         precision: "auto" is bfloat16 on GPUs that have it, else float32.
     """
 
@@ -54,6 +55,7 @@ class FinetuneRecipe(Recipe):
     crop_scale: tuple[float, float]
     hflip: float
     test_crop_ratio: float
+    window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
 
@@ -89,6 +91,7 @@ class ProbeRecipe(Recipe):
     k: int
     temperature: float
     test_crop_ratio: float
+    window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
 
@@ -156,6 +159,7 @@ class CocoRecipe(Recipe):
     class_agnostic: bool
     detections: int
     score_threshold: float
+    window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
 
@@ -201,6 +205,7 @@ class Ade20kRecipe(Recipe):
     head_channels: int
     auxiliary_weight: float
     test_mode: Literal["whole", "slide"]
+    window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
 
@@ -209,10 +214,27 @@ class Ade20kRecipe(Recipe):
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr")
 
 
-_FT = "SimMIM: configs/vit_base__800ep/simmim_finetune__vit_base__img224__800ep.yaml, config.py"
-IMAGENET_VIT_100EP = FinetuneRecipe(
-    name="imagenet_vit_100ep",
-    source=_FT,
+_SOURCES = {
+    "batch_size": "SimMIM: README.md (Fine-tuning pre-trained models), config.py (DATA.BATCH_SIZE)",
+    "clip_grad": "SimMIM: config.py (TRAIN.CLIP_GRAD)",
+    "label_smoothing": "SimMIM: config.py (MODEL.LABEL_SMOOTHING)",
+    "mixup": "SimMIM: config.py (AUG.MIXUP)",
+    "cutmix": "SimMIM: config.py (AUG.CUTMIX)",
+    "auto_augment": "SimMIM: config.py (AUG.AUTO_AUGMENT)",
+    "random_erasing": "SimMIM: config.py (AUG.REPROB)",
+    "color_jitter": "SimMIM: config.py (AUG.COLOR_JITTER)",
+    "num_workers": "SimMIM: config.py (DATA.NUM_WORKERS)",
+    "crop_scale": "SimMIM: data/data_finetune.py, by timm's default",
+    "hflip": "SimMIM: data/data_finetune.py, by timm's default",
+    "test_crop_ratio": "SimMIM: data/data_finetune.py (256 / 224)",
+    "precision": "ours; SimMIM has apex O1",
+}
+_SCORES = "SimMIM: README.md (Main Results)"
+IMAGENET_VIT_B_800EP = FinetuneRecipe(
+    name="imagenet_vit_b_800ep",
+    source="SimMIM: configs/vit_base__800ep/simmim_finetune__vit_base__img224__800ep.yaml",
+    sources=_SOURCES,
+    published=f"top-1 83.8 after vit_b_800ep ({_SCORES})",
     img_size=(224, 224),
     epochs=100,
     warmup_epochs=20,
@@ -235,11 +257,46 @@ IMAGENET_VIT_100EP = FinetuneRecipe(
     test_crop_ratio=224 / 256,
     num_workers=8,
 )
-IMAGENET_SWIN_100EP = replace(
-    IMAGENET_VIT_100EP,
-    name="imagenet_swin_100ep",
-    source="SimMIM: configs/swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep.yaml, config.py",
+IMAGENET_SWIN_B_800EP = replace(
+    IMAGENET_VIT_B_800EP,
+    name="imagenet_swin_b_800ep",
+    source="SimMIM: configs/swin_base__800ep/simmim_finetune__swin_base__img224_window7__800ep.yaml",
+    published=f"top-1 84.0 after swin_b_800ep ({_SCORES})",
+    window_size=7,
     layer_decay=0.8,
+)
+IMAGENET_SWIN_B_100EP = replace(
+    IMAGENET_SWIN_B_800EP,
+    name="imagenet_swin_b_100ep",
+    source="SimMIM: configs/swin_base__100ep/simmim_finetune__swin_base__img224_window7__100ep.yaml",
+    published=f"top-1 83.5 after swin_b_100ep ({_SCORES})",
+    layer_decay=0.9,
+)
+IMAGENET_SWIN_B_100EP_IMG192 = replace(
+    IMAGENET_SWIN_B_100EP,
+    name="imagenet_swin_b_100ep_img192",
+    source="SimMIM: configs/swin_base__100ep/simmim_finetune__swin_base__img192_window6__100ep.yaml",
+    published=f"top-1 82.8 after swin_b_100ep ({_SCORES})",
+    img_size=(192, 192),
+    window_size=6,
+)
+IMAGENET_SWIN_L_800EP = replace(
+    IMAGENET_SWIN_B_800EP,
+    name="imagenet_swin_l_800ep",
+    source="SimMIM: configs/swin_large__800ep/simmim_finetune__swin_large__img224_window14__800ep.yaml",
+    published=f"top-1 85.4 after swin_l_800ep ({_SCORES})",
+    window_size=14,
+    drop_path_rate=0.2,
+    layer_decay=0.7,
+)
+IMAGENET_SWINV2_B_800EP = replace(
+    IMAGENET_SWIN_B_800EP,
+    name="imagenet_swinv2_b_800ep",
+    source="Swin-Transformer: configs/simmim/simmim_finetune__swinv2_base__img224_window14__800ep.yaml",
+    published="top-1 85.04, 500,000 iterations on ImageNet-1K (Swin-Transformer: MODELHUB.md); whether "
+    "by this recipe is not said there",
+    window_size=14,
+    layer_decay=0.75,
 )
 IMAGENET_POCKET = FinetuneRecipe(
     name="imagenet_pocket",
@@ -328,6 +385,7 @@ COCO_SWIN_3X = replace(
     name="coco_swin_3x",
     source="SimMIM, arXiv 2111.09886, appendix (COCO): AdamW 6e-5, batch 32, 36 epochs, drop path 0.2, "
     "large-scale jitter; heads: detectron2, configs/common/models/mask_rcnn_fpn.py",
+    window_size=7,
     max_iters=131929,  # 36 epochs of 117,266 images, 32 an iteration
     warmup_iters=1000,
     batch_size=32,
@@ -431,8 +489,12 @@ TransferRecipe = FinetuneRecipe | ProbeRecipe | CocoRecipe | Ade20kRecipe
 RECIPES: dict[str, TransferRecipe] = {
     recipe.name: recipe
     for recipe in (
-        IMAGENET_VIT_100EP,
-        IMAGENET_SWIN_100EP,
+        IMAGENET_VIT_B_800EP,
+        IMAGENET_SWIN_B_800EP,
+        IMAGENET_SWIN_B_100EP,
+        IMAGENET_SWIN_B_100EP_IMG192,
+        IMAGENET_SWIN_L_800EP,
+        IMAGENET_SWINV2_B_800EP,
         IMAGENET_POCKET,
         PROBE,
         PROBE_POCKET,
@@ -446,21 +508,28 @@ RECIPES: dict[str, TransferRecipe] = {
 }
 
 
-# task -> whose recipe: small archs, ViT, Swin
+# task -> whose recipe: small archs, ViT, Swin, Swin V2
 _DEFAULTS = {
-    "imagenet": ("imagenet_pocket", "imagenet_vit_100ep", "imagenet_swin_100ep"),
-    "linear": ("probe_pocket", "probe", "probe"),
-    "knn": ("probe_pocket", "probe", "probe"),
-    "fewshot": ("probe_pocket", "probe", "probe"),
-    "coco": ("coco_pocket", "coco_vit_100ep", "coco_swin_3x"),
-    "ade20k": ("ade20k_pocket", "ade20k_vit_160k", "ade20k_swin_160k"),
+    "imagenet": (
+        "imagenet_pocket",
+        "imagenet_vit_b_800ep",
+        "imagenet_swin_b_800ep",
+        "imagenet_swinv2_b_800ep",
+    ),
+    "linear": ("probe_pocket", "probe", "probe", "probe"),
+    "knn": ("probe_pocket", "probe", "probe", "probe"),
+    "fewshot": ("probe_pocket", "probe", "probe", "probe"),
+    "coco": ("coco_pocket", "coco_vit_100ep", "coco_swin_3x", "coco_swin_3x"),
+    "ade20k": ("ade20k_pocket", "ade20k_vit_160k", "ade20k_swin_160k", "ade20k_swin_160k"),
 }
 TASKS = tuple(_DEFAULTS)
 
 
 def default_recipe(task: str, spec: BackboneSpec) -> TransferRecipe:
     """Give the recipe that a task takes for an arch when none is named."""
-    pocket, vit, swin = _DEFAULTS[task]
+    pocket, vit, swin, swinv2 = _DEFAULTS[task]
     if spec.arch.endswith("_pocket"):
         return RECIPES[pocket]
-    return RECIPES[vit if spec.family == "vit" else swin]
+    if task == "imagenet" and spec.arch == "swin_l":
+        return IMAGENET_SWIN_L_800EP
+    return RECIPES[{"vit": vit, "swin": swin, "swinv2": swinv2}[spec.family]]

@@ -1,0 +1,215 @@
+"""Files for the backbones that Detectron2 and MMSegmentation bring themselves.
+
+In: a checkpoint. Out: a `.pth` that a project without simmim-bench loads: a Swin for Detectron2's or
+MMSegmentation's `SwinTransformer`, a ViT for MMSegmentation's `BEiT`. Detectron2 has no ViT with a
+position bias and neither has a Swin V2: for those the file is for our own adapters.
+
+Their Swins keep the whole window on maps smaller than it, shift there too, and learn a norm a level
+(here one that does nothing). So the tables are made for windows that no map cuts, and compared there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec as find_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simmim_bench.backbones import TABLE, Backbone, load_backbone
+from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.convert import Writer, Written, maps_difference
+from simmim_bench.errors import MissingEngineError
+from simmim_bench.foreign import OPENMMLAB, openmmlab_merging_order, shift_downsample
+
+State = dict[str, Tensor]
+
+
+def _for_dense_tasks(checkpoint: Checkpoint) -> Backbone:
+    """Load a backbone; a Swin for maps that are larger than its windows."""
+    spec = checkpoint.spec
+    if spec.family != "swin":
+        return load_backbone(checkpoint).eval()
+    side = 2 * spec.window_size * spec.stride
+    return load_backbone(checkpoint, (side, side)).eval()
+
+
+def _swin_state(model: Backbone) -> State:
+    """Give a Swin's weights under the official names, with a norm for every level."""
+    state: State = {}
+    for name, value in model.state_dict().items():
+        last = f"norm{len(model.spec.depths) - 1}."
+        state[shift_downsample(name, -1) if not name.startswith("norm.") else last + name[5:]] = (
+            value
+        )
+    for stage, level in enumerate(model.feature_levels[:-1]):
+        state[f"norm{stage}.weight"] = torch.ones(level.channels)
+        state[f"norm{stage}.bias"] = torch.zeros(level.channels)
+    return state
+
+
+def _require(module: str, extra: str) -> None:
+    if find_module(module) is None:
+        raise MissingEngineError(
+            f"{module} is not installed, and the file is checked by loading it there; "
+            f"pip install 'simmim-bench[{extra}]' (see README, Installation)."
+        )
+
+
+def write_detectron2(checkpoint: Checkpoint, path: Path) -> Written:
+    """Write a file for `MODEL.WEIGHTS` or `train.init_checkpoint`.
+
+    Raises:
+        MissingEngineError: Detectron2 is not installed.
+    """
+    _require("detectron2", "det")
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling.backbone.swin import SwinTransformer
+
+    model = _for_dense_tasks(checkpoint)
+    spec = model.spec
+    stock = spec.family == "swin"
+    state = _swin_state(model) if stock else model.state_dict()
+    prefix = "backbone.bottom_up." if stock else "backbone.bottom_up.backbone."
+    content: dict[str, Any] = {
+        "model": {prefix + k: v for k, v in state.items()},
+        "matching_heuristics": True,  # `backbone.net.` in a LazyConfig of ViTDet's
+        "__author__": "simmim-bench",
+    }
+    torch.save(content, path)
+    if stock:
+        net: nn.Module = SwinTransformer(
+            pretrain_img_size=spec.img_size[0],
+            patch_size=spec.patch_size,
+            in_chans=spec.in_chans,
+            embed_dim=spec.embed_dim,
+            depths=spec.depths,
+            num_heads=spec.num_heads,
+            window_size=spec.window_size,
+            mlp_ratio=spec.mlp_ratio,
+        )
+        usage = f"detectron2.modeling.backbone.swin.SwinTransformer, MODEL.WEIGHTS {path}"
+    else:
+        from transfer.detectron2_backbone import SimMIMBackbone
+
+        blank = replace(checkpoint, state=None, spec=spec)
+        net = SimMIMBackbone(blank, seed=1)
+        usage = f"transfer.detectron2_backbone.SimMIMBackbone, MODEL.WEIGHTS {path}"
+    holder = nn.ModuleDict({"backbone": nn.ModuleDict({"bottom_up": net})})
+    # Its reader goes by the name's end, which a temporary file has not.
+    reader = DetectionCheckpointer(holder)
+    reader._load_model(torch.load(path, map_location="cpu", weights_only=True))
+    net.eval()
+    return Written(maps_difference(lambda x: net(x).values(), model), usage)
+
+
+def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
+    """Write a file for `init_cfg=dict(type="Pretrained", checkpoint=FILE)` of a backbone.
+
+    Raises:
+        MissingEngineError: MMSegmentation is not installed.
+    """
+    _require("mmseg", "seg")
+    from mmseg.models.backbones import BEiT, SwinTransformer
+
+    model = _for_dense_tasks(checkpoint)
+    spec = model.spec
+    init = {"type": "Pretrained", "checkpoint": str(path)}
+    levels = tuple(range(len(model.feature_levels)))
+    if spec.family == "swin":
+        state = {}
+        for name, value in _swin_state(model).items():
+            if "downsample.reduction" in name:
+                value = openmmlab_merging_order(value)
+            elif "downsample.norm" in name:
+                value = openmmlab_merging_order(value[None])[0]
+            state[_openmmlab_name(name)] = value
+        torch.save({"state_dict": state}, path)
+        net: nn.Module = SwinTransformer(
+            pretrain_img_size=spec.img_size[0],
+            in_channels=spec.in_chans,
+            embed_dims=spec.embed_dim,
+            patch_size=spec.patch_size,
+            window_size=spec.window_size,
+            mlp_ratio=int(spec.mlp_ratio),
+            depths=spec.depths,
+            num_heads=spec.num_heads,
+            strides=(spec.patch_size, *(2,) * (len(spec.depths) - 1)),
+            out_indices=levels,
+            init_cfg=init,
+        )
+        net.init_weights()
+        net.eval()  # gives None
+        return Written(
+            maps_difference(net, model),
+            f"backbone=dict(type='SwinTransformer', ..., init_cfg={init})",
+        )
+    if (
+        spec.family == "vit"
+        and spec.rel_pos_bias
+        and not (spec.abs_pos_embed or spec.sincos_position)
+    ):
+        torch.save({"state_dict": {_beit_name(k): v for k, v in model.state_dict().items()}}, path)
+        blocks = sorted(set(spec.level_blocks))  # fewer than four blocks give some level twice
+        beit = BEiT(
+            img_size=spec.img_size,
+            patch_size=spec.patch_size,
+            in_channels=spec.in_chans,
+            embed_dims=spec.embed_dim,
+            num_layers=spec.depths[0],
+            num_heads=spec.num_heads[0],
+            mlp_ratio=int(spec.mlp_ratio),
+            out_indices=[block - 1 for block in blocks],
+            norm_cfg={"type": "LN", "eps": 1e-6},
+            init_values=spec.init_values or 0.0,
+            init_cfg=init,
+        )
+        beit.init_weights()
+        beit.eval()
+
+        def normed(images: Tensor) -> list[Tensor]:
+            """Normalise without weights, as our maps are; theirs are raw."""
+            raw = [x.permute(0, 2, 3, 1) for x in beit.forward(images)]
+            maps = [F.layer_norm(x, x.shape[-1:], eps=1e-6).permute(0, 3, 1, 2) for x in raw]
+            return [maps[blocks.index(block)] for block in spec.level_blocks]
+
+        usage = (
+            f"backbone=dict(type='BEiT', norm_cfg=dict(type='LN', eps=1e-6), ..., init_cfg={init})"
+        )
+        return Written(maps_difference(normed, model), usage)
+    from mmengine.runner import load_checkpoint
+
+    from transfer.mmseg_backbone import SimMIMBackbone
+
+    torch.save({"state_dict": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, path)
+    ours = SimMIMBackbone(replace(checkpoint, state=None, spec=spec), seed=1)
+    load_checkpoint(ours, str(path), map_location="cpu", strict=True)
+    usage = f"mmengine.runner.load_checkpoint on type='SimMIMBackbone', {path}"
+    return Written(maps_difference(ours.eval(), model), usage)
+
+
+def _openmmlab_name(name: str) -> str:
+    for theirs, ours in OPENMMLAB:
+        name = (
+            name.replace(ours, theirs)
+            if ours != "attn."
+            else name.replace(".attn.", ".attn.w_msa.")
+        )
+    return name
+
+
+def _beit_name(name: str) -> str:
+    """Rename a ViT's weight for MMSegmentation's BEiT."""
+    name = name.replace("blocks.", "layers.").replace(
+        "patch_embed.proj.", "patch_embed.projection."
+    )
+    name = name.replace(f"rel_pos_bias.{TABLE}", f"attn.{TABLE}")
+    for theirs, ours in (("ln1.", "norm1."), ("ln2.", "norm2.")):
+        name = name.replace(ours, theirs)
+    return name.replace("mlp.fc1.", "ffn.layers.0.0.").replace("mlp.fc2.", "ffn.layers.1.")
+
+
+WRITERS: dict[str, Writer] = {"detectron2": write_detectron2, "mmseg": write_mmseg}
