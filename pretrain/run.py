@@ -97,7 +97,9 @@ def pretrain(
     )
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay),
+        parameter_groups(
+            model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay, pretraining=True
+        ),
         betas=recipe.betas,
         fused=True,
     )

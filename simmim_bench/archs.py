@@ -214,6 +214,8 @@ ARCHS: dict[str, BackboneSpec] = {
         # arXiv 2111.09883, section 3.4, without the extra norms that it adds for H and G: timm has none.
         _swin("swinv2_h", 352, (2, 2, 18, 2), 11, v2=True),
         _swin("swinv2_g", 512, (2, 2, 42, 4), 16, v2=True),
+        # The SwinV2-g of arXiv 2206.04664, whose SimMIM weights are public: the width gives its 1.06 billion.
+        _swin("swinv2_g1b", 448, (2, 2, 18, 2), 14, v2=True),
         # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes. A layer scale of 0.1
         # is for deep models and long runs: four blocks learn faster without one. A position bias
         # starts at zero and takes thousands of steps to tell near from far: minutes have none to spare.

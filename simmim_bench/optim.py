@@ -1,7 +1,7 @@
 """Parameter groups, learning-rate scaling and schedules, as the official SimMIM has them.
 
 In: a model with a backbone, a recipe's numbers. Out: groups for AdamW, the learning rate of every step.
-Sources: SimMIM's optimizer.py, lr_scheduler.py and main_*.py; shown equal by tests/test_optim.py.
+Sources: SimMIM's optimizer.py, lr_scheduler.py and main_*.py; shown equal by tests/test_golden.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
+    pretraining: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a model's parameters by depth and by whether they decay.
 
@@ -39,6 +40,7 @@ def parameter_groups(
         model: holds `backbone` somewhere; what lies outside of it counts as the last layer.
         lr: learning rate of the last layer.
         layer_decay: factor a layer going down, in (0, 1]; 1 for one rate.
+        pretraining: `model` is a SimMIM model.
 
     Returns:
         A dict a group with `params`, `lr`, `weight_decay` and `lr_scale`. Vectors and biases do not decay.
@@ -51,7 +53,9 @@ def parameter_groups(
         inner = names_in_backbone.get(id(parameter))
         layer = backbone.num_layers - 1 if inner is None else backbone.layer_id(inner)
         exempt = parameter.ndim <= 1 or name.endswith(".bias")
-        exempt = exempt or (inner is not None and backbone.no_weight_decay(inner))
+        known = inner or (name if pretraining else None)  # SimMIM's mask token is no encoder's
+        if known is not None:
+            exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
         scale = layer_decay ** (backbone.num_layers - 1 - layer)
         decay = 0.0 if exempt else weight_decay
         group = groups.setdefault(

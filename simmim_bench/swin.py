@@ -75,8 +75,15 @@ class Swin(nn.Module):
             return before if part == "downsample" else before + int(rest[0]) + 1
         return self.num_layers - 1
 
-    def no_weight_decay(self, name: str) -> bool:
-        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
+    def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
+        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases.
+
+        The official code means to spare the position biases always, but while pretraining it looks for
+        "encoder.relative_position_bias_table", which is in no name: there they decay. It spares a
+        Swin's mask token, not a ViT's.
+        """
+        if pretraining:
+            return name == "mask_token"
         return any(
             part in name for part in ("relative_position_bias_table", "logit_scale", "cpb_mlp")
         )

@@ -169,7 +169,7 @@ class ViT(nn.Module):
             return int(name.split(".")[1]) + 1
         return self.num_layers - 1
 
-    def no_weight_decay(self, name: str) -> bool:
+    def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
         return name in ("cls_token", "pos_embed")
 
