@@ -7,6 +7,7 @@ Out: masks at the model's patch resolution, 1 where a patch is hidden.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -41,9 +42,13 @@ def random_masks(
     mask_patch_size: int,
     patch_size: int,
     mask_ratio: float,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """Hide exactly ceil(mask_ratio * n) of an image's n masking units, each choice equally likely.
+
+    Args:
+        generator: one for all masks, or one a mask: then a mask depends on its own generator alone,
+            whatever batch or process it falls into.
 
     Returns:
         (count, H / patch_size, W / patch_size) float of 0 and 1.
@@ -51,7 +56,11 @@ def random_masks(
     rows, columns = img_size[0] // mask_patch_size, img_size[1] // mask_patch_size
     units = rows * columns
     hidden = math.ceil(mask_ratio * units)
-    order = torch.rand(count, units, generator=generator).argsort(dim=1)
+    if isinstance(generator, Sequence):
+        noise = torch.stack([torch.rand(units, generator=own) for own in generator])
+    else:
+        noise = torch.rand(count, units, generator=generator)
+    order = noise.argsort(dim=1)
     masks = torch.zeros(count, units).scatter_(1, order[:, :hidden], 1.0).view(count, rows, columns)
     scale = mask_patch_size // patch_size
     return masks.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

@@ -46,7 +46,7 @@ class SimMIM(nn.Module):
         )
         generator = torch.Generator().manual_seed(seed)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
-        bound = 0.02 if spec.family == "vit" else 2.0  # the official ViT cuts off at one deviation
+        bound = 0.02 if spec.narrow_init else 2.0
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound, generator=generator)
         # A 1x1 convolution and a pixel shuffle: each cell of the last map gives its own pixels.
         self.decoder = nn.Conv2d(spec.num_features, spec.stride**2 * spec.in_chans, kernel_size=1)

@@ -45,6 +45,8 @@ class BackboneSpec:
             files hold it.
         sincos_position: add fixed sines and cosines of the position to a ViT's patches, as MAE does
             (arXiv 2111.06377, appendix A.1). SimMIM's own ViT has no absolute position.
+        narrow_init: while pretraining, draw a ViT's weights from a normal cut off at one deviation, as
+            SimMIM does (models/simmim.py), not at a hundred.
         pretrained_windows: (h, w) a stage that a Swin V2's weights were trained with, where it is not
             its own window: the scale of its continuous position bias (arXiv 2111.09883, section 3.3).
     """
@@ -63,6 +65,7 @@ class BackboneSpec:
     rel_pos_bias: bool = True
     abs_pos_embed: bool = False
     sincos_position: bool = False
+    narrow_init: bool = False
     pretrained_windows: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -174,6 +177,7 @@ def _vit(arch: str, embed_dim: int, depth: int, num_heads: int) -> BackboneSpec:
         embed_dim=embed_dim,
         depths=(depth,),
         num_heads=(num_heads,),
+        narrow_init=True,
         init_values=0.1,  # SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml
     )
 
@@ -219,12 +223,14 @@ ARCHS: dict[str, BackboneSpec] = {
         # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes. A layer scale of 0.1
         # is for deep models and long runs: four blocks learn faster without one. A position bias
         # starts at zero and takes thousands of steps to tell near from far: minutes have none to spare.
+        # Narrow weights cost seven points of linear probe after those minutes.
         replace(
             _vit("vit_pocket", 128, 4, 4),
             img_size=(32, 32),
             patch_size=4,
             init_values=None,
             sincos_position=True,
+            narrow_init=False,
         ),
         replace(
             _swin("swin_pocket", 48, (1, 1, 2, 1), 2),

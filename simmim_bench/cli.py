@@ -101,6 +101,11 @@ def _complete_ckpt(
         from simmim_bench.archs import ARCHS
 
         return [CompletionItem(n) for a in ARCHS if (n := f"random:{a}").startswith(incomplete)]
+    if incomplete.startswith("timm:"):
+        import timm
+
+        names = timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)
+        return [CompletionItem(f"timm:{name}") for name in names]
     return [CompletionItem(incomplete, type="file")]
 
 

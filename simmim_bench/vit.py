@@ -133,9 +133,9 @@ class ViT(nn.Module):
     def _init_weights(self) -> None:
         """Draw weights as the official code does: normal 0.02, deeper projections scaled down.
 
-        While pretraining it cuts the normal off at one deviation (models/simmim.py).
+        SimMIM's own models narrow it while pretraining.
         """
-        bound = 0.02 if self.form == "pretrain" else 2.0
+        bound = 0.02 if self.form == "pretrain" and self.spec.narrow_init else 2.0
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 trunc_normal_(module.weight, std=0.02, a=-bound, b=bound)

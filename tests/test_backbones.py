@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from scipy.interpolate import RectBivariateSpline
 
 from pretrain.simmim import SimMIM, load_simmim
@@ -55,18 +56,117 @@ def test_layer_ids_cover_every_parameter_and_grow_with_depth(arch: str) -> None:
     model = build_backbone(small, num_classes=2)
     ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
     assert set(ids.values()) == set(range(model.num_layers))
+    in_order = list(ids.values())  # modules are defined from the image to the head
+    assert in_order == sorted(in_order)
     assert all(ids[n] == 0 for n in ids if n.startswith("patch_embed."))
     assert all(ids[n] == model.num_layers - 1 for n in ids if n.startswith("head."))
 
 
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arch", "window", "simmim", "fine_tuned"),
+    [
+        # Counted on the official models; README.md and the papers say 86, 88 and 197 million.
+        ("vit_b", None, 86_256_720, 86_530_984),
+        ("swin_b", 6, 89_874_104, 87_768_224),
+        ("swin_l", 12, 199_881_204, 196_794_556),
+    ],
+)
+def test_parameters_are_as_many_as_the_official_ones(
+    arch: str, window: int | None, simmim: int, fine_tuned: int
+) -> None:
+    spec = find_spec(arch).at(None, window)
+    assert parameters(SimMIM(spec)) == simmim
+    window = {None: None, 6: 7, 12: 14}[window]
+    with torch.device("meta"):
+        model = build_backbone(spec.at((224, 224), window), num_classes=1000)
+    assert parameters(model) == fine_tuned
+
+
 @pytest.mark.parametrize(
     ("arch", "millions"),
-    [("vit_ti", 5.5), ("vit_b", 85.8), ("swin_t", 27.5), ("swin_b", 86.7), ("swinv2_t", 27.6)],
+    [
+        # Without a classifier: DeiT table 1, Swin table 1, Swin V2 section 3.4, MODELHUB.md for h, g1b.
+        ("vit_ti", 5.5),
+        ("vit_s", 21.6),
+        ("vit_l", 303.4),
+        ("swin_t", 27.5),
+        ("swin_s", 48.8),
+        ("swinv2_t", 27.6),
+        ("swinv2_s", 49),
+        ("swinv2_b", 87),
+        ("swinv2_l", 195),
+        ("swinv2_h", 655),
+        ("swinv2_g", 3000),
+        ("swinv2_g1b", 1060),
+    ],
 )
 def test_sizes_are_those_of_the_papers(arch: str, millions: float) -> None:
-    # Encoders without a classifier; DeiT table 1, Swin table 1, Swin V2 table 1, less 1000-class heads.
-    count = sum(p.numel() for p in build_backbone(find_spec(arch)).parameters())
-    assert count / 1e6 == pytest.approx(millions, rel=0.02)
+    with torch.device("meta"):
+        model = build_backbone(find_spec(arch))
+    assert parameters(model) / 1e6 == pytest.approx(millions, rel=0.003)
+
+
+LARGE = {"swin_l", "swinv2_l", "swinv2_h", "swinv2_g", "swinv2_g1b"}
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHS))
+def test_every_arch_runs_at_two_sizes_in_any_channels(arch: str) -> None:
+    # The largest run on torch's device without data, which computes every shape.
+    device = torch.device("meta" if arch in LARGE else "cpu")
+    spec = find_spec(arch)
+    stride = spec.stride
+    for in_chans, size in ((3, (2 * stride, 2 * stride)), (1, (2 * stride, 4 * stride))):
+        made = replace(spec.at(size), in_chans=in_chans)
+        with device, torch.no_grad():
+            model = build_backbone(made, num_classes=3).eval()
+            images = torch.zeros(1, in_chans, *size)
+            assert model(images).shape == (1, 3)
+            shapes = [tuple(level.shape) for level in model.forward_maps(images)]
+        wanted = [(1, c, size[0] // s, size[1] // s) for c, s in model.feature_levels]
+        assert shapes == wanted
+
+
+def test_other_channels_take_the_weights_of_three(tmp_path: Path, tiny_spec: BackboneSpec) -> None:
+    ckpt = saved(tmp_path, tiny_spec)
+    grey = torch.randn(2, 1, *tiny_spec.img_size)
+    rgb = load_backbone(ckpt).eval()
+    one = load_backbone(ckpt, in_chans=1).eval()
+    # One channel takes the sum of the kernels: a grey picture looks as it did in three.
+    found, wanted = one.forward_features(grey), rgb.forward_features(grey.expand(-1, 3, -1, -1))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert "patch_embed.proj.weight" in one.load_report.resized  # type: ignore[union-attr,operator]
+
+
+def test_a_swin_v2_keeps_the_scale_of_its_positions_in_a_new_window(tmp_path: Path) -> None:
+    ckpt = saved(tmp_path, TINY["swinv2"])
+    moved = load_backbone(ckpt, (64, 64), window_size=8).spec
+    assert moved.window_size == 8
+    # Stages of 16, 8, 4 and 2 tokens with windows of 4: the last ones are cut by their maps.
+    assert moved.pretrained_windows == ((4, 4), (4, 4), (4, 4), (2, 2))
+    assert load_backbone(ckpt).spec.pretrained_windows == ()
+    assert load_backbone("random:swinv2_t", (256, 256), window_size=8).spec.pretrained_windows == ()
+
+
+def test_windows_are_for_swins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="vit_pocket has no windows"):
+        load_backbone("random:vit_pocket", window_size=7)
+
+
+def test_position_embeddings_are_resized_as_pictures(tmp_path: Path) -> None:
+    spec = replace(TINY["vit"], abs_pos_embed=True, sincos_position=False, rel_pos_bias=False)
+    ckpt = saved(tmp_path, spec)
+    same, larger = load_backbone(ckpt), load_backbone(ckpt, (64, 32))
+    position = same.state_dict()["pos_embed"]
+    assert torch.equal(larger.state_dict()["pos_embed"][:, 0], position[:, 0])
+    assert larger.state_dict()["pos_embed"].shape == (1, 1 + 16 * 8, spec.embed_dim)
+    # A backbone made for one size sees the other as one made for it does.
+    images = torch.randn(1, 3, 64, 32)
+    found, wanted = same.eval()(images), larger.eval()(images)
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_an_unknown_arch_is_answered_with_the_nearest() -> None:
@@ -173,7 +273,7 @@ def test_a_damaged_checkpoint_is_told_from_a_whole_one(
 
 def test_a_text_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("not weights")
-    with pytest.raises(DataError, match=r"weights\.pth is not a checkpoint"):
+    with pytest.raises(DataError, match=r"weights\.pth is damaged, or not what torch\.save writes"):
         read_checkpoint(str(tmp_path / "weights.pth"))
     with pytest.raises(DataError, match="is not there"):
         read_checkpoint(str(tmp_path / "nothing"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import official
 import pytest
 
 from pretrain.recipes import RECIPES as PRETRAIN
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.archs import find_spec
 from simmim_bench.recipe import ABOUT
-from tests import official
 from transfer.recipes import RECIPES as TRANSFER
 from transfer.recipes import FinetuneRecipe
 

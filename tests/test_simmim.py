@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision import transforms as T
 
 from pretrain.masking import check_mask_sizes, random_masks
-from pretrain.simmim import SimMIM
+from pretrain.simmim import SimMIM, local_statistics
 from simmim_bench.archs import BackboneSpec
+from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data import pretrain_transform
 from simmim_bench.errors import UsageError
 
 
@@ -45,6 +50,78 @@ def test_every_unit_is_hidden_equally_often() -> None:
     )
     # Standard deviation of a share of 4000 draws at 0.5 is 0.008; five of them.
     assert (masks.mean(0) - 0.5).abs().max() < 0.04
+
+
+def test_every_choice_of_units_is_equally_likely() -> None:
+    masks = random_masks(
+        6000,
+        (64, 64),
+        mask_patch_size=32,
+        patch_size=32,
+        mask_ratio=0.5,
+        generator=torch.Generator().manual_seed(2),
+    )
+    codes = (masks.flatten(1) * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum(1)
+    counts = torch.stack([(codes == code).sum() for code in codes.unique()])
+    assert len(counts) == math.comb(4, 2)
+    # Chi squared of 5 degrees of freedom is below 25.7 but for once in ten thousand seeds.
+    assert ((counts - 1000.0) ** 2 / 1000).sum() < 25.7
+
+
+def test_with_a_generator_a_mask_each_depends_on_its_own_alone(tiny_spec: BackboneSpec) -> None:
+    def masks_of(seeds: list[int]) -> torch.Tensor:
+        return random_masks(
+            len(seeds),
+            tiny_spec.img_size,
+            mask_patch_size=8,
+            patch_size=tiny_spec.patch_size,
+            mask_ratio=0.6,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )
+
+    assert torch.equal(masks_of([3, 5, 8])[1:], masks_of([5, 8, 13])[:2])
+
+
+def test_the_local_statistics_are_those_of_every_square() -> None:
+    images = torch.randn(1, 2, 7, 9)
+    mean, deviation = local_statistics(images, 5)
+    for y, x in ((0, 0), (3, 4), (6, 2)):
+        square = images[0, 1, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        assert mean[0, 1, y, x].item() == pytest.approx(square.mean().item(), abs=1e-5)
+        assert deviation[0, 1, y, x].item() == pytest.approx(square.std().item(), abs=1e-4)
+
+
+def test_a_normalised_target_is_what_the_loss_sees(tiny_spec: BackboneSpec) -> None:
+    model = SimMIM(tiny_spec, norm_target=7).eval()
+    images, mask = torch.randn(2, 3, *tiny_spec.img_size), masks_for(tiny_spec, 2)
+    output = model(images, mask)
+    mean, deviation = local_statistics(images, 7)
+    patch = tiny_spec.patch_size
+    hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).bool()
+    distance = ((images - mean) / deviation - output.reconstruction).abs().mean(1)
+    assert output.loss.item() == pytest.approx(distance[hidden].mean().item(), rel=1e-4)
+
+
+def test_the_transform_is_the_official_one() -> None:
+    # SimMIM: data/data_simmim.py, SimMIMTransform.
+    official = T.Compose(
+        [
+            T.RandomResizedCrop(48, scale=(0.67, 1.0), ratio=(3.0 / 4.0, 4.0 / 3.0)),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
+        ]
+    )
+    ours = pretrain_transform(
+        (48, 48), crop_scale=(0.67, 1.0), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        wanted = official(picture)
+        torch.manual_seed(seed)
+        assert torch.equal(ours(picture), wanted)
 
 
 def test_the_same_generator_gives_the_same_masks(tiny_spec: BackboneSpec) -> None:

@@ -10,6 +10,9 @@ Their Swins keep the whole window on maps smaller than it, shift there too, and 
 
 from __future__ import annotations
 
+import io
+import warnings
+from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.util import find_spec as find_module
 from pathlib import Path
@@ -113,6 +116,14 @@ def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
         MissingEngineError: MMSegmentation is not installed.
     """
     _require("mmseg", "seg")
+    # MMEngine prints what it loads, and warns of compiled operators that are not needed here.
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return _write_mmseg(checkpoint, path)
+
+
+def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
+    """Write the file and load it."""
     from mmseg.models.backbones import BEiT, SwinTransformer
 
     model = _for_dense_tasks(checkpoint)
@@ -128,7 +139,7 @@ def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
                 value = openmmlab_merging_order(value[None])[0]
             state[_openmmlab_name(name)] = value
         torch.save({"state_dict": state}, path)
-        net: nn.Module = SwinTransformer(
+        net: Any = SwinTransformer(
             pretrain_img_size=spec.img_size[0],
             in_channels=spec.in_chans,
             embed_dims=spec.embed_dim,
@@ -169,10 +180,11 @@ def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
         )
         beit.init_weights()
         beit.eval()
+        forward: Any = beit.forward
 
         def normed(images: Tensor) -> list[Tensor]:
             """Normalise without weights, as our maps are; theirs are raw."""
-            raw = [x.permute(0, 2, 3, 1) for x in beit.forward(images)]
+            raw = [x.permute(0, 2, 3, 1) for x in forward(images)]
             maps = [F.layer_norm(x, x.shape[-1:], eps=1e-6).permute(0, 3, 1, 2) for x in raw]
             return [maps[blocks.index(block)] for block in spec.level_blocks]
 
