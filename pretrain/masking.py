@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from simmim_bench.errors import UsageError
+
+MASKS = 1  # tells an image's mask from its augmentation, which are drawn from the same seed
 
 
 def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size: int) -> None:
@@ -33,6 +36,12 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
             raise UsageError(
                 f"img_size {size} is not a multiple of mask_patch_size {mask_patch_size}; use {options}."
             )
+
+
+def mask_generator(seed: int, epoch: int, image: int) -> torch.Generator:
+    """Give the generator of an image's mask in an epoch, the same in any batch and process."""
+    key = np.random.SeedSequence([seed, epoch, image, MASKS]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(key[0]) << 32 | int(key[1]))
 
 
 def random_masks(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pretrain.masking import check_mask_sizes, random_masks
+from pretrain.masking import check_mask_sizes, mask_generator, random_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.visualize import draw
@@ -37,6 +37,7 @@ from simmim_bench.engine import autocast, best_device, fit
 from simmim_bench.errors import UsageError
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
 
 HELD_OUT_IMAGES = 512  # enough for the third digit of the held-out loss
 PICTURES = 8
@@ -51,8 +52,14 @@ def pretrain(
     seed: int,
     init_from: str | None = None,
     resume: bool = False,
+    team: Team | None = None,
+    accumulate: int = 1,
 ) -> Path:
     """Pretrain and give the checkpoint directory.
+
+    Args:
+        team: the processes that share each batch; None for this one alone.
+        accumulate: parts that a process cuts its share of a batch into, where the whole does not fit.
 
     Raises:
         UsageError: sizes that do not divide each other.
@@ -70,7 +77,8 @@ def pretrain(
         any_images(
             data / "val"
         )  # it is asked for after the last epoch: too late to learn that it is empty
-    device = best_device()
+    team = team or Team(device=best_device())
+    device = team.device
     model = SimMIM(
         spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target, seed=seed
     )
@@ -94,6 +102,8 @@ def pretrain(
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=seed,
+        rank=team.rank,
+        team_size=team.size,
     )
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
@@ -112,7 +122,7 @@ def pretrain(
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
         milestones=[epoch * len(loader) for epoch in recipe.milestones],
     )
-    first_epoch = 0
+    first_step = 0
     if resume and run.last_checkpoint.is_dir():
         if "held_out_loss" in read_checkpoint(str(run.last_checkpoint)).provenance:
             run.log(f"{run.path} is finished")
@@ -120,12 +130,15 @@ def pretrain(
         state = read_training_state(run.last_checkpoint)
         model.load_state_dict(load_simmim(str(run.last_checkpoint)).state_dict())
         optimizer.load_state_dict(state["optimizer"])
-        first_epoch = state["epochs_done"]
-        run.log(f"resumed after epoch {first_epoch}")
+        first_step = state["steps_done"]
+        run.rewind(first_step)
+        run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
     run.log(
         f"{recipe.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
         f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}"
+        + (f", {team.size} processes" if team.size > 1 else "")
+        + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
 
     provenance: dict[str, Any] = {
@@ -138,7 +151,9 @@ def pretrain(
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
     }
 
-    def save(epochs_done: int) -> None:
+    def save(steps_done: int) -> None:
+        if not team.is_main:
+            return
         write_checkpoint(
             run.last_checkpoint,
             state=model.state_dict(),
@@ -146,45 +161,54 @@ def pretrain(
             form="pretrain",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            provenance={**provenance, "epochs": epochs_done},
-            training={"optimizer": optimizer.state_dict(), "epochs_done": epochs_done},
+            provenance={**provenance, "epochs": round(steps_done / len(loader), 3)},
+            training={"optimizer": optimizer.state_dict(), "steps_done": steps_done},
         )
 
-    def loss_of(batch: list[torch.Tensor], step: int) -> torch.Tensor:
-        pixels = batch[0].to(device, non_blocking=True)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        mask = _masks(len(pixels), recipe, spec.patch_size, generator).to(device)
-        loss: torch.Tensor = model(pixels, mask).loss
+    shared = team.share(model)
+
+    def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
+        pixels, _, indices = batch
+        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
+        mask = _masks(len(pixels), recipe, spec.patch_size, generators).to(device)
+        loss: torch.Tensor = shared(pixels.to(device, non_blocking=True), mask).loss
         return loss
 
     started = time.monotonic()
     fit(
-        model=model,
+        model=shared,
         optimizer=optimizer,
         schedule=schedule,
         loader=loader,
         loss_of=loss_of,
         epochs=recipe.epochs,
-        first_epoch=first_epoch,
+        first_step=first_step,
         clip_grad=recipe.clip_grad,
         precision=recipe.precision,
-        device=device,
+        seed=seed,
         run=run,
         description="pretrain",
         save=save,
+        team=team,
+        accumulate=accumulate,
     )
+    if not team.is_main:
+        return run.last_checkpoint
     held_out_loss = _held_out(model, recipe, data, images, run, device)
     provenance |= {
         "held_out_loss": held_out_loss,
         "wall_time_s": round(time.monotonic() - started, 1),
     }
-    save(recipe.epochs)
+    save(recipe.epochs * len(loader))
     run.log(f"held-out reconstruction loss {held_out_loss:.4f}; {run.path / 'reconstructions.png'}")
     return run.last_checkpoint
 
 
 def _masks(
-    count: int, recipe: PretrainRecipe, patch_size: int, generator: torch.Generator
+    count: int,
+    recipe: PretrainRecipe,
+    patch_size: int,
+    generator: torch.Generator | list[torch.Generator],
 ) -> torch.Tensor:
     return random_masks(
         count,

@@ -129,7 +129,8 @@ def _find_directory(path: Path) -> Path:
             f"checkpoint {path} is not there; give a checkpoint or run directory, a weights file, "
             "random:ARCH or timm:NAME."
         )
-    for directory in (path, path / "checkpoints" / "last"):
+    # The one before the last is there alone for the moment in which they change places.
+    for directory in (path, path / "checkpoints" / "last", path / "checkpoints" / "previous"):
         if (directory / "meta.json").is_file():
             return directory
     raise DataError(
@@ -167,17 +168,19 @@ def write_checkpoint(
             "provenance": provenance,
             "sha256": sha256_file(weights),
         }
-        write_json(temporary / "meta.json", meta)
         if training is not None:
             with replacing(temporary / "training.pt") as path:
                 torch.save(training, path)
-        old = _previous(directory)
-        shutil.rmtree(old, ignore_errors=True)
+            meta["training_sha256"] = sha256_file(temporary / "training.pt")
+        write_json(temporary / "meta.json", meta)
         if directory.exists():
-            directory.rename(old)
+            previous = _previous(directory)
+            shutil.rmtree(previous, ignore_errors=True)
+            directory.rename(previous)
         temporary.rename(directory)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+        if training is None:
+            shutil.rmtree(_previous(directory), ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
         raise DataError(
             f"cannot write checkpoint {directory}: {error}; free some space or choose another --out."
         ) from error
@@ -186,14 +189,32 @@ def write_checkpoint(
 
 
 def _previous(directory: Path) -> Path:
-    """Say where a checkpoint lies while the next one takes its place."""
-    return directory.with_name(f".{directory.name}.old")
+    """Say where the checkpoint before this one lies; a run keeps it, should the last be damaged."""
+    return directory.with_name("previous" if directory.name == "last" else f".{directory.name}.old")
 
 
-def recover(directory: Path) -> None:
-    """Put the previous checkpoint back where a kill fell between the two renames."""
-    if not directory.exists() and _previous(directory).is_dir():
-        _previous(directory).rename(directory)
+def recover(directory: Path) -> str | None:
+    """Put the checkpoint before the last in its place where a kill or a bad disk took the last.
+
+    Returns:
+        What was done, for the log; None for nothing.
+    """
+    problem = None
+    if not directory.exists():
+        problem = "is not there"
+    else:
+        try:
+            read_checkpoint(str(directory))
+            if (directory / "training.pt").exists():
+                read_training_state(directory)
+        except DataError as error:
+            problem = f"is damaged ({error})"
+    previous = _previous(directory)
+    if problem is None or not previous.is_dir():
+        return None
+    shutil.rmtree(directory, ignore_errors=True)
+    previous.rename(directory)
+    return f"{directory} {problem}; the checkpoint before it takes its place"
 
 
 def read_training_state(directory: Path) -> dict[str, Any]:
@@ -208,7 +229,12 @@ def read_training_state(directory: Path) -> dict[str, Any]:
             f"{directory} cannot be resumed: it has no training.pt; start anew with another --out."
         )
     try:
+        wanted = read_json(directory / "meta.json", "checkpoint file").get("training_sha256")
+        if wanted is not None and sha256_file(path) != wanted:
+            raise DataError(f"{path} is damaged: its hash is not the one in meta.json.")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception as error:  # torch.load raises whatever the damaged archive makes it raise
         raise DataError(
             f"{path} is damaged ({type(error).__name__}); start anew with another --out."

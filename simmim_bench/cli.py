@@ -29,6 +29,7 @@ from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 if TYPE_CHECKING:
     from simmim_bench.display import Display
     from simmim_bench.record import Record
+    from simmim_bench.team import Team
 
 SEED = click.IntRange(0, 2**32 - 1)
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
@@ -210,7 +211,14 @@ def cli() -> None:
 )
 @_run_options
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
-def pretrain(arch: str, init_from: str | None, options: RunOptions) -> None:
+@click.option(
+    "--accumulate",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Cut each process's share of a batch into so many parts, where the whole does not fit.",
+)
+def pretrain(arch: str, init_from: str | None, accumulate: int, options: RunOptions) -> None:
     """Pretrain a backbone with SimMIM.
 
     DATA is a folder with train/ (and val/, for the held-out loss), class folders or flat; or any folder
@@ -220,16 +228,34 @@ def pretrain(arch: str, init_from: str | None, options: RunOptions) -> None:
     \b
       simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
       simmim-bench pretrain --arch vit_b --data imagenet -o epochs=100 -o batch_size=512
+      torchrun --nproc-per-node 8 -m simmim_bench pretrain --arch vit_b --data imagenet --out runs/b
+      srun simmim-bench pretrain --arch vit_b --data imagenet --out runs/b --resume
+
+    batch_size is that of all processes together. SIGTERM, SIGINT and SIGUSR1 finish the step and save it;
+    --resume then ends where an undisturbed run ends. On SIGUSR1 a SLURM job is requeued as well
+    (#SBATCH --signal=USR1@120).
     """
+    from simmim_bench.team import join_team
+
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
-    checkpoint = _pretrain(arch, out, options, init_from, _display(options.quiet))
+    with join_team() as team:
+        display = _display(options.quiet or not team.is_main)
+        checkpoint = _pretrain(arch, out, options, init_from, display, team, accumulate)
+    if not team.is_main:
+        return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
     click.echo(shown)
 
 
 def _pretrain(
-    arch: str, out: Path, options: RunOptions, init_from: str | None, display: Display
+    arch: str,
+    out: Path,
+    options: RunOptions,
+    init_from: str | None,
+    display: Display,
+    team: Team | None = None,
+    accumulate: int = 1,
 ) -> Path:
     from pretrain.recipes import RECIPES, default_recipe, for_arch
     from simmim_bench.recipe import deviations, find_recipe, override
@@ -252,6 +278,7 @@ def _pretrain(
         display=display,
         resume=options.resume,
         overwrite=options.overwrite,
+        team=team,
     ) as run:
         return run_pretraining(
             recipe=recipe,
@@ -261,6 +288,8 @@ def _pretrain(
             seed=options.seed,
             init_from=init_from,
             resume=options.resume,
+            team=team,
+            accumulate=accumulate,
         )
 
 
@@ -321,8 +350,10 @@ def _transfer(
 ) -> Record:
     from simmim_bench.checkpoint import read_checkpoint
     from simmim_bench.recipe import deviations, find_recipe, override
+    from simmim_bench.team import refuse_team
     from transfer.recipes import RECIPES, default_recipe
 
+    refuse_team("transfer")
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = read_checkpoint(ckpt)
     named = found or default_recipe(task, checkpoint.spec)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from simmim_bench.errors import DataError, UsageError
@@ -254,40 +254,77 @@ def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[i
     return sorted(int(i) for i in np.concatenate(chosen))
 
 
-class EpochLoader:
-    """A shuffled training loader whose order and augmentation depend on (seed, epoch) alone.
+def seed_everything(*key: int) -> None:
+    """Seed torch's, numpy's and Python's global generators, which augmentations draw from, by a key."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
 
-    That is what lets a run resumed at an epoch's end go on as if it had never stopped.
+
+class _Seeded(Dataset[tuple[Tensor, int, int]]):
+    """Images of one epoch, each augmented by its own seed; gives (image, label, index)."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
+        self.dataset, self.key = dataset, (seed, epoch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        seed_everything(*self.key, index)
+        return *self.dataset[index], index
+
+
+class EpochLoader:
+    """Shuffled batches (images, labels, indices) in which all follows from seed, epoch and image.
+
+    Neither the number of processes nor of workers changes what an image looks like, nor does a restart:
+    a run that goes on in the middle of an epoch sees what it would have seen.
+
+    Args:
+        batch_size: images a step of all processes together; each takes every `team_size`-th of them.
+
+    Raises:
+        UsageError: the batch cannot be shared evenly.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], *, batch_size: int, num_workers: int, seed: int
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        *,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        rank: int = 0,
+        team_size: int = 1,
     ) -> None:
-        self._generator = torch.Generator()
-        self._seed = seed
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=RandomSampler(dataset, generator=self._generator),  # type: ignore[arg-type]
-            num_workers=num_workers,
-            # A last small batch is dropped, unless it is the only one.
-            drop_last=len(dataset) >= batch_size,  # type: ignore[arg-type]
-            generator=self._generator,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
+        self._rank, self._team_size = rank, team_size
+        self._images = len(dataset)  # type: ignore[arg-type]
+        # A last small batch is dropped, unless it is the only one.
+        self._batch_size = min(batch_size, self._images)
+        if self._batch_size % team_size:
+            raise UsageError(
+                f"a batch of {self._batch_size} images cannot be shared by {team_size} processes; use "
+                f"-o batch_size={max(1, self._batch_size // team_size) * team_size}."
+            )
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return self._images // self._batch_size
 
-    def epoch(self, number: int) -> DataLoader[Any]:
-        """Give the loader of an epoch; also seeds the global generators, which augmentations use."""
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        self._generator.manual_seed(seed)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        # timm's RandAugment draws from Python's generator.
-        random.seed(seed)
-        return self._loader
+    def epoch(self, number: int, first_step: int = 0) -> DataLoader[Any]:
+        """Give the batches of an epoch from a step on."""
+        generator = torch.Generator()
+        generator.manual_seed(
+            int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
+        )
+        order = torch.randperm(self._images, generator=generator)
+        order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
+        share = order[first_step:, self._rank :: self._team_size]
+        return DataLoader(
+            _Seeded(self._dataset, self._seed, number),
+            batch_sampler=share.tolist(),
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
 
 
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:

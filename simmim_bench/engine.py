@@ -1,27 +1,30 @@
 """The one training loop, for pretraining and fine-tuning alike, and what it needs of the machine.
 
 In: a model, an optimizer, a schedule, an epoch loader and a function from batch to loss.
-Out: the trained model, metrics by step, a checkpoint after every epoch. Detection and segmentation are
-trained by the loops of their own frameworks.
+Out: the trained model, metrics by step, a checkpoint after every epoch and when a signal asks to stop.
+Detection and segmentation are trained by the loops of their own frameworks.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.data import EpochLoader
+from simmim_bench.data import EpochLoader, seed_everything
 from simmim_bench.errors import DivergedError, InterruptedRun
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team, without_sync
 
 METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl
 
@@ -44,9 +47,12 @@ class StopRequest:
     number: int | None = None
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1 is what SLURM is asked to send
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop answers after its step."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step."""
     request = StopRequest()
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -55,7 +61,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.number = number
 
     try:
-        before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, remember) for s in SIGNALS}
     except ValueError:  # not in the main thread: the caller keeps its own handling
         yield request
         return
@@ -74,65 +80,156 @@ def fit(
     loader: EpochLoader,
     loss_of: Callable[[Any, int], Tensor],
     epochs: int,
-    first_epoch: int,
+    first_step: int,
     clip_grad: float,
     precision: str,
-    device: torch.device,
+    seed: int,
     run: RunDir,
     description: str,
     save: Callable[[int], None],
+    team: Team,
+    accumulate: int = 1,
 ) -> None:
-    """Train for `epochs - first_epoch` epochs.
+    """Train from a step on to the end of `epochs` epochs.
+
+    What a step draws (dropped paths, mixed pictures) follows from the seed, the step and the process, so
+    that a run that goes on after any step ends as one that was never stopped.
 
     Args:
-        loss_of: maps a batch and the number of its step to a scalar loss.
+        loss_of: maps a part of a batch and its epoch to a scalar loss, a mean over the part's images.
         clip_grad: largest norm of the gradient; 0 for no clipping.
-        save: called with the number of epochs done, after each.
+        save: called with the number of steps done, after each epoch and when asked to stop.
+        accumulate: parts that each process cuts its share of a batch into, one after the other.
 
     Raises:
-        DivergedError: the loss is not finite; the last checkpoint stays.
-        InterruptedRun: SIGINT or SIGTERM came; what was saved last is an epoch's end.
+        DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
+        InterruptedRun: a signal came; its step is saved.
     """
     steps_per_epoch = len(loader)
-    with (
-        stop_on_signals() as stop,
-        run.display.task(description, (epochs - first_epoch) * steps_per_epoch) as task,
-    ):
-        for epoch in range(first_epoch, epochs):
+    total = epochs * steps_per_epoch
+    step = first_step
+    with stop_on_signals() as stop, run.display.task(description, total) as task:
+        task.advance(first_step)
+        while step < total:
+            epoch, index = divmod(step, steps_per_epoch)
             model.train()
-            started, images = time.monotonic(), 0
-            for index, batch in enumerate(loader.epoch(epoch)):
-                step = epoch * steps_per_epoch + index
+            started, images, waited = time.monotonic(), 0, 0.0
+            batches = iter(loader.epoch(epoch, index))
+            while step < (epoch + 1) * steps_per_epoch:
+                asked = time.monotonic()
+                batch = next(batches)
+                waited += time.monotonic() - asked
+                seed_everything(seed, step, team.rank)
                 lr = schedule.apply(optimizer, step)
-                with autocast(device, precision):
-                    loss = loss_of(batch, step)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                limit = clip_grad or math.inf
-                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+                loss = _backward(model, batch, epoch, loss_of, precision, team.device, accumulate)
+                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                if not _finite(loss, grad_norm, step, team):
+                    _refuse_step(description, run, batch, step, loss, grad_norm)
                 optimizer.step()
-                images += len(batch[0])
+                images += len(batch[0]) * team.size
+                step += 1
 
-                if step % METRICS_EVERY == 0 or index == steps_per_epoch - 1:
-                    figures = {"loss": loss.item(), "lr": lr, "grad_norm": grad_norm.item()}
-                    if not (math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])):
-                        raise DivergedError(
-                            f"{description}: loss {figures['loss']}, gradient norm {figures['grad_norm']} "
-                            f"at step {step}; lower it with -o base_lr=..."
-                        )
-                    rate = images / (time.monotonic() - started)
-                    run.metrics(step, epoch=epoch, images_per_s=round(rate, 1), **figures)
-                    task.advance(0, loss=figures["loss"], images_per_s=rate)
-                task.advance(1)
-                if stop.number is not None:
-                    raise InterruptedRun(
-                        f"{description}: stopped by {signal.Signals(stop.number).name} in epoch {epoch + 1}; "
-                        f"{epoch} of {epochs} epochs are saved, go on with --resume.",
-                        stop.number,
+                ended = step % steps_per_epoch == 0
+                if (step - 1) % METRICS_EVERY == 0 or ended:
+                    elapsed = time.monotonic() - started
+                    figures = {"loss": team.mean(loss.item()), "images_per_s": images / elapsed}
+                    run.metrics(
+                        step - 1,
+                        epoch=epoch,
+                        lr=lr,
+                        grad_norm=grad_norm.item(),
+                        data_wait=round(waited / elapsed, 4),
+                        **_memory(team.device),
+                        **figures,
                     )
-            if not all(bool(p.isfinite().all()) for p in model.parameters()):
-                raise DivergedError(
-                    f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
-                    "before it stays, lower the rate with -o base_lr=..."
-                )
-            save(epoch + 1)
+                    task.advance(0, **figures)
+                task.advance(1)
+                if ended:
+                    _check_weights(model, description, epoch)
+                    save(step)
+                signal_number = _agree_to_stop(stop, step, team)
+                if signal_number and step < total:
+                    if not ended:
+                        save(step)
+                    _requeue(signal_number, run, team)
+                    raise InterruptedRun(
+                        f"{description}: stopped by {signal.Signals(signal_number).name} after step "
+                        f"{step} of {total}, which is saved; go on with --resume.",
+                        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
+                    )
+
+
+def _backward(
+    model: nn.Module,
+    batch: list[Tensor],
+    epoch: int,
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    device: torch.device,
+    accumulate: int,
+) -> Tensor:
+    """Add up the gradients of a batch's parts; give the mean loss."""
+    parts = list(zip(*(x.chunk(accumulate) for x in batch), strict=True))
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts):
+        weight = len(part[0]) / len(batch[0])
+        with nullcontext() if number == len(parts) - 1 else without_sync(model):
+            with autocast(device, precision):
+                loss = loss_of(list(part), epoch)
+            (loss * weight).backward()
+        total += loss.detach() * weight
+    return total
+
+
+def _finite(loss: Tensor, grad_norm: Tensor, step: int, team: Team) -> bool:
+    """Say whether a step may be taken; a GPU is asked now and then, as an answer stops its queue."""
+    if team.device.type == "cuda" and step % METRICS_EVERY:
+        return True
+    fine = bool(loss.isfinite()) and bool(grad_norm.isfinite())
+    return not team.largest(not fine)
+
+
+def _refuse_step(
+    description: str, run: RunDir, batch: list[Tensor], step: int, loss: Tensor, norm: Tensor
+) -> None:
+    """Keep the batch of a step that is not finite, and end the run."""
+    kept = run.keep_batch(step, batch)
+    raise DivergedError(
+        f"{description}: loss {loss.item()}, gradient norm {norm.item()} at step {step}; the last "
+        f"checkpoint stays, the batch is in {kept}. Lower the rate with -o base_lr=..., or mend the data."
+    )
+
+
+def _check_weights(model: nn.Module, description: str, epoch: int) -> None:
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise DivergedError(
+            f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
+            "before it stays, lower the rate with -o base_lr=..."
+        )
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    """Give the peak of a GPU's memory in GiB."""
+    if device.type != "cuda":
+        return {}
+    return {"memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
+
+
+def _agree_to_stop(stop: StopRequest, step: int, team: Team) -> int:
+    """Give the signal that any process got, 0 for none; several processes ask each other now and then."""
+    if team.size > 1 and step % METRICS_EVERY:
+        return 0
+    return team.largest(stop.number or 0)
+
+
+def _requeue(signal_number: int, run: RunDir, team: Team) -> None:
+    """Put a SLURM job that was warned by SIGUSR1 back into the queue."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if signal_number != signal.SIGUSR1 or job is None or not team.is_main:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+        run.log(f"SLURM job {job} is requeued")
+    except (OSError, subprocess.SubprocessError) as error:
+        run.log(f"SLURM job {job} could not be requeued: {error}")

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,42 +25,79 @@ from simmim_bench import __version__
 from simmim_bench.checkpoint import recover
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
-from simmim_bench.files import read_json, write_json
+from simmim_bench.files import read_json, replacing, write_json, write_text
 from simmim_bench.recipe import Recipe
+from simmim_bench.team import Team
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
 
 
 class RunDir:
-    """An open run directory: a log, metrics by step, and the paths of what is kept."""
+    """An open run directory: a log, metrics by step, and the paths of what is kept.
 
-    def __init__(self, path: Path, display: Display) -> None:
-        from torch.utils.tensorboard import (
-            SummaryWriter,
-        )  # a second to import: only where it is used
+    Only the main process of a run writes; the others' log and metrics go nowhere.
+    """
 
+    def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
         self.path = path
         self.display = display
         self.last_checkpoint = path / "checkpoints" / "last"
-        recover(self.last_checkpoint)
         self.predictions = path / "predictions"
+        self._writes = writes
+        if not writes:
+            return
+        # A second to import: only where it is used.
+        from torch.utils.tensorboard import SummaryWriter
+
         self.tensorboard = SummaryWriter(str(path / "tensorboard"))
         self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        recovered = recover(self.last_checkpoint)
+        if recovered is not None:
+            self.log(recovered)
 
     def log(self, text: str) -> None:
         """Write one line to log.txt and to stderr."""
+        if not self._writes:
+            return
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.display.say(text)
 
     def metrics(self, step: int, **figures: float) -> None:
         """Write figures of a step to metrics.jsonl and to TensorBoard."""
+        if not self._writes:
+            return
         self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
         for name, value in figures.items():
             self.tensorboard.add_scalar(name, value, step)
 
+    def rewind(self, step: int) -> None:
+        """Forget the metrics of a step and later ones, which will be taken again."""
+        if not self._writes:
+            return
+        path = self.path / "metrics.jsonl"
+        self._metrics.close()
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that a kill cut short
+                if json.loads(line)["step"] < step:
+                    kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def keep_batch(self, step: int, batch: list[Any]) -> Path:
+        """Keep the tensors of a batch that a step could not be taken on."""
+        import torch
+
+        path = self.path / f"bad_batch_step{step}.pt"
+        with replacing(path) as temporary:
+            torch.save(batch, temporary)
+        return path
+
     def close(self) -> None:
         """Flush and close all files."""
+        if not self._writes:
+            return
         self.tensorboard.close()
         self._log.close()
         self._metrics.close()
@@ -76,16 +113,22 @@ def open_run(
     display: Display,
     resume: bool = False,
     overwrite: bool = False,
+    team: Team | None = None,
 ) -> Iterator[RunDir]:
     """Prepare a run directory and keep it open for the block.
 
     Args:
+        team: the processes of the run; only the main one touches the directory.
         arguments: what shapes the run beside the recipe, such as checkpoint, data and seed.
 
     Raises:
         UsageError: the directory is not empty, or a resumed run was started differently.
         DataError: the directory cannot be written.
     """
+    if team is not None and not team.is_main:
+        team.wait()
+        yield RunDir(path, display, writes=False)
+        return
     description = {
         "recipe": recipe.to_json(),
         "recipe_sha256": recipe.sha256(),
@@ -123,6 +166,8 @@ def open_run(
         write_json(path / "recipe.json", description)
         write_json(path / "env.json", environment())
         run = RunDir(path, display)
+        if team is not None:
+            team.wait()
     except OSError as error:
         raise DataError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."

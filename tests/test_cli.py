@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ COMMANDS = [
     ["leaderboard", "show"],
     ["recipes"],
     ["recipes", "show"],
+    ["convert"],
     ["pocket"],
     ["visualize"],
     ["doctor"],
@@ -128,8 +130,13 @@ def test_recipes_are_listed_and_shown() -> None:
     code, out, _ = run("recipes")
     assert code == 0
     assert "vit_b_800ep" in out
-    code, out, _ = run("recipes", "show", "vit_b_800ep")
+    code, out, _ = run("recipes", "show", "vit_b_800ep", "--json")
     assert json.loads(out)["milestones"] == [700]
+    code, out, _ = run("recipes", "show", "imagenet_swin_l_800ep")
+    assert "simmim_finetune__swin_large__img224_window14__800ep.yaml" in out
+    assert "top-1 85.4 after swin_l_800ep (SimMIM: README.md" in out
+    assert re.search(r"^layer_decay +0\.7$", out, re.MULTILINE)
+    assert re.search(r"^mixup +0\.8 +SimMIM: config\.py \(AUG\.MIXUP\)$", out, re.MULTILINE)
     assert "did you mean 'vit_b_800ep'" in fails(2, "recipes", "show", "vit_b_80ep")
 
 
@@ -209,7 +216,7 @@ def test_a_text_file_as_checkpoint_exits_4(tmp_path: Path, pocket: Path) -> None
     message = fails(
         4, "transfer", "knn", "--ckpt", text, "--data", pocket / "imagenet", "--out", tmp_path / "r"
     )
-    assert "model.pth is not a checkpoint" in message
+    assert "model.pth is damaged, or no weights file" in message
 
 
 def test_an_occupied_output_directory_is_refused_and_left_alone(

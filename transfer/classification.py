@@ -35,6 +35,7 @@ from simmim_bench.metrics import write_logits
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
 from transfer.recipes import FinetuneRecipe
 
 
@@ -100,7 +101,8 @@ def finetune(
     resume: bool,
 ) -> Backbone:
     """Train a backbone with a new head on all its weights; the last epoch's weights are kept."""
-    device = best_device()
+    team = Team(device=best_device())
+    device = team.device
     classes = len(train.classes)
     model = load_backbone(
         checkpoint,
@@ -138,19 +140,20 @@ def finetune(
         warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
     )
-    first_epoch = 0
+    first_step = 0
     if resume and run.last_checkpoint.is_dir():
         saved = load_backbone(str(run.last_checkpoint), recipe.img_size, classes)
         model.load_state_dict(saved.state_dict())
         state = read_training_state(run.last_checkpoint)
         optimizer.load_state_dict(state["optimizer"])
-        first_epoch = state["epochs_done"]
-        run.log(f"resumed after epoch {first_epoch}")
+        first_step = state["steps_done"]
+        run.rewind(first_step)
+        run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
 
     loss_of_logits, mixup = _loss(recipe, classes)
 
-    def loss_of(batch: list[Tensor], step: int) -> Tensor:
-        images, labels = (x.to(device, non_blocking=True) for x in batch)
+    def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
+        images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
         # Mixup pairs an image with its mirror in the batch, so it needs an even one.
         if mixup is not None and len(images) % 2 == 0:
             images, labels = mixup(images, labels)
@@ -158,7 +161,7 @@ def finetune(
             labels = F.one_hot(labels, classes).float()
         return loss_of_logits(model(images).float(), labels)
 
-    def save(epochs_done: int) -> None:
+    def save(steps_done: int) -> None:
         write_checkpoint(
             run.last_checkpoint,
             state=model.state_dict(),
@@ -170,11 +173,11 @@ def finetune(
                 "label": f"{checkpoint.label}, fine-tuned",
                 "method": "finetune",
                 "recipe": {"name": recipe.name, "sha256": recipe.sha256()},
-                "epochs": epochs_done,
+                "epochs": round(steps_done / len(loader), 3),
                 "classes": list(train.classes),
                 "from": {"sha256": checkpoint.sha256, "provenance": checkpoint.provenance},
             },
-            training={"optimizer": optimizer.state_dict(), "epochs_done": epochs_done},
+            training={"optimizer": optimizer.state_dict(), "steps_done": steps_done},
         )
 
     fit(
@@ -184,10 +187,11 @@ def finetune(
         loader=loader,
         loss_of=loss_of,
         epochs=recipe.epochs,
-        first_epoch=first_epoch,
+        first_step=first_step,
         clip_grad=recipe.clip_grad,
         precision=recipe.precision,
-        device=device,
+        seed=seed,
+        team=team,
         run=run,
         description="fine-tune",
         save=save,

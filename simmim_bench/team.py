@@ -1,0 +1,143 @@
+"""The processes of one run: alone, under `torchrun`, or under `srun`.
+
+In: the environment that the launcher sets. Out: a `Team`: which process this is, how many there are, its
+device, and the few things they do together. Gloo on CPUs, NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simmim_bench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Team:
+    """One process among `size`; rank 0 writes and speaks for all."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def largest(self, value: int) -> int:
+        """Give the largest of all processes' values to each of them."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def mean(self, value: float) -> float:
+        """Give the mean of all processes' values to each of them."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device, dtype=torch.float64)
+        if self.device.type == "cuda":
+            shared = shared.float()
+        dist.all_reduce(shared)
+        return float(shared) / self.size
+
+    def share(self, model: nn.Module) -> nn.Module:
+        """Average the gradients of all processes' copies of a model; one process keeps it as it is."""
+        if self.size == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def without_sync(model: nn.Module) -> Any:
+    """Keep a shared model's gradients to this process for the block: all but the last of a step's parts."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def find_place(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Read (rank, size, rank on this machine) as `torchrun` or `srun` set them; (0, 1, 0) for neither.
+
+    Raises:
+        UsageError: the variables contradict each other.
+    """
+    if "WORLD_SIZE" in environment and "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return 0, 1, 0
+    try:
+        rank, size, local = (int(environment.get(name, "0")) for name in names)
+    except ValueError as error:
+        raise UsageError(f"{', '.join(names)} are not all numbers: {error}.") from error
+    if not 0 <= rank < size:
+        raise UsageError(f"{names[0]} {rank} is not below {names[1]} {size}.")
+    return rank, size, local
+
+
+def _meet_under_slurm() -> None:
+    """Let all processes of a SLURM step find the first one."""
+    if "MASTER_ADDR" in os.environ:
+        return
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", ""))
+    try:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(
+            f"the nodes {nodes} of this SLURM step cannot be listed ({error}); set MASTER_ADDR to the first."
+        ) from error
+    os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))  # ours: another port a job
+
+
+@contextmanager
+def join_team() -> Iterator[Team]:
+    """Meet the other processes of this run, where there are any, for as long as the block runs.
+
+    Raises:
+        UsageError: the launcher's variables are not usable.
+    """
+    rank, size, local = find_place(os.environ)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if size == 1:
+        yield Team(device=torch.device("cuda") if cuda else device)
+        return
+    if "RANK" not in os.environ:
+        _meet_under_slurm()
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
+    try:
+        yield Team(rank, size, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def refuse_team(what: str) -> None:
+    """Refuse to run as one of several processes.
+
+    Raises:
+        UsageError: there are several.
+    """
+    if find_place(os.environ)[1] > 1:
+        raise UsageError(f"{what} runs in one process; start it without torchrun or srun.")

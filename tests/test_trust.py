@@ -1,0 +1,330 @@
+"""Claims that a pretraining run can be shared, stopped, killed and damaged, and ends the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pretrain.recipes import POCKET, PretrainRecipe
+from pretrain.run import pretrain
+from simmim_bench.checkpoint import read_checkpoint
+from simmim_bench.data import EpochLoader, ImageDataset, any_images, pretrain_transform
+from simmim_bench.display import Display
+from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from simmim_bench.rundir import open_run
+from simmim_bench.team import find_place
+
+RECIPE = replace(
+    POCKET, epochs=3, batch_size=16, precision="fp32"
+)  # 60 images: three steps an epoch
+STEPS = 9
+ARGUMENTS = ("-o", "epochs=3", "-o", "batch_size=16", "-o", "precision=fp32", "--quiet")
+
+
+def run_pretrain(
+    out: Path,
+    data: Path,
+    recipe: PretrainRecipe = RECIPE,
+    *,
+    resume: bool = False,
+    accumulate: int = 1,
+) -> Path:
+    display = Display(quiet=True)
+    with open_run(
+        out, recipe=recipe, deviates={}, arguments={}, display=display, resume=resume
+    ) as run:
+        return pretrain(
+            recipe=recipe,
+            deviates={},
+            data=data,
+            run=run,
+            seed=0,
+            resume=resume,
+            accumulate=accumulate,
+        )
+
+
+def command(out: Path, data: Path, *more: str) -> list[str]:
+    arguments = ("pretrain", "--arch", "vit_pocket", "--data", str(data), "--out", str(out))
+    return [sys.executable, "-m", "simmim_bench", *arguments, *ARGUMENTS, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "checkpoints" / "last" / "model.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def assert_same_weights(
+    found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes it is compared with
+    run_pretrain(out, pocket / "imagenet")
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_two_processes_train_as_one(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launcher += ["--master-port", str(port), "-m", "simmim_bench"]
+    done = subprocess.run(
+        launcher + command(tmp_path / "two", pocket / "imagenet")[3:],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str(
+        tmp_path / "two" / "checkpoints" / "last"
+    )  # one of them speaks
+    assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def test_accumulating_parts_trains_as_the_whole(
+    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None
+) -> None:
+    run_pretrain(tmp_path / "parts", pocket / "imagenet", accumulate=4)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stop", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name
+)
+def test_a_signal_saves_the_step_and_the_run_ends_the_same(
+    tmp_path: Path,
+    pocket: Path,
+    undisturbed: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: signal.Signals,
+) -> None:
+    asked = 0
+    read = ImageDataset.__getitem__
+
+    def raise_within_step_five(self: ImageDataset, index: int) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 4 * 16 + 3:
+            signal.raise_signal(stop)
+        return read(self, index)
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", raise_within_step_five)
+    with pytest.raises(InterruptedRun, match="after step 5 of 9") as stopped:
+        run_pretrain(tmp_path / "run", pocket / "imagenet")
+    assert stopped.value.exit_code == (130 if stop == signal.SIGINT else 143)
+    monkeypatch.undo()
+    run_pretrain(tmp_path / "run", pocket / "imagenet", resume=True)
+    assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
+    """Kill a run at random moments and let it go on each time; give how often it was killed at work."""
+    generator = np.random.default_rng(seed)
+    at_work = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command(out, data, "--resume"),
+            env=environment(),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        waited = time.monotonic()
+        # Most of a start is imports: the clock runs from the run directory's first sign of life.
+        sign = out / "env.json"
+        before = sign.stat().st_mtime_ns if sign.exists() else 0
+        while process.poll() is None and time.monotonic() - waited < 60:
+            if sign.exists() and sign.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.005)
+        time.sleep(float(generator.uniform(0, 1.5)))
+        at_work += process.poll() is None
+        process.kill()
+        process.communicate()
+    done = subprocess.run(
+        command(out, data, "--resume"), env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return at_work
+
+
+def test_a_killed_run_ends_the_same(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
+    assert killed_and_resumed(tmp_path / "run", pocket / "imagenet", kills=2, seed=0)
+    assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_the_same(
+    tmp_path: Path, pocket: Path, undisturbed: Path
+) -> None:
+    assert killed_and_resumed(tmp_path / "run", pocket / "imagenet", kills=20, seed=1) >= 5
+    assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "meta.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, file: str
+) -> None:
+    out = tmp_path / "run"
+    run_pretrain(out, pocket / "imagenet")
+    damaged = out / "checkpoints" / "last" / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content[: len(content) - 7])
+    run_pretrain(out, pocket / "imagenet", resume=True)
+    assert "the checkpoint before it takes its place" in (out / "log.txt").read_text()
+    assert_same_weights(weights(out), weights(undisturbed))
+
+
+def test_a_poisoned_batch_ends_the_run_and_is_kept(
+    tmp_path: Path,
+    pocket: Path,
+    undisturbed: Path,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, asked = ImageDataset.__getitem__, 0
+
+    def poison_step_five(self: ImageDataset, index: int) -> Any:
+        nonlocal asked
+        asked += 1
+        image, label = read(self, index)
+        return (image * float("nan") if asked == 4 * 16 + 3 else image), label
+
+    monkeypatch.setattr(ImageDataset, "__getitem__", poison_step_five)
+    with pytest.raises(
+        DivergedError, match=r"loss nan, .* at step 4; the last checkpoint stays"
+    ) as end:
+        run_pretrain(tmp_path / "run", pocket / "imagenet")
+    assert end.value.exit_code == 5
+    batch = torch.load(tmp_path / "run" / "bad_batch_step4.pt", weights_only=True)
+    assert int(batch[0].isnan().flatten(1).any(1).sum()) == 1
+    monkeypatch.undo()
+    assert read_checkpoint(str(tmp_path / "run")).provenance["epochs"] == 1
+    run_pretrain(tmp_path / "run", pocket / "imagenet", resume=True)
+    assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    run_pretrain(out, pocket / "imagenet", replace(RECIPE, epochs=1))
+    before = weights(out)
+    import simmim_bench.checkpoint as module
+
+    def disk_full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", disk_full)
+    with pytest.raises(DataError, match=r"cannot write checkpoint .*No space left"):
+        module.write_checkpoint(
+            out / "checkpoints" / "last",
+            state={},
+            spec=read_checkpoint(str(out)).spec,
+            form="pretrain",
+            mean=(0,) * 3,
+            std=(1,) * 3,
+            provenance={"label": "x"},
+        )
+    assert_same_weights(weights(out), before)
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["last", "previous"]
+
+
+def loader_of(data: Path, **options: int) -> EpochLoader:
+    transform = pretrain_transform((32, 32), crop_scale=(0.5, 1), mean=(0,) * 3, std=(1,) * 3)
+    dataset = ImageDataset(any_images(data), transform)
+    return EpochLoader(dataset, batch_size=16, seed=3, **{"num_workers": 0, **options})
+
+
+def test_batches_follow_from_seed_and_epoch_alone(pocket: Path) -> None:
+    whole = [batch[0] for batch in loader_of(pocket / "imagenet").epoch(2)]
+    with_workers = [batch[0] for batch in loader_of(pocket / "imagenet", num_workers=2).epoch(2)]
+    later = [batch[0] for batch in loader_of(pocket / "imagenet").epoch(2, first_step=1)]
+    assert all(map(torch.equal, whole, with_workers))
+    assert all(map(torch.equal, whole[1:], later))
+    assert len(later) == len(whole) - 1
+    other = next(iter(loader_of(pocket / "imagenet").epoch(3)))[0]
+    assert not torch.equal(other, whole[0])
+
+
+def test_processes_share_a_batch_without_overlap(pocket: Path) -> None:
+    whole = next(iter(loader_of(pocket / "imagenet").epoch(0)))[2]
+    parts = [
+        next(iter(loader_of(pocket / "imagenet", rank=rank, team_size=2).epoch(0)))[2]
+        for rank in range(2)
+    ]
+    assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
+    with pytest.raises(UsageError, match=r"cannot be shared by 3 processes; use -o batch_size=15"):
+        loader_of(pocket / "imagenet", team_size=3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        (
+            {
+                "SLURM_STEP_ID": "0",
+                "SLURM_PROCID": "5",
+                "SLURM_NTASKS": "16",
+                "SLURM_LOCALID": "5",
+            },
+            (5, 16, 5),
+        ),
+        # A batch script without srun is one process, whatever the job asked for.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, (0, 1, 0)),
+    ],
+)
+def test_the_place_in_the_team_is_the_launchers(
+    environment: dict[str, str], place: tuple[int, int, int]
+) -> None:
+    assert find_place(environment) == place
+
+
+def test_contradicting_launchers_are_refused() -> None:
+    with pytest.raises(UsageError, match="RANK 4 is not below WORLD_SIZE 4"):
+        find_place({"RANK": "4", "WORLD_SIZE": "4"})
