@@ -32,6 +32,8 @@ from simmim_bench.weights_file import read_weights_file
 State = dict[str, Tensor]
 
 BEIT_MEAN = BEIT_STD = (0.5, 0.5, 0.5)  # timm: models/beit.py, and BEiT's datasets.py by default
+# Attention heads of the published ViTs by their width: no weight tells them where there is no position table.
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 # What files hold beside a backbone: buffers that are derived, and the heads of other tasks.
 NOT_NEEDED = re.compile(
     r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
@@ -48,6 +50,7 @@ class Renamed:
     state: State
     unread: list[str]
     windows: dict[int, int]  # of a Swin's stages, as far as its buffers tell
+    heads: int | None = None  # of a ViT, where a configuration tells
 
 
 def read_foreign(path: Path) -> Checkpoint:
@@ -73,6 +76,7 @@ def read_foreign(path: Path) -> Checkpoint:
         sha256=sha256_file(file),
         img_size=None if size is None else _pair(size),
         window_size=arguments.get("window_size"),
+        num_heads=heads if isinstance(heads := arguments.get("num_heads"), int) else None,
         pretrained_windows=_pretrained_windows(arguments, rest),
         provenance=_provenance(rest),
     )
@@ -110,6 +114,7 @@ def read_timm(ckpt: str) -> Checkpoint:
         label=name,
         sha256=sha256_json({k: v.double().sum().item() for k, v in state.items()}),
         img_size=_pair(cfg["input_size"][-1]),
+        num_heads=model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None,
         provenance={"method": "timm", "tag": cfg.get("tag", "")},
     )
     return replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
@@ -123,6 +128,7 @@ def import_state(
     sha256: str,
     img_size: tuple[int, int] | None = None,
     window_size: int | None = None,
+    num_heads: int | None = None,
     pretrained_windows: tuple[tuple[int, int], ...] = (),
     provenance: dict[str, Any] | None = None,
 ) -> Checkpoint:
@@ -132,13 +138,13 @@ def import_state(
         state: tensors by their foreign names.
         img_size: (H, W) they are made for, where it is known; else it is read off the position tables,
             which must then be square.
-        window_size: of a Swin, where it is known.
+        window_size, num_heads: of a Swin and of a ViT, where they are known.
         pretrained_windows: of a Swin V2 that was taken to another window.
 
     Raises:
         DataError: the weights are of no known kind, or not a whole backbone.
     """
-    renamed = _rename(state, name)
+    renamed = replace(_rename(state, name), heads=num_heads)
     make: Callable[..., tuple[BackboneSpec, Form]] = (
         _vit_spec if renamed.family == "vit" else _swin_spec
     )
@@ -331,8 +337,14 @@ def _vit_spec(
     if table is not None:
         heads = table.shape[1]
     else:
-        # Only the table's width tells heads; without one they are the named arch's, or 64 wide.
-        heads = known[0].num_heads[0] if known else max(1, dim // 64)
+        named = known[0].num_heads[0] if known else HEADS.get(dim)
+        if renamed.heads or named:
+            heads = renamed.heads or int(named or 0)
+        else:
+            raise ValueError(
+                f"nothing tells how many attention heads a ViT of width {dim} has; give a folder of timm's "
+                "with config.json"
+            )
     own_tables = f"blocks.0.rel_pos_bias.{TABLE}" in state
     form: Form = "transfer" if own_tables or "norm.weight" not in state else "pretrain"
     if img_size is None:
