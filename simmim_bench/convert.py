@@ -243,7 +243,7 @@ def timm_arguments(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
     arguments |= {
         "depth": spec.depths[0],
         "num_heads": spec.num_heads[0],
-        "init_values": spec.init_values,
+        "init_values": spec.init_values or 0.0,  # timm takes None for its own default
     }
     if not spec.rel_pos_bias and not spec.sincos_position:
         return "vit_base_patch16_224", arguments

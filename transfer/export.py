@@ -76,10 +76,11 @@ def write_detectron2(checkpoint: Checkpoint, path: Path) -> Written:
     spec = model.spec
     stock = spec.family == "swin"
     state = _swin_state(model) if stock else model.state_dict()
-    prefix = "backbone.bottom_up." if stock else "backbone.bottom_up.backbone."
+    # Its heuristics find these names at the end of a project's own, whatever it calls its backbone.
+    prefix = "" if stock else "backbone."
     content: dict[str, Any] = {
         "model": {prefix + k: v for k, v in state.items()},
-        "matching_heuristics": True,  # `backbone.net.` in a LazyConfig of ViTDet's
+        "matching_heuristics": True,
         "__author__": "simmim-bench",
     }
     torch.save(content, path)
