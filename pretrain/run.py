@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pretrain.health import CollapseAlarm, trivial_loss
 from pretrain.masking import check_mask_sizes, mask_generator, random_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
@@ -32,6 +33,7 @@ from simmim_bench.data import (
     eval_loader,
     eval_transform,
     pretrain_transform,
+    seed_everything,
 )
 from simmim_bench.engine import autocast, best_device, fit
 from simmim_bench.errors import UsageError
@@ -54,12 +56,14 @@ def pretrain(
     resume: bool = False,
     team: Team | None = None,
     accumulate: int = 1,
+    skip_unreadable: int = 0,
 ) -> Path:
     """Pretrain and give the checkpoint directory.
 
     Args:
         team: the processes that share each batch; None for this one alone.
         accumulate: parts that a process cuts its share of a batch into, where the whole does not fit.
+        skip_unreadable: so many images that cannot be read are left out, with a count in the log.
 
     Raises:
         UsageError: sizes that do not divide each other.
@@ -92,13 +96,15 @@ def pretrain(
         model.load_state_dict(start.state_dict())
     model.to(device)
 
-    loader = EpochLoader(
-        ImageDataset(
-            images,
-            pretrain_transform(
-                recipe.img_size, crop_scale=recipe.crop_scale, mean=IMAGENET_MEAN, std=IMAGENET_STD
-            ),
+    dataset = ImageDataset(
+        images,
+        pretrain_transform(
+            recipe.img_size, crop_scale=recipe.crop_scale, mean=IMAGENET_MEAN, std=IMAGENET_STD
         ),
+        skip_unreadable=skip_unreadable,
+    )
+    loader = EpochLoader(
+        dataset,
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=seed,
@@ -124,7 +130,7 @@ def pretrain(
     )
     first_step = 0
     if resume and run.last_checkpoint.is_dir():
-        if "held_out_loss" in read_checkpoint(str(run.last_checkpoint)).provenance:
+        if "wall_time_s" in read_checkpoint(str(run.last_checkpoint)).provenance:
             run.log(f"{run.path} is finished")
             return run.last_checkpoint
         state = read_training_state(run.last_checkpoint)
@@ -151,9 +157,17 @@ def pretrain(
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
     }
 
+    seed_everything(seed)
+    alarm = CollapseAlarm(trivial_loss(dataset, seed))
+    run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
+
     def save(steps_done: int) -> None:
         if not team.is_main:
             return
+        if steps_done % len(loader) == 0 and "wall_time_s" not in provenance:
+            held_out = _held_out(model, recipe, data, images, run, device)
+            provenance["held_out_loss"] = held_out
+            run.metrics(steps_done - 1, held_out_loss=held_out, trivial_loss=alarm.trivial)
         write_checkpoint(
             run.last_checkpoint,
             state=model.state_dict(),
@@ -191,16 +205,21 @@ def pretrain(
         save=save,
         team=team,
         accumulate=accumulate,
+        watch=alarm.hear,
     )
     if not team.is_main:
         return run.last_checkpoint
-    held_out_loss = _held_out(model, recipe, data, images, run, device)
-    provenance |= {
-        "held_out_loss": held_out_loss,
-        "wall_time_s": round(time.monotonic() - started, 1),
-    }
+    if dataset.skipped:  # by this process; a loader's processes count in the same place
+        run.log(f"{dataset.skipped} images could not be read and were left out")
+        provenance["unreadable_images"] = dataset.skipped
+    if "held_out_loss" not in provenance:  # killed between the last epoch and this line
+        provenance["held_out_loss"] = _held_out(model, recipe, data, images, run, device)
+    provenance["wall_time_s"] = round(time.monotonic() - started, 1)
     save(recipe.epochs * len(loader))
-    run.log(f"held-out reconstruction loss {held_out_loss:.4f}; {run.path / 'reconstructions.png'}")
+    run.log(
+        f"held-out reconstruction loss {provenance['held_out_loss']:.4f}; "
+        f"{run.path / 'reconstructions.png'}"
+    )
     return run.last_checkpoint
 
 
@@ -231,12 +250,10 @@ def _held_out(
 ) -> float:
     """Score reconstruction on images of `val/` with fixed masks, and draw some.
 
-    Without a `val/` folder the training images stand in, and the log says so.
+    Without a `val/` folder the training images stand in.
     """
     if (data / "val").is_dir():
         images = any_images(data / "val")
-    else:
-        run.log(f"{data} has no val/: the reconstruction loss is of training images")
     stride = max(1, len(images) // HELD_OUT_IMAGES)
     images = images.subset(range(0, len(images), stride))
     transform = eval_transform(

@@ -218,7 +218,21 @@ def cli() -> None:
     type=click.IntRange(1),
     help="Cut each process's share of a batch into so many parts, where the whole does not fit.",
 )
-def pretrain(arch: str, init_from: str | None, accumulate: int, options: RunOptions) -> None:
+@click.option(
+    "--skip-unreadable",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Leave out up to N images that cannot be read, and count them; one more ends the run.",
+)
+def pretrain(
+    arch: str,
+    init_from: str | None,
+    accumulate: int,
+    skip_unreadable: int,
+    options: RunOptions,
+) -> None:
     """Pretrain a backbone with SimMIM.
 
     DATA is a folder with train/ (and val/, for the held-out loss), class folders or flat; or any folder
@@ -241,7 +255,9 @@ def pretrain(arch: str, init_from: str | None, accumulate: int, options: RunOpti
     out = options.out or Path("runs", "pretrain", folder)
     with join_team() as team:
         display = _display(options.quiet or not team.is_main)
-        checkpoint = _pretrain(arch, out, options, init_from, display, team, accumulate)
+        checkpoint = _pretrain(
+            arch, out, options, init_from, display, team, accumulate, skip_unreadable
+        )
     if not team.is_main:
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
@@ -256,6 +272,7 @@ def _pretrain(
     display: Display,
     team: Team | None = None,
     accumulate: int = 1,
+    skip_unreadable: int = 0,
 ) -> Path:
     from pretrain.recipes import RECIPES, default_recipe, for_arch
     from simmim_bench.recipe import deviations, find_recipe, override
@@ -290,6 +307,7 @@ def _pretrain(
             resume=options.resume,
             team=team,
             accumulate=accumulate,
+            skip_unreadable=skip_unreadable,
         )
 
 

@@ -158,17 +158,48 @@ def read_image(path: Path) -> Image.Image:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images and labels of a list, each image passed through a transform."""
+    """Images and labels of a list, each image passed through a transform.
 
-    def __init__(self, images: ImageList, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.images, self.transform = images, transform
+    Args:
+        skip_unreadable: so many images that cannot be read are replaced by the next one of the list and
+            counted; one more, or by default the first, ends the run.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        skip_unreadable: int = 0,
+    ) -> None:
+        self.images, self.transform, self.limit = images, transform, skip_unreadable
+        # Shared with the processes of a loader.
+        self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def skipped(self) -> int:
+        """How many different images could not be read so far."""
+        return int(self._unreadable.sum())
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = read_image(self.images.paths[index])
-        return self.transform(image), self.images.labels[index]
+        for offset in range(len(self)):
+            at = (index + offset) % len(self)
+            try:
+                image = read_image(self.images.paths[at])
+            except DataError as error:
+                self._unreadable[at] = True
+                if self.skipped <= self.limit:
+                    continue
+                if not self.limit:
+                    raise
+                raise DataError(
+                    f"{error} It is number {self.skipped}, --skip-unreadable allows {self.limit}."
+                ) from error
+            return self.transform(image), self.images.labels[at]
+        raise DataError(f"none of the {len(self)} images below {self.images.root} can be read.")
 
 
 def pretrain_transform(
@@ -257,12 +288,15 @@ def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[i
 def seed_everything(*key: int) -> None:
     """Seed torch's, numpy's and Python's global generators, which augmentations draw from, by a key."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    torch.manual_seed(seed)
+    # torch.manual_seed keeps a stack trace a call where CUDA is not initialised: milliseconds an image.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed)
     random.seed(seed)
 
 
-class _Seeded(Dataset[tuple[Tensor, int, int]]):
+class Seeded(Dataset[tuple[Tensor, int, int]]):
     """Images of one epoch, each augmented by its own seed; gives (image, label, index)."""
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
@@ -320,7 +354,7 @@ class EpochLoader:
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
         share = order[first_step:, self._rank :: self._team_size]
         return DataLoader(
-            _Seeded(self._dataset, self._seed, number),
+            Seeded(self._dataset, self._seed, number),
             batch_sampler=share.tolist(),
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -89,6 +89,7 @@ def fit(
     save: Callable[[int], None],
     team: Team,
     accumulate: int = 1,
+    watch: Callable[[float, float], str | None] | None = None,
 ) -> None:
     """Train from a step on to the end of `epochs` epochs.
 
@@ -100,6 +101,7 @@ def fit(
         clip_grad: largest norm of the gradient; 0 for no clipping.
         save: called with the number of steps done, after each epoch and when asked to stop.
         accumulate: parts that each process cuts its share of a batch into, one after the other.
+        watch: hears every loss and gradient norm that is written down, and may answer with a warning.
 
     Raises:
         DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
@@ -144,6 +146,9 @@ def fit(
                         **figures,
                     )
                     task.advance(0, **figures)
+                    warning = watch(figures["loss"], grad_norm.item()) if watch else None
+                    if warning is not None:
+                        run.log(warning)
                 task.advance(1)
                 if ended:
                     _check_weights(model, description, epoch)

@@ -376,6 +376,7 @@ def _vit_spec(
         init_values=0.1 if "blocks.0.gamma_1" in state else None,
         rel_pos_bias=table is not None,
         abs_pos_embed=position is not None,
+        narrow_init=True,  # of a new head: SimMIM, BEiT and MAE fine-tune alike
     )
     return spec, form
 

@@ -133,7 +133,7 @@ class ViT(nn.Module):
     def _init_weights(self) -> None:
         """Draw weights as the official code does: normal 0.02, deeper projections scaled down.
 
-        SimMIM's own models narrow it while pretraining.
+        SimMIM's own models narrow it while pretraining, and the head while fine-tuning.
         """
         bound = 0.02 if self.form == "pretrain" and self.spec.narrow_init else 2.0
         for module in self.modules():
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         for embedding in (self.cls_token, self.pos_embed):
             if embedding is not None:
                 trunc_normal_(embedding, std=0.02, a=-bound, b=bound)
-        if isinstance(self.head, nn.Linear):
+        if isinstance(self.head, nn.Linear) and self.spec.narrow_init:
             self.head.weight.data.mul_(HEAD_SCALE)
         for depth, block in enumerate(self.blocks, start=1):
             assert isinstance(block, ViTBlock)

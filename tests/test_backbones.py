@@ -169,6 +169,17 @@ def test_position_embeddings_are_resized_as_pictures(tmp_path: Path) -> None:
     assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_a_vit_starts_as_narrowly_as_the_official_one() -> None:
+    model = SimMIM(find_spec("vit_ti"))
+    for name, value in model.state_dict().items():
+        if name.endswith(("qkv.weight", "fc1.weight", "cls_token", "mask_token")):
+            assert value.abs().max() <= 0.02, name
+            # A normal cut off at one deviation keeps 0.54 of it.
+            assert value.std() == pytest.approx(0.54 * 0.02, rel=0.15), name
+    head = build_backbone(find_spec("vit_ti"), num_classes=100).head
+    assert head.weight.detach().std() == pytest.approx(2e-5, rel=0.05)  # type: ignore[union-attr,operator]
+
+
 def test_an_unknown_arch_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="unknown arch 'vit_bb'; did you mean 'vit_b'"):
         find_spec("vit_bb")

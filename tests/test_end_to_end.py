@@ -163,7 +163,7 @@ def test_a_pretraining_loss_falls(tmp_path: Path, pocket: Path) -> None:
     recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
     run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines]
+    losses = [line["loss"] for line in lines if "loss" in line]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
 
 

@@ -49,6 +49,7 @@ def spec_of(family: str, *, finetune: bool = False) -> BackboneSpec:
         num_heads=(config["heads"],) if vit else tuple(config["heads"]),
         window_size=0 if vit else config["ftwin" if finetune else "win"],
         init_values=config["init_values"],
+        narrow_init=vit,
     )
 
 

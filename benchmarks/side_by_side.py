@@ -1,0 +1,88 @@
+"""Time alternatives in turn in one process, and report their ratios with their spread.
+
+In: named functions that do one piece of work each. Out: seconds a round, and the ratio of each
+alternative's speed to the first one's, round by round: what disturbs a round disturbs both.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one alternative took; `speed` is against the first alternative, with its quartiles."""
+
+    name: str
+    seconds: float
+    speed: float
+    speed_low: float
+    speed_high: float
+    rounds: int
+
+
+def compare(work: dict[str, Callable[[], object]], *, rounds: int) -> list[Timing]:
+    """Time every alternative once a round, after one round that does not count.
+
+    Args:
+        work: the alternatives by name; the first is what the others are compared with.
+        rounds: at least 3.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(rounds + 1):
+        for name, do in work.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            do()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    base = next(iter(taken.values()))
+    timings = []
+    for name, seconds in taken.items():
+        ratios = [one / other for one, other in zip(base, seconds, strict=True)]
+        low, _, high = quantiles(ratios, n=4)
+        timings.append(Timing(name, median(seconds), median(ratios), low, high, rounds))
+    return timings
+
+
+def report(title: str, timings: list[Timing], out: Path | None, **facts: object) -> None:
+    """Print a Markdown table, and write it as JSON with the machine it was measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    print(f"{title}: {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
+    print("| | seconds | times the first | quartiles |\n| --- | ---: | ---: | --- |")
+    for t in timings:
+        print(
+            f"| {t.name} | {t.seconds:.3f} | {t.speed:.2f} | {t.speed_low:.2f} to {t.speed_high:.2f} |"
+        )
+    for name, fact in facts.items():
+        print(f"{name}: {fact}")
+    if out is not None:
+        content = {
+            "title": title,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "timings": [asdict(t) for t in timings],
+            **facts,
+        }
+        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
