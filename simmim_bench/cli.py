@@ -9,30 +9,51 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import json
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from simmim_bench import __version__
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.options import (
+    SEED,
+    RunOptions,
+    complete_among,
+    complete_arch,
+    complete_ckpt,
+    read_size,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
     from simmim_bench.record import Record
     from simmim_bench.team import Team
 
-SEED = click.IntRange(0, 2**32 - 1)
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
+
+
+def all_recipes() -> dict[str, Any]:
+    """Give all recipes of both stages by name."""
+    return {**_pretrain_recipes(), **_transfer_recipes()}
+
+
+def _pretrain_recipes() -> dict[str, Any]:
+    from pretrain.recipes import RECIPES
+
+    return dict(RECIPES)
+
+
+def _transfer_recipes() -> dict[str, Any]:
+    from transfer.recipes import RECIPES
+
+    return dict(RECIPES)
 
 
 def main() -> None:
@@ -81,109 +102,6 @@ def _check_packages() -> None:
             )
 
 
-def _complete_arch(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    from simmim_bench.archs import ARCHS
-
-    return [CompletionItem(name) for name in ARCHS if name.startswith(incomplete)]
-
-
-def _complete_recipe(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in _all_recipes() if name.startswith(incomplete)]
-
-
-def _complete_ckpt(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
-    if incomplete.startswith("random:"):
-        from simmim_bench.archs import ARCHS
-
-        return [CompletionItem(n) for a in ARCHS if (n := f"random:{a}").startswith(incomplete)]
-    if incomplete.startswith("timm:"):
-        import timm
-
-        names = timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)
-        return [CompletionItem(f"timm:{name}") for name in names]
-    return [CompletionItem(incomplete, type="file")]
-
-
-def _all_recipes() -> dict[str, Any]:
-    from pretrain.recipes import RECIPES as PRETRAIN
-    from transfer.recipes import RECIPES as TRANSFER
-
-    return {**PRETRAIN, **TRANSFER}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options that every run has."""
-
-    data: Path
-    recipe: str | None = None
-    out: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    overrides: tuple[str, ...] = ()
-    as_json: bool = False
-    quiet: bool = False
-
-
-_RUN_OPTIONS = (
-    click.option(
-        "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
-    ),
-    click.option(
-        "--recipe",
-        metavar="NAME",
-        shell_complete=_complete_recipe,
-        help="Named recipe; see `simmim-bench recipes`. The arch's own by default.",
-    ),
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        help="Run directory to write; below runs/ by default.",
-    ),
-    click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-    click.option(
-        "--seed",
-        default=0,
-        show_default=True,
-        type=SEED,
-        help="Seed of all that is drawn.",
-    ),
-    click.option(
-        "-o",
-        "--override",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one number of the recipe, such as epochs=10; may be repeated. "
-        "Kept in the record.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
-    click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
-)
-
-
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that every run has, handed to the command as one `options`."""
-    names = [f.name for f in dataclasses.fields(RunOptions)]
-
-    @functools.wraps(command)
-    def collect(**arguments: Any) -> None:
-        options = RunOptions(**{name: arguments.pop(name) for name in names})
-        command(options=options, **arguments)
-
-    for option in reversed(_RUN_OPTIONS):
-        collect = option(collect)
-    return collect
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def cli() -> None:
@@ -206,10 +124,10 @@ def cli() -> None:
     "--arch",
     required=True,
     metavar="ARCH",
-    shell_complete=_complete_arch,
+    shell_complete=complete_arch,
     help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., vit_pocket, swin_pocket.",
 )
-@_run_options
+@run_options(_pretrain_recipes)
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
 @click.option(
     "--accumulate",
@@ -317,11 +235,11 @@ def _pretrain(
     "--ckpt",
     required=True,
     metavar="CKPT",
-    shell_complete=_complete_ckpt,
+    shell_complete=complete_ckpt,
     help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
     "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
 )
-@_run_options
+@run_options(_transfer_recipes)
 @click.option(
     "--fraction",
     type=click.Choice(["1%", "10%"]),
@@ -486,14 +404,14 @@ def leaderboard_show(roots: tuple[Path, ...], as_json: bool) -> None:
 def recipes(context: click.Context) -> None:
     """List all recipes; `recipes show NAME` prints one with its sources."""
     if context.invoked_subcommand is None:
-        found = _all_recipes()
+        found = all_recipes()
         width = max(map(len, found))
         for name, recipe in found.items():
             click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
 
 
 @recipes.command("show")
-@click.argument("name", shell_complete=_complete_recipe)
+@click.argument("name", shell_complete=complete_among(all_recipes))
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
 def recipes_show(name: str, as_json: bool) -> None:
     """Print a recipe: every number with its source, and the published score.
@@ -504,7 +422,7 @@ def recipes_show(name: str, as_json: bool) -> None:
     """
     from simmim_bench.recipe import ABOUT, find_recipe
 
-    recipe = find_recipe(_all_recipes(), name)
+    recipe = find_recipe(all_recipes(), name)
     plain = recipe.to_json()
     if as_json:
         click.echo(json.dumps(plain, indent=2))
@@ -554,7 +472,7 @@ def pocket(
     """
     from simmim_bench.pocket import PocketCounts, write_pocket
 
-    size = _read_size(img_size)
+    size = read_size(img_size)
     splits = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
     changes = {
         f"{k}_{s}": n
@@ -578,16 +496,8 @@ def pocket(
         click.echo(f"{split} {count}")
 
 
-def _read_size(text: str) -> tuple[int, int]:
-    """Read H or H,W in pixels."""
-    sizes = text.replace("x", ",").split(",")
-    if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
-        raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
-    return int(sizes[0]), int(sizes[-1])
-
-
 @cli.command()
-@click.argument("src", metavar="SRC", shell_complete=_complete_ckpt)
+@click.argument("src", metavar="SRC", shell_complete=complete_ckpt)
 @click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
     "--to",
@@ -656,7 +566,7 @@ def convert(
         dst,
         write=write,
         to=to,
-        img_size=None if img_size is None else _read_size(img_size),
+        img_size=None if img_size is None else read_size(img_size),
         window_size=window_size,
         mean=mean,
         std=std,
@@ -682,7 +592,7 @@ def convert(
     "--ckpt",
     required=True,
     metavar="CKPT",
-    shell_complete=_complete_ckpt,
+    shell_complete=complete_ckpt,
     help="A pretraining checkpoint.",
 )
 @click.option("--images", required=True, type=click.Path(path_type=Path), help="Folder of images.")
