@@ -29,15 +29,23 @@ class Timing:
     rounds: int
 
 
-def compare(work: dict[str, Callable[[], object]], *, rounds: int) -> list[Timing]:
+def compare(
+    work: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    between: Callable[[], object] | None = None,
+) -> list[Timing]:
     """Time every alternative once a round, after one round that does not count.
 
     Args:
         work: the alternatives by name; the first is what the others are compared with.
         rounds: at least 3.
+        between: done once a round, untimed, such as a measurement of the machine.
     """
     taken: dict[str, list[float]] = {name: [] for name in work}
     for number in range(rounds + 1):
+        if between is not None:
+            between()
         for name, do in work.items():
             if torch.cuda.is_available():
                 torch.cuda.synchronize()

@@ -30,7 +30,7 @@ class PretrainRecipe(Recipe):
         window_size: of a Swin; None for its own.
         norm_target: predict pixels normalised by a square of so many pixels around them; 0 for plain ones.
         betas: of AdamW.
-        precision: "auto" is bfloat16 on GPUs that have it, else float32.
+        precision: "auto" is bfloat16 on GPUs that have it and on processors that are faster with it.
     """
 
     arch: str

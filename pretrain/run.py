@@ -35,8 +35,9 @@ from simmim_bench.data import (
     pretrain_transform,
     seed_everything,
 )
-from simmim_bench.engine import autocast, best_device, fit
+from simmim_bench.engine import fit
 from simmim_bench.errors import UsageError
+from simmim_bench.kernels import autocast, best_device, decide_precision
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team
@@ -128,7 +129,8 @@ def pretrain(
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
         milestones=[epoch * len(loader) for epoch in recipe.milestones],
     )
-    first_step = 0
+    decided = decide_precision(recipe.precision, device, spec.num_features)
+    first_step, precision = 0, "bf16" if team.largest(decided == "bf16") else "fp32"
     if resume and run.last_checkpoint.is_dir():
         if "wall_time_s" in read_checkpoint(str(run.last_checkpoint)).provenance:
             run.log(f"{run.path} is finished")
@@ -136,13 +138,13 @@ def pretrain(
         state = read_training_state(run.last_checkpoint)
         model.load_state_dict(load_simmim(str(run.last_checkpoint)).state_dict())
         optimizer.load_state_dict(state["optimizer"])
-        first_step = state["steps_done"]
+        first_step, precision = state["steps_done"], state.get("precision", "fp32")
         run.rewind(first_step)
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
     run.log(
         f"{recipe.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
-        f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}"
+        f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}, {precision}"
         + (f", {team.size} processes" if team.size > 1 else "")
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
@@ -165,7 +167,7 @@ def pretrain(
         if not team.is_main:
             return
         if steps_done % len(loader) == 0 and "wall_time_s" not in provenance:
-            held_out = _held_out(model, recipe, data, images, run, device)
+            held_out = _held_out(model, recipe, data, images, run, device, precision)
             provenance["held_out_loss"] = held_out
             run.metrics(steps_done - 1, held_out_loss=held_out, trivial_loss=alarm.trivial)
         write_checkpoint(
@@ -176,7 +178,11 @@ def pretrain(
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             provenance={**provenance, "epochs": round(steps_done / len(loader), 3)},
-            training={"optimizer": optimizer.state_dict(), "steps_done": steps_done},
+            training={
+                "optimizer": optimizer.state_dict(),
+                "steps_done": steps_done,
+                "precision": precision,
+            },
         )
 
     shared = team.share(model)
@@ -198,7 +204,7 @@ def pretrain(
         epochs=recipe.epochs,
         first_step=first_step,
         clip_grad=recipe.clip_grad,
-        precision=recipe.precision,
+        precision=precision,
         seed=seed,
         run=run,
         description="pretrain",
@@ -213,7 +219,7 @@ def pretrain(
         run.log(f"{dataset.skipped} images could not be read and were left out")
         provenance["unreadable_images"] = dataset.skipped
     if "held_out_loss" not in provenance:  # killed between the last epoch and this line
-        provenance["held_out_loss"] = _held_out(model, recipe, data, images, run, device)
+        provenance["held_out_loss"] = _held_out(model, recipe, data, images, run, device, precision)
     provenance["wall_time_s"] = round(time.monotonic() - started, 1)
     save(recipe.epochs * len(loader))
     run.log(
@@ -247,6 +253,7 @@ def _held_out(
     images: ImageList,
     run: RunDir,
     device: torch.device,
+    precision: str,
 ) -> float:
     """Score reconstruction on images of `val/` with fixed masks, and draw some.
 
@@ -267,7 +274,7 @@ def _held_out(
     total = 0.0
     for pixels, _ in loader:
         mask = _masks(len(pixels), recipe, model.spec.patch_size, generator)
-        with autocast(device, recipe.precision):
+        with autocast(device, precision):
             loss = model(pixels.to(device), mask.to(device)).loss
         total += float(loss) * len(pixels)
     draw(

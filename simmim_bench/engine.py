@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -22,23 +22,12 @@ from torch import Tensor, nn
 
 from simmim_bench.data import EpochLoader, seed_everything
 from simmim_bench.errors import DivergedError, InterruptedRun
+from simmim_bench.kernels import autocast, keep_freed_memory
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team, without_sync
 
 METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl
-
-
-def best_device() -> torch.device:
-    """Give the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Compute in bfloat16 where the recipe asks for it; "auto" is bfloat16 on a GPU that has it."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 class StopRequest:
@@ -107,6 +96,8 @@ def fit(
         DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
         InterruptedRun: a signal came; its step is saved.
     """
+    if team.device.type == "cpu":
+        keep_freed_memory()
     steps_per_epoch = len(loader)
     total = epochs * steps_per_epoch
     step = first_step

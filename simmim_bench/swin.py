@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from simmim_bench.archs import BackboneSpec, FeatureLevel
+from simmim_bench.kernels import choose_attention
 
 _TIMM_CLASS = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
@@ -50,6 +52,11 @@ class Swin(nn.Module):
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, each with its own attention kernel."""
+        choose_attention(self, training=mode)
+        return super().train(mode)
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:

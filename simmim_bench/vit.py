@@ -24,8 +24,10 @@ from timm.layers import (
 )
 from timm.models.beit import Block
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from simmim_bench.archs import BackboneSpec, FeatureLevel
+from simmim_bench.kernels import choose_attention
 from simmim_bench.position_bias import Grid, RelativePositionBias
 
 Form = Literal["pretrain", "transfer"]
@@ -150,6 +152,11 @@ class ViT(nn.Module):
             assert isinstance(block, ViTBlock)
             block.attn.proj.weight.data.div_((2 * depth) ** 0.5)
             block.mlp.fc2.weight.data.div_((2 * depth) ** 0.5)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, each with its own attention kernel."""
+        choose_attention(self, training=mode)
+        return super().train(mode)
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:

@@ -30,7 +30,8 @@ from simmim_bench.data import (
     eval_transform,
     train_transform,
 )
-from simmim_bench.engine import autocast, best_device, fit
+from simmim_bench.engine import fit
+from simmim_bench.kernels import autocast, best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.record import Record, write_record

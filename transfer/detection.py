@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
-from simmim_bench.engine import best_device
 from simmim_bench.errors import MissingEngineError
 from simmim_bench.files import replacing, write_text
+from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir

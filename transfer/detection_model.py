@@ -35,8 +35,9 @@ from torch import nn
 
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.display import Task
-from simmim_bench.engine import METRICS_EVERY, StopRequest, autocast, stop_on_signals
+from simmim_bench.engine import METRICS_EVERY, StopRequest, stop_on_signals
 from simmim_bench.errors import DivergedError, InterruptedRun
+from simmim_bench.kernels import autocast
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
 from transfer.detection_data import CocoSplit, PlainErrors

@@ -33,8 +33,9 @@ from torch import nn
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
 from simmim_bench.display import Task
-from simmim_bench.engine import METRICS_EVERY, StopRequest, autocast, stop_on_signals
+from simmim_bench.engine import METRICS_EVERY, StopRequest, stop_on_signals
 from simmim_bench.errors import DivergedError, InterruptedRun
+from simmim_bench.kernels import autocast
 from simmim_bench.optim import parameter_groups
 from simmim_bench.rundir import RunDir
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales

@@ -31,7 +31,7 @@ from simmim_bench.data import (
     eval_loader,
     eval_transform,
 )
-from simmim_bench.engine import autocast, best_device
+from simmim_bench.kernels import autocast, best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir

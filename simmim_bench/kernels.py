@@ -1,0 +1,100 @@
+"""What a model computes with: bfloat16 or float32, and which attention kernel.
+
+In: a device, a recipe's precision, a model. Out: an autocast context, a precision that is decided, a
+model whose attention takes the faster of timm's two ways.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from timm.layers import use_fused_attn
+from torch import Tensor, nn
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3); -1 as a value means never
+
+Precision = Literal["fp32", "bf16"]
+
+TRIAL_SIDE = 1024  # of the trial's square matrices: large enough to be bound by arithmetic
+WORTH_IT = 1.5  # ours: below it, what bfloat16 wins in products it loses in conversions
+NARROWEST = 384  # ours: narrower models (ViT-S has 384) spend too little of their time in products
+
+
+def best_device() -> torch.device:
+    """Give the GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Compute in bfloat16 where the recipe asks for it; "auto" is bfloat16 on a GPU that has it."""
+    if precision == "auto":
+        precision = "bf16" if _gpu_has_bf16(device) else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def decide_precision(precision: str, device: torch.device, width: int) -> Precision:
+    """Decide what "auto" means for a training on this machine.
+
+    A GPU's answer is known. A processor is tried, for less than a second: some name AVX512-BF16 among
+    their flags and are slower with it.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        width: channels of the model's widest tokens.
+    """
+    if precision == "fp32" or precision == "bf16":
+        return precision  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if _gpu_has_bf16(device) else "fp32"
+    return "bf16" if width >= NARROWEST and _bf16_gain() >= WORTH_IT else "fp32"
+
+
+def _gpu_has_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _bf16_gain() -> float:
+    """Time a matrix product in float32 and in bfloat16, the best of five; give the ratio."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(TRIAL_SIDE, TRIAL_SIDE, dtype=dtype)
+        seconds[dtype] = min(_product_time(a) for _ in range(5))
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _product_time(a: Tensor) -> float:
+    started = time.perf_counter()
+    a @ a
+    return time.perf_counter() - started
+
+
+def choose_attention(model: nn.Module, *, training: bool) -> None:
+    """Set timm's attention modules to torch's fused kernel, or to plain products and a softmax.
+
+    On a CPU, torch has no fused kernel that gives the position bias a gradient; what it falls back to
+    takes about twice the time of the plain way (benchmarks/README.md).
+    """
+    on_gpu = next(model.parameters()).is_cuda
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            fused = bool(use_fused_attn()) and (on_gpu or not training)
+            module.fused_attn = fused  # type: ignore[assignment]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what a step frees for the next one, for the rest of this process.
+
+    By default glibc gives large tensors back to the system at once, and every step on a CPU pays for
+    hundreds of thousands of page faults. Other C libraries are left as they are.
+    """
+    if sys.platform != "linux":
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(M_MMAP_MAX, 0)
+        set_option(M_TRIM_THRESHOLD, -1)
