@@ -23,7 +23,7 @@ $(STAMP): setup.cfg Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "simmim-bench needs Python >= 3.10; name one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[det,seg,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[det,seg,hub,dev]'
 	test "$(DETECTRON2)" = official || $(BIN)/python -m pip install --quiet --no-deps \
 	    --only-binary=:all: --python-version 3.10 --upgrade \
 	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \

@@ -7,6 +7,7 @@ picture, which a model that has learnt nothing reaches, and a warning when a run
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from statistics import fmean, median
 
 import torch
@@ -20,20 +21,24 @@ LOST = 0.98  # ours: above this one it has lost it again
 VANISHED = 0.1  # ours: of the gradient's median norm
 
 
-def trivial_loss(dataset: Dataset[tuple[Tensor, int]], seed: int) -> float:
+def trivial_loss(
+    dataset: Dataset[tuple[Tensor, int]], seed: int, mean: Sequence[float], std: Sequence[float]
+) -> float:
     """Give the mean L1 distance of pixels to the best constant of their channel, the channel's median.
 
     Args:
-        dataset: gives (image (C, H, W), label).
+        dataset: gives (image (C, H, W) uint8, label).
         seed: chooses which images are looked at.
+        mean, std: normalise pixels in [0, 1].
     """
     count = len(dataset)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(count, generator=generator)[:TRIVIAL_IMAGES].tolist()
     # One pixel in so many is enough of a large image.
-    images = [dataset[i][0] for i in chosen]
-    step = max(1, images[0][0].numel() // 4096)
-    pixels = torch.cat([image.flatten(1)[:, ::step] for image in images], dim=1)
+    images = [dataset[i][0].flatten(1) for i in chosen]
+    step = max(1, images[0].shape[1] // 4096)
+    pixels = torch.cat([image[:, ::step] for image in images], dim=1) / 255
+    pixels = (pixels - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
     return float((pixels - pixels.median(dim=1, keepdim=True).values).abs().mean())
 
 

@@ -1,49 +1,68 @@
 """Pretraining from images to a checkpoint directory.
 
-In: a recipe, a folder of images, a seed. Out: a run directory whose `checkpoints/last/` holds the SimMIM
+In: a recipe, a source of images, a seed. Out: a run directory whose `checkpoints/last/` holds the SimMIM
 model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned to see.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pretrain.health import CollapseAlarm, trivial_loss
+from pretrain.held_out import draw_held_out, held_out_loss
 from pretrain.masking import check_mask_sizes, mask_generator, random_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
-from pretrain.visualize import draw
-from simmim_bench.archs import find_spec
+from simmim_bench.archs import BackboneSpec, find_spec
+from simmim_bench.backbones import build_backbone
 from simmim_bench.checkpoint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    keep_checkpoint,
     read_checkpoint,
     read_training_state,
     write_checkpoint,
 )
-from simmim_bench.data import (
-    EpochLoader,
-    ImageDataset,
-    ImageList,
-    any_images,
-    eval_loader,
-    eval_transform,
-    pretrain_transform,
-    seed_everything,
-)
-from simmim_bench.engine import fit
+from simmim_bench.data import EpochLoader, ImageDataset, seed_everything
+from simmim_bench.engine import fit, parts_that_fit
 from simmim_bench.errors import UsageError
-from simmim_bench.kernels import autocast, best_device, decide_precision
+from simmim_bench.images import normalise, random_crop_flip
+from simmim_bench.kernels import best_device, count_flops, decide_precision
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.rundir import RunDir
-from simmim_bench.team import Team
+from simmim_bench.sources import any_images, held_out_images
+from simmim_bench.team import Team, full_state, put_state
 
-HELD_OUT_IMAGES = 512  # enough for the third digit of the held-out loss
-PICTURES = 8
+FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a run is carried out: it changes the speed and the memory, not what is computed.
+
+    Attributes:
+        accumulate: parts that a process cuts its share of a batch into; None for as few as fit.
+        grad_checkpointing: compute a block again in the backward pass instead of keeping what is in it.
+        shard: spread weights, gradients and optimizer over the processes (FSDP2).
+        compiled: through torch.compile.
+        skip_unreadable: so many images that cannot be read are left out and counted.
+        keep_every: epochs between checkpoints that stay; 0 for the last and the best alone.
+        pictures_every: epochs between pictures of reconstructions.
+    """
+
+    accumulate: int | None = None
+    grad_checkpointing: bool = False
+    shard: bool = False
+    compiled: bool = False
+    skip_unreadable: int = 0
+    keep_every: int = 0
+    pictures_every: int = 1
 
 
 def pretrain(
@@ -56,53 +75,40 @@ def pretrain(
     init_from: str | None = None,
     resume: bool = False,
     team: Team | None = None,
-    accumulate: int = 1,
-    skip_unreadable: int = 0,
+    execution: Execution | None = None,
 ) -> Path:
     """Pretrain and give the checkpoint directory.
 
     Args:
+        data: what `any_images` takes.
         team: the processes that share each batch; None for this one alone.
-        accumulate: parts that a process cuts its share of a batch into, where the whole does not fit.
-        skip_unreadable: so many images that cannot be read are left out, with a count in the log.
 
     Raises:
         UsageError: sizes that do not divide each other.
         DataError: images or a checkpoint that cannot be used.
         DivergedError: the loss is not finite.
     """
-    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)
-    if any(size % spec.stride for size in recipe.img_size):
-        raise UsageError(
-            f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
-        )
+    execution = execution or Execution()
+    spec = _check_sizes(recipe)
     images = any_images(data)
-    if (data / "val").is_dir():
-        any_images(
-            data / "val"
-        )  # it is asked for after the last epoch: too late to learn that it is empty
+    unseen = held_out_images(data) or images
     team = team or Team(device=best_device())
     device = team.device
-    model = SimMIM(
-        spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target, seed=seed
+    decided = decide_precision(recipe.precision, device, spec.num_features)
+    precision = "bf16" if team.largest(decided == "bf16") else "fp32"
+    model = _start(recipe, spec, init_from, seed).to(device)
+    model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
+    shared = team.share(
+        model,
+        shard=execution.shard,
+        parts=model.encoder.blocks_in_order,
+        compiled=execution.compiled,
     )
-    if init_from is not None:
-        start = load_simmim(init_from)
-        if start.spec != spec:
-            raise UsageError(
-                f"--init-from {init_from} is a {start.spec.arch} made for {start.spec.img_size} pixels, not "
-                f"a {recipe.arch} for {recipe.img_size}; give the same arch and -o img_size=..."
-            )
-        model.load_state_dict(start.state_dict())
-    model.to(device)
 
     dataset = ImageDataset(
         images,
-        pretrain_transform(
-            recipe.img_size, crop_scale=recipe.crop_scale, mean=IMAGENET_MEAN, std=IMAGENET_STD
-        ),
-        skip_unreadable=skip_unreadable,
+        partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
+        skip_unreadable=execution.skip_unreadable,
     )
     loader = EpochLoader(
         dataset,
@@ -129,18 +135,38 @@ def pretrain(
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
         milestones=[epoch * len(loader) for epoch in recipe.milestones],
     )
-    decided = decide_precision(recipe.precision, device, spec.num_features)
-    first_step, precision = 0, "bf16" if team.largest(decided == "bf16") else "fp32"
+
+    def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
+        pixels, _, indices = batch
+        mask = random_masks(
+            len(pixels),
+            recipe.img_size,
+            mask_patch_size=recipe.mask_patch_size,
+            patch_size=spec.patch_size,
+            mask_ratio=recipe.mask_ratio,
+            generator=[mask_generator(seed, epoch, int(index)) for index in indices],
+        )
+        inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+        loss: torch.Tensor = shared(inputs, mask.to(device, non_blocking=True)).loss
+        return loss
+
+    first_step, accumulate = 0, execution.accumulate
     if resume and run.last_checkpoint.is_dir():
-        if "wall_time_s" in read_checkpoint(str(run.last_checkpoint)).provenance:
+        last = read_checkpoint(str(run.last_checkpoint))
+        if "wall_time_s" in last.provenance:
             run.log(f"{run.path} is finished")
             return run.last_checkpoint
-        state = read_training_state(run.last_checkpoint)
-        model.load_state_dict(load_simmim(str(run.last_checkpoint)).state_dict())
-        optimizer.load_state_dict(state["optimizer"])
-        first_step, precision = state["steps_done"], state.get("precision", "fp32")
+        training = read_training_state(run.last_checkpoint)
+        assert last.state is not None
+        put_state(model, optimizer, last.state, training["optimizer"])
+        first_step, precision = training["steps_done"], training["precision"]
+        accumulate = accumulate or training["accumulate"]
         run.rewind(first_step)
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
+    seed_everything(seed)
+    if accumulate is None:
+        on_gpu = device.type == "cuda"
+        accumulate = parts_that_fit(shared, loader, loss_of, precision, team) if on_gpu else 1
     run.log(
         f"{recipe.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
@@ -148,6 +174,8 @@ def pretrain(
         + (f", {team.size} processes" if team.size > 1 else "")
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
+    alarm = CollapseAlarm(trivial_loss(dataset, seed, IMAGENET_MEAN, IMAGENET_STD))
+    run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
 
     provenance: dict[str, Any] = {
         "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
@@ -158,41 +186,43 @@ def pretrain(
         "init_from": init_from,
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
     }
-
-    seed_everything(seed)
-    alarm = CollapseAlarm(trivial_loss(dataset, seed))
-    run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
+    best = min(run.read_metric("held_out_loss"), default=float("inf"))
 
     def save(steps_done: int) -> None:
-        if not team.is_main:
-            return
-        if steps_done % len(loader) == 0 and "wall_time_s" not in provenance:
-            held_out = _held_out(model, recipe, data, images, run, device, precision)
+        nonlocal best
+        epoch, inside = divmod(steps_done, len(loader))
+        told = not inside and "wall_time_s" not in provenance
+        if told and (team.is_main or execution.shard):
+            held_out = held_out_loss(model, recipe, unseen, device=device, precision=precision)
             provenance["held_out_loss"] = held_out
             run.metrics(steps_done - 1, held_out_loss=held_out, trivial_loss=alarm.trivial)
+            if epoch % execution.pictures_every == 0 or epoch == recipe.epochs:
+                picture = run.path / "reconstructions.png" if team.is_main else None
+                draw_held_out(model, recipe, unseen, picture)
+                run.picture("reconstructions", epoch, picture)
+        state, of_optimizer = full_state(model, optimizer, team)
+        if not team.is_main:
+            return
         write_checkpoint(
             run.last_checkpoint,
-            state=model.state_dict(),
+            state=state,
             spec=spec,
             form="pretrain",
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             provenance={**provenance, "epochs": round(steps_done / len(loader), 3)},
             training={
-                "optimizer": optimizer.state_dict(),
+                "optimizer": of_optimizer,
                 "steps_done": steps_done,
                 "precision": precision,
+                "accumulate": accumulate,
             },
         )
-
-    shared = team.share(model)
-
-    def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
-        pixels, _, indices = batch
-        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
-        mask = _masks(len(pixels), recipe, spec.patch_size, generators).to(device)
-        loss: torch.Tensor = shared(pixels.to(device, non_blocking=True), mask).loss
-        return loss
+        if told and provenance["held_out_loss"] < best:
+            best = provenance["held_out_loss"]
+            keep_checkpoint(run.last_checkpoint, "best")
+        if told and execution.keep_every and epoch % execution.keep_every == 0:
+            keep_checkpoint(run.last_checkpoint, f"epoch_{epoch:04d}")
 
     started = time.monotonic()
     fit(
@@ -212,80 +242,56 @@ def pretrain(
         team=team,
         accumulate=accumulate,
         watch=alarm.hear,
+        flops_per_image=FORWARD_AND_BACKWARD * _forward_flops(spec),
     )
-    if not team.is_main:
-        return run.last_checkpoint
     if dataset.skipped:  # by this process; a loader's processes count in the same place
         run.log(f"{dataset.skipped} images could not be read and were left out")
         provenance["unreadable_images"] = dataset.skipped
     if "held_out_loss" not in provenance:  # killed between the last epoch and this line
-        provenance["held_out_loss"] = _held_out(model, recipe, data, images, run, device, precision)
+        save(recipe.epochs * len(loader))
     provenance["wall_time_s"] = round(time.monotonic() - started, 1)
     save(recipe.epochs * len(loader))
-    run.log(
-        f"held-out reconstruction loss {provenance['held_out_loss']:.4f}; "
-        f"{run.path / 'reconstructions.png'}"
-    )
+    if team.is_main:
+        run.log(
+            f"held-out reconstruction loss {provenance['held_out_loss']:.4f}; "
+            f"{run.path / 'reconstructions.png'}"
+        )
     return run.last_checkpoint
 
 
-def _masks(
-    count: int,
-    recipe: PretrainRecipe,
-    patch_size: int,
-    generator: torch.Generator | list[torch.Generator],
-) -> torch.Tensor:
-    return random_masks(
-        count,
-        recipe.img_size,
-        mask_patch_size=recipe.mask_patch_size,
-        patch_size=patch_size,
-        mask_ratio=recipe.mask_ratio,
-        generator=generator,
-    )
+def _check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
+    """Give the recipe's backbone, where image, mask and model fit each other."""
+    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
+    check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)
+    if any(size % spec.stride for size in recipe.img_size):
+        raise UsageError(
+            f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
+        )
+    return spec
 
 
-@torch.no_grad()
-def _held_out(
-    model: SimMIM,
-    recipe: PretrainRecipe,
-    data: Path,
-    images: ImageList,
-    run: RunDir,
-    device: torch.device,
-    precision: str,
-) -> float:
-    """Score reconstruction on images of `val/` with fixed masks, and draw some.
+def _start(recipe: PretrainRecipe, spec: BackboneSpec, init_from: str | None, seed: int) -> SimMIM:
+    """Build the model, with new weights or those of another run."""
+    model = SimMIM(
+        spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target, seed=seed
+    )
+    if init_from is None:
+        return model
+    start = load_simmim(init_from)
+    if start.spec != spec:
+        raise UsageError(
+            f"--init-from {init_from} is a {start.spec.arch} made for {start.spec.img_size} pixels, not "
+            f"a {recipe.arch} for {recipe.img_size}; give the same arch and -o img_size=..."
+        )
+    model.load_state_dict(start.state_dict())
+    return model
 
-    Without a `val/` folder the training images stand in.
-    """
-    if (data / "val").is_dir():
-        images = any_images(data / "val")
-    stride = max(1, len(images) // HELD_OUT_IMAGES)
-    images = images.subset(range(0, len(images), stride))
-    transform = eval_transform(
-        recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
-    loader = eval_loader(
-        ImageDataset(images, transform), batch_size=64, num_workers=recipe.num_workers
-    )
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    total = 0.0
-    for pixels, _ in loader:
-        mask = _masks(len(pixels), recipe, model.spec.patch_size, generator)
-        with autocast(device, precision):
-            loss = model(pixels.to(device), mask.to(device)).loss
-        total += float(loss) * len(pixels)
-    draw(
-        model,
-        images,
-        run.path / "reconstructions.png",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        count=PICTURES,
-        mask_patch_size=recipe.mask_patch_size,
-        mask_ratio=recipe.mask_ratio,
-        seed=0,
-    )
-    return total / len(images)
+
+def _forward_flops(spec: BackboneSpec) -> int:
+    """Count the floating-point operations of one image's forward pass, on shapes alone."""
+    with torch.device("meta"):
+        encoder = build_backbone(spec, form="pretrain")
+    image = torch.empty(1, spec.in_chans, *spec.img_size, device="meta")
+    of_encoder = count_flops(lambda: encoder.encode(encoder.embed(image)))
+    cells = (spec.img_size[0] // spec.stride) * (spec.img_size[1] // spec.stride)
+    return of_encoder + 2 * cells * spec.num_features * spec.stride**2 * spec.in_chans

@@ -16,8 +16,9 @@ from torchvision.utils import make_grid, save_image
 from pretrain.masking import check_mask_sizes, random_masks
 from pretrain.simmim import SimMIM, load_simmim, local_statistics
 from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import ImageList, any_images, eval_transform, read_image
+from simmim_bench.data import eval_transform
 from simmim_bench.files import replacing
+from simmim_bench.sources import ImageSource, any_images
 
 GREY = 0.5
 SHOWN_PIXELS = 160
@@ -52,8 +53,8 @@ def reconstruction_grid(
 
 def draw(
     model: SimMIM,
-    images: ImageList,
-    out: Path,
+    images: ImageSource,
+    out: Path | None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
@@ -62,13 +63,14 @@ def draw(
     mask_ratio: float,
     seed: int,
 ) -> None:
-    """Draw evenly spaced images of a list, randomly masked, into a PNG."""
+    """Draw evenly spaced images of a list, randomly masked, into a PNG, where `out` names one."""
     spec = model.spec
     device = next(model.parameters()).device
     count = min(count, len(images))
     chosen = images.subset([i * len(images) // count for i in range(count)])
     transform = eval_transform(spec.img_size, crop_ratio=1.0, mean=mean, std=std)
-    pixels = torch.stack([transform(read_image(path)) for path in chosen.paths]).to(device)
+    loaded = [transform(chosen.read(i), chosen.name(i)) for i in range(count)]
+    pixels = torch.stack(loaded).to(device)
     mask = random_masks(
         count,
         spec.img_size,
@@ -78,6 +80,8 @@ def draw(
         generator=torch.Generator().manual_seed(seed),
     ).to(device)
     grid = reconstruction_grid(model, pixels, mask, mean=mean, std=std)
+    if out is None:
+        return
     with replacing(out) as temporary:
         save_image(grid, str(temporary), format="png")
 

@@ -7,6 +7,7 @@ a run adds `training.pt` with what is needed to go on. No pickle is ever execute
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,28 @@ def write_checkpoint(
         raise DataError(
             f"cannot write checkpoint {directory}: {error}; free some space or choose another --out."
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def keep_checkpoint(directory: Path, name: str) -> None:
+    """Keep a checkpoint's weights beside it under another name; an older one of that name is replaced.
+
+    The files are shared, not copied, where the file system can: nobody writes into a checkpoint.
+    """
+    kept, temporary = directory.with_name(name), directory.with_name(f".{name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for file in ("model.safetensors", "meta.json"):
+            try:
+                os.link(directory / file, temporary / file)
+            except OSError:  # a file system without links
+                shutil.copyfile(directory / file, temporary / file)
+        shutil.rmtree(kept, ignore_errors=True)
+        temporary.rename(kept)
+    except OSError as error:
+        raise DataError(f"cannot write checkpoint {kept}: {error}; free some space.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -131,10 +131,31 @@ def cli() -> None:
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
 @click.option(
     "--accumulate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut each process's share of a batch into N parts; as few as fit by default.",
+)
+@click.option(
+    "--grad-checkpointing", is_flag=True, help="Less memory: compute blocks again going backward."
+)
+@click.option(
+    "--shard", is_flag=True, help="Spread a model that does not fit over the processes (FSDP2)."
+)
+@click.option("--compile", "compiled", is_flag=True, help="Through torch.compile; mostly for GPUs.")
+@click.option(
+    "--keep-every",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Keep a checkpoint every N epochs, beside the last and the best.",
+)
+@click.option(
+    "--pictures-every",
     default=1,
     show_default=True,
     type=click.IntRange(1),
-    help="Cut each process's share of a batch into so many parts, where the whole does not fit.",
+    metavar="N",
+    help="Draw reconstructions every N epochs.",
 )
 @click.option(
     "--skip-unreadable",
@@ -144,18 +165,13 @@ def cli() -> None:
     metavar="N",
     help="Leave out up to N images that cannot be read, and count them; one more ends the run.",
 )
-def pretrain(
-    arch: str,
-    init_from: str | None,
-    accumulate: int,
-    skip_unreadable: int,
-    options: RunOptions,
-) -> None:
+def pretrain(arch: str, init_from: str | None, options: RunOptions, **execution: Any) -> None:
     """Pretrain a backbone with SimMIM.
 
-    DATA is a folder with train/ (and val/, for the held-out loss), class folders or flat; or any folder
-    of images. The checkpoint is RUN/checkpoints/last, pictures of reconstructions
-    RUN/reconstructions.png.
+    DATA is a folder of images at any depth, or of tar shards such as WebDataset's; of its train/ where it
+    has one, with val/ for the held-out loss; or hfds:NAME, a Hugging Face dataset. The checkpoint is
+    RUN/checkpoints/last, the one of the lowest held-out loss checkpoints/best, pictures of
+    reconstructions RUN/reconstructions.png.
 
     \b
       simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
@@ -173,9 +189,7 @@ def pretrain(
     out = options.out or Path("runs", "pretrain", folder)
     with join_team() as team:
         display = _display(options.quiet or not team.is_main)
-        checkpoint = _pretrain(
-            arch, out, options, init_from, display, team, accumulate, skip_unreadable
-        )
+        checkpoint = _pretrain(arch, out, options, init_from, display, team, execution)
     if not team.is_main:
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
@@ -189,8 +203,7 @@ def _pretrain(
     init_from: str | None,
     display: Display,
     team: Team | None = None,
-    accumulate: int = 1,
-    skip_unreadable: int = 0,
+    execution: dict[str, Any] | None = None,
 ) -> Path:
     from pretrain.recipes import RECIPES, default_recipe, for_arch
     from simmim_bench.recipe import deviations, find_recipe, override
@@ -201,6 +214,7 @@ def _pretrain(
         named = for_arch(find_recipe(RECIPES, options.recipe), arch)
     recipe = override(named, options.overrides)
 
+    from pretrain.run import Execution
     from pretrain.run import pretrain as run_pretraining
     from simmim_bench.rundir import open_run
 
@@ -224,8 +238,7 @@ def _pretrain(
             init_from=init_from,
             resume=options.resume,
             team=team,
-            accumulate=accumulate,
-            skip_unreadable=skip_unreadable,
+            execution=Execution(**(execution or {})),
         )
 
 

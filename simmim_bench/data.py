@@ -1,178 +1,48 @@
-"""Images on disk: class folders, flat folders, transforms, subsets, fingerprints.
+"""From a source of images to batches: datasets, transforms, seeds, loaders, subsets.
 
-In: a folder in ImageNet's layout (`train/` and `val/`, a folder a class), or any folder of images for
-pretraining. Out: datasets of tensors (C, H, W), normalised, with their labels.
+In: an `ImageSource` and what to do with each image. Out: batches whose content follows from a seed, an
+epoch and the images, whatever processes make them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import functools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.images import decode_image
+from simmim_bench.sources import ImageSource
 
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".ppm": "PPM",
-}
-# The one file of ImageNet-1K whose name lies: a PNG among the JPEGs.
-MISNAMED_IN_IMAGENET = "n02105855_2933.JPEG"
-
-
-@dataclass(frozen=True)
-class ImageList:
-    """The images of one split, sorted: paths, a label each, and the class names."""
-
-    root: Path
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def subset(self, indices: Sequence[int]) -> ImageList:
-        """Keep some images, in the order of `indices`; the classes stay."""
-        return ImageList(
-            self.root,
-            tuple(self.paths[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.classes,
-        )
-
-    def fingerprint(self) -> str:
-        """Hash every image's path below the root and its size in bytes: SHA-256 in hexadecimal."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError(
-                    f"image {path} cannot be read: {error.strerror}; mend the link or remove it."
-                ) from error
-            line = f"{path.relative_to(self.root).as_posix()} {size}\n"
-            digest.update(line.encode())
-        return digest.hexdigest()
-
-
-def class_folders(root: Path, split: str) -> ImageList:
-    """List a split in ImageNet's layout, `root/split/class/image`.
-
-    Raises:
-        DataError: a folder is missing or empty, or a class folder has no images.
-    """
-    folder = root / split
-    if not folder.is_dir():
-        raise DataError(
-            f"data folder {folder} is not there; --data takes a folder with train/ and val/, a folder a class."
-        )
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    if not names:
-        raise DataError(
-            f"data folder {folder} has no class folders; put the images into {folder}/CLASS/."
-        )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        images = _images_below(folder / name)
-        if not images:
-            raise DataError(
-                f"class folder {folder / name} has no images ({', '.join(FORMATS)}); fill it or remove it."
-            )
-        paths += images
-        labels += [label] * len(images)
-    return ImageList(root, tuple(paths), tuple(labels), tuple(names))
-
-
-def any_images(root: Path) -> ImageList:
-    """List all images below `root/train`, or below `root` where there is no such folder, as one class.
-
-    Raises:
-        DataError: the folder is missing or has no images.
-    """
-    folder = root / "train" if (root / "train").is_dir() else root
-    if not folder.is_dir():
-        raise DataError(f"data folder {folder} is not there; --data takes a folder of images.")
-    paths = _images_below(folder)
-    if not paths:
-        raise DataError(f"data folder {folder} has no images ({', '.join(FORMATS)}).")
-    return ImageList(root, tuple(paths), (0,) * len(paths), ("image",))
-
-
-def check_same_classes(train: ImageList, val: ImageList) -> None:
-    """Refuse splits whose class folders differ.
-
-    Raises:
-        DataError: naming the classes that one of them lacks.
-    """
-    odd = sorted(set(train.classes) ^ set(val.classes))
-    if odd:
-        raise DataError(
-            f"train/ and val/ of {train.root} have different classes: {', '.join(odd[:5])} "
-            "is in one of them only; give both the same class folders."
-        )
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for directory, _, files in os.walk(folder, followlinks=True):
-        found += [Path(directory, f) for f in files if os.path.splitext(f)[1].lower() in FORMATS]
-    return sorted(found)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image whole, as RGB.
-
-    Raises:
-        DataError: it cannot be decoded, or its content is not what its name says.
-    """
-    try:
-        with Image.open(path) as image:
-            wanted = FORMATS[path.suffix.lower()]
-            if image.format not in (wanted, "MPO") and path.name != MISNAMED_IN_IMAGENET:
-                raise DataError(
-                    f"image {path} is a {image.format} file by its content, not {wanted}; rename it or convert it."
-                )
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"image {path} cannot be read: {error}; replace it or remove it."
-        ) from error
+Load = Callable[[bytes, str], Tensor]  # a file's content and name to an image's tensor
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images and labels of a list, each image passed through a transform.
+    """Images of a source, loaded, and their labels.
 
     Args:
+        load: maps an image's content and name to a tensor.
         skip_unreadable: so many images that cannot be read are replaced by the next one of the list and
             counted; one more, or by default the first, ends the run.
     """
 
     def __init__(
         self,
-        images: ImageList,
-        transform: Callable[[Image.Image], Tensor],
+        images: ImageSource,
+        load: Load,
         *,
         skip_unreadable: int = 0,
     ) -> None:
-        self.images, self.transform, self.limit = images, transform, skip_unreadable
+        self.images, self.load, self.limit = images, load, skip_unreadable
         # Shared with the processes of a loader.
         self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
@@ -188,7 +58,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         for offset in range(len(self)):
             at = (index + offset) % len(self)
             try:
-                image = read_image(self.images.paths[at])
+                image = self.load(self.images.read(at), self.images.name(at))
             except DataError as error:
                 self._unreadable[at] = True
                 if self.skipped <= self.limit:
@@ -198,31 +68,22 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 raise DataError(
                     f"{error} It is number {self.skipped}, --skip-unreadable allows {self.limit}."
                 ) from error
-            return self.transform(image), self.images.labels[at]
-        raise DataError(f"none of the {len(self)} images below {self.images.root} can be read.")
+            return image, self.images.labels[at]
+        raise DataError(f"none of the {len(self)} images can be read.")
 
 
-def pretrain_transform(
-    img_size: tuple[int, int],
-    *,
-    crop_scale: tuple[float, float],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Callable[[Image.Image], Tensor]:
-    """Crop at random, flip, normalise: SimMIM's data/data_simmim.py."""
-    return T.Compose(
-        [
-            T.RandomResizedCrop(img_size, scale=crop_scale, ratio=(3 / 4, 4 / 3)),
-            T.RandomHorizontalFlip(),
-            T.ToTensor(),
-            T.Normalize(mean, std),
-        ]
-    )
+def through(transform: Callable[[Image.Image], Tensor]) -> Load:
+    """Load an image whole, and pass it through a transform of PIL images."""
+    return functools.partial(_load_whole, transform)
+
+
+def _load_whole(transform: Callable[[Image.Image], Tensor], content: bytes, name: str) -> Tensor:
+    return transform(decode_image(content, name))
 
 
 def train_transform(
     img_size: tuple[int, int], recipe: Any, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[Image.Image], Tensor]:
+) -> Load:
     """Build timm's training augmentation from a fine-tuning recipe."""
     transform: Callable[[Image.Image], Tensor] = create_transform(
         (3, *img_size),
@@ -237,7 +98,7 @@ def train_transform(
         mean=tuple(mean),
         std=tuple(std),
     )
-    return transform
+    return through(transform)
 
 
 def eval_transform(
@@ -246,7 +107,7 @@ def eval_transform(
     crop_ratio: float,
     mean: Sequence[float],
     std: Sequence[float],
-) -> Callable[[Image.Image], Tensor]:
+) -> Load:
     """Resize so that the crop covers `crop_ratio` of the shorter side, cut the centre, normalise."""
     cover = [round(size / crop_ratio) for size in img_size]
 
@@ -259,7 +120,9 @@ def eval_transform(
         resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
         return resized
 
-    return T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
+    return through(
+        T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
+    )
 
 
 def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:

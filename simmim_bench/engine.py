@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from simmim_bench.data import EpochLoader, seed_everything
-from simmim_bench.errors import DivergedError, InterruptedRun
-from simmim_bench.kernels import autocast, keep_freed_memory
+from simmim_bench.errors import DivergedError, InterruptedRun, UsageError
+from simmim_bench.kernels import autocast, keep_freed_memory, product_flops_per_s
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team, without_sync
@@ -79,6 +80,7 @@ def fit(
     team: Team,
     accumulate: int = 1,
     watch: Callable[[float, float], str | None] | None = None,
+    flops_per_image: float | None = None,
 ) -> None:
     """Train from a step on to the end of `epochs` epochs.
 
@@ -91,6 +93,8 @@ def fit(
         save: called with the number of steps done, after each epoch and when asked to stop.
         accumulate: parts that each process cuts its share of a batch into, one after the other.
         watch: hears every loss and gradient norm that is written down, and may answer with a warning.
+        flops_per_image: floating-point operations of an image's forward and backward pass; their rate,
+            and its share of a large matrix product's, go into the metrics.
 
     Raises:
         DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
@@ -101,6 +105,7 @@ def fit(
     steps_per_epoch = len(loader)
     total = epochs * steps_per_epoch
     step = first_step
+    limit = product_flops_per_s(team.device, precision) if flops_per_image else math.inf
     with stop_on_signals() as stop, run.display.task(description, total) as task:
         task.advance(first_step)
         while step < total:
@@ -116,7 +121,9 @@ def fit(
                 lr = schedule.apply(optimizer, step)
                 optimizer.zero_grad(set_to_none=True)
                 loss = _backward(model, batch, epoch, loss_of, precision, team.device, accumulate)
-                grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                grad_norm = _whole(
+                    nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                )
                 if not _finite(loss, grad_norm, step, team):
                     _refuse_step(description, run, batch, step, loss, grad_norm)
                 optimizer.step()
@@ -127,6 +134,7 @@ def fit(
                 if (step - 1) % METRICS_EVERY == 0 or ended:
                     elapsed = time.monotonic() - started
                     figures = {"loss": team.mean(loss.item()), "images_per_s": images / elapsed}
+                    rate = images / elapsed * (flops_per_image or 0.0) / team.size
                     run.metrics(
                         step - 1,
                         epoch=epoch,
@@ -134,6 +142,7 @@ def fit(
                         grad_norm=grad_norm.item(),
                         data_wait=round(waited / elapsed, 4),
                         **_memory(team.device),
+                        **({"gflop_per_s": rate / 1e9, "flop_share": rate / limit} if rate else {}),
                         **figures,
                     )
                     task.advance(0, **figures)
@@ -176,6 +185,64 @@ def _backward(
             (loss * weight).backward()
         total += loss.detach() * weight
     return total
+
+
+def _whole(norm: Tensor) -> Tensor:
+    """Give the number that a sharded model's gradient norm stands for."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def parts_that_fit(
+    model: nn.Module,
+    loader: EpochLoader,
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    team: Team,
+) -> int:
+    """Give the smallest number of parts, a power of two, whose forward and backward pass fit into memory.
+
+    A trial with the first batch says so, with room left for the optimizer's state. Only a GPU answers: a
+    system that runs out of memory ends the process.
+
+    Raises:
+        UsageError: not even one image fits.
+    """
+    batch = next(iter(loader.epoch(0)))
+    parts = 1
+    while True:
+        fits = _fits(model, batch, loss_of, precision, team.device, parts)
+        if not team.largest(not fits):
+            return parts
+        if parts >= len(batch[0]):
+            raise UsageError(
+                "one image does not fit into the GPU's memory; try --grad-checkpointing, or --shard with "
+                "more GPUs."
+            )
+        parts *= 2
+
+
+def _fits(
+    model: nn.Module,
+    batch: list[Tensor],
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    device: torch.device,
+    parts: int,
+) -> bool:
+    """Say whether a step in so many parts fits, with AdamW's two moments beside it."""
+    model.train()
+    try:
+        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+        part = [x.chunk(parts)[0] for x in batch]
+        with without_sync(model):
+            _backward(model, part, 0, loss_of, precision, device, 1)
+        del moments
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
 
 
 def _finite(loss: Tensor, grad_norm: Tensor, step: int, team: Team) -> bool:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 from timm.layers import use_fused_attn
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3); -1 as a value means never
 
@@ -68,8 +70,12 @@ def _bf16_gain() -> float:
 
 
 def _product_time(a: Tensor) -> float:
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
     started = time.perf_counter()
     a @ a
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
     return time.perf_counter() - started
 
 
@@ -84,6 +90,21 @@ def choose_attention(model: nn.Module, *, training: bool) -> None:
         if hasattr(module, "fused_attn"):
             fused = bool(use_fused_attn()) and (on_gpu or not training)
             module.fused_attn = fused  # type: ignore[assignment]
+
+
+def count_flops(forward: Callable[[], object]) -> int:
+    """Count the floating-point operations of all matrix products and convolutions of a call."""
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+def product_flops_per_s(device: torch.device, precision: str) -> float:
+    """Measure the operations a second of a large square matrix product: what a device can at most."""
+    side = 8192 if device.type == "cuda" else TRIAL_SIDE
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / min(_product_time(a) for _ in range(5))
 
 
 def keep_freed_memory() -> None:

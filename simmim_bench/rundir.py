@@ -71,6 +71,26 @@ class RunDir:
         for name, value in figures.items():
             self.tensorboard.add_scalar(name, value, step)
 
+    def read_metric(self, name: str) -> list[float]:
+        """Give the values that a metric has had so far, in order."""
+        path = self.path / "metrics.jsonl"
+        values = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError):  # a line that a kill cut short
+                figures = json.loads(line)
+                values += [figures[name]] if name in figures else []
+        return values
+
+    def picture(self, name: str, step: int, path: Path | None) -> None:
+        """Show a PNG in TensorBoard."""
+        if not self._writes or path is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
+
     def rewind(self, step: int) -> None:
         """Forget the metrics of a step and later ones, which will be taken again."""
         if not self._writes:

@@ -59,6 +59,16 @@ class Swin(nn.Module):
         return super().train(mode)
 
     @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The transformer blocks, from the first to the last."""
+        return [block for stage in self.layers for block in stage.blocks]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass instead of keeping what is inside them."""
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
+
+    @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
         """Channels and stride of each map that `forward_maps` gives."""
         return self.spec.feature_levels

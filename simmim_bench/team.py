@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim_bench.errors import UsageError
@@ -57,9 +67,39 @@ class Team:
         dist.all_reduce(shared)
         return float(shared) / self.size
 
-    def share(self, model: nn.Module) -> nn.Module:
-        """Average the gradients of all processes' copies of a model; one process keeps it as it is."""
+    def share(
+        self,
+        model: nn.Module,
+        *,
+        shard: bool = False,
+        parts: Sequence[nn.Module] = (),
+        compiled: bool = False,
+    ) -> nn.Module:
+        """Let all processes train one model; call what is given back for its forward pass.
+
+        Args:
+            shard: spread it over the processes (FSDP2), each of `parts` gathered when it is needed;
+                otherwise each has a copy and gradients are averaged.
+            compiled: through torch.compile.
+
+        Raises:
+            UsageError: sharding with one process.
+        """
+        if shard and self.size == 1:
+            raise UsageError(
+                "--shard spreads a model over several processes; start them by torchrun."
+            )
+        if compiled:
+            model.compile()
         if self.size == 1:
+            return model
+        if shard:
+            # SimMIM's features are a view, which nobody writes into.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            for part in parts:
+                fully_shard(part, mesh=mesh)
+            fully_shard(model, mesh=mesh)
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
@@ -68,6 +108,39 @@ class Team:
 def without_sync(model: nn.Module) -> Any:
     """Keep a shared model's gradients to this process for the block: all but the last of a step's parts."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def full_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, team: Team
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather the weights and the optimizer's state, by parameter names; every process must ask.
+
+    Returns:
+        Both on the CPU, the same whatever the number of processes; of use to the main one only.
+    """
+    if team.size > 1 and not team.is_main and not _is_sharded(model):
+        return {}, {}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return (
+        get_model_state_dict(model, options=options),
+        dict(get_optimizer_state_dict(model, optimizer, options=options)),
+    )
+
+
+def put_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Any],
+    of_optimizer: dict[str, Any],
+) -> None:
+    """Put back what `full_state` gave, in a team of any size."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, optimizer, of_optimizer, options=options)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
 
 
 def find_place(environment: Mapping[str, str]) -> tuple[int, int, int]:

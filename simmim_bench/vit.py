@@ -24,6 +24,7 @@ from timm.layers import (
 )
 from timm.models.beit import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.archs import BackboneSpec, FeatureLevel
@@ -58,7 +59,8 @@ class ViTBlock(Block):
         """Map (B, 1 + L, C) to (B, 1 + L, C)."""
         bias = shared_bias if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         device = tokens.device.type
-        if bias is not None and torch.is_autocast_enabled(device):
+        available = torch.amp.is_autocast_available(device)  # not on shapes alone ("meta")
+        if bias is not None and available and torch.is_autocast_enabled(device):
             bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
         return super().forward(tokens, shared_rel_pos_bias=bias)
 
@@ -97,6 +99,7 @@ class ViT(nn.Module):
         super().__init__()
         self.spec, self.form = spec, form
         self.grid = spec.grid
+        self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(
             None,
             spec.patch_size,
@@ -159,6 +162,15 @@ class ViT(nn.Module):
         return super().train(mode)
 
     @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The transformer blocks, from the first to the last."""
+        return list(self.blocks)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass instead of keeping what is inside them."""
+        self.grad_checkpointing = enable
+
+    @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
         """Channels and stride of each map that `forward_maps` gives."""
         return self.spec.feature_levels
@@ -198,7 +210,10 @@ class ViT(nn.Module):
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         after_blocks = []
         for block in self.blocks:
-            x = block(x, grid, shared)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, grid, shared, use_reentrant=False)
+            else:
+                x = block(x, grid, shared)
             after_blocks.append(x[:, 1:].unflatten(1, grid))
         return after_blocks
 

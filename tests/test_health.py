@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,23 +14,25 @@ from torch.utils.data import TensorDataset
 from pretrain.health import WINDOW, CollapseAlarm, trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.run import pretrain
-from simmim_bench.data import ImageDataset, any_images, pretrain_transform
+from simmim_bench.data import ImageDataset
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.images import random_crop_flip
 from simmim_bench.rundir import open_run
+from simmim_bench.sources import any_images
 
 
 def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
-    images = torch.rand(40, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    images[:, 1] = (images[:, 1] < 0.3).float()  # a channel of zeros and ones: the best is zero
-    dataset = TensorDataset(images, torch.zeros(40))
+    images = torch.randint(256, (40, 2, 8, 8), generator=torch.Generator().manual_seed(0))
+    images[:, 1] = (images[:, 1] < 77) * 255  # a channel of zeros and ones: the best is zero
+    dataset = TensorDataset(images.byte(), torch.zeros(40))
     constants = torch.linspace(0, 1, 1001)
     best = [
-        min(float((images[:, channel] - constant).abs().mean()) for constant in constants)
+        min(float((images[:, channel] / 255 - constant).abs().mean()) for constant in constants)
         for channel in range(2)
     ]
-    found = trivial_loss(dataset, seed=0)  # type: ignore[arg-type]
-    assert found == pytest.approx(sum(best) / 2, abs=1e-4)
+    found = trivial_loss(dataset, 0, (0.5, 0.1), (1.0, 0.5))  # type: ignore[arg-type]
+    assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 
 def heard(figures: list[tuple[float, float]]) -> list[str]:
@@ -76,11 +79,11 @@ def test_every_epoch_tells_the_held_out_and_the_trivial_loss(tmp_path: Path, poc
 
 def spoilt(tmp_path: Path, pocket: Path, bad: int) -> ImageDataset:
     """Copy images, the first `bad` of them unreadable, and allow two."""
-    transform = pretrain_transform((32, 32), crop_scale=(0.5, 1), mean=(0,) * 3, std=(1,) * 3)
+    load = partial(random_crop_flip, img_size=(32, 32), crop_scale=(0.5, 1.0))
     for number, path in enumerate(any_images(pocket / "imagenet").paths[:8]):
         content = b"no picture" if number < bad else path.read_bytes()
         (tmp_path / f"{number}{path.suffix}").write_bytes(content)
-    return ImageDataset(any_images(tmp_path), transform, skip_unreadable=2)
+    return ImageDataset(any_images(tmp_path), load, skip_unreadable=2)
 
 
 def test_unreadable_images_are_skipped_up_to_a_limit(tmp_path: Path, pocket: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import torch
 from safetensors.torch import load_file
 
 from pretrain.recipes import POCKET, PretrainRecipe
-from pretrain.run import pretrain
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import EpochLoader, ImageDataset, Seeded, any_images, pretrain_transform
+from pretrain.run import Execution, pretrain
+from simmim_bench.checkpoint import read_checkpoint, read_training_state
+from simmim_bench.data import EpochLoader, ImageDataset, Seeded
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from simmim_bench.images import random_crop_flip
 from simmim_bench.rundir import open_run
+from simmim_bench.sources import any_images
 from simmim_bench.team import find_place
 
 RECIPE = replace(
@@ -41,7 +44,7 @@ def run_pretrain(
     recipe: PretrainRecipe = RECIPE,
     *,
     resume: bool = False,
-    accumulate: int = 1,
+    execution: Execution | None = None,
 ) -> Path:
     display = Display(quiet=True)
     with open_run(
@@ -54,7 +57,7 @@ def run_pretrain(
             run=run,
             seed=0,
             resume=resume,
-            accumulate=accumulate,
+            execution=execution,
         )
 
 
@@ -103,14 +106,17 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-def test_two_processes_train_as_one(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
+@pytest.mark.parametrize("how", [(), ("--shard",)], ids=["copies", "shards"])
+def test_two_processes_train_as_one(
+    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, how: tuple[str, ...]
+) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launcher += ["--master-port", str(port), "-m", "simmim_bench"]
     done = subprocess.run(
-        launcher + command(tmp_path / "two", pocket / "imagenet")[3:],
+        launcher + command(tmp_path / "two", pocket / "imagenet", *how)[3:],
         env=environment(),
         capture_output=True,
         text=True,
@@ -121,12 +127,22 @@ def test_two_processes_train_as_one(tmp_path: Path, pocket: Path, undisturbed: P
         tmp_path / "two" / "checkpoints" / "last"
     )  # one of them speaks
     assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-5)
+    # What two processes save, one can go on from: the same names, shapes and values.
+    saved, wanted = (
+        read_training_state(out / "checkpoints" / "last")["optimizer"]
+        for out in (tmp_path / "two", undisturbed)
+    )
+    assert saved["state"].keys() == wanted["state"].keys()
+    for name, moments in saved["state"].items():
+        torch.testing.assert_close(moments, wanted["state"][name], rtol=1e-2, atol=1e-5)
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, weights(undisturbed)[name], rtol=1e-3, atol=1e-4)
 
 
 def test_accumulating_parts_trains_as_the_whole(
     tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None
 ) -> None:
-    run_pretrain(tmp_path / "parts", pocket / "imagenet", accumulate=4)
+    run_pretrain(tmp_path / "parts", pocket / "imagenet", execution=Execution(accumulate=4))
     assert losses(tmp_path / "parts") == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
@@ -226,22 +242,25 @@ def test_a_poisoned_batch_ends_the_run_and_is_kept(
     one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, asked = Seeded.__getitem__, 0
+    import pretrain.run as module
 
-    def poison_step_five(self: Seeded, index: int) -> Any:
-        nonlocal asked
-        asked += 1
-        image, *rest = read(self, index)
-        return (image * float("nan") if asked == 4 * 16 + 3 else image), *rest
+    normalise, batches = module.normalise, []
 
-    monkeypatch.setattr(Seeded, "__getitem__", poison_step_five)
+    def poison_step_five(pixels: torch.Tensor, *rest: Any) -> torch.Tensor:
+        batches.append(pixels)
+        inputs = normalise(pixels, *rest)
+        if len(batches) == 5:
+            inputs[3, 0, 0, 0] = float("nan")
+        return inputs
+
+    monkeypatch.setattr(module, "normalise", poison_step_five)
     with pytest.raises(
         DivergedError, match=r"loss nan, .* at step 4; the last checkpoint stays"
     ) as end:
         run_pretrain(tmp_path / "run", pocket / "imagenet")
     assert end.value.exit_code == 5
     batch = torch.load(tmp_path / "run" / "bad_batch_step4.pt", weights_only=True)
-    assert int(batch[0].isnan().flatten(1).any(1).sum()) == 1
+    assert torch.equal(batch[0], batches[4])
     monkeypatch.undo()
     assert read_checkpoint(str(tmp_path / "run")).provenance["epochs"] == 1
     run_pretrain(tmp_path / "run", pocket / "imagenet", resume=True)
@@ -271,12 +290,12 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
             provenance={"label": "x"},
         )
     assert_same_weights(weights(out), before)
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["last", "previous"]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["best", "last", "previous"]
 
 
 def loader_of(data: Path, **options: int) -> EpochLoader:
-    transform = pretrain_transform((32, 32), crop_scale=(0.5, 1), mean=(0,) * 3, std=(1,) * 3)
-    dataset = ImageDataset(any_images(data), transform)
+    load = partial(random_crop_flip, img_size=(32, 32), crop_scale=(0.5, 1.0))
+    dataset = ImageDataset(any_images(data), load)
     return EpochLoader(dataset, batch_size=16, seed=3, **{"num_workers": 0, **options})
 
 

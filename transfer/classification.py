@@ -23,9 +23,6 @@ from simmim_bench.checkpoint import Checkpoint, read_training_state, write_check
 from simmim_bench.data import (
     EpochLoader,
     ImageDataset,
-    ImageList,
-    check_same_classes,
-    class_folders,
     eval_loader,
     eval_transform,
     train_transform,
@@ -36,6 +33,7 @@ from simmim_bench.metrics import write_logits
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.recipes import FinetuneRecipe
 

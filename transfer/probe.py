@@ -24,10 +24,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.data import (
     ImageDataset,
-    ImageList,
     balanced_subset,
-    check_same_classes,
-    class_folders,
     eval_loader,
     eval_transform,
 )
@@ -35,6 +32,7 @@ from simmim_bench.kernels import autocast, best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from transfer.classification import describe
 from transfer.recipes import ProbeRecipe
 

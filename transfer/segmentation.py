@@ -20,9 +20,9 @@ from PIL import Image
 
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.data import read_image
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import replacing
+from simmim_bench.images import read_image
 from simmim_bench.metrics import write_confusion
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir

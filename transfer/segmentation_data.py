@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from simmim_bench.data import ImageList, read_image
 from simmim_bench.errors import DataError
+from simmim_bench.images import read_image
+from simmim_bench.sources import ImageList
 
 CHECK_AT_ONCE = 2000  # images; larger sets are checked while they are read
 MAX_CLASSES = 255  # what 8 bits hold beside the 0

@@ -1,0 +1,98 @@
+"""Time the loading of images for pretraining: by the official chain of transforms, and by this project.
+
+    python benchmarks/data_loading.py --data imagenet
+
+One process, one thread: images a second of a core. The chain is that of SimMIM's data/data_simmim.py in a
+DataLoader over torchvision's ImageFolder, without its masks; ours is measured to the batch of bytes that a
+loader's process hands over, and to the normalised batch that the model takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from side_by_side import compare, report
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
+
+from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data import EpochLoader, ImageDataset
+from simmim_bench.images import decode_image, normalise, random_crop_flip
+from simmim_bench.sources import any_images
+
+CROP_SCALE = (0.67, 1.0)
+
+
+def main() -> None:
+    """Read the arguments, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        sys.exit("--rounds must be at least 3: quartiles need them.")
+    torch.set_num_threads(1)
+    size = (arguments.img_size, arguments.img_size)
+    crop = [
+        T.RandomResizedCrop(size, scale=CROP_SCALE, ratio=(3 / 4, 4 / 3)),
+        T.RandomHorizontalFlip(),
+        T.ToTensor(),
+        T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    official = DataLoader(
+        ImageFolder(str(arguments.data / "train"), T.Compose(crop)),
+        batch_size=arguments.batch_size,
+        shuffle=True,
+        drop_last=True,
+    )
+    images = any_images(arguments.data)
+    load = partial(random_crop_flip, img_size=size, crop_scale=CROP_SCALE)
+    ours = EpochLoader(
+        ImageDataset(images, load), batch_size=arguments.batch_size, num_workers=0, seed=0
+    )
+    cpu = torch.device("cpu")
+
+    def read_official() -> None:
+        for _ in official:
+            pass
+
+    def read_ours() -> None:
+        for _ in ours.epoch(0):
+            pass
+
+    def read_ours_normalised() -> None:
+        for batch in ours.epoch(0):
+            normalise(batch[0], IMAGENET_MEAN, IMAGENET_STD, cpu)
+
+    def only_decode() -> None:
+        for index in range(len(ours) * arguments.batch_size):
+            decode_image(images.read(index), images.name(index))
+
+    timings = compare(
+        {
+            "the official chain": read_official,
+            "ours, to bytes": read_ours,
+            "ours, to the model's input": read_ours_normalised,
+            "decoding alone, by PIL": only_decode,
+        },
+        rounds=arguments.rounds,
+    )
+    count = len(ours) * arguments.batch_size
+    report(
+        f"loading {count} images, {size[0]}x{size[1]}, one core",
+        timings,
+        arguments.json,
+        images_per_s={t.name: round(count / t.seconds, 1) for t in timings},
+    )
+
+
+if __name__ == "__main__":
+    main()
