@@ -12,7 +12,7 @@ STAMP  := $(VENV)/.installed
 # the environment is left alone, for those who install Detectron2 from its own sources.
 DETECTRON2 ?= sal-detectron2==0.7.2
 
-.PHONY: help install demo test test-slow check leaderboard wheel-check clean
+.PHONY: help install demo bench test test-slow check leaderboard wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,7 +37,13 @@ leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and READ
 	$(BIN)/simmim-bench leaderboard check demo/runs --out demo/leaderboard
 	cp demo/leaderboard/LEADERBOARD.md benchmarks/LEADERBOARD.md
 	cp demo/pretrain/reconstructions.png benchmarks/reconstructions.png
-	$(BIN)/python benchmarks/readme_table.py
+	$(BIN)/python benchmarks/tables.py
+
+bench: $(STAMP)  ## time steps and loading (BENCH_IMAGES=imagenet OFFICIAL=../SimMIM), write the tables
+	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
+	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
+	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
+	$(BIN)/python benchmarks/tables.py
 
 test: $(STAMP)  ## the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow'

@@ -90,7 +90,8 @@ def main() -> None:
         f"loading {count} images, {size[0]}x{size[1]}, one core",
         timings,
         arguments.json,
-        images_per_s={t.name: round(count / t.seconds, 1) for t in timings},
+        images_per_s_of_the_official_chain=round(count / timings[0].seconds, 1),
+        images_per_s_of_ours=round(count / timings[1].seconds, 1),
     )
 
 

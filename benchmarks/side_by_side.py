@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 
@@ -65,26 +66,34 @@ def compare(
 
 
 def report(title: str, timings: list[Timing], out: Path | None, **facts: object) -> None:
-    """Print a Markdown table, and write it as JSON with the machine it was measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    print(f"{title}: {device}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| | seconds | times the first | quartiles |\n| --- | ---: | ---: | --- |")
-    for t in timings:
-        print(
-            f"| {t.name} | {t.seconds:.3f} | {t.speed:.2f} | {t.speed_low:.2f} to {t.speed_high:.2f} |"
-        )
-    for name, fact in facts.items():
-        print(f"{name}: {fact}")
+    """Print a Markdown table, and write its figures as JSON with the machine they were measured on."""
+    content = {
+        "title": title,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timings": [asdict(t) for t in timings],
+        "facts": facts,
+    }
+    print(markdown(content))
     if out is not None:
-        content = {
-            "title": title,
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "timings": [asdict(t) for t in timings],
-            **facts,
-        }
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """Give a report as a Markdown section: a table, and the facts below it."""
+    machine = f"{content['device']}, {content['threads']} threads, torch {content['torch']}"
+    rounds = content["timings"][0]["rounds"]
+    lines = [f"### {content['title'][0].upper()}{content['title'][1:]}", ""]
+    lines += [f"{machine}; medians of {rounds} rounds.", ""]
+    lines += ["| | seconds | speed | its quartiles |", "| --- | ---: | ---: | --- |"]
+    for t in content["timings"]:
+        spread = f"{t['speed_low']:.2f} to {t['speed_high']:.2f}"
+        lines.append(f"| {t['name']} | {t['seconds']:.3f} | {t['speed']:.2f} | {spread} |")
+    facts = content["facts"].items()
+    lines += ["", "; ".join(f"{name.replace('_', ' ')} {fact}" for name, fact in facts) + "."]
+    return "\n".join(lines)
 
 
 def _processor() -> str:

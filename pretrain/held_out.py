@@ -13,7 +13,7 @@ import torch
 from pretrain.masking import random_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from pretrain.visualize import draw
+from pretrain.visualize import draw, evenly
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data import ImageDataset, eval_loader, eval_transform
 from simmim_bench.kernels import autocast
@@ -63,14 +63,13 @@ def draw_held_out(
     model: SimMIM, recipe: PretrainRecipe, images: ImageSource, out: Path | None
 ) -> None:
     """Draw eight of the images, masked and reconstructed; `out` is None for a process that only helps."""
-    draw(
-        model,
-        images,
-        out,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        count=PICTURES,
+    chosen = evenly(images, PICTURES)
+    mask = random_masks(
+        len(chosen),
+        recipe.img_size,
         mask_patch_size=recipe.mask_patch_size,
+        patch_size=model.spec.patch_size,
         mask_ratio=recipe.mask_ratio,
-        seed=0,
+        generator=torch.Generator().manual_seed(0),
     )
+    draw(model, chosen, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -1,6 +1,6 @@
-"""SimMIM's random masking (arXiv 2111.09886, section 3.2).
+"""SimMIM's random masking (arXiv 2111.09886, section 3.2), and two masks to look through.
 
-In: the image's (H, W), the masking unit in pixels, the share to hide, a generator.
+In: the image's (H, W), the masking unit in pixels, and the share to hide with a generator, or boxes.
 Out: masks at the model's patch resolution, 1 where a patch is hidden.
 """
 
@@ -73,3 +73,41 @@ def random_masks(
     masks = torch.zeros(count, units).scatter_(1, order[:, :hidden], 1.0).view(count, rows, columns)
     scale = mask_patch_size // patch_size
     return masks.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def centre_mask(
+    img_size: tuple[int, int], *, mask_patch_size: int, patch_size: int, mask_ratio: float
+) -> Tensor:
+    """Hide a rectangle in the middle that covers about `mask_ratio`, in whole masking units.
+
+    Returns:
+        (H / patch_size, W / patch_size) float of 0 and 1.
+    """
+    units = torch.zeros(img_size[0] // mask_patch_size, img_size[1] // mask_patch_size)
+    shown = 1 - mask_ratio**0.5
+    top, left = (min(round(side * shown / 2), (side - 1) // 2) for side in units.shape)
+    units[top : units.shape[0] - top, left : units.shape[1] - left] = 1
+    scale = mask_patch_size // patch_size
+    return units.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+
+
+def box_mask(
+    box: Sequence[float], img_size: tuple[int, int], *, mask_patch_size: int, patch_size: int
+) -> Tensor:
+    """Hide every masking unit that a box touches.
+
+    Args:
+        box: (left, top, right, bottom) in pixels; what lies outside of the image does not count.
+
+    Returns:
+        (H / patch_size, W / patch_size) float of 0 and 1.
+    """
+    rows, columns = (
+        torch.arange(0, side, mask_patch_size, dtype=torch.float64) for side in img_size
+    )
+    left, top, right, bottom = box
+    hidden_rows = (rows < bottom) & (rows + mask_patch_size > top)
+    hidden_columns = (columns < right) & (columns + mask_patch_size > left)
+    units = (hidden_rows[:, None] & hidden_columns[None]).float()
+    scale = mask_patch_size // patch_size
+    return units.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from pretrain.masking import check_mask_sizes, random_masks
+from pretrain.masking import box_mask, centre_mask, check_mask_sizes, random_masks
 from pretrain.simmim import SimMIM, load_simmim, local_statistics
 from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import eval_transform
-from simmim_bench.files import replacing
+from simmim_bench.data import covering_size, eval_transform
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import read_json, replacing
 from simmim_bench.sources import ImageSource, any_images
+
+Masking = Literal["random", "centre", "boxes"]
 
 GREY = 0.5
 SHOWN_PIXELS = 160
+LARGEST_BOX = 0.7  # ours: share of the picture that an object's box may hide
 ROWS_BESIDE = 2  # images in one row of the grid, three tiles each
 
 
@@ -51,35 +56,28 @@ def reconstruction_grid(
     return grid
 
 
+def evenly(images: ImageSource, count: int) -> ImageSource:
+    """Choose evenly spaced images of a source, all where there are fewer."""
+    count = min(count, len(images))
+    return images.subset([i * len(images) // count for i in range(count)])
+
+
 def draw(
     model: SimMIM,
     images: ImageSource,
+    mask: Tensor,
     out: Path | None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    count: int,
-    mask_patch_size: int,
-    mask_ratio: float,
-    seed: int,
 ) -> None:
-    """Draw evenly spaced images of a list, randomly masked, into a PNG, where `out` names one."""
-    spec = model.spec
+    """Draw images, each under its mask of (B, h, w), into a PNG, where `out` names one."""
     device = next(model.parameters()).device
-    count = min(count, len(images))
-    chosen = images.subset([i * len(images) // count for i in range(count)])
-    transform = eval_transform(spec.img_size, crop_ratio=1.0, mean=mean, std=std)
-    loaded = [transform(chosen.read(i), chosen.name(i)) for i in range(count)]
-    pixels = torch.stack(loaded).to(device)
-    mask = random_masks(
-        count,
-        spec.img_size,
-        mask_patch_size=mask_patch_size,
-        patch_size=spec.patch_size,
-        mask_ratio=mask_ratio,
-        generator=torch.Generator().manual_seed(seed),
-    ).to(device)
-    grid = reconstruction_grid(model, pixels, mask, mean=mean, std=std)
+    transform = eval_transform(model.spec.img_size, crop_ratio=1.0, mean=mean, std=std)
+    loaded = [transform(images.read(i), images.name(i)) for i in range(len(images))]
+    grid = reconstruction_grid(
+        model, torch.stack(loaded).to(device), mask.to(device), mean=mean, std=std
+    )
     if out is None:
         return
     with replacing(out) as temporary:
@@ -88,32 +86,91 @@ def draw(
 
 def draw_folder(
     ckpt: str,
-    folder: Path,
+    data: Path,
     out: Path,
     *,
     count: int,
+    masking: Masking,
+    annotations: Path | None,
     mask_patch_size: int | None,
     mask_ratio: float,
     seed: int,
 ) -> None:
     """Draw images of a folder through a pretraining checkpoint.
 
+    Args:
+        masking: "random", a "centre" square, or the "boxes" of objects: each image's largest.
+        annotations: COCO's JSON of instances, which names the images with boxes.
+
     Raises:
-        UsageError: a mask_patch_size that does not fit.
-        DataError: a checkpoint or an image that cannot be used.
+        UsageError: a mask_patch_size that does not fit, or boxes without annotations.
+        DataError: a checkpoint, an image or annotations that cannot be used.
     """
+    if (masking == "boxes") != (annotations is not None):
+        raise UsageError("--mask boxes and --annotations go together: the boxes are read there.")
     model = load_simmim(ckpt)
+    size, patch = model.spec.img_size, model.spec.patch_size
     unit = mask_patch_size or model.spec.stride
-    check_mask_sizes(model.spec.img_size, unit, model.spec.patch_size)
+    check_mask_sizes(size, unit, patch)
     checkpoint = read_checkpoint(ckpt)
-    draw(
-        model,
-        any_images(folder),
-        out,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-        count=count,
-        mask_patch_size=unit,
-        mask_ratio=mask_ratio,
-        seed=seed,
-    )
+    images = any_images(data)
+    if annotations is not None:
+        boxes = largest_boxes(annotations, size)
+        known = [i for i in range(len(images)) if Path(images.name(i)).name in boxes]
+        if not known:
+            raise DataError(f"{annotations} has no object in any image of {data}.")
+        images = evenly(images.subset(known), count)
+        names = [Path(images.name(i)).name for i in range(len(images))]
+        masks = [box_mask(boxes[n], size, mask_patch_size=unit, patch_size=patch) for n in names]
+        mask = torch.stack(masks)
+    elif masking == "centre":
+        images = evenly(images, count)
+        one = centre_mask(size, mask_patch_size=unit, patch_size=patch, mask_ratio=mask_ratio)
+        mask = one.expand(len(images), -1, -1)
+    else:
+        images = evenly(images, count)
+        mask = random_masks(
+            len(images),
+            size,
+            mask_patch_size=unit,
+            patch_size=patch,
+            mask_ratio=mask_ratio,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    draw(model, images, mask, out, mean=checkpoint.mean, std=checkpoint.std)
+
+
+def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, list[float]]:
+    """Read each image's largest box from COCO's JSON, moved to where the drawn image shows it.
+
+    Returns:
+        By file name: (left, top, right, bottom) in pixels of the image resized and cut to `img_size`.
+        Boxes that cover more than 70 % of it leave too little to look at and are passed over, and crowds.
+    """
+    content = read_json(annotations, "annotations")
+    try:
+        images = {i["id"]: (i["file_name"], i["height"], i["width"]) for i in content["images"]}
+        objects = [
+            (a["image_id"], a["bbox"]) for a in content["annotations"] if not a.get("iscrowd")
+        ]
+        found: dict[str, list[float]] = {}
+        for image, (x, y, width, height) in objects:
+            name, rows, columns = images[image]
+            resized = covering_size((rows, columns), img_size, 1.0)
+            by_row, by_column = resized[0] / rows, resized[1] / columns
+            top, left = ((r - s) / 2 for r, s in zip(resized, img_size, strict=True))
+            box = [x * by_column - left, y * by_row - top]
+            box += [(x + width) * by_column - left, (y + height) * by_row - top]
+            box = [min(max(b, 0.0), float(img_size[1 - i % 2])) for i, b in enumerate(box)]
+            key = Path(name).name
+            if 0 < _area(box) <= LARGEST_BOX * img_size[0] * img_size[1]:
+                found[key] = max(found.get(key, box), box, key=_area)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DataError(
+            f"annotations {annotations} are not COCO's instances ({type(error).__name__}: {error})."
+        ) from error
+    return found
+
+
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -23,6 +23,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, replacing, sha256_file, sha256_json, write_json
 from simmim_bench.vit import Form
 
+FULL = 1 << 20  # bytes left, or fewer, on a disk that has just refused to take more
 FORMAT = 1
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and SimMIM's (data/data_simmim.py)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -181,9 +182,12 @@ def write_checkpoint(
         temporary.rename(directory)
         if training is None:
             shutil.rmtree(_previous(directory), ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save's is a RuntimeError
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save's is a RuntimeError about positions in a file.
+        full = temporary.exists() and shutil.disk_usage(temporary).free < FULL
         raise DataError(
-            f"cannot write checkpoint {directory}: {error}; free some space or choose another --out."
+            f"cannot write checkpoint {directory}: {'No space left on device' if full else error}; free some "
+            "space or choose another --out."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -614,6 +614,19 @@ def convert(
     "--count", default=8, show_default=True, type=click.IntRange(1), help="How many images."
 )
 @click.option(
+    "--mask",
+    "masking",
+    type=click.Choice(["random", "centre", "boxes"]),
+    default="random",
+    show_default=True,
+    help="Hide units at random, a centre square, or each image's largest object.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    help="COCO's JSON of instances, for --mask boxes; images are found by their file names.",
+)
+@click.option(
     "--mask-patch-size",
     type=click.IntRange(1),
     help="Side of the masking unit in pixels; the stride by default.",
@@ -623,34 +636,20 @@ def convert(
     default=0.6,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share hidden.",
+    help="Share hidden, at random or in the centre.",
 )
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the masks.")
-def visualize(
-    ckpt: str,
-    images: Path,
-    out: Path,
-    count: int,
-    mask_patch_size: int | None,
-    mask_ratio: float,
-    seed: int,
-) -> None:
+def visualize(ckpt: str, images: Path, out: Path, **masking: Any) -> None:
     """Draw what a checkpoint sees: original, masked, reconstruction pasted into the visible part.
 
     \b
       simmim-bench visualize --ckpt runs/pocket --images data/pocket/imagenet/val --out seen.png
+      simmim-bench visualize --ckpt runs/vit_b --images coco/val2017 --out objects.png \\
+          --mask boxes --annotations coco/annotations/instances_val2017.json
     """
     from pretrain.visualize import draw_folder
 
-    draw_folder(
-        ckpt,
-        images,
-        out,
-        count=count,
-        mask_patch_size=mask_patch_size,
-        mask_ratio=mask_ratio,
-        seed=seed,
-    )
+    draw_folder(ckpt, images, out, **masking)
     click.echo(str(out))
 
 

@@ -101,6 +101,15 @@ def train_transform(
     return through(transform)
 
 
+def covering_size(
+    size: tuple[int, int], img_size: tuple[int, int], crop_ratio: float
+) -> tuple[int, int]:
+    """Give the (H, W) that an image is resized to, so that a crop covers a share of its shorter side."""
+    cover = [round(side / crop_ratio) for side in img_size]
+    factor = max(cover[0] / size[0], cover[1] / size[1])
+    return max(cover[0], round(size[0] * factor)), max(cover[1], round(size[1] * factor))
+
+
 def eval_transform(
     img_size: tuple[int, int],
     *,
@@ -109,14 +118,9 @@ def eval_transform(
     std: Sequence[float],
 ) -> Load:
     """Resize so that the crop covers `crop_ratio` of the shorter side, cut the centre, normalise."""
-    cover = [round(size / crop_ratio) for size in img_size]
 
     def resize(image: Image.Image) -> Image.Image:
-        factor = max(cover[0] / image.height, cover[1] / image.width)
-        size = (
-            max(cover[0], round(image.height * factor)),
-            max(cover[1], round(image.width * factor)),
-        )
+        size = covering_size((image.height, image.width), img_size, crop_ratio)
         resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
         return resized
 

@@ -2,8 +2,8 @@
 
 In: the content of a file and its name. Out: a PIL image, or a (3, H, W) tensor of bytes.
 The crop is that of SimMIM's data/data_simmim.py (torchvision's RandomResizedCrop and flip, which draw the
-same from the same seed); its pixels differ from PIL's by at most one level of 255, and where a large JPEG is decoded at a half, a
-quarter or an eighth of its size by about one on average (tests/test_images.py).
+same from the same seed); its pixels differ from PIL's by at most one level of 255, and where a large JPEG
+is decoded at a half, a quarter or an eighth of its size by about one on average (tests/test_images.py).
 """
 
 from __future__ import annotations

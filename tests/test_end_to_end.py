@@ -14,12 +14,13 @@ from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.run import pretrain
 from pretrain.simmim import load_simmim
 from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import balanced_subset, class_folders
+from simmim_bench.data import balanced_subset
 from simmim_bench.display import Display
 from simmim_bench.errors import DivergedError, UsageError
 from simmim_bench.leaderboard import check_record, find_records
 from simmim_bench.record import Record
 from simmim_bench.rundir import open_run
+from simmim_bench.sources import class_folders
 from transfer.probe import apply_linear, fit_linear, knn_logits
 from transfer.recipes import IMAGENET_POCKET, PROBE_POCKET, TransferRecipe
 from transfer.run import run_transfer

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -291,6 +291,36 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
         )
     assert_same_weights(weights(out), before)
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["best", "last", "previous"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB: room for two of the run's checkpoints, not for a third."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing(
+    small_disk: Path, pocket: Path, undisturbed: Path, one_thread: None
+) -> None:
+    out = small_disk / "run"
+    with pytest.raises(DataError, match=r"cannot write .*No space left.*free some space"):
+        run_pretrain(out, pocket / "imagenet")
+    last = read_checkpoint(str(out))
+    assert last.provenance["epochs"] >= 1
+    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    run_pretrain(out, pocket / "imagenet", resume=True)
+    assert_same_weights(weights(out), weights(undisturbed))
+    assert losses(out) == losses(undisturbed)
 
 
 def loader_of(data: Path, **options: int) -> EpochLoader:
