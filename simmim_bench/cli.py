@@ -276,11 +276,20 @@ def transfer(task: str, ckpt: str, fraction: str, options: RunOptions) -> None:
     \b
       simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
+      torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
+
+    The first four run under torchrun and srun as well; every image is scored once.
     """
+    from simmim_bench.team import join_team
+
     slug = ckpt.strip("/").replace(":", "-").replace("/", "-")
     shown = f"{task}-{fraction.rstrip('%')}pct" if task == "fewshot" else task
     out = options.out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{options.seed}")
-    record = _transfer(task, ckpt, out, options, fraction, _display(options.quiet))
+    with join_team() as team:
+        display = _display(options.quiet or not team.is_main)
+        record = _transfer(task, ckpt, out, options, fraction, display, team=team)
+    if record is None:
+        return
     if options.as_json:
         click.echo(json.dumps(dataclasses.asdict(record)))
         return
@@ -296,13 +305,12 @@ def _transfer(
     fraction: str,
     display: Display,
     features: dict[Any, Any] | None = None,
-) -> Record:
+    team: Team | None = None,
+) -> Record | None:
     from simmim_bench.checkpoint import read_checkpoint
     from simmim_bench.recipe import deviations, find_recipe, override
-    from simmim_bench.team import refuse_team
     from transfer.recipes import RECIPES, default_recipe
 
-    refuse_team("transfer")
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = read_checkpoint(ckpt)
     named = found or default_recipe(task, checkpoint.spec)
@@ -327,6 +335,7 @@ def _transfer(
         display=display,
         resume=options.resume,
         overwrite=options.overwrite,
+        team=team,
     ) as run:
         return run_transfer(
             task,
@@ -339,6 +348,7 @@ def _transfer(
             resume=options.resume,
             fraction=float(fraction.rstrip("%")) / 100,
             features=features,
+            team=team,
         )
 
 

@@ -11,9 +11,10 @@ import math
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -273,10 +274,16 @@ def _check_weights(model: nn.Module, description: str, epoch: int) -> None:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Give the peak of a GPU's memory in GiB."""
-    if device.type != "cuda":
-        return {}
-    return {"memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
+    """Give the peak of the device's memory that this process had, in GiB."""
+    if device.type == "cuda":
+        return {"memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
+    with suppress(ImportError):  # Windows has none
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"memory_gib": round(peak / 2**30, 3)}
+    return {}
 
 
 def _agree_to_stop(stop: StopRequest, step: int, team: Team) -> int:

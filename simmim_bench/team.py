@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -66,6 +66,18 @@ class Team:
             shared = shared.float()
         dist.all_reduce(shared)
         return float(shared) / self.size
+
+    def gather(self, own: Tensor) -> list[Tensor]:
+        """Give every process's tensor, in order of rank, to the main one; the others get nothing.
+
+        Args:
+            own: on the CPU; the processes' shapes may differ.
+        """
+        if self.size == 1:
+            return [own]
+        found: list[Tensor] | None = [torch.zeros(0)] * self.size if self.is_main else None
+        dist.gather_object(own, found)
+        return found or []
 
     def share(
         self,
@@ -204,13 +216,3 @@ def join_team() -> Iterator[Team]:
         yield Team(rank, size, device)
     finally:
         dist.destroy_process_group()
-
-
-def refuse_team(what: str) -> None:
-    """Refuse to run as one of several processes.
-
-    Raises:
-        UsageError: there are several.
-    """
-    if find_place(os.environ)[1] > 1:
-        raise UsageError(f"{what} runs in one process; start it without torchrun or srun.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import two_processes
 from safetensors.torch import load_file
 
 from pretrain.recipes import POCKET, PretrainRecipe
@@ -110,19 +110,7 @@ def one_thread() -> Any:
 def test_two_processes_train_as_one(
     tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, how: tuple[str, ...]
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", str(port), "-m", "simmim_bench"]
-    done = subprocess.run(
-        launcher + command(tmp_path / "two", pocket / "imagenet", *how)[3:],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = two_processes(*command(tmp_path / "two", pocket / "imagenet", *how)[3:])
     assert done.stdout.strip() == str(
         tmp_path / "two" / "checkpoints" / "last"
     )  # one of them speaks

@@ -23,18 +23,17 @@ from simmim_bench.checkpoint import Checkpoint, read_training_state, write_check
 from simmim_bench.data import (
     EpochLoader,
     ImageDataset,
-    eval_loader,
-    eval_transform,
     train_transform,
 )
 from simmim_bench.engine import fit
-from simmim_bench.kernels import autocast, best_device
+from simmim_bench.kernels import best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.team import Team
+from transfer.forward import forward_all
 from transfer.recipes import FinetuneRecipe
 
 
@@ -47,8 +46,12 @@ def run_imagenet(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
-) -> Record:
+    team: Team | None = None,
+) -> Record | None:
     """Fine-tune on `data/train`, score on `data/val`.
+
+    Args:
+        team: the processes that share each batch and the evaluation; the main one gives the record.
 
     Raises:
         DataError: images that cannot be used, or a checkpoint that does not fit.
@@ -57,10 +60,27 @@ def run_imagenet(
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
     check_same_classes(train, val)
+    team = team or Team(device=best_device())
     model = finetune(
-        checkpoint=checkpoint, train=train, run=run, recipe=recipe, seed=seed, resume=resume
+        checkpoint=checkpoint,
+        train=train,
+        run=run,
+        recipe=recipe,
+        seed=seed,
+        resume=resume,
+        team=team,
     )
-    logits = predict(model, checkpoint, val, recipe, run)
+    logits = forward_all(
+        model.eval(),
+        val,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        run=run,
+        team=team,
+        description="evaluate",
+    ).numpy()
+    if not team.is_main:
+        return None
     predictions = run.predictions / "logits.npz"
     write_logits(predictions, logits, np.array(val.labels))
     return write_record(
@@ -98,9 +118,9 @@ def finetune(
     recipe: FinetuneRecipe,
     seed: int,
     resume: bool,
+    team: Team,
 ) -> Backbone:
     """Train a backbone with a new head on all its weights; the last epoch's weights are kept."""
-    team = Team(device=best_device())
     device = team.device
     classes = len(train.classes)
     model = load_backbone(
@@ -119,6 +139,8 @@ def finetune(
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=seed,
+        rank=team.rank,
+        team_size=team.size,
     )
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
@@ -149,6 +171,7 @@ def finetune(
         run.rewind(first_step)
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
 
+    shared = team.share(model)
     loss_of_logits, mixup = _loss(recipe, classes)
 
     def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
@@ -158,9 +181,11 @@ def finetune(
             images, labels = mixup(images, labels)
         elif mixup is not None:
             labels = F.one_hot(labels, classes).float()
-        return loss_of_logits(model(images).float(), labels)
+        return loss_of_logits(shared(images).float(), labels)
 
     def save(steps_done: int) -> None:
+        if not team.is_main:
+            return
         write_checkpoint(
             run.last_checkpoint,
             state=model.state_dict(),
@@ -180,7 +205,7 @@ def finetune(
         )
 
     fit(
-        model=model,
+        model=shared,
         optimizer=optimizer,
         schedule=schedule,
         loader=loader,
@@ -209,29 +234,3 @@ def _loss(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None
         )
         return SoftTargetCrossEntropy(), mixing
     return LabelSmoothingCrossEntropy(recipe.label_smoothing), None
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, checkpoint: Checkpoint, images: ImageList, recipe: FinetuneRecipe, run: RunDir
-) -> np.ndarray:
-    """Give logits (N, classes) of every image once, in the list's order."""
-    device = best_device()
-    transform = eval_transform(
-        recipe.img_size,
-        crop_ratio=recipe.test_crop_ratio,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-    )
-    loader = eval_loader(
-        ImageDataset(images, transform),
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
-    model.eval()
-    logits = []
-    with run.display.task("evaluate", len(images)) as task, autocast(device, recipe.precision):
-        for batch, _ in loader:
-            logits.append(model(batch.to(device)).float().cpu())
-            task.advance(len(batch))
-    return torch.cat(logits).numpy()

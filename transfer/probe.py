@@ -22,18 +22,15 @@ from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.data import (
-    ImageDataset,
-    balanced_subset,
-    eval_loader,
-    eval_transform,
-)
-from simmim_bench.kernels import autocast, best_device
+from simmim_bench.data import balanced_subset
+from simmim_bench.kernels import best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.team import Team
 from transfer.classification import describe
+from transfer.forward import forward_all
 from transfer.recipes import ProbeRecipe
 
 FeatureCache = dict[tuple[str, str, str, str], Tensor]
@@ -51,10 +48,12 @@ def run_probe(
     seed: int,
     fraction: float = 1.0,
     features: FeatureCache | None = None,
-) -> Record:
+    team: Team | None = None,
+) -> Record | None:
     """Score frozen features.
 
     Args:
+        team: the processes that share the pass over the images; the main one does the rest.
         features: keeps features between calls, so that several tasks share one pass of the backbone.
         task: "linear", "knn" or "fewshot".
         fraction: share of the training images that `fewshot` may see, the same number from every class.
@@ -69,11 +68,15 @@ def run_probe(
     shown = list(range(len(train)))
     if task == "fewshot":
         shown = balanced_subset(train.labels, fraction, seed)
+    team = team or Team(device=best_device())
     if features is None:  # nobody else will ask for the features of the other images
         features, train, shown = {}, train.subset(shown), list(range(len(shown)))
-    train_blocks = extract(checkpoint, train, recipe, run, seed, features)[shown]
-    train = train.subset(shown)
-    val_blocks = extract(checkpoint, val, recipe, run, seed, features)
+    train_blocks, val_blocks = (
+        extract(checkpoint, images, recipe, run, seed, features, team) for images in (train, val)
+    )
+    if not team.is_main:
+        return None
+    train_blocks, train = train_blocks[shown], train.subset(shown)
     labels = torch.tensor(train.labels)
     classes = len(train.classes)
 
@@ -119,7 +122,6 @@ def run_probe(
     )
 
 
-@torch.no_grad()
 def extract(
     checkpoint: Checkpoint,
     images: ImageList,
@@ -127,6 +129,7 @@ def extract(
     run: RunDir,
     seed: int,
     features: FeatureCache,
+    team: Team,
 ) -> Tensor:
     """Give the mean patch token after every block: (N, blocks, D).
 
@@ -136,27 +139,18 @@ def extract(
     key = (weights, images.fingerprint(), str(recipe.img_size), str(recipe.test_crop_ratio))
     if key in features:
         return features[key]
-    device = best_device()
     model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size, seed=seed)
     run.log(str(model.load_report))
-    transform = eval_transform(
-        recipe.img_size,
-        crop_ratio=recipe.test_crop_ratio,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
+    model.to(team.device).eval()
+    features[key] = forward_all(
+        model.forward_block_means,
+        images,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        run=run,
+        team=team,
+        description="features",
     )
-    loader = eval_loader(
-        ImageDataset(images, transform),
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
-    model.to(device).eval()
-    means = []
-    with run.display.task("features", len(images)) as task, autocast(device, recipe.precision):
-        for batch, _ in loader:
-            means.append(model.forward_block_means(batch.to(device)).float().cpu())
-            task.advance(len(batch))
-    features[key] = torch.cat(means)
     return features[key]
 
 

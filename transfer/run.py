@@ -12,6 +12,7 @@ from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
 from transfer.recipes import (
     TASKS,
     Ade20kRecipe,
@@ -34,15 +35,17 @@ def run_transfer(
     resume: bool = False,
     fraction: float = 1.0,
     features: dict[Any, Any] | None = None,
-) -> Record:
+    team: Team | None = None,
+) -> Record | None:
     """Run one task with a recipe of its kind.
 
     Args:
         fraction: share of the training images that `fewshot` may see.
         features: shared between calls, spares `linear`, `knn` and `fewshot` a pass of the backbone each.
+        team: the processes of this run; the record is the main one's. None for this one alone.
 
     Raises:
-        UsageError: the recipe is for another task.
+        UsageError: the recipe is for another task, or the task knows no team.
         MissingEngineError: Detectron2 or MMSegmentation is not installed.
         DataError: images, annotations or weights that cannot be used.
         DivergedError: the loss is not finite.
@@ -54,15 +57,19 @@ def run_transfer(
         "deviates": deviates,
         "seed": seed,
     }
+    if task in ("coco", "ade20k") and team is not None and team.size > 1:
+        raise UsageError(f"{task} runs in one process; start it without torchrun or srun.")
     match task, recipe:
         case "imagenet", FinetuneRecipe():
             from transfer.classification import run_imagenet
 
-            return run_imagenet(recipe=recipe, resume=resume, **common)
+            return run_imagenet(recipe=recipe, resume=resume, team=team, **common)
         case "linear" | "knn" | "fewshot", ProbeRecipe():
             from transfer.probe import run_probe
 
-            return run_probe(task, recipe=recipe, fraction=fraction, features=features, **common)
+            return run_probe(
+                task, recipe=recipe, fraction=fraction, features=features, team=team, **common
+            )
         case "coco", CocoRecipe():
             from transfer.detection import run_coco
 
