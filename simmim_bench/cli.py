@@ -254,13 +254,20 @@ def _pretrain(
 )
 @run_options(_transfer_recipes)
 @click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="Folder in which linear, knn and fewshot keep the features they share; beside --out by default.",
+)
+@click.option(
     "--fraction",
     type=click.Choice(["1%", "10%"]),
     default="1%",
     show_default=True,
     help="Share of the training images that fewshot sees.",
 )
-def transfer(task: str, ckpt: str, fraction: str, options: RunOptions) -> None:
+def transfer(
+    task: str, ckpt: str, fraction: str, features: Path | None, options: RunOptions
+) -> None:
     """Transfer a checkpoint to a task and record the score.
 
     \b
@@ -287,7 +294,8 @@ def transfer(task: str, ckpt: str, fraction: str, options: RunOptions) -> None:
     out = options.out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{options.seed}")
     with join_team() as team:
         display = _display(options.quiet or not team.is_main)
-        record = _transfer(task, ckpt, out, options, fraction, display, team=team)
+        store = features or out.parent / "features"
+        record = _transfer(task, ckpt, out, options, fraction, display, store, team)
     if record is None:
         return
     if options.as_json:
@@ -304,7 +312,7 @@ def _transfer(
     options: RunOptions,
     fraction: str,
     display: Display,
-    features: dict[Any, Any] | None = None,
+    features: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
     from simmim_bench.checkpoint import read_checkpoint
@@ -705,8 +713,6 @@ def demo(out: Path, overwrite: bool) -> None:
     from simmim_bench.leaderboard import print_table
     from simmim_bench.pocket import PocketCounts
 
-    features: dict[Any, Any] = {}
-
     def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
         return _pretrain(ARCH, folder, RunOptions(data=data, resume=True), None, display)
 
@@ -714,7 +720,9 @@ def demo(out: Path, overwrite: bool) -> None:
         step: Step, ckpt: str, data: Path, folder: Path, seed: int, display: Display
     ) -> None:
         options = RunOptions(data=data, resume=True, seed=seed)
-        _transfer(step.task, ckpt, folder, options, step.fraction or "1%", display, features)
+        _transfer(
+            step.task, ckpt, folder, options, step.fraction or "1%", display, out / "features"
+        )
 
     rows = run_demo(
         out,

@@ -5,7 +5,7 @@ In: images, a function from a batch to a row for each image. Out: the rows, on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,7 +19,49 @@ from simmim_bench.team import Team
 from transfer.recipes import FinetuneRecipe, ProbeRecipe
 
 
-@torch.no_grad()
+def forward_batches(
+    forward: Callable[[Tensor], Tensor],
+    images: ImageList,
+    *,
+    checkpoint: Checkpoint,
+    recipe: FinetuneRecipe | ProbeRecipe,
+    run: RunDir,
+    team: Team,
+    description: str,
+) -> Iterator[tuple[range, Tensor]]:
+    """Give this process's images, batch by batch: their numbers in the list, and `forward` of them.
+
+    Each of the processes takes every so-manieth image; none is taken twice to fill a batch, which would
+    count it twice.
+
+    Args:
+        forward: maps (B, C, H, W), normalised, to (B, ...).
+
+    Returns:
+        Numbers, and rows (B, ...) float32 on the CPU.
+    """
+    numbers = range(team.rank, len(images), team.size)
+    transform = eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+    )
+    loader = eval_loader(
+        ImageDataset(images.subset(numbers), transform),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+    )
+    done = 0
+    with run.display.task(description, len(numbers)) as task:
+        for batch, _ in loader:
+            with torch.no_grad(), autocast(team.device, recipe.precision):
+                rows = forward(batch.to(team.device, non_blocking=True)).float().cpu()
+            yield numbers[done : done + len(batch)], rows
+            done += len(batch)
+            task.advance(len(batch))
+
+
 def forward_all(
     forward: Callable[[Tensor], Tensor],
     images: ImageList,
@@ -30,32 +72,17 @@ def forward_all(
     team: Team,
     description: str,
 ) -> Tensor:
-    """Give what `forward` makes of every image: (N, ...) float32 on the CPU.
-
-    Each of the processes takes every so-manieth image; none is taken twice to fill a batch, which would
-    count it twice. The main process gets all rows, the others none.
-
-    Args:
-        forward: maps (B, C, H, W), normalised, to (B, ...).
-    """
-    own = images.subset(range(team.rank, len(images), team.size))
-    transform = eval_transform(
-        recipe.img_size,
-        crop_ratio=recipe.test_crop_ratio,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
+    """Give what `forward` makes of every image, (N, ...), to the main process; the others get nothing."""
+    batches = forward_batches(
+        forward,
+        images,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        run=run,
+        team=team,
+        description=description,
     )
-    loader = eval_loader(
-        ImageDataset(own, transform), batch_size=recipe.batch_size, num_workers=recipe.num_workers
-    )
-    rows = []
-    with (
-        run.display.task(description, len(own)) as task,
-        autocast(team.device, recipe.precision),
-    ):
-        for batch, _ in loader:
-            rows.append(forward(batch.to(team.device, non_blocking=True)).float().cpu())
-            task.advance(len(batch))
+    rows = [row for _, row in batches]
     # One process may have none: of fewer images than processes.
     shares = team.gather(torch.cat(rows) if rows else torch.zeros(0))
     if not shares:

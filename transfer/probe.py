@@ -12,6 +12,7 @@ Legend: N images, D channels, K classes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.data import balanced_subset
 from simmim_bench.kernels import best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
-from simmim_bench.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.sources import check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.classification import describe
-from transfer.forward import forward_all
+from transfer.features import are_kept, block_features
 from transfer.recipes import ProbeRecipe
 
-FeatureCache = dict[tuple[str, str, str, str], Tensor]
 KNN_CHUNK = 1024  # rows of the similarity matrix at a time
 
 
@@ -47,14 +46,15 @@ def run_probe(
     deviates: dict[str, Any],
     seed: int,
     fraction: float = 1.0,
-    features: FeatureCache | None = None,
+    features: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
     """Score frozen features.
 
     Args:
         team: the processes that share the pass over the images; the main one does the rest.
-        features: keeps features between calls, so that several tasks share one pass of the backbone.
+        features: folder in which features are kept, so that several tasks share one pass of the
+            backbone; the run's own by default.
         task: "linear", "knn" or "fewshot".
         fraction: share of the training images that `fewshot` may see, the same number from every class.
 
@@ -69,38 +69,37 @@ def run_probe(
     if task == "fewshot":
         shown = balanced_subset(train.labels, fraction, seed)
     team = team or Team(device=best_device())
-    if features is None:  # nobody else will ask for the features of the other images
-        features, train, shown = {}, train.subset(shown), list(range(len(shown)))
-    train_blocks, val_blocks = (
-        extract(checkpoint, images, recipe, run, seed, features, team) for images in (train, val)
+    store = features or run.path / "features"
+    if task == "fewshot" and team.largest(
+        not are_kept(checkpoint, train, recipe, store=store, seed=seed)
+    ):
+        train, shown = train.subset(shown), list(range(len(shown)))  # the others are not asked for
+    train_features, val_features = (
+        block_features(checkpoint, images, recipe, store=store, run=run, seed=seed, team=team)
+        for images in (train, val)
     )
     if not team.is_main:
         return None
-    train_blocks, train = train_blocks[shown], train.subset(shown)
+    train = train.subset(shown)
     labels = torch.tensor(train.labels)
     classes = len(train.classes)
 
+    def seen(block: int) -> Tensor:
+        return train_features.block(block, shown)
+
     if task == "knn":
         block = max(
-            range(train_blocks.shape[1]),
+            range(train_features.blocks),
             key=lambda b: _accuracy(
-                knn_logits(
-                    train_blocks[:, b],
-                    labels,
-                    train_blocks[:, b],
-                    classes,
-                    recipe,
-                    leave_one_out=True,
-                ),
-                labels,
+                knn_logits(seen(b), labels, seen(b), classes, recipe, leave_one_out=True), labels
             ),
         )
-        logits = knn_logits(train_blocks[:, block], labels, val_blocks[:, block], classes, recipe)
+        logits = knn_logits(seen(block), labels, val_features.block(block), classes, recipe)
         chosen: dict[str, Any] = {"block": block + 1, "k": recipe.k}
     else:
-        block, l2 = choose_linear(train_blocks, labels, classes, recipe, seed)
-        weights = fit_linear(train_blocks[:, block], labels, classes, l2)
-        logits = apply_linear(weights, val_blocks[:, block])
+        block, l2 = choose_linear(seen, train_features.blocks, labels, classes, recipe, seed)
+        weights = fit_linear(seen(block), labels, classes, l2)
+        logits = apply_linear(weights, val_features.block(block))
         chosen = {"block": block + 1, "l2": l2}
     run.log(f"chosen on training images: {', '.join(f'{k} {v}' for k, v in chosen.items())}")
 
@@ -118,40 +117,8 @@ def run_probe(
         evaluated=len(logits),
         expected=len(val),
         wall_time_s=time.monotonic() - started,
-        details={**chosen, "blocks": train_blocks.shape[1], "train_images": len(train)},
+        details={**chosen, "blocks": train_features.blocks, "train_images": len(train)},
     )
-
-
-def extract(
-    checkpoint: Checkpoint,
-    images: ImageList,
-    recipe: ProbeRecipe,
-    run: RunDir,
-    seed: int,
-    features: FeatureCache,
-    team: Team,
-) -> Tensor:
-    """Give the mean patch token after every block: (N, blocks, D).
-
-    The pass is made once for the same weights, images and preprocessing.
-    """
-    weights = f"{checkpoint.sha256}-{seed}" if checkpoint.is_random else checkpoint.sha256
-    key = (weights, images.fingerprint(), str(recipe.img_size), str(recipe.test_crop_ratio))
-    if key in features:
-        return features[key]
-    model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size, seed=seed)
-    run.log(str(model.load_report))
-    model.to(team.device).eval()
-    features[key] = forward_all(
-        model.forward_block_means,
-        images,
-        checkpoint=checkpoint,
-        recipe=recipe,
-        run=run,
-        team=team,
-        description="features",
-    )
-    return features[key]
 
 
 def knn_logits(
@@ -237,22 +204,30 @@ def apply_linear(weights: LinearWeights, features: Tensor) -> Tensor:
 
 
 def choose_linear(
-    blocks: Tensor, labels: Tensor, classes: int, recipe: ProbeRecipe, seed: int
+    features_of: Callable[[int], Tensor],
+    blocks: int,
+    labels: Tensor,
+    classes: int,
+    recipe: ProbeRecipe,
+    seed: int,
 ) -> tuple[int, float]:
-    """Choose block and l2 by accuracy on a held-out part of the training images, (N, blocks, D).
+    """Choose block and l2 by accuracy on a held-out part of the training images.
 
     With one image a class there is nothing to hold out: the last block and the strongest l2 serve.
+
+    Args:
+        features_of: gives a block's features, (N, D).
     """
     held_out = torch.tensor(balanced_subset(labels.tolist(), recipe.held_out, seed))
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[held_out] = False
     if len(labels[kept].unique()) < classes:
-        return blocks.shape[1] - 1, max(recipe.l2)
-    candidates = [(block, l2) for block in range(blocks.shape[1]) for l2 in recipe.l2]
-
-    def score(candidate: tuple[int, float]) -> float:
-        block, l2 = candidate
-        weights = fit_linear(blocks[kept, block], labels[kept], classes, l2)
-        return _accuracy(apply_linear(weights, blocks[held_out, block]), labels[held_out])
-
-    return max(candidates, key=score)
+        return blocks - 1, max(recipe.l2)
+    scores = {}
+    for block in range(blocks):
+        features = features_of(block)
+        for l2 in recipe.l2:
+            weights = fit_linear(features[kept], labels[kept], classes, l2)
+            found = apply_linear(weights, features[held_out])
+            scores[block, l2] = _accuracy(found, labels[held_out])
+    return max(scores, key=lambda candidate: scores[candidate])

@@ -34,14 +34,14 @@ def run_transfer(
     seed: int,
     resume: bool = False,
     fraction: float = 1.0,
-    features: dict[Any, Any] | None = None,
+    features: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
     """Run one task with a recipe of its kind.
 
     Args:
         fraction: share of the training images that `fewshot` may see.
-        features: shared between calls, spares `linear`, `knn` and `fewshot` a pass of the backbone each.
+        features: folder of kept features; spares `linear`, `knn` and `fewshot` a pass of the backbone each.
         team: the processes of this run; the record is the main one's. None for this one alone.
 
     Raises:
