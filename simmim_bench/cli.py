@@ -254,6 +254,11 @@ def _pretrain(
 )
 @run_options(_transfer_recipes)
 @click.option(
+    "--split",
+    type=click.Path(path_type=Path),
+    help="The training images of fewshot, a name a line, such as SimCLR's 1percent.txt; drawn by default.",
+)
+@click.option(
     "--features",
     type=click.Path(path_type=Path),
     help="Folder in which linear, knn and fewshot keep the features they share; beside --out by default.",
@@ -266,7 +271,12 @@ def _pretrain(
     help="Share of the training images that fewshot sees.",
 )
 def transfer(
-    task: str, ckpt: str, fraction: str, features: Path | None, options: RunOptions
+    task: str,
+    ckpt: str,
+    fraction: str,
+    split: Path | None,
+    features: Path | None,
+    options: RunOptions,
 ) -> None:
     """Transfer a checkpoint to a task and record the score.
 
@@ -275,6 +285,7 @@ def transfer(
     linear    logistic regression on frozen features; top-1  the same
     knn       nearest neighbours of frozen features; top-1   the same
     fewshot   linear with 1% or 10% of the images; top-1     the same
+              (with --recipe imagenet_...: fine-tuned)
     coco      Mask R-CNN through Detectron2; box, mask AP    train2017/, val2017/, annotations/
     ade20k    UPerNet through MMSegmentation; mIoU           images/, annotations/ {training,validation}
 
@@ -295,7 +306,7 @@ def transfer(
     with join_team() as team:
         display = _display(options.quiet or not team.is_main)
         store = features or out.parent / "features"
-        record = _transfer(task, ckpt, out, options, fraction, display, store, team)
+        record = _transfer(task, ckpt, out, options, fraction, display, store, split, team)
     if record is None:
         return
     if options.as_json:
@@ -313,6 +324,7 @@ def _transfer(
     fraction: str,
     display: Display,
     features: Path | None = None,
+    split: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
     from simmim_bench.checkpoint import read_checkpoint
@@ -334,6 +346,8 @@ def _transfer(
         "sha256": checkpoint.sha256,
         "data": str(options.data),
         "seed": options.seed,
+        **({"fraction": fraction} if task == "fewshot" else {}),
+        **({"split": str(split)} if split is not None else {}),
     }
     with open_run(
         out,
@@ -355,6 +369,7 @@ def _transfer(
             seed=options.seed,
             resume=options.resume,
             fraction=float(fraction.rstrip("%")) / 100,
+            split=split,
             features=features,
             team=team,
         )

@@ -33,11 +33,13 @@ from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.team import Team
+from transfer.fewshot import few_shot_images, split_sha256
 from transfer.forward import forward_all
 from transfer.recipes import FinetuneRecipe
 
 
-def run_imagenet(
+def run_finetune(
+    task: str,
     *,
     checkpoint: Checkpoint,
     data: Path,
@@ -46,11 +48,16 @@ def run_imagenet(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
+    fraction: float = 1.0,
+    split: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
     """Fine-tune on `data/train`, score on `data/val`.
 
     Args:
+        task: "imagenet", or "fewshot" with a share of the training images.
+        fraction: share of the training images that `fewshot` may see, the same number from every class.
+        split: a file that lists them instead.
         team: the processes that share each batch and the evaluation; the main one gives the record.
 
     Raises:
@@ -60,6 +67,9 @@ def run_imagenet(
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
     check_same_classes(train, val)
+    described = describe(data, train, val)
+    if task == "fewshot":
+        train = train.subset(few_shot_images(train, fraction, seed, split))
     team = team or Team(device=best_device())
     model = finetune(
         checkpoint=checkpoint,
@@ -85,17 +95,22 @@ def run_imagenet(
     write_logits(predictions, logits, np.array(val.labels))
     return write_record(
         run,
-        task="imagenet",
+        task=f"fewshot-{fraction:.0%}" if task == "fewshot" else task,
         checkpoint=checkpoint,
         recipe=recipe,
         deviates=deviates,
         seed=seed,
-        data=describe(data, train, val),
+        data=described,
         predictions=predictions,
         evaluated=len(logits),
         expected=len(val),
         wall_time_s=time.monotonic() - started,
-        details={"epochs": recipe.epochs, "weights": str(model.load_report)},
+        details={
+            "epochs": recipe.epochs,
+            "weights": str(model.load_report),
+            "train_images": len(train),
+            "train_split_sha256": split_sha256(train),
+        },
     )
 
 

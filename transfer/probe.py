@@ -31,6 +31,7 @@ from simmim_bench.sources import check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.classification import describe
 from transfer.features import are_kept, block_features
+from transfer.fewshot import few_shot_images, split_sha256
 from transfer.recipes import ProbeRecipe
 
 KNN_CHUNK = 1024  # rows of the similarity matrix at a time
@@ -46,6 +47,7 @@ def run_probe(
     deviates: dict[str, Any],
     seed: int,
     fraction: float = 1.0,
+    split: Path | None = None,
     features: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
@@ -57,6 +59,7 @@ def run_probe(
             backbone; the run's own by default.
         task: "linear", "knn" or "fewshot".
         fraction: share of the training images that `fewshot` may see, the same number from every class.
+        split: a file that lists them instead.
 
     Raises:
         DataError: images that cannot be used, or a checkpoint that does not fit.
@@ -67,7 +70,7 @@ def run_probe(
     described = describe(data, train, val)
     shown = list(range(len(train)))
     if task == "fewshot":
-        shown = balanced_subset(train.labels, fraction, seed)
+        shown = few_shot_images(train, fraction, seed, split)
     team = team or Team(device=best_device())
     store = features or run.path / "features"
     if task == "fewshot" and team.largest(
@@ -117,7 +120,12 @@ def run_probe(
         evaluated=len(logits),
         expected=len(val),
         wall_time_s=time.monotonic() - started,
-        details={**chosen, "blocks": train_features.blocks, "train_images": len(train)},
+        details={
+            **chosen,
+            "blocks": train_features.blocks,
+            "train_images": len(train),
+            "train_split_sha256": split_sha256(train),
+        },
     )
 
 

@@ -34,6 +34,7 @@ def run_transfer(
     seed: int,
     resume: bool = False,
     fraction: float = 1.0,
+    split: Path | None = None,
     features: Path | None = None,
     team: Team | None = None,
 ) -> Record | None:
@@ -41,6 +42,7 @@ def run_transfer(
 
     Args:
         fraction: share of the training images that `fewshot` may see.
+        split: a file that lists them instead.
         features: folder of kept features; spares `linear`, `knn` and `fewshot` a pass of the backbone each.
         team: the processes of this run; the record is the main one's. None for this one alone.
 
@@ -59,17 +61,16 @@ def run_transfer(
     }
     if task in ("coco", "ade20k") and team is not None and team.size > 1:
         raise UsageError(f"{task} runs in one process; start it without torchrun or srun.")
+    few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
-        case "imagenet", FinetuneRecipe():
-            from transfer.classification import run_imagenet
+        case "imagenet" | "fewshot", FinetuneRecipe():
+            from transfer.classification import run_finetune
 
-            return run_imagenet(recipe=recipe, resume=resume, team=team, **common)
+            return run_finetune(task, recipe=recipe, resume=resume, **few, **common)
         case "linear" | "knn" | "fewshot", ProbeRecipe():
             from transfer.probe import run_probe
 
-            return run_probe(
-                task, recipe=recipe, fraction=fraction, features=features, team=team, **common
-            )
+            return run_probe(task, recipe=recipe, features=features, **few, **common)
         case "coco", CocoRecipe():
             from transfer.detection import run_coco
 

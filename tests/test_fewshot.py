@@ -1,0 +1,91 @@
+"""Claims about few-shot splits: balanced, listed, hashed, and refused where they are none."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from simmim_bench.cli import cli
+from simmim_bench.errors import BenchError
+from simmim_bench.sources import ImageList, class_folders
+from transfer.fewshot import few_shot_images, split_sha256
+
+
+def images(classes: int, each: int, root: str = "data") -> ImageList:
+    places = [
+        (c, Path(root, "train", f"c{c}", f"c{c}_{i}.jpg"))
+        for c in range(classes)
+        for i in range(each)
+    ]
+    return ImageList(
+        Path(root),
+        tuple(path for _, path in places),
+        tuple(c for c, _ in places),
+        tuple(f"c{c}" for c in range(classes)),
+    )
+
+
+def listed(folder: Path, names: list[str]) -> Path:
+    (folder / "split.txt").write_text("\n".join(names) + "\n")
+    return folder / "split.txt"
+
+
+def test_a_drawn_split_is_balanced_and_follows_from_the_seed() -> None:
+    train = images(5, 300)
+    chosen = few_shot_images(train, 0.01, 0)
+    assert Counter(train.labels[i] for i in chosen) == dict.fromkeys(range(5), 3)
+    assert few_shot_images(train, 0.01, 0) == chosen != few_shot_images(train, 0.01, 1)
+
+
+def test_a_listed_split_is_what_the_file_says(tmp_path: Path) -> None:
+    train = images(3, 20)
+    names = [f"c{c}_{i}.jpg" for c in range(3) for i in (7, 2)]
+    chosen = few_shot_images(train, 0.1, 0, listed(tmp_path, [*names, names[0], ""]))
+    assert sorted(train.paths[i].name for i in chosen) == sorted(names)
+
+
+def test_a_hash_is_of_the_images_and_not_of_their_place() -> None:
+    here, there = images(3, 20), images(3, 20, root="/mnt/other")
+    assert split_sha256(here) == split_sha256(there)
+    assert split_sha256(here.subset([3, 1])) == split_sha256(here.subset([1, 3]))
+    assert split_sha256(here.subset([3, 1])) != split_sha256(here.subset([3, 2]))
+
+
+@pytest.mark.parametrize(
+    ("names", "fraction", "message", "code"),
+    [
+        (None, 0.01, "1% of 60 images in 3 classes is less than one a class", 4),
+        (["c0_1.jpg", "gone.jpg", "c1_1.jpg", "c2_1.jpg"], 0.1, "names 1 images .* gone.jpg", 4),
+        ([f"c{i % 2}_{i}.jpg" for i in range(6)], 0.1, "no image of 1 classes: c2", 4),
+        ([f"c{c}_{i}.jpg" for c in range(3) for i in range(2)], 0.01, "has 10.0% .* says 1%", 2),
+    ],
+    ids=["too few", "not there", "class left out", "another share"],
+)
+def test_what_is_no_split_is_refused(
+    tmp_path: Path, names: list[str] | None, fraction: float, message: str, code: int
+) -> None:
+    file = None if names is None else listed(tmp_path, names)
+    with pytest.raises(BenchError, match=message) as error:
+        few_shot_images(images(3, 20), fraction, 0, file)
+    assert error.value.exit_code == code
+
+
+@pytest.mark.parametrize("recipe", ["probe_pocket", "imagenet_pocket"])
+def test_both_protocols_score_a_listed_split(tmp_path: Path, pocket: Path, recipe: str) -> None:
+    train = class_folders(pocket / "imagenet", "train")
+    chosen = train.subset(few_shot_images(train, 0.1, 3))
+    file = listed(tmp_path, [path.name for path in chosen.paths])
+    arguments = ["transfer", "fewshot", "--fraction", "10%", "--split", str(file)]
+    arguments += ["--recipe", recipe, "--ckpt", "random:vit_pocket", "--quiet"]
+    arguments += ["--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exception is None
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["task"] == "fewshot-10%"
+    assert record["details"]["train_images"] == len(chosen) == 10
+    assert record["details"]["train_split_sha256"] == split_sha256(chosen)
+    assert record["recipe"]["name"] == recipe

@@ -1,0 +1,70 @@
+"""Which training images few-shot learning sees: the same number of every class, or those of a file.
+
+In: the training images, a share and a seed, or a list such as SimCLR's `1percent.txt` and `10percent.txt`
+(github.com/google-research/simclr, imagenet_subsets). Out: their numbers, and a hash to compare splits by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from simmim_bench.data import balanced_subset
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.sources import ImageList
+
+
+def few_shot_images(
+    train: ImageList, fraction: float, seed: int, listed: Path | None = None
+) -> list[int]:
+    """Choose the images of a split, ascending.
+
+    Args:
+        fraction: share of the training images, in (0, 1].
+        listed: a text file of image names, one a line, instead of a share that is drawn.
+
+    Raises:
+        UsageError: a file that lists another share than `fraction`.
+        DataError: the share is less than one image a class, or the file names an image that is not there
+            or leaves out a class.
+    """
+    if listed is None:
+        if round(fraction * len(train) / len(train.classes)) < 1:
+            raise DataError(
+                f"{fraction:.0%} of {len(train)} images in {len(train.classes)} classes is less than one a "
+                "class; use --fraction 10% or more images."
+            )
+        return balanced_subset(train.labels, fraction, seed)
+    try:
+        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"the split {listed} cannot be read: {error}.") from error
+    numbers = {path.name: number for number, path in enumerate(train.paths)}
+    wanted = [Path(name).name for name in names if name]
+    lost = [name for name in wanted if name not in numbers]
+    if lost:
+        raise DataError(
+            f"the split {listed} names {len(lost)} images that are not below {train.root / 'train'}: "
+            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
+        )
+    chosen = sorted({numbers[name] for name in wanted})
+    share = len(chosen) / len(train)
+    if not fraction / 2 < share < fraction * 2:
+        raise UsageError(
+            f"the split {listed} has {share:.1%} of the training images, --fraction says {fraction:.0%}; the "
+            "score's column follows from --fraction."
+        )
+    seen = {train.labels[number] for number in chosen}
+    empty = [name for label, name in enumerate(train.classes) if label not in seen]
+    if empty:
+        raise DataError(
+            f"the split {listed} has no image of {len(empty)} classes: {', '.join(empty[:3])}"
+            f"{', ...' if len(empty) > 3 else ''}"
+        )
+    return chosen
+
+
+def split_sha256(images: ImageList) -> str:
+    """Hash the images of a split by class and name: SHA-256 in hexadecimal, the same on every machine."""
+    lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
