@@ -15,7 +15,7 @@ import sys
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from simmim_bench.record import Record
     from simmim_bench.team import Team
 
-TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
+CLASSIFICATION = ("imagenet", "linear", "knn", "fewshot")
+TASK_NAMES = (*CLASSIFICATION, "coco", "ade20k")
 
 
 def all_recipes() -> dict[str, Any]:
@@ -254,6 +255,11 @@ def _pretrain(
 )
 @run_options(_transfer_recipes)
 @click.option(
+    "--baseline",
+    metavar="CKPT",
+    help="Run the same recipe from `random`, or another CKPT, and say the difference with its interval.",
+)
+@click.option(
     "--split",
     type=click.Path(path_type=Path),
     help="The training images of fewshot, a name a line, such as SimCLR's 1percent.txt; drawn by default.",
@@ -276,6 +282,7 @@ def transfer(
     fraction: str,
     split: Path | None,
     features: Path | None,
+    baseline: str | None,
     options: RunOptions,
 ) -> None:
     """Transfer a checkpoint to a task and record the score.
@@ -292,6 +299,7 @@ def transfer(
     The run directory holds the predictions and record.json, computed from them.
 
     \b
+      simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --baseline random
       simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
@@ -300,20 +308,71 @@ def transfer(
     """
     from simmim_bench.team import join_team
 
-    slug = ckpt.strip("/").replace(":", "-").replace("/", "-")
     shown = f"{task}-{fraction.rstrip('%')}pct" if task == "fewshot" else task
-    out = options.out or Path("runs", slug.removeprefix("runs-"), f"{shown}-seed{options.seed}")
+    out = options.out or Path(
+        "runs", _slug(ckpt).removeprefix("runs-"), f"{shown}-seed{options.seed}"
+    )
+    other = None if baseline is None else _baseline(task, ckpt, baseline, options)
     with join_team() as team:
         display = _display(options.quiet or not team.is_main)
         store = features or out.parent / "features"
         record = _transfer(task, ckpt, out, options, fraction, display, store, split, team)
+        if other is not None:
+            other_out = out.with_name(f"{out.name}-from-{_slug(other.ckpt)}")
+            if not (other_out / "record.json").is_file():
+                _transfer(
+                    task,
+                    other.ckpt,
+                    other_out,
+                    other.options,
+                    fraction,
+                    display,
+                    store,
+                    split,
+                    team,
+                )
     if record is None:
         return
-    if options.as_json:
-        click.echo(json.dumps(dataclasses.asdict(record)))
-        return
-    for metric, value in record.metrics.items():
-        click.echo(f"{metric} {value:.2f}")
+    shown_record = dataclasses.asdict(record)
+    lines = [f"{metric} {value:.2f}" for metric, value in record.metrics.items()]
+    if other is not None:
+        from transfer.baseline import compare_runs
+
+        difference = compare_runs([out], [other_out])
+        shown_record["above_baseline"] = {
+            "baseline": other.ckpt,
+            **dataclasses.asdict(difference),
+        }
+        lines.append(f"above {other.ckpt}: {difference}")
+    click.echo(json.dumps(shown_record) if options.as_json else "\n".join(lines))
+
+
+class _Baseline(NamedTuple):
+    ckpt: str
+    options: RunOptions
+
+
+def _baseline(task: str, ckpt: str, baseline: str, options: RunOptions) -> _Baseline:
+    """Say what a baseline starts from, and give it the recipe of the checkpoint it is compared with."""
+    from simmim_bench.checkpoint import read_checkpoint
+    from transfer.recipes import default_recipe
+
+    if task not in CLASSIFICATION:
+        raise UsageError(
+            f"--baseline compares top1, which {task} does not give; transfer random:ARCH to it as well and "
+            "read both rows of the leaderboard."
+        )
+    spec = read_checkpoint(ckpt).spec
+    recipe = options.recipe or default_recipe(task, spec).name
+    start = f"random:{spec.arch}" if baseline == "random" else baseline
+    return _Baseline(
+        start, dataclasses.replace(options, recipe=recipe, resume=True, overwrite=False)
+    )
+
+
+def _slug(ckpt: str) -> str:
+    """Make a folder's name of a CKPT."""
+    return ckpt.strip("/").replace(":", "-").replace("/", "-")
 
 
 def _transfer(

@@ -25,13 +25,34 @@ def classification_scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, f
     top5 is left out where there are not more than five classes, as it could not fail. Ties count
     against the label's rank by class order, so that the figure does not depend on a sort.
     """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    ahead = (logits > own).sum(1)
-    ahead += ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(1)
+    ahead = _ahead(logits, labels)
     scores = {"top1": 100.0 * float(np.mean(ahead < 1))}
     if logits.shape[1] > 5:
         scores["top5"] = 100.0 * float(np.mean(ahead < 5))
     return scores
+
+
+def _ahead(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Count the classes that are ranked before the label's, image by image."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    ties = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
+    ahead: np.ndarray = (logits > own).sum(1) + ties.sum(1)
+    return ahead
+
+
+def correct_from_predictions(predictions: Path) -> np.ndarray:
+    """Say of every image whether its label is ranked first, from stored logits: (N,) bool.
+
+    Raises:
+        DataError: the predictions are not there or are damaged.
+    """
+    try:
+        with np.load(predictions) as stored:
+            logits, labels = stored["logits"].astype(np.float32), stored["labels"].astype(np.int64)
+            correct: np.ndarray = _ahead(logits, labels) == 0
+            return correct
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
 def coco_scores(annotations: Path, results: Path) -> dict[str, float]:

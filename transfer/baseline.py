@@ -1,0 +1,83 @@
+"""Is it worth it? The difference between two starts under one recipe, with its interval.
+
+In: the run directories of a checkpoint's transfers and of a baseline's, seed by seed. Out: the difference
+in top-1 and a 95 % interval, paired: both starts have seen the same images, and an image that is hard for
+one is hard for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from simmim_bench.errors import UsageError
+from simmim_bench.metrics import correct_from_predictions
+from simmim_bench.record import read_record
+
+DEVIATIONS = 1.96  # of a normal distribution, on either side of 95 %
+MUST_AGREE = ("recipe", "data", "task", "deviates")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in top-1, in percentage points, and its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+    images: int
+    seeds: int
+
+    def __str__(self) -> str:
+        by = f"{self.images} images" + (f" and {self.seeds} seeds" if self.seeds > 1 else "")
+        return f"{self.points:+.2f} points of top1, 95% from {self.low:+.2f} to {self.high:+.2f}, over {by}"
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
+    """Compare two starts by which images each gets right.
+
+    The variance is that of the images' mean differences, by images, plus that of the seeds' differences, by
+    seeds; what both share is counted twice, so that the interval is rather too wide than too narrow.
+
+    Args:
+        ours, theirs: (seeds, images) of 0 and 1, the same seeds and images in the same order.
+    """
+    gains = ours.astype(np.float64) - theirs
+    seeds, images = gains.shape
+    variance = gains.mean(0).var(ddof=1) / images if images > 1 else 0.0
+    if seeds > 1:
+        variance += gains.mean(1).var(ddof=1) / seeds
+    points, spread = 100 * gains.mean(), 100 * DEVIATIONS * float(variance) ** 0.5
+    return Difference(float(points), points - spread, points + spread, images, seeds)
+
+
+def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:
+    """Compare finished runs, the first with the first and so on.
+
+    Raises:
+        UsageError: two runs that cannot be compared: another task, recipe, data or seed.
+        DataError: a record or its predictions cannot be read.
+    """
+    pairs = [
+        (read_record(a / "record.json"), read_record(b / "record.json"))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    for (one, other), path in zip(pairs, theirs, strict=True):
+        differing = [name for name in MUST_AGREE if getattr(one, name) != getattr(other, name)]
+        if one.seed != other.seed:
+            differing.append("seed")
+        if differing:
+            raise UsageError(f"{path} is no baseline for this run: another {', '.join(differing)}.")
+    right = [
+        np.stack(
+            [correct_from_predictions(run / record.predictions["file"]) for run, record in side]
+        )
+        for side in (
+            zip(ours, (a for a, _ in pairs), strict=True),
+            zip(theirs, (b for _, b in pairs), strict=True),
+        )
+    ]
+    return paired_difference(*right)
