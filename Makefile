@@ -30,7 +30,7 @@ $(STAMP): setup.cfg Makefile
 	    '$(DETECTRON2)'
 	touch $@
 
-demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in under 10 minutes
+demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in about 10 minutes
 	$(BIN)/simmim-bench demo
 
 leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and README

@@ -779,7 +779,7 @@ def doctor(as_json: bool) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Begin anew.")
 def demo(out: Path, overwrite: bool) -> None:
-    """Go the whole path on generated pictures: at most ten minutes on two CPU cores.
+    """Go the whole path on generated pictures: about ten minutes on two CPU cores.
 
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """
