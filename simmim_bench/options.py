@@ -10,12 +10,15 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from simmim_bench.display import Display
 
 Command = Callable[..., None]
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -138,3 +141,10 @@ def read_size(text: str) -> tuple[int, int]:
     if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
         raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
     return int(sizes[0]), int(sizes[-1])
+
+
+def open_display(quiet: bool) -> Display:
+    """Give the log and progress of a command, or none."""
+    from simmim_bench.display import Display
+
+    return Display(quiet=quiet)
