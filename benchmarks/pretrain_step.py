@@ -126,8 +126,8 @@ def _official_step(
     """Give a function that takes one step of the official model, in float32, with its own loss."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # its timm imports are old
     sys.path.insert(0, str(arguments.official))
-    from config import _C  # type: ignore[import-not-found]
-    from models import build_model  # type: ignore[import-not-found]
+    from config import _C
+    from models import build_model
 
     config = _C.clone()
     config.merge_from_file(str(arguments.official / OFFICIAL_CONFIGS[arguments.arch]))

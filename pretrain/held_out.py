@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.masking import random_masks
+from pretrain.masking import recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.visualize import draw, evenly
@@ -34,7 +34,7 @@ def held_out_loss(
     precision: str,
 ) -> float:
     """Give the mean loss of at most 512 evenly spaced images, whole, each under a mask of its own."""
-    images = images.subset(range(0, len(images), max(1, len(images) // HELD_OUT_IMAGES)))
+    images = evenly(images, HELD_OUT_IMAGES)
     transform = eval_transform(
         recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
@@ -45,14 +45,7 @@ def held_out_loss(
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for pixels, _ in loader:
-        mask = random_masks(
-            len(pixels),
-            recipe.img_size,
-            mask_patch_size=recipe.mask_patch_size,
-            patch_size=model.spec.patch_size,
-            mask_ratio=recipe.mask_ratio,
-            generator=generator,
-        )
+        mask = recipe_masks(recipe, model.spec.patch_size, len(pixels), generator)
         with autocast(device, precision):
             loss = model(pixels.to(device), mask.to(device)).loss
         total += float(loss) * len(pixels)
@@ -64,12 +57,6 @@ def draw_held_out(
 ) -> None:
     """Draw eight of the images, masked and reconstructed; `out` is None for a process that only helps."""
     chosen = evenly(images, PICTURES)
-    mask = random_masks(
-        len(chosen),
-        recipe.img_size,
-        mask_patch_size=recipe.mask_patch_size,
-        patch_size=model.spec.patch_size,
-        mask_ratio=recipe.mask_ratio,
-        generator=torch.Generator().manual_seed(0),
-    )
+    generator = torch.Generator().manual_seed(0)
+    mask = recipe_masks(recipe, model.spec.patch_size, len(chosen), generator)
     draw(model, chosen, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

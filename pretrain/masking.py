@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.recipes import PretrainRecipe
 from simmim_bench.errors import UsageError
 
 MASKS = 1  # tells an image's mask from its augmentation, which are drawn from the same seed
@@ -73,6 +74,23 @@ def random_masks(
     masks = torch.zeros(count, units).scatter_(1, order[:, :hidden], 1.0).view(count, rows, columns)
     scale = mask_patch_size // patch_size
     return masks.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def recipe_masks(
+    recipe: PretrainRecipe,
+    patch_size: int,
+    count: int,
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Tensor:
+    """Give the random masks of a recipe: (count, H / patch_size, W / patch_size)."""
+    return random_masks(
+        count,
+        recipe.img_size,
+        mask_patch_size=recipe.mask_patch_size,
+        patch_size=patch_size,
+        mask_ratio=recipe.mask_ratio,
+        generator=generator,
+    )
 
 
 def centre_mask(

@@ -16,7 +16,7 @@ import torch
 
 from pretrain.health import CollapseAlarm, trivial_loss
 from pretrain.held_out import draw_held_out, held_out_loss
-from pretrain.masking import check_mask_sizes, mask_generator, random_masks
+from pretrain.masking import check_mask_sizes, mask_generator, recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.archs import BackboneSpec, find_spec
@@ -138,14 +138,8 @@ def pretrain(
 
     def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
         pixels, _, indices = batch
-        mask = random_masks(
-            len(pixels),
-            recipe.img_size,
-            mask_patch_size=recipe.mask_patch_size,
-            patch_size=spec.patch_size,
-            mask_ratio=recipe.mask_ratio,
-            generator=[mask_generator(seed, epoch, int(index)) for index in indices],
-        )
+        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
+        mask = recipe_masks(recipe, spec.patch_size, len(pixels), generators)
         inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
         loss: torch.Tensor = shared(inputs, mask.to(device, non_blocking=True)).loss
         return loss

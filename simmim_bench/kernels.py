@@ -39,7 +39,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def decide_precision(precision: str, device: torch.device, width: int) -> Precision:
+def decide_precision(
+    precision: Literal["auto"] | Precision, device: torch.device, width: int
+) -> Precision:
     """Decide what "auto" means for a training on this machine.
 
     A GPU's answer is known. A processor is tried, for less than a second: some name AVX512-BF16 among
@@ -49,8 +51,8 @@ def decide_precision(precision: str, device: torch.device, width: int) -> Precis
         precision: "auto", "fp32" or "bf16".
         width: channels of the model's widest tokens.
     """
-    if precision == "fp32" or precision == "bf16":
-        return precision  # type: ignore[return-value]
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if _gpu_has_bf16(device) else "fp32"
     return "bf16" if width >= NARROWEST and _bf16_gain() >= WORTH_IT else "fp32"

@@ -100,7 +100,7 @@ def test_parts_are_as_few_as_fit() -> None:
 
     def parts(images: int) -> int:
         asked.clear()
-        return parts_that_fit(model, FakeLoader(), loss_with_room_for(images), "fp32", Team())  # type: ignore[arg-type]
+        return parts_that_fit(model, FakeLoader(), loss_with_room_for(images), "fp32", Team())
 
     assert (parts(12), asked) == (1, [12])
     assert (parts(11), asked) == (2, [12, 6])

@@ -31,7 +31,7 @@ def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
         min(float((images[:, channel] / 255 - constant).abs().mean()) for constant in constants)
         for channel in range(2)
     ]
-    found = trivial_loss(dataset, 0, (0.5, 0.1), (1.0, 0.5))  # type: ignore[arg-type]
+    found = trivial_loss(dataset, 0, (0.5, 0.1), (1.0, 0.5))
     assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 

@@ -177,6 +177,6 @@ def test_an_index_that_cannot_be_written_is_done_without(
     ids=["missing", "empty", "no tar", "empty tar", "compressed"],
 )
 def test_data_without_images_are_refused(tmp_path: Path, make: object, message: str) -> None:
-    make(tmp_path / "data")  # type: ignore[operator]
+    make(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         any_images(tmp_path / "data")

@@ -34,7 +34,7 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.fewshot import few_shot_images, split_sha256
-from transfer.forward import forward_all
+from transfer.forward import collect, forward_batches
 from transfer.recipes import FinetuneRecipe
 
 
@@ -80,7 +80,7 @@ def run_finetune(
         resume=resume,
         team=team,
     )
-    logits = forward_all(
+    batches = forward_batches(
         model.eval(),
         val,
         checkpoint=checkpoint,
@@ -88,7 +88,8 @@ def run_finetune(
         run=run,
         team=team,
         description="evaluate",
-    ).numpy()
+    )
+    logits = collect(batches, len(val), team).numpy()
     if not team.is_main:
         return None
     predictions = run.predictions / "logits.npz"

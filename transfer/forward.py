@@ -1,6 +1,7 @@
 """One pass over images: each once, in the order of the list, whatever the number of processes.
 
-In: images, a function from a batch to a row for each image. Out: the rows, on the main process.
+In: images, a function from a batch to a row for each image. Out: the rows, batch by batch, or all of them
+on the main process.
 """
 
 from __future__ import annotations
@@ -62,32 +63,14 @@ def forward_batches(
             task.advance(len(batch))
 
 
-def forward_all(
-    forward: Callable[[Tensor], Tensor],
-    images: ImageList,
-    *,
-    checkpoint: Checkpoint,
-    recipe: FinetuneRecipe | ProbeRecipe,
-    run: RunDir,
-    team: Team,
-    description: str,
-) -> Tensor:
-    """Give what `forward` makes of every image, (N, ...), to the main process; the others get nothing."""
-    batches = forward_batches(
-        forward,
-        images,
-        checkpoint=checkpoint,
-        recipe=recipe,
-        run=run,
-        team=team,
-        description=description,
-    )
+def collect(batches: Iterator[tuple[range, Tensor]], count: int, team: Team) -> Tensor:
+    """Give the rows of all processes' batches, (count, ...), to the main one; the others get nothing."""
     rows = [row for _, row in batches]
     # One process may have none: of fewer images than processes.
     shares = team.gather(torch.cat(rows) if rows else torch.zeros(0))
     if not shares:
         return torch.zeros(0)
-    everything = torch.empty(len(images), *shares[0].shape[1:])
+    everything = torch.empty(count, *shares[0].shape[1:])
     for rank, share in enumerate(shares):
         if len(share):
             everything[rank :: team.size] = share
