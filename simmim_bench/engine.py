@@ -81,6 +81,7 @@ def fit(
     team: Team,
     accumulate: int = 1,
     watch: Callable[[float, float], str | None] | None = None,
+    after_step: Callable[[int], None] | None = None,
     flops_per_image: float | None = None,
 ) -> None:
     """Train from a step on to the end of `epochs` epochs.
@@ -94,6 +95,7 @@ def fit(
         save: called with the number of steps done, after each epoch and when asked to stop.
         accumulate: parts that each process cuts its share of a batch into, one after the other.
         watch: hears every loss and gradient norm that is written down, and may answer with a warning.
+        after_step: called with the number of steps done, after each.
         flops_per_image: floating-point operations of an image's forward and backward pass; their rate,
             and its share of a large matrix product's, go into the metrics.
 
@@ -130,6 +132,8 @@ def fit(
                 optimizer.step()
                 images += len(batch[0]) * team.size
                 step += 1
+                if after_step is not None:
+                    after_step(step)
 
                 ended = step % steps_per_epoch == 0
                 if (step - 1) % METRICS_EVERY == 0 or ended:

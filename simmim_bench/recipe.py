@@ -38,6 +38,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clip_grad": (0, LARGE),
     "layer_decay": (1e-3, 1),
     "drop_path_rate": (0, 0.99),
+    "ema_decay": (0, 0.999999),
     "betas": (0, 0.999999),
     "crop_scale": (1e-3, 1),
     "scale_range": (1e-2, 100),

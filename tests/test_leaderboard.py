@@ -26,7 +26,8 @@ from simmim_bench.leaderboard import (
     write_leaderboard,
 )
 from simmim_bench.metrics import (
-    classification_scores,
+    correct_from_predictions,
+    scores_from_predictions,
     segmentation_scores,
     write_confusion,
     write_logits,
@@ -46,7 +47,7 @@ def make_record(
     write_logits(predictions, logits, labels)
     record = Record(
         task=task,
-        metrics=classification_scores(logits, labels),
+        metrics=scores_from_predictions(task, predictions, None),
         details={},
         checkpoint={
             "label": label,
@@ -75,18 +76,53 @@ def change(path: Path, **fields: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_top1_and_top5_equal_a_naive_ranking() -> None:
+def scores_of(folder: Path, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    write_logits(folder / "logits.npz", logits, labels)
+    return scores_from_predictions("linear", folder / "logits.npz", None)
+
+
+def test_top1_and_top5_equal_a_naive_ranking(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(200, 12)), generator.integers(0, 12, 200)
     ranks = [list(np.argsort(-row)).index(label) for row, label in zip(logits, labels, strict=True)]
-    scores = classification_scores(logits, labels)
+    scores = scores_of(tmp_path, logits, labels)
     assert scores["top1"] == pytest.approx(100 * np.mean([r < 1 for r in ranks]))
     assert scores["top5"] == pytest.approx(100 * np.mean([r < 5 for r in ranks]))
 
 
-def test_equal_logits_are_not_all_correct() -> None:
-    scores = classification_scores(np.zeros((10, 10)), np.arange(10))
+def test_equal_logits_are_not_all_correct(tmp_path: Path) -> None:
+    scores = scores_of(tmp_path, np.zeros((10, 10)), np.arange(10))
     assert scores == {"top1": 10.0, "top5": 50.0}
+
+
+def test_stored_logits_are_small_and_ranked_before_they_are_rounded(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(2000, 1000)), generator.integers(0, 1000, 2000)
+    logits[0, :2], labels[0] = (100.0, 100.001), 1  # equal as float16
+    scores = scores_of(tmp_path, logits, labels)
+    assert scores["top1"] == pytest.approx(100 * np.mean(logits.argmax(1) == labels))
+    assert correct_from_predictions(tmp_path / "logits.npz")[0]
+    assert (tmp_path / "logits.npz").stat().st_size < 50 * len(logits)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("labels", np.array([0, 7]), "a class is not among the 6"),
+        ("ranked", np.full((2, 6), 9), "a class is not among the 6"),
+        ("logits", np.arange(12.0).reshape(2, 6), "do not fall from rank to rank"),
+        ("logits", np.zeros((2, 3)), "do not fall from rank to rank"),
+    ],
+)
+def test_stored_logits_that_contradict_themselves_are_refused(
+    tmp_path: Path, key: str, value: np.ndarray, message: str
+) -> None:
+    file = tmp_path / "logits.npz"
+    write_logits(file, np.zeros((2, 6)), np.arange(2))
+    with np.load(file) as stored:
+        np.savez(file, **{**stored, key: value})
+    with pytest.raises(DataError, match=message):
+        scores_from_predictions("knn", file, None)
 
 
 def test_miou_equals_a_loop_over_classes_and_leaves_absent_ones_out(tmp_path: Path) -> None:

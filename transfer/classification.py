@@ -16,16 +16,23 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from simmim_bench.backbones import Backbone, load_backbone
-from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.checkpoint import (
+    Checkpoint,
+    read_checkpoint,
+    read_training_state,
+    write_checkpoint,
+)
 from simmim_bench.data import (
     EpochLoader,
     ImageDataset,
     train_transform,
 )
 from simmim_bench.engine import fit
+from simmim_bench.errors import DataError
 from simmim_bench.kernels import best_device
 from simmim_bench.metrics import write_logits
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
@@ -136,7 +143,14 @@ def finetune(
     resume: bool,
     team: Team,
 ) -> Backbone:
-    """Train a backbone with a new head on all its weights; the last epoch's weights are kept."""
+    """Train a backbone with a new head on all its weights.
+
+    Returns:
+        The model of the last epoch, or with `ema_decay` the moving average of its weights.
+
+    Raises:
+        DataError: the run to go on with was for other classes.
+    """
     device = team.device
     classes = len(train.classes)
     model = load_backbone(
@@ -177,11 +191,19 @@ def finetune(
         warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
     )
+    average = (
+        ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    )
+    scored = model if average is None else average.module
     first_step = 0
     if resume and run.last_checkpoint.is_dir():
-        saved = load_backbone(str(run.last_checkpoint), recipe.img_size, classes)
-        model.load_state_dict(saved.state_dict())
+        saved = read_checkpoint(str(run.last_checkpoint))
+        _check_head(saved, train)
+        assert saved.state is not None
         state = read_training_state(run.last_checkpoint)
+        scored.load_state_dict(saved.state)
+        if average is not None:
+            model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["steps_done"]
         run.rewind(first_step)
@@ -204,7 +226,7 @@ def finetune(
             return
         write_checkpoint(
             run.last_checkpoint,
-            state=model.state_dict(),
+            state=scored.state_dict(),
             spec=model.spec,
             form="transfer",
             mean=checkpoint.mean,
@@ -217,7 +239,11 @@ def finetune(
                 "classes": list(train.classes),
                 "from": {"sha256": checkpoint.sha256, "provenance": checkpoint.provenance},
             },
-            training={"optimizer": optimizer.state_dict(), "steps_done": steps_done},
+            training={
+                "optimizer": optimizer.state_dict(),
+                "steps_done": steps_done,
+                **({} if average is None else {"weights": model.state_dict()}),
+            },
         )
 
     fit(
@@ -235,8 +261,19 @@ def finetune(
         run=run,
         description="fine-tune",
         save=save,
+        after_step=None if average is None else lambda step: average.update(model, step),
     )
-    return model
+    return scored
+
+
+def _check_head(saved: Checkpoint, train: ImageList) -> None:
+    """Refuse to go on with a head that was trained for other classes."""
+    classes = saved.provenance.get("classes")
+    if classes != list(train.classes):
+        raise DataError(
+            f"{saved.name} was trained for {len(classes or [])} classes, which are not the "
+            f"{len(train.classes)} of {train.root}; start anew with another --out."
+        )
 
 
 def _loss(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:

@@ -31,6 +31,8 @@ class FinetuneRecipe(Recipe):
         mixup, cutmix: their alpha; 0 for off.
         auto_augment: timm's name of a policy; None for crop and flip alone.
         crop_scale: share of the image's area that a random crop covers.
+        ema_decay: of a moving average of the weights, which is then what is scored and kept; its warm-up
+            is timm's. 0 for the last weights.
         window_size: of a Swin; None for the checkpoint's own.
         precision: "auto" is bfloat16 on GPUs that have it, else float32.
     """
@@ -55,6 +57,7 @@ class FinetuneRecipe(Recipe):
     crop_scale: tuple[float, float]
     hflip: float
     test_crop_ratio: float
+    ema_decay: float = 0.0
     window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
@@ -322,6 +325,14 @@ IMAGENET_POCKET = FinetuneRecipe(
     hflip=0.5,
     test_crop_ratio=1.0,
 )
+IMAGENET_CIFAR = replace(
+    IMAGENET_POCKET,
+    name="imagenet_cifar",
+    source="ours: tens of thousands of small photographs, a CPU core, a quarter of an hour",
+    epochs=3,
+    batch_size=128,
+    base_lr=6e-3,
+)
 
 PROBE = ProbeRecipe(
     name="probe",
@@ -496,6 +507,7 @@ RECIPES: dict[str, TransferRecipe] = {
         IMAGENET_SWIN_L_800EP,
         IMAGENET_SWINV2_B_800EP,
         IMAGENET_POCKET,
+        IMAGENET_CIFAR,
         PROBE,
         PROBE_POCKET,
         COCO_VIT_100EP,
