@@ -10,7 +10,7 @@ from typing import Literal
 
 from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PretrainRecipe(Recipe):
     betas: tuple[float, float] = (0.9, 0.999)
     window_size: int | None = None
     norm_target: int = 0
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

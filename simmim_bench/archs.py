@@ -92,6 +92,16 @@ class BackboneSpec:
         return sum(self.depths)
 
     @property
+    def probed_blocks(self) -> int:
+        """How many features `forward_pooled` gives of an image: a ViT's blocks, or a Swin's stages."""
+        return self.depths[0] if self.family == "vit" else len(self.depths)
+
+    @property
+    def poolings(self) -> tuple[Literal["mean", "cls"], ...]:
+        """What `forward_pooled` gives of a block: the mean patch token and, of a ViT, the class token."""
+        return ("mean", "cls") if self.family == "vit" else ("mean",)
+
+    @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
         """What `forward_maps` gives: a Swin's stages, or four equally spaced blocks of a ViT."""
         if self.family == "vit":

@@ -15,7 +15,7 @@ import sys
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,11 +35,9 @@ from simmim_bench.options import (
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
-    from simmim_bench.record import Record
     from simmim_bench.team import Team
 
-CLASSIFICATION = ("imagenet", "linear", "knn", "fewshot")
-TASK_NAMES = (*CLASSIFICATION, "coco", "ade20k")
+TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 
 
 def all_recipes() -> dict[str, Any]:
@@ -282,6 +280,14 @@ def _pretrain(
     show_default=True,
     help="Share of the training images that fewshot sees.",
 )
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Run N seeds, from --seed on, and say mean and standard deviation.",
+)
 def transfer(
     task: str,
     ckpt: str,
@@ -289,15 +295,17 @@ def transfer(
     split: Path | None,
     features: Path | None,
     baseline: str | None,
+    seeds: int,
     options: RunOptions,
 ) -> None:
     """Transfer a checkpoint to a task and record the score.
 
     \b
     imagenet  fine-tune all weights; top-1                   train/CLASS/*, val/CLASS/*
-    linear    logistic regression on frozen features; top-1  the same
+    linear    linear classifier on frozen features; top-1    the same
     knn       nearest neighbours of frozen features; top-1   the same
-    fewshot   linear with 1% or 10% of the images; top-1     the same
+    fewshot   logistic regression on frozen features with    the same
+              1% or 10% of the images; top-1
               (with --recipe imagenet_...: fine-tuned)
     coco      Mask R-CNN through Detectron2; box, mask AP    train2017/, val2017/, annotations/
     ade20k    UPerNet through MMSegmentation; mIoU           images/, annotations/ {training,validation}
@@ -305,7 +313,7 @@ def transfer(
     The run directory holds the predictions and record.json, computed from them.
 
     \b
-      simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --baseline random
+      simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
       simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
@@ -313,131 +321,47 @@ def transfer(
     The first four run under torchrun and srun as well; every image is scored once.
     """
     from simmim_bench.team import join_team
+    from transfer.baseline import compare_runs
+    from transfer.start import Asked, baseline_of, over_seeds, places, start_seeds
 
-    shown = f"{task}-{fraction.rstrip('%')}pct" if task == "fewshot" else task
-    out = options.out or Path(
-        "runs", _slug(ckpt).removeprefix("runs-"), f"{shown}-seed{options.seed}"
-    )
-    other = None if baseline is None else _baseline(task, ckpt, baseline, options)
+    numbers = range(options.seed, options.seed + seeds)
+    asked = Asked(task=task, options=options, fraction=fraction, split=split)
+    last = f"{asked.name}-seed{options.seed}" if seeds == 1 else asked.name
+    out = options.out or Path("runs", _slug(ckpt).removeprefix("runs-"), last)
+    asked = dataclasses.replace(asked, features=features or out.parent / "features")
+    other = None if baseline is None else baseline_of(asked, ckpt, baseline)
     with join_team() as team:
-        display = open_display(options.quiet or not team.is_main)
-        store = features or out.parent / "features"
-        record = _transfer(task, ckpt, out, options, fraction, display, store, split, team)
-        if other is not None:
-            other_out = out.with_name(f"{out.name}-from-{_slug(other.ckpt)}")
-            if not (other_out / "record.json").is_file():
-                _transfer(
-                    task,
-                    other.ckpt,
-                    other_out,
-                    other.options,
-                    fraction,
-                    display,
-                    store,
-                    split,
-                    team,
-                )
-    if record is None:
-        return
-    shown_record = dataclasses.asdict(record)
-    lines = [f"{metric} {value:.2f}" for metric, value in record.metrics.items()]
-    if other is not None:
-        from transfer.baseline import compare_runs
-
-        difference = compare_runs([out], [other_out])
-        shown_record["above_baseline"] = {
-            "baseline": other.ckpt,
-            **dataclasses.asdict(difference),
+        how: dict[str, Any] = {
+            "seeds": numbers,
+            "display": open_display(options.quiet or not team.is_main),
+            "team": team,
         }
-        lines.append(f"above {other.ckpt}: {difference}")
-    click.echo(json.dumps(shown_record) if options.as_json else "\n".join(lines))
-
-
-class _Baseline(NamedTuple):
-    ckpt: str
-    options: RunOptions
-
-
-def _baseline(task: str, ckpt: str, baseline: str, options: RunOptions) -> _Baseline:
-    """Say what a baseline starts from, and give it the recipe of the checkpoint it is compared with."""
-    from simmim_bench.checkpoint import read_checkpoint
-    from transfer.recipes import default_recipe
-
-    if task not in CLASSIFICATION:
-        raise UsageError(
-            f"--baseline compares top1, which {task} does not give; transfer random:ARCH to it as well and "
-            "read both rows of the leaderboard."
-        )
-    spec = read_checkpoint(ckpt).spec
-    recipe = options.recipe or default_recipe(task, spec).name
-    start = f"random:{spec.arch}" if baseline == "random" else baseline
-    return _Baseline(
-        start, dataclasses.replace(options, recipe=recipe, resume=True, overwrite=False)
-    )
+        records = start_seeds(asked, ckpt, out, **how)
+        if other is not None:
+            other_asked, other_ckpt = other
+            other_out = out.with_name(f"{out.name}-from-{_slug(other_ckpt)}")
+            start_seeds(other_asked, other_ckpt, other_out, **how)
+    if not team.is_main:
+        return
+    plain: dict[str, Any] = dataclasses.asdict(records[0])
+    lines = [f"{metric} {value:.2f}" for metric, value in records[0].metrics.items()]
+    if seeds > 1:
+        spread = over_seeds(records)
+        plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
+        lines = [
+            f"{metric} {value['mean']:.2f} ± {value['std']:.2f} over {seeds} seeds"
+            for metric, value in spread.items()
+        ]
+    if other is not None:
+        difference = compare_runs(places(out, numbers), places(other_out, numbers))
+        plain["above_baseline"] = {"baseline": other_ckpt, **dataclasses.asdict(difference)}
+        lines.append(f"above {other_ckpt}: {difference}")
+    click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
 
 
 def _slug(ckpt: str) -> str:
     """Make a folder's name of a CKPT."""
     return ckpt.strip("/").replace(":", "-").replace("/", "-")
-
-
-def _transfer(
-    task: str,
-    ckpt: str,
-    out: Path,
-    options: RunOptions,
-    fraction: str,
-    display: Display,
-    features: Path | None = None,
-    split: Path | None = None,
-    team: Team | None = None,
-) -> Record | None:
-    from simmim_bench.checkpoint import read_checkpoint
-    from simmim_bench.recipe import deviations, find_recipe, override
-    from transfer.recipes import RECIPES, default_recipe
-
-    found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
-    checkpoint = read_checkpoint(ckpt)
-    named = found or default_recipe(task, checkpoint.spec)
-    recipe = override(named, options.overrides)
-
-    from simmim_bench.rundir import open_run
-    from transfer.run import run_transfer
-
-    deviates = deviations(recipe, named)
-    arguments = {
-        "task": task,
-        "ckpt": ckpt,
-        "sha256": checkpoint.sha256,
-        "data": str(options.data),
-        "seed": options.seed,
-        **({"fraction": fraction} if task == "fewshot" else {}),
-        **({"split": str(split)} if split is not None else {}),
-    }
-    with open_run(
-        out,
-        recipe=recipe,
-        deviates=deviates,
-        arguments=arguments,
-        display=display,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        team=team,
-    ) as run:
-        return run_transfer(
-            task,
-            checkpoint=checkpoint,
-            data=options.data,
-            run=run,
-            recipe=recipe,
-            deviates=deviates,
-            seed=options.seed,
-            resume=options.resume,
-            fraction=float(fraction.rstrip("%")) / 100,
-            split=split,
-            features=features,
-            team=team,
-        )
 
 
 @cli.group(invoke_without_command=True)
@@ -638,6 +562,7 @@ def demo(out: Path, overwrite: bool) -> None:
     from simmim_bench.demo import ARCH, Step, run_demo
     from simmim_bench.leaderboard import print_table
     from simmim_bench.pocket import PocketCounts
+    from transfer.start import Asked, start
 
     def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
         return _pretrain(ARCH, folder, RunOptions(data=data, resume=True), None, display)
@@ -645,10 +570,13 @@ def demo(out: Path, overwrite: bool) -> None:
     def transfer_into(
         step: Step, ckpt: str, data: Path, folder: Path, seed: int, display: Display
     ) -> None:
-        options = RunOptions(data=data, resume=True, seed=seed)
-        _transfer(
-            step.task, ckpt, folder, options, step.fraction or "1%", display, out / "features"
+        asked = Asked(
+            task=step.task,
+            options=RunOptions(data=data, resume=True),
+            fraction=step.fraction or "1%",
+            features=out / "features",
         )
+        start(asked, ckpt, folder, seed=seed, display=display)
 
     rows = run_demo(
         out,

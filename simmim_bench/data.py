@@ -82,17 +82,31 @@ def _load_whole(transform: Callable[[Image.Image], Tensor], content: bytes, name
 
 
 def train_transform(
-    img_size: tuple[int, int], recipe: Any, mean: Sequence[float], std: Sequence[float]
+    img_size: tuple[int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_scale: tuple[float, float],
+    hflip: float,
+    color_jitter: float = 0.0,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
 ) -> Load:
-    """Build timm's training augmentation from a fine-tuning recipe."""
+    """Build timm's training augmentation; without the last three, a random crop and flip.
+
+    Args:
+        crop_scale: share of the image's area that a crop covers.
+        hflip, random_erasing: shares of the images, in [0, 1].
+        auto_augment: timm's name of a policy.
+    """
     transform: Callable[[Image.Image], Tensor] = create_transform(
         (3, *img_size),
         is_training=True,
-        scale=recipe.crop_scale,
-        hflip=recipe.hflip,
-        color_jitter=recipe.color_jitter or None,
-        auto_augment=recipe.auto_augment,
-        re_prob=recipe.random_erasing,
+        scale=crop_scale,
+        hflip=hflip,
+        color_jitter=color_jitter or None,
+        auto_augment=auto_augment,
+        re_prob=random_erasing,
         re_mode="pixel",
         interpolation="bicubic",
         mean=tuple(mean),
@@ -168,6 +182,9 @@ class Seeded(Dataset[tuple[Tensor, int, int]]):
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
         self.dataset, self.key = dataset, (seed, epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
         seed_everything(*self.key, index)

@@ -13,11 +13,12 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.files import sha256_json
 
+Precision = Literal["auto", "fp32", "bf16"]  # "auto": bfloat16 where the processor is fast with it
 LARGE = 1e9
 ABOUT = (
     "name",
@@ -51,6 +52,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "color_jitter": (0, 1),
     "num_workers": (0, 1024),
     "held_out": (1e-3, 0.9),
+    "folds": (2, 100),
+    "crops": (0, LARGE),
+    "momentum": (0, 0.999999),
     "l2": (0, LARGE),
     "temperature": (1e-3, 100),
     "milestones": (0, LARGE),

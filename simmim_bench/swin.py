@@ -135,10 +135,11 @@ class Swin(nn.Module):
         maps = [F.layer_norm(x, x.shape[-1:]) for x in earlier] + [last]
         return [x.permute(0, 3, 1, 2).contiguous() for x in maps]
 
-    def forward_block_means(self, images: Tensor) -> Tensor:
-        """Give the mean token after every stage: (B, stages, C), narrower ones filled with zeros."""
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Give the mean token after every stage: (B, stages, 1, C), narrower ones filled with zeros."""
         means = [x.mean((1, 2)) for x in self._run(self.embed(images))]
-        return torch.stack([F.pad(x, (0, self.spec.num_features - x.shape[1])) for x in means], 1)
+        width = self.spec.num_features
+        return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in means], 1).unsqueeze(2)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Give pooled features (B, C): the mean of the last stage."""

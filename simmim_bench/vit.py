@@ -202,6 +202,11 @@ class ViT(nn.Module):
     def _run(self, tokens: Tensor) -> list[Tensor]:
         """Give the patch tokens (B, h, w, C) after every block."""
         grid = (tokens.shape[1], tokens.shape[2])
+        return [x[:, 1:].unflatten(1, grid) for x in self._run_all(tokens)]
+
+    def _run_all(self, tokens: Tensor) -> list[Tensor]:
+        """Give the class token and the patch tokens (B, 1 + h * w, C) after every block."""
+        grid = (tokens.shape[1], tokens.shape[2])
         if self.spec.sincos_position:
             tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
@@ -214,7 +219,7 @@ class ViT(nn.Module):
                 x = checkpoint(block, x, grid, shared, use_reentrant=False)
             else:
                 x = block(x, grid, shared)
-            after_blocks.append(x[:, 1:].unflatten(1, grid))
+            after_blocks.append(x)
         return after_blocks
 
     def encode(self, tokens: Tensor) -> Tensor:
@@ -232,9 +237,10 @@ class ViT(nn.Module):
         normed = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
         return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
 
-    def forward_block_means(self, images: Tensor) -> Tensor:
-        """Give the mean patch token after every block: (B, blocks, C), for probing."""
-        return torch.stack([x.mean((1, 2)) for x in self._run(self.embed(images))], dim=1)
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Give the mean patch token and the class token after every block: (B, blocks, 2, C), for probing."""
+        after_blocks = self._run_all(self.embed(images))
+        return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Give pooled features (B, C): the mean of the patch tokens, normalised."""

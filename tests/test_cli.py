@@ -153,7 +153,7 @@ def test_unknown_names_exit_2_with_the_nearest(tmp_path: Path, pocket: Path) -> 
         2, "transfer", "linear", "--ckpt", "random:vit_poket", *data
     )
     assert "is not for coco" in fails(
-        2, "transfer", "coco", "--ckpt", "random:vit_pocket", "--recipe", "probe_pocket", *data
+        2, "transfer", "coco", "--ckpt", "random:vit_pocket", "--recipe", "logistic_pocket", *data
     )
 
 

@@ -34,9 +34,9 @@ from simmim_bench.errors import (
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.record import Record
 from simmim_bench.rundir import open_run
+from transfer.dense_recipes import COCO_POCKET, COCO_VIT_100EP, CocoRecipe
 from transfer.detection import require_detectron2, run_coco
 from transfer.detection_data import read_splits, train_loader
-from transfer.recipes import COCO_POCKET, COCO_VIT_100EP, CocoRecipe
 
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg

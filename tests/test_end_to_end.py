@@ -21,8 +21,9 @@ from simmim_bench.leaderboard import check_record, find_records
 from simmim_bench.record import Record
 from simmim_bench.rundir import open_run
 from simmim_bench.sources import class_folders
-from transfer.probe import apply_linear, fit_linear, knn_logits
-from transfer.recipes import IMAGENET_POCKET, PROBE_POCKET, TransferRecipe
+from transfer.finetune_recipes import IMAGENET_POCKET
+from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
+from transfer.recipes import TransferRecipe
 from transfer.run import run_transfer
 
 TINY_PRETRAIN = replace(
@@ -31,7 +32,12 @@ TINY_PRETRAIN = replace(
 TINY_FINETUNE = replace(
     IMAGENET_POCKET, img_size=(32, 32), epochs=2, warmup_epochs=1, batch_size=16
 )
-TINY_PROBE = replace(PROBE_POCKET, img_size=(32, 32))
+TINY = {
+    "imagenet": TINY_FINETUNE,
+    "linear": replace(LINEAR_POCKET, epochs=3, base_lr=(0.01, 0.1)),
+    "knn": KNN_POCKET,
+    "fewshot": replace(LOGISTIC_POCKET, l2=(1e-3,)),
+}
 
 
 def run_pretrain(
@@ -132,7 +138,7 @@ def test_other_families_pretrain_and_transfer_too(arch: str, tmp_path: Path, poc
         "linear",
         tmp_path / "linear",
         pocket / "imagenet",
-        TINY_PROBE,
+        TINY["linear"],
         ckpt=str(tmp_path / "pretrain"),
     )
     assert record.checkpoint["arch"] == arch
@@ -172,9 +178,8 @@ def test_a_pretraining_loss_falls(tmp_path: Path, pocket: Path) -> None:
 def test_every_classification_task_leaves_a_record_that_its_predictions_give(
     task: str, tmp_path: Path, pocket: Path, pretrained: Path
 ) -> None:
-    recipe = TINY_FINETUNE if task == "imagenet" else TINY_PROBE
     record = run_task(
-        task, tmp_path / "run", pocket / "imagenet", recipe, ckpt=str(pretrained), fraction=0.5
+        task, tmp_path / "run", pocket / "imagenet", TINY[task], ckpt=str(pretrained), fraction=0.5
     )
     assert record.evaluated == record.expected == 30
     assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
@@ -218,43 +223,6 @@ def test_fine_tuning_can_be_resumed_and_ends_the_same(
     assert stopped.value.exit_code == 143
     again = run_task("imagenet", tmp_path / "cut", pocket / "imagenet", recipe, resume=True)
     assert again.predictions["sha256"] == whole.predictions["sha256"]
-
-
-def test_knn_equals_a_naive_loop() -> None:
-    generator = torch.Generator().manual_seed(0)
-    train = torch.randn(60, 8, generator=generator)
-    queries = torch.randn(20, 8, generator=generator)
-    labels = torch.arange(60) % 4
-    recipe = replace(PROBE_POCKET, k=5)
-    found = knn_logits(train, labels, queries, 4, recipe)
-    mean, deviation = train.mean(0), train.std(0)
-    for q in range(20):
-        a = (queries[q] - mean) / deviation
-        similarity = []
-        for i in range(60):
-            b = (train[i] - mean) / deviation
-            similarity.append((float(a @ b / a.norm() / b.norm()), i))
-        votes = torch.zeros(4)
-        for s, i in sorted(similarity, reverse=True)[:5]:
-            votes[labels[i]] += np.exp((s - 1) / recipe.temperature)
-        assert torch.allclose(found[q], votes, rtol=1e-4)
-
-
-def test_leave_one_out_never_asks_the_image_itself() -> None:
-    train = torch.eye(6)
-    labels = torch.arange(6)
-    recipe = replace(PROBE_POCKET, k=1)
-    votes = knn_logits(train, labels, train, 6, recipe, leave_one_out=True)
-    assert (votes.argmax(1) != labels).all()
-
-
-def test_the_linear_probe_reaches_a_separable_answer_and_shrinks_with_l2() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(200, 5, generator=generator)
-    labels = (features[:, 0] + 0.5 * features[:, 3] > 0).long()
-    loose, tight = (fit_linear(features, labels, 2, l2) for l2 in (1e-6, 1.0))
-    assert (apply_linear(loose, features).argmax(1) == labels).all()
-    assert tight[2].norm() < 0.1 * loose[2].norm()
 
 
 def test_fewshot_subsets_are_balanced_nested_in_nothing_but_the_seed(pocket: Path) -> None:

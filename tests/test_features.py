@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,14 @@ import transfer.features as module
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, class_folders
 from simmim_bench.team import Team
-from transfer.features import BlockFeatures, are_kept, block_features
-from transfer.recipes import PROBE_POCKET
+from transfer.features import Crop, Features, FeatureSet, FeatureStore, feature_sets
+from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
 
-RECIPE = replace(PROBE_POCKET, batch_size=7)
+RECIPE = replace(KNN_POCKET, forward_batch_size=7)
 RANDOM = "random:vit_pocket"
 
 
@@ -41,47 +42,111 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
     opened.close()
 
 
-def features(images: ImageList, run: RunDir, **changed: Any) -> BlockFeatures:
-    arguments = {"recipe": RECIPE, "store": run.path / "store", "seed": 0, **changed}
-    checkpoint = read_checkpoint(arguments.pop("ckpt", RANDOM))
-    return block_features(
-        checkpoint, images, arguments.pop("recipe"), run=run, team=Team(), **arguments
-    )
+def store(
+    run: RunDir, *, ckpt: str = RANDOM, recipe: FrozenRecipe = RECIPE, seed: int = 0
+) -> FeatureStore:
+    checkpoint = read_checkpoint(ckpt)
+    sets = tuple(feature_sets(recipe, checkpoint.spec))
+    return FeatureStore(run.path / "store", checkpoint, recipe, sets, seed, run, Team())
 
 
-def test_features_are_the_mean_tokens_of_every_block(images: ImageList, run: RunDir) -> None:
-    found = features(images, run)
-    checkpoint = read_checkpoint(RANDOM)
+def features(images: ImageList, run: RunDir, **changed: Any) -> Features:
+    return store(run, **changed).of(images)
+
+
+@pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
+def test_features_are_the_pooled_tokens_of_every_block(
+    images: ImageList, run: RunDir, arch: str
+) -> None:
+    kept = store(run, ckpt=f"random:{arch}")
+    found = kept.of(images)
+    checkpoint = read_checkpoint(f"random:{arch}")
     model = load_backbone(checkpoint, RECIPE.img_size, seed=0).eval()
-    assert (found.blocks, len(found)) == (model.spec.num_blocks, len(images))
+    assert len(found) == len(images)
+    assert len(kept.sets) == (4 * 3 if arch == "vit_pocket" else 4)
     for number in (0, 8, 29):
         pixels = to_tensor(Image.open(images.paths[number]).convert("RGB"))
         with torch.no_grad():
-            wanted = model.forward_block_means(
+            wanted = model.forward_pooled(
                 normalize(pixels, list(checkpoint.mean), list(checkpoint.std))[None]
             )[0]
-        for block in range(found.blocks):
-            torch.testing.assert_close(
-                found.block(block)[number], wanted[block], rtol=2e-3, atol=2e-4
-            )
-            assert torch.equal(found.block(block, [number])[0], found.block(block)[number])
+        for one in kept.sets:
+            parts = [
+                wanted[one.block - 1, checkpoint.spec.poolings.index(part)]
+                for part in one.pooling.split("+")
+            ]
+            row = found.read(one)[number].float()
+            torch.testing.assert_close(row, torch.cat(parts), rtol=2e-3, atol=2e-4)
+            assert torch.equal(found.read(one, [number])[0].float(), row)
 
 
 def test_a_second_task_makes_no_pass(
     images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = read_checkpoint(RANDOM)
-    assert not are_kept(checkpoint, images, RECIPE, store=run.path / "store", seed=0)
+    assert not store(run).has(images)
     first = features(images, run)
-    assert are_kept(checkpoint, images, RECIPE, store=run.path / "store", seed=0)
+    assert store(run).has(images)
 
     def no_pass(*_: object, **__: object) -> None:
         raise AssertionError("the backbone was asked again")
 
     monkeypatch.setattr(module, "forward_batches", no_pass)
     # What does not change the features changes nothing: the batch, the choices made on them.
-    again = features(images, run, recipe=replace(RECIPE, batch_size=3, k=5, l2=(1.0,)))
-    assert torch.equal(again.block(1), first.block(1))
+    again = features(images, run, recipe=replace(RECIPE, forward_batch_size=3, k=(5,)))
+    one = FeatureSet(2, "cls+mean")
+    assert torch.equal(again.read(one), first.read(one))
+    # Another task's defaults ask for the same.
+    features(images, run, recipe=LOGISTIC_POCKET)
+    features(images, run, recipe=LINEAR_POCKET)
+
+
+def test_only_what_is_asked_for_is_kept(images: ImageList, run: RunDir) -> None:
+    everything = features(images, run)
+    for blocks, number in (((2,), 2), ((-1,), 4)):
+        fewer = features(images, run, recipe=replace(RECIPE, blocks=blocks, pooling=("cls",)))
+        one = FeatureSet(number, "cls")
+        assert torch.equal(fewer.read(one), everything.read(one))
+    sizes = sorted(p.stat().st_size for p in (run.path / "store").rglob("features.npy"))
+    assert sizes[0] == sizes[1] < sizes[2] / 7
+
+
+def test_random_crops_follow_from_seed_and_number_whatever_the_batch(
+    images: ImageList, run: RunDir
+) -> None:
+    one, crop = FeatureSet(3, "mean"), Crop(0, (0.2, 0.6), 0.5)
+    first = store(run).of(images, crop).read(one)
+    other = store(run).of(images, replace(crop, number=1)).read(one)
+    store(run).drop(images, crop)
+    assert len(list((run.path / "store").iterdir())) == 1
+    again = store(run, recipe=replace(RECIPE, forward_batch_size=30)).of(images, crop).read(one)
+    torch.testing.assert_close(first.float(), again.float(), rtol=2e-3, atol=2e-3)
+    assert (first - other).abs().max() > 0.05
+    assert (first - features(images, run).read(one)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("ckpt", "changed", "message"),
+    [
+        (RANDOM, {"blocks": (8,)}, "vit_pocket has no block 8; choose from 1 to 4, .* -o blocks=4"),
+        (RANDOM, {"blocks": (0,)}, "has no block 0; .* -o blocks=1"),
+        ("random:swin_pocket", {"pooling": ("cls",)}, "no class token; use -o pooling=mean"),
+    ],
+)
+def test_features_that_a_backbone_does_not_have_are_refused(
+    run: RunDir, ckpt: str, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        store(run, ckpt=ckpt, recipe=replace(RECIPE, **changed))
+
+
+def test_features_that_do_not_fit_on_the_disk_are_refused_before_the_pass(
+    images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(run.path)._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"need 0.0 GB, 0.0 are free .* choose another --features"):
+        features(images, run)
+    assert not list((run.path / "store").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_what_is_no_split_is_refused(
     assert error.value.exit_code == code
 
 
-@pytest.mark.parametrize("recipe", ["probe_pocket", "imagenet_pocket"])
+@pytest.mark.parametrize("recipe", ["logistic_pocket", "imagenet_pocket"])
 def test_both_protocols_score_a_listed_split(tmp_path: Path, pocket: Path, recipe: str) -> None:
     train = class_folders(pocket / "imagenet", "train")
     chosen = train.subset(few_shot_images(train, 0.1, 3))

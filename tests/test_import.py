@@ -124,9 +124,9 @@ def test_a_pretrained_beit_gives_its_tokens(tmp_path: Path) -> None:
 def test_a_vit_of_timm_gives_its_blocks(tmp_path: Path, layer_scale: float | None) -> None:
     model = shaken(VisionTransformer(**VIT, init_values=layer_scale))
     ours = load_backbone(saved(model.state_dict(), tmp_path / "vit.pth")).eval()
-    blocks = model.forward_intermediates(IMAGES, intermediates_only=True)
-    wanted = torch.stack([block.mean((2, 3)) for block in blocks], dim=1)
-    assert close(ours.forward_block_means(IMAGES), wanted)
+    blocks = model.forward_intermediates(IMAGES, intermediates_only=True, return_prefix_tokens=True)
+    wanted = [torch.stack([x.mean((2, 3)), tokens[:, 0]], 1) for x, tokens in blocks]
+    assert close(ours.forward_pooled(IMAGES), torch.stack(wanted, dim=1))
     # Its key biases are random and are not kept: softmax does not see them.
     assert "blocks.0.attn.k_bias" in ours.load_report.unused  # type: ignore[union-attr]
 

@@ -13,8 +13,8 @@ from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.rundir import open_run
+from transfer.frozen_recipes import LINEAR_POCKET
 from transfer.probe import run_probe
-from transfer.recipes import PROBE_POCKET
 
 
 @pytest.mark.slow
@@ -40,7 +40,7 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
     for ckpt in (str(checkpoint), "random:vit_pocket"):
         with open_run(
             tmp_path / str(len(top1)),
-            recipe=PROBE_POCKET,
+            recipe=LINEAR_POCKET,
             deviates={},
             arguments={},
             display=display,
@@ -50,7 +50,7 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
                 checkpoint=read_checkpoint(ckpt),
                 data=data,
                 run=run,
-                recipe=PROBE_POCKET,
+                recipe=LINEAR_POCKET,
                 deviates={},
                 seed=0,
             )

@@ -12,8 +12,8 @@ from pretrain.recipes import RECIPES as PRETRAIN
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.archs import find_spec
 from simmim_bench.recipe import ABOUT
+from transfer.finetune_recipes import FinetuneRecipe
 from transfer.recipes import RECIPES as TRANSFER
-from transfer.recipes import FinetuneRecipe
 
 GPUS = 16  # SimMIM: README.md, for pretraining and for fine-tuning
 COMMON = {

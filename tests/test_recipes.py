@@ -15,8 +15,9 @@ from simmim_bench.backbones import build_backbone
 from simmim_bench.errors import UsageError
 from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.recipe import deviations, find_recipe, override
-from transfer.recipes import IMAGENET_POCKET, TASKS
+from transfer.finetune_recipes import IMAGENET_POCKET
 from transfer.recipes import RECIPES as TRANSFER
+from transfer.recipes import TASKS
 from transfer.recipes import default_recipe as transfer_recipe
 
 

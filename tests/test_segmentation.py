@@ -30,7 +30,7 @@ from simmim_bench.errors import (
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir, open_run
-from transfer.recipes import ADE20K_POCKET, Ade20kRecipe
+from transfer.dense_recipes import ADE20K_POCKET, Ade20kRecipe
 from transfer.segmentation import import_engine, run_ade20k
 
 ARCHS = ("vit_pocket", "swin_pocket")

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from simmim_bench.errors import UsageError
 from simmim_bench.metrics import correct_from_predictions
 from simmim_bench.record import read_record
 
-DEVIATIONS = 1.96  # of a normal distribution, on either side of 95 %
 MUST_AGREE = ("recipe", "data", "task", "deviates")
 
 
@@ -40,18 +40,22 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     """Compare two starts by which images each gets right.
 
     The variance is that of the images' mean differences, by images, plus that of the seeds' differences, by
-    seeds; what both share is counted twice, so that the interval is rather too wide than too narrow.
+    seeds; what both share is counted twice, so that the interval is rather too wide than too narrow. Few
+    seeds say little of their own spread: the interval is Student's, with Satterthwaite's degrees of freedom.
 
     Args:
         ours, theirs: (seeds, images) of 0 and 1, the same seeds and images in the same order.
     """
     gains = ours.astype(np.float64) - theirs
     seeds, images = gains.shape
-    variance = gains.mean(0).var(ddof=1) / images if images > 1 else 0.0
-    if seeds > 1:
-        variance += gains.mean(1).var(ddof=1) / seeds
-    points, spread = 100 * gains.mean(), 100 * DEVIATIONS * float(variance) ** 0.5
-    return Difference(float(points), points - spread, points + spread, images, seeds)
+    parts = [
+        (gains.mean(axis).var(ddof=1) / n, n - 1) for axis, n in enumerate((images, seeds)) if n > 1
+    ]
+    variance = sum(part for part, _ in parts)
+    weight = sum(part**2 / freedom for part, freedom in parts)
+    quantile = student_t.ppf(0.975, variance**2 / weight) if weight else 0.0
+    points, spread = 100 * gains.mean(), 100 * quantile * variance**0.5
+    return Difference(float(points), float(points - spread), float(points + spread), images, seeds)
 
 
 def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:

@@ -29,6 +29,7 @@ from simmim_bench.checkpoint import (
 from simmim_bench.data import (
     EpochLoader,
     ImageDataset,
+    eval_transform,
     train_transform,
 )
 from simmim_bench.engine import fit
@@ -41,8 +42,8 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.fewshot import few_shot_images, split_sha256
+from transfer.finetune_recipes import FinetuneRecipe
 from transfer.forward import collect, forward_batches
-from transfer.recipes import FinetuneRecipe
 
 
 def run_finetune(
@@ -89,9 +90,18 @@ def run_finetune(
     )
     batches = forward_batches(
         model.eval(),
-        val,
-        checkpoint=checkpoint,
-        recipe=recipe,
+        ImageDataset(
+            val,
+            eval_transform(
+                recipe.img_size,
+                crop_ratio=recipe.test_crop_ratio,
+                mean=checkpoint.mean,
+                std=checkpoint.std,
+            ),
+        ),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        precision=recipe.precision,
         run=run,
         team=team,
         description="evaluate",
@@ -164,7 +174,17 @@ def finetune(
     run.log(str(model.load_report))
     loader = EpochLoader(
         ImageDataset(
-            train, train_transform(recipe.img_size, recipe, checkpoint.mean, checkpoint.std)
+            train,
+            train_transform(
+                recipe.img_size,
+                mean=checkpoint.mean,
+                std=checkpoint.std,
+                crop_scale=recipe.crop_scale,
+                hflip=recipe.hflip,
+                color_jitter=recipe.color_jitter,
+                auto_augment=recipe.auto_augment,
+                random_erasing=recipe.random_erasing,
+            ),
         ),
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,

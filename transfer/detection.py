@@ -27,6 +27,7 @@ from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from transfer.dense_recipes import CocoRecipe
 from transfer.detection_data import (
     CocoSplit,
     data_identity,
@@ -34,7 +35,6 @@ from transfer.detection_data import (
     train_loader,
     val_loader,
 )
-from transfer.recipes import CocoRecipe
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances

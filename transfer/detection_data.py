@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json, sha256_file
-from transfer.recipes import CocoRecipe
+from transfer.dense_recipes import CocoRecipe
 
 REQUIRED = {
     "images": ("id", "file_name", "height", "width"),

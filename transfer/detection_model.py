@@ -40,9 +40,9 @@ from simmim_bench.errors import DivergedError, InterruptedRun
 from simmim_bench.kernels import autocast
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
+from transfer.dense_recipes import CocoRecipe
 from transfer.detection_data import CocoSplit, PlainErrors
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
-from transfer.recipes import CocoRecipe
 
 SAVE_EVERY = 1000  # iterations; some minutes of a GPU
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from transfer.recipes import CocoRecipe
+from transfer.dense_recipes import CocoRecipe
 
 
 @BACKBONE_REGISTRY.register()

@@ -1,9 +1,9 @@
 """Features of a frozen backbone, computed once and kept on disk for every task that asks for them.
 
-In: a checkpoint, images, a recipe's preprocessing. Out: the mean patch token of every image after every
-block, in a file that is mapped, not read: ImageNet's under a ViT-B are 24 GB. A file belongs to one
-combination of weights, images and preprocessing; its folder's name is a hash of them, and `features.json`
-beside it says what they are.
+In: a checkpoint, images, a recipe's preprocessing. Out: the pooled tokens of every image after every block,
+in a file that is mapped, not read: ImageNet's under a ViT-B are 48 GB. A file belongs to one combination of
+weights, images and preprocessing; its folder's name is a hash of them, and `features.json` beside it says
+what they are.
 
 Legend: N images, D channels.
 """
@@ -12,171 +12,254 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from simmim_bench.backbones import Backbone, load_backbone
+from simmim_bench.archs import BackboneSpec
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.errors import DataError
+from simmim_bench.data import ImageDataset, Seeded, eval_transform, train_transform
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, sha256_json, write_json
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList
 from simmim_bench.team import Team
 from transfer.forward import forward_batches
-from transfer.recipes import ProbeRecipe
+from transfer.frozen_recipes import FrozenRecipe, Pooling
 
-LAYOUT = 1  # of the files; another layout is another file
+LAYOUT = 2  # of the files; another layout is another file
 LARGEST = float(np.finfo(np.float16).max)
 
 
-class BlockFeatures:
-    """Features of N images after every block, on disk as float16."""
+@dataclass(frozen=True)
+class FeatureSet:
+    """One way to make a vector of an image: after which block, counted from 1, and of which tokens."""
 
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
+    block: int
+    pooling: Pooling
 
     @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return self._array.shape[0]
-
-    def __len__(self) -> int:
-        return self._array.shape[1]
-
-    def block(self, number: int, rows: Sequence[int] | None = None) -> Tensor:
-        """Read a block's features of all images, or of some: (N, D) float32."""
-        part = self._array[number] if rows is None else self._array[number, list(rows)]
-        return torch.from_numpy(np.asarray(part, dtype=np.float32))
+    def parts(self) -> list[str]:
+        """What is laid side by side."""
+        return self.pooling.split("+")
 
 
-def block_features(
-    checkpoint: Checkpoint,
-    images: ImageList,
-    recipe: ProbeRecipe,
-    *,
-    store: Path,
-    run: RunDir,
-    seed: int,
-    team: Team,
-) -> BlockFeatures:
-    """Give the features of a list of images, from the store where they are there.
+@dataclass(frozen=True)
+class Crop:
+    """A random crop of every image: which one, and how it is drawn."""
 
-    Args:
-        store: folder of all kept features; the processes of a team share it.
-        seed: draws the weights that a checkpoint does not hold.
+    number: int
+    scale: tuple[float, float]
+    hflip: float
+
+
+def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
+    """Give all feature sets that a recipe asks for.
 
     Raises:
-        DataError: the store holds other features under this name, or cannot be written.
+        UsageError: a block that is not there, or the class token of a backbone without one.
     """
-    identity = _identify(checkpoint, images, recipe, seed)
-    folder = _place(store, identity)
-    if team.largest(not folder.is_dir()):
-        _write(folder, identity, checkpoint, images, recipe, run, seed, team)
-    else:
-        run.log(f"features of {len(images)} images are there: {folder}")
-    return _read(folder, identity)
+    count = spec.probed_blocks
+    blocks = recipe.blocks or tuple(range(1, count + 1))
+    for block in blocks:
+        if not 1 <= abs(block) <= count:
+            raise UsageError(
+                f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
+                f"-o blocks={min(max(block, 1), count)}."
+            )
+    has_class_token = "cls" in spec.poolings
+    poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
+    for pooling in recipe.pooling or ():
+        if pooling not in poolings:
+            raise UsageError(f"{spec.arch} has no class token; use -o pooling=mean.")
+    # Written as -1 or as 12, a block is one.
+    numbers = dict.fromkeys(block % (count + 1) for block in blocks)
+    return [
+        FeatureSet(block, pooling) for block in numbers for pooling in recipe.pooling or poolings
+    ]
 
 
-def are_kept(
-    checkpoint: Checkpoint, images: ImageList, recipe: ProbeRecipe, *, store: Path, seed: int
-) -> bool:
-    """Say whether `block_features` would find them."""
-    return _place(store, _identify(checkpoint, images, recipe, seed)).is_dir()
+class Features:
+    """Pooled tokens of N images after some blocks, on disk as float16: (blocks, poolings, N, D)."""
 
+    def __init__(self, array: np.ndarray, blocks: Sequence[int], poolings: Sequence[str]) -> None:
+        self._array, self._blocks, self._poolings = array, list(blocks), list(poolings)
 
-def _identify(
-    checkpoint: Checkpoint, images: ImageList, recipe: ProbeRecipe, seed: int
-) -> dict[str, Any]:
-    """Name everything that the features follow from."""
-    return {
-        "layout": LAYOUT,
-        "checkpoint": checkpoint.sha256,
-        "seed": seed if checkpoint.is_random else None,
-        "images": images.fingerprint(),
-        "count": len(images),
-        "img_size": list(recipe.img_size),
-        "window_size": recipe.window_size,
-        "test_crop_ratio": recipe.test_crop_ratio,
-        "mean": list(checkpoint.mean),
-        "std": list(checkpoint.std),
-        "precision": recipe.precision,
-    }
+    def __len__(self) -> int:
+        return self._array.shape[2]
 
-
-def _place(store: Path, identity: dict[str, Any]) -> Path:
-    return store / sha256_json(identity)[:24]
-
-
-def _write(
-    folder: Path,
-    identity: dict[str, Any],
-    checkpoint: Checkpoint,
-    images: ImageList,
-    recipe: ProbeRecipe,
-    run: RunDir,
-    seed: int,
-    team: Team,
-) -> None:
-    """Make the one pass over the images; each process writes its rows, the main one gives it its name."""
-    model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size, seed=seed)
-    run.log(str(model.load_report))
-    model.to(team.device).eval()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    file = temporary / "features.npy"
-    shape = (*_shape_of_one(model, checkpoint, recipe, team), len(images))
-    try:
-        if team.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            blocks, channels, count = shape
-            np.lib.format.open_memmap(file, "w+", np.float16, (blocks, count, channels)).flush()
-        team.wait()
-        array = np.load(file, mmap_mode="r+")
-        batches = forward_batches(
-            model.forward_block_means,
-            images,
-            checkpoint=checkpoint,
-            recipe=recipe,
-            run=run,
-            team=team,
-            description="features",
+    def read(self, wanted: FeatureSet, rows: Sequence[int] | None = None) -> Tensor:
+        """Read a set's features of all images, or of some: (N, D), or (N, 2 D) of two tokens; float16."""
+        block = self._array[self._blocks.index(wanted.block)]
+        parts = [block[self._poolings.index(part)] for part in wanted.parts]
+        return torch.from_numpy(
+            np.concatenate([p if rows is None else p[list(rows)] for p in parts], axis=1)
         )
-        for numbers, rows in batches:
-            bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
-            array[:, numbers] = bounded.transpose(0, 1).numpy()
-        array.flush()
-        del array
-        team.wait()
-        if team.is_main:
-            write_json(temporary / "features.json", identity)
-            temporary.rename(folder)
-        team.wait()
-    except OSError as error:
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A folder of kept features, and what is needed to add to it.
+
+    Attributes:
+        folder: the processes of a team share it.
+        seed: draws the weights that a checkpoint does not hold, and random crops.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    recipe: FrozenRecipe
+    sets: tuple[FeatureSet, ...]
+    seed: int
+    run: RunDir
+    team: Team
+
+    def has(self, images: ImageList) -> bool:
+        """Say whether `of` would find the features of the centre crops."""
+        return self._place(self._identify(images, None)).is_dir()
+
+    def of(self, images: ImageList, crop: Crop | None = None) -> Features:
+        """Give the features of a list of images, computed where they are not there.
+
+        Args:
+            crop: of random crops; None for the centre crop.
+
+        Raises:
+            DataError: the store holds other features under this name, or cannot be written.
+        """
+        identity = self._identify(images, crop)
+        place = self._place(identity)
+        if self.team.largest(not place.is_dir()):
+            self._write(place, identity, images, crop)
+        else:
+            self.run.log(f"features of {len(images)} images are there: {place}")
+        return _read(place, identity)
+
+    def drop(self, images: ImageList, crop: Crop) -> None:
+        """Remove the features of random crops that nobody will ask for again."""
+        self.team.wait()
+        if self.team.is_main:
+            shutil.rmtree(self._place(self._identify(images, crop)), ignore_errors=True)
+
+    def _identify(self, images: ImageList, crop: Crop | None) -> dict[str, Any]:
+        """Name everything that the features follow from."""
+        recipe, parts = self.recipe, {part for one in self.sets for part in one.parts}
+        how: dict[str, Any] = {"test_crop_ratio": recipe.test_crop_ratio}
+        if crop is not None:
+            how = {"number": crop.number, "scale": list(crop.scale), "hflip": crop.hflip}
+            how["seed"] = self.seed
+        return {
+            "layout": LAYOUT,
+            "checkpoint": self.checkpoint.sha256,
+            "seed": self.seed if self.checkpoint.is_random else None,
+            "images": images.fingerprint(),
+            "count": len(images),
+            "img_size": list(recipe.img_size),
+            "window_size": recipe.window_size,
+            "crop": how,
+            "mean": list(self.checkpoint.mean),
+            "std": list(self.checkpoint.std),
+            "precision": recipe.precision,
+            "blocks": sorted({one.block for one in self.sets}),
+            "poolings": [p for p in self.checkpoint.spec.poolings if p in parts],
+        }
+
+    def _place(self, identity: dict[str, Any]) -> Path:
+        return self.folder / sha256_json(identity)[:24]
+
+    def _dataset(self, images: ImageList, crop: Crop | None) -> Dataset[Any]:
+        recipe, checkpoint = self.recipe, self.checkpoint
+        if crop is None:
+            centre = eval_transform(
+                recipe.img_size,
+                crop_ratio=recipe.test_crop_ratio,
+                mean=checkpoint.mean,
+                std=checkpoint.std,
+            )
+            return ImageDataset(images, centre)
+        drawn = train_transform(
+            recipe.img_size,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            crop_scale=crop.scale,
+            hflip=crop.hflip,
+        )
+        return Seeded(ImageDataset(images, drawn), self.seed, crop.number)
+
+    def _write(
+        self, place: Path, identity: dict[str, Any], images: ImageList, crop: Crop | None
+    ) -> None:
+        """Make one pass over the images; each process writes its rows, the main one gives it its name."""
+        recipe, team, spec = self.recipe, self.team, self.checkpoint.spec
+        blocks = [number - 1 for number in identity["blocks"]]
+        poolings = [spec.poolings.index(name) for name in identity["poolings"]]
+        shape = (len(blocks), len(poolings), len(images), spec.num_features)
+        temporary = place.with_name(f".{place.name}.tmp")
+        file = temporary / "features.npy"
+        try:
+            if team.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            team.wait()
+            _check_space(temporary, shape)
+            model = load_backbone(
+                self.checkpoint, recipe.img_size, window_size=recipe.window_size, seed=self.seed
+            )
+            if crop is None:
+                self.run.log(str(model.load_report))
+            model.to(team.device).eval()
+            if team.is_main:
+                np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+            team.wait()
+            array = np.load(file, mmap_mode="r+")
+            batches = forward_batches(
+                lambda pixels: model.forward_pooled(pixels)[:, blocks][:, :, poolings],
+                self._dataset(images, crop),
+                batch_size=recipe.forward_batch_size,
+                num_workers=recipe.num_workers,
+                precision=recipe.precision,
+                run=self.run,
+                team=team,
+                description="features" if crop is None else f"features of crop {crop.number + 1}",
+            )
+            for numbers, rows in batches:
+                bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
+                array[:, :, numbers] = bounded.permute(1, 2, 0, 3).numpy()
+            array.flush()
+            del array
+            team.wait()
+            if team.is_main:
+                write_json(temporary / "features.json", identity)
+                temporary.rename(place)
+            team.wait()
+        except OSError as error:
+            raise DataError(
+                f"cannot write features to {place}: {error.strerror or error}; free some space or choose "
+                "another --features."
+            ) from error
+        finally:
+            if team.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
+    """Refuse what will not fit before hours are spent on it."""
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(folder).free
+    if needed > free:
         raise DataError(
-            f"cannot write features to {folder}: {error.strerror or error}; free some space or choose another "
-            "--features."
-        ) from error
-    finally:
-        if team.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            f"features of {shape[2]} images need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are free below "
+            f"{folder.parent}; choose another --features, or fewer by -o blocks=... -o pooling=..."
+        )
 
 
-@torch.no_grad()
-def _shape_of_one(
-    model: Backbone, checkpoint: Checkpoint, recipe: ProbeRecipe, team: Team
-) -> tuple[int, int]:
-    """Give (blocks, D) of an image's features."""
-    image = torch.zeros(1, checkpoint.spec.in_chans, *recipe.img_size, device=team.device)
-    _, blocks, channels = model.forward_block_means(image).shape
-    return blocks, channels
-
-
-def _read(folder: Path, identity: dict[str, Any]) -> BlockFeatures:
-    found = read_json(folder / "features.json", "features' description")
+def _read(place: Path, identity: dict[str, Any]) -> Features:
+    found = read_json(place / "features.json", "features' description")
     if found != identity:
         differing = [
             key
@@ -184,13 +267,14 @@ def _read(folder: Path, identity: dict[str, Any]) -> BlockFeatures:
             if not isinstance(found, dict) or found.get(key) != identity[key]
         ]
         raise DataError(
-            f"the features in {folder} are not those of this checkpoint and data (another "
+            f"the features in {place} are not those of this checkpoint and data (another "
             f"{', '.join(differing)}); remove the folder."
         )
     try:
-        array = np.load(folder / "features.npy", mmap_mode="r")
+        array = np.load(place / "features.npy", mmap_mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"the features in {folder} are damaged ({error}); remove it.") from error
-    if array.ndim != 3 or array.shape[1] != identity["count"]:
-        raise DataError(f"the features in {folder} are damaged; remove it.")
-    return BlockFeatures(array)
+        raise DataError(f"the features in {place} are damaged ({error}); remove it.") from error
+    wanted = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
+    if array.shape[:3] != wanted:
+        raise DataError(f"the features in {place} are damaged; remove it.")
+    return Features(array, identity["blocks"], identity["poolings"])

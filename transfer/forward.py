@@ -7,56 +7,47 @@ on the main process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
-from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.data import ImageDataset, eval_loader, eval_transform
+from simmim_bench.data import eval_loader
 from simmim_bench.kernels import autocast
 from simmim_bench.rundir import RunDir
-from simmim_bench.sources import ImageList
 from simmim_bench.team import Team
-from transfer.recipes import FinetuneRecipe, ProbeRecipe
 
 
 def forward_batches(
     forward: Callable[[Tensor], Tensor],
-    images: ImageList,
+    dataset: Dataset[Any],
     *,
-    checkpoint: Checkpoint,
-    recipe: FinetuneRecipe | ProbeRecipe,
+    batch_size: int,
+    num_workers: int,
+    precision: str,
     run: RunDir,
     team: Team,
     description: str,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Give this process's images, batch by batch: their numbers in the list, and `forward` of them.
+    """Give this process's images, batch by batch: their numbers in the data set, and `forward` of them.
 
     Each of the processes takes every so-manieth image; none is taken twice to fill a batch, which would
     count it twice.
 
     Args:
         forward: maps (B, C, H, W), normalised, to (B, ...).
+        dataset: gives an image first.
 
     Returns:
         Numbers, and rows (B, ...) float32 on the CPU.
     """
-    numbers = range(team.rank, len(images), team.size)
-    transform = eval_transform(
-        recipe.img_size,
-        crop_ratio=recipe.test_crop_ratio,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-    )
-    loader = eval_loader(
-        ImageDataset(images.subset(numbers), transform),
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-    )
+    numbers = range(team.rank, len(dataset), team.size)  # type: ignore[arg-type]
+    loader = eval_loader(Subset(dataset, numbers), batch_size=batch_size, num_workers=num_workers)
     done = 0
     with run.display.task(description, len(numbers)) as task:
-        for batch, _ in loader:
-            with torch.no_grad(), autocast(team.device, recipe.precision):
+        for batch, *_ in loader:
+            with torch.no_grad(), autocast(team.device, precision):
                 rows = forward(batch.to(team.device, non_blocking=True)).float().cpu()
             yield numbers[done : done + len(batch)], rows
             done += len(batch)

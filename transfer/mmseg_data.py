@@ -24,7 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.images import read_image
-from transfer.recipes import Ade20kRecipe
+from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import SegmentationSplit, read_labels
 
 IGNORED = 255  # MMSegmentation's label of pixels without a class

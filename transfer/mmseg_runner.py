@@ -38,9 +38,9 @@ from simmim_bench.errors import DivergedError, InterruptedRun
 from simmim_bench.kernels import autocast
 from simmim_bench.optim import parameter_groups
 from simmim_bench.rundir import RunDir
+from transfer.dense_recipes import Ade20kRecipe
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
 from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders
-from transfer.recipes import Ade20kRecipe
 from transfer.segmentation_data import SegmentationSplit
 
 __all__ = ["ADE20K_CLASSES", "MMSEG_VERSION", "train_and_predict"]

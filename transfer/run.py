@@ -13,14 +13,10 @@ from simmim_bench.errors import UsageError, nearest
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team
-from transfer.recipes import (
-    TASKS,
-    Ade20kRecipe,
-    CocoRecipe,
-    FinetuneRecipe,
-    ProbeRecipe,
-    TransferRecipe,
-)
+from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
+from transfer.finetune_recipes import FinetuneRecipe
+from transfer.frozen_recipes import KnnRecipe, LinearRecipe, LogisticRecipe
+from transfer.recipes import TASKS, TransferRecipe
 
 
 def run_transfer(
@@ -67,7 +63,11 @@ def run_transfer(
             from transfer.classification import run_finetune
 
             return run_finetune(task, recipe=recipe, resume=resume, **few, **common)
-        case "linear" | "knn" | "fewshot", ProbeRecipe():
+        case "linear" | "fewshot", (LinearRecipe() | LogisticRecipe()) as frozen:
+            from transfer.probe import run_probe
+
+            return run_probe(task, recipe=frozen, features=features, **few, **common)
+        case "knn", KnnRecipe():
             from transfer.probe import run_probe
 
             return run_probe(task, recipe=recipe, features=features, **few, **common)

@@ -26,7 +26,7 @@ from simmim_bench.images import read_image
 from simmim_bench.metrics import write_confusion
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
-from transfer.recipes import Ade20kRecipe
+from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import (
     SegmentationSplit,
     check_splits,

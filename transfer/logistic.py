@@ -1,0 +1,101 @@
+"""Logistic regression, solved to its end: where it stops depends on neither a seed nor a rate.
+
+Legend: N images, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_bench.rundir import RunDir
+from transfer.candidates import Outcome, Seen, assign_folds, best
+from transfer.features import Features, FeatureSet
+from transfer.frozen_recipes import LogisticRecipe, Norm
+from transfer.normaliser import Normaliser
+
+
+def fit_logistic(
+    features: Tensor, labels: Tensor, classes: int, l2: float
+) -> tuple[Tensor, Tensor]:
+    """Fit a multinomial logistic regression by L-BFGS.
+
+    Args:
+        features: (N, D) float32, normalised; labels: (N,).
+        l2: weight of the squared norm of the classifier's weights, per element of the mean loss.
+
+    Returns:
+        Weights (D, K), bias (K,).
+    """
+    weight = torch.zeros(features.shape[1], classes, device=features.device, requires_grad=True)
+    bias = torch.zeros(classes, device=features.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(features @ weight + bias, labels) + l2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def probe_logistic(
+    seen: Seen,
+    val: Features,
+    sets: Sequence[FeatureSet],
+    recipe: LogisticRecipe,
+    *,
+    seed: int,
+    run: RunDir,
+    device: torch.device,
+) -> Outcome:
+    """Choose feature set, norm and l2 by cross-validation, fit on all training images, and score `val`.
+
+    With one image a class there is nothing to compare on: the last of each and the strongest l2 serve.
+    """
+    labels = seen.labels.to(device)
+    folds = assign_folds(seen.labels, recipe.folds, seed)
+    compared = []
+    if folds is not None:
+        with run.display.task("compare", len(sets) * len(recipe.norm) * len(recipe.l2)) as task:
+            for one in sets:
+                features = seen.read(one).to(device)
+                for norm in recipe.norm:
+                    for l2 in recipe.l2:
+                        top1 = _cross_validate(
+                            features, norm, l2, labels, seen.classes, folds.to(device)
+                        )
+                        compared.append(
+                            {**asdict(one), "norm": norm, "l2": l2, "held_out_top1": top1}
+                        )
+                        task.advance()
+        chosen = best(compared)
+    else:
+        chosen = {**asdict(sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
+    one = FeatureSet(chosen["block"], chosen["pooling"])
+    features = seen.read(one).to(device)
+    normalise = Normaliser([chosen["norm"]], features)
+    weight, bias = fit_logistic(normalise(features)[0], labels, seen.classes, chosen["l2"])
+    logits = normalise(val.read(one).to(device))[0] @ weight + bias
+    return Outcome(logits.cpu(), chosen, compared)
+
+
+def _cross_validate(
+    features: Tensor, norm: Norm, l2: float, labels: Tensor, classes: int, folds: Tensor
+) -> float:
+    """Give the top-1, in percent, of predicting each fold from the others."""
+    right = 0
+    for fold in folds.unique():
+        asked = folds == fold
+        x = Normaliser([norm], features[~asked])(features)[0]
+        weight, bias = fit_logistic(x[~asked], labels[~asked], classes, l2)
+        right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
+    return 100 * right / len(labels)
