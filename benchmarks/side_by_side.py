@@ -35,16 +35,18 @@ def compare(
     *,
     rounds: int,
     between: Callable[[], object] | None = None,
+    warm_up: bool = True,
 ) -> list[Timing]:
-    """Time every alternative once a round, after one round that does not count.
+    """Time every alternative once a round.
 
     Args:
         work: the alternatives by name; the first is what the others are compared with.
         rounds: at least 3.
         between: done once a round, untimed, such as a measurement of the machine.
+        warm_up: begin with a round that does not count; not where a round takes minutes.
     """
     taken: dict[str, list[float]] = {name: [] for name in work}
-    for number in range(rounds + 1):
+    for number in range(not warm_up, rounds + 1):
         if between is not None:
             between()
         for name, do in work.items():

@@ -31,8 +31,9 @@ def record_and_logits(out: Path) -> tuple[dict, np.ndarray]:
 @pytest.mark.parametrize(
     ("task", "more"),
     [
-        ("knn", ["-o", "batch_size=7"]),
-        ("linear", ["-o", "batch_size=7"]),
+        ("knn", ["-o", "forward_batch_size=7"]),
+        ("linear", ["-o", "forward_batch_size=7", "-o", "epochs=5"]),
+        ("linear", ["-o", "epochs=2", "-o", "crops=2", "-o", "blocks=2,3"]),
         ("imagenet", ["-o", "batch_size=14", "-o", "epochs=1", "-o", "warmup_epochs=0"]),
     ],
 )
@@ -105,6 +106,7 @@ def test_a_head_for_other_classes_is_not_resumed(tmp_path: Path, pocket: Path) -
     shutil.copytree(pocket / "imagenet", data)
     assert finetune(tmp_path / "run", data).exception is None
     shutil.rmtree(tmp_path / "run" / "predictions")
+    (tmp_path / "run" / "record.json").unlink()
     gone = sorted((data / "train").iterdir())[0].name
     for split in ("train", "val"):
         shutil.rmtree(data / split / gone)

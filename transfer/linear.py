@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.optim import Lars
 from torch import Tensor
 
@@ -28,23 +26,27 @@ INITIAL_DEVIATION = 0.01  # of the weights: MAE, main_linprobe.py; BEiT, run_lin
 ADAPT = {"always_adapt": True}
 CHUNK = 4096  # images at a time where nothing is learnt
 
-LossOf = Callable[[Tensor, Tensor], Tensor]  # logits (..., K) and labels (...) to losses (...)
+# Logits (S, R, K, B) and one-hot labels (K, B) to the derivative of each image's loss by its logits.
+Slope = Callable[[Tensor, Tensor], Tensor]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Give the loss of every image: logits (..., K), labels (...)."""
-    flat = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
-    return flat.view(labels.shape)
+def cross_entropy_slope(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Give the derivative of the cross-entropy by the logits."""
+    return logits.softmax(2).sub_(wanted)
 
 
 class SideBySide:
     """S x R linear classifiers on one feature set, trained together.
 
+    Gradients are written out instead of left to autograd, and images come last: where classes are few that
+    takes a quarter of the time.
+
     Args:
         normaliser: gives S versions of the features.
         channels: D.
+        classes: K.
         seed: draws the weights, the same for all.
-        loss_of: what is minimised, in the mean over images.
+        slope: of the loss whose mean over the images is minimised.
     """
 
     def __init__(
@@ -56,68 +58,82 @@ class SideBySide:
         *,
         seed: int,
         device: torch.device,
-        loss_of: LossOf = cross_entropy,
+        slope: Slope = cross_entropy_slope,
     ) -> None:
-        self._normaliser, self._loss_of = normaliser.to(device), loss_of
-        self._norms, self._rates = len(normaliser.norms), len(recipe.base_lr)
+        self._normaliser, self._slope, self._device = normaliser.to(device), slope, device
+        self._classes = torch.arange(classes, device=device)
+        norms, rates = len(normaliser.norms), len(recipe.base_lr)
+        self._shape = (norms, rates, classes)
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(channels, classes, generator=generator).to(device) * INITIAL_DEVIATION
-        self._weights: list[list[Tensor]] = [
-            [drawn.clone().requires_grad_() for _ in recipe.base_lr] for _ in normaliser.norms
-        ]
-        self._biases: list[list[Tensor]] = [
-            [torch.zeros(1, classes, device=device, requires_grad=True) for _ in recipe.base_lr]
-            for _ in normaliser.norms
-        ]
+        drawn = torch.randn(classes, channels, generator=generator) * INITIAL_DEVIATION
+        self._weights = drawn.repeat(norms, rates, 1).to(device)
+        self._biases = torch.zeros(norms, rates * classes, 1, device=device)
+        self._weight_slopes = torch.zeros_like(self._weights)
+        self._bias_slopes = torch.zeros_like(self._biases)
         peaks = [rate * recipe.batch_size / REFERENCE_BATCH for rate in recipe.base_lr]
-        groups: list[dict[str, Any]] = [
-            {"params": list(column), "lr": peak, "peak": peak, **how}
-            for parameters, how in ((self._weights, ADAPT), (self._biases, {}))
-            for column, peak in zip(zip(*parameters, strict=True), peaks, strict=True)
+        groups = [
+            {"params": pieces, "lr": peak, "peak": peak, **how}
+            for whole, slopes, how in (
+                (self._weights, self._weight_slopes, ADAPT),
+                (self._biases, self._bias_slopes, {}),
+            )
+            for pieces, peak in zip(self._pieces(whole, slopes), peaks, strict=True)
         ]
-        decay = recipe.weight_decay
+        momentum, decay = recipe.momentum, recipe.weight_decay
         self._optimizer: torch.optim.Optimizer
         if recipe.optimizer == "adamw":
-            self._optimizer = torch.optim.AdamW(groups, weight_decay=decay)
+            self._optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
         elif recipe.optimizer == "lars":
-            self._optimizer = Lars(groups, momentum=recipe.momentum, weight_decay=decay)
+            self._optimizer = Lars(groups, momentum=momentum, weight_decay=decay)
         else:
-            self._optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=decay)
+            self._optimizer = torch.optim.SGD(
+                groups, momentum=momentum, weight_decay=decay, fused=True
+            )
+
+    def _pieces(self, whole: Tensor, slopes: Tensor) -> list[list[Tensor]]:
+        """Cut what all classifiers have in one tensor into a parameter each: by rates, then by norms."""
+        norms, rates, classes = self._shape
+        pieces = [
+            [whole[s, r * classes : (r + 1) * classes] for s in range(norms)] for r in range(rates)
+        ]
+        for r in range(rates):
+            for s in range(norms):
+                pieces[r][s].grad = slopes[s, r * classes : (r + 1) * classes]
+        return pieces
 
     def logits(self, features: Tensor) -> Tensor:
-        """Give (S, B, R, K) of features (B, D)."""
-        weights, biases = (
-            torch.stack([torch.cat(row, 1) for row in rows])
-            for rows in (self._weights, self._biases)
-        )
-        together = torch.baddbmm(biases, self._normaliser(features), weights)
-        return together.unflatten(2, (self._rates, -1))
+        """Give (S, R, K, B) of features (B, D)."""
+        return self._logits(self._normaliser(features))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        together = torch.baddbmm(self._biases, self._weights, x.transpose(1, 2))
+        return together.view(*self._shape, -1)
 
     def step(self, features: Tensor, labels: Tensor, factor: float) -> None:
         """Take one step on features (B, D) and labels (B,), with the peak rates times `factor`."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        logits = self.logits(features)
-        losses = self._loss_of(logits, labels[None, :, None].expand(logits.shape[:-1]))
-        self._optimizer.zero_grad()
-        losses.mean(1).sum().backward()
+        x = self._normaliser(features)
+        wanted = (labels == self._classes[:, None]).float()
+        slopes = self._slope(self._logits(x), wanted).flatten(1, 2) / len(labels)
+        torch.bmm(slopes, x, out=self._weight_slopes)
+        torch.sum(slopes, 2, keepdim=True, out=self._bias_slopes)
         self._optimizer.step()
 
-    @torch.no_grad()
     def predict(self, features: Tensor) -> Tensor:
-        """Give logits (S, N, R, K) of features (N, D), on the CPU."""
-        device = self._weights[0][0].device
-        return torch.cat([self.logits(x.to(device)).cpu() for x in features.split(CHUNK)], dim=1)
+        """Give logits (S, R, N, K) of features (N, D), on the CPU."""
+        parts = features.split(CHUNK)
+        return torch.cat(
+            [self.logits(x.to(self._device)).transpose(2, 3).cpu() for x in parts], dim=2
+        )
 
-    @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> Tensor:
         """Give the share of features (N, D) that each classifier gets right: (S, R); diverged ones, none."""
-        device = self._weights[0][0].device
-        right = torch.zeros(self._norms, self._rates, device=device)
+        right = torch.zeros(self._shape[:2], device=self._device)
         for x, y in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
-            logits = self.logits(x.to(device))
-            correct = logits.argmax(-1) == y.to(device)[None, :, None]
-            right += (correct & logits.isfinite().all(-1)).sum(1)
+            logits = self.logits(x.to(self._device))
+            correct = logits.argmax(2) == y.to(self._device)
+            right += (correct & logits.isfinite().all(2)).sum(2)
         return right.cpu() / len(labels)
 
 

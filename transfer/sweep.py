@@ -67,7 +67,7 @@ def probe_linear(
         trained = [t for _, t in _train(mine, single, seen, None, store, seed, task)]
     if not team.is_main:
         return None
-    logits = trained[0].predict(val.read(one))[0, :, 0]
+    logits = trained[0].predict(val.read(one))[0, 0]
     return Outcome(logits, compared[number] if compared else chosen, compared)
 
 

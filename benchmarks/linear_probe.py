@@ -1,0 +1,154 @@
+"""Time a linear probe: with the backbone run again every epoch, and on features that are kept.
+
+    python benchmarks/linear_probe.py --ckpt runs/vit --data imagenet --recipe linear_cifar
+
+The first way trains one classifier: one block, pooling, norm and rate. Ours trains all of them on one pass of
+the backbone, compares them on held-out images, and trains the best one again on all images. The first way is
+given that best setting, the features' means and deviations, the same batches in the same order and no
+augmentation either, so that both should come to the same top-1. The pass over val/ is in neither's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from side_by_side import compare, report
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoint import read_checkpoint
+from simmim_bench.data import ImageDataset, eval_loader, eval_transform
+from simmim_bench.display import Display
+from simmim_bench.kernels import autocast, best_device
+from simmim_bench.recipe import find_recipe
+from simmim_bench.rundir import RunDir
+from simmim_bench.sources import ImageList, class_folders
+from simmim_bench.team import Team
+from transfer.candidates import Outcome, Seen
+from transfer.features import FeatureSet, FeatureStore, feature_sets
+from transfer.frozen_recipes import LinearRecipe
+from transfer.linear import SideBySide, epoch_steps
+from transfer.normaliser import Normaliser
+from transfer.recipes import RECIPES
+from transfer.sweep import probe_linear
+
+SEED = 0
+
+
+def main() -> None:
+    """Read the arguments, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--ckpt", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder in ImageNet's layout")
+    parser.add_argument("--recipe", default="linear")
+    parser.add_argument("--images", type=int, default=228, help="of each class, to train on")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        sys.exit("--rounds must be at least 3: quartiles need them.")
+    recipe = find_recipe(RECIPES, arguments.recipe)
+    if not isinstance(recipe, LinearRecipe) or recipe.crops:
+        sys.exit("--recipe must be a linear one on centre crops.")
+    checkpoint = read_checkpoint(arguments.ckpt)
+    train, val = (class_folders(arguments.data, split) for split in ("train", "val"))
+    train = first_of_each(train, arguments.images)
+    device = best_device()
+    load = eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+    )
+    labels = torch.tensor(val.labels)
+    top1: dict[str, float] = {}
+    folder = Path(tempfile.mkdtemp())
+    run = RunDir(folder, Display(quiet=True), writes=False)
+    sets = tuple(feature_sets(recipe, checkpoint.spec))
+    store = FeatureStore(folder / "f", checkpoint, recipe, sets, SEED, run, Team(device=device))
+
+    val_features = store.of(val)
+    kept = set(store.folder.iterdir())
+
+    def sweep() -> Outcome:
+        for folder in set(store.folder.iterdir()) - kept:
+            shutil.rmtree(folder)
+        seen = Seen(train, None, store.of(train))
+        outcome = probe_linear(seen, val_features, sets, recipe, store=store, seed=SEED)
+        assert outcome is not None
+        top1["ours"] = 100 * float((outcome.logits.argmax(1) == labels).float().mean())
+        return outcome
+
+    chosen = sweep().chosen
+    single = replace(recipe, norm=(chosen["norm"],), base_lr=(chosen["base_lr"],))
+    one = FeatureSet(chosen["block"], chosen["pooling"])
+    normaliser = Normaliser(single.norm, store.of(train).read(one))
+    model = load_backbone(checkpoint, recipe.img_size, seed=SEED).to(device).eval()
+    columns = [checkpoint.spec.poolings.index(part) for part in one.parts]
+
+    @torch.no_grad()
+    def features_of(images: ImageList) -> torch.Tensor:
+        rows = []
+        dataset = ImageDataset(images, load)
+        batches = eval_loader(
+            dataset, batch_size=recipe.forward_batch_size, num_workers=recipe.num_workers
+        )
+        for pixels, _ in batches:
+            with autocast(device, recipe.precision):
+                rows.append(model.forward_pooled(pixels.to(device))[:, one.block - 1, columns])
+        return torch.cat(rows).float().flatten(1)
+
+    scored = features_of(val)
+
+    def run_backbone_every_epoch() -> None:
+        width = len(columns) * checkpoint.spec.num_features
+        classifier = SideBySide(
+            normaliser, width, len(train.classes), single, seed=SEED, device=device
+        )
+        targets = torch.tensor(train.labels, device=device)
+        for epoch in range(single.epochs):
+            for rows, factor in epoch_steps(len(train), single, seed=SEED, epoch=epoch):
+                features = features_of(train.subset(rows.tolist()))
+                classifier.step(features, targets[rows.to(device)], factor)
+        right = classifier.predict(scored)[0, 0].argmax(1) == labels
+        top1["plain"] = 100 * float(right.float().mean())
+
+    candidates = len(sets) * len(recipe.norm) * len(recipe.base_lr)
+    timings = compare(
+        {
+            "one setting, the backbone run every epoch": run_backbone_every_epoch,
+            f"ours: all {candidates} settings": sweep,
+        },
+        rounds=arguments.rounds,
+        warm_up=False,
+    )
+    shutil.rmtree(folder)
+    report(
+        f"linear probe of {checkpoint.spec.arch}, {len(train)} images in {len(train.classes)} classes, "
+        f"{recipe.epochs} epochs",
+        timings,
+        arguments.json,
+        top1_of_the_one_setting=round(top1["plain"], 2),
+        top1_of_ours=round(top1["ours"], 2),
+        images_scored=len(val),
+    )
+
+
+def first_of_each(images: ImageList, count: int) -> ImageList:
+    """Keep the first so many images of every class."""
+    taken: dict[int, int] = {}
+    kept = []
+    for number, label in enumerate(images.labels):
+        taken[label] = taken.get(label, 0) + 1
+        if taken[label] <= count:
+            kept.append(number)
+    return images.subset(kept)
+
+
+if __name__ == "__main__":
+    main()
