@@ -26,6 +26,8 @@ ABOUT = (
     "sources",
     "published",
 )  # fields that say what a recipe is, not what it does
+# How a machine does the work: these change no result, so they are no part of a protocol.
+MACHINE = ("num_workers", "forward_batch_size")
 # What any recipe's field of that name may be, ends included; zero where zero means "off".
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, LARGE),
@@ -104,13 +106,16 @@ class Recipe:
         return dataclasses.asdict(self)
 
     def sha256(self) -> str:
-        """Hash all that shapes the run; name and sources are not part of it.
+        """Hash all that shapes the result; name, sources and what suits the machine are not part of it.
 
         A field at its default is left out, so that a field added later changes no older recipe's hash.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         plain = self.to_json()
-        return sha256_json({k: v for k, v in plain.items() if k not in ABOUT and v != defaults[k]})
+        no_part = (*ABOUT, *MACHINE)
+        return sha256_json(
+            {k: v for k, v in plain.items() if k not in no_part and v != defaults[k]}
+        )
 
     def source_of(self, key: str) -> str:
         """Say where a field's number is from."""
@@ -153,9 +158,9 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
 
 
 def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
-    """Give every field in which a resolved recipe differs from the named one, with the new value."""
+    """Give every field that shapes the result and differs from the named recipe, with the new value."""
     new, old = recipe.to_json(), named.to_json()
-    return {k: v for k, v in new.items() if v != old[k] and k not in ABOUT}
+    return {k: v for k, v in new.items() if v != old[k] and k not in (*ABOUT, *MACHINE)}
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:

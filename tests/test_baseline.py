@@ -39,6 +39,14 @@ def test_pairing_narrows_the_interval_and_seeds_count() -> None:
     )
     assert paired.high - paired.low < 0.6 * (shuffled.high - shuffled.low)
     assert (paired.images, paired.seeds) == (500, 3)
+    # The interval of few seeds that differ holds the truth as often as it says.
+    held = 0
+    for _ in range(400):
+        luck = generator.normal(0.0, 0.05, (2, 3, 1))
+        draws = generator.uniform(size=(2, 3, 300))
+        found = paired_difference(draws[0] < 0.6 + luck[0], draws[1] < 0.5 + luck[1])
+        held += found.low <= 10 <= found.high
+    assert 0.90 < held / 400 < 0.98
     # Seeds that disagree leave a wide interval, however many images there are.
     gains = np.zeros((2, 100_000), bool)
     gains[0, :20_000] = True
@@ -69,6 +77,34 @@ def test_a_baseline_is_run_once_and_the_difference_is_told(tmp_path: Path, pocke
     done = invoke(*common, "--out", str(tmp_path / "knn"), "--overwrite", "--json")
     assert json.loads(done.stdout)["above_baseline"]["images"] == 30
     assert (other / "record.json").stat().st_mtime_ns == before
+
+
+def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, pocket: Path) -> None:
+    out = tmp_path / "knn"
+    common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
+    common += ["--seed", "4", "--baseline", "random:swin_pocket", "--out", str(out)]
+    done = invoke(*common, "--seeds", "2")
+    assert done.exception is None
+    folders = [out, tmp_path / "knn-from-random-swin_pocket"]
+    top1 = [
+        [
+            json.loads((f / f"seed{n}" / "record.json").read_text())["metrics"]["top1"]
+            for n in (4, 5)
+        ]
+        for f in folders
+    ]
+    ours, theirs = (np.array(x) for x in top1)
+    assert f"top1 {ours.mean():.2f} ± {ours.std(ddof=1):.2f} over 2 seeds" in done.stdout
+    assert f"{(ours - theirs).mean():+.2f} points of top1, 95% from" in done.stdout
+    assert done.stdout.rstrip().endswith("over 30 images and 2 seeds")
+    before = (out / "seed4" / "record.json").stat().st_mtime_ns
+    more = invoke(*common, "--seeds", "3", "--resume", "--json")
+    told = json.loads(more.stdout)
+    assert [record["seed"] for record in told["seeds"]] == [4, 5, 6]
+    assert told["metrics"]["top1"]["std"] > 0
+    assert (out / "seed4" / "record.json").stat().st_mtime_ns == before
+    refused = invoke(*common, "--seeds", "2")
+    assert "is not empty" in str(refused.exception)
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, pocket: Path) -> None:

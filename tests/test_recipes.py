@@ -135,3 +135,12 @@ def test_parameters_outside_the_backbone_count_as_the_last_layer() -> None:
     groups = parameter_groups(model, backbone, lr=1.0, weight_decay=0.05, layer_decay=0.5)
     neck = next(g for g in groups if any(p is model["neck"].weight for p in g["params"]))
     assert neck["lr_scale"] == 1.0
+
+
+def test_what_suits_the_machine_is_no_deviation() -> None:
+    found = TRANSFER["linear"]
+    changed = override(found, ["num_workers=3", "forward_batch_size=7"])
+    assert changed != found
+    assert deviations(changed, found) == {}
+    assert changed.sha256() == found.sha256()
+    assert deviations(override(found, ["epochs=3"]), found) == {"epochs": 3}
