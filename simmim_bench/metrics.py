@@ -5,20 +5,16 @@ In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from simmim_bench.coco_evaluation import evaluate_coco
 from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 
 RANKED = 10  # classes an image that are stored
-# pycocotools' order of its twelve figures; the record keeps those that are AP.
-COCO_STATS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
 def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
@@ -64,44 +60,6 @@ def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, 
     if len(labels) and not (labels.min() >= 0 and max(labels.max(), ranked.max()) < classes):
         raise ValueError(f"a class is not among the {classes}")
     return ranked, labels, classes
-
-
-def coco_scores(annotations: Path, results: Path) -> dict[str, float]:
-    """Give box_ap.. and mask_ap.. of a COCO results JSON; pycocotools is the referee.
-
-    A figure that pycocotools cannot give (-1: no object of that size) is left out, and so is mask AP
-    where the annotations or results have no masks.
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-    detections = json.loads(results.read_text())
-    has_masks = any(a.get("segmentation") for a in truth.dataset["annotations"])
-    kinds = ["bbox"] + (["segm"] if has_masks else [])
-    scores: dict[str, float] = {}
-    for kind in kinds:
-        prefix = "box" if kind == "bbox" else "mask"
-        if kind == "segm" and detections and not any("segmentation" in d for d in detections):
-            continue
-        if not detections:  # pycocotools cannot load an empty list; nothing found is AP 0
-            scores[f"{prefix}_ap"] = 0.0
-            continue
-        with contextlib.redirect_stdout(io.StringIO()):
-            # loadRes prefers boxes for mask areas where both are there, which official evaluators avoid.
-            found = [
-                {k: v for k, v in d.items() if k != "bbox"} if kind == "segm" else d
-                for d in detections
-            ]
-            evaluation = COCOeval(truth, truth.loadRes(found), kind)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        for name, value in zip(COCO_STATS, evaluation.stats, strict=False):
-            if value >= 0:
-                scores[f"{prefix}_{name}"] = 100.0 * float(value)
-    return scores
 
 
 def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
@@ -186,7 +144,7 @@ def scores_from_predictions(
                 raise DataError(
                     f"the annotations {annotations} of {predictions} are not there; start from the folder of that run."
                 )
-            return coco_scores(annotations, predictions)
+            return evaluate_coco(annotations, predictions).figures
         with np.load(predictions) as stored:
             if task == "ade20k":
                 classes = int(stored["classes"])

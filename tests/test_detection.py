@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
@@ -363,6 +364,10 @@ def test_recorded_ap_is_that_of_pycocotools(finished: tuple[Path, Record], coco:
     assert record.metrics["mask_ap"] == pytest.approx(
         average_precision(val, results, "segm"), abs=1e-6
     )
+    by_class = json.loads((out / "ap_by_class.json").read_text())
+    for kind in ("box", "mask"):
+        mean = np.mean(list(by_class[kind].values()))
+        assert record.metrics[f"{kind}_ap"] == pytest.approx(mean)
     assert (record.evaluated, record.expected) == (5, 5)
     assert json.loads((out / "record.json").read_text())["task"] == "coco"
     assert (out / "predictions.png").stat().st_size > 1000

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.coco_evaluation import evaluate_coco
 from simmim_bench.errors import MissingEngineError
-from simmim_bench.files import replacing, write_text
+from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
 from simmim_bench.record import Record, write_record
@@ -203,6 +204,7 @@ def _run_coco(
         results, kept, evaluated = detect(model, val_loader(val, recipe), val, task, PICTURES)
     predictions = run.predictions / "coco_results.json"
     write_text(predictions, json.dumps(results) + "\n")
+    write_json(run.path / "ap_by_class.json", evaluate_coco(val.annotations, predictions).by_class)
     _draw(val, kept, run)
     return write_record(
         run,
