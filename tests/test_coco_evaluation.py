@@ -125,15 +125,33 @@ def test_boxes_alone_have_no_mask_figures_and_nothing_found_is_zero(
     assert evaluate_coco(annotations, results, engine).figures == {"box_ap": 0.0, "mask_ap": 0.0}
 
 
+DETECTION = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize(
     ("found", "message"),
     [
         ({"a": 1}, "is no list of detections"),
-        ([{"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}], "image_id 99"),
+        ([{**DETECTION, "image_id": 99}], "image_id 99"),
+        ([{**DETECTION, "category_id": 4}], "category_id 4"),
+        ([{"score": 1}], "cannot be evaluated: .*image_id"),
     ],
 )
-def test_results_of_something_else_are_refused(tmp_path: Path, found: Any, message: str) -> None:
+def test_results_of_something_else_are_refused(
+    tmp_path: Path, found: Any, message: str, engine: Any
+) -> None:
     annotations, results = scene(tmp_path)
     results.write_text(json.dumps(found))
     with pytest.raises(DataError, match=message):
-        evaluate_coco(annotations, results)
+        evaluate_coco(annotations, results, engine)
+
+
+def test_what_is_indented_or_ordered_otherwise_is_read_the_same(tmp_path: Path) -> None:
+    annotations, results = scene(tmp_path)
+    scores = evaluate_coco(annotations, results)
+    found = json.loads(results.read_text())
+    results.write_text(json.dumps([dict(reversed(d.items())) for d in found], indent=2))
+    assert evaluate_coco(annotations, results) == scores
+    results.write_text(json.dumps([dict(sorted(d.items())) for d in found], separators=(",", ":")))
+    assert evaluate_coco(annotations, results) == scores
