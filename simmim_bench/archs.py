@@ -36,7 +36,8 @@ class BackboneSpec:
         embed_dim: channels of the first stage; a Swin doubles them at every later stage.
         depths: blocks a stage; a ViT has one stage.
         num_heads: attention heads a stage.
-        window_size: tokens a side of a Swin's attention window; 0 for a ViT.
+        window_size: tokens a side of an attention window. A ViT has 0 for attention over the whole image;
+            with windows it is the backbone of ViTDet (see `windowed_blocks`).
         in_chans: image channels.
         mlp_ratio: hidden width of the MLP over the block's width.
         init_values: initial layer scale of a ViT's residual branches; None for none.
@@ -97,9 +98,25 @@ class BackboneSpec:
         return self.depths[0] if self.family == "vit" else len(self.depths)
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether tokens are mixed with a class token: in a ViT without windows."""
+        return self.family == "vit" and not self.windowed_blocks
+
+    @property
     def poolings(self) -> tuple[Literal["mean", "cls"], ...]:
-        """What `forward_pooled` gives of a block: the mean patch token and, of a ViT, the class token."""
-        return ("mean", "cls") if self.family == "vit" else ("mean",)
+        """What `forward_pooled` gives of a block: the mean patch token and the class token, if there is one."""
+        return ("mean", "cls") if self.has_class_token else ("mean",)
+
+    @property
+    def windowed_blocks(self) -> tuple[int, ...]:
+        """Which blocks of a ViT, counted from 0, attend within windows: all but the last of each quarter.
+
+        That is ViTDet's choice (arXiv 2203.16527, section 3), for ViT-B all but blocks 2, 5, 8 and 11. A
+        ViT of four blocks has none.
+        """
+        if self.family != "vit" or not self.window_size:
+            return ()
+        return tuple(i for i in range(self.depths[0]) if i + 1 not in self.level_blocks)
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
@@ -149,10 +166,8 @@ class BackboneSpec:
                 position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
 
         Raises:
-            UsageError: a window for a ViT, or a size that the patches do not divide.
+            UsageError: a size that the patches do not divide.
         """
-        if window_size is not None and self.family == "vit":
-            raise UsageError(f"{self.arch} has no windows; leave window_size away.")
         changed = replace(
             self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
         )

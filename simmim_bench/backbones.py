@@ -82,7 +82,7 @@ def load_backbone(
         ckpt: what `read_checkpoint` takes, or a checkpoint already read.
         img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
         num_classes: outputs of a new classification head; 0 for pooled features.
-        window_size: tokens a side of a Swin's attention window; None for the checkpoint's own.
+        window_size: tokens a side of an attention window; None for the checkpoint's own, a ViT's being none.
         in_chans: image channels; None for the checkpoint's own. The kernels of the patch embedding are
             summed for one channel and repeated, scaled, for more than the checkpoint's, as timm does.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
@@ -171,8 +171,13 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
     """Give the (h, w) that every position table of a backbone is for, by its module's name."""
     if spec.family == "vit":
-        names = [f"blocks.{i}.rel_pos_bias" for i in range(spec.depths[0])]
-        return dict.fromkeys(["rel_pos_bias"] if form == "pretrain" else names, spec.grid)
+        if form == "pretrain":
+            return {"rel_pos_bias": spec.grid}
+        window = (spec.window_size, spec.window_size)
+        return {
+            f"blocks.{i}.rel_pos_bias": window if i in spec.windowed_blocks else spec.grid
+            for i in range(spec.depths[0])
+        }
     return {
         f"layers.{stage}.blocks.{i}.attn": window
         for stage, window in enumerate(spec.stage_windows)

@@ -107,7 +107,7 @@ def _hotcoco(annotations: Path) -> tuple[Evaluator, Names]:
         detections = truth.load_res(str(found))
         if detections.load_warnings:  # detections that can match nothing
             raise ValueError(detections.load_warnings[0].removeprefix("load_res() warning — "))
-        evaluation = hotcoco.COCOeval(truth, detections, kind)
+        evaluation: Any = hotcoco.COCOeval(truth, detections, kind)
         evaluation.run()
         return evaluation.stats, evaluation.eval["precision"]
 

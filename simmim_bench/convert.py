@@ -199,6 +199,10 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> Written:
     assert checkpoint.state is not None
     classes = len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
     ours = load_backbone(checkpoint, num_classes=classes).eval()
+    if ours.spec.windowed_blocks:
+        raise UsageError(
+            f"timm has no ViT with attention windows, as {checkpoint.name} is; use --to detectron2 or mmseg."
+        )
     arch, arguments = timm_arguments(ours.spec)
     model = timm.create_model(arch, num_classes=classes, **arguments)
     model.load_state_dict(to_timm(ours))

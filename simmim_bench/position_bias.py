@@ -96,9 +96,12 @@ class RelativePositionBias(nn.Module):
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLASS_TOKEN_ROWS
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
 
-    def forward(self, grid: Grid) -> Tensor:
-        """Give the bias (1, n, 1 + L, 1 + L), class token first, for an (h, w) grid."""
+    def forward(self, grid: Grid, *, class_token: bool = True) -> Tensor:
+        """Give the bias (1, n, 1 + L, 1 + L), class token first, for an (h, w) grid; or without it."""
         table = resize_table(self.relative_position_bias_table, self.grid, grid)
         tokens = 1 + grid[0] * grid[1]
         index = _relative_position_index(grid, table.device)
-        return table[index].view(1, tokens, tokens, -1).permute(0, 3, 1, 2).contiguous()
+        bias = table[index].view(1, tokens, tokens, -1)
+        if not class_token:
+            bias = bias[:, 1:, 1:]
+        return bias.permute(0, 3, 1, 2).contiguous()

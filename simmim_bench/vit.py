@@ -6,6 +6,10 @@ absolute position embedding, bias on queries and values only, layer scale. One r
 shared by all blocks while pretraining; every block has its own copy while fine-tuning, where the mean
 of the patch tokens passes `fc_norm` instead of the last norm.
 
+With a `window_size` the transfer form is ViTDet's backbone (arXiv 2203.16527, section 3): most blocks attend
+within windows, the last of each quarter over the whole image, and there is no class token. SimMIM's position
+bias of a 14 x 14 grid is then that of a 14 x 14 window as it is.
+
 Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
 """
 
@@ -23,6 +27,7 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.models.beit import Block
+from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
@@ -37,10 +42,21 @@ SINCOS_EXTENT = 8.0  # ours: neighbours of an 8 x 8 grid are one apart
 
 
 class ViTBlock(Block):
-    """A BEiT block whose position bias follows the grid of the input."""
+    """A BEiT block whose position bias follows the grid of the input.
+
+    Args:
+        class_token: whether the first token is one.
+        window: tokens a side of the windows that attention stays in; 0 for the whole grid.
+    """
 
     def __init__(
-        self, spec: BackboneSpec, grid: Grid, *, drop_path: float, own_position_bias: bool
+        self,
+        spec: BackboneSpec,
+        *,
+        drop_path: float,
+        own_position_bias: bool,
+        class_token: bool,
+        window: int,
     ) -> None:
         super().__init__(
             spec.embed_dim,
@@ -51,18 +67,35 @@ class ViTBlock(Block):
             init_values=spec.init_values,
             norm_layer=_norm,
         )
+        self.class_token, self.window = class_token, window
         self.rel_pos_bias = (
-            RelativePositionBias(grid, spec.num_heads[0]) if own_position_bias else None
+            RelativePositionBias((window, window) if window else spec.grid, spec.num_heads[0])
+            if own_position_bias
+            else None
         )
 
     def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:
-        """Map (B, 1 + L, C) to (B, 1 + L, C)."""
-        bias = shared_bias if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        """Map (B, [1 +] L, C) to (B, [1 +] L, C)."""
+        bias = shared_bias
+        if self.rel_pos_bias is not None:
+            size = (self.window, self.window) if self.window else grid
+            bias = self.rel_pos_bias(size, class_token=self.class_token)
         device = tokens.device.type
         available = torch.amp.is_autocast_available(device)  # not on shapes alone ("meta")
         if bias is not None and available and torch.is_autocast_enabled(device):
             bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
-        return super().forward(tokens, shared_rel_pos_bias=bias)
+        if not self.window:
+            return super().forward(tokens, shared_rel_pos_bias=bias)
+        # As in ViTDet, windows that stick out are filled with zeros, which are attended to.
+        windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window)
+        mixed = self.attn(windows.flatten(1, 2), shared_rel_pos_bias=bias).view_as(windows)
+        mixed = window_unpartition(mixed, self.window, grid, padded).flatten(1, 2)
+        tokens = tokens + self.drop_path1(_scaled(mixed, self.gamma_1))
+        return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else gamma * branch
 
 
 def _norm(dim: int, **factory: object) -> nn.LayerNorm:
@@ -99,6 +132,7 @@ class ViT(nn.Module):
         super().__init__()
         self.spec, self.form = spec, form
         self.grid = spec.grid
+        self.has_class_token = form == "pretrain" or spec.has_class_token
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(
             None,
@@ -124,11 +158,12 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(
             ViTBlock(
                 spec,
-                self.grid,
                 drop_path=rate,
                 own_position_bias=spec.rel_pos_bias and not pretraining,
+                class_token=self.has_class_token,
+                window=0 if pretraining or i not in spec.windowed_blocks else spec.window_size,
             )
-            for rate in rates
+            for i, rate in enumerate(rates)
         )
         self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
         self.fc_norm = nn.Identity() if pretraining else _norm(spec.embed_dim)
@@ -202,16 +237,20 @@ class ViT(nn.Module):
     def _run(self, tokens: Tensor) -> list[Tensor]:
         """Give the patch tokens (B, h, w, C) after every block."""
         grid = (tokens.shape[1], tokens.shape[2])
-        return [x[:, 1:].unflatten(1, grid) for x in self._run_all(tokens)]
+        first = int(self.has_class_token)
+        return [x[:, first:].unflatten(1, grid) for x in self._run_all(tokens)]
 
     def _run_all(self, tokens: Tensor) -> list[Tensor]:
-        """Give the class token and the patch tokens (B, 1 + h * w, C) after every block."""
+        """Give the class token, if there is one, and the patch tokens (B, [1 +] h * w, C) after every block."""
         grid = (tokens.shape[1], tokens.shape[2])
         if self.spec.sincos_position:
             tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
-        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens.flatten(1, 2)], dim=1)
+        x = tokens.flatten(1, 2)
+        if self.has_class_token:
+            x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            x = x + resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
+            places = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
+            x = x + (places if self.has_class_token else places[:, 1:])
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         after_blocks = []
         for block in self.blocks:
@@ -238,8 +277,10 @@ class ViT(nn.Module):
         return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """Give the mean patch token and the class token after every block: (B, blocks, 2, C), for probing."""
+        """Give the `poolings` of the spec after every block: (B, blocks, poolings, C), for probing."""
         after_blocks = self._run_all(self.embed(images))
+        if not self.has_class_token:
+            return torch.stack([x.mean(1, keepdim=True) for x in after_blocks], 1)
         return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)
 
     def forward_features(self, images: Tensor) -> Tensor:

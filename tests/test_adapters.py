@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from conftest import TINY
 from torch import Tensor, nn
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import build_backbone, load_backbone
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 
 SIZES = [(32, 32), (48, 64), (37, 51)]
+SPECS = {**TINY, "vit in windows": replace(TINY["vit"], depths=(8,), window_size=3)}
 Maps = dict[str, Tensor]
 # What an adapter declares: channels and stride by name.
 Declared = dict[str, tuple[int, int]]
@@ -49,7 +51,7 @@ ADAPTERS = {"detectron2": detectron2_adapter, "mmseg": mmseg_adapter}
 def checkpoint(family: str) -> Checkpoint:
     return Checkpoint(
         name=f"random:{family}",
-        spec=TINY[family],
+        spec=SPECS[family],
         form="transfer",
         state=None,
         sha256="0",
@@ -59,7 +61,29 @@ def checkpoint(family: str) -> Checkpoint:
     )
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
+    """Its blocks (detectron2: modeling/backbone/vit.py) with our weights, on a map that windows stick out of."""
+    vit = pytest.importorskip("detectron2.modeling.backbone.vit")
+    spec = replace(SPECS["vit in windows"], sincos_position=False)
+    ours = build_backbone(spec, seed=3).eval()
+    tokens = torch.randn(2, 7, 11, spec.embed_dim)
+    x = tokens
+    for i, block in enumerate(ours.blocks):
+        theirs = vit.Block(
+            spec.embed_dim,
+            spec.num_heads[0],
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            window_size=spec.window_size if i in spec.windowed_blocks else 0,
+        )
+        state = {k: v for k, v in block.state_dict().items() if k in theirs.state_dict()}
+        query, value = block.attn.q_bias, block.attn.v_bias
+        state["attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+        theirs.load_state_dict(state)
+        x = theirs(x)
+    torch.testing.assert_close(ours._run(tokens)[-1], x)
+
+
+@pytest.mark.parametrize("family", sorted(SPECS))
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 class TestEveryAdapter:
     """Every claim holds for every family of backbones behind every adapter."""
@@ -96,7 +120,8 @@ class TestEveryAdapter:
             for parameter, value in module.named_parameters()
             if value.requires_grad and "fc_norm" not in parameter and value.grad is None
         ]
-        assert without == []
+        in_windows = checkpoint.spec.windowed_blocks
+        assert without == (["backbone.cls_token"] if in_windows else [])
 
     def test_reports_a_full_match_of_the_encoder(self, name: str, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = load_backbone(checkpoint, seed=9).state_dict()

@@ -151,9 +151,39 @@ def test_a_swin_v2_keeps_the_scale_of_its_positions_in_a_new_window(tmp_path: Pa
     assert load_backbone("random:swinv2_t", (256, 256), window_size=8).spec.pretrained_windows == ()
 
 
-def test_windows_are_for_swins(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="vit_pocket has no windows"):
-        load_backbone("random:vit_pocket", window_size=7)
+def test_a_vit_in_windows_takes_the_bias_of_a_window_as_it_is(tmp_path: Path) -> None:
+    spec = replace(TINY["vit"], depths=(8,))
+    ckpt = saved(tmp_path, spec)  # for 8 x 8 patches
+    model = load_backbone(ckpt, (64, 96), window_size=8)
+    assert model.spec.windowed_blocks == (0, 2, 4, 6)
+    table = read_checkpoint(ckpt).state["encoder.rel_pos_bias.relative_position_bias_table"]  # type: ignore[index]
+    for i, block in enumerate(model.blocks):
+        own = block.rel_pos_bias.relative_position_bias_table
+        whole = resize_table(table, (8, 8), (16, 24))
+        assert torch.equal(own, table if i % 2 == 0 else whole)
+    names = [f"blocks.{i}.rel_pos_bias.relative_position_bias_table" for i in (1, 3, 5, 7)]
+    assert model.load_report.resized == names  # type: ignore[union-attr]
+
+
+def test_a_block_in_windows_sees_its_window_and_nothing_else() -> None:
+    model = build_backbone(replace(TINY["vit"], depths=(8,), window_size=4))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.rel_pos_bias.relative_position_bias_table.normal_()
+    block = model.blocks[0]
+    tokens = torch.randn(1, 16 * 16, 32, requires_grad=True)
+    block(tokens, (16, 16))[0].unflatten(0, (16, 16))[5, 9].sum().backward()
+    seen = tokens.grad[0].abs().sum(1).view(16, 16) > 0
+    assert seen[4:8, 8:12].all()
+    assert seen.sum() == 16
+
+
+def test_vitdets_blocks_are_the_last_of_each_quarter() -> None:
+    """detectron2, projects/ViTDet/configs: window_block_indexes of ViT-B and ViT-L."""
+    vit_b = find_spec("vit_b").at((1024, 1024), 14)
+    assert vit_b.windowed_blocks == (0, 1, 3, 4, 6, 7, 9, 10)
+    vit_l = find_spec("vit_l").at((1024, 1024), 14)
+    assert vit_l.windowed_blocks == (*range(5), *range(6, 11), *range(12, 17), *range(18, 23))
 
 
 def test_position_embeddings_are_resized_as_pictures(tmp_path: Path) -> None:

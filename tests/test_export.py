@@ -273,14 +273,14 @@ def test_a_conversion_that_fails_leaves_nothing(
     ("source", "options", "message"),
     [
         ("random:vit_pocket", {}, "has no weights to convert"),
-        (None, {"window_size": 4}, "has no windows"),
+        (None, {"window_size": 4, "to": "timm"}, "timm has no ViT with attention windows"),
         (None, {"img_size": (30, 32)}, r"is not a multiple of .* patch_size 4"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(
     tmp_path: Path, source: str | None, options: dict[str, Any], message: str
 ) -> None:
-    source = source or saved(tmp_path / "a", TINY["vit"])
+    source = source or saved(tmp_path / "a", replace(TINY["vit"], depths=(8,)))
     with pytest.raises(UsageError, match=message):
         converted(source, tmp_path / "b", **options)
     assert not (tmp_path / "b").exists()

@@ -162,6 +162,7 @@ def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
     if (
         spec.family == "vit"
         and spec.rel_pos_bias
+        and not spec.window_size
         and not (spec.abs_pos_embed or spec.sincos_position)
     ):
         torch.save({"state_dict": {_beit_name(k): v for k, v in model.state_dict().items()}}, path)
