@@ -281,6 +281,17 @@ def _pretrain(
     help="Share of the training images that fewshot sees.",
 )
 @click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Cut each process's share of a batch of coco into N parts; as few as fit by default.",
+)
+@click.option(
+    "--grad-checkpointing",
+    is_flag=True,
+    help="Less memory for coco: compute blocks again going backward.",
+)
+@click.option(
     "--seeds",
     default=1,
     show_default=True,
@@ -295,6 +306,8 @@ def transfer(
     split: Path | None,
     features: Path | None,
     baseline: str | None,
+    accumulate: int | None,
+    grad_checkpointing: bool,
     seeds: int,
     options: RunOptions,
 ) -> None:
@@ -318,14 +331,21 @@ def transfer(
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
 
-    The first four run under torchrun and srun as well; every image is scored once.
+    All but ade20k run under torchrun and srun as well; every image is scored once.
     """
     from simmim_bench.team import join_team
     from transfer.baseline import compare_runs
     from transfer.start import Asked, baseline_of, over_seeds, places, start_seeds
 
     numbers = range(options.seed, options.seed + seeds)
-    asked = Asked(task=task, options=options, fraction=fraction, split=split)
+    asked = Asked(
+        task=task,
+        options=options,
+        fraction=fraction,
+        split=split,
+        accumulate=accumulate,
+        grad_checkpointing=grad_checkpointing,
+    )
     last = f"{asked.name}-seed{options.seed}" if seeds == 1 else asked.name
     out = options.out or Path("runs", _slug(ckpt).removeprefix("runs-"), last)
     asked = dataclasses.replace(asked, features=features or out.parent / "features")

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -158,16 +159,40 @@ def fit(
                 if ended:
                     _check_weights(model, description, epoch)
                     save(step)
-                signal_number = _agree_to_stop(stop, step, team)
-                if signal_number and step < total:
-                    if not ended:
-                        save(step)
-                    _requeue(signal_number, run, team)
-                    raise InterruptedRun(
-                        f"{description}: stopped by {signal.Signals(signal_number).name} after step "
-                        f"{step} of {total}, which is saved; go on with --resume.",
-                        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
-                    )
+                unsaved = None if ended else partial(save, step)
+                raise_if_stopped(stop, description, step, total, run=run, team=team, save=unsaved)
+
+
+def raise_if_stopped(
+    stop: StopRequest,
+    description: str,
+    done: int,
+    total: int,
+    *,
+    run: RunDir,
+    team: Team,
+    save: Callable[[], None] | None,
+) -> None:
+    """Save and end the run where any of its processes got a signal and there are steps left.
+
+    Args:
+        done: optimizer steps, of `total`.
+        save: None where the step has been saved.
+
+    Raises:
+        InterruptedRun: with what was done.
+    """
+    signal_number = _agree_to_stop(stop, done, team)
+    if not signal_number or done >= total:
+        return
+    if save is not None:
+        save()
+    _requeue(signal_number, run, team)
+    raise InterruptedRun(
+        f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
+        "saved; go on with --resume.",
+        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
+    )
 
 
 def _backward(

@@ -92,6 +92,11 @@ class Swin(nn.Module):
             return before if part == "downsample" else before + int(rest[0]) + 1
         return self.num_layers - 1
 
+    @property
+    def unused_in_maps(self) -> tuple[str, ...]:
+        """The parameters that `forward_maps` does not depend on: none."""
+        return ()
+
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases.
 

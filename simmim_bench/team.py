@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -67,15 +67,15 @@ class Team:
         dist.all_reduce(shared)
         return float(shared) / self.size
 
-    def gather(self, own: Tensor) -> list[Tensor]:
-        """Give every process's tensor, in order of rank, to the main one; the others get nothing.
+    def gather(self, own: Any) -> list[Any]:
+        """Give what every process has, in order of rank, to the main one; the others get nothing.
 
         Args:
-            own: on the CPU; the processes' shapes may differ.
+            own: of any kind that can be pickled, its tensors on the CPU; shapes may differ.
         """
         if self.size == 1:
             return [own]
-        found: list[Tensor] | None = [torch.zeros(0)] * self.size if self.is_main else None
+        found: list[Any] | None = [None] * self.size if self.is_main else None
         dist.gather_object(own, found)
         return found or []
 

@@ -223,6 +223,12 @@ class ViT(nn.Module):
             return int(name.split(".")[1]) + 1
         return self.num_layers - 1
 
+    @property
+    def unused_in_maps(self) -> tuple[str, ...]:
+        """The parameters that `forward_maps` does not depend on, which training a detector leaves alone."""
+        names = ["fc_norm.weight", "fc_norm.bias"] if self.form == "transfer" else []
+        return tuple(names if self.has_class_token else ["cls_token", *names])
+
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
         return name in ("cls_token", "pos_embed")

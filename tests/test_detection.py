@@ -35,16 +35,17 @@ from simmim_bench.errors import (
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.record import Record
 from simmim_bench.rundir import open_run
+from transfer.coco_layout import CocoSplit, read_splits
 from transfer.dense_recipes import COCO_POCKET, COCO_VIT_100EP, CocoRecipe
 from transfer.detection import require_detectron2, run_coco
-from transfer.detection_data import read_splits, train_loader
+from transfer.detection_data import PlainErrors, train_loader, training_stream
 
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from detectron2.structures import ImageList
 
-from transfer.detection_model import _roi_heads, build_detector, find_adapter
+from transfer.detection_model import _roi_heads, build_detector
 from transfer.detectron2_backbone import (
     SimMIMBackbone,
     add_simmim_config,
@@ -89,6 +90,10 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_coco(coco: Path, tmp_path: Path) -> Path:
     """Give a copy that a test may damage."""
     return Path(shutil.copytree(coco, tmp_path / "coco"))
+
+
+def batches(split: CocoSplit, recipe: CocoRecipe, seed: int, first_iter: int) -> PlainErrors:
+    return train_loader(training_stream(split, recipe, seed), recipe, first_iter)
 
 
 def annotations_of(data: Path, split: str = "train") -> Path:
@@ -190,7 +195,7 @@ def test_backbones_can_be_built_from_a_yaml_config() -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_weight_of_the_encoder_gets_a_gradient(arch: str, coco: Path) -> None:
     recipe = replace(TINY, drop_path_rate=0.0)
-    train, _ = read_splits(coco)
+    train, _ = read_splits(coco, "refuse")
     model = build_detector(
         read_checkpoint(arch),
         recipe,
@@ -202,9 +207,11 @@ def test_every_weight_of_the_encoder_gets_a_gradient(arch: str, coco: Path) -> N
     from detectron2.utils.events import EventStorage
 
     with EventStorage():
-        sum(model(next(iter(train_loader(train, recipe, 0, 0)))).values()).backward()
-    without = {n for n, p in find_adapter(model).backbone.named_parameters() if p.grad is None}
-    assert without <= {"fc_norm.weight", "fc_norm.bias"}  # it normalises pooled features only
+        sum(model(next(iter(batches(train, recipe, 0, 0)))).values()).backward()
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n, p in trained if p.grad is None] == []
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert all("fc_norm" in n for n in frozen)  # it normalises pooled features only
 
 
 def test_pixels_are_normalised_as_the_checkpoint_says() -> None:
@@ -233,12 +240,12 @@ def test_regions_are_pooled_from_the_levels_that_detectron2_takes_for_coco() -> 
 
 
 def test_objects_are_trained_on_once_an_epoch_and_crowds_never(coco: Path) -> None:
-    train, _ = read_splits(coco)
+    train, _ = read_splits(coco, "refuse")
     truth = COCO_quiet(annotations_of(coco))
     objects = [a for a in truth.dataset["annotations"] if not a["iscrowd"]]
     pictured = {a["image_id"] for a in objects}
     recipe = replace(TINY, scale_range=(1.0, 1.0), batch_size=1, max_iters=len(pictured))
-    images = [image for batch in train_loader(train, recipe, 0, 0) for image in batch]
+    images = [image for batch in batches(train, recipe, 0, 0) for image in batch]
     assert sorted(image["image_id"] for image in images) == sorted(pictured)
     seen = sorted(
         (image["image_id"], train.category_ids[c])
@@ -251,9 +258,9 @@ def test_objects_are_trained_on_once_an_epoch_and_crowds_never(coco: Path) -> No
 
 
 def test_what_is_at_an_iteration_depends_on_neither_start_nor_workers(coco: Path) -> None:
-    train, _ = read_splits(coco)
-    whole = list(train_loader(train, TINY, 7, 0))
-    rest = list(train_loader(train, replace(TINY, num_workers=2), 7, 1))
+    train, _ = read_splits(coco, "refuse")
+    whole = list(batches(train, TINY, 7, 0))
+    rest = list(batches(train, replace(TINY, num_workers=2), 7, 1))
     assert len(whole) == TINY.max_iters
     for expected, found in zip(whole[1:], rest, strict=True):
         for a, b in zip(expected, found, strict=True):
@@ -269,11 +276,11 @@ def _drop_objects(content: Any) -> None:
 BAD_ANNOTATIONS: dict[str, tuple[Callable[[Any], object], str]] = {
     "image_id": (
         lambda c: c["annotations"][1].update(image_id=404),
-        "annotation 2 .* image_id 404",
+        "annotation 2 has image_id 404, which is not in images, as 1 annotations",
     ),
     "category": (
         lambda c: c["annotations"][1].update(category_id=4),
-        "category_id 4, which is not",
+        "category_id 4, which is not in categories",
     ),
     "twice": (
         lambda c: c["annotations"].append(c["annotations"][0]),
@@ -281,6 +288,19 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "area": (lambda c: c["annotations"][0].pop("area"), "lacks 'area'"),
     "bbox": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\]"),
+    "box": (lambda c: c["annotations"][0].update(bbox=[1, 2, None, 3]), "annotation 1 has bbox"),
+    "polygon": (
+        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+        r"1 with a polygon that is not three corners .*first is annotation 1\).*bad_annotations=skip",
+    ),
+    "no area": (
+        lambda c: [a.update(bbox=[1, 2, 0, 4]) for a in c["annotations"][3:5]],
+        r"2 with a box without area \(the first is annotation 4\)",
+    ),
+    "outside": (
+        lambda c: c["annotations"][0].update(bbox=[64, 2, 5, 4]),
+        "1 with a box outside of its image",
+    ),
     "file": (lambda c: c["images"][0].update(file_name="gone.jpg"), "gone.jpg is not there"),
     "objects": (_drop_objects, "no usable annotation"),
     "list": (lambda c: c.pop("annotations"), "no list of annotations"),
@@ -296,7 +316,36 @@ def test_bad_annotations_are_refused_before_training(what: str, own_coco: Path) 
     how, message = BAD_ANNOTATIONS[what]
     change(annotations_of(own_coco), how)
     with pytest.raises(DataError, match=message):
-        read_splits(own_coco)
+        read_splits(own_coco, "refuse")
+
+
+def test_bad_annotations_are_left_out_where_the_recipe_says_so(own_coco: Path) -> None:
+    def damage(content: Any) -> None:
+        by_image: dict[int, Any] = {}
+        for annotation in content["annotations"]:
+            if not annotation["iscrowd"]:
+                by_image.setdefault(annotation["image_id"], annotation)
+        first, second, third, *_ = by_image.values()
+        first.update(id=1001, segmentation=[[1, 2, 3, 4]])
+        second.update(id=1002, bbox=[3, 4, 0, 5])
+        third.update(id=1003, bbox=[-9, 0, 4, 4])
+
+    before = [len(d["annotations"]) for d in read_splits(own_coco, "skip")[0].dataset_dicts()]
+    change(annotations_of(own_coco), damage)
+    train, _ = read_splits(own_coco, "skip")
+    assert list(train.skipped.values()) == [(1001,), (1002,), (1003,)]
+    after = [len(d["annotations"]) for d in train.dataset_dicts()]
+    assert sum(before) - sum(after) == 3
+    assert all("id" not in a for d in train.dataset_dicts() for a in d["annotations"])
+
+
+def test_a_polygon_that_pycocotools_would_misread_is_never_scored_against(own_coco: Path) -> None:
+    change(
+        annotations_of(own_coco, "val"),
+        lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+    )
+    with pytest.raises(DataError, match=r"instances_val2017.*three corners .*Correct them\.$"):
+        read_splits(own_coco, "skip")
 
 
 @pytest.mark.parametrize(
@@ -306,30 +355,30 @@ def test_missing_paths_are_named(gone: str, own_coco: Path) -> None:
     path = own_coco / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(DataError, match=f"{path} is not there"):
-        read_splits(own_coco)
+        read_splits(own_coco, "refuse")
 
 
 def test_broken_json_is_refused(own_coco: Path) -> None:
     annotations_of(own_coco).write_text('{"images": [')
     with pytest.raises(DataError, match=r"instances_train2017.json cannot be read as JSON"):
-        read_splits(own_coco)
+        read_splits(own_coco, "refuse")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_truncated_image_is_named_in_one_line(num_workers: int, own_coco: Path) -> None:
     for path in (own_coco / "train2017").iterdir():
         path.write_bytes(path.read_bytes()[:700])
-    train, _ = read_splits(own_coco)
+    train, _ = read_splits(own_coco, "refuse")
     with pytest.raises(DataError, match=r"^image .*/train2017/\d+.jpg.* cannot be read") as caught:
-        next(iter(train_loader(train, replace(TINY, num_workers=num_workers), 0, 0)))
+        next(iter(batches(train, replace(TINY, num_workers=num_workers), 0, 0)))
     assert "\n" not in str(caught.value)
 
 
 def test_an_image_of_another_size_than_annotated_is_named(own_coco: Path) -> None:
     change(annotations_of(own_coco), lambda c: [image.update(width=99) for image in c["images"]])
-    train, _ = read_splits(own_coco)
+    train, _ = read_splits(own_coco, "refuse")
     with pytest.raises(DataError, match="is not 99 x 64 pixels"):
-        next(iter(train_loader(train, TINY, 0, 0)))
+        next(iter(batches(train, TINY, 0, 0)))
 
 
 # The run
@@ -413,7 +462,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     finished: tuple[Path, Record], coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     undisturbed, record = finished
-    with pytest.raises(InterruptedRun, match="SIGTERM; 2 of 4 iterations are saved") as caught:
+    with pytest.raises(InterruptedRun, match="SIGTERM after step 2 of 4, which is saved") as caught:
         run(tmp_path / "run", coco, display=StoppingDisplay(after=2))
     assert caught.value.exit_code == 128 + signal.SIGTERM
     resumed = run(tmp_path / "run", coco, resume=True)
@@ -462,7 +511,7 @@ def test_without_detectron2_the_runner_imports_and_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "detectron2", None)
     monkeypatch.delitem(sys.modules, "transfer.detection")
-    monkeypatch.delitem(sys.modules, "transfer.detection_data")
+    monkeypatch.delitem(sys.modules, "transfer.coco_layout")
     importlib.import_module("transfer.detection")
     with pytest.raises(MissingEngineError, match=r"extra \[det\].*README") as caught:
         require_detectron2()

@@ -37,8 +37,12 @@ class CocoRecipe(Recipe):
         pre_nms_topk, post_nms_topk: proposals kept, (train, test), a level before and an image after NMS.
         box_pool, mask_pool: side of the pooled region features; a mask has twice `mask_pool`.
         class_agnostic: one box and one mask a region instead of one a class.
+        cascade: overlap (IoU) from which a region is positive, a stage of a Cascade R-CNN (arXiv 1712.00726);
+            () for one stage from 0.5.
         detections: at most so many an image.
         score_threshold: detections below it are dropped before scoring.
+        bad_annotations: "refuse" objects that cannot be learnt from, or "skip" them (`coco_layout.find_bad`).
+        window_size: of a Swin, or of a ViT's windowed blocks; None for the checkpoint's own.
     """
 
     img_size: tuple[int, int]
@@ -71,6 +75,8 @@ class CocoRecipe(Recipe):
     class_agnostic: bool
     detections: int
     score_threshold: float
+    cascade: tuple[float, ...] = ()
+    bad_annotations: Literal["refuse", "skip"] = "refuse"
     window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
@@ -160,7 +166,31 @@ COCO_VIT_100EP = CocoRecipe(
     class_agnostic=False,
     detections=100,
     score_threshold=0.05,
+    bad_annotations="skip",
+    window_size=14,
     num_workers=8,
+    sources={
+        "bad_annotations": "detectron2: data/datasets/coco.py and filter_empty_instances leave them out",
+        "warmup_iters": "detectron2: projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py",
+    },
+    published="COCO box AP 51.6, mask AP 45.9 from MAE's ViT-B (detectron2: projects/ViTDet/README.md)",
+)
+COCO_VIT_L_100EP = replace(
+    COCO_VIT_100EP,
+    name="coco_vit_l_100ep",
+    source="ViTDet, arXiv 2203.16527, appendix A.2; detectron2: "
+    "projects/ViTDet/configs/COCO/mask_rcnn_vitdet_l_100ep.py",
+    layer_decay=0.8,
+    drop_path_rate=0.4,
+    published="COCO box AP 55.6, mask AP 49.2 from MAE's ViT-L (detectron2: projects/ViTDet/README.md)",
+)
+COCO_VIT_CASCADE_100EP = replace(
+    COCO_VIT_100EP,
+    name="coco_vit_cascade_100ep",
+    source="ViTDet, arXiv 2203.16527, appendix A.2; detectron2: "
+    "projects/ViTDet/configs/COCO/cascade_mask_rcnn_vitdet_b_100ep.py",
+    cascade=(0.5, 0.6, 0.7),
+    published="COCO box AP 54.0, mask AP 46.7 from MAE's ViT-B (detectron2: projects/ViTDet/README.md)",
 )
 COCO_SWIN_3X = replace(
     COCO_VIT_100EP,
@@ -180,6 +210,21 @@ COCO_SWIN_3X = replace(
     box_head_convs=0,
     box_head_fcs=2,
     head_norm="",
+    sources={"bad_annotations": COCO_VIT_100EP.sources["bad_annotations"]},
+    published=None,
+)
+COCO_SWIN_1X = replace(
+    COCO_SWIN_3X,
+    name="coco_swin_1x",
+    source="as coco_swin_3x, 12 epochs; milestones: detectron2, MODEL_ZOO.md (1x)",
+    max_iters=43975,
+    milestones=(8 / 12, 11 / 12),
+)
+COCO_SWIN_CASCADE_3X = replace(
+    COCO_SWIN_3X,
+    name="coco_swin_cascade_3x",
+    source="as coco_swin_3x; stages: Cascade R-CNN, arXiv 1712.00726, section 4",
+    cascade=(0.5, 0.6, 0.7),
 )
 COCO_POCKET = CocoRecipe(
     name="coco_pocket",

@@ -22,20 +22,16 @@ import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
 from simmim_bench.coco_evaluation import evaluate_coco
-from simmim_bench.errors import MissingEngineError
+from simmim_bench.errors import MissingEngineError, UsageError
 from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
+from transfer.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.dense_recipes import CocoRecipe
-from transfer.detection_data import (
-    CocoSplit,
-    data_identity,
-    read_splits,
-    train_loader,
-    val_loader,
-)
+from transfer.detection_data import train_loader, training_stream, val_loader
 
 if TYPE_CHECKING:
     from detectron2.structures import Instances
@@ -96,8 +92,20 @@ def run_coco(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
-) -> Record:
+    team: Team | None = None,
+    accumulate: int | None = None,
+    grad_checkpointing: bool = False,
+) -> Record | None:
     """Fine-tune, detect in the val split, and write the record.
+
+    Args:
+        team: the processes that share each batch; None for this one alone.
+        accumulate: parts that a process cuts its share of a batch into; None for as few as fit. The losses of
+            regions are means over a part, so that more parts are not exactly the same training.
+        grad_checkpointing: compute the backbone's blocks again in the backward pass, to save memory.
+
+    Returns:
+        The record, on the main process.
 
     Raises:
         MissingEngineError: Detectron2 is not installed.
@@ -108,7 +116,18 @@ def run_coco(
     """
     require_detectron2()
     with _quiet():
-        return _run_coco(checkpoint, data, run, recipe, deviates, seed, resume)
+        return _run_coco(
+            checkpoint,
+            data,
+            run,
+            recipe,
+            deviates,
+            seed,
+            resume,
+            team or Team(device=best_device()),
+            accumulate,
+            grad_checkpointing,
+        )
 
 
 def _run_coco(
@@ -119,21 +138,32 @@ def _run_coco(
     deviates: dict[str, Any],
     seed: int,
     resume: bool,
-) -> Record:
-    from transfer.detection_model import build_detector, detect, find_adapter, train_detector
+    team: Team,
+    accumulate: int | None,
+    grad_checkpointing: bool,
+) -> Record | None:
+    from transfer.detection_loop import choose_parts, detect, train_detector
+    from transfer.detection_model import build_detector, find_adapter
 
     started = time.monotonic()
-    train, val = read_splits(data)
-    device = best_device()
+    if recipe.batch_size % team.size:
+        raise UsageError(
+            f"batch_size {recipe.batch_size} cannot be shared by {team.size} processes; give a multiple of "
+            "their number with -o batch_size=..."
+        )
+    train, val = read_splits(data, recipe.bad_annotations)
+    for kind, numbers in train.skipped.items():
+        run.log(f"left out of the training: {len(numbers)} annotations with {kind}")
     model = build_detector(
         checkpoint,
         recipe,
         num_classes=len(train.category_ids),
         masks=train.has_masks,
         seed=seed,
-        device=device,
+        device=team.device,
     )
     backbone = find_adapter(model).backbone
+    backbone.set_grad_checkpointing(grad_checkpointing)
     run.log(
         f"{checkpoint.label}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
         f"{backbone.load_report}, {train.count} images to train on, {recipe.max_iters} iterations of "
@@ -166,6 +196,8 @@ def _run_coco(
     spent_before = progress["wall_time_s"]
 
     def save(iterations: int, losses: dict[str, float]) -> None:
+        if not team.is_main:
+            return
         spent = spent_before + time.monotonic() - started
         progress.update(iterations=iterations, losses=losses, wall_time_s=spent)
         write_checkpoint(
@@ -189,19 +221,28 @@ def _run_coco(
 
     if progress["iterations"] < recipe.max_iters:
         first_iter = progress["iterations"]
+        stream = training_stream(train, recipe, seed)
+        share = recipe.batch_size // team.size
+        parts = choose_parts(model, stream, share, accumulate, run, team)
         train_detector(
-            model,
+            team.share(model),
             optimizer,
             schedule,
-            train_loader(train, recipe, seed, first_iter),
+            train_loader(stream, recipe, first_iter, team),
             recipe=recipe,
             first_iter=first_iter,
             seed=seed,
             run=run,
             save=save,
+            team=team,
+            parts=parts,
         )
     with run.display.task("coco: val", val.count) as task:
-        results, kept, evaluated = detect(model, val_loader(val, recipe), val, task, PICTURES)
+        results, kept, evaluated = detect(
+            model, val_loader(val, recipe), val, task, keep=PICTURES, team=team
+        )
+    if not team.is_main:
+        return None
     predictions = run.predictions / "coco_results.json"
     write_text(predictions, json.dumps(results) + "\n")
     write_json(run.path / "ap_by_class.json", evaluate_coco(val.annotations, predictions).by_class)
@@ -223,6 +264,7 @@ def _run_coco(
             "losses": progress["losses"],
             "load_report": str(backbone.load_report),
             "masks": train.has_masks,
+            "left_out_of_training": {kind: len(ids) for kind, ids in train.skipped.items()},
             "detections": len(results),
         },
     )

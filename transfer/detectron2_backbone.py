@@ -49,6 +49,9 @@ class SimMIMBackbone(Backbone):
             drop_path_rate=drop_path_rate,
             seed=seed,
         )
+        # Several processes (DDP) wait for a gradient of every weight that wants one.
+        for name in self.backbone.unused_in_maps:
+            self.backbone.get_parameter(name).requires_grad_(False)
         levels = self.backbone.feature_levels
         self._out_features = [f"map{i}" for i in range(len(levels))]
         self._out_feature_channels = {f"map{i}": lv.channels for i, lv in enumerate(levels)}

@@ -54,9 +54,9 @@ class SimMIMBackbone(BaseModule):
             drop_path_rate=drop_path_rate,
             seed=seed,
         )
-        if hasattr(self.backbone, "fc_norm"):
-            # It has no part in the maps, and DistributedDataParallel refuses parameters without gradient.
-            self.backbone.fc_norm.requires_grad_(False)
+        # DistributedDataParallel refuses parameters without gradient.
+        for name in self.backbone.unused_in_maps:
+            self.backbone.get_parameter(name).requires_grad_(False)
         self.out_indices = tuple(out_indices)
         levels = [self.backbone.feature_levels[i] for i in self.out_indices]
         self.channels = tuple(level.channels for level in levels)

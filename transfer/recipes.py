@@ -37,6 +37,10 @@ _DEFAULTS = {
     "ade20k": ("ade20k_pocket", "ade20k_vit_160k", "ade20k_swin_160k", "ade20k_swin_160k"),
 }
 TASKS = tuple(_DEFAULTS)
+_OF_ARCH: dict[tuple[str, str], TransferRecipe] = {
+    ("imagenet", "swin_l"): finetune_recipes.IMAGENET_SWIN_L_800EP,
+    ("coco", "vit_l"): dense_recipes.COCO_VIT_L_100EP,
+}
 
 
 def default_recipe(task: str, spec: BackboneSpec) -> TransferRecipe:
@@ -44,6 +48,6 @@ def default_recipe(task: str, spec: BackboneSpec) -> TransferRecipe:
     pocket, vit, swin, swinv2 = _DEFAULTS[task]
     if spec.arch.endswith("_pocket"):
         return RECIPES[pocket]
-    if task == "imagenet" and spec.arch == "swin_l":
-        return finetune_recipes.IMAGENET_SWIN_L_800EP
+    if (task, spec.arch) in _OF_ARCH:
+        return _OF_ARCH[task, spec.arch]
     return RECIPES[{"vit": vit, "swin": swin, "swinv2": swinv2}[spec.family]]

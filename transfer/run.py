@@ -33,6 +33,8 @@ def run_transfer(
     split: Path | None = None,
     features: Path | None = None,
     team: Team | None = None,
+    accumulate: int | None = None,
+    grad_checkpointing: bool = False,
 ) -> Record | None:
     """Run one task with a recipe of its kind.
 
@@ -41,6 +43,7 @@ def run_transfer(
         split: a file that lists them instead.
         features: folder of kept features; spares `linear`, `knn` and `fewshot` a pass of the backbone each.
         team: the processes of this run; the record is the main one's. None for this one alone.
+        accumulate, grad_checkpointing: see `run_coco`.
 
     Raises:
         UsageError: the recipe is for another task, or the task knows no team.
@@ -55,7 +58,9 @@ def run_transfer(
         "deviates": deviates,
         "seed": seed,
     }
-    if task in ("coco", "ade20k") and team is not None and team.size > 1:
+    if task != "coco" and (accumulate is not None or grad_checkpointing):
+        raise UsageError(f"--accumulate and --grad-checkpointing are for coco, not for {task}.")
+    if task == "ade20k" and team is not None and team.size > 1:
         raise UsageError(f"{task} runs in one process; start it without torchrun or srun.")
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
@@ -74,7 +79,14 @@ def run_transfer(
         case "coco", CocoRecipe():
             from transfer.detection import run_coco
 
-            return run_coco(recipe=recipe, resume=resume, **common)
+            return run_coco(
+                recipe=recipe,
+                resume=resume,
+                team=team,
+                accumulate=accumulate,
+                grad_checkpointing=grad_checkpointing,
+                **common,
+            )
         case "ade20k", Ade20kRecipe():
             from transfer.segmentation import run_ade20k
 

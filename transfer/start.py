@@ -32,6 +32,7 @@ class Asked:
     Attributes:
         fraction, split: the training images of `fewshot`; see `run_transfer`.
         features: folder of kept features.
+        accumulate, grad_checkpointing: how `coco` saves memory; see `run_coco`.
     """
 
     task: str
@@ -39,6 +40,8 @@ class Asked:
     fraction: str = "1%"
     split: Path | None = None
     features: Path | None = None
+    accumulate: int | None = None
+    grad_checkpointing: bool = False
 
     @property
     def name(self) -> str:
@@ -97,6 +100,8 @@ def start(
             split=asked.split,
             features=asked.features,
             team=team,
+            accumulate=asked.accumulate,
+            grad_checkpointing=asked.grad_checkpointing,
         )
 
 

@@ -1,0 +1,235 @@
+"""COCO's layout on disk, checked before anything is trained.
+
+In: DATA with `annotations/instances_{train,val}2017.json` and the images in `{train,val}2017/`.
+Out: a `CocoSplit`. Category ids may have gaps: inside they are 0, 1, ... in the order of the ids, results
+carry the ids of the file. What cannot be used is named with its count, and refused, or left out where the
+recipe says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import read_json, sha256_file
+
+BadAnnotations = Literal["refuse", "skip"]
+REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoSplit:
+    """One split whose annotations have been checked.
+
+    Attributes:
+        annotations: the JSON file.
+        images: the folder that the `file_name`s are in.
+        category_ids: as in the file, sorted; a class is an index into them.
+        class_names: in the same order.
+        has_masks: whether every object that is not a crowd has a segmentation.
+        count: images in the file.
+        skipped: ids of the annotations that are not trained on, by what is wrong with them.
+    """
+
+    annotations: Path
+    images: Path
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    has_masks: bool
+    count: int
+    skipped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def dataset_dicts(self) -> list[dict[str, Any]]:
+        """Read the split in Detectron2's own form, with classes for category ids, without what is skipped."""
+        from detectron2.data.datasets import load_coco_json
+
+        # Without a dataset name Detectron2 leaves its global catalogs, and the category ids, alone.
+        dicts: list[dict[str, Any]] = load_coco_json(
+            str(self.annotations), str(self.images), extra_annotation_keys=["id"]
+        )
+        class_of = {category_id: i for i, category_id in enumerate(self.category_ids)}
+        skipped = {number for numbers in self.skipped.values() for number in numbers}
+        for image in dicts:
+            image["annotations"] = [a for a in image["annotations"] if a.pop("id") not in skipped]
+            for annotation in image["annotations"]:
+                annotation["category_id"] = class_of[annotation["category_id"]]
+        return dicts
+
+
+def read_splits(data: Path, bad_annotations: BadAnnotations) -> tuple[CocoSplit, CocoSplit]:
+    """Check both splits and give (train, val).
+
+    Args:
+        bad_annotations: refuse objects that cannot be learnt from (`find_bad`), or leave them out of the
+            training. In the val split they are scored as pycocotools does, which only a polygon that it
+            would take for a box prevents.
+
+    Raises:
+        DataError: a file or folder is missing, the JSON is broken, names what it does not have, or has
+            nothing to train on or to score; or the splits have different categories.
+    """
+    train, val = (read_split(data, split, bad_annotations) for split in ("train", "val"))
+    if train.category_ids != val.category_ids:
+        odd = sorted(set(train.category_ids) ^ set(val.category_ids))
+        raise DataError(
+            f"{train.annotations.name} and {val.annotations.name} in {train.annotations.parent} have "
+            f"different categories: id {odd[0]} is in one of them only; give both the same list."
+        )
+    return train, val
+
+
+def read_split(
+    data: Path, split: Literal["train", "val"], bad_annotations: BadAnnotations
+) -> CocoSplit:
+    """Check one split; see `read_splits`."""
+    path = data / "annotations" / f"instances_{split}2017.json"
+    if not data.is_dir():
+        raise DataError(f"data folder {data} is not there; --data takes a folder in COCO's layout.")
+    content = read_json(path, "annotation file")
+    _check_entries(path, content)
+    images = data / f"{split}2017"
+    _check_references(path, content)
+    _check_images(path, content, images)
+    bad = find_bad(content)
+    _refuse(path, bad if bad_annotations == "refuse" else {})
+    _refuse(path, {POLYGON: bad[POLYGON]} if split == "val" and POLYGON in bad else {})
+    unusable = {number for numbers in bad.values() for number in numbers}
+    objects = [a for a in content["annotations"] if not a["iscrowd"] and a["id"] not in unusable]
+    if not objects:
+        raise DataError(
+            f"{path} has no usable annotation: none but crowds or bad ones; annotate some objects."
+        )
+    categories = sorted(content["categories"], key=lambda c: c["id"])
+    return CocoSplit(
+        annotations=path,
+        images=images,
+        category_ids=tuple(c["id"] for c in categories),
+        class_names=tuple(c["name"] for c in categories),
+        has_masks=all(a.get("segmentation") for a in objects),
+        count=len(content["images"]),
+        skipped={kind: tuple(numbers) for kind, numbers in bad.items()} if split == "train" else {},
+    )
+
+
+POLYGON = "a polygon that is not three corners or more, [x1, y1, x2, y2, x3, y3, ...]"
+NO_AREA = "a box without area"
+OUTSIDE = "a box outside of its image"
+
+
+def find_bad(content: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Find objects that cannot be learnt from, by what is wrong with them: the ids of their annotations.
+
+    COCO's own training set has two boxes without area. A polygon of four numbers would be read as a box
+    by pycocotools.
+    """
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    bad: dict[str, list[int]] = {}
+    for annotation in content["annotations"]:
+        for kind in _faults(annotation, *sizes[annotation["image_id"]]):
+            bad.setdefault(kind, []).append(annotation["id"])
+    return bad
+
+
+def _faults(annotation: Mapping[str, Any], width: int, height: int) -> Iterator[str]:
+    polygons = annotation.get("segmentation")
+    if isinstance(polygons, list) and any(len(p) < 6 or len(p) % 2 for p in polygons):
+        yield POLYGON
+    x, y, w, h = annotation["bbox"]
+    if w <= 0 or h <= 0:
+        yield NO_AREA
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        yield OUTSIDE
+
+
+def _refuse(path: Path, bad: Mapping[str, list[int]]) -> None:
+    if not bad:
+        return
+    counted = [
+        f"{len(numbers)} with {kind} (the first is annotation {numbers[0]})"
+        for kind, numbers in bad.items()
+    ]
+    raise DataError(
+        f"{path} has annotations that cannot be used: {'; '.join(counted)}. Correct them"
+        + (", or train without them by -o bad_annotations=skip." if "train" in path.name else ".")
+    )
+
+
+def _check_entries(path: Path, content: Any) -> None:
+    """Refuse a file that lacks a list or a key, or has an id twice."""
+    for part, keys in REQUIRED.items():
+        entries = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not entries:
+            raise DataError(f"{path} has no list of {part}; it is not a COCO instances file.")
+        for index, entry in enumerate(entries):
+            lacking = [key for key in keys if key not in entry]
+            if lacking:
+                raise DataError(
+                    f"{path}: entry {index} of {part} lacks '{lacking[0]}', which pycocotools needs; add it."
+                )
+        twice = [(n, times) for n, times in Counter(e["id"] for e in entries).items() if times > 1]
+        if twice:
+            number, times = twice[0]
+            raise DataError(
+                f"{path}: id {number} is {times} times in {part}, as {len(twice)} ids are more than once; "
+                "make ids unique."
+            )
+
+
+def _check_references(path: Path, content: dict[str, Any]) -> None:
+    """Refuse annotations of images or categories that are not in the file, or without a box."""
+    annotations = content["annotations"]
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[part]}
+        strange = [a for a in annotations if a[key] not in known]
+        if strange:
+            raise DataError(
+                f"{path}: annotation {strange[0]['id']} has {key} {strange[0][key]}, which is not in {part}, "
+                f"as {len(strange)} annotations have; correct them, or add the entry."
+            )
+    boxless = [a for a in annotations if not _is_box(a["bbox"])]
+    if boxless:
+        raise DataError(
+            f"{path}: annotation {boxless[0]['id']} has bbox {boxless[0]['bbox']}, one of {len(boxless)} that "
+            "are no box; give [x, y, width, height]."
+        )
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+    )
+
+
+def _check_images(path: Path, content: dict[str, Any], images: Path) -> None:
+    """Refuse a file that names images which are not on disk."""
+    if not images.is_dir():
+        raise DataError(f"image folder {images} is not there; {path} names the images in it.")
+    present = set(os.listdir(images))  # one listing: a look at each of 118,000 is slow on a network
+    names = [image["file_name"] for image in content["images"]]
+    missing = [n for n in names if n not in present and not (images / n).is_file()]
+    if missing:
+        raise DataError(
+            f"image {images / missing[0]} is not there, as {len(missing)} of {len(names)} that {path} names; "
+            "add them or remove their entries."
+        )
+
+
+def data_identity(data: Path, val: CocoSplit) -> dict[str, str]:
+    """Say for the record which data was scored."""
+    return {
+        "root": str(data),
+        "annotations": str(val.annotations),
+        "fingerprint": sha256_file(val.annotations),
+    }
