@@ -39,10 +39,11 @@ leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and READ
 	cp demo/pretrain/reconstructions.png benchmarks/reconstructions.png
 	$(BIN)/python benchmarks/tables.py
 
-bench: $(STAMP)  ## time steps and loading (BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10), write the tables
+bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10), write the tables
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
+	$(if $(BENCH_GPU),$(BIN)/python benchmarks/detection_step.py --json benchmarks/results/detection_step.json)
 	$(BIN)/python benchmarks/coco_evaluation.py --json benchmarks/results/coco_evaluation.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
