@@ -1,0 +1,115 @@
+"""COCO transfer on photographs, which are not part of the project: `make test-slow COCO=FOLDER`.
+
+FOLDER is in COCO's layout, with masks and crowds. Without it, pictures are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from test_coco_evaluation import STATS, referee
+
+from simmim_bench.cli import cli
+from simmim_bench.coco_evaluation import evaluate_coco
+from simmim_bench.pocket import PocketCounts, write_pocket
+
+pytestmark = pytest.mark.slow
+FEW = 8
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("COCO")
+    if given:
+        return Path(given)
+    counts = PocketCounts(
+        imagenet_train=10, imagenet_val=10, coco_train=30, coco_val=30, ade20k_train=1, ade20k_val=1
+    )
+    out = tmp_path_factory.mktemp("drawn")
+    write_pocket(out, img_size=(256, 256), counts=counts)
+    return out / "coco"
+
+
+def read(data: Path, split: str) -> dict[str, Any]:
+    path = data / "annotations" / f"instances_{split}2017.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def of_large_objects(data: Path, out: Path) -> Path:
+    """Copy the images whose smallest object covers most of the image, as both splits of a data set."""
+    content = read(data, "train")
+    areas = defaultdict(list)
+    for annotation in content["annotations"]:
+        areas[annotation["image_id"]].append(annotation["area"])
+    pictured = [image for image in content["images"] if areas[image["id"]]]
+    pictured.sort(key=lambda i: -min(areas[i["id"]]) / (i["width"] * i["height"]))
+    chosen = {image["id"]: image for image in pictured[:FEW]}
+    few = {
+        **content,
+        "images": list(chosen.values()),
+        "annotations": [a for a in content["annotations"] if a["image_id"] in chosen],
+    }
+    for split in ("train", "val"):
+        (out / f"{split}2017").mkdir(parents=True)
+        for image in chosen.values():
+            shutil.copy(data / "train2017" / image["file_name"], out / f"{split}2017")
+        (out / "annotations").mkdir(exist_ok=True)
+        (out / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(few))
+    return out
+
+
+def test_a_small_detector_learns_eight_pictures_by_heart(coco: Path, tmp_path: Path) -> None:
+    data = of_large_objects(coco, tmp_path / "few")
+    arguments = ["transfer", "coco", "--ckpt", "random:swin_pocket", "--recipe", "coco_small"]
+    run = tmp_path / "run"
+    done = CliRunner().invoke(
+        cli, [*arguments, "--data", str(data), "--out", str(run), "--quiet", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout)["metrics"]
+    assert metrics["box_ap"] > 50
+    assert metrics["mask_ap"] > 50
+
+
+def test_real_annotations_are_scored_as_pycocotools_does(coco: Path, tmp_path: Path) -> None:
+    """Every object is found, some a little beside their place; crowds and pictures without objects are there."""
+    content = read(coco, "val")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    found = []
+    for number, annotation in enumerate(content["annotations"]):
+        x, y, w, h = annotation["bbox"]
+        detection = {key: annotation[key] for key in ("image_id", "category_id")}
+        shift = 0.1 * (number % 4)
+        box = [x + shift * w, y, w, h * (1 - shift)]
+        height, width = sizes[annotation["image_id"]]
+        found.append({**detection, "bbox": box, "score": (number * 37 % 101) / 101})
+        found[-1]["segmentation"] = rectangle(box, height, width)
+    assert any(annotation["iscrowd"] for annotation in content["annotations"])
+    annotations = coco / "annotations" / "instances_val2017.json"
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(found))
+    scores = evaluate_coco(annotations, results)
+    for kind, prefix in (("bbox", "box"), ("segm", "mask")):
+        for name, value in zip(STATS, referee(annotations, results, kind).stats, strict=True):
+            assert scores.figures.get(f"{prefix}_{name}", -100) == pytest.approx(
+                100 * value, abs=1e-6
+            )
+    assert scores.figures["box_ap"] > scores.figures["mask_ap"] > 0
+
+
+def rectangle(box: list[float], height: int, width: int) -> dict[str, Any]:
+    """Give the run lengths of a box's pixels."""
+    from pycocotools import mask as masks
+
+    x, y, w, h = box
+    corners = [max(0, x), max(0, y), x + w, max(0, y), x + w, y + h, max(0, x), y + h]
+    rle = masks.merge(masks.frPyObjects([corners], height, width))
+    return {"size": [height, width], "counts": rle["counts"].decode()}
