@@ -292,6 +292,11 @@ def _pretrain(
     help="Less memory for coco: compute blocks again going backward.",
 )
 @click.option(
+    "--label-maps",
+    is_flag=True,
+    help="Keep the label maps that ade20k predicts, as PNGs in predictions/label_maps/.",
+)
+@click.option(
     "--seeds",
     default=1,
     show_default=True,
@@ -308,6 +313,7 @@ def transfer(
     baseline: str | None,
     accumulate: int | None,
     grad_checkpointing: bool,
+    label_maps: bool,
     seeds: int,
     options: RunOptions,
 ) -> None:
@@ -331,7 +337,7 @@ def transfer(
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
 
-    All but ade20k run under torchrun and srun as well; every image is scored once.
+    All run under torchrun and srun as well; every image is scored once.
     """
     from simmim_bench.team import join_team
     from transfer.baseline import compare_runs
@@ -345,6 +351,7 @@ def transfer(
         split=split,
         accumulate=accumulate,
         grad_checkpointing=grad_checkpointing,
+        label_maps=label_maps,
     )
     last = f"{asked.name}-seed{options.seed}" if seeds == 1 else asked.name
     out = options.out or Path("runs", _slug(ckpt).removeprefix("runs-"), last)

@@ -5,7 +5,7 @@ In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,13 @@ def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
         "macc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
         "aacc": 100.0 * float(hit.sum() / matrix.sum()),
     }
+
+
+def iou_by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Give the IoU of every class that truth or prediction has, from a confusion matrix, rows the truth."""
+    hit = np.diag(confusion)
+    union = confusion.sum(1) + confusion.sum(0) - hit
+    return {name: 100.0 * float(hit[k] / union[k]) for k, name in enumerate(names) if union[k] > 0}
 
 
 def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:

@@ -79,6 +79,12 @@ class Team:
         dist.gather_object(own, found)
         return found or []
 
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's buffers, such as the statistics of batch normalisation."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def share(
         self,
         model: nn.Module,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from conftest import two_processes
 from PIL import Image
 
 from simmim_bench.checkpoint import read_checkpoint
+from simmim_bench.cli import cli
 from simmim_bench.display import Display, Task
 from simmim_bench.errors import (
     DataError,
@@ -30,7 +34,7 @@ from simmim_bench.errors import (
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir, open_run
-from transfer.dense_recipes import ADE20K_POCKET, Ade20kRecipe
+from transfer.dense_recipes import ADE20K_LINEAR_POCKET, ADE20K_POCKET, Ade20kRecipe
 from transfer.segmentation import import_engine, run_ade20k
 
 ARCHS = ("vit_pocket", "swin_pocket")
@@ -167,8 +171,8 @@ def adapter_class() -> Any:
     return SimMIMBackbone
 
 
-def segmentor(engine: Any, ckpt: str, recipe: Ade20kRecipe) -> Any:
-    return engine.build_segmentor(read_checkpoint(ckpt), recipe, 5, 0)
+def segmentor(engine: Any, ckpt: str, recipe: Ade20kRecipe, classes: int = 5, seed: int = 0) -> Any:
+    return engine.build_segmentor(read_checkpoint(ckpt), recipe, classes, seed)
 
 
 def training_batch() -> tuple[torch.Tensor, list[Any]]:
@@ -306,6 +310,99 @@ def test_sliding_windows_predict_at_the_original_size(
     assert_counts_every_labelled_pixel(tmp_path / "run", generated)
 
 
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_several_scales_and_mirrored_are_averaged_at_the_original_size(
+    engine: Any, data: Path, tmp_path: Path, mode: str
+) -> None:
+    """Images smaller and larger than the crop, of odd sides."""
+    for index, size in enumerate([(31, 23), (57, 75), (201, 90)]):
+        name = f"ADE_val_{index + 1:08}"
+        for folder, kind in (("images", "jpg"), ("annotations", "png")):
+            path = data / folder / "validation" / f"{name}.{kind}"
+            with Image.open(path) as picture:
+                picture.resize(size, Image.Resampling.NEAREST).save(path)
+    recipe = replace(TINY, test_mode=mode, max_iters=2, test_scales=(0.5, 1.0, 1.75))
+    transfer(tmp_path / "run", data, replace(recipe, test_flip=True))
+    assert_counts_every_labelled_pixel(tmp_path / "run", data)
+    transfer(tmp_path / "unmirrored", data, recipe)
+    assert not np.array_equal(entries(tmp_path / "run"), entries(tmp_path / "unmirrored"))
+
+
+def test_views_of_an_image_are_averaged_as_probabilities(
+    engine: Any, data: Path, tmp_path: Path
+) -> None:
+    from simmim_bench.checkpoint import read_training_state
+
+    recipe = replace(TINY, max_iters=1, test_flip=True)
+    with opened(tmp_path / "run", recipe) as run:
+        run_ade20k(
+            checkpoint=read_checkpoint("random:vit_pocket"),
+            data=data,
+            run=run,
+            recipe=recipe,
+            deviates={},
+            seed=3,
+            label_maps=True,
+        )
+    model = segmentor(engine, "random:vit_pocket", recipe, classes=16)
+    model.load_state_dict(read_training_state(tmp_path / "run/checkpoints/last")["model"])
+    model.eval()
+    split = split_of(data, "validation")
+    pixels = np.array(Image.open(split.images[0]))[..., ::-1].copy()  # 64 x 64, BGR
+    views = torch.from_numpy(np.stack([pixels, pixels[:, ::-1]])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        inputs = model.data_preprocessor({"inputs": list(views)})["inputs"]
+        found = model.encode_decode(inputs, [{"img_shape": (64, 64)}] * 2).softmax(1)
+    mean = (found[0] + found[1].flip(-1)) / 2
+    kept = np.array(Image.open(tmp_path / "run/predictions/label_maps/ADE_val_00000001.png"))
+    assert (kept == mean.argmax(0).numpy() + 1).mean() > 0.999  # a tie may fall the other way
+
+
+def test_a_linear_head_learns_and_leaves_the_backbone_alone(
+    engine: Any, generated: Path, tmp_path: Path
+) -> None:
+    from simmim_bench.checkpoint import read_training_state
+
+    recipe = replace(ADE20K_LINEAR_POCKET, max_iters=3, warmup_iters=0, batch_size=2)
+    transfer(tmp_path / "run", generated, recipe)
+    before = segmentor(engine, "random:vit_pocket", recipe, classes=16, seed=3)
+    names = [name for name, p in before.named_parameters() if p.requires_grad]
+    assert names == ["decode_head.conv_seg.weight", "decode_head.conv_seg.bias"]
+    assert before.decode_head.conv_seg.weight.shape == (16, 4 * 128, 1, 1)
+    after = read_training_state(tmp_path / "run/checkpoints/last")["model"]
+    for name, value in before.backbone.state_dict().items():
+        assert torch.equal(after[f"backbone.{name}"], value), name
+    assert after["decode_head.conv_seg.weight"].abs().max() > 0
+
+
+def test_iou_by_class_is_that_of_a_naive_count(finished: Path, generated: Path) -> None:
+    stored = entries(finished).tolist()
+    names = (generated / "classes.txt").read_text().splitlines()
+    by_class = json.loads((finished / "iou_by_class.json").read_text())
+    for c, name in enumerate(names):
+        union = sum(n for _, t, p, n in stored if c in (t, p))
+        hit = sum(n for _, t, p, n in stored if t == p == c)
+        assert by_class.get(name) == (pytest.approx(100 * hit / union) if union else None)
+
+
+def test_two_processes_train_together_and_predict_what_one_does(
+    engine: Any, generated: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    overrides = [f"-o{key}" for key in ("max_iters=3", "batch_size=4", "head_channels=16")]
+    arguments = ["transfer", "ade20k", "--ckpt", "random:vit_pocket", "--data", str(generated)]
+    two_processes(*arguments, *overrides, "--out", str(run))
+    found = entries(run)
+    assert_counts_every_labelled_pixel(run, generated)
+    shutil.rmtree(run / "predictions")
+    (run / "record.json").unlink()
+    done = CliRunner().invoke(
+        cli, [*arguments, *overrides, "--out", str(run), "--resume", "--quiet"]
+    )
+    assert done.exit_code == 0, done.output
+    assert np.array_equal(entries(run), found)
+
+
 def assert_counts_every_labelled_pixel(run: Path, data: Path) -> None:
     masks = sorted((data / "annotations/validation").glob("*.png"))
     stored = entries(run)
@@ -382,6 +479,7 @@ def test_run_leaves_what_is_promised_and_nothing_else(finished: Path) -> None:
     assert sorted(entry.name for entry in finished.iterdir()) == [
         "checkpoints",
         "env.json",
+        "iou_by_class.json",
         "log.txt",
         "metrics.jsonl",
         "predictions",
@@ -430,7 +528,7 @@ def test_interrupted_run_resumes_at_its_iteration_and_ends_as_an_undisturbed_one
 
     path = tmp_path / "run"
     monkeypatch.setattr(Task, "advance", stop_at_second)
-    with pytest.raises(InterruptedRun, match=r"2 of 4 iterations are saved.*--resume") as caught:
+    with pytest.raises(InterruptedRun, match=r"step 2 of 4, which is saved.*--resume") as caught:
         transfer(path, generated)
     assert caught.value.exit_code == 128 + signal.SIGTERM
     assert not (path / "record.json").exists()

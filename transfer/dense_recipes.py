@@ -93,7 +93,7 @@ class CocoRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Ade20kRecipe(Recipe):
-    """UPerNet through MMSegmentation.
+    """UPerNet, or a linear classifier of frozen maps, through MMSegmentation.
 
     Attributes:
         img_size: (H, W) of the training crop; images are resized by a factor of `scale_range` of
@@ -103,10 +103,14 @@ class Ade20kRecipe(Recipe):
         base_lr: for this batch, of the last layer.
         clip_grad: largest norm of the gradient; 0 for no clipping.
         photometric: distort brightness, contrast, saturation and hue while training.
+        head: "upernet", or "linear": a 1x1 convolution of the backbone's maps, resized to the finest and
+            put together, while the backbone is frozen.
         head_channels: width of UPerNet; the auxiliary FCN head has half of it.
         auxiliary_weight: weight of the auxiliary head's loss; 0 for no such head.
         test_mode: predict an image "whole", or "slide" a window of `img_size` over it by two thirds
             of its side, and take the mean of the logits.
+        test_scales: an image is predicted at these multiples of its test size, the probabilities averaged.
+        test_flip: and at each of them mirrored as well.
     """
 
     img_size: tuple[int, int]
@@ -123,13 +127,16 @@ class Ade20kRecipe(Recipe):
     head_channels: int
     auxiliary_weight: float
     test_mode: Literal["whole", "slide"]
+    head: Literal["upernet", "linear"] = "upernet"
+    test_scales: tuple[float, ...] = (1.0,)
+    test_flip: bool = False
     window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "img_size", "max_iters", "batch_size", "base_lr")
+        check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "test_scales")
 
 
 COCO_VIT_100EP = CocoRecipe(
@@ -321,6 +328,34 @@ ADE20K_SWIN_160K = replace(
     head_channels=512,
     test_mode="whole",
 )
+_SEVERAL_SCALES = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
+ADE20K_VIT_160K_MS = replace(
+    ADE20K_VIT_160K,
+    name="ade20k_vit_160k_ms",
+    test_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    test_flip=True,
+    sources={"test_scales": _SEVERAL_SCALES, "test_flip": _SEVERAL_SCALES},
+)
+ADE20K_SWIN_160K_MS = replace(
+    ADE20K_SWIN_160K,
+    name="ade20k_swin_160k_ms",
+    test_scales=ADE20K_VIT_160K_MS.test_scales,
+    test_flip=True,
+    sources=ADE20K_VIT_160K_MS.sources,
+)
+ADE20K_LINEAR = replace(
+    ADE20K_VIT_160K,
+    name="ade20k_linear",
+    source="DINOv2, arXiv 2304.07193, section 7.4: a linear layer on frozen patch tokens, AdamW 1e-3, 40k "
+    "iterations of 16 images; here of all maps",
+    max_iters=40000,
+    base_lr=1e-3,
+    weight_decay=1e-4,
+    layer_decay=1.0,
+    drop_path_rate=0.0,
+    auxiliary_weight=0.0,
+    head="linear",
+)
 ADE20K_POCKET = Ade20kRecipe(
     name="ade20k_pocket",
     source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
@@ -338,4 +373,12 @@ ADE20K_POCKET = Ade20kRecipe(
     head_channels=64,
     auxiliary_weight=0.4,
     test_mode="whole",
+)
+ADE20K_LINEAR_POCKET = replace(
+    ADE20K_POCKET,
+    name="ade20k_linear_pocket",
+    base_lr=1e-2,
+    weight_decay=1e-4,
+    auxiliary_weight=0.0,
+    head="linear",
 )

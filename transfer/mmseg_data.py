@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, TestTimeAug
 from mmengine.dataset import pseudo_collate
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.datasets.transforms import (
@@ -24,6 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.images import read_image
+from simmim_bench.team import Team
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import SegmentationSplit, read_labels
 
@@ -123,6 +124,11 @@ class Draws(Dataset[dict[str, Any]]):
         return item
 
 
+def in_views(recipe: Ade20kRecipe) -> bool:
+    """Say whether a test image is predicted more than once."""
+    return recipe.test_flip or len(recipe.test_scales) > 1
+
+
 def build_loaders(
     recipe: Ade20kRecipe,
     training: SegmentationSplit,
@@ -131,8 +137,15 @@ def build_loaders(
     *,
     seed: int,
     first_iteration: int,
+    team: Team | None = None,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Give the loaders of the training batches still to come and of the validation images, one by one."""
+    """Give the loaders of the training batches still to come and of the validation images, one by one.
+
+    Args:
+        team: the processes that share each batch, and the images to predict: of `size`, process r has image
+            r, r + size, ...; None for this one alone.
+    """
+    team = team or Team()
     augment: list[BaseTransform] = [
         LoadImage(),
         LoadLabels(len(names)),
@@ -143,16 +156,29 @@ def build_loaders(
     if recipe.photometric:
         augment.append(PhotoMetricDistortion())
     # The truth is loaded after resizing: scores are of the original size.
-    plain = [LoadImage(), CoverResize(recipe.img_size, (1.0, 1.0)), LoadLabels(len(names))]
-    draws = range(first_iteration * recipe.batch_size, recipe.max_iters * recipe.batch_size)
+    ending = [LoadLabels(len(names)), PackSegInputs()]
+    plain = [LoadImage(), CoverResize(recipe.img_size, (1.0, 1.0)), *ending]
+    if in_views(recipe):
+        sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
+        mirrored = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
+        plain = [LoadImage(), TestTimeAug([sizes, mirrored, *([step] for step in ending)])]
+    share = recipe.batch_size // team.size
+    draws = [
+        iteration * recipe.batch_size + team.rank * share + i
+        for iteration in range(first_iteration, recipe.max_iters)
+        for i in range(share)
+    ]
     common: dict[str, Any] = {"num_workers": recipe.num_workers, "collate_fn": pseudo_collate}
     train_loader: DataLoader[Any] = DataLoader(
         Draws(PairDataset(training, names, [*augment, PackSegInputs()]), seed),
-        batch_size=recipe.batch_size,
+        batch_size=share,
         sampler=draws,
         **common,
     )
     val_loader: DataLoader[Any] = DataLoader(
-        PairDataset(validation, names, [*plain, PackSegInputs()]), batch_size=1, **common
+        PairDataset(validation, names, plain),
+        batch_size=1,
+        sampler=range(team.rank, len(validation), team.size),
+        **common,
     )
     return train_loader, val_loader

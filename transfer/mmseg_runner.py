@@ -1,4 +1,4 @@
-"""UPerNet on MMSegmentation: the model, its training and prediction through mmengine's Runner.
+"""UPerNet, or a linear head, on MMSegmentation: the model, its training and prediction through mmengine's Runner.
 
 In: a recipe, a checkpoint, the splits of a data set. Out: a confusion matrix an image of the validation
 split, and the first few predictions for the eye. Follows UPerNet (arXiv 1807.10221) as MMSegmentation
@@ -25,22 +25,27 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmseg import __version__ as MMSEG_VERSION
-from mmseg.models import EncoderDecoder, SegDataPreProcessor
+from mmseg.models import EncoderDecoder, SegDataPreProcessor, SegTTAModel
+from PIL import Image
 from torch import nn
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.data import seed_everything
 from simmim_bench.display import Task
-from simmim_bench.engine import METRICS_EVERY, StopRequest, stop_on_signals
+from simmim_bench.engine import METRICS_EVERY, StopRequest, raise_if_stopped, stop_on_signals
 from simmim_bench.errors import DivergedError, InterruptedRun
+from simmim_bench.files import replacing
 from simmim_bench.kernels import autocast
 from simmim_bench.optim import parameter_groups
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
-from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders
+from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders, in_views
 from transfer.segmentation_data import SegmentationSplit
 
 __all__ = ["ADE20K_CLASSES", "MMSEG_VERSION", "train_and_predict"]
@@ -50,11 +55,14 @@ SHOWN = 8  # predictions kept for the pictures
 
 
 def build_segmentor(
-    checkpoint: Checkpoint, recipe: Ade20kRecipe, classes: int, seed: int
+    checkpoint: Checkpoint, recipe: Ade20kRecipe, classes: int, seed: int, *, synced: bool = False
 ) -> EncoderDecoder:
-    """Build UPerNet on a checkpoint's backbone; heads are drawn from the seed."""
-    # SyncBN, as in the published configs, wants several processes.
-    norm = {"type": "BN", "requires_grad": True}
+    """Build the recipe's model on a checkpoint's backbone; heads are drawn from the seed.
+
+    Args:
+        synced: normalise over the batches of all processes, as the published configs do; on GPUs only.
+    """
+    norm = {"type": "SyncBN" if synced else "BN", "requires_grad": True}
     spec = checkpoint.spec
     levels = spec.feature_levels
     head = {
@@ -89,16 +97,29 @@ def build_segmentor(
             "rescales": list(pyramid_rescales(spec)),
             "norm_cfg": norm,
         }
-        if spec.family == "vit"
+        if spec.family == "vit" and recipe.head == "upernet"
         else None,
         "decode_head": {
-            "type": "UPerHead",
-            "in_channels": [level.channels for level in levels],
-            "in_index": [0, 1, 2, 3],
-            "pool_scales": (1, 2, 3, 6),
-            "channels": recipe.head_channels,
-            "loss_decode": {"type": "CrossEntropyLoss", "loss_weight": 1.0},
             **head,
+            "in_channels": [level.channels for level in levels],
+            "in_index": list(range(len(levels))),
+            "loss_decode": {"type": "CrossEntropyLoss", "loss_weight": 1.0},
+            **(
+                {
+                    "type": "UPerHead",
+                    "pool_scales": (1, 2, 3, 6),
+                    "channels": recipe.head_channels,
+                }
+                if recipe.head == "upernet"
+                else {
+                    "type": "FCNHead",
+                    "input_transform": "resize_concat",
+                    "num_convs": 0,
+                    "concat_input": False,
+                    "channels": sum(level.channels for level in levels),
+                    "dropout_ratio": 0.0,
+                }
+            ),
         },
         "auxiliary_head": {
             "type": "FCNHead",
@@ -122,7 +143,10 @@ def build_segmentor(
         # The published configs average the loss over ignored pixels too, of which each loss warns.
         warnings.filterwarnings("ignore", message="Default ``avg_non_ignore``")
         torch.manual_seed(seed)
-        return EncoderDecoder(**config)
+        model = EncoderDecoder(**config)
+    if recipe.head == "linear":
+        model.backbone.requires_grad_(False)
+    return model
 
 
 def lr_factor(iteration: int, warmup_iters: int, max_iters: int) -> float:
@@ -169,15 +193,16 @@ class OurHook(Hook):
         seed: int,
         saved: dict[str, Any] | None,
         stop: StopRequest,
+        team: Team,
     ) -> None:
         self.run, self.recipe, self.checkpoint, self.seed = run, recipe, checkpoint, seed
-        self.saved, self.stop = saved, stop
+        self.saved, self.stop, self.team = saved, stop, team
         self.first = 0 if saved is None else saved["iterations"]
 
     def before_train(self, runner: Runner) -> None:
         """Put saved weights in, after the Runner has initialised the heads."""
         if self.saved is not None:
-            runner.model.load_state_dict(self.saved["model"])
+            unwrapped(runner.model).load_state_dict(self.saved["model"])
             runner.optim_wrapper.optimizer.load_state_dict(self.saved["optimizer"])
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -187,8 +212,7 @@ class OurHook(Hook):
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = self.recipe.base_lr * factor * group["lr_scale"]
         # From (seed, iteration) alone, so that a resumed run draws what it would have drawn.
-        state = np.random.SeedSequence([self.seed, 2, iteration]).generate_state(1)[0]
-        torch.manual_seed(int(state))
+        seed_everything(self.seed, iteration, self.team.rank)
 
     def after_train_iter(
         self,
@@ -219,10 +243,18 @@ class OurHook(Hook):
                 grad_norm=grad_norm,
                 pixel_accuracy=float(outputs["decode.acc_seg"]),
             )
-        if done % SAVE_EVERY == 0 or last or self.stop.number is not None:
+        saved = done % SAVE_EVERY == 0 or last
+        if saved:
             self.save(runner, done)
-        if self.stop.number is not None and not last:
-            self.interrupt(done)
+        raise_if_stopped(
+            self.stop,
+            "ade20k",
+            done,
+            self.recipe.max_iters,
+            run=self.run,
+            team=self.team,
+            save=None if saved else lambda: self.save(runner, done),
+        )
 
     def after_test_iter(
         self,
@@ -234,20 +266,18 @@ class OurHook(Hook):
         """Report, and stop where that is asked for."""
         self.task.advance(1)
         if self.stop.number is not None:
-            self.interrupt(self.recipe.max_iters)
-
-    def interrupt(self, done: int) -> None:
-        """Leave the loop after the state was saved."""
-        assert self.stop.number is not None
-        raise InterruptedRun(
-            f"ade20k: stopped by {signal.Signals(self.stop.number).name}; {done} of "
-            f"{self.recipe.max_iters} iterations are saved, go on with --resume.",
-            self.stop.number,
-        )
+            raise InterruptedRun(
+                f"ade20k: stopped by {signal.Signals(self.stop.number).name} while predicting; the trained "
+                "weights are saved, go on with --resume.",
+                self.stop.number,
+            )
 
     def save(self, runner: Runner, done: int) -> None:
         """Write the fine-tuned backbone as a checkpoint, and beside it what resuming needs."""
-        backbone = runner.model.backbone.backbone
+        if not self.team.is_main:
+            return
+        model = unwrapped(runner.model)
+        backbone = model.backbone.backbone
         origin = self.checkpoint.provenance
         write_checkpoint(
             self.run.last_checkpoint,
@@ -265,7 +295,7 @@ class OurHook(Hook):
                 "init_from": {"sha256": self.checkpoint.sha256, "provenance": origin},
             },
             training={
-                "model": runner.model.state_dict(),
+                "model": model.state_dict(),
                 "optimizer": runner.optim_wrapper.optimizer.state_dict(),
                 "iterations": done,
             },
@@ -277,8 +307,9 @@ class ConfusionMetric(BaseMetric):
 
     default_prefix = "ade20k"
 
-    def __init__(self) -> None:
+    def __init__(self, label_maps: Path | None = None) -> None:
         super().__init__()
+        self.label_maps = label_maps
         self.confusions: list[np.ndarray] = []
         self.shown: list[np.ndarray] = []
 
@@ -291,11 +322,33 @@ class ConfusionMetric(BaseMetric):
             self.confusions.append(confusion_matrix(truth, predicted, classes))
             if len(self.shown) < SHOWN:
                 self.shown.append(predicted)
+            if self.label_maps is not None:
+                write_label_map(self.label_maps / f"{Path(sample['img_path']).stem}.png", predicted)
             self.results.append(len(self.confusions))  # mmengine warns of a metric without results
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+    def evaluate(self, size: int) -> dict[str, float]:
         """Give nothing: the score is computed from the stored matrices."""
+        self.results.clear()
         return {}
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Give nothing, as `evaluate` does."""
+        return {}
+
+    def gather(self, team: Team, images: int) -> None:
+        """Put all processes' matrices and pictures together on the main one, in the images' order."""
+        shares = team.gather((self.confusions, self.shown))
+        if team.size > 1 and team.is_main:
+            places = [(i % team.size, i // team.size) for i in range(images)]
+            self.confusions = [shares[rank][0][place] for rank, place in places]
+            self.shown = [shares[rank][1][place] for rank, place in places[:SHOWN]]
+
+
+def write_label_map(path: Path, predicted: np.ndarray) -> None:
+    """Write a map (H, W) of classes in the data's own labels, the first class being 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray((predicted + 1).astype(np.uint8)).save(temporary, format="PNG")
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -303,6 +356,20 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> 
     kept = truth != IGNORED
     pairs = truth[kept].astype(np.int64) * classes + predicted[kept]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def shared(model: EncoderDecoder, team: Team) -> nn.Module:
+    """Let all processes train one model, by mmengine's wrapper, whose training step is its own."""
+    model = model.to(team.device)
+    if team.size == 1:
+        return model
+    devices = [team.device.index] if team.device.type == "cuda" else None
+    return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """Give the model itself."""
+    return model.module if is_model_wrapper(model) else model
 
 
 class QuietRunner(Runner):
@@ -322,11 +389,17 @@ def train_and_predict(
     run: RunDir,
     seed: int,
     resume: bool,
+    team: Team,
+    label_maps: Path | None = None,
 ) -> ConfusionMetric:
     """Train, or go on training, then predict the validation split.
 
+    Args:
+        label_maps: folder to write every predicted map into, a PNG an image in the data's own labels.
+
     Returns:
-        The metric with its matrices and first predictions; its `dataset_meta` has the palette.
+        The metric with its matrices and first predictions, all images' on the main process; its
+        `dataset_meta` has the palette.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -338,7 +411,8 @@ def train_and_predict(
         saved = read_training_state(run.last_checkpoint)
         run.log(f"resumed after iteration {saved['iterations']}")
     first = 0 if saved is None else saved["iterations"]
-    model = build_segmentor(checkpoint, recipe, len(names), seed)
+    synced = team.size > 1 and team.device.type == "cuda"
+    model = build_segmentor(checkpoint, recipe, len(names), seed, synced=synced)
     backbone = model.backbone.backbone
     optimizer = torch.optim.AdamW(
         parameter_groups(
@@ -351,27 +425,35 @@ def train_and_predict(
         fused=True,
     )
     train_loader, val_loader = build_loaders(
-        recipe, training, validation, names, seed=seed, first_iteration=first
+        recipe, training, validation, names, seed=seed, first_iteration=first, team=team
     )
     if checkpoint.state is not None:
         run.log(str(backbone.load_report))
     run.log(
-        f"UPerNet on {checkpoint.spec.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M "
+        f"{recipe.head} on {checkpoint.spec.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M "
         f"parameters, {len(training)} images of {len(names)} classes, {recipe.max_iters} iterations, "
         f"batch {recipe.batch_size}, learning rate {recipe.base_lr:.3g}"
     )
-    for killed in run.path.glob(".mmengine-*"):  # what a killed run could not clean up
-        shutil.rmtree(killed, ignore_errors=True)
+    if team.is_main:
+        for killed in run.path.glob(".mmengine-*"):  # what a killed run could not clean up
+            shutil.rmtree(killed, ignore_errors=True)
+    team.wait()
     with (
         tempfile.TemporaryDirectory(dir=run.path, prefix=".mmengine-") as work_dir,
         stop_on_signals() as stop,
     ):
-        metric = ConfusionMetric()
+        metric = ConfusionMetric(label_maps)
         hook = OurHook(
-            run=run, recipe=recipe, checkpoint=checkpoint, seed=seed, saved=saved, stop=stop
+            run=run,
+            recipe=recipe,
+            checkpoint=checkpoint,
+            seed=seed,
+            saved=saved,
+            stop=stop,
+            team=team,
         )
         runner = QuietRunner(
-            model=model,
+            model=shared(model, team),
             work_dir=work_dir,
             train_dataloader=train_loader,
             train_cfg={"type": "IterBasedTrainLoop", "max_iters": recipe.max_iters - first},
@@ -395,8 +477,12 @@ def train_and_predict(
                     runner.train()
             else:
                 hook.before_train(runner)
-            with run.display.task("ade20k: predict", len(validation)) as hook.task:
+            team.same_buffers(runner.model)
+            if in_views(recipe):
+                runner.model = SegTTAModel(module=unwrapped(runner.model))
+            with run.display.task("ade20k: predict", len(val_loader)) as hook.task:
                 runner.test()
+            metric.gather(team, len(validation))
         finally:
             for handler in runner.logger.handlers:
                 if isinstance(handler, logging.FileHandler):

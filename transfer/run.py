@@ -35,6 +35,7 @@ def run_transfer(
     team: Team | None = None,
     accumulate: int | None = None,
     grad_checkpointing: bool = False,
+    label_maps: bool = False,
 ) -> Record | None:
     """Run one task with a recipe of its kind.
 
@@ -44,9 +45,10 @@ def run_transfer(
         features: folder of kept features; spares `linear`, `knn` and `fewshot` a pass of the backbone each.
         team: the processes of this run; the record is the main one's. None for this one alone.
         accumulate, grad_checkpointing: see `run_coco`.
+        label_maps: see `run_ade20k`.
 
     Raises:
-        UsageError: the recipe is for another task, or the task knows no team.
+        UsageError: the recipe or an option is for another task.
         MissingEngineError: Detectron2 or MMSegmentation is not installed.
         DataError: images, annotations or weights that cannot be used.
         DivergedError: the loss is not finite.
@@ -60,8 +62,8 @@ def run_transfer(
     }
     if task != "coco" and (accumulate is not None or grad_checkpointing):
         raise UsageError(f"--accumulate and --grad-checkpointing are for coco, not for {task}.")
-    if task == "ade20k" and team is not None and team.size > 1:
-        raise UsageError(f"{task} runs in one process; start it without torchrun or srun.")
+    if task != "ade20k" and label_maps:
+        raise UsageError(f"--label-maps is for ade20k, not for {task}.")
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
         case "imagenet" | "fewshot", FinetuneRecipe():
@@ -90,7 +92,9 @@ def run_transfer(
         case "ade20k", Ade20kRecipe():
             from transfer.segmentation import run_ade20k
 
-            return run_ade20k(recipe=recipe, resume=resume, **common)
+            return run_ade20k(
+                recipe=recipe, resume=resume, team=team, label_maps=label_maps, **common
+            )
     if task not in TASKS:
         raise UsageError(f"unknown task '{task}'; {nearest(task, TASKS)}")
     raise UsageError(

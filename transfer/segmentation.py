@@ -21,11 +21,13 @@ from PIL import Image
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
-from simmim_bench.files import replacing
+from simmim_bench.files import replacing, write_json
 from simmim_bench.images import read_image
-from simmim_bench.metrics import write_confusion
+from simmim_bench.kernels import best_device
+from simmim_bench.metrics import iou_by_class, write_confusion
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
+from simmim_bench.team import Team
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import (
     SegmentationSplit,
@@ -47,8 +49,17 @@ def run_ade20k(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
-) -> Record:
+    team: Team | None = None,
+    label_maps: bool = False,
+) -> Record | None:
     """Fine-tune UPerNet, predict the validation split and write the record.
+
+    Args:
+        team: the processes that share each batch; None for this one alone.
+        label_maps: keep the predicted label maps as PNGs in `predictions/label_maps/`.
+
+    Returns:
+        The record, on the main process.
 
     Raises:
         MissingEngineError: MMSegmentation, mmengine or mmcv is not installed.
@@ -58,7 +69,8 @@ def run_ade20k(
         InterruptedRun: SIGINT or SIGTERM came; the iteration was saved.
     """
     started = time.monotonic()
-    check_sizes(recipe, checkpoint.spec)
+    team = team or Team(device=best_device())
+    check_sizes(recipe, checkpoint.spec, team.size)
     engine = import_engine()
     training, validation = find_split(data, "training"), find_split(data, "validation")
     names = read_class_names(data) or list(engine.ADE20K_CLASSES)
@@ -73,9 +85,13 @@ def run_ade20k(
             run=run,
             seed=seed,
             resume=resume,
+            team=team,
+            label_maps=run.predictions / "label_maps" if label_maps else None,
         )
     except DataError as error:
         raise DataError(message_of(error)) from error
+    if not team.is_main:
+        return None
     if not sum(int(confusion.sum()) for confusion in metric.confusions):
         raise DataError(
             f"the annotations of {data}/annotations/validation hold nothing but label 0, which is "
@@ -83,6 +99,7 @@ def run_ade20k(
         )
     predictions = run.predictions / "confusion.npz"
     write_confusion(predictions, metric.confusions, names)
+    write_json(run.path / "iou_by_class.json", iou_by_class(sum(metric.confusions), names))
     write_pictures(
         run.path / "predictions.png",
         validation,
@@ -127,16 +144,21 @@ def import_engine() -> Any:
     return mmseg_runner
 
 
-def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec) -> None:
-    """Refuse what UPerNet cannot be trained with.
+def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, processes: int) -> None:
+    """Refuse what the model cannot be trained with.
 
     Raises:
         UsageError: with the value and what is allowed.
     """
-    if recipe.batch_size < 2:
+    if recipe.batch_size % processes:
+        raise UsageError(
+            f"batch_size {recipe.batch_size} cannot be shared by {processes} processes; give a multiple of "
+            "their number with -o batch_size=..."
+        )
+    if recipe.head == "upernet" and recipe.batch_size < 2 * processes:
         raise UsageError(
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
-            "images wants 2 or more."
+            f"images wants {2 * processes} or more, 2 a process."
         )
     least = 4 * spec.patch_size if spec.family == "vit" else spec.patch_size
     if min(recipe.img_size) < least:

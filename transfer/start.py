@@ -33,6 +33,7 @@ class Asked:
         fraction, split: the training images of `fewshot`; see `run_transfer`.
         features: folder of kept features.
         accumulate, grad_checkpointing: how `coco` saves memory; see `run_coco`.
+        label_maps: whether `ade20k` keeps the maps that it predicts.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Asked:
     features: Path | None = None
     accumulate: int | None = None
     grad_checkpointing: bool = False
+    label_maps: bool = False
 
     @property
     def name(self) -> str:
@@ -102,6 +104,7 @@ def start(
             team=team,
             accumulate=asked.accumulate,
             grad_checkpointing=asked.grad_checkpointing,
+            label_maps=asked.label_maps,
         )
 
 
