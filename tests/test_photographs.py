@@ -70,6 +70,7 @@ def test_a_small_detector_learns_eight_pictures_by_heart(coco: Path, tmp_path: P
     data = of_large_objects(coco, tmp_path / "few")
     arguments = ["transfer", "coco", "--ckpt", "random:swin_pocket", "--recipe", "coco_small"]
     run = tmp_path / "run"
+    arguments += ["-o", "scale_range=1,1"]  # the very same pictures
     done = CliRunner().invoke(
         cli, [*arguments, "--data", str(data), "--out", str(run), "--quiet", "--json"]
     )

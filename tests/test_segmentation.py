@@ -155,6 +155,34 @@ def test_adapter_is_built_from_a_plain_config_and_gives_the_levels_asked_for(eng
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+def test_frozen_stages_are_those_up_to_a_level(engine: Any, arch: str) -> None:
+    everything = dict(adapter_class()(f"random:{arch}").named_parameters())
+    for stages, first_trained in ((0, 1), (1, 2), (3, 5 if arch == "swin_pocket" else 4)):
+        adapter = adapter_class()(f"random:{arch}", frozen_stages=stages)
+        for name, parameter in adapter.backbone.named_parameters():
+            wanted = everything[f"backbone.{name}"].requires_grad
+            deep = adapter.backbone.layer_id(name) >= first_trained
+            assert parameter.requires_grad == (wanted and deep), name
+    with pytest.raises(UsageError, match=r"frozen_stages 5 is not in -1..4"):
+        adapter_class()(f"random:{arch}", frozen_stages=5)
+
+
+def test_init_cfg_is_honoured_or_refused(engine: Any, tmp_path: Path) -> None:
+    wanted = adapter_class()("random:vit_pocket", seed=5)
+    file = tmp_path / "weights.pth"
+    torch.save({"state_dict": wanted.state_dict()}, file)
+    init = {"type": "Pretrained", "checkpoint": str(file)}
+    adapter = adapter_class()("random:vit_pocket", seed=6, init_cfg=init)
+    adapter.init_weights()
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(adapter.state_dict()[name], value), name
+    with pytest.raises(DataError, match="does not hold this backbone"):
+        adapter_class()("random:swin_pocket", init_cfg=init).init_weights()
+    with pytest.raises(UsageError, match="not of type 'Pretrained'"):
+        adapter_class()("random:swin_pocket", init_cfg={"type": "Normal"}).init_weights()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_loss_reaches_every_weight_of_the_backbone(engine: Any, arch: str) -> None:
     model = segmentor(engine, f"random:{arch}", TINY)
     losses = model.loss(*training_batch())

@@ -479,6 +479,7 @@ def train_and_predict(
                 hook.before_train(runner)
             team.same_buffers(runner.model)
             if in_views(recipe):
+                warnings.filterwarnings("ignore", message="The shape of value will convert")
                 runner.model = SegTTAModel(module=unwrapped(runner.model))
             with run.display.task("ade20k: predict", len(val_loader)) as hook.task:
                 runner.test()
