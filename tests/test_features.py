@@ -202,3 +202,27 @@ def test_an_interrupted_pass_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         features(images, run)
     assert not list((run.path / "store").iterdir())
+
+
+def test_two_runs_that_write_the_same_features_do_not_disturb_each_other(
+    images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, passes = module.forward_batches, 0
+
+    def let_another_run_pass_by(*arguments: Any, **named: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        first = passes == 1
+        for number, batch in enumerate(batches(*arguments, **named)):
+            if first and number == 2:
+                features(images, run)
+            yield batch
+
+    monkeypatch.setattr(module, "forward_batches", let_another_run_pass_by)
+    one = FeatureSet(2, "mean")
+    found = features(images, run).read(one)
+    assert passes == 2
+    assert len(list((run.path / "store").iterdir())) == 1
+    monkeypatch.undo()
+    alone = replace(store(run), folder=run.path / "alone").of(images)
+    assert torch.equal(found, alone.read(one))

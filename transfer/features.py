@@ -10,6 +10,7 @@ Legend: N images, D channels.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,11 +201,16 @@ class FeatureStore:
         blocks = [number - 1 for number in identity["blocks"]]
         poolings = [spec.poolings.index(name) for name in identity["poolings"]]
         shape = (len(blocks), len(poolings), len(images), spec.num_features)
-        temporary = place.with_name(f".{place.name}.tmp")
+        # Its own, for another run may be writing the same features: the main process draws, all hear it.
+        drawn = team.largest(secrets.randbits(62) if team.is_main else 0)
+        temporary = place.with_name(f".{place.name}.{drawn:x}.tmp")
         file = temporary / "features.npy"
         try:
             if team.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
+                for other in place.parent.glob(f".{place.name}.*.tmp"):
+                    self.run.log(
+                        f"{other} is being written by another run, or was left by a killed one"
+                    )
                 temporary.mkdir(parents=True)
             team.wait()
             _check_space(temporary, shape)
@@ -236,7 +242,7 @@ class FeatureStore:
             team.wait()
             if team.is_main:
                 write_json(temporary / "features.json", identity)
-                temporary.rename(place)
+                _settle(temporary, place)
             team.wait()
         except OSError as error:
             raise DataError(
@@ -246,6 +252,15 @@ class FeatureStore:
         finally:
             if team.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(temporary: Path, place: Path) -> None:
+    """Give finished features their name, unless those of another run have it by now."""
+    try:
+        temporary.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
