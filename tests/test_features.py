@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -163,7 +165,7 @@ def test_other_features_have_another_place(
     assert len(list((run.path / "store").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["another checkpoint", "no description", "cut", "no array"])
+@pytest.mark.parametrize("damage", ["another checkpoint", "cut", "no array", "empty"])
 def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
     images: ImageList, run: RunDir, damage: str
 ) -> None:
@@ -173,12 +175,12 @@ def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
         found = json.loads((folder / "features.json").read_text())
         (folder / "features.json").write_text(json.dumps({**found, "checkpoint": "0" * 64}))
         message = r"not those of this checkpoint and data \(another checkpoint\)"
-    elif damage == "no description":
-        (folder / "features.json").unlink()
-        message = "is not there"
     elif damage == "cut":
         content = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(content[: len(content) // 2])
+        message = "are damaged"
+    elif damage == "empty":
+        (folder / "features.npy").write_bytes(b"")
         message = "are damaged"
     else:
         np.save(folder / "features.npy", np.zeros(3))
@@ -226,3 +228,39 @@ def test_two_runs_that_write_the_same_features_do_not_disturb_each_other(
     monkeypatch.undo()
     alone = replace(store(run), folder=run.path / "alone").of(images)
     assert torch.equal(found, alone.read(one))
+
+
+def test_features_that_were_not_finished_or_half_removed_are_made_again(
+    images: ImageList, run: RunDir
+) -> None:
+    one = FeatureSet(2, "mean")
+    first = features(images, run).read(one)
+    (folder,) = (run.path / "store").iterdir()
+    (folder / "features.json").unlink()
+    (folder / "features.npy").write_bytes(b"")
+    assert not store(run).has(images)
+    assert torch.equal(features(images, run).read(one), first)
+    assert list((run.path / "store").iterdir()) == [folder]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve space")
+def test_the_space_is_taken_before_the_pass(
+    images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, taken = module.forward_batches, []
+
+    def look(*arguments: Any, **named: Any) -> Any:
+        (file,) = (run.path / "store").rglob("features.npy")
+        taken.append(512 * file.stat().st_blocks)
+        return batches(*arguments, **named)
+
+    monkeypatch.setattr(module, "forward_batches", look)
+    features(images, run)
+    assert taken[0] >= 2 * 4 * 2 * len(images) * 128  # blocks, poolings, images, channels
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", disk_full)
+    with pytest.raises(DataError, match=r"No space left .* another --features"):
+        features(images.subset(range(9)), run)

@@ -10,12 +10,16 @@ Legend: N images, D channels.
 
 from __future__ import annotations
 
+import errno
+import os
 import secrets
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -123,7 +127,7 @@ class FeatureStore:
 
     def has(self, images: ImageList) -> bool:
         """Say whether `of` would find the features of the centre crops."""
-        return self._place(self._identify(images, None)).is_dir()
+        return _is_whole(self._place(self._identify(images, None)))
 
     def of(self, images: ImageList, crop: Crop | None = None) -> Features:
         """Give the features of a list of images, computed where they are not there.
@@ -136,7 +140,7 @@ class FeatureStore:
         """
         identity = self._identify(images, crop)
         place = self._place(identity)
-        if self.team.largest(not place.is_dir()):
+        if self.team.largest(not _is_whole(place)):
             self._write(place, identity, images, crop)
         else:
             self.run.log(f"features of {len(images)} images are there: {place}")
@@ -146,7 +150,7 @@ class FeatureStore:
         """Remove the features of random crops that nobody will ask for again."""
         self.team.wait()
         if self.team.is_main:
-            shutil.rmtree(self._place(self._identify(images, crop)), ignore_errors=True)
+            _remove(self._place(self._identify(images, crop)))
 
     def _identify(self, images: ImageList, crop: Crop | None) -> dict[str, Any]:
         """Name everything that the features follow from."""
@@ -221,7 +225,7 @@ class FeatureStore:
                 self.run.log(str(model.load_report))
             model.to(team.device).eval()
             if team.is_main:
-                np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+                _reserve(file, shape)
             team.wait()
             array = np.load(file, mmap_mode="r+")
             batches = forward_batches(
@@ -254,13 +258,41 @@ class FeatureStore:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _is_whole(place: Path) -> bool:
+    """Say whether features are there; their description is written last."""
+    return (place / "features.json").is_file()
+
+
 def _settle(temporary: Path, place: Path) -> None:
     """Give finished features their name, unless those of another run have it by now."""
+    if not _is_whole(place):
+        _remove(place)
     try:
         temporary.rename(place)
     except OSError:
-        if not place.is_dir():
+        if not _is_whole(place):
             raise
+
+
+def _remove(place: Path) -> None:
+    """Remove features at once for all who look for them: by another name they are nobody's."""
+    with suppress(FileNotFoundError):
+        nobodys = place.with_name(f".{place.name}.{secrets.randbits(62):x}.old")
+        place.rename(nobodys)
+        shutil.rmtree(nobodys, ignore_errors=True)
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> None:
+    """Make an array's file with all of its space: of a mapped one, a full disk kills who writes to it."""
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(file, "r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
@@ -287,7 +319,7 @@ def _read(place: Path, identity: dict[str, Any]) -> Features:
         )
     try:
         array = np.load(place / "features.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"the features in {place} are damaged ({error}); remove it.") from error
     wanted = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
     if array.shape[:3] != wanted:
