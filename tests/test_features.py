@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from simmim_bench.sources import ImageList, class_folders
 from simmim_bench.team import Team
 from transfer.features import Crop, Features, FeatureSet, FeatureStore, feature_sets
 from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
+from transfer.normaliser import Normaliser
 
 RECIPE = replace(KNN_POCKET, forward_batch_size=7)
 RANDOM = "random:vit_pocket"
@@ -66,6 +67,10 @@ def test_features_are_the_pooled_tokens_of_every_block(
     model = load_backbone(checkpoint, RECIPE.img_size, seed=0).eval()
     assert len(found) == len(images)
     assert len(kept.sets) == (4 * 3 if arch == "vit_pocket" else 4)
+
+    def width(one: FeatureSet) -> int:
+        return 128 if arch == "vit_pocket" else 48 * 2 ** (one.block - 1)
+
     for number in (0, 8, 29):
         pixels = to_tensor(Image.open(images.paths[number]).convert("RGB"))
         with torch.no_grad():
@@ -74,7 +79,7 @@ def test_features_are_the_pooled_tokens_of_every_block(
             )[0]
         for one in kept.sets:
             parts = [
-                wanted[one.block - 1, checkpoint.spec.poolings.index(part)]
+                wanted[one.block - 1, checkpoint.spec.poolings.index(part), : width(one)]
                 for part in one.pooling.split("+")
             ]
             row = found.read(one)[number].float()
@@ -163,6 +168,22 @@ def test_other_features_have_another_place(
     features(images, run, **changed)
     features(images.subset(range(9)), run)
     assert len(list((run.path / "store").iterdir())) == 3
+
+
+def test_features_are_of_the_precision_that_computed_them(images: ImageList, run: RunDir) -> None:
+    def precision_of(asked: Literal["auto", "fp32", "bf16"]) -> str:
+        recipe = replace(RECIPE, precision=asked, blocks=(1,))
+        features(images, run, recipe=recipe)
+        newest = max((run.path / "store").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+        found: str = json.loads((newest / "features.json").read_text())["precision"]
+        return found
+
+    assert precision_of("auto") == "fp32"
+    assert precision_of("fp32") == "fp32"
+    assert len(list((run.path / "store").iterdir())) == 1
+    assert precision_of("bf16") == "bf16"
+    kept = {json.loads(p.read_text())["precision"] for p in run.path.rglob("features.json")}
+    assert kept == {"fp32", "bf16"}
 
 
 @pytest.mark.parametrize("damage", ["another checkpoint", "cut", "no array", "empty"])
@@ -264,3 +285,14 @@ def test_the_space_is_taken_before_the_pass(
     monkeypatch.setattr(module.os, "posix_fallocate", disk_full)
     with pytest.raises(DataError, match=r"No space left .* another --features"):
         features(images.subset(range(9)), run)
+
+
+def test_a_norm_sees_no_channel_that_a_narrow_stage_does_not_have(
+    images: ImageList, run: RunDir
+) -> None:
+    first = features(images, run, ckpt="random:swin_pocket").read(FeatureSet(1, "mean"))
+    normed = Normaliser(["layer"], first)(first)[0]
+    assert normed.shape == (len(images), 48)
+    torch.testing.assert_close(
+        normed.std(1, correction=0), torch.ones(len(images)), atol=1e-3, rtol=0
+    )

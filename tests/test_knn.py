@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import transfer.knn as module
 from simmim_bench.cli import cli
+from simmim_bench.files import sha256_json
 from transfer.knn import knn_votes
 
 
@@ -86,6 +87,8 @@ def test_leave_one_out_scores_the_training_images_that_chose_nothing(
     record = record_of(tmp_path / "run")
     assert record["evaluated"] == record["expected"] == 40
     assert record["details"]["scored"] == "train, each by all others"
+    kept = {sha256_json(json.loads(p.read_text())) for p in tmp_path.rglob("features.json")}
+    assert set(record["details"]["features_sha256"].values()) == kept
     assert knn(tmp_path / "val", pocket / "imagenet").exception is None
     assert record["data"]["fingerprint"] != record_of(tmp_path / "val")["data"]["fingerprint"]
     with np.load(tmp_path / "run" / record["predictions"]["file"]) as stored:

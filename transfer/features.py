@@ -32,6 +32,7 @@ from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.data import ImageDataset, Seeded, eval_transform, train_transform
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, sha256_json, write_json
+from simmim_bench.kernels import usual_precision
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList
 from simmim_bench.team import Team
@@ -90,18 +91,33 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
     ]
 
 
-class Features:
-    """Pooled tokens of N images after some blocks, on disk as float16: (blocks, poolings, N, D)."""
+def block_width(spec: BackboneSpec, block: int) -> int:
+    """Give the channels after a block, counted from 1: a Swin's early stages are narrower."""
+    if spec.family == "vit":
+        return spec.num_features
+    return spec.feature_levels[block - 1].channels
 
-    def __init__(self, array: np.ndarray, blocks: Sequence[int], poolings: Sequence[str]) -> None:
-        self._array, self._blocks, self._poolings = array, list(blocks), list(poolings)
+
+class Features:
+    """Pooled tokens of N images after some blocks, on disk as float16: (blocks, poolings, N, D).
+
+    Args:
+        identity: what they follow from; see `FeatureStore`.
+        widths: channels after each block; the file has zeros in the others.
+    """
+
+    def __init__(self, array: np.ndarray, identity: dict[str, Any], widths: Sequence[int]) -> None:
+        self._array, self._widths = array, list(widths)
+        self._blocks, self._poolings = identity["blocks"], identity["poolings"]
+        self.sha256 = sha256_json(identity)
 
     def __len__(self) -> int:
         return self._array.shape[2]
 
     def read(self, wanted: FeatureSet, rows: Sequence[int] | None = None) -> Tensor:
         """Read a set's features of all images, or of some: (N, D), or (N, 2 D) of two tokens; float16."""
-        block = self._array[self._blocks.index(wanted.block)]
+        number = self._blocks.index(wanted.block)
+        block = self._array[number, ..., : self._widths[number]]
         parts = [block[self._poolings.index(part)] for part in wanted.parts]
         return torch.from_numpy(
             np.concatenate([p if rows is None else p[list(rows)] for p in parts], axis=1)
@@ -144,7 +160,9 @@ class FeatureStore:
             self._write(place, identity, images, crop)
         else:
             self.run.log(f"features of {len(images)} images are there: {place}")
-        return _read(place, identity)
+        spec = self.checkpoint.spec
+        widths = [block_width(spec, block) for block in identity["blocks"]]
+        return Features(_read(place, identity), identity, widths)
 
     def drop(self, images: ImageList, crop: Crop) -> None:
         """Remove the features of random crops that nobody will ask for again."""
@@ -170,7 +188,7 @@ class FeatureStore:
             "crop": how,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
-            "precision": recipe.precision,
+            "precision": usual_precision(recipe.precision, self.team.device),
             "blocks": sorted({one.block for one in self.sets}),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in parts],
         }
@@ -305,7 +323,7 @@ def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def _read(place: Path, identity: dict[str, Any]) -> Features:
+def _read(place: Path, identity: dict[str, Any]) -> np.ndarray:
     found = read_json(place / "features.json", "features' description")
     if found != identity:
         differing = [
@@ -318,10 +336,10 @@ def _read(place: Path, identity: dict[str, Any]) -> Features:
             f"{', '.join(differing)}); remove the folder."
         )
     try:
-        array = np.load(place / "features.npy", mmap_mode="r")
+        array: np.ndarray = np.load(place / "features.npy", mmap_mode="r")
     except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"the features in {place} are damaged ({error}); remove it.") from error
     wanted = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
     if array.shape[:3] != wanted:
         raise DataError(f"the features in {place} are damaged; remove it.")
-    return Features(array, identity["blocks"], identity["poolings"])
+    return array

@@ -109,6 +109,11 @@ def run_probe(
             **outcome.chosen,
             "blocks": checkpoint.spec.probed_blocks,
             "candidates": len(outcome.compared) or 1,
+            "features_sha256": {
+                part: features.sha256
+                for part, features in (("train", seen.features), ("val", val_features))
+                if features is not None
+            },
             "scored": "val" if outcome.scored is None else "train, each by all others",
             "train_images": len(seen.images),
             "train_split_sha256": split_sha256(seen.images),
