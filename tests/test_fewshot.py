@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from simmim_bench.cli import cli
-from simmim_bench.errors import BenchError
+from simmim_bench.errors import BenchError, DataError
 from simmim_bench.sources import ImageList, class_folders
 from transfer.fewshot import few_shot_images, split_sha256
 
@@ -48,6 +48,18 @@ def test_a_listed_split_is_what_the_file_says(tmp_path: Path) -> None:
     assert sorted(train.paths[i].name for i in chosen) == sorted(names)
 
 
+def test_images_of_one_name_are_told_apart_by_their_class(tmp_path: Path) -> None:
+    named = [Path("data", "train", f"c{c}", f"{i}.jpg") for c in range(3) for i in range(20)]
+    train = ImageList(Path("data"), tuple(named), images(3, 20).labels, ("c0", "c1", "c2"))
+    lines = [f"{above}c{c}/{i}.jpg" for c, above in enumerate(("", "train/", "")) for i in (7, 2)]
+    chosen = few_shot_images(train, 0.1, 0, listed(tmp_path, lines))
+    assert chosen == [2, 7, 22, 27, 42, 47]
+    with pytest.raises(DataError, match=r"names 2.jpg, which 3 images are called, .* CLASS/NAME"):
+        few_shot_images(train, 0.1, 0, listed(tmp_path, [*lines[:5], "2.jpg"]))
+    with pytest.raises(DataError, match=r"names 1 images that are not below .*: c3/2.jpg"):
+        few_shot_images(train, 0.1, 0, listed(tmp_path, [*lines[:5], "c3/2.jpg"]))
+
+
 def test_a_hash_is_of_the_images_and_not_of_their_place() -> None:
     here, there = images(3, 20), images(3, 20, root="/mnt/other")
     assert split_sha256(here) == split_sha256(there)
@@ -58,19 +70,21 @@ def test_a_hash_is_of_the_images_and_not_of_their_place() -> None:
 @pytest.mark.parametrize(
     ("names", "fraction", "message", "code"),
     [
-        (None, 0.01, "1% of 60 images in 3 classes is less than one a class", 4),
+        (None, 0.01, "1% of 60 images in 3 classes is less than one a class; use --fraction", 4),
+        (None, 0.1, "10% of 60 images in 20 classes is less than one a class; use more images", 4),
         (["c0_1.jpg", "gone.jpg", "c1_1.jpg", "c2_1.jpg"], 0.1, "names 1 images .* gone.jpg", 4),
         ([f"c{i % 2}_{i}.jpg" for i in range(6)], 0.1, "no image of 1 classes: c2", 4),
         ([f"c{c}_{i}.jpg" for c in range(3) for i in range(2)], 0.01, "has 10.0% .* says 1%", 2),
     ],
-    ids=["too few", "not there", "class left out", "another share"],
+    ids=["too few", "too few of 10%", "not there", "class left out", "another share"],
 )
 def test_what_is_no_split_is_refused(
     tmp_path: Path, names: list[str] | None, fraction: float, message: str, code: int
 ) -> None:
     file = None if names is None else listed(tmp_path, names)
+    shape = (20, 3) if "20 classes" in message else (3, 20)
     with pytest.raises(BenchError, match=message) as error:
-        few_shot_images(images(3, 20), fraction, 0, file)
+        few_shot_images(images(*shape), fraction, 0, file)
     assert error.value.exit_code == code
 
 
