@@ -103,8 +103,11 @@ def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
 
 
 def protocol_id(record: Record) -> str:
-    """Give what must agree for two scores to be compared: recipe, deviations, data."""
-    data = [record.data["fingerprint"], record.data.get("train_fingerprint")]
+    """Give what must agree for two scores to be compared: recipe, deviations, data, a listed split."""
+    data = [
+        record.data["fingerprint"],
+        *(record.data.get(key) for key in ("train_fingerprint", "listed_split_sha256")),
+    ]
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 

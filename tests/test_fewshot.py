@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from simmim_bench.cli import cli
 from simmim_bench.errors import BenchError, DataError
+from simmim_bench.leaderboard import protocol_id
+from simmim_bench.record import Record, read_record
 from simmim_bench.sources import ImageList, class_folders
 from transfer.fewshot import few_shot_images, split_sha256
 
@@ -88,18 +90,60 @@ def test_what_is_no_split_is_refused(
     assert error.value.exit_code == code
 
 
+def fewshot(out: Path, pocket: Path, *more: str) -> Record:
+    arguments = ["transfer", "fewshot", "--fraction", "10%", "--ckpt", "random:vit_pocket"]
+    arguments += ["--data", str(pocket / "imagenet"), "--out", str(out), "--quiet", *more]
+    assert CliRunner().invoke(cli, arguments).exception is None
+    return read_record(out / "record.json")
+
+
+@pytest.mark.parametrize("recipe", ["logistic_pocket", "imagenet_pocket"])
+def test_a_listed_split_is_a_protocol_of_its_own_and_a_drawn_one_is_not(
+    tmp_path: Path, pocket: Path, recipe: str
+) -> None:
+    train = class_folders(pocket / "imagenet", "train")
+    protocols = []
+    for seed in (0, 1):
+        more = ["--recipe", recipe, "--seed", str(seed)]
+        protocols.append(protocol_id(fewshot(tmp_path / f"drawn{seed}", pocket, *more)))
+        chosen = train.subset(few_shot_images(train, 0.1, seed))
+        more += ["--split", str(listed(tmp_path, [path.name for path in chosen.paths]))]
+        protocols.append(protocol_id(fewshot(tmp_path / f"listed{seed}", pocket, *more)))
+    assert protocols[0] == protocols[2]
+    assert len(set(protocols)) == 3
+
+
 @pytest.mark.parametrize("recipe", ["logistic_pocket", "imagenet_pocket"])
 def test_both_protocols_score_a_listed_split(tmp_path: Path, pocket: Path, recipe: str) -> None:
     train = class_folders(pocket / "imagenet", "train")
     chosen = train.subset(few_shot_images(train, 0.1, 3))
     file = listed(tmp_path, [path.name for path in chosen.paths])
-    arguments = ["transfer", "fewshot", "--fraction", "10%", "--split", str(file)]
-    arguments += ["--recipe", recipe, "--ckpt", "random:vit_pocket", "--quiet"]
-    arguments += ["--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run")]
-    done = CliRunner().invoke(cli, arguments)
+    record = fewshot(tmp_path / "run", pocket, "--split", str(file), "--recipe", recipe)
+    assert record.task == "fewshot-10%"
+    assert record.details["train_images"] == len(chosen) == 10
+    assert record.details["train_split_sha256"] == split_sha256(chosen)
+    assert record.recipe["name"] == recipe
+
+
+def test_random_crops_do_not_depend_on_what_other_tasks_have_kept(
+    tmp_path: Path, pocket: Path
+) -> None:
+    more = ["--recipe", "linear_beit", "--seed", "2"]
+    for change in ("img_size=32", "epochs=4", "crops=2", "blocks=2", "num_workers=0"):
+        more += ["-o", change]
+    alone = fewshot(tmp_path / "alone", pocket, *more)
+    features = ["--features", str(tmp_path / "features")]
+    arguments = ["transfer", "linear", *more, *features, "-o", "crops=0", "--quiet"]
+    arguments += ["--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
+    done = CliRunner().invoke(cli, [*arguments, "--out", str(tmp_path / "linear")])
     assert done.exception is None
-    record = json.loads((tmp_path / "run" / "record.json").read_text())
-    assert record["task"] == "fewshot-10%"
-    assert record["details"]["train_images"] == len(chosen) == 10
-    assert record["details"]["train_split_sha256"] == split_sha256(chosen)
-    assert record["recipe"]["name"] == recipe
+    beside = fewshot(tmp_path / "beside", pocket, *more, *features)
+    assert beside.details["features_sha256"] != alone.details["features_sha256"]
+    logits = []
+    for name in ("alone", "beside"):
+        with np.load(tmp_path / name / "predictions" / "logits.npz") as stored:
+            by_class = np.zeros(stored["logits"].shape, np.float32)
+            np.put_along_axis(by_class, stored["ranked"].astype(int), stored["logits"], axis=1)
+            logits.append(by_class)
+    assert np.ptp(logits[0]) > 0.1
+    np.testing.assert_allclose(*logits, rtol=2e-3, atol=2e-3)

@@ -47,19 +47,16 @@ class Seen:
         """How many classes there are to choose from."""
         return len(self.listed.classes)
 
-    def read(
-        self, one: FeatureSet, part: Tensor | None = None, features: Features | None = None
-    ) -> Tensor:
+    def read(self, one: FeatureSet, part: Tensor | None = None) -> Tensor:
         """Read a set's features (N, D) of the images, or of some of them; float16.
 
         Args:
             part: numbers among the images.
-            features: of other crops of `listed`.
         """
         rows = self.rows
         if part is not None:
             rows = part.tolist() if rows is None else [rows[i] for i in part.tolist()]
-        return (features or self.features).read(one, rows)
+        return self.features.read(one, rows)
 
 
 @dataclass(frozen=True)

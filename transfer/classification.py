@@ -78,6 +78,7 @@ def run_finetune(
     described = describe(data, train, val)
     if task == "fewshot":
         train = train.subset(few_shot_images(train, fraction, seed, split))
+        described |= describe_split(train, split)
     team = team or Team(device=best_device())
     model = finetune(
         checkpoint=checkpoint,
@@ -141,6 +142,11 @@ def describe(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
         "train_fingerprint": train.fingerprint(),
         "fingerprint": val.fingerprint(),
     }
+
+
+def describe_split(images: ImageList, listed: Path | None) -> dict[str, str]:
+    """Say which images a listed split has; a drawn one follows from the seed, and is no other data."""
+    return {} if listed is None else {"listed_split_sha256": split_sha256(images)}
 
 
 def finetune(

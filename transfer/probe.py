@@ -24,7 +24,7 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import check_same_classes, class_folders
 from simmim_bench.team import Team
 from transfer.candidates import Outcome, Seen
-from transfer.classification import describe
+from transfer.classification import describe, describe_split
 from transfer.features import Features, FeatureStore, feature_sets
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.frozen_recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
@@ -68,6 +68,7 @@ def run_probe(
     shown = None
     if task == "fewshot":
         shown = few_shot_images(train, fraction, seed, split)
+        described |= describe_split(train.subset(shown), split)
     team = team or Team(device=best_device())
     store = FeatureStore(
         folder=features or run.path / "features",

@@ -137,16 +137,18 @@ def _train(
         return
 
     all_trained: dict[FeatureSet, SideBySide] = {}
+    # A crop is drawn by its image's number: among those learnt from, whatever else the store has.
+    images, rows = seen.images, None if part is None else part.tolist()
     for epoch in range(recipe.epochs):
         crop = Crop(epoch % recipe.crops, recipe.crop_scale, recipe.hflip)
-        crops = store.of(seen.listed, crop)
+        crops = store.of(images, crop)
         for one in sets:
-            features = seen.read(one, part, crops).to(device)
+            features = crops.read(one, rows).to(device)
             if one not in all_trained:
                 all_trained[one] = begin(features)
             train_epoch(all_trained[one], features, labels, recipe, seed=seed, epoch=epoch)
         if epoch + recipe.crops >= recipe.epochs:
-            store.drop(seen.listed, crop)
+            store.drop(images, crop)
         task.advance()
     yield from all_trained.items()
 
