@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
 
 Pooling = Literal["mean", "cls", "cls+mean"]
 Norm = Literal["none", "layer", "batch", "layer+batch"]
@@ -81,10 +80,7 @@ class LinearRecipe(FrozenRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "epochs", "batch_size", "base_lr")
-        if self.warmup_epochs >= self.epochs:
-            raise UsageError(
-                f"warmup_epochs {self.warmup_epochs} leave nothing of {self.epochs} epochs; use -o warmup_epochs=0."
-            )
+        check_warmup(self.warmup_epochs, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
