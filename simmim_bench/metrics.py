@@ -5,8 +5,10 @@ In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 
 RANKED = 10  # classes an image that are stored
+# What numpy raises of an .npz that is damaged, cut or empty.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
@@ -45,7 +49,7 @@ def correct_from_predictions(predictions: Path) -> np.ndarray:
             ranked, labels, _ = _ranking(stored)
             correct: np.ndarray = ranked[:, 0] == labels
             return correct
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
@@ -153,5 +157,5 @@ def scores_from_predictions(
                 np.add.at(confusion, (true, predicted), counts)
                 return segmentation_scores(confusion)
             return classification_scores(*_ranking(stored))
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error

@@ -43,7 +43,7 @@ def run_transfer(
         team: the processes of this run; the record is the main one's. None for this one alone.
 
     Raises:
-        UsageError: the recipe is for another task, or the task knows no team.
+        UsageError: the recipe is for another task, or the task knows no team or no split.
         MissingEngineError: Detectron2 or MMSegmentation is not installed.
         DataError: images, annotations or weights that cannot be used.
         DivergedError: the loss is not finite.
@@ -57,6 +57,8 @@ def run_transfer(
     }
     if task in ("coco", "ade20k") and team is not None and team.size > 1:
         raise UsageError(f"{task} runs in one process; start it without torchrun or srun.")
+    if split is not None and task != "fewshot":
+        raise UsageError(f"--split {split} is for fewshot; {task} learns from all training images.")
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
         case "imagenet" | "fewshot", FinetuneRecipe():
