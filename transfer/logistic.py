@@ -59,11 +59,12 @@ def probe_logistic(
 ) -> Outcome:
     """Choose feature set, norm and l2 by cross-validation, fit on all training images, and score `val`.
 
-    With one image a class there is nothing to compare on: the last of each and the strongest l2 serve.
+    A class of one image is learnt in every fold. Where no class has two there is nothing to compare on:
+    the last of each and the strongest l2 serve.
     """
     labels = seen.labels.to(device)
     folds = assign_folds(seen.labels, recipe.folds, seed)
-    compared = []
+    compared, remark = [], None
     if folds is not None:
         with run.display.task("compare", len(sets) * len(recipe.norm) * len(recipe.l2)) as task:
             for one in sets:
@@ -78,24 +79,29 @@ def probe_logistic(
                         )
                         task.advance()
         chosen = best(compared)
+        if single := int((folds < 0).sum()):
+            remark = (
+                f"compared on classes of two images or more: {single} of {seen.classes} have one"
+            )
     else:
+        remark = "nothing compared: no class has two images"
         chosen = {**asdict(sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
     one = FeatureSet(chosen["block"], chosen["pooling"])
     features = seen.read(one).to(device)
     normalise = Normaliser([chosen["norm"]], features)
     weight, bias = fit_logistic(normalise(features)[0], labels, seen.classes, chosen["l2"])
     logits = normalise(val.read(one).to(device))[0] @ weight + bias
-    return Outcome(logits.cpu(), chosen, compared)
+    return Outcome(logits.cpu(), chosen, compared, remark=remark)
 
 
 def _cross_validate(
     features: Tensor, norm: Norm, l2: float, labels: Tensor, classes: int, folds: Tensor
 ) -> float:
-    """Give the top-1, in percent, of predicting each fold from the others."""
+    """Give the top-1, in percent, of predicting each fold from all other images."""
     right = 0
-    for fold in folds.unique():
+    for fold in folds[folds >= 0].unique():
         asked = folds == fold
         x = Normaliser([norm], features[~asked])(features)[0]
         weight, bias = fit_logistic(x[~asked], labels[~asked], classes, l2)
         right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
-    return 100 * right / len(labels)
+    return 100 * right / int((folds >= 0).sum())

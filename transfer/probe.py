@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.files import write_json
@@ -23,14 +24,14 @@ from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import check_same_classes, class_folders
 from simmim_bench.team import Team
-from transfer.candidates import Outcome, Seen
+from transfer.candidates import Outcome, Seen, hold_out
 from transfer.classification import describe, describe_split
 from transfer.features import Features, FeatureStore, feature_sets
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.frozen_recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.knn import probe_knn
 from transfer.logistic import probe_logistic
-from transfer.sweep import probe_linear
+from transfer.sweep import list_candidates, probe_linear
 
 
 def run_probe(
@@ -59,7 +60,7 @@ def run_probe(
 
     Raises:
         UsageError: a recipe that asks for features which the backbone does not have.
-        DataError: images that cannot be used, or a checkpoint that does not fit.
+        DataError: images that cannot be used, too few to compare on, or a checkpoint that does not fit.
     """
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
@@ -79,6 +80,11 @@ def run_probe(
         run=run,
         team=team,
     )
+    if isinstance(recipe, LinearRecipe) and len(list_candidates(store.sets, recipe)) > 1:
+        learnt = train if shown is None else train.subset(shown)
+        hold_out(
+            torch.tensor(learnt.labels), recipe.held_out, seed
+        )  # before the pass, not after it
     if shown is not None and team.largest(not store.has(train)):
         train, shown = train.subset(shown), None  # the others are not asked for
     seen = Seen(train, shown, store.of(train))
@@ -89,6 +95,8 @@ def run_probe(
         return None
     chosen = ", ".join(f"{key} {value}" for key, value in outcome.chosen.items())
     run.log(f"chosen on training images: {chosen}")
+    if outcome.remark is not None:
+        run.log(outcome.remark)
     write_json(run.path / "compared.json", outcome.compared)
 
     scored = val if outcome.scored is None else seen.images.subset(outcome.scored)
@@ -108,6 +116,7 @@ def run_probe(
         wall_time_s=time.monotonic() - started,
         details={
             **outcome.chosen,
+            **({} if outcome.remark is None else {"choice": outcome.remark}),
             "blocks": checkpoint.spec.probed_blocks,
             "candidates": len(outcome.compared) or 1,
             "features_sha256": {

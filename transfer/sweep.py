@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from simmim_bench.display import Task
-from simmim_bench.errors import DataError
 from transfer.candidates import Outcome, Seen, best, hold_out
 from transfer.features import Crop, Features, FeatureSet, FeatureStore
 from transfer.frozen_recipes import LinearRecipe
@@ -42,12 +41,7 @@ def probe_linear(
         DataError: too few images a class to hold some out.
     """
     team, number = store.team, 0
-    candidates: list[dict[str, Any]] = [
-        {**asdict(one), "norm": norm, "base_lr": rate}
-        for one in sets
-        for norm in recipe.norm
-        for rate in recipe.base_lr
-    ]
+    candidates = list_candidates(sets, recipe)
     compared: list[dict[str, Any]] = []
     if len(candidates) > 1:
         top1 = _compare(seen, sets, recipe, store, seed)
@@ -71,6 +65,16 @@ def probe_linear(
     return Outcome(logits, compared[number] if compared else chosen, compared)
 
 
+def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[dict[str, Any]]:
+    """Give everything that a recipe tries."""
+    return [
+        {**asdict(one), "norm": norm, "base_lr": rate}
+        for one in sets
+        for norm in recipe.norm
+        for rate in recipe.base_lr
+    ]
+
+
 def _compare(
     seen: Seen,
     sets: Sequence[FeatureSet],
@@ -80,13 +84,7 @@ def _compare(
 ) -> list[float]:
     """Give every candidate's top-1 on held-out training images, in percent; the main process gets them."""
     team, labels = store.team, seen.labels
-    parts = hold_out(labels, recipe.held_out, seed)
-    if parts is None:
-        raise DataError(
-            f"{len(labels)} images in {seen.classes} classes are too few to hold some out of each; use "
-            "--recipe logistic, or one candidate: -o blocks=... -o pooling=... -o norm=... -o base_lr=..."
-        )
-    learnt, held_out = parts
+    learnt, held_out = hold_out(labels, recipe.held_out, seed)
     mine = sets[team.rank :: team.size]
     found = torch.zeros(len(mine), len(recipe.norm) * len(recipe.base_lr))
     with store.run.display.task("compare", recipe.epochs * (1 if recipe.crops else len(mine))) as t:
