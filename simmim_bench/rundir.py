@@ -35,7 +35,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
 class RunDir:
     """An open run directory: a log, metrics by step, and the paths of what is kept.
 
-    Only the main process of a run writes; the others' log and metrics go nowhere.
+    Only the main process of a run writes; the others' log and metrics go nowhere. A batch that could not
+    be learnt from is kept by each.
     """
 
     def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
@@ -105,11 +106,14 @@ class RunDir:
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def keep_batch(self, step: int, batch: list[Any]) -> Path:
-        """Keep the tensors of a batch that a step could not be taken on."""
+    def keep_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
+        """Keep the tensors of a process's share of a batch that a step could not be taken on.
+
+        Each process keeps its own: the fault may be in any of them.
+        """
         import torch
 
-        path = self.path / f"bad_batch_step{step}.pt"
+        path = self.path / f"bad_batch_step{step}{f'_rank{rank}' if rank else ''}.pt"
         with replacing(path) as temporary:
             torch.save(batch, temporary)
         return path
