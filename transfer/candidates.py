@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.errors import DataError
+from simmim_bench.metrics import Ranking
 from simmim_bench.sources import ImageList
 from transfer.features import Features, FeatureSet
 
@@ -65,14 +66,14 @@ class Outcome:
     """What a score on frozen features comes to.
 
     Attributes:
-        logits: (M, K) of the images that are scored.
+        ranking: of the images that are scored.
         chosen: the candidate that served.
         compared: all candidates with their top-1 on training images, in percent.
         scored: the numbers of the training images that are scored; None where val/ is.
         remark: what the record says of the choice, such as that nothing could be compared.
     """
 
-    logits: Tensor
+    ranking: Ranking
     chosen: dict[str, Any]
     compared: list[dict[str, Any]] = field(default_factory=list)
     scored: list[int] | None = None

@@ -105,7 +105,8 @@ class KnnRecipe(FrozenRecipe):
         k: candidates for the number of neighbours.
         temperature: of the votes.
         choose_on: so many training images, drawn by the seed, compare the candidates, each among all others.
-        leave_one_out: score the other training images in that way, instead of val/.
+        leave_one_out: score the other training images in that way, instead of val/; they are then the same
+            for every seed.
     """
 
     k: tuple[int, ...]

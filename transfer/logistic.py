@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simmim_bench.metrics import rank_logits
 from simmim_bench.rundir import RunDir
 from transfer.candidates import Outcome, Seen, assign_folds, best
 from transfer.features import Features, FeatureSet
@@ -89,9 +90,9 @@ def probe_logistic(
     one = FeatureSet(chosen["block"], chosen["pooling"])
     features = seen.read(one).to(device)
     normalise = Normaliser([chosen["norm"]], features)
-    weight, bias = fit_logistic(normalise(features)[0], labels, seen.classes, chosen["l2"])
-    logits = normalise(val.read(one).to(device))[0] @ weight + bias
-    return Outcome(logits.cpu(), chosen, compared, remark=remark)
+    weight, bias = fit_logistic(normalise.whole(features), labels, seen.classes, chosen["l2"])
+    logits = normalise.whole(val.read(one)) @ weight + bias
+    return Outcome(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
 
 
 def _cross_validate(
@@ -101,7 +102,7 @@ def _cross_validate(
     right = 0
     for fold in folds[folds >= 0].unique():
         asked = folds == fold
-        x = Normaliser([norm], features[~asked])(features)[0]
+        x = Normaliser([norm], features[~asked]).whole(features)
         weight, bias = fit_logistic(x[~asked], labels[~asked], classes, l2)
         right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
     return 100 * right / int((folds >= 0).sum())

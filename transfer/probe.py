@@ -19,7 +19,7 @@ import torch
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.files import write_json
 from simmim_bench.kernels import best_device
-from simmim_bench.metrics import write_logits
+from simmim_bench.metrics import write_ranking
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import check_same_classes, class_folders
@@ -101,7 +101,7 @@ def run_probe(
 
     scored = val if outcome.scored is None else seen.images.subset(outcome.scored)
     predictions = run.predictions / "logits.npz"
-    write_logits(predictions, outcome.logits.numpy(), np.array(scored.labels))
+    write_ranking(predictions, outcome.ranking, np.array(scored.labels))
     return write_record(
         run,
         task=f"fewshot-{fraction:.0%}" if task == "fewshot" else task,
@@ -111,7 +111,7 @@ def run_probe(
         seed=seed,
         data={**described, "fingerprint": scored.fingerprint()},
         predictions=predictions,
-        evaluated=len(outcome.logits),
+        evaluated=len(outcome.ranking),
         expected=len(scored),
         wall_time_s=time.monotonic() - started,
         details={

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.display import Task
+from simmim_bench.metrics import rank_logits
 from transfer.candidates import Outcome, Seen, best, hold_out
 from transfer.features import Crop, Features, FeatureSet, FeatureStore
 from transfer.frozen_recipes import LinearRecipe
@@ -61,8 +62,8 @@ def probe_linear(
         trained = [t for _, t in _train(mine, single, seen, None, store, seed, task)]
     if not team.is_main:
         return None
-    logits = trained[0].predict(val.read(one))[0, 0]
-    return Outcome(logits, compared[number] if compared else chosen, compared)
+    ranking = rank_logits(trained[0].predict(val.read(one))[0, 0].numpy())
+    return Outcome(ranking, compared[number] if compared else chosen, compared)
 
 
 def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[dict[str, Any]]:
