@@ -220,8 +220,8 @@ def parts_that_fit(
             return parts
         if parts >= len(batch[0]):
             raise UsageError(
-                "one image does not fit into the GPU's memory; try --grad-checkpointing, or --shard with "
-                "more GPUs."
+                "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
+                "--grad-checkpointing, or --shard with more GPUs."
             )
         parts *= 2
 

@@ -85,7 +85,7 @@ class LinearRecipe(FrozenRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticRecipe(FrozenRecipe):
-    """A logistic regression, solved to its end: `fewshot`, and `linear` on few images.
+    """A logistic regression by L-BFGS: `fewshot`, and `linear` on few images.
 
     Attributes:
         folds: the candidates are compared by cross-validation: each part of the training images is

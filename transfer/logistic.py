@@ -1,4 +1,6 @@
-"""Logistic regression, solved to its end: where it stops depends on neither a seed nor a rate.
+"""Logistic regression by L-BFGS: where it stops depends on neither a seed nor a rate.
+
+That is its end, or after `MOST_STEPS` steps where the weights are hardly bound; the log says so.
 
 Legend: N images, D channels, K classes.
 """
@@ -19,10 +21,12 @@ from transfer.features import Features, FeatureSet
 from transfer.frozen_recipes import LogisticRecipe, Norm
 from transfer.normaliser import Normaliser
 
+MOST_STEPS, MOST_EVALUATIONS = 100, 125  # of L-BFGS; of the loss, as torch has it for so many steps
+
 
 def fit_logistic(
     features: Tensor, labels: Tensor, classes: int, l2: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Fit a multinomial logistic regression by L-BFGS.
 
     Args:
@@ -30,12 +34,16 @@ def fit_logistic(
         l2: weight of the squared norm of the classifier's weights, per element of the mean loss.
 
     Returns:
-        Weights (D, K), bias (K,).
+        Weights (D, K), bias (K,), and whether the end was reached.
     """
     weight = torch.zeros(features.shape[1], classes, device=features.device, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=MOST_STEPS,
+        max_eval=MOST_EVALUATIONS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -45,7 +53,9 @@ def fit_logistic(
         return value
 
     optimizer.step(loss)
-    return weight.detach(), bias.detach()
+    done = optimizer.state[weight]
+    ended = done["n_iter"] < MOST_STEPS and done["func_evals"] < MOST_EVALUATIONS
+    return weight.detach(), bias.detach(), ended
 
 
 def probe_logistic(
@@ -90,7 +100,11 @@ def probe_logistic(
     one = FeatureSet(chosen["block"], chosen["pooling"])
     features = seen.read(one).to(device)
     normalise = Normaliser([chosen["norm"]], features)
-    weight, bias = fit_logistic(normalise.whole(features), labels, seen.classes, chosen["l2"])
+    weight, bias, ended = fit_logistic(
+        normalise.whole(features), labels, seen.classes, chosen["l2"]
+    )
+    if not ended:
+        run.log(f"stopped after {MOST_STEPS} steps of L-BFGS, short of the end")
     logits = normalise.whole(val.read(one)) @ weight + bias
     return Outcome(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
 
@@ -103,6 +117,6 @@ def _cross_validate(
     for fold in folds[folds >= 0].unique():
         asked = folds == fold
         x = Normaliser([norm], features[~asked]).whole(features)
-        weight, bias = fit_logistic(x[~asked], labels[~asked], classes, l2)
+        weight, bias, _ = fit_logistic(x[~asked], labels[~asked], classes, l2)
         right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
     return 100 * right / int((folds >= 0).sum())
