@@ -26,6 +26,7 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, class_folders
 from simmim_bench.team import Team
 from transfer.features import Crop, Features, FeatureSet, FeatureStore, feature_sets
+from transfer.forward import forward_batches
 from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
 from transfer.normaliser import Normaliser
 
@@ -296,3 +297,30 @@ def test_a_norm_sees_no_channel_that_a_narrow_stage_does_not_have(
     torch.testing.assert_close(
         normed.std(1, correction=0), torch.ones(len(images)), atol=1e-3, rtol=0
     )
+
+
+@pytest.mark.parametrize(("count", "size"), [(30, 1), (30, 4), (30, 7), (2, 3)])
+def test_each_process_takes_neighbours_and_none_is_taken_twice(
+    run: RunDir, count: int, size: int
+) -> None:
+    dataset = [(torch.full((3, 4, 4), float(number)), 0) for number in range(count)]
+    shares = [
+        [
+            number
+            for numbers, rows in forward_batches(
+                lambda pixels: pixels[:, 0, 0, 0],
+                dataset,
+                batch_size=4,
+                num_workers=0,
+                precision="fp32",
+                run=run,
+                team=Team(rank, size),
+                description="numbers",
+            )
+            for number, row in zip(numbers, rows, strict=True)
+            if number == row
+        ]
+        for rank in range(size)
+    ]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

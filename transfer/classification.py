@@ -111,7 +111,7 @@ def run_finetune(
         team=team,
         description="evaluate",
     )
-    logits = collect(batches, len(val), team).numpy()
+    logits = collect(batches, team).numpy()
     if not team.is_main:
         return None
     predictions = run.predictions / "logits.npz"

@@ -14,7 +14,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,10 +242,10 @@ class FeatureStore:
             if crop is None:
                 self.run.log(str(model.load_report))
             model.to(team.device).eval()
+            team.wait()  # all have looked at the free space before it is taken
             if team.is_main:
                 _reserve(file, shape)
             team.wait()
-            array = np.load(file, mmap_mode="r+")
             batches = forward_batches(
                 lambda pixels: model.forward_pooled(pixels)[:, blocks][:, :, poolings],
                 self._dataset(images, crop),
@@ -256,11 +256,7 @@ class FeatureStore:
                 team=team,
                 description="features" if crop is None else f"features of crop {crop.number + 1}",
             )
-            for numbers, rows in batches:
-                bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
-                array[:, :, numbers] = bounded.permute(1, 2, 0, 3).numpy()
-            array.flush()
-            del array
+            _write_rows(file, batches)
             team.wait()
             if team.is_main:
                 write_json(temporary / "features.json", identity)
@@ -301,7 +297,7 @@ def _remove(place: Path) -> None:
 
 
 def _reserve(file: Path, shape: tuple[int, ...]) -> None:
-    """Make an array's file with all of its space: of a mapped one, a full disk kills who writes to it."""
+    """Make an array's file with all of its space, so that a full disk is found before the pass."""
     np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
     if not hasattr(os, "posix_fallocate"):
         return
@@ -311,6 +307,26 @@ def _reserve(file: Path, shape: tuple[int, ...]) -> None:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
                 raise
+
+
+def _write_rows(file: Path, batches: Iterator[tuple[range, Tensor]]) -> None:
+    """Write features (B, blocks, poolings, D) of neighbouring images into their rows of an array's file.
+
+    They are not written through a mapping: of that a network's disk gets whole pages, with what this
+    process knows of its neighbours' rows.
+    """
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+    offset, (_, _, images, channels) = array.offset, array.shape
+    with open(file, "r+b") as opened:
+        for numbers, rows in batches:
+            bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
+            parts = bounded.permute(1, 2, 0, 3).flatten(0, 1).numpy()
+            for number, part in enumerate(parts):
+                row = number * images + numbers.start
+                opened.seek(offset + row * channels * array.itemsize)
+                opened.write(part.tobytes())
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
