@@ -266,7 +266,8 @@ def _pretrain(
 @click.option(
     "--split",
     type=click.Path(path_type=Path),
-    help="The training images of fewshot, a name a line, such as SimCLR's 1percent.txt; drawn by default.",
+    help="The training images of fewshot, NAME or CLASS/NAME a line, such as SimCLR's 1percent.txt; drawn "
+    "by default.",
 )
 @click.option(
     "--features",
