@@ -231,7 +231,7 @@ class FeatureStore:
             if team.is_main:
                 for other in place.parent.glob(f".{place.name}.*.tmp"):
                     self.run.log(
-                        f"{other} is being written by another run, or was left by a killed one"
+                        f"{other} is being written by another run, or was left by a killed one; then remove it"
                     )
                 temporary.mkdir(parents=True)
             team.wait()

@@ -82,9 +82,8 @@ def run_probe(
     )
     if isinstance(recipe, LinearRecipe) and len(list_candidates(store.sets, recipe)) > 1:
         learnt = train if shown is None else train.subset(shown)
-        hold_out(
-            torch.tensor(learnt.labels), recipe.held_out, seed
-        )  # before the pass, not after it
+        # Too few images are refused before the pass, not after it.
+        hold_out(torch.tensor(learnt.labels), recipe.held_out, seed)
     if shown is not None and team.largest(not store.has(train)):
         train, shown = train.subset(shown), None  # the others are not asked for
     seen = Seen(train, shown, store.of(train))
@@ -120,9 +119,9 @@ def run_probe(
             "blocks": checkpoint.spec.probed_blocks,
             "candidates": len(outcome.compared) or 1,
             "features_sha256": {
-                part: features.sha256
-                for part, features in (("train", seen.features), ("val", val_features))
-                if features is not None
+                part: kept.sha256
+                for part, kept in (("train", seen.features), ("val", val_features))
+                if kept is not None
             },
             "scored": "val" if outcome.scored is None else "train, each by all others",
             "train_images": len(seen.images),
