@@ -30,7 +30,7 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, class_folders
 from simmim_bench.team import Team
 from transfer.candidates import Outcome, Seen
-from transfer.features import FeatureSet, FeatureStore, feature_sets
+from transfer.features import FeatureSet, FeatureStore, block_width, feature_sets
 from transfer.frozen_recipes import LinearRecipe
 from transfer.linear import SideBySide, epoch_steps
 from transfer.normaliser import Normaliser
@@ -81,7 +81,7 @@ def main() -> None:
         seen = Seen(train, None, store.of(train))
         outcome = probe_linear(seen, val_features, sets, recipe, store=store, seed=SEED)
         assert outcome is not None
-        top1["ours"] = 100 * float((outcome.logits.argmax(1) == labels).float().mean())
+        top1["ours"] = 100 * float((outcome.ranking.ranked[:, 0] == labels.numpy()).mean())
         return outcome
 
     chosen = sweep().chosen
@@ -90,6 +90,7 @@ def main() -> None:
     normaliser = Normaliser(single.norm, store.of(train).read(one))
     model = load_backbone(checkpoint, recipe.img_size, seed=SEED).to(device).eval()
     columns = [checkpoint.spec.poolings.index(part) for part in one.parts]
+    width = block_width(checkpoint.spec, one.block)
 
     @torch.no_grad()
     def features_of(images: ImageList) -> torch.Tensor:
@@ -100,15 +101,15 @@ def main() -> None:
         )
         for pixels, _ in batches:
             with autocast(device, recipe.precision):
-                rows.append(model.forward_pooled(pixels.to(device))[:, one.block - 1, columns])
+                pooled = model.forward_pooled(pixels.to(device))
+                rows.append(pooled[:, one.block - 1, columns, :width])
         return torch.cat(rows).float().flatten(1)
 
     scored = features_of(val)
 
     def run_backbone_every_epoch() -> None:
-        width = len(columns) * checkpoint.spec.num_features
         classifier = SideBySide(
-            normaliser, width, len(train.classes), single, seed=SEED, device=device
+            normaliser, len(columns) * width, len(train.classes), single, seed=SEED, device=device
         )
         targets = torch.tensor(train.labels, device=device)
         for epoch in range(single.epochs):

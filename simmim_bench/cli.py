@@ -266,18 +266,19 @@ def _pretrain(
 @click.option(
     "--split",
     type=click.Path(path_type=Path),
-    help="The training images of fewshot, a name a line, such as SimCLR's 1percent.txt; drawn by default.",
+    help="The training images of fewshot, NAME or CLASS/NAME a line, such as SimCLR's 1percent.txt; drawn "
+    "by default.",
 )
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Folder in which linear, knn and fewshot keep the features they share; beside --out by default.",
+    help="Folder in which linear, knn and fewshot keep the features they share; beside --out, or "
+    "runs/CKPT/features.",
 )
 @click.option(
     "--fraction",
     type=click.Choice(["1%", "10%"]),
-    default="1%",
-    show_default=True,
+    show_default="1%",
     help="Share of the training images that fewshot sees.",
 )
 @click.option(
@@ -307,7 +308,7 @@ def _pretrain(
 def transfer(
     task: str,
     ckpt: str,
-    fraction: str,
+    fraction: str | None,
     split: Path | None,
     features: Path | None,
     baseline: str | None,
@@ -329,7 +330,8 @@ def transfer(
     coco      Mask R-CNN through Detectron2; box, mask AP    train2017/, val2017/, annotations/
     ade20k    UPerNet through MMSegmentation; mIoU           images/, annotations/ {training,validation}
 
-    The run directory holds the predictions and record.json, computed from them.
+    The run directory holds the predictions and record.json, computed from them: runs/CKPT/TASK/seedN by
+    default, --out for one seed, --out/seedN for several.
 
     \b
       simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
@@ -341,7 +343,7 @@ def transfer(
     """
     from simmim_bench.team import join_team
     from transfer.baseline import compare_runs
-    from transfer.start import Asked, baseline_of, over_seeds, places, start_seeds
+    from transfer.start import Asked, check_places, over_seeds, plan, plan_baseline, start_seeds
 
     numbers = range(options.seed, options.seed + seeds)
     asked = Asked(
@@ -352,22 +354,22 @@ def transfer(
         accumulate=accumulate,
         grad_checkpointing=grad_checkpointing,
         label_maps=label_maps,
+        features=features,
     )
-    last = f"{asked.name}-seed{options.seed}" if seeds == 1 else asked.name
-    out = options.out or Path("runs", _slug(ckpt).removeprefix("runs-"), last)
-    asked = dataclasses.replace(asked, features=features or out.parent / "features")
-    other = None if baseline is None else baseline_of(asked, ckpt, baseline)
+    ours = plan(asked, ckpt, numbers)
+    other = None if baseline is None else plan_baseline(asked, ckpt, baseline, numbers)
     with join_team() as team:
         how: dict[str, Any] = {
-            "seeds": numbers,
             "display": open_display(options.quiet or not team.is_main),
             "team": team,
         }
-        records = start_seeds(asked, ckpt, out, **how)
+        # What the baseline stumbles over is known before hours are spent on ours.
+        for planned in (ours, other):
+            if planned is not None and team.is_main:
+                check_places(planned)
+        records = start_seeds(ours, **how)
         if other is not None:
-            other_asked, other_ckpt = other
-            other_out = out.with_name(f"{out.name}-from-{_slug(other_ckpt)}")
-            start_seeds(other_asked, other_ckpt, other_out, **how)
+            start_seeds(other, **how)
     if not team.is_main:
         return
     plain: dict[str, Any] = dataclasses.asdict(records[0])
@@ -380,15 +382,10 @@ def transfer(
             for metric, value in spread.items()
         ]
     if other is not None:
-        difference = compare_runs(places(out, numbers), places(other_out, numbers))
-        plain["above_baseline"] = {"baseline": other_ckpt, **dataclasses.asdict(difference)}
-        lines.append(f"above {other_ckpt}: {difference}")
+        difference = compare_runs(ours.places, other.places)
+        plain["above_baseline"] = {"baseline": other.ckpt, **dataclasses.asdict(difference)}
+        lines.append(f"above {other.ckpt}: {difference}")
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
-
-
-def _slug(ckpt: str) -> str:
-    """Make a folder's name of a CKPT."""
-    return ckpt.strip("/").replace(":", "-").replace("/", "-")
 
 
 @cli.group(invoke_without_command=True)
@@ -600,7 +597,7 @@ def demo(out: Path, overwrite: bool) -> None:
         asked = Asked(
             task=step.task,
             options=RunOptions(data=data, resume=True),
-            fraction=step.fraction or "1%",
+            fraction=step.fraction,
             features=out / "features",
         )
         start(asked, ckpt, folder, seed=seed, display=display)

@@ -90,7 +90,7 @@ def run_demo(
         for label, ckpt in (("random", f"random:{ARCH}"), ("simmim", checkpoint)):
             for step in STEPS:
                 for seed in range(step.seeds):
-                    run = out / "runs" / label / f"{step.name}-seed{seed}"
+                    run = out / "runs" / label / step.name / f"seed{seed}"
                     if not (run / "record.json").is_file():
                         transfer(step, ckpt, data / step.data, run, seed, display)
                     overall.advance()

@@ -129,7 +129,7 @@ def fit(
                     nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
                 )
                 if not _finite(loss, grad_norm, step, team):
-                    _refuse_step(description, run, batch, step, loss, grad_norm)
+                    _refuse_step(description, run, batch, step, loss, grad_norm, team.rank)
                 optimizer.step()
                 images += len(batch[0]) * team.size
                 step += 1
@@ -245,8 +245,8 @@ def parts_that_fit(
             return parts
         if parts >= len(batch[0]):
             raise UsageError(
-                "one image does not fit into the GPU's memory; try --grad-checkpointing, or --shard with "
-                "more GPUs."
+                "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
+                "--grad-checkpointing, or --shard with more GPUs."
             )
         parts *= 2
 
@@ -284,10 +284,16 @@ def _finite(loss: Tensor, grad_norm: Tensor, step: int, team: Team) -> bool:
 
 
 def _refuse_step(
-    description: str, run: RunDir, batch: list[Tensor], step: int, loss: Tensor, norm: Tensor
+    description: str,
+    run: RunDir,
+    batch: list[Tensor],
+    step: int,
+    loss: Tensor,
+    norm: Tensor,
+    rank: int,
 ) -> None:
     """Keep the batch of a step that is not finite, and end the run."""
-    kept = run.keep_batch(step, batch)
+    kept = run.keep_batch(step, batch, rank)
     raise DivergedError(
         f"{description}: loss {loss.item()}, gradient norm {norm.item()} at step {step}; the last "
         f"checkpoint stays, the batch is in {kept}. Lower the rate with -o base_lr=..., or mend the data."

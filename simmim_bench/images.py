@@ -25,6 +25,7 @@ from simmim_bench.sources import FORMATS
 
 # The one file of ImageNet-1K whose name lies: a PNG among the JPEGs.
 MISNAMED_IN_IMAGENET = "n02105855_2933.JPEG"
+BOMB = Image.DecompressionBombError  # more pixels than any photograph has
 CROP_RATIO = (3 / 4, 4 / 3)  # SimMIM: data/data_simmim.py
 SCALES = (8, 4, 2)  # parts of its size that a JPEG is decoded at: libjpeg-turbo is fast at these
 GAP = 2.0  # the part is still so many times the result's size: Pillow's reducing_gap for thumbnails
@@ -60,7 +61,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
                     f"image {name} is a {image.format} file by its content, not {wanted}; rename it or convert it."
                 )
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, BOMB) as error:
         raise _unreadable(name, error) from error
 
 

@@ -34,9 +34,15 @@ def best_device() -> torch.device:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Compute in bfloat16 where the recipe asks for it; "auto" is bfloat16 on a GPU that has it."""
-    if precision == "auto":
-        precision = "bf16" if _gpu_has_bf16(device) else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    usual = usual_precision(precision, device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=usual == "bf16")
+
+
+def usual_precision(precision: str, device: torch.device) -> str:
+    """Say what "auto" is where nothing is tried: bfloat16 on a GPU that has it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _gpu_has_bf16(device) else "fp32"
 
 
 def decide_precision(

@@ -103,8 +103,11 @@ def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
 
 
 def protocol_id(record: Record) -> str:
-    """Give what must agree for two scores to be compared: recipe, deviations, data."""
-    data = [record.data["fingerprint"], record.data.get("train_fingerprint")]
+    """Give what must agree for two scores to be compared: recipe, deviations, data, a listed split."""
+    data = [
+        record.data["fingerprint"],
+        *(record.data.get(key) for key in ("train_fingerprint", "listed_split_sha256")),
+    ]
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
@@ -145,17 +148,19 @@ def _cell(
     paths = [p for p in paths if column.metric in records[p].metrics]
     if not paths:
         return None
-    behind = [records[p] for p in paths]
-    seeds = {record.seed: path for path, record in zip(paths, behind, strict=True)}
-    if len(seeds) < len(paths):
-        twice = next(p for p in paths if p not in seeds.values())
-        raise DataError(
-            f"{twice} and {seeds[records[twice].seed]} are of one checkpoint, task and seed, and would "
-            "count twice; remove one, or name other folders."
-        )
+    by_seed: dict[int, Path] = {}
+    for path in paths:
+        # A baseline that was run beside each of several checkpoints is one result.
+        first = by_seed.setdefault(records[path].seed, path)
+        if records[first].predictions["sha256"] != records[path].predictions["sha256"]:
+            raise DataError(
+                f"{path} and {first} are of one checkpoint, task and seed, and would count twice, with "
+                "different predictions; remove one, or name other folders."
+            )
+    behind = [records[path] for path in by_seed.values()]
     return Cell(
         values=tuple(r.metrics[column.metric] for r in behind),
-        records=tuple(paths),
+        records=tuple(by_seed.values()),
         protocol=protocol,
         deviates=any(r.deviates for r in behind),
         partial=any(r.evaluated != r.expected for r in behind),

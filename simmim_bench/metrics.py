@@ -5,8 +5,11 @@ In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,6 +18,8 @@ from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 
 RANKED = 10  # classes an image that are stored
+# What numpy raises of an .npz that is damaged, cut or empty.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
@@ -35,7 +40,7 @@ def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) 
 
 
 def correct_from_predictions(predictions: Path) -> np.ndarray:
-    """Say of every image whether its label is ranked first, from what `write_logits` stored: (N,) bool.
+    """Say of every image whether its label is ranked first, from what `write_ranking` stored: (N,) bool.
 
     Raises:
         DataError: the predictions are not there or are damaged.
@@ -45,7 +50,7 @@ def correct_from_predictions(predictions: Path) -> np.ndarray:
             ranked, labels, _ = _ranking(stored)
             correct: np.ndarray = ranked[:, 0] == labels
             return correct
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
@@ -85,11 +90,28 @@ def iou_by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float
     return {name: 100.0 * float(hit[k] / union[k]) for k, name in enumerate(names) if union[k] > 0}
 
 
-def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Store what is needed of logits (N, K) and labels (N,): the ten best classes and their logits.
+@dataclass(frozen=True)
+class Ranking:
+    """What is kept of logits: 40 bytes an image, however many classes there are.
 
-    That is 2 MB for ImageNet's 50,000 images instead of 100. Ties are ranked by class number, so that
-    the ranking does not depend on a sort.
+    Attributes:
+        ranked: (N, at most 10) class numbers, best first.
+        logits: theirs, float16.
+        classes: how many there are to choose from.
+    """
+
+    ranked: np.ndarray
+    logits: np.ndarray
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+
+def rank_logits(logits: np.ndarray) -> Ranking:
+    """Keep the ten best classes of logits (N, K).
+
+    Ties are ranked by class number, so that the ranking does not depend on a sort.
 
     Raises:
         DivergedError: a logit is not finite, so that no ranking of the classes means anything.
@@ -100,13 +122,32 @@ def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :RANKED]
     limit = float(np.finfo(np.float16).max)
     best = np.take_along_axis(logits, ranked, axis=1).clip(-limit, limit)
+    return Ranking(ranked.astype(np.min_scalar_type(classes)), best.astype(np.float16), classes)
+
+
+def join_rankings(parts: Sequence[Ranking]) -> Ranking:
+    """Put the rankings of several parts of the images, at least one, one after the other."""
+    return Ranking(
+        np.concatenate([part.ranked for part in parts]),
+        np.concatenate([part.logits for part in parts]),
+        parts[0].classes,
+    )
+
+
+def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Store what is needed of logits (N, K) and labels (N,); see `rank_logits`."""
+    write_ranking(path, rank_logits(logits), labels)
+
+
+def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
+    """Store a ranking and the labels (N,): 2 MB for ImageNet's 50,000 images instead of 100."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            ranked=ranked.astype(np.min_scalar_type(classes)),
-            logits=best.astype(np.float16),
+            ranked=ranking.ranked,
+            logits=ranking.logits,
             labels=labels.astype(np.int32),
-            classes=np.array(classes),
+            classes=np.array(ranking.classes),
         )
 
 
@@ -160,5 +201,5 @@ def scores_from_predictions(
                 np.add.at(confusion, (true, predicted), counts)
                 return segmentation_scores(confusion)
             return classification_scores(*_ranking(stored))
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error

@@ -28,6 +28,8 @@ ABOUT = (
 )  # fields that say what a recipe is, not what it does
 # How a machine does the work: these change no result, so they are no part of a protocol.
 MACHINE = ("num_workers", "forward_batch_size")
+MAY_BE_EMPTY = ("milestones", "cascade")
+CANDIDATES = ("blocks", "pooling", "norm", "base_lr", "l2", "k")  # each is tried
 # What any recipe's field of that name may be, ends included; zero where zero means "off".
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, LARGE),
@@ -70,6 +72,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "anchor_sizes": (1, LARGE),
     "anchor_ratios": (1e-3, 1e3),
     "score_threshold": (0, 1),
+    "cascade": (0, 1),
+    "test_scales": (1e-2, 100),
     "window_size": (1, 1024),
     "norm_target": (0, 1023),
 }
@@ -92,6 +96,7 @@ class Recipe:
     published: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_lists()
         for key, (low, high) in LIMITS.items():
             value = getattr(self, key, None)
             for number in value if isinstance(value, tuple) else (value,):
@@ -100,6 +105,15 @@ class Recipe:
                     raise UsageError(
                         f"{key} {number} of recipe '{self.name}' is out of range; use {allowed}."
                     )
+
+    def _check_lists(self) -> None:
+        """Refuse lists of nothing, and candidates that are there twice and would count twice."""
+        for key, value in vars(self).items():
+            if value == () and key not in MAY_BE_EMPTY:
+                raise UsageError(f"{key} of recipe '{self.name}' is empty; give {key}=A,B.")
+            if key in CANDIDATES and isinstance(value, tuple) and len({*value}) < len(value):
+                twice = next(one for one in value if value.count(one) > 1)
+                raise UsageError(f"{key} of recipe '{self.name}' has {twice} twice; give it once.")
 
     def to_json(self) -> dict[str, Any]:
         """Give the plain form, as written to `recipe.json`."""
@@ -212,3 +226,15 @@ def check_positive(recipe: Recipe, *keys: str) -> None:
         value = getattr(recipe, key)
         if any(v <= 0 for v in (value if isinstance(value, tuple) else (value,))):
             raise UsageError(f"{key} {value} of recipe '{recipe.name}' must be above 0.")
+
+
+def check_warmup(warmup_epochs: int, epochs: int) -> None:
+    """Refuse a warm-up that the whole training is spent in.
+
+    Raises:
+        UsageError: with the number of epochs to set.
+    """
+    if warmup_epochs >= epochs:
+        raise UsageError(
+            f"warmup_epochs {warmup_epochs} leave nothing of {epochs} epochs; use -o warmup_epochs={epochs // 5}."
+        )

@@ -36,7 +36,7 @@ class Record:
         recipe: name and hash of the resolved recipe.
         deviates: what differs from the named recipe.
         seed: the seed of the run.
-        data: folder name, fingerprint and annotations of the data.
+        data: folder name, fingerprint and annotations of the data, and the hash of a listed split.
         evaluated, expected: images scored, and images that the split has.
         predictions: file below the run directory, and its sha256.
         environment: code version, libraries, machine.

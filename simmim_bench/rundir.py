@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ from simmim_bench.checkpoint import recover
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import read_json, replacing, write_json, write_text
-from simmim_bench.recipe import Recipe
+from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.team import Team
 
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
@@ -35,7 +35,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
 class RunDir:
     """An open run directory: a log, metrics by step, and the paths of what is kept.
 
-    Only the main process of a run writes; the others' log and metrics go nowhere.
+    Only the main process of a run writes; the others' log and metrics go nowhere. A batch that could not
+    be learnt from is kept by each.
     """
 
     def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
@@ -105,11 +106,14 @@ class RunDir:
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def keep_batch(self, step: int, batch: list[Any]) -> Path:
-        """Keep the tensors of a batch that a step could not be taken on."""
+    def keep_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
+        """Keep the tensors of a process's share of a batch that a step could not be taken on.
+
+        Each process keeps its own: the fault may be in any of them.
+        """
         import torch
 
-        path = self.path / f"bad_batch_step{step}.pt"
+        path = self.path / f"bad_batch_step{step}{f'_rank{rank}' if rank else ''}.pt"
         with replacing(path) as temporary:
             torch.save(batch, temporary)
         return path
@@ -149,38 +153,11 @@ def open_run(
         team.wait()
         yield RunDir(path, display, writes=False)
         return
-    description = {
-        "recipe": recipe.to_json(),
-        "recipe_sha256": recipe.sha256(),
-        "deviates": deviates,
-        "arguments": arguments,
-    }
-    described = json.loads(json.dumps(description))
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other; give one of them.")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {path} is a file; choose a directory.")
-    occupied = path.is_dir() and any(path.iterdir())
-    if occupied and resume:
-        before = read_json(path / "recipe.json", "run description")
-        if not isinstance(before, dict):
-            raise DataError(f"run description {path / 'recipe.json'} is damaged; start anew.")
-        changed = [key for key in described if before.get(key) != described[key]]
-        if changed:
-            raise UsageError(
-                f"{path} was started with another {' and '.join(changed)}; resume with the same command, "
-                "or start anew with another --out."
-            )
-    elif occupied and overwrite:
-        if not (path / "recipe.json").is_file():
-            raise UsageError(
-                f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out."
-            )
+    description = describe_run(recipe, deviates, arguments)
+    check_place(path, description, resume=resume, overwrite=overwrite)
+    occupied = _is_occupied(path)
+    if occupied and overwrite:
         shutil.rmtree(path)
-    elif occupied:
-        raise UsageError(
-            f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out."
-        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         write_json(path / "recipe.json", description)
@@ -201,6 +178,80 @@ def open_run(
         raise
     finally:
         run.close()
+
+
+def describe_run(
+    recipe: Recipe, deviates: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Give what `recipe.json` says of a run, in JSON's types."""
+    description = {
+        "recipe": recipe.to_json(),
+        "recipe_sha256": recipe.sha256(),
+        "deviates": deviates,
+        "arguments": arguments,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(description))
+    return plain
+
+
+def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Refuse a directory that a run cannot go into.
+
+    Raises:
+        UsageError: the directory is not empty, or a resumed run was started differently.
+        DataError: the description of the run to go on with cannot be read.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other; give one of them.")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; choose a directory.")
+    if not _is_occupied(path):
+        return
+    if resume:
+        before = read_json(path / "recipe.json", "run description")
+        if not isinstance(before, dict):
+            raise DataError(f"run description {path / 'recipe.json'} is damaged; start anew.")
+        changed = _changes(before, description)
+        if changed:
+            raise UsageError(
+                f"{path} was started with another {' and '.join(changed)}; resume with the same command, "
+                "or start anew with another --out."
+            )
+    elif not overwrite:
+        raise UsageError(
+            f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out."
+        )
+    elif not (path / "recipe.json").is_file():
+        raise UsageError(
+            f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out."
+        )
+
+
+def _is_occupied(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name what shapes a run and is not as before, with both values."""
+    changed = []
+    if before.get("recipe_sha256") != now["recipe_sha256"]:
+        fields = _differences(before, now, "recipe", leave_out=(*ABOUT, *MACHINE))
+        changed.append(f"recipe ({', '.join(fields) or 'of another version'})")
+    elif before.get("deviates") != now["deviates"]:
+        changed.append(f"named recipe (deviates {before.get('deviates')}, now {now['deviates']})")
+    return changed + _differences(before, now, "arguments")
+
+
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], part: str, leave_out: Sequence[str] = ()
+) -> list[str]:
+    old, new = before.get(part), now[part]
+    old = old if isinstance(old, dict) else {}
+    return [
+        f"{key} {old.get(key)}, now {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if key not in leave_out and old.get(key) != new.get(key)
+    ]
 
 
 def environment() -> dict[str, Any]:

@@ -215,7 +215,7 @@ def class_folders(root: Path, split: str) -> ImageList:
         raise DataError(
             f"data folder {folder} is not there; --data takes a folder with train/ and val/, a folder a class."
         )
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    names = sorted(_list_folder(str(folder))[0])
     if not names:
         raise DataError(
             f"data folder {folder} has no class folders; put the images into {folder}/CLASS/."
@@ -295,6 +295,9 @@ def list_images(folder: Path) -> list[Path]:
 
     The index of a large tree is kept, and only folders that changed since are listed again: a folder's
     time changes with every file that comes or goes.
+
+    Raises:
+        DataError: a folder that cannot be listed.
     """
     index = _index_path(folder)
     known = _read_index(index)
@@ -303,7 +306,7 @@ def list_images(folder: Path) -> list[Path]:
     while waiting:
         place = waiting.pop()
         here = os.path.join(folder, place)
-        changed = os.stat(here).st_mtime_ns
+        changed = _changed(here)
         entry = known.get(place)
         if entry is None or entry[0] != changed:
             entry = [changed, *_list_folder(here)]
@@ -318,16 +321,33 @@ def list_images(folder: Path) -> list[Path]:
     )
 
 
+def _changed(folder: str) -> int:
+    """Give the time at which a folder was last changed."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError as error:
+        raise _not_listed(folder, error) from error
+
+
 def _list_folder(folder: str) -> tuple[list[str], list[str]]:
     """Give the names of a folder's folders and of its images."""
     folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in FORMATS:
-                images.append(entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif os.path.splitext(entry.name)[1].lower() in FORMATS:
+                    images.append(entry.name)
+    except OSError as error:
+        raise _not_listed(folder, error) from error
     return folders, images
+
+
+def _not_listed(folder: str, error: OSError) -> DataError:
+    return DataError(
+        f"data folder {folder} cannot be listed: {error.strerror}; let this user read it, or remove it."
+    )
 
 
 def _index_path(folder: Path) -> Path:

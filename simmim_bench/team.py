@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim_bench.errors import UsageError
+
+# One process may compare classifiers for hours while the others wait for it; torch waits 10 to 30 minutes.
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,10 @@ def join_team() -> Iterator[Team]:
     """
     rank, size, local = find_place(os.environ)
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    # Under `srun --gpus-per-task=1` each process sees one GPU, which is its number 0.
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    )
     if size == 1:
         yield Team(device=torch.device("cuda") if cuda else device)
         return
@@ -217,7 +224,9 @@ def join_team() -> Iterator[Team]:
         _meet_under_slurm()
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=PATIENCE
+    )
     try:
         yield Team(rank, size, device)
     finally:

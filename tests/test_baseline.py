@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from simmim_bench.archs import ARCHS, find_spec
 from simmim_bench.cli import cli
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.leaderboard import build_rows, find_records
+from simmim_bench.metrics import write_logits
 from transfer.baseline import compare_runs, paired_difference
 
 
@@ -107,6 +111,79 @@ def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, poc
     assert "is not empty" in str(refused.exception)
 
 
+def test_runs_have_one_place_each_and_checkpoints_share_a_baseline(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    common = ["knn", "--data", str(pocket / "imagenet"), "--baseline", "random:swin_pocket"]
+    common += ["--recipe", "knn_pocket"]
+    assert invoke(*common, "--ckpt", "random:vit_pocket").exception is None
+    shared = Path("runs", "random-swin_pocket", "knn", "seed0", "record.json")
+    before = shared.stat().st_mtime_ns
+    more = invoke(*common, "--ckpt", "random:vit_pocket", "--seeds", "2", "--resume")
+    assert more.exception is None
+    spec = replace(find_spec("vit_pocket"), embed_dim=64)
+    monkeypatch.setitem(ARCHS, "vit_other", replace(spec, arch="vit_other"))
+    assert invoke(*common, "--ckpt", "random:vit_other").exception is None
+    assert shared.stat().st_mtime_ns == before
+    places = sorted(path.parent.as_posix() for path in Path("runs").rglob("record.json"))
+    assert places == [
+        "runs/random-swin_pocket/knn/seed0",
+        "runs/random-swin_pocket/knn/seed1",
+        "runs/random-vit_other/knn/seed0",
+        "runs/random-vit_pocket/knn/seed0",
+        "runs/random-vit_pocket/knn/seed1",
+    ]
+    assert {path.parent.name for path in Path("runs").glob("*/features")} == {
+        "random-swin_pocket",
+        "random-vit_other",
+        "random-vit_pocket",
+    }
+    assert len(build_rows(find_records([Path("runs")]))) == 3
+
+
+def test_several_seeds_do_not_go_into_a_run(tmp_path: Path, pocket: Path) -> None:
+    common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
+    common += ["--out", str(tmp_path / "knn")]
+    assert invoke(*common).exception is None
+    refused = invoke(*common, "--seeds", "2")
+    assert isinstance(refused.exception, UsageError)
+    assert "is a run itself and takes no runs of several seeds" in str(refused.exception)
+    assert not list(tmp_path.glob("knn/seed*"))
+
+
+@pytest.mark.parametrize("obstacle", ["seed1", "baseline"])
+def test_what_is_in_the_way_is_told_before_any_work(
+    tmp_path: Path, pocket: Path, obstacle: str
+) -> None:
+    data = ["knn", "--data", str(pocket / "imagenet")]
+    common = [*data, "--ckpt", "random:vit_pocket", "--out", str(tmp_path / "knn"), "--seeds", "2"]
+    if obstacle == "seed1":
+        (tmp_path / "knn" / "seed1").mkdir(parents=True)
+        (tmp_path / "knn" / "seed1" / "thesis.txt").touch()
+        message = "seed1 is not empty"
+    else:
+        place = tmp_path / "knn-from-random-swin_pocket" / "seed0"
+        other = ["--ckpt", "random:swin_pocket", "--out", str(place), "-o", "k=3"]
+        assert invoke(*data, *other).exception is None
+        message = r"seed0 was started with another recipe (k [3], now [10, 20, 100])"
+    refused = invoke(*common, "--baseline", "random:swin_pocket")
+    assert isinstance(refused.exception, UsageError)
+    assert message in str(refused.exception)
+    assert not (tmp_path / "knn" / "seed0").exists()
+
+
+@pytest.mark.parametrize("more", [["--split", "split.txt"], ["--fraction", "1%"]])
+def test_what_only_fewshot_takes_is_refused_elsewhere(
+    tmp_path: Path, pocket: Path, more: list[str]
+) -> None:
+    common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
+    refused = invoke(*common, "--out", str(tmp_path / "knn"), *more)
+    assert isinstance(refused.exception, UsageError)
+    assert f"{more[0]} {more[1]} is for fewshot; knn learns from all" in str(refused.exception)
+    assert not (tmp_path / "knn").exists()
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, pocket: Path) -> None:
     data = ["--data", str(pocket / "imagenet"), "--ckpt", "random:vit_pocket"]
     for name, more in (("a", []), ("b", ["-o", "k=3"]), ("c", ["--seed", "2"])):
@@ -115,6 +192,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, pocket: Path) -> Non
         compare_runs([tmp_path / "a"], [tmp_path / "b"])
     with pytest.raises(UsageError, match="another seed"):
         compare_runs([tmp_path / "a"], [tmp_path / "c"])
+    for path in (tmp_path / "a" / "predictions").iterdir():
+        write_logits(path, np.zeros((30, 10)), np.zeros(30))
+    with pytest.raises(DataError, match=r"are not the predictions that were scored; run .*a again"):
+        compare_runs([tmp_path / "a"], [tmp_path / "a"])
     refused = invoke("coco", *data, "--baseline", "random", "--out", str(tmp_path / "coco"))
     assert "--baseline compares top1, which coco does not give" in str(refused.exception)
     assert not (tmp_path / "coco").exists()

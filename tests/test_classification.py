@@ -101,6 +101,32 @@ def test_the_scored_weights_are_the_moving_average(
     assert not torch.allclose(kept["head.weight"], weights[-1])
 
 
+def test_parts_and_small_evaluation_batches_change_no_score(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    fit, forward_batches = classification.fit, classification.forward_batches
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        asked.append(named["batch_size"])
+        return forward_batches(*arguments, **named)
+
+    whole = finetune(tmp_path / "whole", pocket / "imagenet")
+    assert whole.exception is None
+    monkeypatch.setattr(classification, "EVALUATED_AT_ONCE", 7)
+    monkeypatch.setattr(classification, "forward_batches", watched)
+    # As on a GPU that has room for less than half a batch.
+    monkeypatch.setattr(classification, "fit", lambda **how: fit(**{**how, "accumulate": 3}))
+    parts = finetune(tmp_path / "parts", pocket / "imagenet")
+    assert parts.exception is None
+    assert asked == [7]
+    (one, logits), (other, same) = (record_and_logits(tmp_path / x) for x in ("whole", "parts"))
+    assert one["metrics"] == other["metrics"]
+    assert np.allclose(same, logits, rtol=1e-2, atol=1e-2)
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "60 images, 1 epochs of 6 steps, batch 10, learning rate" in log
+
+
 def test_a_head_for_other_classes_is_not_resumed(tmp_path: Path, pocket: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(pocket / "imagenet", data)

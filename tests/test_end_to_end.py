@@ -153,8 +153,28 @@ def test_a_finished_run_is_left_as_it_is(pretrained: Path, pocket: Path) -> None
 
 
 def test_resuming_with_another_recipe_is_refused(pretrained: Path, pocket: Path) -> None:
-    with pytest.raises(UsageError, match="started with another recipe"):
+    with pytest.raises(UsageError, match=r"started with another recipe \(epochs 2, now 3\)"):
         run_pretrain(pretrained, pocket / "imagenet", replace(TINY_PRETRAIN, epochs=3), resume=True)
+
+
+def test_resuming_minds_what_shapes_the_result_and_names_it(tmp_path: Path) -> None:
+    def go(recipe: TransferRecipe, *, resume: bool = True, **arguments: object) -> None:
+        with open_run(
+            tmp_path / "run",
+            recipe=recipe,
+            deviates={},
+            arguments={"data": "here", "seed": 0, **arguments},
+            display=Display(quiet=True),
+            resume=resume,
+        ):
+            pass
+
+    go(KNN_POCKET, resume=False)
+    go(replace(KNN_POCKET, num_workers=3, forward_batch_size=7, source="in other words"))
+    with pytest.raises(UsageError, match=r"with another data here, now there and seed 0, now 1;"):
+        go(KNN_POCKET, data="there", seed=1)
+    with pytest.raises(UsageError, match=r"with another recipe \(temperature 0.07, now 0.1\);"):
+        go(replace(KNN_POCKET, temperature=0.1))
 
 
 def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) -> None:

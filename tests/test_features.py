@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,7 +26,9 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList, class_folders
 from simmim_bench.team import Team
 from transfer.features import Crop, Features, FeatureSet, FeatureStore, feature_sets
+from transfer.forward import forward_batches
 from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
+from transfer.normaliser import Normaliser
 
 RECIPE = replace(KNN_POCKET, forward_batch_size=7)
 RANDOM = "random:vit_pocket"
@@ -64,6 +68,10 @@ def test_features_are_the_pooled_tokens_of_every_block(
     model = load_backbone(checkpoint, RECIPE.img_size, seed=0).eval()
     assert len(found) == len(images)
     assert len(kept.sets) == (4 * 3 if arch == "vit_pocket" else 4)
+
+    def width(one: FeatureSet) -> int:
+        return 128 if arch == "vit_pocket" else 48 * 2 ** (one.block - 1)
+
     for number in (0, 8, 29):
         pixels = to_tensor(Image.open(images.paths[number]).convert("RGB"))
         with torch.no_grad():
@@ -72,7 +80,7 @@ def test_features_are_the_pooled_tokens_of_every_block(
             )[0]
         for one in kept.sets:
             parts = [
-                wanted[one.block - 1, checkpoint.spec.poolings.index(part)]
+                wanted[one.block - 1, checkpoint.spec.poolings.index(part), : width(one)]
                 for part in one.pooling.split("+")
             ]
             row = found.read(one)[number].float()
@@ -163,7 +171,23 @@ def test_other_features_have_another_place(
     assert len(list((run.path / "store").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["another checkpoint", "no description", "cut", "no array"])
+def test_features_are_of_the_precision_that_computed_them(images: ImageList, run: RunDir) -> None:
+    def precision_of(asked: Literal["auto", "fp32", "bf16"]) -> str:
+        recipe = replace(RECIPE, precision=asked, blocks=(1,))
+        features(images, run, recipe=recipe)
+        newest = max((run.path / "store").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
+        found: str = json.loads((newest / "features.json").read_text())["precision"]
+        return found
+
+    assert precision_of("auto") == "fp32"
+    assert precision_of("fp32") == "fp32"
+    assert len(list((run.path / "store").iterdir())) == 1
+    assert precision_of("bf16") == "bf16"
+    kept = {json.loads(p.read_text())["precision"] for p in run.path.rglob("features.json")}
+    assert kept == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize("damage", ["another checkpoint", "cut", "no array", "empty"])
 def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
     images: ImageList, run: RunDir, damage: str
 ) -> None:
@@ -173,12 +197,12 @@ def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
         found = json.loads((folder / "features.json").read_text())
         (folder / "features.json").write_text(json.dumps({**found, "checkpoint": "0" * 64}))
         message = r"not those of this checkpoint and data \(another checkpoint\)"
-    elif damage == "no description":
-        (folder / "features.json").unlink()
-        message = "is not there"
     elif damage == "cut":
         content = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(content[: len(content) // 2])
+        message = "are damaged"
+    elif damage == "empty":
+        (folder / "features.npy").write_bytes(b"")
         message = "are damaged"
     else:
         np.save(folder / "features.npy", np.zeros(3))
@@ -202,3 +226,101 @@ def test_an_interrupted_pass_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         features(images, run)
     assert not list((run.path / "store").iterdir())
+
+
+def test_two_runs_that_write_the_same_features_do_not_disturb_each_other(
+    images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, passes = module.forward_batches, 0
+
+    def let_another_run_pass_by(*arguments: Any, **named: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        first = passes == 1
+        for number, batch in enumerate(batches(*arguments, **named)):
+            if first and number == 2:
+                features(images, run)
+            yield batch
+
+    monkeypatch.setattr(module, "forward_batches", let_another_run_pass_by)
+    one = FeatureSet(2, "mean")
+    found = features(images, run).read(one)
+    assert passes == 2
+    assert len(list((run.path / "store").iterdir())) == 1
+    monkeypatch.undo()
+    alone = replace(store(run), folder=run.path / "alone").of(images)
+    assert torch.equal(found, alone.read(one))
+
+
+def test_features_that_were_not_finished_or_half_removed_are_made_again(
+    images: ImageList, run: RunDir
+) -> None:
+    one = FeatureSet(2, "mean")
+    first = features(images, run).read(one)
+    (folder,) = (run.path / "store").iterdir()
+    (folder / "features.json").unlink()
+    (folder / "features.npy").write_bytes(b"")
+    assert not store(run).has(images)
+    assert torch.equal(features(images, run).read(one), first)
+    assert list((run.path / "store").iterdir()) == [folder]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve space")
+def test_the_space_is_taken_before_the_pass(
+    images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, taken = module.forward_batches, []
+
+    def look(*arguments: Any, **named: Any) -> Any:
+        (file,) = (run.path / "store").rglob("features.npy")
+        taken.append(512 * file.stat().st_blocks)
+        return batches(*arguments, **named)
+
+    monkeypatch.setattr(module, "forward_batches", look)
+    features(images, run)
+    assert taken[0] >= 2 * 4 * 2 * len(images) * 128  # blocks, poolings, images, channels
+
+    def disk_full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", disk_full)
+    with pytest.raises(DataError, match=r"No space left .* another --features"):
+        features(images.subset(range(9)), run)
+
+
+def test_a_norm_sees_no_channel_that_a_narrow_stage_does_not_have(
+    images: ImageList, run: RunDir
+) -> None:
+    first = features(images, run, ckpt="random:swin_pocket").read(FeatureSet(1, "mean"))
+    normed = Normaliser(["layer"], first)(first)[0]
+    assert normed.shape == (len(images), 48)
+    torch.testing.assert_close(
+        normed.std(1, correction=0), torch.ones(len(images)), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize(("count", "size"), [(30, 1), (30, 4), (30, 7), (2, 3)])
+def test_each_process_takes_neighbours_and_none_is_taken_twice(
+    run: RunDir, count: int, size: int
+) -> None:
+    dataset = [(torch.full((3, 4, 4), float(number)), 0) for number in range(count)]
+    shares = [
+        [
+            number
+            for numbers, rows in forward_batches(
+                lambda pixels: pixels[:, 0, 0, 0],
+                dataset,
+                batch_size=4,
+                num_workers=0,
+                precision="fp32",
+                run=run,
+                team=Team(rank, size),
+                description="numbers",
+            )
+            for number, row in zip(numbers, rows, strict=True)
+            if number == row
+        ]
+        for rank in range(size)
+    ]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

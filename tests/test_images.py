@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -104,6 +106,15 @@ def test_what_cannot_be_decoded_is_named(content: bytes, name: str) -> None:
         random_crop_flip(content, name, (32, 32), (0.5, 1.0))
     with pytest.raises(DataError, match=name):
         decode_image(content, name)
+
+
+def test_an_image_of_too_many_pixels_is_named() -> None:
+    content = bytearray(encoded(picture(40, 40), "PNG"))
+    content[16:24] = struct.pack(">II", 60000, 60000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    for read in (decode_image, lambda *image: random_crop_flip(*image, (32, 32), (0.5, 1.0))):
+        with pytest.raises(DataError, match=r"image huge.png cannot be read: .*decompression bomb"):
+            read(bytes(content), "huge.png")
 
 
 def test_a_name_without_a_suffix_may_be_any_format() -> None:

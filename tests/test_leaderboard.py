@@ -125,6 +125,22 @@ def test_stored_logits_that_contradict_themselves_are_refused(
         scores_from_predictions("knn", file, None)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
+def test_predictions_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "logits.npz"
+    write_logits(file, np.random.default_rng(0).normal(size=(500, 20)), np.arange(500) % 20)
+    content = bytearray(file.read_bytes())
+    if damage == "changed":
+        content[400:440] = bytes(40)
+    file.write_bytes({"empty": b"", "cut": bytes(content[:-200])}.get(damage, bytes(content)))
+    for read in (
+        correct_from_predictions,
+        lambda path: scores_from_predictions("knn", path, None),
+    ):
+        with pytest.raises(DataError, match=r"logits.npz cannot be read"):
+            read(file)
+
+
 def test_miou_equals_a_loop_over_classes_and_leaves_absent_ones_out(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     confusions = [generator.integers(0, 50, (4, 4)) for _ in range(3)]
@@ -236,8 +252,14 @@ def test_a_copied_record_does_not_count_as_another_seed(tmp_path: Path) -> None:
     path = make_record(tmp_path / "runs")
     assert len(find_records([tmp_path / "runs", tmp_path])) == 1
     shutil.copytree(path.parent, tmp_path / "runs" / "copy")
-    with pytest.raises(DataError, match="would count twice"):
-        build_rows(find_records([tmp_path / "runs"]))
+    make_record(tmp_path / "runs", seed=1, correct=8)
+    (row,) = build_rows(find_records([tmp_path / "runs"]))
+    cell = row.cells[1]
+    assert cell is not None
+    assert sorted(cell.values) == pytest.approx([60.0, 80.0])
+    make_record(tmp_path / "other", correct=7)
+    with pytest.raises(DataError, match="would count twice, with different predictions"):
+        build_rows(find_records([tmp_path / "runs", tmp_path / "other"]))
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,17 @@ def test_cross_entropy_reaches_the_frequencies_of_a_table() -> None:
     recipe = replace(RECIPE, norm=("none",), epochs=600, batch_size=40, base_lr=(20.0,))
     trained = train(features, labels, recipe).predict(features)[0, 0].softmax(1)
     torch.testing.assert_close(trained, wanted, rtol=0, atol=1e-3)
-    weight, bias = fit_logistic(features, labels, 3, 0.0)
+    weight, bias, ended = fit_logistic(features, labels, 3, 0.0)
+    assert ended
     torch.testing.assert_close((features @ weight + bias).softmax(1), wanted, rtol=0, atol=1e-3)
+
+
+def test_a_regression_without_an_end_says_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stretched = torch.randn(400, 60, generator=generator) * torch.logspace(-2, 2, 60)
+    labels = torch.randint(0, 3, (400,), generator=generator)
+    assert not fit_logistic(stretched, labels, 3, 0.0)[2]
+    assert fit_logistic(torch.randn(400, 60, generator=generator), labels, 3, 1e-2)[2]
 
 
 def test_a_rate_that_diverges_counts_as_wrong_and_harms_no_other() -> None:

@@ -51,6 +51,39 @@ def test_a_wrong_override_is_named_with_its_remedy(assignment: str, message: str
         override(POCKET, [assignment])
 
 
+@pytest.mark.parametrize("name", ["imagenet_vit_b_800ep", "linear_mae"])
+def test_a_training_that_never_leaves_its_warm_up_is_refused(name: str) -> None:
+    warmup = TRANSFER[name].warmup_epochs
+    with pytest.raises(UsageError, match=f"warmup_epochs {warmup} .* of 10 .* -o warmup_epochs=2"):
+        override(TRANSFER[name], ["epochs=10", f"warmup_epochs={warmup}"])
+    assert override(TRANSFER[name], ["epochs=10", "warmup_epochs=2"]).warmup_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment", "message"),
+    [
+        ("knn", "k=()", "k of recipe 'knn' is empty; give k=A,B"),
+        ("linear", "base_lr=()", "base_lr .* is empty"),
+        ("logistic", "l2=[]", "l2 .* is empty"),
+        ("linear", "norm=()", "norm .* is empty"),
+        ("linear", "blocks=()", "blocks .* is empty"),
+        ("coco_pocket", "anchor_sizes=()", "anchor_sizes .* is empty"),
+        ("linear", "pooling=mean,mean", "pooling .* has mean twice"),
+        ("knn", "k=10,20,10", "k .* has 10 twice"),
+    ],
+)
+def test_lists_of_nothing_and_of_one_thing_twice_are_refused(
+    name: str, assignment: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        override(TRANSFER[name], [assignment])
+
+
+def test_lists_that_may_repeat_or_be_empty_do() -> None:
+    assert override(POCKET, ["milestones=()"]).milestones == ()
+    assert override(TRANSFER["linear"], ["img_size=32,32"]).img_size == (32, 32)
+
+
 def test_an_unknown_augmentation_policy_is_refused() -> None:
     with pytest.raises(UsageError, match="auto_augment foo is no policy"):
         override(IMAGENET_POCKET, ["auto_augment=foo"])

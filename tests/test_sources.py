@@ -159,6 +159,25 @@ def test_an_index_that_cannot_be_written_is_done_without(
     assert list_images(tree) == walked(tree)
 
 
+def test_a_folder_that_may_not_be_read_is_named(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(folder: str | Path) -> object:  # what another user than root is told
+        if Path(folder).name == "c1":
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(sources.os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"data folder .*c1 cannot be listed: Permission denied"):
+        any_images(tree)
+    (tree / "train").mkdir()
+    (tree / "c1").rename(tree / "train" / "c1")
+    with pytest.raises(DataError, match=r"data folder .*c1 cannot be listed: Permission denied"):
+        class_folders(tree, "train")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

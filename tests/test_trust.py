@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from safetensors.torch import load_file
 
 from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.run import Execution, pretrain
+from simmim_bench import team
 from simmim_bench.checkpoint import read_checkpoint, read_training_state
 from simmim_bench.data import EpochLoader, ImageDataset, Seeded
 from simmim_bench.display import Display
+from simmim_bench.engine import _refuse_step
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from simmim_bench.images import random_crop_flip
-from simmim_bench.rundir import open_run
+from simmim_bench.rundir import RunDir, open_run
 from simmim_bench.sources import any_images
 from simmim_bench.team import find_place
 
@@ -255,6 +258,17 @@ def test_a_poisoned_batch_ends_the_run_and_is_kept(
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
 
 
+def test_every_process_keeps_its_own_share_of_a_bad_batch(tmp_path: Path) -> None:
+    shares = [torch.full((2,), float(rank)) for rank in range(3)]
+    for rank, share in enumerate(shares):
+        run = RunDir(tmp_path, Display(quiet=True), writes=False)
+        with pytest.raises(DivergedError, match="bad_batch_step7"):
+            _refuse_step("train", run, [share], 7, torch.tensor(1.0), torch.tensor(1.0), rank)
+    names = ("bad_batch_step7.pt", "bad_batch_step7_rank1.pt", "bad_batch_step7_rank2.pt")
+    for name, share in zip(names, shares, strict=True):
+        assert torch.equal(torch.load(tmp_path / name, weights_only=True)[0], share)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +375,24 @@ def test_the_place_in_the_team_is_the_launchers(
     environment: dict[str, str], place: tuple[int, int, int]
 ) -> None:
     assert find_place(environment) == place
+
+
+@pytest.mark.parametrize(("seen", "wanted"), [(8, 5), (1, 0), (4, 1)])
+def test_a_process_takes_a_gpu_that_it_sees_and_waits_for_hours(
+    monkeypatch: pytest.MonkeyPatch, seen: int, wanted: int
+) -> None:
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    asked: list[Any] = []
+    monkeypatch.setattr(team.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(team.torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(team.torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(team.dist, "init_process_group", lambda *_, **how: asked.append(how))
+    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
+    with team.join_team() as joined:
+        assert joined.device == asked[0] == torch.device("cuda", wanted)
+    assert asked[1]["timeout"] >= timedelta(hours=12)
 
 
 def test_contradicting_launchers_are_refused() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t as student_t
 
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import sha256_file
 from simmim_bench.metrics import correct_from_predictions
-from simmim_bench.record import read_record
+from simmim_bench.record import Record, read_record
 
 MUST_AGREE = ("recipe", "data", "task", "deviates")
 
@@ -63,7 +64,7 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:
 
     Raises:
         UsageError: two runs that cannot be compared: another task, recipe, data or seed.
-        DataError: a record or its predictions cannot be read.
+        DataError: a record or its predictions cannot be read, or the predictions are not the record's.
     """
     pairs = [
         (read_record(a / "record.json"), read_record(b / "record.json"))
@@ -76,12 +77,19 @@ def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:
         if differing:
             raise UsageError(f"{path} is no baseline for this run: another {', '.join(differing)}.")
     right = [
-        np.stack(
-            [correct_from_predictions(run / record.predictions["file"]) for run, record in side]
-        )
+        np.stack([_correct(run, record) for run, record in side])
         for side in (
             zip(ours, (a for a, _ in pairs), strict=True),
             zip(theirs, (b for _, b in pairs), strict=True),
         )
     ]
     return paired_difference(*right)
+
+
+def _correct(run: Path, record: Record) -> np.ndarray:
+    """Say of every image whether a run gets it right; its predictions must be those that were scored."""
+    predictions = run / record.predictions["file"]
+    correct = correct_from_predictions(predictions)
+    if sha256_file(predictions) != record.predictions["sha256"]:
+        raise DataError(f"{predictions} are not the predictions that were scored; run {run} again.")
+    return correct

@@ -32,7 +32,7 @@ from simmim_bench.data import (
     eval_transform,
     train_transform,
 )
-from simmim_bench.engine import fit
+from simmim_bench.engine import fit, parts_that_fit
 from simmim_bench.errors import DataError
 from simmim_bench.kernels import best_device
 from simmim_bench.metrics import write_logits
@@ -44,6 +44,10 @@ from simmim_bench.team import Team
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune_recipes import FinetuneRecipe
 from transfer.forward import collect, forward_batches
+
+EVALUATED_AT_ONCE = (
+    256  # images, by each process: a batch of the training is all processes' together
+)
 
 
 def run_finetune(
@@ -78,6 +82,7 @@ def run_finetune(
     described = describe(data, train, val)
     if task == "fewshot":
         train = train.subset(few_shot_images(train, fraction, seed, split))
+        described |= describe_split(train, split)
     team = team or Team(device=best_device())
     model = finetune(
         checkpoint=checkpoint,
@@ -99,14 +104,14 @@ def run_finetune(
                 std=checkpoint.std,
             ),
         ),
-        batch_size=recipe.batch_size,
+        batch_size=min(recipe.batch_size, EVALUATED_AT_ONCE),
         num_workers=recipe.num_workers,
         precision=recipe.precision,
         run=run,
         team=team,
         description="evaluate",
     )
-    logits = collect(batches, len(val), team).numpy()
+    logits = collect(batches, team).numpy()
     if not team.is_main:
         return None
     predictions = run.predictions / "logits.npz"
@@ -141,6 +146,11 @@ def describe(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
         "train_fingerprint": train.fingerprint(),
         "fingerprint": val.fingerprint(),
     }
+
+
+def describe_split(images: ImageList, listed: Path | None) -> dict[str, str]:
+    """Say which images a listed split has; a drawn one follows from the seed, and is no other data."""
+    return {} if listed is None else {"listed_split_sha256": split_sha256(images)}
 
 
 def finetune(
@@ -192,6 +202,7 @@ def finetune(
         rank=team.rank,
         team_size=team.size,
     )
+    # By the recipe's batch, as all protocols are told; fewer images than that make smaller steps.
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
         parameter_groups(
@@ -215,7 +226,7 @@ def finetune(
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     )
     scored = model if average is None else average.module
-    first_step = 0
+    first_step, accumulate = 0, None
     if resume and run.last_checkpoint.is_dir():
         saved = read_checkpoint(str(run.last_checkpoint))
         _check_head(saved, train)
@@ -225,7 +236,7 @@ def finetune(
         if average is not None:
             model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        first_step = state["steps_done"]
+        first_step, accumulate = state["steps_done"], state.get("accumulate")
         run.rewind(first_step)
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
 
@@ -234,7 +245,7 @@ def finetune(
 
     def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
         images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
-        # Mixup pairs an image with its mirror in the batch, so it needs an even one.
+        # Mixup pairs an image with its mirror in the batch or part of one, so it needs an even one.
         if mixup is not None and len(images) % 2 == 0:
             images, labels = mixup(images, labels)
         elif mixup is not None:
@@ -262,10 +273,22 @@ def finetune(
             training={
                 "optimizer": optimizer.state_dict(),
                 "steps_done": steps_done,
+                "accumulate": accumulate,
                 **({} if average is None else {"weights": model.state_dict()}),
             },
         )
 
+    if accumulate is None:
+        on_gpu = device.type == "cuda"
+        accumulate = (
+            parts_that_fit(shared, loader, loss_of, recipe.precision, team) if on_gpu else 1
+        )
+    run.log(
+        f"{model.spec.arch}: {len(train)} images, {recipe.epochs} epochs of {len(loader)} steps, "
+        f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}"
+        + (f", {team.size} processes" if team.size > 1 else "")
+        + (f", in {accumulate} parts" if accumulate > 1 else "")
+    )
     fit(
         model=shared,
         optimizer=optimizer,
@@ -281,6 +304,7 @@ def finetune(
         run=run,
         description="fine-tune",
         save=save,
+        accumulate=accumulate,
         after_step=None if average is None else lambda step: average.update(model, step),
     )
     return scored

@@ -10,11 +10,16 @@ Legend: N images, D channels.
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -27,6 +32,7 @@ from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.data import ImageDataset, Seeded, eval_transform, train_transform
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, sha256_json, write_json
+from simmim_bench.kernels import usual_precision
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList
 from simmim_bench.team import Team
@@ -85,18 +91,33 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
     ]
 
 
-class Features:
-    """Pooled tokens of N images after some blocks, on disk as float16: (blocks, poolings, N, D)."""
+def block_width(spec: BackboneSpec, block: int) -> int:
+    """Give the channels after a block, counted from 1: a Swin's early stages are narrower."""
+    if spec.family == "vit":
+        return spec.num_features
+    return spec.feature_levels[block - 1].channels
 
-    def __init__(self, array: np.ndarray, blocks: Sequence[int], poolings: Sequence[str]) -> None:
-        self._array, self._blocks, self._poolings = array, list(blocks), list(poolings)
+
+class Features:
+    """Pooled tokens of N images after some blocks, on disk as float16: (blocks, poolings, N, D).
+
+    Args:
+        identity: what they follow from; see `FeatureStore`.
+        widths: channels after each block; the file has zeros in the others.
+    """
+
+    def __init__(self, array: np.ndarray, identity: dict[str, Any], widths: Sequence[int]) -> None:
+        self._array, self._widths = array, list(widths)
+        self._blocks, self._poolings = identity["blocks"], identity["poolings"]
+        self.sha256 = sha256_json(identity)
 
     def __len__(self) -> int:
         return self._array.shape[2]
 
     def read(self, wanted: FeatureSet, rows: Sequence[int] | None = None) -> Tensor:
         """Read a set's features of all images, or of some: (N, D), or (N, 2 D) of two tokens; float16."""
-        block = self._array[self._blocks.index(wanted.block)]
+        number = self._blocks.index(wanted.block)
+        block = self._array[number, ..., : self._widths[number]]
         parts = [block[self._poolings.index(part)] for part in wanted.parts]
         return torch.from_numpy(
             np.concatenate([p if rows is None else p[list(rows)] for p in parts], axis=1)
@@ -122,7 +143,7 @@ class FeatureStore:
 
     def has(self, images: ImageList) -> bool:
         """Say whether `of` would find the features of the centre crops."""
-        return self._place(self._identify(images, None)).is_dir()
+        return _is_whole(self._place(self._identify(images, None)))
 
     def of(self, images: ImageList, crop: Crop | None = None) -> Features:
         """Give the features of a list of images, computed where they are not there.
@@ -135,17 +156,19 @@ class FeatureStore:
         """
         identity = self._identify(images, crop)
         place = self._place(identity)
-        if self.team.largest(not place.is_dir()):
+        if self.team.largest(not _is_whole(place)):
             self._write(place, identity, images, crop)
         else:
             self.run.log(f"features of {len(images)} images are there: {place}")
-        return _read(place, identity)
+        spec = self.checkpoint.spec
+        widths = [block_width(spec, block) for block in identity["blocks"]]
+        return Features(_read(place, identity), identity, widths)
 
     def drop(self, images: ImageList, crop: Crop) -> None:
         """Remove the features of random crops that nobody will ask for again."""
         self.team.wait()
         if self.team.is_main:
-            shutil.rmtree(self._place(self._identify(images, crop)), ignore_errors=True)
+            _remove(self._place(self._identify(images, crop)))
 
     def _identify(self, images: ImageList, crop: Crop | None) -> dict[str, Any]:
         """Name everything that the features follow from."""
@@ -165,7 +188,7 @@ class FeatureStore:
             "crop": how,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
-            "precision": recipe.precision,
+            "precision": usual_precision(recipe.precision, self.team.device),
             "blocks": sorted({one.block for one in self.sets}),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in parts],
         }
@@ -200,11 +223,16 @@ class FeatureStore:
         blocks = [number - 1 for number in identity["blocks"]]
         poolings = [spec.poolings.index(name) for name in identity["poolings"]]
         shape = (len(blocks), len(poolings), len(images), spec.num_features)
-        temporary = place.with_name(f".{place.name}.tmp")
+        # Its own, for another run may be writing the same features: the main process draws, all hear it.
+        drawn = team.largest(secrets.randbits(62) if team.is_main else 0)
+        temporary = place.with_name(f".{place.name}.{drawn:x}.tmp")
         file = temporary / "features.npy"
         try:
             if team.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
+                for other in place.parent.glob(f".{place.name}.*.tmp"):
+                    self.run.log(
+                        f"{other} is being written by another run, or was left by a killed one; then remove it"
+                    )
                 temporary.mkdir(parents=True)
             team.wait()
             _check_space(temporary, shape)
@@ -214,10 +242,10 @@ class FeatureStore:
             if crop is None:
                 self.run.log(str(model.load_report))
             model.to(team.device).eval()
+            team.wait()  # all have looked at the free space before it is taken
             if team.is_main:
-                np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+                _reserve(file, shape)
             team.wait()
-            array = np.load(file, mmap_mode="r+")
             batches = forward_batches(
                 lambda pixels: model.forward_pooled(pixels)[:, blocks][:, :, poolings],
                 self._dataset(images, crop),
@@ -228,15 +256,11 @@ class FeatureStore:
                 team=team,
                 description="features" if crop is None else f"features of crop {crop.number + 1}",
             )
-            for numbers, rows in batches:
-                bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
-                array[:, :, numbers] = bounded.permute(1, 2, 0, 3).numpy()
-            array.flush()
-            del array
+            _write_rows(file, batches)
             team.wait()
             if team.is_main:
                 write_json(temporary / "features.json", identity)
-                temporary.rename(place)
+                _settle(temporary, place)
             team.wait()
         except OSError as error:
             raise DataError(
@@ -246,6 +270,63 @@ class FeatureStore:
         finally:
             if team.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_whole(place: Path) -> bool:
+    """Say whether features are there; their description is written last."""
+    return (place / "features.json").is_file()
+
+
+def _settle(temporary: Path, place: Path) -> None:
+    """Give finished features their name, unless those of another run have it by now."""
+    if not _is_whole(place):
+        _remove(place)
+    try:
+        temporary.rename(place)
+    except OSError:
+        if not _is_whole(place):
+            raise
+
+
+def _remove(place: Path) -> None:
+    """Remove features at once for all who look for them: by another name they are nobody's."""
+    with suppress(FileNotFoundError):
+        nobodys = place.with_name(f".{place.name}.{secrets.randbits(62):x}.old")
+        place.rename(nobodys)
+        shutil.rmtree(nobodys, ignore_errors=True)
+
+
+def _reserve(file: Path, shape: tuple[int, ...]) -> None:
+    """Make an array's file with all of its space, so that a full disk is found before the pass."""
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(file, "r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # file systems that cannot
+                raise
+
+
+def _write_rows(file: Path, batches: Iterator[tuple[range, Tensor]]) -> None:
+    """Write features (B, blocks, poolings, D) of neighbouring images into their rows of an array's file.
+
+    They are not written through a mapping: of that a network's disk gets whole pages, with what this
+    process knows of its neighbours' rows.
+    """
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+    offset, (_, _, images, channels) = array.offset, array.shape
+    with open(file, "r+b") as opened:
+        for numbers, rows in batches:
+            bounded = rows.clamp(-LARGEST, LARGEST).to(torch.float16)
+            parts = bounded.permute(1, 2, 0, 3).flatten(0, 1).numpy()
+            for number, part in enumerate(parts):
+                row = number * images + numbers.start
+                opened.seek(offset + row * channels * array.itemsize)
+                opened.write(part.tobytes())
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
@@ -258,7 +339,7 @@ def _check_space(folder: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def _read(place: Path, identity: dict[str, Any]) -> Features:
+def _read(place: Path, identity: dict[str, Any]) -> np.ndarray:
     found = read_json(place / "features.json", "features' description")
     if found != identity:
         differing = [
@@ -271,10 +352,10 @@ def _read(place: Path, identity: dict[str, Any]) -> Features:
             f"{', '.join(differing)}); remove the folder."
         )
     try:
-        array = np.load(place / "features.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
+        array: np.ndarray = np.load(place / "features.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"the features in {place} are damaged ({error}); remove it.") from error
     wanted = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
     if array.shape[:3] != wanted:
         raise DataError(f"the features in {place} are damaged; remove it.")
-    return Features(array, identity["blocks"], identity["poolings"])
+    return array

@@ -7,7 +7,8 @@ In: the training images, a share and a seed, or a list such as SimCLR's `1percen
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from simmim_bench.data import balanced_subset
 from simmim_bench.errors import DataError, UsageError
@@ -21,33 +22,46 @@ def few_shot_images(
 
     Args:
         fraction: share of the training images, in (0, 1].
-        listed: a text file of image names, one a line, instead of a share that is drawn.
+        listed: a text file of images, NAME or CLASS/NAME a line, instead of a share that is drawn.
 
     Raises:
         UsageError: a file that lists another share than `fraction`.
         DataError: the share is less than one image a class, or the file names an image that is not there
-            or leaves out a class.
+            or a name that several have, or leaves out a class.
     """
     if listed is None:
         if round(fraction * len(train) / len(train.classes)) < 1:
             raise DataError(
                 f"{fraction:.0%} of {len(train)} images in {len(train.classes)} classes is less than one a "
-                "class; use --fraction 10% or more images."
+                f"class; use {'--fraction 10% or ' if fraction < 0.1 else ''}more images."
             )
         return balanced_subset(train.labels, fraction, seed)
     try:
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"the split {listed} cannot be read: {error}.") from error
-    numbers = {path.name: number for number, path in enumerate(train.paths)}
-    wanted = [Path(name).name for name in names if name]
-    lost = [name for name in wanted if name not in numbers]
+    found: dict[str, list[int]] = {}
+    for number, path in enumerate(train.paths):
+        for name in _names(path.relative_to(train.root / "train").as_posix(), 1):
+            found.setdefault(name, []).append(number)
+    matches = {
+        line: next((found[name] for name in _names(line, 2) if name in found), [])
+        for line in dict.fromkeys(lines)
+        if line
+    }
+    lost = [line for line, numbers in matches.items() if not numbers]
     if lost:
         raise DataError(
             f"the split {listed} names {len(lost)} images that are not below {train.root / 'train'}: "
             f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
         )
-    chosen = sorted({numbers[name] for name in wanted})
+    for line, numbers in matches.items():
+        if len(numbers) > 1:
+            raise DataError(
+                f"the split {listed} names {line}, which {len(numbers)} images are called, such as "
+                f"{train.paths[numbers[0]]} and {train.paths[numbers[1]]}; write CLASS/NAME."
+            )
+    chosen = sorted({number for (number,) in matches.values()})
     share = len(chosen) / len(train)
     if not fraction / 2 < share < fraction * 2:
         raise UsageError(
@@ -62,6 +76,13 @@ def few_shot_images(
             f"{', ...' if len(empty) > 3 else ''}"
         )
     return chosen
+
+
+def _names(path: str, least: int) -> Iterator[str]:
+    """Give a path's endings, the longest first, of so many parts at least where it has them."""
+    parts = PurePosixPath(path).parts
+    for start in range(max(1, len(parts) - least + 1)):
+        yield "/".join(parts[start:])
 
 
 def split_sha256(images: ImageList) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
 
 POLICIES = ("rand", "augmix", "original", "v0", "3a")
 
@@ -60,6 +60,7 @@ class FinetuneRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "img_size", "epochs", "batch_size", "base_lr")
+        check_warmup(self.warmup_epochs, self.epochs)
         if self.auto_augment is not None and not self.auto_augment.startswith(POLICIES):
             raise UsageError(
                 f"auto_augment {self.auto_augment} is no policy of timm's; it begins with "

@@ -32,17 +32,18 @@ def forward_batches(
 ) -> Iterator[tuple[range, Tensor]]:
     """Give this process's images, batch by batch: their numbers in the data set, and `forward` of them.
 
-    Each of the processes takes every so-manieth image; none is taken twice to fill a batch, which would
-    count it twice.
+    Each of the processes takes a run of neighbours, so that what it writes is apart from what others write;
+    no image is taken twice to fill a batch, which would count it twice.
 
     Args:
         forward: maps (B, C, H, W), normalised, to (B, ...).
         dataset: gives an image first.
 
     Returns:
-        Numbers, and rows (B, ...) float32 on the CPU.
+        Numbers, neighbours in order, and rows (B, ...) float32 on the CPU.
     """
-    numbers = range(team.rank, len(dataset), team.size)  # type: ignore[arg-type]
+    count = len(dataset)  # type: ignore[arg-type]
+    numbers = range(count * team.rank // team.size, count * (team.rank + 1) // team.size)
     loader = eval_loader(Subset(dataset, numbers), batch_size=batch_size, num_workers=num_workers)
     done = 0
     with run.display.task(description, len(numbers)) as task:
@@ -54,15 +55,9 @@ def forward_batches(
             task.advance(len(batch))
 
 
-def collect(batches: Iterator[tuple[range, Tensor]], count: int, team: Team) -> Tensor:
-    """Give the rows of all processes' batches, (count, ...), to the main one; the others get nothing."""
+def collect(batches: Iterator[tuple[range, Tensor]], team: Team) -> Tensor:
+    """Give the rows of all processes' batches, (images, ...), to the main one; the others get nothing."""
     rows = [row for _, row in batches]
     # One process may have none: of fewer images than processes.
     shares = team.gather(torch.cat(rows) if rows else torch.zeros(0))
-    if not shares:
-        return torch.zeros(0)
-    everything = torch.empty(count, *shares[0].shape[1:])
-    for rank, share in enumerate(shares):
-        if len(share):
-            everything[rank :: team.size] = share
-    return everything
+    return torch.cat([share for share in shares if len(share)] or [torch.zeros(0)])

@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
 
 Pooling = Literal["mean", "cls", "cls+mean"]
 Norm = Literal["none", "layer", "batch", "layer+batch"]
@@ -81,15 +80,12 @@ class LinearRecipe(FrozenRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "epochs", "batch_size", "base_lr")
-        if self.warmup_epochs >= self.epochs:
-            raise UsageError(
-                f"warmup_epochs {self.warmup_epochs} leave nothing of {self.epochs} epochs; use -o warmup_epochs=0."
-            )
+        check_warmup(self.warmup_epochs, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticRecipe(FrozenRecipe):
-    """A logistic regression, solved to its end: `fewshot`, and `linear` on few images.
+    """A logistic regression by L-BFGS: `fewshot`, and `linear` on few images.
 
     Attributes:
         folds: the candidates are compared by cross-validation: each part of the training images is
@@ -109,7 +105,8 @@ class KnnRecipe(FrozenRecipe):
         k: candidates for the number of neighbours.
         temperature: of the votes.
         choose_on: so many training images, drawn by the seed, compare the candidates, each among all others.
-        leave_one_out: score the other training images in that way, instead of val/.
+        leave_one_out: score the other training images in that way, instead of val/; they are then the same
+            for every seed.
     """
 
     k: tuple[int, ...]

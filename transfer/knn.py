@@ -5,58 +5,57 @@ Legend: N training images, M queries, D channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simmim_bench.errors import DataError
+from simmim_bench.metrics import join_rankings, rank_logits
 from simmim_bench.rundir import RunDir
 from transfer.candidates import Outcome, Seen, best
 from transfer.features import Features, FeatureSet
 from transfer.frozen_recipes import KnnRecipe, Norm
 from transfer.normaliser import Normaliser
 
+SHORTEST = 1e-12  # torch's for a cosine: a row of zeros is like nothing
 SIMILARITIES = 2**27  # at a time; half a GiB
 
 
 def knn_votes(
     train: Tensor,
     labels: Tensor,
-    queries: Tensor,
+    queries: Tensor | None,
     classes: int,
     *,
     ks: Sequence[int],
     temperature: float,
     own_rows: Tensor | None = None,
-) -> list[Tensor]:
-    """Let the k nearest training images vote, for several k.
+) -> Iterator[list[Tensor]]:
+    """Let the k nearest training images vote, for several k, on some queries after others.
 
     Args:
-        train: (N, D) float32; labels: (N,); queries: (M, D). All on one device.
-        own_rows: (M,) rows of `train` that the queries are themselves, which do not vote; None where
-            they are other images.
+        train: (N, D) float32, each of length 1; labels: (N,); queries: (M, D), as `train`. All on one device.
+        own_rows: (M,) rows of `train` that are asked instead of `queries`, and do not vote on themselves.
 
     Returns:
-        (M, K) sums of exp((similarity - 1) / temperature) on the CPU, one for each k.
+        Sums of exp((similarity - 1) / temperature) on the CPU, (queries at a time, K) for each k.
     """
-    train, queries = F.normalize(train, dim=1), F.normalize(queries, dim=1)
-    most = min(max(ks), len(train) - (own_rows is not None))
-    votes: list[list[Tensor]] = [[] for _ in ks]
-    at_a_time = max(1, SIMILARITIES // len(train))
-    for start in range(0, len(queries), at_a_time):
-        similarity = queries[start : start + at_a_time] @ train.T
-        if own_rows is not None:
-            own = own_rows[start : start + at_a_time].to(train.device)
-            similarity.scatter_(1, own[:, None], -torch.inf)
+    asked = own_rows if queries is None else queries
+    assert asked is not None
+    most = min(max(ks), len(train) - (queries is None))
+    for part in asked.to(train.device).split(max(1, SIMILARITIES // len(train))):
+        similarity = (train[part] if queries is None else part) @ train.T
+        if queries is None:
+            similarity.scatter_(1, part[:, None], -torch.inf)
         nearest, index = similarity.topk(most, dim=1)
         weight = ((nearest - 1) / temperature).exp()
-        for k, found in zip(ks, votes, strict=True):
-            sums = torch.zeros(len(similarity), classes, device=train.device)
+        found = []
+        for k in ks:
+            sums = torch.zeros(len(part), classes, device=train.device)
             found.append(sums.scatter_add_(1, labels[index[:, :k]], weight[:, :k]).cpu())
-    return [torch.cat(found) for found in votes]
+        yield found
 
 
 def probe_knn(
@@ -78,7 +77,8 @@ def probe_knn(
         DataError: too few images to choose on some and score others.
     """
     labels = seen.labels.to(device)
-    generator = torch.Generator().manual_seed(seed)
+    # Where the others are scored, they are the same for every seed: one protocol, one set of images.
+    generator = torch.Generator().manual_seed(0 if val is None else seed)
     order = torch.randperm(len(labels), generator=generator)
     share = 1.0 if val is not None else 0.5
     choosing = order[: min(recipe.choose_on, int(share * len(labels)))].sort().values
@@ -89,17 +89,17 @@ def probe_knn(
 
     def vote(
         one: FeatureSet, norm: Norm, ks: Sequence[int], queries: Features | Tensor
-    ) -> list[Tensor]:
-        train = seen.read(one).to(device)
-        normalise = Normaliser([norm], train)
+    ) -> Iterator[list[Tensor]]:
+        features = seen.read(one)
+        normalise = Normaliser([norm], features, device)
         if isinstance(queries, Tensor):
-            own_rows, asked = queries, train[queries.to(device)]
+            own_rows, asked = queries, None
         else:
-            own_rows, asked = None, queries.read(one).to(device)
+            own_rows, asked = None, _to_length_one(normalise.whole(queries.read(one)))
         return knn_votes(
-            normalise(train)[0],
+            _to_length_one(normalise.whole(features)),
             labels,
-            normalise(asked)[0],
+            asked,
             seen.classes,
             ks=ks,
             temperature=recipe.temperature,
@@ -107,21 +107,39 @@ def probe_knn(
         )
 
     compared = []
+    wanted = seen.labels[choosing]
     with run.display.task("compare", len(sets) * len(recipe.norm)) as task:
         for one in sets:
             for norm in recipe.norm:
-                for k, votes in zip(recipe.k, vote(one, norm, recipe.k, choosing), strict=True):
-                    right = votes.argmax(1) == seen.labels[choosing]
-                    top1 = 100 * float(right.float().mean())
-                    compared.append({**asdict(one), "norm": norm, "k": k, "held_out_top1": top1})
+                right, done = [0] * len(recipe.k), 0
+                for votes in vote(one, norm, recipe.k, choosing):
+                    truth = wanted[done : done + len(votes[0])]
+                    right = [
+                        r + int((v.argmax(1) == truth).sum())
+                        for r, v in zip(right, votes, strict=True)
+                    ]
+                    done += len(truth)
+                compared += [
+                    {**asdict(one), "norm": norm, "k": k, "held_out_top1": 100 * r / len(choosing)}
+                    for k, r in zip(recipe.k, right, strict=True)
+                ]
                 task.advance()
     chosen = best(compared)
     one = FeatureSet(chosen["block"], chosen["pooling"])
-    if val is not None:
-        (votes,) = vote(one, chosen["norm"], [chosen["k"]], val)
-        return Outcome(votes, chosen, compared)
-    others = torch.ones(len(labels), dtype=torch.bool)
-    others[choosing] = False
-    scored = others.nonzero()[:, 0]
-    (votes,) = vote(one, chosen["norm"], [chosen["k"]], scored)
-    return Outcome(votes, chosen, compared, scored.tolist())
+    scored = None
+    if val is None:
+        others = torch.ones(len(labels), dtype=torch.bool)
+        others[choosing] = False
+        scored = others.nonzero()[:, 0]
+    asked = val if scored is None else scored
+    assert asked is not None
+    # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
+    ranking = join_rankings(
+        [rank_logits(votes.numpy()) for (votes,) in vote(one, chosen["norm"], [chosen["k"]], asked)]
+    )
+    return Outcome(ranking, chosen, compared, None if scored is None else scored.tolist())
+
+
+def _to_length_one(features: Tensor) -> Tensor:
+    """Scale each row to length 1, in place: another copy may not fit."""
+    return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(SHORTEST))

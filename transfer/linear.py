@@ -22,7 +22,8 @@ from transfer.normaliser import Normaliser
 
 REFERENCE_BATCH = 256  # MAE and BEiT scale their learning rates to this many images a step
 INITIAL_DEVIATION = 0.01  # of the weights: MAE, main_linprobe.py; BEiT, run_linear_eval.py
-# MAE: util/lars.py: weights' rates are always scaled, biases' never. timm's trust coefficient is MAE's 0.001.
+# MAE: util/lars.py: weights' rates are always scaled, biases' never, nor do these decay. timm's Lars scales and
+# decays biases too where weight_decay is above 0, which no recipe with lars has. Its trust coefficient is MAE's.
 ADAPT = {"always_adapt": True}
 CHUNK = 4096  # images at a time where nothing is learnt
 
@@ -70,6 +71,7 @@ class SideBySide:
         self._biases = torch.zeros(norms, rates * classes, 1, device=device)
         self._weight_slopes = torch.zeros_like(self._weights)
         self._bias_slopes = torch.zeros_like(self._biases)
+        # By the recipe's batch, as all protocols are told; fewer images than that make smaller steps.
         peaks = [rate * recipe.batch_size / REFERENCE_BATCH for rate in recipe.base_lr]
         groups = [
             {"params": pieces, "lr": peak, "peak": peak, **how}

@@ -1,4 +1,6 @@
-"""Logistic regression, solved to its end: where it stops depends on neither a seed nor a rate.
+"""Logistic regression by L-BFGS: where it stops depends on neither a seed nor a rate.
+
+That is its end, or after `MOST_STEPS` steps where the weights are hardly bound; the log says so.
 
 Legend: N images, D channels, K classes.
 """
@@ -12,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simmim_bench.metrics import rank_logits
 from simmim_bench.rundir import RunDir
 from transfer.candidates import Outcome, Seen, assign_folds, best
 from transfer.features import Features, FeatureSet
 from transfer.frozen_recipes import LogisticRecipe, Norm
 from transfer.normaliser import Normaliser
 
+MOST_STEPS, MOST_EVALUATIONS = 100, 125  # of L-BFGS; of the loss, as torch has it for so many steps
+
 
 def fit_logistic(
     features: Tensor, labels: Tensor, classes: int, l2: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, bool]:
     """Fit a multinomial logistic regression by L-BFGS.
 
     Args:
@@ -29,12 +34,16 @@ def fit_logistic(
         l2: weight of the squared norm of the classifier's weights, per element of the mean loss.
 
     Returns:
-        Weights (D, K), bias (K,).
+        Weights (D, K), bias (K,), and whether the end was reached.
     """
     weight = torch.zeros(features.shape[1], classes, device=features.device, requires_grad=True)
     bias = torch.zeros(classes, device=features.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=MOST_STEPS,
+        max_eval=MOST_EVALUATIONS,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
@@ -44,7 +53,9 @@ def fit_logistic(
         return value
 
     optimizer.step(loss)
-    return weight.detach(), bias.detach()
+    done = optimizer.state[weight]
+    ended = done["n_iter"] < MOST_STEPS and done["func_evals"] < MOST_EVALUATIONS
+    return weight.detach(), bias.detach(), ended
 
 
 def probe_logistic(
@@ -59,11 +70,12 @@ def probe_logistic(
 ) -> Outcome:
     """Choose feature set, norm and l2 by cross-validation, fit on all training images, and score `val`.
 
-    With one image a class there is nothing to compare on: the last of each and the strongest l2 serve.
+    A class of one image is learnt in every fold. Where no class has two there is nothing to compare on:
+    the last of each and the strongest l2 serve.
     """
     labels = seen.labels.to(device)
     folds = assign_folds(seen.labels, recipe.folds, seed)
-    compared = []
+    compared, remark = [], None
     if folds is not None:
         with run.display.task("compare", len(sets) * len(recipe.norm) * len(recipe.l2)) as task:
             for one in sets:
@@ -78,24 +90,33 @@ def probe_logistic(
                         )
                         task.advance()
         chosen = best(compared)
+        if single := int((folds < 0).sum()):
+            remark = (
+                f"compared on classes of two images or more: {single} of {seen.classes} have one"
+            )
     else:
+        remark = "nothing compared: no class has two images"
         chosen = {**asdict(sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
     one = FeatureSet(chosen["block"], chosen["pooling"])
     features = seen.read(one).to(device)
     normalise = Normaliser([chosen["norm"]], features)
-    weight, bias = fit_logistic(normalise(features)[0], labels, seen.classes, chosen["l2"])
-    logits = normalise(val.read(one).to(device))[0] @ weight + bias
-    return Outcome(logits.cpu(), chosen, compared)
+    weight, bias, ended = fit_logistic(
+        normalise.whole(features), labels, seen.classes, chosen["l2"]
+    )
+    if not ended:
+        run.log(f"stopped after {MOST_STEPS} steps of L-BFGS, short of the end")
+    logits = normalise.whole(val.read(one)) @ weight + bias
+    return Outcome(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
 
 
 def _cross_validate(
     features: Tensor, norm: Norm, l2: float, labels: Tensor, classes: int, folds: Tensor
 ) -> float:
-    """Give the top-1, in percent, of predicting each fold from the others."""
+    """Give the top-1, in percent, of predicting each fold from all other images."""
     right = 0
-    for fold in folds.unique():
+    for fold in folds[folds >= 0].unique():
         asked = folds == fold
-        x = Normaliser([norm], features[~asked])(features)[0]
-        weight, bias = fit_logistic(x[~asked], labels[~asked], classes, l2)
+        x = Normaliser([norm], features[~asked]).whole(features)
+        weight, bias, _ = fit_logistic(x[~asked], labels[~asked], classes, l2)
         right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
-    return 100 * right / len(labels)
+    return 100 * right / int((folds >= 0).sum())

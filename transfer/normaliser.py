@@ -23,16 +23,20 @@ class Normaliser(nn.Module):
     Args:
         norms: see `FrozenRecipe.norm`.
         features: training features (N, D), whose means and deviations "batch" takes.
+        device: to normalise on; that of `features` by default.
     """
 
-    def __init__(self, norms: Sequence[Norm], features: Tensor) -> None:
+    def __init__(
+        self, norms: Sequence[Norm], features: Tensor, device: torch.device | None = None
+    ) -> None:
         super().__init__()
+        device = device or features.device
         self.norms = list(norms)
         means, deviations = [], []
         for norm in self.norms:
-            total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=features.device)
+            total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=device)
             for part in features.split(CHUNK):
-                x = _before_batch(norm, part.float()).double()
+                x = _before_batch(norm, part.to(device).float()).double()
                 total += torch.stack([x.sum(0), x.square().sum(0)])
             mean, square = total / len(features)
             variance = (square - mean.square()).clamp_min(0)
@@ -49,6 +53,13 @@ class Normaliser(nn.Module):
         x = features.float()
         before = torch.stack([_before_batch(norm, x) for norm in self.norms])
         result: Tensor = (before - self.means[:, None]) / self.deviations[:, None]
+        return result
+
+    def whole(self, features: Tensor) -> Tensor:
+        """Give all of features (N, D) by the only norm: (N, D) float32, made a part at a time."""
+        result = torch.empty(features.shape, device=self.means.device)
+        for part, into in zip(features.split(CHUNK), result.split(CHUNK), strict=True):
+            into.copy_(self(part.to(result.device))[0])
         return result
 
 

@@ -14,23 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from simmim_bench.checkpoint import Checkpoint
 from simmim_bench.files import write_json
 from simmim_bench.kernels import best_device
-from simmim_bench.metrics import write_logits
+from simmim_bench.metrics import write_ranking
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import check_same_classes, class_folders
 from simmim_bench.team import Team
-from transfer.candidates import Outcome, Seen
-from transfer.classification import describe
+from transfer.candidates import Outcome, Seen, hold_out
+from transfer.classification import describe, describe_split
 from transfer.features import Features, FeatureStore, feature_sets
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.frozen_recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.knn import probe_knn
 from transfer.logistic import probe_logistic
-from transfer.sweep import probe_linear
+from transfer.sweep import list_candidates, probe_linear
 
 
 def run_probe(
@@ -59,7 +60,7 @@ def run_probe(
 
     Raises:
         UsageError: a recipe that asks for features which the backbone does not have.
-        DataError: images that cannot be used, or a checkpoint that does not fit.
+        DataError: images that cannot be used, too few to compare on, or a checkpoint that does not fit.
     """
     started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
@@ -68,6 +69,7 @@ def run_probe(
     shown = None
     if task == "fewshot":
         shown = few_shot_images(train, fraction, seed, split)
+        described |= describe_split(train.subset(shown), split)
     team = team or Team(device=best_device())
     store = FeatureStore(
         folder=features or run.path / "features",
@@ -78,6 +80,10 @@ def run_probe(
         run=run,
         team=team,
     )
+    if isinstance(recipe, LinearRecipe) and len(list_candidates(store.sets, recipe)) > 1:
+        learnt = train if shown is None else train.subset(shown)
+        # Too few images are refused before the pass, not after it.
+        hold_out(torch.tensor(learnt.labels), recipe.held_out, seed)
     if shown is not None and team.largest(not store.has(train)):
         train, shown = train.subset(shown), None  # the others are not asked for
     seen = Seen(train, shown, store.of(train))
@@ -88,11 +94,13 @@ def run_probe(
         return None
     chosen = ", ".join(f"{key} {value}" for key, value in outcome.chosen.items())
     run.log(f"chosen on training images: {chosen}")
+    if outcome.remark is not None:
+        run.log(outcome.remark)
     write_json(run.path / "compared.json", outcome.compared)
 
     scored = val if outcome.scored is None else seen.images.subset(outcome.scored)
     predictions = run.predictions / "logits.npz"
-    write_logits(predictions, outcome.logits.numpy(), np.array(scored.labels))
+    write_ranking(predictions, outcome.ranking, np.array(scored.labels))
     return write_record(
         run,
         task=f"fewshot-{fraction:.0%}" if task == "fewshot" else task,
@@ -102,13 +110,19 @@ def run_probe(
         seed=seed,
         data={**described, "fingerprint": scored.fingerprint()},
         predictions=predictions,
-        evaluated=len(outcome.logits),
+        evaluated=len(outcome.ranking),
         expected=len(scored),
         wall_time_s=time.monotonic() - started,
         details={
             **outcome.chosen,
+            **({} if outcome.remark is None else {"choice": outcome.remark}),
             "blocks": checkpoint.spec.probed_blocks,
             "candidates": len(outcome.compared) or 1,
+            "features_sha256": {
+                part: kept.sha256
+                for part, kept in (("train", seen.features), ("val", val_features))
+                if kept is not None
+            },
             "scored": "val" if outcome.scored is None else "train, each by all others",
             "train_images": len(seen.images),
             "train_split_sha256": split_sha256(seen.images),

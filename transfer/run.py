@@ -60,10 +60,8 @@ def run_transfer(
         "deviates": deviates,
         "seed": seed,
     }
-    if task != "coco" and (accumulate is not None or grad_checkpointing):
-        raise UsageError(f"--accumulate and --grad-checkpointing are for coco, not for {task}.")
-    if task != "ade20k" and label_maps:
-        raise UsageError(f"--label-maps is for ade20k, not for {task}.")
+    if split is not None and task != "fewshot":
+        raise UsageError(f"--split {split} is for fewshot; {task} learns from all training images.")
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
         case "imagenet" | "fewshot", FinetuneRecipe():

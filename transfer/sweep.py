@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.display import Task
-from simmim_bench.errors import DataError
+from simmim_bench.metrics import rank_logits
 from transfer.candidates import Outcome, Seen, best, hold_out
 from transfer.features import Crop, Features, FeatureSet, FeatureStore
 from transfer.frozen_recipes import LinearRecipe
@@ -42,12 +42,7 @@ def probe_linear(
         DataError: too few images a class to hold some out.
     """
     team, number = store.team, 0
-    candidates: list[dict[str, Any]] = [
-        {**asdict(one), "norm": norm, "base_lr": rate}
-        for one in sets
-        for norm in recipe.norm
-        for rate in recipe.base_lr
-    ]
+    candidates = list_candidates(sets, recipe)
     compared: list[dict[str, Any]] = []
     if len(candidates) > 1:
         top1 = _compare(seen, sets, recipe, store, seed)
@@ -67,8 +62,18 @@ def probe_linear(
         trained = [t for _, t in _train(mine, single, seen, None, store, seed, task)]
     if not team.is_main:
         return None
-    logits = trained[0].predict(val.read(one))[0, 0]
-    return Outcome(logits, compared[number] if compared else chosen, compared)
+    ranking = rank_logits(trained[0].predict(val.read(one))[0, 0].numpy())
+    return Outcome(ranking, compared[number] if compared else chosen, compared)
+
+
+def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[dict[str, Any]]:
+    """Give everything that a recipe tries."""
+    return [
+        {**asdict(one), "norm": norm, "base_lr": rate}
+        for one in sets
+        for norm in recipe.norm
+        for rate in recipe.base_lr
+    ]
 
 
 def _compare(
@@ -80,13 +85,7 @@ def _compare(
 ) -> list[float]:
     """Give every candidate's top-1 on held-out training images, in percent; the main process gets them."""
     team, labels = store.team, seen.labels
-    parts = hold_out(labels, recipe.held_out, seed)
-    if parts is None:
-        raise DataError(
-            f"{len(labels)} images in {seen.classes} classes are too few to hold some out of each; use "
-            "--recipe logistic, or one candidate: -o blocks=... -o pooling=... -o norm=... -o base_lr=..."
-        )
-    learnt, held_out = parts
+    learnt, held_out = hold_out(labels, recipe.held_out, seed)
     mine = sets[team.rank :: team.size]
     found = torch.zeros(len(mine), len(recipe.norm) * len(recipe.base_lr))
     with store.run.display.task("compare", recipe.epochs * (1 if recipe.crops else len(mine))) as t:
@@ -137,16 +136,18 @@ def _train(
         return
 
     all_trained: dict[FeatureSet, SideBySide] = {}
+    # A crop is drawn by its image's number: among those learnt from, whatever else the store has.
+    images, rows = seen.images, None if part is None else part.tolist()
     for epoch in range(recipe.epochs):
         crop = Crop(epoch % recipe.crops, recipe.crop_scale, recipe.hflip)
-        crops = store.of(seen.listed, crop)
+        crops = store.of(images, crop)
         for one in sets:
-            features = seen.read(one, part, crops).to(device)
+            features = crops.read(one, rows).to(device)
             if one not in all_trained:
                 all_trained[one] = begin(features)
             train_epoch(all_trained[one], features, labels, recipe, seed=seed, epoch=epoch)
         if epoch + recipe.crops >= recipe.epochs:
-            store.drop(seen.listed, crop)
+            store.drop(images, crop)
         task.advance()
     yield from all_trained.items()
 
