@@ -381,6 +381,8 @@ def transfer(
             f"{metric} {value['mean']:.2f} ± {value['std']:.2f} over {seeds} seeds"
             for metric, value in spread.items()
         ]
+    if task == "coco" and "mask_ap" not in records[0].metrics:
+        lines.append("mask_ap n/a: the data has boxes alone")
     if other is not None:
         difference = compare_runs(ours.places, other.places)
         plain["above_baseline"] = {"baseline": other.ckpt, **dataclasses.asdict(difference)}

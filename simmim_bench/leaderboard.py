@@ -3,7 +3,7 @@
 In: folders with `record.json` files below them. Out: rows (a checkpoint) by columns (a metric), as
 Markdown, CSV, a terminal table and one self-contained HTML page. Several seeds of a cell become mean ±
 standard deviation. Rows whose records follow different protocols are told apart by name and never
-share a cell. A missing cell is "–".
+share a cell. A missing cell is "–", one that the data cannot give "n/a".
 """
 
 from __future__ import annotations
@@ -71,11 +71,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint with its cells, in the order of `COLUMNS`."""
+    """One checkpoint with its cells, in the order of `COLUMNS`.
+
+    Attributes:
+        inapplicable: columns whose task was done on data that cannot give the metric, such as boxes without
+            masks.
+    """
 
     label: str
     checkpoint: str
     cells: tuple[Cell | None, ...]
+    inapplicable: frozenset[int] = frozenset()
 
 
 def find_records(roots: Iterable[Path]) -> dict[Path, Record]:
@@ -135,7 +141,10 @@ def build_rows(records: dict[Path, Record]) -> list[Row]:
             }
             cells = tuple(_cell(column, chosen, records) for column in COLUMNS)
             name = label if variant == 0 else f"{label} (protocol {variant + 1})"
-            rows.append(Row(name, sha256[:12], cells))
+            inapplicable = frozenset(
+                i for i, c in enumerate(COLUMNS) if c.task in chosen and cells[i] is None
+            )
+            rows.append(Row(name, sha256[:12], cells, inapplicable))
     return _ranked(rows)
 
 
@@ -186,7 +195,11 @@ def best_in_column(rows: Sequence[Row], index: int) -> Row | None:
 
 
 def _texts(row: Row) -> list[str]:
-    return [row.label, *("–" if cell is None else str(cell) for cell in row.cells)]
+    texts = [
+        str(cell) if cell is not None else "n/a" if i in row.inapplicable else "–"
+        for i, cell in enumerate(row.cells)
+    ]
+    return [row.label, *texts]
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

@@ -168,6 +168,16 @@ def test_a_row_is_a_checkpoint_and_a_missing_cell_a_dash(tmp_path: Path) -> None
     assert lines[3].startswith("| a | – | 60.0 | – | – |")
 
 
+def test_what_the_data_cannot_give_is_not_applicable(tmp_path: Path) -> None:
+    record = make_record(tmp_path, label="a")
+    change(record, task="coco", metrics={"box_ap": 30.0})
+    make_record(tmp_path, label="b", task="knn")
+    rows = build_rows(find_records([tmp_path]))
+    lines = to_markdown(rows).splitlines()
+    assert "| a | – | – | – | – | – | 30.0 | n/a | – |" in lines
+    assert lines[0].split("|")[7].strip() == "mask AP"
+
+
 def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
     for seed, correct in enumerate((5, 6, 7)):
         make_record(tmp_path, correct=correct, seed=seed)

@@ -257,12 +257,13 @@ def start_seeds(planned: Plan, *, display: Display, team: Team | None = None) ->
 
 
 def over_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Give every metric's mean and sample standard deviation over the records, in percent."""
+    """Give the mean and sample standard deviation, in percent, of every metric that all records have."""
     return {
         metric: {
             "mean": statistics.fmean(values),
             "std": statistics.stdev(values),
         }
         for metric in records[0].metrics
+        if all(metric in record.metrics for record in records)
         for values in ([record.metrics[metric] for record in records],)
     }
