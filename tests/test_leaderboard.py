@@ -175,7 +175,7 @@ def test_what_the_data_cannot_give_is_not_applicable(tmp_path: Path) -> None:
     rows = build_rows(find_records([tmp_path]))
     lines = to_markdown(rows).splitlines()
     assert "| a | – | – | – | – | – | 30.0 | n/a | – |" in lines
-    assert lines[0].split("|")[7].strip() == "mask AP"
+    assert lines[0].split("|")[8].strip() == "mask AP"
 
 
 def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
