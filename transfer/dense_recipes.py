@@ -374,6 +374,14 @@ ADE20K_POCKET = Ade20kRecipe(
     auxiliary_weight=0.4,
     test_mode="whole",
 )
+ADE20K_SMALL = replace(
+    ADE20K_POCKET,
+    name="ade20k_small",
+    source="ours: street scenes by the dozen or the hundred, a CPU, minutes",
+    img_size=(96, 128),
+    max_iters=400,
+    batch_size=4,
+)
 ADE20K_LINEAR_POCKET = replace(
     ADE20K_POCKET,
     name="ade20k_linear_pocket",
