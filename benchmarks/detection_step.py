@@ -24,6 +24,7 @@ from simmim_bench.kernels import best_device
 from simmim_bench.memory import GIB
 from simmim_bench.optim import parameter_groups
 from simmim_bench.recipe import find_recipe
+from simmim_bench.team import Team
 from transfer.dense_recipes import CocoRecipe
 from transfer.detection_loop import Batch, estimate_memory
 from transfer.detection_model import build_detector, find_adapter
@@ -98,7 +99,8 @@ def stepper(
     )
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(grad_checkpointing)
-    estimated = estimate_memory(model, batch, device).needed(len(batch)) / GIB
+    memory = estimate_memory(model, batch[0], recipe, Team(device=device))
+    estimated = memory.needed(len(batch)) / GIB
     optimizer = torch.optim.AdamW(
         parameter_groups(model, backbone, lr=1e-5, weight_decay=recipe.weight_decay)
     )

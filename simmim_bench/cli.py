@@ -440,7 +440,7 @@ def recipes_show(name: str, as_json: bool) -> None:
 @click.option(
     "--img-size", metavar="H[,W]", help="Make the position tables for this size, in pixels."
 )
-@click.option("--window-size", type=click.IntRange(1), help="The same for a Swin's window.")
+@click.option("--window-size", type=click.IntRange(1), help="The same for attention windows.")
 @click.option(
     "--mean",
     nargs=3,

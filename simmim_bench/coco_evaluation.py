@@ -46,8 +46,27 @@ class CocoScores:
     by_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def evaluate_coco(annotations: Path, results: Path, engine: Engine = "hotcoco") -> CocoScores:
+def check_annotations(annotations: Path) -> None:
+    """Make sure that an annotation file can be evaluated against, before anything is trained for it.
+
+    Raises:
+        DataError: the evaluator cannot read it.
+    """
+    try:
+        _hotcoco(annotations)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{annotations} cannot be evaluated against: {error}; correct it."
+        ) from error
+
+
+def evaluate_coco(
+    annotations: Path, results: Path, engine: Engine = "hotcoco", *, masks: bool = True
+) -> CocoScores:
     """Evaluate boxes and, where annotations and results have them, masks.
+
+    Args:
+        masks: whether the detector gives masks, which an empty list of results does not say.
 
     Raises:
         DataError: results that are no list of detections, or of images or categories that are not annotated.
@@ -56,9 +75,14 @@ def evaluate_coco(annotations: Path, results: Path, engine: Engine = "hotcoco") 
     if not LIST.match(text):
         raise DataError(f"{results} is no list of detections in COCO's form.")
     nothing = EMPTY_LIST.fullmatch(text)
-    has_masks = HAS_MASK.search(annotations.read_bytes()) and (nothing or HAS_MASK.search(text))
+    has_masks = (
+        masks and HAS_MASK.search(annotations.read_bytes()) and (nothing or HAS_MASK.search(text))
+    )
     scores = CocoScores()
-    evaluate, names = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[engine](annotations)
+    try:
+        evaluate, names = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[engine](annotations)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{annotations} cannot be evaluated against: {error}") from error
     for kind, prefix in KINDS.items():
         if kind == "segm" and not has_masks:
             continue

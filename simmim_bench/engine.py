@@ -187,6 +187,7 @@ def raise_if_stopped(
         return
     if save is not None:
         save()
+    team.wait()  # the main process writes: a launcher kills it when another has ended
     _requeue(signal_number, run, team)
     raise InterruptedRun(
         f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "

@@ -21,7 +21,7 @@ from string import Template
 from simmim_bench.errors import DataError, DriftError
 from simmim_bench.files import sha256_file, sha256_json, write_text
 from simmim_bench.metrics import scores_from_predictions
-from simmim_bench.record import Record, read_record
+from simmim_bench.record import Record, read_record, with_masks
 
 TOLERANCE = 1e-6  # percent: a recomputed score may differ by rounding alone
 
@@ -366,7 +366,9 @@ def check_record(path: Path, record: Record) -> None:
             raise DriftError(
                 f"{path}: {annotations} are not the annotations that were scored against."
             )
-    again = scores_from_predictions(record.task, predictions, annotations)
+    again = scores_from_predictions(
+        record.task, predictions, annotations, masks=with_masks(record.details)
+    )
     for metric in sorted(set(again) | set(record.metrics)):
         stated, found = record.metrics.get(metric), again.get(metric)
         # Written so that a NaN on either side does not pass.

@@ -5,16 +5,25 @@ In: a model and a forward pass of some images. Out: bytes, and the number of par
 
 from __future__ import annotations
 
+import gc
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.errors import UsageError
-
 GIB = 2**30
+# A container's limit and use: cgroup version 2, version 1.
+CONTAINER = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
 COPIES = 4  # of a trained weight: itself, its gradient, AdamW's two moments
 BACKWARD = 1.25  # ours: what the backward pass allocates while it frees what was kept
 USABLE = 0.9  # ours: share of the free memory, as allocators leave gaps
@@ -38,29 +47,39 @@ class StepMemory:
         """Estimate a step whose parts have so many images."""
         return self.fixed + BACKWARD * self.per_image * images
 
-    def parts(self, images: int) -> int:
-        """Give the smallest power of two of parts in which so many images fit; 1 where nothing is known.
+    def parts(self, images: int) -> int | None:
+        """Give the smallest number of parts in which so many images fit, a power of two or one image each.
 
-        Raises:
-            UsageError: not even one image fits.
+        Returns:
+            1 where the system does not say what is available; None where not even one image fits.
         """
-        room = None if self.available is None else USABLE * self.available
+        room = math.inf if self.available is None else USABLE * self.available
         parts = 1
-        while room is not None and self.needed(-(-images // parts)) > room:
-            if parts >= images:
-                raise UsageError(
-                    f"one image needs about {self.needed(1) / GIB:.1f} GiB, {room / GIB:.1f} GiB can be used; try "
-                    "--grad-checkpointing, or a smaller img_size."
-                )
-            parts *= 2
+        while self.needed(-(-images // parts)) > room:
+            if parts == images:
+                return None
+            parts = min(2 * parts, images)
         return parts
 
 
 def step_memory(
-    model: nn.Module, forward: Callable[[], object], images: int, device: torch.device
+    model: nn.Module,
+    forward: Callable[[], object],
+    images: int,
+    device: torch.device,
+    processes: int = 1,
 ) -> StepMemory:
-    """Measure a forward pass of some images, which is not followed by a step."""
+    """Measure a forward pass of some images, which is not followed by a step.
+
+    Args:
+        processes: of the run; on a CPU they share the memory, and several keep each gradient twice.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what an earlier seed's run has left
     before = available_memory(device)
+    if before is not None and device.type == "cpu":
+        before //= processes
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[
         int, torch.UntypedStorage
@@ -83,7 +102,7 @@ def step_memory(
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return StepMemory(
-        fixed=weights + (COPIES - 1) * trained,
+        fixed=weights + (COPIES - 1 + (processes > 1)) * trained,
         per_image=kept_bytes / images,
         # Weights are there already.
         available=None if before is None else before + weights,
@@ -91,11 +110,15 @@ def step_memory(
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Give the bytes that a device has left: a GPU's own, or what Linux says of the machine's."""
+    """Give the bytes that a device has left: a GPU's own, or what Linux says of machine and container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     path = Path("/proc/meminfo")
     if not path.is_file():
         return None
     lines = dict(line.split(":", 1) for line in path.read_text(encoding="utf-8").splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
+    left = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
+    for limit, used in CONTAINER:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            left.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return min(left, default=None)

@@ -174,7 +174,7 @@ def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) 
 
 
 def scores_from_predictions(
-    task: str, predictions: Path, annotations: Path | None
+    task: str, predictions: Path, annotations: Path | None, *, masks: bool = True
 ) -> dict[str, float]:
     """Compute a task's scores from what a run stored, and from nothing else.
 
@@ -182,6 +182,7 @@ def scores_from_predictions(
         task: a task of `simmim-bench transfer`.
         predictions: the file that the record names.
         annotations: the ground truth of `coco`, which is not copied into the run.
+        masks: whether the detector of `coco` gives masks.
 
     Raises:
         DataError: the predictions or annotations are not there or are damaged.
@@ -192,7 +193,7 @@ def scores_from_predictions(
                 raise DataError(
                     f"the annotations {annotations} of {predictions} are not there; start from the folder of that run."
                 )
-            return evaluate_coco(annotations, predictions).figures
+            return evaluate_coco(annotations, predictions, masks=masks).figures
         with np.load(predictions) as stored:
             if task == "ade20k":
                 classes = int(stored["classes"])

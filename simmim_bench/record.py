@@ -85,7 +85,7 @@ def write_record(
     annotations = Path(data["annotations"]) if "annotations" in data else None
     record = Record(
         task=task,
-        metrics=scores_from_predictions(task, predictions, annotations),
+        metrics=scores_from_predictions(task, predictions, annotations, masks=with_masks(details)),
         details=details or {},
         checkpoint={
             "label": checkpoint.label,
@@ -112,6 +112,11 @@ def write_record(
     shown = ", ".join(f"{k} {v:.2f}" for k, v in record.metrics.items() if "_ap_" not in k)
     run.log(f"{task}: {shown}")
     return record
+
+
+def with_masks(details: dict[str, Any] | None) -> bool:
+    """Say whether the detector of a record gives masks."""
+    return bool((details or {}).get("masks", True))
 
 
 def read_record(path: Path) -> Record:

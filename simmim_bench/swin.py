@@ -92,10 +92,13 @@ class Swin(nn.Module):
             return before if part == "downsample" else before + int(rest[0]) + 1
         return self.num_layers - 1
 
-    @property
-    def unused_in_maps(self) -> tuple[str, ...]:
-        """The parameters that `forward_maps` does not depend on: none."""
-        return ()
+    def unused_in_maps(self, last_level: int = -1) -> list[str]:
+        """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
+        last = range(len(self.layers))[last_level]
+        unused = ("head.", *(f"layers.{i}." for i in range(last + 1, len(self.layers))))
+        if last < len(self.layers) - 1:
+            unused += ("norm.",)
+        return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases.

@@ -223,11 +223,15 @@ class ViT(nn.Module):
             return int(name.split(".")[1]) + 1
         return self.num_layers - 1
 
-    @property
-    def unused_in_maps(self) -> tuple[str, ...]:
-        """The parameters that `forward_maps` does not depend on, which training a detector leaves alone."""
-        names = ["fc_norm.weight", "fc_norm.bias"] if self.form == "transfer" else []
-        return tuple(names if self.has_class_token else ["cls_token", *names])
+    def unused_in_maps(self, last_level: int = -1) -> list[str]:
+        """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
+        beyond = [
+            f"blocks.{i}." for i in range(self.spec.level_blocks[last_level], len(self.blocks))
+        ]
+        unused = ("fc_norm.", "head.", *beyond)
+        if not self.has_class_token:
+            unused += ("cls_token",)
+        return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
         """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""

@@ -287,6 +287,34 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[Any], object], str]] = {
         "id 1 is 2 times in annotations",
     ),
     "area": (lambda c: c["annotations"][0].pop("area"), "lacks 'area'"),
+    "id": (lambda c: c["annotations"][0].update(id="1"), r'entry 0 of annotations has id "1"'),
+    "size": (
+        lambda c: c["images"][0].update(width=None),
+        "has width null, which is not of type int",
+    ),
+    "crowd": (lambda c: c["annotations"][0].update(iscrowd="0"), 'has iscrowd "0"'),
+    "entry": (lambda c: c["images"].insert(0, 3), "entry 0 of images is 3; it must be an object"),
+    "ignore": (lambda c: c["annotations"][0].update(ignore=1), "has 'ignore', which COCO does not"),
+    "names": (
+        lambda c: c["categories"][0].update(name=c["categories"][1]["name"]),
+        "2 categories are called",
+    ),
+    "flat": (
+        lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]),
+        "1 with a polygon that is not",
+    ),
+    "text": (
+        lambda c: c["annotations"][0].update(segmentation="x"),
+        "1 with a polygon that is not",
+    ),
+    "run lengths": (
+        lambda c: c["annotations"][0].update(segmentation={"size": [64, 64]}),
+        "1 with run lengths without size and counts",
+    ),
+    "no mask": (
+        lambda c: c["annotations"][0].update(segmentation=None, iscrowd=0),
+        "1 with no mask, while others have one",
+    ),
     "bbox": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\]"),
     "box": (lambda c: c["annotations"][0].update(bbox=[1, 2, None, 3]), "annotation 1 has bbox"),
     "polygon": (
@@ -337,6 +365,22 @@ def test_bad_annotations_are_left_out_where_the_recipe_says_so(own_coco: Path) -
     after = [len(d["annotations"]) for d in train.dataset_dicts()]
     assert sum(before) - sum(after) == 3
     assert all("id" not in a for d in train.dataset_dicts() for a in d["annotations"])
+
+
+def test_val_objects_without_masks_are_refused_where_masks_are_learnt(own_coco: Path) -> None:
+    change(annotations_of(own_coco, "val"), lambda c: c["annotations"][0].pop("segmentation"))
+    with pytest.raises(DataError, match=r"instances_val2017.* with no mask, while others"):
+        read_splits(own_coco, "refuse")
+    with pytest.raises(DataError, match=r"annotation 1 has no mask, as 1 have none"):
+        read_splits(own_coco, "skip")
+
+
+def test_val_annotations_that_cannot_be_evaluated_are_refused_before_training(
+    own_coco: Path,
+) -> None:
+    change(annotations_of(own_coco, "val"), lambda c: c["images"][0].update(license="a"))
+    with pytest.raises(DataError, match=r"cannot be evaluated against: .*invalid type"):
+        read_splits(own_coco, "refuse")
 
 
 def test_a_polygon_that_pycocotools_would_misread_is_never_scored_against(own_coco: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import torch
 from click.testing import CliRunner
 from conftest import two_processes
 
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import (
     read_training_state,
 )
 from simmim_bench.cli import cli
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.memory import step_memory
 
 pytest.importorskip("detectron2")
+from transfer.detectron2_backbone import SimMIMBackbone, build_pyramid
 
-README = Path(__file__).parent.parent / "README.md"
 SMALL = {
     "img_size": "32",
     "max_iters": "3",
@@ -52,7 +57,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Path) -> None:
-    two_processes(*arguments(tmp_path / "two", pocket))
+    two_processes(*arguments(tmp_path / "two", pocket), "--accumulate", "1")
     one = transfer(*arguments(tmp_path / "one", pocket), "--accumulate", "2")
     two = json.loads((tmp_path / "two" / "record.json").read_text())
     assert two["details"]["losses"] == pytest.approx(one["details"]["losses"], rel=1e-4)
@@ -75,7 +80,6 @@ def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Pa
 
 def test_a_batch_that_processes_cannot_share_is_refused(pocket: Path, tmp_path: Path) -> None:
     from simmim_bench.checkpoint import read_checkpoint
-    from simmim_bench.errors import UsageError
     from simmim_bench.team import Team
     from transfer.dense_recipes import COCO_POCKET
     from transfer.detection import run_coco
@@ -101,7 +105,64 @@ def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
     )  # two a stage, two of proposals, mask, the sum
 
 
-def test_checkpointed_blocks_train_the_same(pocket: Path, tmp_path: Path) -> None:
+def test_checkpointed_blocks_train_the_same_in_less_memory(pocket: Path, tmp_path: Path) -> None:
     plain = transfer(*arguments(tmp_path / "a", pocket))
     saving = transfer(*arguments(tmp_path / "b", pocket), "--grad-checkpointing")
     assert saving["details"]["losses"] == pytest.approx(plain["details"]["losses"], rel=1e-4)
+
+    def needed(run: str) -> float:
+        found = re.search(r"memory: about ([\d.]+) GiB", (tmp_path / run / "log.txt").read_text())
+        assert found is not None
+        return float(found[1])
+
+    assert needed("b") <= needed("a")
+
+
+@pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
+def test_checkpointed_blocks_keep_less(arch: str) -> None:
+    kept = {}
+    for again in (False, True):
+        model = load_backbone(f"random:{arch}", (64, 64))
+        model.set_grad_checkpointing(again)
+        images = torch.randn(1, 3, 64, 64)
+        memory = step_memory(
+            model, lambda m=model, i=images: m.forward_maps(i), 1, torch.device("cpu")
+        )
+        kept[again] = memory.per_image
+    assert kept[True] < kept[False] / 2
+
+
+@pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
+def test_nothing_trained_is_beyond_a_pyramids_last_level(arch: str) -> None:
+    """Several processes wait for the gradient of every weight that wants one."""
+    pyramid = build_pyramid(SimMIMBackbone(f"random:{arch}"), (2, 4, 8), 16)
+    maps = pyramid(torch.randn(1, 3, 64, 64))
+    sum(m.square().mean() for m in maps.values()).backward()
+    trained = [(n, p) for n, p in pyramid.named_parameters() if p.requires_grad]
+    assert [n for n, p in trained if p.grad is None] == []
+    assert arch == "vit_pocket" or not pyramid.bottom_up.backbone.norm.weight.requires_grad
+
+
+def test_a_run_goes_on_in_its_own_parts_and_with_its_own_data(pocket: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(pocket, data)
+    record = transfer(*arguments(run, data), "--accumulate", "4")
+    assert (record["details"]["parts"], record["details"]["processes"]) == (4, 1)
+    annotations = data / "coco" / "annotations" / "instances_train2017.json"
+    annotations.write_text(annotations.read_text() + " ")
+    (run / "record.json").unlink()
+    with pytest.raises(DataError, match=r"instances_train2017.json is not what"):
+        transfer(*arguments(run, data), "--resume")
+
+
+def test_more_parts_than_images_are_refused(pocket: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--accumulate 5 is more than the 4 images"):
+        transfer(*arguments(tmp_path / "run", pocket), "--accumulate", "5")
+
+
+def test_options_of_another_task_are_refused(pocket: Path) -> None:
+    data = str(pocket / "imagenet")
+    start = ["transfer", "knn", "--ckpt", "random:vit_pocket", "--data", data]
+    for option, task in (("--grad-checkpointing", "coco"), ("--label-maps", "ade20k")):
+        with pytest.raises(UsageError, match=f"{option} is for {task}, not for knn"):
+            transfer(*start, option)

@@ -8,6 +8,7 @@ recipe says so.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -16,14 +17,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from simmim_bench.coco_evaluation import check_annotations
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json, sha256_file
 
 BadAnnotations = Literal["refuse", "skip"]
-REQUIRED = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+NUMBER = (int, float)
+REQUIRED: dict[str, dict[str, Any]] = {
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "categories": {"id": int, "name": str},
+    "annotations": {
+        "id": int,
+        "image_id": int,
+        "category_id": int,
+        "bbox": list,
+        "area": NUMBER,
+        "iscrowd": int,
+    },
 }
 
 
@@ -36,7 +46,8 @@ class CocoSplit:
         images: the folder that the `file_name`s are in.
         category_ids: as in the file, sorted; a class is an index into them.
         class_names: in the same order.
-        has_masks: whether every object that is not a crowd has a segmentation.
+        has_masks: whether the objects that can be learnt from have a segmentation.
+        without_mask: ids of all annotations, crowds included, that have none.
         count: images in the file.
         skipped: ids of the annotations that are not trained on, by what is wrong with them.
     """
@@ -46,6 +57,7 @@ class CocoSplit:
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     has_masks: bool
+    without_mask: tuple[int, ...]
     count: int
     skipped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -85,6 +97,12 @@ def read_splits(data: Path, bad_annotations: BadAnnotations) -> tuple[CocoSplit,
             f"{train.annotations.name} and {val.annotations.name} in {train.annotations.parent} have "
             f"different categories: id {odd[0]} is in one of them only; give both the same list."
         )
+    if train.has_masks and val.without_mask:
+        raise DataError(
+            f"{val.annotations}: annotation {val.without_mask[0]} has no mask, as {len(val.without_mask)} have "
+            "none, crowds included, while the training objects have: no mask AP can be computed. Add them, or "
+            "take 'segmentation' out of both files to score boxes alone."
+        )
     return train, val
 
 
@@ -102,7 +120,9 @@ def read_split(
     _check_images(path, content, images)
     bad = find_bad(content)
     _refuse(path, bad if bad_annotations == "refuse" else {})
-    _refuse(path, {POLYGON: bad[POLYGON]} if split == "val" and POLYGON in bad else {})
+    if split == "val":
+        _refuse(path, {kind: bad[kind] for kind in MISREAD if kind in bad})
+        check_annotations(path)
     unusable = {number for numbers in bad.values() for number in numbers}
     objects = [a for a in content["annotations"] if not a["iscrowd"] and a["id"] not in unusable]
     if not objects:
@@ -115,40 +135,54 @@ def read_split(
         images=images,
         category_ids=tuple(c["id"] for c in categories),
         class_names=tuple(c["name"] for c in categories),
-        has_masks=all(a.get("segmentation") for a in objects),
+        has_masks=bool(objects[0].get("segmentation")),
+        without_mask=tuple(a["id"] for a in content["annotations"] if not a.get("segmentation")),
         count=len(content["images"]),
         skipped={kind: tuple(numbers) for kind, numbers in bad.items()} if split == "train" else {},
     )
 
 
-POLYGON = "a polygon that is not three corners or more, [x1, y1, x2, y2, x3, y3, ...]"
+POLYGON = "a polygon that is not three corners or more, [[x1, y1, x2, y2, x3, y3, ...], ...]"
+RUN_LENGTHS = "run lengths without size and counts"
+NO_MASK = "no mask, while others have one"
 NO_AREA = "a box without area"
 OUTSIDE = "a box outside of its image"
+MISREAD = (POLYGON, RUN_LENGTHS)  # pycocotools takes four numbers for a box, and fails on others
 
 
 def find_bad(content: Mapping[str, Any]) -> dict[str, list[int]]:
     """Find objects that cannot be learnt from, by what is wrong with them: the ids of their annotations.
 
-    COCO's own training set has two boxes without area. A polygon of four numbers would be read as a box
-    by pycocotools.
+    COCO's own training set has two boxes without area.
     """
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    objects = [a for a in content["annotations"] if not a["iscrowd"]]
+    masks = any(a.get("segmentation") for a in objects)
     bad: dict[str, list[int]] = {}
     for annotation in content["annotations"]:
         for kind in _faults(annotation, *sizes[annotation["image_id"]]):
             bad.setdefault(kind, []).append(annotation["id"])
+        if masks and not annotation["iscrowd"] and not annotation.get("segmentation"):
+            bad.setdefault(NO_MASK, []).append(annotation["id"])
     return bad
 
 
 def _faults(annotation: Mapping[str, Any], width: int, height: int) -> Iterator[str]:
-    polygons = annotation.get("segmentation")
-    if isinstance(polygons, list) and any(len(p) < 6 or len(p) % 2 for p in polygons):
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict):
+        if not {"size", "counts"} <= set(mask):
+            yield RUN_LENGTHS
+    elif mask and not (isinstance(mask, list) and all(map(_is_polygon, mask))):
         yield POLYGON
     x, y, w, h = annotation["bbox"]
     if w <= 0 or h <= 0:
         yield NO_AREA
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         yield OUTSIDE
+
+
+def _is_polygon(corners: Any) -> bool:
+    return isinstance(corners, list) and len(corners) >= 6 and not len(corners) % 2
 
 
 def _refuse(path: Path, bad: Mapping[str, list[int]]) -> None:
@@ -171,10 +205,20 @@ def _check_entries(path: Path, content: Any) -> None:
         if not isinstance(entries, list) or not entries:
             raise DataError(f"{path} has no list of {part}; it is not a COCO instances file.")
         for index, entry in enumerate(entries):
-            lacking = [key for key in keys if key not in entry]
-            if lacking:
+            where = f"{path}: entry {index} of {part}"
+            if not isinstance(entry, dict):
+                raise DataError(f"{where} is {json.dumps(entry)}; it must be an object.")
+            for key, kind in keys.items():
+                if key not in entry:
+                    raise DataError(f"{where} lacks '{key}', which pycocotools needs; add it.")
+                if isinstance(entry[key], bool) or not isinstance(entry[key], kind):
+                    wanted = "a number" if kind is NUMBER else f"of type {kind.__name__}"
+                    raise DataError(
+                        f"{where} has {key} {json.dumps(entry[key])}, which is not {wanted}; correct it."
+                    )
+            if entry.get("ignore"):
                 raise DataError(
-                    f"{path}: entry {index} of {part} lacks '{lacking[0]}', which pycocotools needs; add it."
+                    f"{where} has 'ignore', which COCO does not know; take it out, or mark a crowd by iscrowd 1."
                 )
         twice = [(n, times) for n, times in Counter(e["id"] for e in entries).items() if times > 1]
         if twice:
@@ -183,6 +227,10 @@ def _check_entries(path: Path, content: Any) -> None:
                 f"{path}: id {number} is {times} times in {part}, as {len(twice)} ids are more than once; "
                 "make ids unique."
             )
+    names = Counter(category["name"] for category in content["categories"])
+    if max(names.values()) > 1:
+        name, times = names.most_common(1)[0]
+        raise DataError(f"{path}: {times} categories are called '{name}'; give each its own name.")
 
 
 def _check_references(path: Path, content: dict[str, Any]) -> None:
@@ -226,10 +274,11 @@ def _check_images(path: Path, content: dict[str, Any], images: Path) -> None:
         )
 
 
-def data_identity(data: Path, val: CocoSplit) -> dict[str, str]:
-    """Say for the record which data was scored."""
+def data_identity(data: Path, train: CocoSplit, val: CocoSplit) -> dict[str, str]:
+    """Say for the record which data was learnt from and which was scored."""
     return {
         "root": str(data),
         "annotations": str(val.annotations),
         "fingerprint": sha256_file(val.annotations),
+        "train_fingerprint": sha256_file(train.annotations),
     }

@@ -89,6 +89,16 @@ class CocoRecipe(Recipe):
                 f"recipe '{self.name}' has {len(self.strides)} strides and {len(self.anchor_sizes)} "
                 "anchor_sizes; give one anchor size a stride."
             )
+        if list(self.cascade) != sorted(set(self.cascade)) or not all(
+            0 < v < 1 for v in self.cascade
+        ):
+            raise UsageError(
+                f"cascade {self.cascade} of recipe '{self.name}' must rise within (0, 1), such as 0.5,0.6,0.7."
+            )
+        if not self.box_head_convs + self.box_head_fcs:
+            raise UsageError(
+                f"recipe '{self.name}' has neither box_head_convs nor box_head_fcs; give one layer or more."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
 from simmim_bench.coco_evaluation import evaluate_coco
-from simmim_bench.errors import MissingEngineError, UsageError
+from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
@@ -186,13 +186,20 @@ def _run_coco(
         warmup_steps=recipe.warmup_iters,
         milestones=[round(share * recipe.max_iters) for share in recipe.milestones],
     )
-    progress: dict[str, Any] = {"iterations": 0, "losses": {}, "wall_time_s": 0.0}
+    identity = data_identity(data, train, val)
+    progress: dict[str, Any] = {"iterations": 0, "losses": {}, "wall_time_s": 0.0, "parts": None}
+    state = None
     if resume and run.last_checkpoint.is_dir():
         state = read_training_state(run.last_checkpoint)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
         progress = state["progress"]
+        if progress["train_fingerprint"] != identity["train_fingerprint"]:
+            raise DataError(
+                f"{train.annotations} is not what {run.path} was begun with; put it back, or start anew with "
+                "another --out."
+            )
         run.log(f"resumed after iteration {progress['iterations']}")
+        run.rewind(progress["iterations"] + 1)
+    progress["train_fingerprint"] = identity["train_fingerprint"]
     spent_before = progress["wall_time_s"]
 
     def save(iterations: int, losses: dict[str, float]) -> None:
@@ -219,11 +226,15 @@ def _run_coco(
             },
         )
 
-    if progress["iterations"] < recipe.max_iters:
-        first_iter = progress["iterations"]
+    first_iter = progress["iterations"]
+    if first_iter < recipe.max_iters:
         stream = training_stream(train, recipe, seed)
-        share = recipe.batch_size // team.size
-        parts = choose_parts(model, stream, share, accumulate, run, team)
+        # What is saved goes on in its own parts. The optimizer's state would count twice while measuring.
+        asked = accumulate or progress["parts"]
+        progress["parts"] = choose_parts(model, stream[0], recipe, asked, run, team)
+        if state is not None:
+            optimizer.load_state_dict(state["optimizer"])
+            model.load_state_dict(state["model"])
         train_detector(
             team.share(model),
             optimizer,
@@ -235,8 +246,10 @@ def _run_coco(
             run=run,
             save=save,
             team=team,
-            parts=parts,
+            parts=progress["parts"],
         )
+    elif state is not None:
+        model.load_state_dict(state["model"])
     with run.display.task("coco: val", val.count) as task:
         results, kept, evaluated = detect(
             model, val_loader(val, recipe), val, task, keep=PICTURES, team=team
@@ -245,16 +258,16 @@ def _run_coco(
         return None
     predictions = run.predictions / "coco_results.json"
     write_text(predictions, json.dumps(results) + "\n")
-    write_json(run.path / "ap_by_class.json", evaluate_coco(val.annotations, predictions).by_class)
-    _draw(val, kept, run)
-    return write_record(
+    scores = evaluate_coco(val.annotations, predictions, masks=train.has_masks)
+    write_json(run.path / "ap_by_class.json", scores.by_class)
+    record = write_record(
         run,
         task="coco",
         checkpoint=checkpoint,
         recipe=recipe,
         deviates=deviates,
         seed=seed,
-        data=data_identity(data, val),
+        data=identity,
         predictions=predictions,
         evaluated=evaluated,
         expected=val.count,
@@ -263,11 +276,15 @@ def _run_coco(
             "iterations": progress["iterations"],
             "losses": progress["losses"],
             "load_report": str(backbone.load_report),
+            "processes": team.size,
+            "parts": progress["parts"],
             "masks": train.has_masks,
             "left_out_of_training": {kind: len(ids) for kind, ids in train.skipped.items()},
             "detections": len(results),
         },
     )
+    _draw(val, kept, run)
+    return record
 
 
 def _draw(val: CocoSplit, found: list[Instances], run: RunDir) -> None:
@@ -280,6 +297,9 @@ def _draw(val: CocoSplit, found: list[Instances], run: RunDir) -> None:
     names = Metadata(name="", thing_classes=list(val.class_names))
     pictures = []
     for truth, instances in zip(val.dataset_dicts(), found, strict=False):
+        if not all("segmentation" in annotation for annotation in truth["annotations"]):
+            for annotation in truth["annotations"]:  # the picture's first decides for all
+                annotation.pop("segmentation", None)
         image = read_image(truth["file_name"], format="RGB")
         scale = PICTURE_SIDE / max(image.shape[:2])
         sure = instances[instances.scores > DRAWN_ABOVE]

@@ -31,24 +31,35 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team, without_sync
 from transfer.coco_layout import CocoSplit
 from transfer.dense_recipes import CocoRecipe
-from transfer.detection_data import PlainErrors, TrainingStream
+from transfer.detection_data import PlainErrors
+from transfer.detection_model import POSITIVE_FRACTION
 
 SAVE_EVERY = 1000  # iterations; some minutes of a GPU
-MEASURED = 2  # images of the forward pass that memory is estimated from
 Batch = list[dict[str, Any]]
 
 
-def estimate_memory(model: GeneralizedRCNN, images: Batch, device: torch.device) -> StepMemory:
-    """Run a few training images forward and say what a step takes."""
+def estimate_memory(
+    model: GeneralizedRCNN, image: dict[str, Any], recipe: CocoRecipe, team: Team
+) -> StepMemory:
+    """Run a training image forward, as full of objects as regions are learnt from, and say what a step takes."""
+    objects = image["instances"]
+    wanted = math.ceil(POSITIVE_FRACTION * recipe.roi_samples)
+    crowded = Instances.cat([objects] * max(1, -(-wanted // max(1, len(objects)))))
     model.train()
     with EventStorage():
-        return step_memory(model, lambda: model(images), len(images), device)
+        return step_memory(
+            model,
+            lambda: model([{**image, "instances": crowded}]),
+            1,
+            team.device,
+            team.size,
+        )
 
 
 def choose_parts(
     model: GeneralizedRCNN,
-    stream: TrainingStream,
-    share: int,
+    image: dict[str, Any],
+    recipe: CocoRecipe,
     accumulate: int | None,
     run: RunDir,
     team: Team,
@@ -56,20 +67,38 @@ def choose_parts(
     """Say and log in how many parts a process takes its share of a batch.
 
     Args:
-        share: images of a batch that a process takes.
+        image: one of the training images.
         accumulate: the parts asked for; None for as few as fit.
 
     Raises:
-        UsageError: not even one image fits.
+        UsageError: not even one image fits, or more parts are asked for than there are images.
     """
-    memory = estimate_memory(model, [stream[i] for i in range(MEASURED)], team.device)
-    parts = team.largest(accumulate or memory.parts(share))
+    share = recipe.batch_size // team.size
+    if accumulate is not None and accumulate > share:
+        raise UsageError(
+            f"--accumulate {accumulate} is more than the {share} images of a batch that a process takes."
+        )
+    try:
+        memory = estimate_memory(model, image, recipe, team)
+        own = memory.parts(share)
+    except torch.OutOfMemoryError:
+        own = None
+    parts = accumulate or own
+    if team.largest(parts is None):
+        raise UsageError(
+            "one image does not fit into the memory of a process; try --grad-checkpointing, or a smaller "
+            "-o img_size=..."
+        )
+    assert parts is not None
+    parts = team.largest(parts)
+    if own is None:
+        return parts
     images_a_part = -(-share // parts)
     room = "unknown" if memory.available is None else f"{memory.available / GIB:.1f} GiB"
     run.log(
         f"memory: about {memory.needed(images_a_part) / GIB:.1f} GiB a process for {images_a_part} images at a "
         f"time ({memory.fixed / GIB:.1f} for weights, gradients and moments), available {room}; "
-        f"a batch is {team.size * share} images, {parts} x {images_a_part} in each of {team.size} processes"
+        f"a batch is {recipe.batch_size} images, in {team.size} x {-(-share // images_a_part)} parts"
     )
     return parts
 
@@ -112,13 +141,14 @@ def train_detector(
             trainer.train(first_iter, recipe.max_iters)
         except FloatingPointError as error:  # Detectron2 checks losses and proposals
             raise DivergedError(
-                f"coco: the loss is not finite at iteration {trainer.iter + 1}; "
+                f"coco: loss or gradient is not finite at iteration {trainer.iter + 1}; "
                 f"lower base_lr {recipe.base_lr:g} with -o base_lr=..."
             ) from error
         except torch.OutOfMemoryError as error:
+            more = f"--accumulate {2 * parts} or " if 2 * parts <= recipe.batch_size else ""
             raise UsageError(
                 f"coco: the GPU's memory is too small at iteration {trainer.iter + 1}; go on with --resume "
-                f"--accumulate {2 * parts}, or start anew with --grad-checkpointing."
+                f"{more}--grad-checkpointing."
             ) from error
 
 
@@ -134,10 +164,13 @@ class PartsTrainer(SimpleTrainer):
         *,
         on_gpu: bool,
     ) -> None:
-        # An answer stops a GPU's queue, so it is asked for now and then.
-        period = METRICS_EVERY if on_gpu else 1
-        super().__init__(model, loader, optimizer, gather_metric_period=period)
-        self.parts = parts
+        super().__init__(model, loader, optimizer)
+        self.parts, self.on_gpu = parts, on_gpu
+
+    def asks(self) -> bool:
+        """Say whether this step's figures are looked at: an answer stops a GPU's queue."""
+        done = self.iter + 1
+        return not self.on_gpu or done % METRICS_EVERY == 0 or done == self.max_iter
 
     def run_step(self) -> None:
         """Take one step of the optimizer."""
@@ -156,7 +189,8 @@ class PartsTrainer(SimpleTrainer):
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() * weight
         self.after_backward()
-        self._write_metrics(losses, waited)
+        if self.asks():
+            self.write_metrics(losses, waited, self.iter)
         self.optimizer.step()
 
 
@@ -177,7 +211,7 @@ class RunHook(HookBase):
         self.recipe, self.schedule, self.seed = recipe, schedule, seed
         self.run, self.task, self.stop, self.save, self.team = run, task, stop, save, team
         self.lr = 0.0
-        self.grad_norm: Tensor | None = None
+        self.grad_norm = torch.zeros(())
         self.losses: dict[str, float] = {}
         self.started = time.monotonic()
 
@@ -203,7 +237,6 @@ class RunHook(HookBase):
         if done % METRICS_EVERY == 0 or done == last:
             seen = (done - self.trainer.start_iter) * self.recipe.batch_size
             rate = round(seen / (time.monotonic() - self.started), 1)
-            assert self.grad_norm is not None
             self.run.metrics(
                 done,
                 lr=self.lr,
@@ -212,6 +245,9 @@ class RunHook(HookBase):
                 **self.losses,
             )
         saved = done % SAVE_EVERY == 0 or done == last
+        # A step that is not finite may have been taken on a GPU, or where the loss alone was; it is not saved.
+        if (self.trainer.asks() or self.stop.number is not None) and not self.grad_norm.isfinite():
+            raise FloatingPointError(f"gradient norm {float(self.grad_norm)}")
         if saved:
             self.save(done, self.losses)
         raise_if_stopped(

@@ -31,6 +31,8 @@ from simmim_bench.kernels import autocast
 from transfer.dense_recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
 
+POSITIVE_FRACTION = 0.25  # of the regions learnt from, at most
+
 
 def build_detector(
     checkpoint: Checkpoint,
@@ -139,7 +141,7 @@ def _roi_heads(
     common: dict[str, Any] = {
         "num_classes": num_classes,
         "batch_size_per_image": recipe.roi_samples,
-        "positive_fraction": 0.25,
+        "positive_fraction": POSITIVE_FRACTION,
         "box_in_features": names,
         "box_pooler": pooler(recipe.box_pool),
         **mask_parts,

@@ -49,9 +49,7 @@ class SimMIMBackbone(Backbone):
             drop_path_rate=drop_path_rate,
             seed=seed,
         )
-        # Several processes (DDP) wait for a gradient of every weight that wants one.
-        for name in self.backbone.unused_in_maps:
-            self.backbone.get_parameter(name).requires_grad_(False)
+        self.freeze_beyond(-1)
         levels = self.backbone.feature_levels
         self._out_features = [f"map{i}" for i in range(len(levels))]
         self._out_feature_channels = {f"map{i}": lv.channels for i, lv in enumerate(levels)}
@@ -67,6 +65,14 @@ class SimMIMBackbone(Backbone):
             "drop_path_rate": cfg.MODEL.SIMMIM.DROP_PATH_RATE,
             "seed": max(cfg.SEED, 0),
         }
+
+    def freeze_beyond(self, level: int) -> None:
+        """Leave alone what the maps up to a level do not depend on.
+
+        Several processes (DDP) wait for a gradient of every weight that wants one.
+        """
+        for name in self.backbone.unused_in_maps(level):
+            self.backbone.get_parameter(name).requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:
@@ -135,6 +141,7 @@ def build_pyramid(
             top_block=top_block,
             square_pad=square_pad,
         )
+    net.freeze_beyond(own.index(direct[-1]))
     return FPN(
         net,
         in_features=[f"map{own.index(stride)}" for stride in direct],
@@ -164,7 +171,7 @@ def add_simmim_config(cfg: CfgNode) -> None:
         {
             "CKPT": "random:vit_b",
             "IMG_SIZE": [1024, 1024],
-            "WINDOW_SIZE": 0,  # of a Swin; 0 for the checkpoint's own
+            "WINDOW_SIZE": 0,  # of attention windows; 0 for the checkpoint's own
             "DROP_PATH_RATE": 0.0,
             "STRIDES": [4, 8, 16, 32, 64],
             "SQUARE_PAD": 0,
