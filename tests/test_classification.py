@@ -57,14 +57,6 @@ def test_two_processes_score_every_image_once_as_one_does(
     assert np.allclose(same, logits, rtol=1e-3, atol=1e-3)
 
 
-def test_a_task_that_knows_no_team_says_so(tmp_path: Path, pocket: Path) -> None:
-    with pytest.raises(AssertionError, match="coco runs in one process; start it without torchrun"):
-        two_processes(
-            *("transfer", "coco", "--ckpt", "random:vit_pocket", "--data", str(pocket / "coco")),
-            *("--out", str(tmp_path / "coco")),
-        )
-
-
 def finetune(out: Path, data: Path, *more: str) -> Result:
     arguments = ["transfer", "imagenet", "--ckpt", "random:vit_pocket", "--data", str(data)]
     arguments += ["-o", "epochs=1", "-o", "batch_size=10", "-o", "warmup_epochs=0"]
