@@ -34,6 +34,7 @@ from simmim_bench.errors import (
 from simmim_bench.pocket import PocketCounts, write_pocket
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir, open_run
+from simmim_bench.team import Team
 from transfer.dense_recipes import ADE20K_LINEAR_POCKET, ADE20K_POCKET, Ade20kRecipe
 from transfer.segmentation import import_engine, run_ade20k
 
@@ -152,6 +153,14 @@ def test_adapter_is_built_from_a_plain_config_and_gives_the_levels_asked_for(eng
     adapter = MODELS.build(config.backbone)
     assert (adapter.channels, adapter.strides) == ((96, 384), (4, 16))
     assert [m.shape[1] for m in adapter(torch.zeros(1, 3, 64, 64))] == [96, 384]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_trained_is_beyond_the_levels_asked_for(engine: Any, arch: str) -> None:
+    adapter = adapter_class()(f"random:{arch}", out_indices=(0, 1))
+    sum(m.square().mean() for m in adapter(torch.randn(1, 3, 32, 32))).backward()
+    trained = [(n, p) for n, p in adapter.named_parameters() if p.requires_grad]
+    assert [n for n, p in trained if p.grad is None] == []
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -296,6 +305,29 @@ def test_draws_depend_on_seed_and_number_alone(engine: Any, generated: Path) -> 
     assert all(map(torch.equal, whole[2:], batches(2, 0)))
     assert all(map(torch.equal, whole, batches(0, 2)))
     assert not any(map(torch.equal, whole, batches(0, 0, seed=1)))
+
+
+def test_two_processes_share_each_batch_and_the_images_to_predict(
+    engine: Any, generated: Path
+) -> None:
+    training, validation = split_of(generated, "training"), split_of(generated, "validation")
+    recipe = replace(TINY, batch_size=4)
+
+    def paths(team: Team) -> tuple[list[list[Path]], list[Path]]:
+        given = loaders(
+            recipe, training, validation, ["x"] * 16, seed=0, first_iteration=1, team=team
+        )
+        drawn, predicted = (
+            [[s.img_path for s in b["data_samples"]] for b in part] for part in given
+        )
+        return drawn, [path for batch in predicted for path in batch]
+
+    (whole, images), *shares = (
+        paths(Team(rank=rank, size=size)) for rank, size in ((0, 1), (0, 2), (1, 2))
+    )
+    assert [a + b for a, b in zip(shares[0][0], shares[1][0], strict=True)] == whole
+    assert (images[::2], images[1::2]) == (shares[0][1], shares[1][1])
+    assert paths(Team(rank=3, size=4))[1] == []  # three images
 
 
 def test_every_image_is_drawn_once_an_epoch(engine: Any, generated: Path) -> None:
@@ -713,6 +745,7 @@ def test_loss_that_is_not_finite_ends_the_run(engine: Any, generated: Path, tmp_
     [
         ({"batch_size": 1}, r"batch_size 1 is too small"),
         ({"img_size": (12, 64)}, r"img_size \(12, 64\) is below 16 pixels"),
+        ({"test_scales": (0.1, 1.0)}, r"test_scales 0.1 of img_size .* use 0.25 or more"),
     ],
 )
 def test_sizes_that_upernet_cannot_have_are_refused(

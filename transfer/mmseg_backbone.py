@@ -71,7 +71,7 @@ class SimMIMBackbone(BaseModule):
             seed=seed,
         )
         # DistributedDataParallel refuses parameters without gradient.
-        for name in self.backbone.unused_in_maps():
+        for name in self.backbone.unused_in_maps(max(out_indices)):
             self.backbone.get_parameter(name).requires_grad_(False)
         self._freeze(frozen_stages)
         self.out_indices = tuple(out_indices)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ from simmim_bench.checkpoint import Checkpoint, read_training_state, write_check
 from simmim_bench.data import seed_everything
 from simmim_bench.display import Task
 from simmim_bench.engine import METRICS_EVERY, StopRequest, raise_if_stopped, stop_on_signals
-from simmim_bench.errors import DivergedError, InterruptedRun
+from simmim_bench.errors import DivergedError
 from simmim_bench.files import replacing
 from simmim_bench.kernels import autocast
 from simmim_bench.optim import parameter_groups
@@ -198,6 +198,8 @@ class OurHook(Hook):
         self.run, self.recipe, self.checkpoint, self.seed = run, recipe, checkpoint, seed
         self.saved, self.stop, self.team = saved, stop, team
         self.first = 0 if saved is None else saved["iterations"]
+        self.spent_before = 0.0 if saved is None else saved["wall_time_s"]
+        self.started = time.monotonic()
 
     def before_train(self, runner: Runner) -> None:
         """Put saved weights in, after the Runner has initialised the heads."""
@@ -265,12 +267,15 @@ class OurHook(Hook):
     ) -> None:
         """Report, and stop where that is asked for."""
         self.task.advance(1)
-        if self.stop.number is not None:
-            raise InterruptedRun(
-                f"ade20k: stopped by {signal.Signals(self.stop.number).name} while predicting; the trained "
-                "weights are saved, go on with --resume.",
-                self.stop.number,
-            )
+        if (
+            self.team.size == 1
+        ):  # several have unequal numbers of images, and ask each other at the end
+            self.stop_predicting()
+
+    def stop_predicting(self) -> None:
+        """End the run where a signal asked for it; the trained weights are saved."""
+        what = f"ade20k, {self.recipe.max_iters} iterations done and saved, predicting"
+        raise_if_stopped(self.stop, what, 0, 1, run=self.run, team=self.team, save=None)
 
     def save(self, runner: Runner, done: int) -> None:
         """Write the fine-tuned backbone as a checkpoint, and beside it what resuming needs."""
@@ -298,6 +303,7 @@ class OurHook(Hook):
                 "model": model.state_dict(),
                 "optimizer": runner.optim_wrapper.optimizer.state_dict(),
                 "iterations": done,
+                "wall_time_s": self.spent_before + time.monotonic() - self.started,
             },
         )
 
@@ -307,9 +313,10 @@ class ConfusionMetric(BaseMetric):
 
     default_prefix = "ade20k"
 
-    def __init__(self, label_maps: Path | None = None) -> None:
+    def __init__(self, images: Path, label_maps: Path | None = None) -> None:
         super().__init__()
-        self.label_maps = label_maps
+        self.images, self.label_maps = images, label_maps
+        self.spent_before = 0.0  # seconds of the processes that were interrupted
         self.confusions: list[np.ndarray] = []
         self.shown: list[np.ndarray] = []
 
@@ -323,7 +330,9 @@ class ConfusionMetric(BaseMetric):
             if len(self.shown) < SHOWN:
                 self.shown.append(predicted)
             if self.label_maps is not None:
-                write_label_map(self.label_maps / f"{Path(sample['img_path']).stem}.png", predicted)
+                # Below the split's folder, where two may have the same name.
+                image = Path(sample["img_path"]).relative_to(self.images)
+                write_label_map(self.label_maps / image.with_suffix(".png"), predicted)
             self.results.append(len(self.confusions))  # mmengine warns of a metric without results
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -410,6 +419,7 @@ def train_and_predict(
     if resume and run.last_checkpoint.is_dir():
         saved = read_training_state(run.last_checkpoint)
         run.log(f"resumed after iteration {saved['iterations']}")
+        run.rewind(saved["iterations"] + 1)
     first = 0 if saved is None else saved["iterations"]
     synced = team.size > 1 and team.device.type == "cuda"
     model = build_segmentor(checkpoint, recipe, len(names), seed, synced=synced)
@@ -442,7 +452,8 @@ def train_and_predict(
         tempfile.TemporaryDirectory(dir=run.path, prefix=".mmengine-") as work_dir,
         stop_on_signals() as stop,
     ):
-        metric = ConfusionMetric(label_maps)
+        metric = ConfusionMetric(validation.folder, label_maps)
+        metric.spent_before = 0.0 if saved is None else saved["wall_time_s"]
         hook = OurHook(
             run=run,
             recipe=recipe,
@@ -483,6 +494,8 @@ def train_and_predict(
                 runner.model = SegTTAModel(module=unwrapped(runner.model))
             with run.display.task("ade20k: predict", len(val_loader)) as hook.task:
                 runner.test()
+            if team.size > 1:
+                hook.stop_predicting()
             metric.gather(team, len(validation))
         finally:
             for handler in runner.logger.handlers:

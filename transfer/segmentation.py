@@ -70,7 +70,7 @@ def run_ade20k(
     """
     started = time.monotonic()
     team = team or Team(device=best_device())
-    check_sizes(recipe, checkpoint.spec, team.size)
+    check_sizes(recipe, checkpoint.spec, team)
     engine = import_engine()
     training, validation = find_split(data, "training"), find_split(data, "validation")
     names = read_class_names(data) or list(engine.ADE20K_CLASSES)
@@ -113,11 +113,15 @@ def run_ade20k(
         recipe=recipe,
         deviates=deviates,
         seed=seed,
-        data={"root": str(data), "fingerprint": validation.fingerprint()},
+        data={
+            "root": str(data),
+            "fingerprint": validation.fingerprint(),
+            "train_fingerprint": training.fingerprint(),
+        },
         predictions=predictions,
         evaluated=len(metric.confusions),
         expected=len(validation),
-        wall_time_s=time.monotonic() - started,
+        wall_time_s=metric.spent_before + time.monotonic() - started,
         details={
             "classes": len(names),
             "training_images": len(training),
@@ -144,27 +148,35 @@ def import_engine() -> Any:
     return mmseg_runner
 
 
-def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, processes: int) -> None:
+def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, team: Team) -> None:
     """Refuse what the model cannot be trained with.
 
     Raises:
         UsageError: with the value and what is allowed.
     """
-    if recipe.batch_size % processes:
+    if recipe.batch_size % team.size:
         raise UsageError(
-            f"batch_size {recipe.batch_size} cannot be shared by {processes} processes; give a multiple of "
+            f"batch_size {recipe.batch_size} cannot be shared by {team.size} processes; give a multiple of "
             "their number with -o batch_size=..."
         )
-    if recipe.head == "upernet" and recipe.batch_size < 2 * processes:
+    # GPUs normalise over the batches of all, see `build_segmentor`.
+    least_images = 2 if team.device.type == "cuda" else 2 * team.size
+    if recipe.head == "upernet" and recipe.batch_size < least_images:
         raise UsageError(
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
-            f"images wants {2 * processes} or more, 2 a process."
+            f"images wants {least_images} or more."
         )
     least = 4 * spec.patch_size if spec.family == "vit" else spec.patch_size
     if min(recipe.img_size) < least:
         raise UsageError(
             f"img_size {recipe.img_size} is below {least} pixels, which the feature pyramid of "
             f"{spec.arch} needs; use {least} or more."
+        )
+    smallest = min(recipe.test_scales)
+    if min(recipe.img_size) * smallest < least:
+        raise UsageError(
+            f"test_scales {smallest:g} of img_size {recipe.img_size} is below {least} pixels, which the feature "
+            f"pyramid of {spec.arch} needs; use {least / min(recipe.img_size):.2g} or more."
         )
 
 

@@ -27,6 +27,7 @@ class SegmentationSplit:
     """The images of one split, sorted, each with its label map."""
 
     root: Path
+    folder: Path
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
 
@@ -65,7 +66,7 @@ def find_split(root: Path, name: str) -> SegmentationSplit:
             f"annotation {missing[0]} is not there ({len(missing)} of {len(images)} images of {folder} "
             "have none); add it or remove the image."
         )
-    return SegmentationSplit(root=root, images=images, masks=masks)
+    return SegmentationSplit(root=root, folder=folder, images=images, masks=masks)
 
 
 def read_class_names(root: Path) -> list[str] | None:
