@@ -340,6 +340,60 @@ def test_every_image_is_drawn_once_an_epoch(engine: Any, generated: Path) -> Non
     assert drawn[:5] != drawn[5:]
 
 
+def test_shares_of_two_processes_are_disjoint_and_make_the_batches_of_one(
+    engine: Any, generated: Path
+) -> None:
+    training, validation = split_of(generated, "training"), split_of(generated, "validation")
+    recipe = replace(TINY, batch_size=4)
+
+    def loaders_of(team: Team | None) -> Any:
+        return loaders(
+            recipe, training, validation, ["x"] * 16, seed=0, first_iteration=1, team=team
+        )
+
+    (train_0, val_0), (train_1, val_1) = (loaders_of(Team(rank, 2)) for rank in (0, 1))
+    alone, val_alone = loaders_of(None)
+    assert not set(train_0.sampler) & set(train_1.sampler)
+    assert len(alone) == len(train_0) == len(train_1) == 3
+    for whole, *shares in zip(alone, train_0, train_1, strict=True):
+        assert [len(share["inputs"]) for share in shares] == [2, 2]
+        both = [image for share in shares for image in share["inputs"]]
+        assert all(map(torch.equal, both, whole["inputs"]))
+    assert sorted([*val_0.sampler, *val_1.sampler]) == list(val_alone.sampler) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("images", [1, 4, 5])
+def test_matrices_of_two_processes_come_in_the_images_order(
+    engine: Any, generated: Path, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    """Of one image the second process has none."""
+    split = split_of(generated, "training")
+    validation = replace(split, images=split.images[:images], masks=split.masks[:images])
+    metrics = []
+    for rank in (0, 1):
+        _, loader = loaders(
+            TINY, split, validation, ["x"] * 16, seed=0, first_iteration=0, team=Team(rank, 2)
+        )
+        metric = engine.ConfusionMetric(generated / "images/training")
+        metric.dataset_meta = {"classes": ["x"] * 16}
+        for batch in loader:
+            truth = batch["data_samples"][0].gt_sem_seg.data
+            sample = {"gt_sem_seg": {"data": truth}, "pred_sem_seg": {"data": truth % 16}}
+            metric.process(None, [sample])
+        metrics.append(metric)
+    shares = [(metric.confusions, metric.shown) for metric in metrics]
+    assert [len(confusions) for confusions, _ in shares] == [-(-images // 2), images // 2]
+    monkeypatch.setattr(Team, "gather", lambda self, own: shares)
+    metrics[0].gather(Team(0, 2), images)
+    for kept in (metrics[0].confusions, metrics[0].shown):
+        assert len(kept) == images
+    for index, mask in enumerate(validation.masks):
+        labels = np.asarray(Image.open(mask)).astype(np.uint8)
+        counts = np.bincount(labels.ravel(), minlength=17)[1:]
+        assert np.array_equal(metrics[0].confusions[index], np.diag(counts))
+        assert np.array_equal(metrics[0].shown[index], (labels - np.uint8(1)) % 16)
+
+
 def test_learning_rate_is_that_of_mmengines_schedulers(engine: Any) -> None:
     from mmengine.optim import LinearLR, PolyLR
 
@@ -493,6 +547,17 @@ def test_record_has_the_miou_of_a_naive_count_and_of_mmseg(
     assert record.metrics["aacc"] == pytest.approx(100 * hits / labelled, abs=1e-6)
 
 
+def test_record_names_the_data_of_both_splits(finished: Path, generated: Path) -> None:
+    from simmim_bench.record import read_record
+
+    record = read_record(finished / "record.json")
+    assert record.data == {
+        "root": str(generated),
+        "fingerprint": split_of(generated, "validation").fingerprint(),
+        "train_fingerprint": split_of(generated, "training").fingerprint(),
+    }
+
+
 def test_stored_counts_are_what_mmseg_counts_at_the_original_size(
     engine: Any, finished: Path, generated: Path
 ) -> None:
@@ -530,6 +595,21 @@ def test_confusion_has_truth_in_rows_and_leaves_ignored_pixels_out(engine: Any) 
     predicted = np.array([[1, 0, 2], [2, 1, 0]])
     expected = [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
     assert engine.confusion_matrix(truth, predicted, 3).tolist() == expected
+
+
+def test_label_maps_lie_as_their_images_do(engine: Any, tmp_path: Path) -> None:
+    metric = engine.ConfusionMetric(tmp_path / "images/validation", tmp_path / "maps")
+    metric.dataset_meta = {"classes": ("x", "y")}
+    for city, predicted in (("cityA", 0), ("cityB", 1)):
+        sample = {
+            "img_path": tmp_path / f"images/validation/{city}/1.jpg",
+            "gt_sem_seg": {"data": torch.zeros(1, 4, 6, dtype=torch.uint8)},
+            "pred_sem_seg": {"data": torch.full((1, 4, 6), predicted)},
+        }
+        metric.process(None, [sample])
+    for city, label in (("cityA", 1), ("cityB", 2)):
+        with Image.open(tmp_path / f"maps/{city}/1.png") as kept:
+            assert np.array_equal(np.asarray(kept), np.full((4, 6), label))
 
 
 # Runs.
@@ -611,6 +691,26 @@ def test_run_interrupted_while_predicting_resumes_without_training(
     transfer(path, generated, resume=True)
     assert np.array_equal(entries(finished), entries(path))
     assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in finished.iterdir())
+
+
+def test_warning_of_slurm_while_predicting_ends_the_run_as_sigterm_does(
+    engine: Any, generated: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    (path / "record.json").unlink()
+    steps = []
+
+    def warn_at_first(self: Task, count: int = 1, **figures: float) -> None:
+        steps.append(count)
+        if len(steps) == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(Task, "advance", warn_at_first)
+    message = r"4 iterations done and saved, predicting: stopped by SIGUSR1.*--resume"
+    with pytest.raises(InterruptedRun, match=message) as caught:
+        transfer(path, generated, resume=True)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
 
 
 def test_saved_checkpoint_is_the_finetuned_backbone(finished: Path) -> None:
