@@ -71,7 +71,9 @@ class SimMIMBackbone(BaseModule):
             seed=seed,
         )
         # DistributedDataParallel refuses parameters without gradient.
-        for name in self.backbone.unused_in_maps(max(out_indices)):
+        count = len(self.backbone.feature_levels)
+        last = max(index % count for index in out_indices)
+        for name in self.backbone.unused_in_maps(last):
             self.backbone.get_parameter(name).requires_grad_(False)
         self._freeze(frozen_stages)
         self.out_indices = tuple(out_indices)

@@ -166,7 +166,8 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, team: Team) -> None:
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
             f"images wants {least_images} or more."
         )
-    least = 4 * spec.patch_size if spec.family == "vit" else spec.patch_size
+    pyramid = spec.family == "vit" and recipe.head == "upernet"
+    least = 4 * spec.patch_size if pyramid else spec.patch_size
     if min(recipe.img_size) < least:
         raise UsageError(
             f"img_size {recipe.img_size} is below {least} pixels, which the feature pyramid of "
@@ -176,7 +177,7 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, team: Team) -> None:
     if min(recipe.img_size) * smallest < least:
         raise UsageError(
             f"test_scales {smallest:g} of img_size {recipe.img_size} is below {least} pixels, which the feature "
-            f"pyramid of {spec.arch} needs; use {least / min(recipe.img_size):.2g} or more."
+            f"pyramid of {spec.arch} needs; use {least / min(recipe.img_size):.3g} or more."
         )
 
 
