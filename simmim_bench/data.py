@@ -22,6 +22,7 @@ from torchvision import transforms as T
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.images import decode_image
 from simmim_bench.sources import ImageSource
+from simmim_bench.team import share_of
 
 Load = Callable[[bytes, str], Tensor]  # a file's content and name to an image's tensor
 
@@ -219,11 +220,7 @@ class EpochLoader:
         self._images = len(dataset)  # type: ignore[arg-type]
         # A last small batch is dropped, unless it is the only one.
         self._batch_size = min(batch_size, self._images)
-        if self._batch_size % team_size:
-            raise UsageError(
-                f"a batch of {self._batch_size} images cannot be shared by {team_size} processes; use "
-                f"-o batch_size={max(1, self._batch_size // team_size) * team_size}."
-            )
+        share_of(self._batch_size, team_size)
 
     def __len__(self) -> int:
         return self._images // self._batch_size

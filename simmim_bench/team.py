@@ -127,6 +127,20 @@ class Team:
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
+def share_of(batch_size: int, processes: int) -> int:
+    """Say how many images of a batch each process takes.
+
+    Raises:
+        UsageError: the batch cannot be shared evenly.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            f"a batch of {batch_size} images cannot be shared by {processes} processes; use "
+            f"-o batch_size={max(1, batch_size // processes) * processes}."
+        )
+    return batch_size // processes
+
+
 def without_sync(model: nn.Module) -> Any:
     """Keep a shared model's gradients to this process for the block: all but the last of a step's parts."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()

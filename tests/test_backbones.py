@@ -156,13 +156,13 @@ def test_a_vit_in_windows_takes_the_bias_of_a_window_as_it_is(tmp_path: Path) ->
     ckpt = saved(tmp_path, spec)  # for 8 x 8 patches
     model = load_backbone(ckpt, (64, 96), window_size=8)
     assert model.spec.windowed_blocks == (0, 2, 4, 6)
-    table = read_checkpoint(ckpt).state["encoder.rel_pos_bias.relative_position_bias_table"]  # type: ignore[index]
+    table = read_checkpoint(ckpt).state["encoder.rel_pos_bias.relative_position_bias_table"]
     for i, block in enumerate(model.blocks):
         own = block.rel_pos_bias.relative_position_bias_table
         whole = resize_table(table, (8, 8), (16, 24))
         assert torch.equal(own, table if i % 2 == 0 else whole)
     names = [f"blocks.{i}.rel_pos_bias.relative_position_bias_table" for i in (1, 3, 5, 7)]
-    assert model.load_report.resized == names  # type: ignore[union-attr]
+    assert model.load_report.resized == names
 
 
 def test_a_block_in_windows_sees_its_window_and_nothing_else() -> None:

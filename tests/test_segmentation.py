@@ -307,29 +307,6 @@ def test_draws_depend_on_seed_and_number_alone(engine: Any, generated: Path) -> 
     assert not any(map(torch.equal, whole, batches(0, 0, seed=1)))
 
 
-def test_two_processes_share_each_batch_and_the_images_to_predict(
-    engine: Any, generated: Path
-) -> None:
-    training, validation = split_of(generated, "training"), split_of(generated, "validation")
-    recipe = replace(TINY, batch_size=4)
-
-    def paths(team: Team) -> tuple[list[list[Path]], list[Path]]:
-        given = loaders(
-            recipe, training, validation, ["x"] * 16, seed=0, first_iteration=1, team=team
-        )
-        drawn, predicted = (
-            [[s.img_path for s in b["data_samples"]] for b in part] for part in given
-        )
-        return drawn, [path for batch in predicted for path in batch]
-
-    (whole, images), *shares = (
-        paths(Team(rank=rank, size=size)) for rank, size in ((0, 1), (0, 2), (1, 2))
-    )
-    assert [a + b for a, b in zip(shares[0][0], shares[1][0], strict=True)] == whole
-    assert (images[::2], images[1::2]) == (shares[0][1], shares[1][1])
-    assert paths(Team(rank=3, size=4))[1] == []  # three images
-
-
 def test_every_image_is_drawn_once_an_epoch(engine: Any, generated: Path) -> None:
     split = split_of(generated, "training")
     loader, _ = loaders(
@@ -359,12 +336,16 @@ def test_shares_of_two_processes_are_disjoint_and_make_the_batches_of_one(
         assert [len(share["inputs"]) for share in shares] == [2, 2]
         both = [image for share in shares for image in share["inputs"]]
         assert all(map(torch.equal, both, whole["inputs"]))
+        drawn = [[s.img_path for s in batch["data_samples"]] for batch in (*shares, whole)]
+        assert drawn[0] + drawn[1] == drawn[2]
     assert sorted([*val_0.sampler, *val_1.sampler]) == list(val_alone.sampler) == [0, 1, 2]
+    assert (list(val_0.sampler), list(val_1.sampler)) == ([0, 2], [1])
+    assert list(loaders_of(Team(3, 4))[1].sampler) == []  # three images
 
 
 @pytest.mark.parametrize("images", [1, 4, 5])
 def test_matrices_of_two_processes_come_in_the_images_order(
-    engine: Any, generated: Path, monkeypatch: pytest.MonkeyPatch, images: int
+    engine: Any, generated: Path, images: int
 ) -> None:
     """Of one image the second process has none."""
     split = split_of(generated, "training")
@@ -383,15 +364,14 @@ def test_matrices_of_two_processes_come_in_the_images_order(
         metrics.append(metric)
     shares = [(metric.confusions, metric.shown) for metric in metrics]
     assert [len(confusions) for confusions, _ in shares] == [-(-images // 2), images // 2]
-    monkeypatch.setattr(Team, "gather", lambda self, own: shares)
-    metrics[0].gather(Team(0, 2), images)
-    for kept in (metrics[0].confusions, metrics[0].shown):
+    confusions, shown = (engine.in_order(part, images) for part in zip(*shares, strict=True))
+    for kept in (confusions, shown):
         assert len(kept) == images
     for index, mask in enumerate(validation.masks):
         labels = np.asarray(Image.open(mask)).astype(np.uint8)
         counts = np.bincount(labels.ravel(), minlength=17)[1:]
-        assert np.array_equal(metrics[0].confusions[index], np.diag(counts))
-        assert np.array_equal(metrics[0].shown[index], (labels - np.uint8(1)) % 16)
+        assert np.array_equal(confusions[index], np.diag(counts))
+        assert np.array_equal(shown[index], (labels - np.uint8(1)) % 16)
 
 
 def test_learning_rate_is_that_of_mmengines_schedulers(engine: Any) -> None:

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 
 from simmim_bench.checkpoint import Checkpoint, read_training_state, write_checkpoint
 from simmim_bench.coco_evaluation import evaluate_coco
-from simmim_bench.errors import DataError, MissingEngineError, UsageError
+from simmim_bench.errors import DataError, MissingEngineError
 from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.kernels import best_device
 from simmim_bench.optim import Schedule, parameter_groups
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
-from simmim_bench.team import Team
+from simmim_bench.team import Team, share_of
 from transfer.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.dense_recipes import CocoRecipe
 from transfer.detection_data import train_loader, training_stream, val_loader
@@ -83,6 +83,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@_quiet()
 def run_coco(
     *,
     checkpoint: Checkpoint,
@@ -115,42 +116,12 @@ def run_coco(
         InterruptedRun: SIGINT or SIGTERM came; the iterations done are saved.
     """
     require_detectron2()
-    with _quiet():
-        return _run_coco(
-            checkpoint,
-            data,
-            run,
-            recipe,
-            deviates,
-            seed,
-            resume,
-            team or Team(device=best_device()),
-            accumulate,
-            grad_checkpointing,
-        )
-
-
-def _run_coco(
-    checkpoint: Checkpoint,
-    data: Path,
-    run: RunDir,
-    recipe: CocoRecipe,
-    deviates: dict[str, Any],
-    seed: int,
-    resume: bool,
-    team: Team,
-    accumulate: int | None,
-    grad_checkpointing: bool,
-) -> Record | None:
     from transfer.detection_loop import choose_parts, detect, train_detector
     from transfer.detection_model import build_detector, find_adapter
 
     started = time.monotonic()
-    if recipe.batch_size % team.size:
-        raise UsageError(
-            f"batch_size {recipe.batch_size} cannot be shared by {team.size} processes; give a multiple of "
-            "their number with -o batch_size=..."
-        )
+    team = team or Team(device=best_device())
+    share = share_of(recipe.batch_size, team.size)
     train, val = read_splits(data, recipe.bad_annotations)
     for kind, numbers in train.skipped.items():
         run.log(f"left out of the training: {len(numbers)} annotations with {kind}")
@@ -229,8 +200,9 @@ def _run_coco(
     first_iter = progress["iterations"]
     if first_iter < recipe.max_iters:
         stream = training_stream(train, recipe, seed)
-        # What is saved goes on in its own parts. The optimizer's state would count twice while measuring.
-        asked = accumulate or progress["parts"]
+        # What is saved goes on in its own parts, of a smaller share in at most as many as it has images.
+        asked = accumulate or (progress["parts"] and min(progress["parts"], share))
+        # The optimizer's state would count twice while measuring.
         progress["parts"] = choose_parts(model, stream[0], recipe, asked, run, team)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simmim_bench.errors import DataError
-from simmim_bench.team import Team
+from simmim_bench.team import Team, share_of
 from transfer.coco_layout import CocoSplit
 from transfer.dense_recipes import CocoRecipe
 
@@ -57,7 +57,7 @@ class Positions(Sampler[int]):
     """The positions of a process's share of the iterations that are still to be done."""
 
     def __init__(self, first_iter: int, recipe: CocoRecipe, team: Team) -> None:
-        share = recipe.batch_size // team.size
+        share = share_of(recipe.batch_size, team.size)
         self.positions = [
             range(start := i * recipe.batch_size + team.rank * share, start + share)
             for i in range(first_iter, recipe.max_iters)

@@ -28,7 +28,7 @@ from simmim_bench.errors import DivergedError, UsageError
 from simmim_bench.memory import GIB, StepMemory, step_memory
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
-from simmim_bench.team import Team, without_sync
+from simmim_bench.team import Team, share_of, without_sync
 from transfer.coco_layout import CocoSplit
 from transfer.dense_recipes import CocoRecipe
 from transfer.detection_data import PlainErrors
@@ -73,7 +73,7 @@ def choose_parts(
     Raises:
         UsageError: not even one image fits, or more parts are asked for than there are images.
     """
-    share = recipe.batch_size // team.size
+    share = share_of(recipe.batch_size, team.size)
     if accumulate is not None and accumulate > share:
         raise UsageError(
             f"--accumulate {accumulate} is more than the {share} images of a batch that a process takes."

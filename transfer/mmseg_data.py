@@ -24,7 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.images import read_image
-from simmim_bench.team import Team
+from simmim_bench.team import Team, share_of
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import SegmentationSplit, read_labels
 
@@ -162,7 +162,7 @@ def build_loaders(
         sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
         mirrored = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
         plain = [LoadImage(), TestTimeAug([sizes, mirrored, *([step] for step in ending)])]
-    share = recipe.batch_size // team.size
+    share = share_of(recipe.batch_size, team.size)
     draws = [
         iteration * recipe.batch_size + team.rank * share + i
         for iteration in range(first_iteration, recipe.max_iters)

@@ -347,10 +347,15 @@ class ConfusionMetric(BaseMetric):
     def gather(self, team: Team, images: int) -> None:
         """Put all processes' matrices and pictures together on the main one, in the images' order."""
         shares = team.gather((self.confusions, self.shown))
-        if team.size > 1 and team.is_main:
-            places = [(i % team.size, i // team.size) for i in range(images)]
-            self.confusions = [shares[rank][0][place] for rank, place in places]
-            self.shown = [shares[rank][1][place] for rank, place in places[:SHOWN]]
+        if team.is_main:
+            confusions, shown = zip(*shares, strict=True)
+            self.confusions = in_order(confusions, images)
+            self.shown = in_order(shown, min(images, SHOWN))
+
+
+def in_order(shares: Sequence[Sequence[np.ndarray]], count: int) -> list[np.ndarray]:
+    """Give the first of all processes' results, of which process r of n has number r, r + n, ..."""
+    return [shares[i % len(shares)][i // len(shares)] for i in range(count)]
 
 
 def write_label_map(path: Path, predicted: np.ndarray) -> None:

@@ -27,7 +27,7 @@ from simmim_bench.kernels import best_device
 from simmim_bench.metrics import iou_by_class, write_confusion
 from simmim_bench.record import Record, write_record
 from simmim_bench.rundir import RunDir
-from simmim_bench.team import Team
+from simmim_bench.team import Team, share_of
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.segmentation_data import (
     SegmentationSplit,
@@ -154,11 +154,7 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, team: Team) -> None:
     Raises:
         UsageError: with the value and what is allowed.
     """
-    if recipe.batch_size % team.size:
-        raise UsageError(
-            f"batch_size {recipe.batch_size} cannot be shared by {team.size} processes; give a multiple of "
-            "their number with -o batch_size=..."
-        )
+    share_of(recipe.batch_size, team.size)
     # GPUs normalise over the batches of all, see `build_segmentor`.
     least_images = 2 if team.device.type == "cuda" else 2 * team.size
     if recipe.head == "upernet" and recipe.batch_size < least_images:
