@@ -17,7 +17,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata, resources
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,15 +71,24 @@ def to_html(board: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "value": value_text, "curve": curve, "json": _json}
+    filters: dict[str, Callable[..., Any]] = {
+        "number": number,
+        "value": value_text,
+        "curve": curve,
+        "json": _json,
+    }
+    environment.filters |= filters
     scripts = [_datatables(), _template_text("leaderboard.js")]
     groups = {group["name"]: group for group in board["groups"]}
+    plots = _plots(board)
     return environment.get_template("leaderboard.html").render(
         board=board,
         group_kind={name: k % KINDS for k, name in enumerate(groups)},
         details=[(row, tasks_of(board, row, groups.get(row["group"]))) for row in board["rows"]],
         differences=differences(board),
-        plots=_plots(board),
+        plots=plots,
+        # What has been compared most is shown first.
+        shown=max(plots, key=lambda plot: sum(len(s.front) for s in plot["series"]), default=None),
         costs=COSTS,
         pictures={
             sha256: picture
