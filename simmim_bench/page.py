@@ -127,16 +127,15 @@ def curve(points: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:
     finite = [*finite[:-1:stride], finite[-1]]
     steps, losses = zip(*finite, strict=True)
     left, width = min(steps), max(steps) - min(steps) or 1
-    low, height = min(losses), max(losses) - min(losses) or 1
-    scaled = (
-        f"{300 * (x - left) / width:.1f},{80 - 80 * (y - low) / height:.1f}" for x, y in finite
-    )
+    low, high = min(losses), max(losses)
+    height = high - low or 1
+    scaled = (f"{300 * (x - left) / width:.1f},{80 * (high - y) / height:.1f}" for x, y in finite)
     return {
         "points": " ".join(scaled),
         "first": losses[0],
         "last": losses[-1],
         "low": low,
-        "high": max(losses),
+        "high": high,
         "steps": max(steps),
     }
 

@@ -22,7 +22,7 @@ const table = new DataTable("#scores", {
     { targets: ".low", type: "known", orderSequence: ["asc", "desc", ""] },
     { targets: ".text", type: "string" },
   ],
-  language: { zeroRecords: "No row fits these filters." },
+  language: { zeroRecords: "No row fits these filters.", emptyTable: "No rows yet." },
 });
 
 table.search.fixed("form", (_text, _data, index) => {
