@@ -243,6 +243,7 @@ def _plots(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     ink, line = "#010101", "#010102"
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
+        "font.size": 11,
         "text.color": ink,
         "axes.labelcolor": ink,
         "axes.edgecolor": line,
@@ -261,7 +262,7 @@ def _plots(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     for cost, label in COSTS.items():
         with matplotlib.rc_context(style):
             figure = Figure(figsize=(5.2, 3.5), facecolor="none")
-            axes = figure.add_axes((0.125, 0.15, 0.855, 0.81), facecolor="none", xscale="log")
+            axes = figure.add_axes((0.14, 0.165, 0.84, 0.8), facecolor="none", xscale="log")
             axes.set_xlabel(label)
             axes.set_ylabel("score, %")
         for index, column in enumerate(board["columns"]):
@@ -312,14 +313,16 @@ def _draw(figure: Figure, axes: Axes, series: Sequence[Series]) -> Markup:
         if one.front:
             line = [p.cost for p in one.front], [p.score for p in one.front]
             axes.step(*line, where="post", color=colour, linewidth=1.2, gid=f"front-{k}")
+        # Two groups often have points at one cost, and with them numbers in one place.
+        beside = (-5, 6) if k % 2 == 0 else (6, -13)
         for point in one.front:
             axes.annotate(
                 str(point.number),
                 (point.cost, point.score),
-                (-5, 6),
+                beside,
                 textcoords="offset points",
                 ha="center",
-                fontsize=9,
+                fontsize=10,
                 gid=f"number-{point.number}",
             )
     file = io.StringIO()

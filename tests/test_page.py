@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from simmim_bench.page import differences, pareto_front, to_html
 
@@ -159,30 +161,29 @@ def board() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     """Start the system's Chromium once for all claims of this file."""
     required = os.environ.get("BROWSER_TESTS") == "required"
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     binary = next(filter(None, map(shutil.which, names)), None)
     if binary is None:
-        give_up: Callable[[str], Any] = pytest.fail if required else pytest.skip
+        give_up: Callable[[str], object] = pytest.fail if required else pytest.skip
         give_up("no Chromium is on PATH (on Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
+    with sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=binary, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Give a function that opens a board's page, and find that the browser had nothing to complain of."""
     complaints: list[str] = []
     requests: list[str] = []
     contexts = []
     file = tmp_path / "leaderboard.html"
 
-    def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Any:
+    def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Page:
         file.write_text(to_html(board), encoding="utf-8")
         contexts.append(
             browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
@@ -203,13 +204,13 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     assert asked == {file.as_uri()}
 
 
-def rows_shown(page: Any) -> list[str]:
+def rows_shown(page: Page) -> list[str]:
     return page.evaluate(
         "[...document.querySelectorAll('#scores tbody tr')].map(r => r.dataset.row)"
     )
 
 
-def sort_by(page: Any, column: int, order: str, keyboard: bool = False) -> None:
+def sort_by(page: Page, column: int, order: str, keyboard: bool = False) -> None:
     """Press a column's head, and wait until it says that the rows are in that order."""
     head = page.locator("#scores thead th").nth(column)
     if keyboard:
@@ -223,7 +224,7 @@ def sort_by(page: Any, column: int, order: str, keyboard: bool = False) -> None:
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
 def test_a_column_sorts_by_its_means_and_what_is_missing_comes_last(
-    board: dict[str, Any], show: Callable[..., Any], by: str
+    board: dict[str, Any], show: Callable[..., Page], by: str
 ) -> None:
     page = show(board)
     assert rows_shown(page) == [row["id"] for row in board["rows"]]
@@ -244,7 +245,7 @@ def test_a_column_sorts_by_its_means_and_what_is_missing_comes_last(
 
 
 def test_rows_are_sorted_within_their_group_where_that_is_asked_for(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     page = show(board)
     page.get_by_label("within groups").check()
@@ -255,7 +256,7 @@ def test_rows_are_sorted_within_their_group_where_that_is_asked_for(
     assert "not a ranking" not in page.inner_text("#count")
 
 
-def test_cost_and_label_sort_too(board: dict[str, Any], show: Callable[..., Any]) -> None:
+def test_cost_and_label_sort_too(board: dict[str, Any], show: Callable[..., Page]) -> None:
     page = show(board)
     sort_by(page, FIRST_SCORE + len(COLUMNS) + 1, "ascending")
     ids = sorted(board["rows"], key=lambda row: row["cost"]["params_m"])
@@ -287,8 +288,8 @@ def test_cost_and_label_sort_too(board: dict[str, Any], show: Callable[..., Any]
 )
 def test_a_filter_leaves_exactly_its_rows_and_their_points(
     board: dict[str, Any],
-    show: Callable[..., Any],
-    act: Callable[[Any], None],
+    show: Callable[..., Page],
+    act: Callable[[Page], object],
     wanted: Callable[[dict[str, Any]], bool],
 ) -> None:
     page = show(board)
@@ -301,13 +302,15 @@ def test_a_filter_leaves_exactly_its_rows_and_their_points(
     points = page.locator("figure.plot:visible svg a:visible")
     found = [point.get_attribute("href") for point in points.all()]
     assert sorted(found) == sorted(f"#{row['id']}" for row in rows if row["cells"][LINEAR])
+    listed = page.locator("figure.plot:visible li[data-row]:visible")
+    ids = {row["id"] for row in rows}
+    assert {item.get_attribute("data-row") for item in listed.all()} == ids & {"row-1", "row-4"}
+    assert page.locator("figure.plot:visible h4:visible").count() == listed.count()
     page.get_by_role("button", name="Reset").click()
-    page.wait_for_function(
-        f"document.querySelectorAll('#scores tbody tr').length === {len(board['rows'])}"
-    )
+    page.locator("#scores tbody tr").nth(len(board["rows"]) - 1).wait_for()
 
 
-def test_a_task_shows_its_columns_alone(board: dict[str, Any], show: Callable[..., Any]) -> None:
+def test_a_task_shows_its_columns_alone(board: dict[str, Any], show: Callable[..., Page]) -> None:
     page = show(board)
     page.locator("[name=task]").select_option("coco")
     titles = page.locator("#scores thead th").all_inner_texts()
@@ -317,7 +320,7 @@ def test_a_task_shows_its_columns_alone(board: dict[str, Any], show: Callable[..
 
 
 def test_a_chosen_group_says_its_protocols_and_the_page_what_differs(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     (found,) = differences(board)
     assert found == {
@@ -340,7 +343,7 @@ def test_a_chosen_group_says_its_protocols_and_the_page_what_differs(
 
 
 def test_marks_ranks_and_crowns_are_those_of_the_board(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     page = show(board)
     cells = page.locator("#row-1 > *").all_text_contents()
@@ -361,7 +364,7 @@ def test_marks_ranks_and_crowns_are_those_of_the_board(
 
 @pytest.mark.parametrize("way", ["click", "enter", "address", "point"])
 def test_the_details_open_show_every_record_and_give_the_focus_back(
-    board: dict[str, Any], show: Callable[..., Any], way: str
+    board: dict[str, Any], show: Callable[..., Page], way: str
 ) -> None:
     page = show(board, hash="#row-1" if way == "address" else "")
     link = page.locator("#row-1 a")
@@ -393,12 +396,12 @@ def test_the_details_open_show_every_record_and_give_the_focus_back(
     assert curve[-1] == "300.0,80.0"
     page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
-    page.wait_for_function("!location.hash")
+    page.wait_for_url(lambda url: "#" not in url)
     if way != "point":
         assert link.evaluate("link => link === document.activeElement")
 
 
-def test_going_back_closes_the_details(board: dict[str, Any], show: Callable[..., Any]) -> None:
+def test_going_back_closes_the_details(board: dict[str, Any], show: Callable[..., Page]) -> None:
     page = show(board)
     page.locator("#row-2 a").click()
     page.get_by_role("dialog").wait_for()
@@ -407,7 +410,7 @@ def test_going_back_closes_the_details(board: dict[str, Any], show: Callable[...
 
 
 def test_a_reported_row_says_where_it_is_from(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     row = board["rows"][5]
     page = show(board, hash=f"#{row['id']}")
@@ -415,7 +418,7 @@ def test_a_reported_row_says_where_it_is_from(
     assert all(row[field] in text for field in ("source", "confidence", "protocol_text"))
 
 
-def test_a_command_is_copied_as_it_is(board: dict[str, Any], show: Callable[..., Any]) -> None:
+def test_a_command_is_copied_as_it_is(board: dict[str, Any], show: Callable[..., Page]) -> None:
     page = show(board, hash="#row-1", permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").first.click()
     page.get_by_role("button", name="Copied").wait_for()
@@ -435,21 +438,26 @@ def made_nasty(value: Any, key: str = "") -> Any:
     return value
 
 
-def tags_with_details_open(page: Any, ids: list[str]) -> list[list[str]]:
+def go_to(page: Page, name: str) -> None:
+    """Change the address to a row's, and wait until the page has been told."""
+    page.evaluate(
+        "name => new Promise(done => {"
+        " addEventListener('hashchange', () => setTimeout(done), {once: true});"
+        " location.hash = name })",
+        name,
+    )
+
+
+def tags_with_details_open(page: Page, ids: list[str]) -> list[list[str]]:
     tags = [page.evaluate("[...document.querySelectorAll('*')].map(e => e.tagName)")]
     for name in ids:
-        page.evaluate("name => { location.hash = name }", name)
-        page.wait_for_function(
-            "name => document.querySelector('dialog[open] h2')?.textContent ==="
-            " document.querySelector(`#${name} a`).textContent",
-            arg=name,
-        )
+        go_to(page, name)
         tags.append(page.evaluate("[...document.querySelectorAll('dialog *')].map(e => e.tagName)"))
     return tags
 
 
 def test_no_text_of_a_board_becomes_markup_or_runs(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     board["reconstructions"] = {}  # as in the other board, whose pictures are no pictures
     nasty = made_nasty(copy.deepcopy(board))
@@ -463,7 +471,7 @@ def test_no_text_of_a_board_becomes_markup_or_runs(
     assert tags_with_details_open(page, ids) == tags_with_details_open(show(board), ids)
     page.locator("dialog").hover()
     assert page.evaluate("window.__pwned") is None
-    page.evaluate("location.hash = '#row-1'")
+    go_to(page, "row-1")
     page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     texts = page.evaluate(
         "[...document.querySelectorAll('dialog dd, dialog code, dialog summary, dialog h2, .classes th,"
@@ -485,7 +493,7 @@ def test_no_text_of_a_board_becomes_markup_or_runs(
 
 
 def test_a_script_that_is_not_the_pages_own_does_not_run(
-    board: dict[str, Any], browser: Any, tmp_path: Path
+    board: dict[str, Any], browser: Browser, tmp_path: Path
 ) -> None:
     file = tmp_path / "page.html"
     file.write_text(to_html(board).replace("</main>", "<script>window.__pwned = 1</script></main>"))
@@ -500,9 +508,8 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(
     ("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 390), ("dark", 390)]
 )
 def test_the_page_is_accessible_and_no_wider_than_its_window(
-    board: dict[str, Any], show: Callable[..., Any], scheme: str, width: int
+    board: dict[str, Any], show: Callable[..., Page], scheme: str, width: int
 ) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     board["rows"][0]["label"] = "a-label-without-a-place-to-break-" * 4
     page = show(
         board,
@@ -514,10 +521,9 @@ def test_the_page_is_accessible_and_no_wider_than_its_window(
     page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
     for opened in (False, True):
         if opened:
-            page.evaluate("location.hash = '#row-1'")
-            page.get_by_role("dialog").wait_for()
+            go_to(page, "row-1")
             page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-        found = axe.run(page).response
+        found = Axe().run(page).response
         assert len(found["passes"]) > 10
         serious = [v for v in found["violations"] if v["impact"] in ("serious", "critical")]
         assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in serious] == []
@@ -541,7 +547,7 @@ def test_a_pareto_front_is_what_nothing_dominates() -> None:
 
 
 def test_plots_compare_rows_of_one_group_alone(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     page = show(board)
     page.locator("[name=column]").select_option(label="linear")
@@ -570,7 +576,7 @@ def test_plots_compare_rows_of_one_group_alone(
 
 
 def test_points_stand_where_their_costs_and_scores_are(
-    board: dict[str, Any], show: Callable[..., Any]
+    board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
     page = show(board)
     page.locator("[name=column]").select_option(label="linear")
@@ -604,13 +610,13 @@ def test_one_board_gives_one_page(board: dict[str, Any]) -> None:
     assert again.stdout == to_html(board).encode()
 
 
-def test_a_board_without_rows_is_a_page(show: Callable[..., Any]) -> None:
+def test_a_board_without_rows_is_a_page(show: Callable[..., Page]) -> None:
     page = show(make_board({}))
     assert "No row" in page.inner_text("#scores")
     assert page.locator("#cost").count() == 0
 
 
-def test_a_thousand_records_are_shown(show: Callable[..., Any]) -> None:
+def test_a_thousand_records_are_shown(show: Callable[..., Page]) -> None:
     generator = random.Random(0)
     scores = [("vit_pocket", generator.uniform(1, 99)) for _ in range(500)]
     board = make_board({"A": scores})
