@@ -51,8 +51,8 @@ bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OF
 test: $(STAMP)  ## the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-slow: $(STAMP)  ## the tests that train for minutes (COCO=folder for photographs)
-	COCO=$(COCO) $(BIN)/python -m pytest -m slow
+test-slow: $(STAMP)  ## the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
+	COCO=$(COCO) ADE20K=$(ADE20K) $(BIN)/python -m pytest -m slow
 
 check: $(STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

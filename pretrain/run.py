@@ -6,7 +6,6 @@ model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -218,7 +217,6 @@ def pretrain(
         if told and execution.keep_every and epoch % execution.keep_every == 0:
             keep_checkpoint(run.last_checkpoint, f"epoch_{epoch:04d}")
 
-    started = time.monotonic()
     fit(
         model=shared,
         optimizer=optimizer,
@@ -243,7 +241,8 @@ def pretrain(
         provenance["unreadable_images"] = dataset.skipped
     if "held_out_loss" not in provenance:  # killed between the last epoch and this line
         save(recipe.epochs * len(loader))
-    provenance["wall_time_s"] = round(time.monotonic() - started, 1)
+    provenance["wall_time_s"] = round(run.wall_time_s(), 1)
+    provenance["devices"] = team.size
     save(recipe.epochs * len(loader))
     if team.is_main:
         run.log(

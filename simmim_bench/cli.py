@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench import __version__
-from simmim_bench.commands import doctor, leaderboard, pocket
+from simmim_bench.commands import doctor, pocket
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.leaderboard_commands import leaderboard
 from simmim_bench.options import (
     SEED,
     RunOptions,
@@ -105,7 +106,8 @@ def _check_packages() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """How well does a backbone pretrained with SimMIM transfer?
 
     Pretrain a backbone, take its checkpoint to six transfer tasks, and collect the records in one
@@ -118,6 +120,7 @@ def cli() -> None:
 
     Begin with `simmim-bench demo`: the whole path on generated pictures, in minutes on a CPU.
     """
+    context.obj = _transfer_recipes  # for `leaderboard check`, which cannot import them
 
 
 for _command in (leaderboard, pocket, doctor):
@@ -586,8 +589,8 @@ def demo(out: Path, overwrite: bool) -> None:
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """
     from simmim_bench.demo import ARCH, Step, run_demo
-    from simmim_bench.leaderboard import print_table
     from simmim_bench.pocket import PocketCounts
+    from simmim_bench.tables import print_table
     from transfer.start import Asked, start
 
     def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
@@ -604,7 +607,7 @@ def demo(out: Path, overwrite: bool) -> None:
         )
         start(asked, ckpt, folder, seed=seed, display=display)
 
-    rows = run_demo(
+    board = run_demo(
         out,
         counts=PocketCounts(),
         overwrite=overwrite,
@@ -612,6 +615,6 @@ def demo(out: Path, overwrite: bool) -> None:
         pretrain=pretrain_into,
         transfer=transfer_into,
     )
-    print_table(rows)
+    print_table(board)
     click.echo(f"reconstructions  {out / 'pretrain' / 'reconstructions.png'}")
     click.echo(f"leaderboard      {out / 'leaderboard' / 'leaderboard.html'}")

@@ -1,4 +1,4 @@
-"""The commands that neither pretrain nor transfer: leaderboard, pocket, doctor.
+"""The commands that neither pretrain nor transfer: pocket, doctor.
 
 Nothing here loads torch before a command needs it.
 """
@@ -14,76 +14,6 @@ import click
 
 from simmim_bench.errors import UsageError
 from simmim_bench.options import SEED, open_display, read_size
-
-
-@click.group()
-def leaderboard() -> None:
-    """Build, check or show the table of all records below some folders."""
-
-
-_roots = click.argument("roots", nargs=-1, type=click.Path(path_type=Path), default=(Path("runs"),))
-_table_folder = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("leaderboard"),
-    show_default=True,
-    help="Folder of the tables.",
-)
-
-
-@leaderboard.command("build")
-@_roots
-@_table_folder
-def leaderboard_build(roots: tuple[Path, ...], out: Path) -> None:
-    """Write LEADERBOARD.md, leaderboard.csv and leaderboard.html from the records below ROOTS.
-
-    ROOTS are folders with run directories; runs/ by default.
-    """
-    from simmim_bench.leaderboard import find_records, print_table, write_leaderboard
-
-    rows = write_leaderboard(find_records(roots), out)
-    print_table(rows)
-    click.echo(str(out / "leaderboard.html"))
-
-
-@leaderboard.command("check")
-@_roots
-@_table_folder
-def leaderboard_check(roots: tuple[Path, ...], out: Path) -> None:
-    """Compute every score again from its predictions, and compare the tables.
-
-    Exit code 6 when a score, a hash or a table differs.
-    """
-    from simmim_bench.leaderboard import build_rows, check_record, check_tables, find_records
-
-    records = find_records(roots)
-    for path, record in records.items():
-        check_record(path, record)
-    check_tables(build_rows(records), out)
-    click.echo(f"{len(records)} records and their tables hold.")
-
-
-@leaderboard.command("show")
-@_roots
-@click.option("--json", "as_json", is_flag=True, help="Print rows as JSON.")
-def leaderboard_show(roots: tuple[Path, ...], as_json: bool) -> None:
-    """Print the table of the records below ROOTS."""
-    from simmim_bench.leaderboard import COLUMNS, build_rows, find_records, print_table
-
-    rows = build_rows(find_records(roots))
-    if not as_json:
-        print_table(rows)
-        return
-    titles = [f"{c.task}/{c.metric}" for c in COLUMNS]
-    plain = [
-        {
-            "label": r.label,
-            "checkpoint": r.checkpoint,
-            "scores": {t: c and c.mean for t, c in zip(titles, r.cells, strict=True)},
-        }
-        for r in rows
-    ]
-    click.echo(json.dumps(plain))
 
 
 @click.command()

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim_bench.board import Board
 from simmim_bench.display import Display
 from simmim_bench.errors import UsageError
 from simmim_bench.files import write_json
-from simmim_bench.leaderboard import Row, find_records, write_leaderboard
+from simmim_bench.leaderboard import find_records, write_leaderboard
 from simmim_bench.pocket import PocketCounts, write_pocket
 
 ARCH = "vit_pocket"
@@ -61,7 +62,7 @@ def run_demo(
     display: Display,
     pretrain: Pretrain,
     transfer: Transfer,
-) -> list[Row]:
+) -> Board:
     """Make or finish the demo in a folder; what is done is not done again.
 
     Raises:
@@ -94,6 +95,7 @@ def run_demo(
                     if not (run / "record.json").is_file():
                         transfer(step, ckpt, data / step.data, run, seed, display)
                     overall.advance()
-    rows = write_leaderboard(find_records([out / "runs"]), out / "leaderboard")
+    board = find_records([out / "runs"]).board()
+    write_leaderboard(board, out / "leaderboard")
     display.say(f"{time.monotonic() - started:.0f} s in all")
-    return rows
+    return board

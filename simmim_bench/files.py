@@ -64,6 +64,14 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"{what} {path} cannot be read as JSON: {error}") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """Give the lines of a text file; none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+
+
 def sha256_file(path: Path) -> str:
     """Give the SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:

@@ -119,6 +119,10 @@ class Recipe:
         """Give the plain form, as written to `recipe.json`."""
         return dataclasses.asdict(self)
 
+    def fields(self) -> dict[str, Any]:
+        """Give what the recipe does, without what it says of itself, in the plain form."""
+        return {key: value for key, value in self.to_json().items() if key not in ABOUT}
+
     def sha256(self) -> str:
         """Hash all that shapes the result; name, sources and what suits the machine are not part of it.
 

@@ -29,7 +29,19 @@ from simmim_bench.files import read_json, replacing, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.team import Team
 
-LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pycocotools")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pycocotools",
+    "hotcoco",
+    "detectron2",
+    "sal-detectron2",
+    "onedl-mmsegmentation",
+    "mmsegmentation",
+    "mmengine",
+)
 
 
 class RunDir:
@@ -45,8 +57,11 @@ class RunDir:
         self.last_checkpoint = path / "checkpoints" / "last"
         self.predictions = path / "predictions"
         self._writes = writes
+        self._started = time.monotonic()
+        self._spent_before = 0.0  # seconds of earlier processes
         if not writes:
             return
+        self._spent_before = max(self.read_metric("wall_time_s"), default=0.0)
         # A second to import: only where it is used.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -64,11 +79,16 @@ class RunDir:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.display.say(text)
 
+    def wall_time_s(self) -> float:
+        """Give the seconds that the run has taken, those of earlier processes as far as they told."""
+        return self._spent_before + time.monotonic() - self._started
+
     def metrics(self, step: int, **figures: float) -> None:
         """Write figures of a step to metrics.jsonl and to TensorBoard."""
         if not self._writes:
             return
-        self._metrics.write(json.dumps({"step": step, **figures}) + "\n")
+        line = {"step": step, **figures, "wall_time_s": round(self.wall_time_s(), 1)}
+        self._metrics.write(json.dumps(line) + "\n")
         for name, value in figures.items():
             self.tensorboard.add_scalar(name, value, step)
 
@@ -263,11 +283,19 @@ def environment() -> dict[str, Any]:
         **code_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "cpu_count": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _version(library: str) -> str | None:
+    """Give the version of a library; None where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def code_version() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from simmim_bench.archs import ARCHS, find_spec
 from simmim_bench.cli import cli
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard import build_rows, find_records
+from simmim_bench.leaderboard import find_records
 from simmim_bench.metrics import write_logits
 from transfer.baseline import compare_runs, paired_difference
 
@@ -139,7 +139,7 @@ def test_runs_have_one_place_each_and_checkpoints_share_a_baseline(
         "random-vit_other",
         "random-vit_pocket",
     }
-    assert len(build_rows(find_records([Path("runs")]))) == 3
+    assert len(find_records([Path("runs")]).board().rows) == 3
 
 
 def test_several_seeds_do_not_go_into_a_run(tmp_path: Path, pocket: Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS = [
     ["leaderboard", "build"],
     ["leaderboard", "check"],
     ["leaderboard", "show"],
+    ["leaderboard", "keep"],
     ["recipes"],
     ["recipes", "show"],
     ["convert"],

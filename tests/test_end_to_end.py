@@ -13,11 +13,13 @@ import torch
 from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.run import pretrain
 from pretrain.simmim import load_simmim
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.data import balanced_subset
 from simmim_bench.display import Display
+from simmim_bench.drift import check_records
 from simmim_bench.errors import DivergedError, UsageError
-from simmim_bench.leaderboard import check_record, find_records
+from simmim_bench.leaderboard import find_records
 from simmim_bench.record import Record
 from simmim_bench.rundir import open_run
 from simmim_bench.sources import class_folders
@@ -203,8 +205,13 @@ def test_every_classification_task_leaves_a_record_that_its_predictions_give(
     )
     assert record.evaluated == record.expected == 30
     assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
-    path = tmp_path / "run" / "record.json"
-    check_record(path, find_records([tmp_path])[path])
+    records = find_records([tmp_path]).records
+    assert list(records) == [tmp_path / "run" / "record.json"]
+    assert check_records(records, {TINY[task].name: TINY[task]}) == []
+    assert record.cost["images_per_s"] > 0
+    assert record.checkpoint["params"] == sum(
+        parameter.numel() for parameter in load_backbone(str(pretrained), (32, 32)).parameters()
+    )
     with np.load(tmp_path / "run" / "predictions" / "logits.npz") as stored:
         hits = stored["ranked"][:, 0] == stored["labels"]
     assert record.metrics["top1"] == pytest.approx(100 * hits.mean())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from simmim_bench.board import protocol_id
 from simmim_bench.cli import cli
 from simmim_bench.errors import BenchError, DataError
-from simmim_bench.leaderboard import protocol_id
 from simmim_bench.record import Record, read_record
 from simmim_bench.sources import ImageList, class_folders
 from transfer.fewshot import few_shot_images, split_sha256

@@ -21,7 +21,7 @@ import transfer.knn as module
 from simmim_bench.cli import cli
 from simmim_bench.display import Display
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard import build_rows, find_records
+from simmim_bench.leaderboard import find_records
 from simmim_bench.rundir import RunDir
 from simmim_bench.sources import ImageList
 from transfer.candidates import Seen
@@ -100,7 +100,7 @@ def test_leave_one_out_scores_the_training_images_that_chose_nothing(
     assert record["evaluated"] == record["expected"] == 40
     more = ("-o", "leave_one_out=true", "-o", "choose_on=20", "--seed", "1")
     assert knn(tmp_path / "seed1", pocket / "imagenet", *more).exception is None
-    (row,) = build_rows(find_records([tmp_path]))
+    (row,) = find_records([tmp_path]).board().rows
     assert row.cells[2] is not None
     assert len(row.cells[2].values) == 2
     assert record["details"]["scored"] == "train, each by all others"

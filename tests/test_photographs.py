@@ -1,6 +1,7 @@
-"""COCO transfer on photographs, which are not part of the project: `make test-slow COCO=FOLDER`.
+"""Transfers on photographs, which are not part of the project: `make test-slow COCO=FOLDER ADE20K=FOLDER`.
 
-FOLDER is in COCO's layout, with masks and crowds. Without it, pictures are drawn.
+COCO's folder is in its layout, with masks and crowds; ADE20K's has eight pictures or more to train on.
+Without them, pictures are drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from test_coco_evaluation import STATS, referee
 
 from simmim_bench.cli import cli
@@ -31,7 +34,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         imagenet_val=10,
         coco_train=30,
         coco_val=30,
-        ade20k_train=1,
+        ade20k_train=16,
         ade20k_val=1,
     )
     out = tmp_path_factory.mktemp("drawn")
@@ -42,6 +45,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def coco(drawn: Path) -> Path:
     return Path(os.environ.get("COCO") or drawn / "coco")
+
+
+@pytest.fixture(scope="module")
+def ade20k(drawn: Path) -> Path:
+    return Path(os.environ.get("ADE20K") or drawn / "ade20k")
 
 
 def read(data: Path, split: str) -> dict[str, Any]:
@@ -85,6 +93,37 @@ def test_a_small_detector_learns_eight_pictures_by_heart(coco: Path, tmp_path: P
     metrics = json.loads(done.stdout)["metrics"]
     assert metrics["box_ap"] > 50
     assert metrics["mask_ap"] > 50
+
+
+def of_many_classes(data: Path, out: Path) -> Path:
+    """Copy the pictures that show the most classes, each on half a percent of it, as both splits."""
+
+    def shown(mask: Path) -> int:
+        counts = np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=256)[1:]
+        return -int((counts >= 0.005 * counts.sum()).sum())
+
+    masks = sorted((data / "annotations" / "training").glob("*.png"))
+    for mask in sorted(masks, key=shown)[:FEW]:
+        picture = next((data / "images" / "training").glob(f"{mask.stem}.*"))
+        for split in ("training", "validation"):
+            for kind, file in (("annotations", mask), ("images", picture)):
+                (out / kind / split).mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, out / kind / split)
+    if (data / "classes.txt").exists():
+        shutil.copy(data / "classes.txt", out)
+    return out
+
+
+def test_a_small_segmentor_learns_eight_scenes_by_heart(ade20k: Path, tmp_path: Path) -> None:
+    data = of_many_classes(ade20k, tmp_path / "few")
+    arguments = ["transfer", "ade20k", "--ckpt", "random:swin_pocket", "--recipe", "ade20k_small"]
+    for override in ("scale_range=1,1", "img_size=120,160", "max_iters=600"):
+        arguments += ["-o", override]
+    done = CliRunner().invoke(
+        cli, [*arguments, "--data", str(data), "--out", str(tmp_path / "run"), "--quiet", "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metrics"]["miou"] > 60
 
 
 def test_real_annotations_are_scored_as_pycocotools_does(coco: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ mean pooling, layer-wise learning-rate decay, Mixup and CutMix, the last epoch's
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,6 @@ def run_finetune(
         DataError: images that cannot be used, or a checkpoint that does not fit.
         DivergedError: the loss is not finite.
     """
-    started = time.monotonic()
     train, val = class_folders(data, "train"), class_folders(data, "val")
     check_same_classes(train, val)
     described = describe(data, train, val)
@@ -127,7 +125,8 @@ def run_finetune(
         predictions=predictions,
         evaluated=len(logits),
         expected=len(val),
-        wall_time_s=time.monotonic() - started,
+        images_seen=recipe.epochs * len(train) + len(val),
+        team=team,
         details={
             "epochs": recipe.epochs,
             "weights": str(model.load_report),
@@ -150,7 +149,9 @@ def describe(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
 
 def describe_split(images: ImageList, listed: Path | None) -> dict[str, str]:
     """Say which images a listed split has; a drawn one follows from the seed, and is no other data."""
-    return {} if listed is None else {"listed_split_sha256": split_sha256(images)}
+    if listed is None:
+        return {}
+    return {"listed_split": str(listed), "listed_split_sha256": split_sha256(images)}
 
 
 def finetune(

@@ -148,6 +148,11 @@ class Ade20kRecipe(Recipe):
         super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "test_scales")
 
+    @property
+    def views(self) -> int:
+        """How often a test image is predicted."""
+        return len(self.test_scales) * (1 + self.test_flip)
+
 
 COCO_VIT_100EP = CocoRecipe(
     name="coco_vit_100ep",

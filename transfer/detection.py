@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +118,6 @@ def run_coco(
     from transfer.detection_loop import choose_parts, detect, train_detector
     from transfer.detection_model import build_detector, find_adapter
 
-    started = time.monotonic()
     team = team or Team(device=best_device())
     share = share_of(recipe.batch_size, team.size)
     train, val = read_splits(data, recipe.bad_annotations)
@@ -158,7 +156,7 @@ def run_coco(
         milestones=[round(share * recipe.max_iters) for share in recipe.milestones],
     )
     identity = data_identity(data, train, val)
-    progress: dict[str, Any] = {"iterations": 0, "losses": {}, "wall_time_s": 0.0, "parts": None}
+    progress: dict[str, Any] = {"iterations": 0, "losses": {}, "parts": None}
     state = None
     if resume and run.last_checkpoint.is_dir():
         state = read_training_state(run.last_checkpoint)
@@ -171,13 +169,11 @@ def run_coco(
         run.log(f"resumed after iteration {progress['iterations']}")
         run.rewind(progress["iterations"] + 1)
     progress["train_fingerprint"] = identity["train_fingerprint"]
-    spent_before = progress["wall_time_s"]
 
     def save(iterations: int, losses: dict[str, float]) -> None:
         if not team.is_main:
             return
-        spent = spent_before + time.monotonic() - started
-        progress.update(iterations=iterations, losses=losses, wall_time_s=spent)
+        progress.update(iterations=iterations, losses=losses)
         write_checkpoint(
             run.last_checkpoint,
             state=backbone.state_dict(),
@@ -243,7 +239,8 @@ def run_coco(
         predictions=predictions,
         evaluated=evaluated,
         expected=val.count,
-        wall_time_s=spent_before + time.monotonic() - started,
+        images_seen=recipe.max_iters * recipe.batch_size + val.count,
+        team=team,
         details={
             "iterations": progress["iterations"],
             "losses": progress["losses"],

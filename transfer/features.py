@@ -124,13 +124,14 @@ class Features:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class FeatureStore:
     """A folder of kept features, and what is needed to add to it.
 
     Attributes:
         folder: the processes of a team share it.
         seed: draws the weights that a checkpoint does not hold, and random crops.
+        passed: images that have gone through the backbone for it; those that were kept have not.
     """
 
     folder: Path
@@ -140,6 +141,7 @@ class FeatureStore:
     seed: int
     run: RunDir
     team: Team
+    passed: int = 0
 
     def has(self, images: ImageList) -> bool:
         """Say whether `of` would find the features of the centre crops."""
@@ -158,6 +160,7 @@ class FeatureStore:
         place = self._place(identity)
         if self.team.largest(not _is_whole(place)):
             self._write(place, identity, images, crop)
+            self.passed += len(images)
         else:
             self.run.log(f"features of {len(images)} images are there: {place}")
         spec = self.checkpoint.spec

@@ -124,11 +124,6 @@ class Draws(Dataset[dict[str, Any]]):
         return item
 
 
-def in_views(recipe: Ade20kRecipe) -> bool:
-    """Say whether a test image is predicted more than once."""
-    return recipe.test_flip or len(recipe.test_scales) > 1
-
-
 def build_loaders(
     recipe: Ade20kRecipe,
     training: SegmentationSplit,
@@ -157,8 +152,9 @@ def build_loaders(
         augment.append(PhotoMetricDistortion())
     # The truth is loaded after resizing: scores are of the original size.
     ending = [LoadLabels(len(names)), PackSegInputs()]
-    plain = [LoadImage(), CoverResize(recipe.img_size, (1.0, 1.0)), *ending]
-    if in_views(recipe):
+    scale = recipe.test_scales[0]
+    plain = [LoadImage(), CoverResize(recipe.img_size, (scale, scale)), *ending]
+    if recipe.views > 1:
         sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
         mirrored = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
         plain = [LoadImage(), TestTimeAug([sizes, mirrored, *([step] for step in ending)])]

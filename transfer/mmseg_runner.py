@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team
 from transfer.dense_recipes import Ade20kRecipe
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
-from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders, in_views
+from transfer.mmseg_data import ADE20K_CLASSES, IGNORED, build_loaders
 from transfer.segmentation_data import SegmentationSplit
 
 __all__ = ["ADE20K_CLASSES", "MMSEG_VERSION", "train_and_predict"]
@@ -198,8 +197,6 @@ class OurHook(Hook):
         self.run, self.recipe, self.checkpoint, self.seed = run, recipe, checkpoint, seed
         self.saved, self.stop, self.team = saved, stop, team
         self.first = 0 if saved is None else saved["iterations"]
-        self.spent_before = 0.0 if saved is None else saved["wall_time_s"]
-        self.started = time.monotonic()
 
     def before_train(self, runner: Runner) -> None:
         """Put saved weights in, after the Runner has initialised the heads."""
@@ -303,7 +300,6 @@ class OurHook(Hook):
                 "model": model.state_dict(),
                 "optimizer": runner.optim_wrapper.optimizer.state_dict(),
                 "iterations": done,
-                "wall_time_s": self.spent_before + time.monotonic() - self.started,
             },
         )
 
@@ -316,7 +312,6 @@ class ConfusionMetric(BaseMetric):
     def __init__(self, images: Path, label_maps: Path | None = None) -> None:
         super().__init__()
         self.images, self.label_maps = images, label_maps
-        self.spent_before = 0.0  # seconds of the processes that were interrupted
         self.confusions: list[np.ndarray] = []
         self.shown: list[np.ndarray] = []
 
@@ -458,7 +453,6 @@ def train_and_predict(
         stop_on_signals() as stop,
     ):
         metric = ConfusionMetric(validation.folder, label_maps)
-        metric.spent_before = 0.0 if saved is None else saved["wall_time_s"]
         hook = OurHook(
             run=run,
             recipe=recipe,
@@ -494,7 +488,7 @@ def train_and_predict(
             else:
                 hook.before_train(runner)
             team.same_buffers(runner.model)
-            if in_views(recipe):
+            if recipe.views > 1:
                 warnings.filterwarnings("ignore", message="The shape of value will convert")
                 runner.model = SegTTAModel(module=unwrapped(runner.model))
             with run.display.task("ade20k: predict", len(val_loader)) as hook.task:

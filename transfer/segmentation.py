@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +67,6 @@ def run_ade20k(
         DivergedError: the loss is not finite.
         InterruptedRun: SIGINT or SIGTERM came; the iteration was saved.
     """
-    started = time.monotonic()
     team = team or Team(device=best_device())
     check_sizes(recipe, checkpoint.spec, team)
     engine = import_engine()
@@ -121,7 +119,8 @@ def run_ade20k(
         predictions=predictions,
         evaluated=len(metric.confusions),
         expected=len(validation),
-        wall_time_s=metric.spent_before + time.monotonic() - started,
+        images_seen=recipe.max_iters * recipe.batch_size + len(validation) * recipe.views,
+        team=team,
         details={
             "classes": len(names),
             "training_images": len(training),
