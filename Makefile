@@ -12,7 +12,10 @@ STAMP  := $(VENV)/.installed
 # the environment is left alone, for those who install Detectron2 from its own sources.
 DETECTRON2 ?= sal-detectron2==0.7.2
 
-.PHONY: help install demo bench test test-slow check leaderboard wheel-check clean
+# Records, tables and documents that are committed.
+COMMITTED := benchmarks/records --out benchmarks --into README.md
+
+.PHONY: help install demo bench test test-slow check leaderboard leaderboard-check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,11 +36,15 @@ $(STAMP): setup.cfg Makefile
 demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in about 10 minutes
 	$(BIN)/simmim-bench demo
 
-leaderboard: demo  ## write the demo's table, checked, into benchmarks/ and README
-	$(BIN)/simmim-bench leaderboard check demo/runs --out demo/leaderboard
-	cp demo/leaderboard/LEADERBOARD.md benchmarks/LEADERBOARD.md
+leaderboard: demo  ## keep the demo's records in benchmarks/records/, write the committed tables, check them
+	rm -rf benchmarks/records/pocket
+	$(BIN)/simmim-bench leaderboard keep demo/runs --out benchmarks/records/pocket
 	cp demo/pretrain/reconstructions.png benchmarks/reconstructions.png
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/simmim-bench leaderboard build $(COMMITTED)
+	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
+
+leaderboard-check: $(STAMP)  ## compute every committed score again, compare hashes and tables
+	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
 
 bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10), write the tables
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))

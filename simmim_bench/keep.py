@@ -1,5 +1,7 @@
 """Keep records where they can be committed: all that a check and the page need, and nothing else.
 
+Absolute paths are cut to their ends: they say nothing to others, and may tell names.
+
 In: folders with run directories. Out: a folder of the same runs, each with its record, its predictions,
 its description, metrics and figures by class; COCO's ground truth once a hash, under `annotations/`; and of
 every checkpoint, under `checkpoints/`, the pictures that its pretraining left. Weights are not kept.
@@ -7,16 +9,18 @@ every checkpoint, under `checkpoints/`, the pictures that its pretraining left. 
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from simmim_bench.errors import UsageError
-from simmim_bench.files import sha256_file
+from simmim_bench.files import read_json, sha256_file, write_json
 from simmim_bench.record import Record
 
 BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json", "compared.json")
-OF_CHECKPOINT = ("reconstructions.png", "metrics.jsonl", "recipe.json")
+OF_CHECKPOINT = ("reconstructions.png", "metrics.jsonl")
 
 
 def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
@@ -49,6 +53,9 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
         shutil.copyfile(path.parent / record.predictions["file"], predictions)
         for name in BESIDE:
             _copy(path.parent / name, folder / name)
+        description = folder / "recipe.json"
+        if description.is_file():
+            write_json(description, without_machine(read_json(description, "run description")))
         annotations = find_annotations(path, record)
         if annotations is not None:
             _copy(annotations, out / "annotations" / f"{record.data['fingerprint'][:16]}.json")
@@ -56,7 +63,19 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
         if run is not None:
             for name in OF_CHECKPOINT:
                 _copy(run / name, out / "checkpoints" / record.checkpoint["sha256"][:16] / name)
-        shutil.copyfile(path, folder / "record.json")  # the last: what has one is whole
+        # The last: what has one is whole.
+        write_json(folder / "record.json", without_machine(dataclasses.asdict(record)))
+
+
+def without_machine(value: Any) -> Any:
+    """Cut every absolute path in a JSON value to its last two parts, such as data/coco."""
+    if isinstance(value, dict):
+        return {key: without_machine(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_machine(inner) for inner in value]
+    if isinstance(value, str) and value.startswith("/") and "\n" not in value:
+        return "/".join(PurePosixPath(value).parts[1:][-2:])
+    return value
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -132,12 +132,21 @@ def leaderboard_check(
 @leaderboard.command("show")
 @_roots
 @click.option("--json", "as_json", is_flag=True, help="Print groups and rows as JSON.")
-def leaderboard_show(roots: tuple[Path, ...], as_json: bool) -> None:
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Print what differs from an earlier leaderboard.json instead, as Markdown.",
+)
+def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
     """Print the table of the records below ROOTS."""
-    from simmim_bench.tables import print_table, to_json
+    from simmim_bench.files import read_json
+    from simmim_bench.tables import changes_to_markdown, print_table, to_json
 
     board = _find(roots).board()
-    if as_json:
+    if against is not None:
+        click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
+    elif as_json:
         click.echo(to_json(board), nl=False)
     else:
         print_table(board)

@@ -10,12 +10,12 @@ import io
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.board import COLUMNS, Board, Group, Row, protocol_id
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.record import Record
 from simmim_bench.reported import ReportedRow
 
@@ -215,13 +215,13 @@ def print_table(board: Board) -> None:
         console.print(table)
 
 
-def with_table(document: str, table: str, path: Path) -> str:
-    """Put a table between the markers of a document.
+def with_table(document: str, table: str, path: Path, name: str = "leaderboard") -> str:
+    """Put a table between its markers in a document.
 
     Raises:
-        UsageError: the document has no markers.
+        UsageError: the document has no markers of that name.
     """
-    begin, end = "<!-- leaderboard: begin -->", "<!-- leaderboard: end -->"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     head, found, rest = document.partition(begin)
     _, closed, tail = rest.partition(end)
     if not (found and closed):
@@ -257,3 +257,42 @@ def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
         + "\n".join(cited)
         + "\n\n</details>\n"
     )
+
+
+def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
+    """Say which cells of the leaderboard are others than before, as a pull request's comment.
+
+    Args:
+        before: the content of an earlier `leaderboard.json`.
+
+    Raises:
+        DataError: it has no rows of that kind.
+    """
+    try:
+        old, new = _scores(before), _scores(json.loads(to_json(board)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the earlier leaderboard is no leaderboard.json ({error}).") from error
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if not changed:
+        return "The leaderboard is as before.\n"
+    lines = ["| checkpoint | score | recipe | before | now |", "| --- | --- | --- | ---: | ---: |"]
+    for key in changed:
+        label, _, score, recipe, _ = key
+        was, now = (MISSING if t is None else t for t in (old.get(key), new.get(key)))
+        lines.append(f"| {_plain(label)} | {score} | {_plain(recipe)} | {was} | {now} |")
+    rows = len({key[:2] for key in changed})
+    return f"The leaderboard has changed in {rows} rows.\n\n" + "\n".join(lines) + "\n"
+
+
+def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """Give every score of a `leaderboard.json` by label, checkpoint, column, recipe and protocol."""
+    found: dict[tuple[str, ...], str] = {}
+    for row in leaderboard["rows"]:
+        protocols = leaderboard["groups"][row["group"]]
+        for column, score in row["scores"].items():
+            if score is not None:
+                protocol = protocols[column.partition("/")[0]]
+                key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
+                spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
+                found[key] = f"{score['mean']:.2f}{spread} ({score['seeds']})"
+    return found

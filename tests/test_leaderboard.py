@@ -604,3 +604,33 @@ def test_kept_records_hold_where_the_runs_are_gone(tmp_path: Path) -> None:
     )
     done = CliRunner().invoke(cli, ["leaderboard", "check", "--no-reported", *arguments])
     assert done.output == "2 records and their tables hold.\n"
+
+
+def test_kept_records_name_no_folder_of_the_machine(tmp_path: Path) -> None:
+    path = make_record(tmp_path / "runs")
+    change(path, data={"root": str(tmp_path / "data" / "d"), "fingerprint": "f"})
+    change(path, command=["simmim-bench", "transfer", "--data", str(tmp_path / "data" / "d")])
+    kept = tmp_path / "kept"
+    arguments = ["leaderboard", "keep", str(tmp_path / "runs"), "--out", str(kept)]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    (found,) = kept.rglob("record.json")
+    assert str(tmp_path) not in found.read_text()
+    assert read_record(found).data["root"] == "data/d"
+
+
+def test_changed_cells_are_listed_and_no_others(tmp_path: Path) -> None:
+    for label in "ab":
+        make_record(tmp_path / "runs", label=label)
+    before = tmp_path / "before.json"
+    before.write_text(to_json(board_of(tmp_path / "runs")))
+    arguments = ["leaderboard", "show", str(tmp_path / "runs"), "--against", str(before)]
+    assert CliRunner().invoke(cli, arguments).output == "The leaderboard is as before.\n"
+    make_record(tmp_path / "runs", label="b", correct=8)
+    make_record(tmp_path / "runs", label="c", correct=9, task="knn")
+    said = CliRunner().invoke(cli, arguments).output
+    assert "in 2 rows" in said
+    assert "| b | linear/top1 | linear | 60.00 (1) | 80.00 (1) |" in said
+    assert "| c | knn/top1 | knn | – | 90.00 (1) |" in said
+    assert "| a |" not in said
+    before.write_text("[]")
+    assert "no leaderboard.json" in str(CliRunner().invoke(cli, arguments).exception)
