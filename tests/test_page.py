@@ -156,6 +156,7 @@ def board() -> dict[str, Any]:
     board["rows"][0]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
     board["rows"][0]["inapplicable"][6] = True
     board["rows"][2] |= {"status": "partial", "rank": None}
+    board["rows"][5]["cost"]["device_hours"] = 0.1  # an hour elsewhere is not one of ours
     board["reconstructions"] = {board["rows"][0]["checkpoint"]: PIXEL}
     return board
 
@@ -510,7 +511,7 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(
 def test_the_page_is_accessible_and_no_wider_than_its_window(
     board: dict[str, Any], show: Callable[..., Page], scheme: str, width: int
 ) -> None:
-    board["rows"][0]["label"] = "a-label-without-a-place-to-break-" * 4
+    board["rows"][0]["label"] = "a_label_without_a_place_to_break_" * 4
     page = show(
         board,
         color_scheme=scheme,
