@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 COSTS = {"device_hours": "device-hours", "params_m": "parameters, millions"}
 KINDS = 6  # colours and markers before they repeat; leaderboard.css has as many --group-N
 CURVE_POINTS = 150
-PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
+PICTURE = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]+=*")
 # Matplotlib knows no CSS variables: it draws in these colours, which are then replaced.
 _COLOURS = {
     "#010101": "var(--ink)",
