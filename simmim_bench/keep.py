@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from simmim_bench.board import protocol_id
 from simmim_bench.errors import UsageError
 from simmim_bench.files import read_json, sha256_file, write_json
 from simmim_bench.record import Record
@@ -33,7 +34,7 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
     for path, record in records.items():
         task = record.task.replace("%", "pct")
         checkpoint = record.checkpoint["sha256"][:8]
-        protocol = record.recipe["sha256"][:8]
+        protocol = protocol_id(record)[:8]
         folder = (
             out
             / f"{record.checkpoint['arch']}-{checkpoint}"
@@ -42,7 +43,7 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
         )
         if folder in kept:
             raise UsageError(
-                f"{path} and {kept[folder]} are of one checkpoint, recipe and seed; keep one."
+                f"{path} and {kept[folder]} are of one checkpoint, protocol and seed; keep one."
             )
         kept[folder] = path
     for folder, path in kept.items():
