@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench import __version__
-from simmim_bench.commands import doctor, leaderboard, pocket
+from simmim_bench.commands import leaderboard, pocket
+from simmim_bench.doctor_command import Stages, make_doctor
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 from simmim_bench.options import (
     SEED,
@@ -120,7 +121,25 @@ def cli() -> None:
     """
 
 
-for _command in (leaderboard, pocket, doctor):
+def _stages() -> Stages:
+    """Give what the doctor asks of both stages."""
+    from pretrain.estimate import plan_pretraining
+    from pretrain.recipes import PretrainRecipe, for_arch
+    from transfer.estimate import data_of, plan_transfer
+    from transfer.examine import EXAMINERS, Reading
+
+    return Stages(
+        examiners=EXAMINERS,
+        reading=Reading,
+        is_pretraining=lambda recipe: isinstance(recipe, PretrainRecipe),
+        for_arch=for_arch,
+        plan_pretraining=plan_pretraining,
+        data_of=data_of,
+        plan_transfer=plan_transfer,
+    )
+
+
+for _command in (leaderboard, pocket, make_doctor(all_recipes, _stages)):
     cli.add_command(_command)
 
 

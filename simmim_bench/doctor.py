@@ -89,9 +89,7 @@ ENGINES = (
         f"pip install 'simmim-bench[det]' && {DETECTRON2_SOURCES}",
         optional=True,
     ),
-    Engine(
-        "mmengine", "transfer ade20k", "import mmengine; v = mmengine.__version__", SEG, True
-    ),
+    Engine("mmengine", "transfer ade20k", "import mmengine; v = mmengine.__version__", SEG, True),
     Engine(
         "mmcv",
         "transfer ade20k",

@@ -238,7 +238,9 @@ def entry_faults(path: Path, content: Any) -> Iterator[str]:
                 "make ids unique."
             )
         if part == "categories":
-            called = [n for e in entries if isinstance(e, dict) and isinstance(n := e.get("name"), str)]
+            called = [
+                n for e in entries if isinstance(e, dict) and isinstance(n := e.get("name"), str)
+            ]
             for name, times in Counter(called).items():
                 if times > 1:
                     yield f"{path}: {times} categories are called '{name}'; give each its own name."

@@ -193,7 +193,9 @@ def _coco_split(
         yield group.finding(f"{split} images", "problem", fault, items=missing)
 
     ids = {key: {entry["id"] for entry in content[key]} for key in ("images", "categories")}
-    whole = [a for a in content["annotations"] if a["image_id"] in ids["images"] and is_box(a["bbox"])]
+    whole = [
+        a for a in content["annotations"] if a["image_id"] in ids["images"] and is_box(a["bbox"])
+    ]
     yield from _bad(split, find_bad({**content, "annotations": whole}), group)
 
     absent = set(missing)
