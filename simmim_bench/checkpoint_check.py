@@ -48,7 +48,7 @@ def _what(checkpoint: Checkpoint) -> Finding:
     spec = checkpoint.spec
     size = " x ".join(map(str, spec.img_size))
     window = f", window {spec.window_size}" if spec.window_size else ""
-    said = f"{checkpoint.label}: {spec.arch} for {size} pixels{window}, {checkpoint.form} form"
+    said = f"{spec.arch} for {size} pixels{window}, {checkpoint.form} form: {checkpoint.label}"
     return _finding(
         "file",
         "ok",

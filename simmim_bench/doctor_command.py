@@ -174,6 +174,7 @@ def _ask(
     if overrides and name is None:
         raise UsageError(f"-o {overrides[0]} belongs to --recipe; add it.")
     recipe = None if name is None else override(find_recipe(recipes(), name), overrides)
+    # A pretraining's recipe names its arch; a transfer's takes any.
     transfers = recipe is not None and not hasattr(recipe, "arch")
     if transfers and others["arch"] is None and others["ckpt"] is None:
         raise UsageError(f"--recipe {name} is for any backbone; say which by --arch or --ckpt.")
@@ -189,10 +190,10 @@ def _answer(
     from simmim_bench.doctor import ENGINES, NEEDED, examine_engines
 
     # A recipe's name begins with what it is for, where that needs an engine of its own.
-    served = {*question.data, getattr(question.recipe, "name", "").split("_")[0]}
-    needed = {engine for kind in served for engine in NEEDED.get(kind, ())}
+    for_recipe = NEEDED.get(getattr(question.recipe, "name", "").split("_")[0], ())
+    needed = {engine for kind in question.data for engine in NEEDED.get(kind, ())}
     display.say(f"importing {len(ENGINES)} engines")
-    engines = examine_engines(ENGINES, needed)
+    engines = examine_engines(ENGINES, needed | set(for_recipe))
     yield from engines
     optional = {engine.name for engine in ENGINES if engine.optional}
     lacking = [f.name for f in engines if f.state == "problem" and f.name not in optional]
@@ -221,7 +222,7 @@ def _answer(
         checkpoint, of_checkpoint = examine_checkpoint(question.ckpt, question.arch)
         yield from of_checkpoint
     if question.recipe is not None and known is not None:
-        missing = any(f.state == "problem" and f.name in needed for f in engines)
+        missing = any(f.state == "problem" and f.name in for_recipe for f in engines)
         unread = question.ckpt is not None and checkpoint is None
         if missing or unread:
             why = "the engine that it needs is missing" if missing else "the checkpoint is not read"

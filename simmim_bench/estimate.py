@@ -217,7 +217,8 @@ def _fits(work: Work, memory: StepMemory) -> Finding:
         return _finding("memory", "ok", said, items=items, facts=facts)
     items = [
         f"measured: {memory.fixed / GIB:.2f} GiB for weights, gradients and moments, "
-        f"{memory.per_image / 2**20:.1f} MiB an image that a forward pass keeps"
+        f"{memory.per_image / 2**20:.1f} MiB an image that a forward pass keeps",
+        "not included: the libraries themselves, processes that load images",
     ]
     if parts == 1:
         return _finding("memory", "ok", said, items=items, facts=facts)
@@ -279,7 +280,7 @@ def _time(work: Work, measured: Measured, device: torch.device) -> Finding:
     total = work.steps * step
     others = torch.cuda.device_count() if device.type == "cuda" else 1
     items = [
-        f"measured: a step of {measured.images} made-up in {measured.per_image * measured.images:.3g} s"
+        f"measured: {measured.images} made-up image(s) in {measured.per_image * measured.images:.3g} s"
         + (f", the optimizer in {measured.optimizer:.3g} s" if work.optimizer else "")
         + f", median of {measured.rounds}; scaled to batches of {work.batch_size:,}",
         f"not included: {work.left_out}",

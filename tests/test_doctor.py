@@ -340,10 +340,15 @@ def check_disk(work: Work, written: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "name", "changes", "written"),
     [
-        ("imagenet", "imagenet_pocket", ["epochs=1", "warmup_epochs=0"], "run/checkpoints"),
-        ("knn", "knn_pocket", [], "features"),
-        ("coco", "coco_pocket", ["max_iters=1"], "run/checkpoints"),
-        ("ade20k", "ade20k_pocket", ["max_iters=1"], "run/checkpoints"),
+        (
+            "imagenet",
+            "imagenet_pocket",
+            ["epochs=1", "warmup_epochs=0", "batch_size=4"],
+            "run/checkpoints",
+        ),
+        ("knn", "knn_pocket", ["forward_batch_size=16"], "features"),
+        ("coco", "coco_pocket", ["max_iters=1", "batch_size=2"], "run/checkpoints"),
+        ("ade20k", "ade20k_pocket", ["max_iters=1", "batch_size=2"], "run/checkpoints"),
     ],
 )
 def test_a_transfer_takes_no_more_than_the_disk_that_was_told(
