@@ -88,7 +88,7 @@ def pretrain(
         DivergedError: the loss is not finite.
     """
     execution = execution or Execution()
-    spec = _check_sizes(recipe)
+    spec = check_sizes(recipe)
     images = any_images(data)
     unseen = held_out_images(data) or images
     team = team or Team(device=best_device())
@@ -252,7 +252,7 @@ def pretrain(
     return run.last_checkpoint
 
 
-def _check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
+def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
     """Give the recipe's backbone, where image, mask and model fit each other."""
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
     check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)

@@ -109,6 +109,29 @@ def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
     Raises:
         DataError: a weight of the encoder is missing or has a shape that no resizing explains.
     """
+    fit = fit_state(model, checkpoint)
+    if fit.faults:
+        raise DataError(fit.faults[0])
+    model.load_state_dict(fit.weights, strict=False)  # what is missing was judged
+    return fit.report
+
+
+@dataclass
+class Fit:
+    """How a checkpoint's weights fit a backbone.
+
+    Attributes:
+        weights: in the backbone's shapes, by its names.
+        faults: why it does not fit, a message each; none where it does.
+    """
+
+    report: LoadReport
+    weights: dict[str, Tensor]
+    faults: list[str]
+
+
+def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
+    """Find the place of each of a checkpoint's weights in a backbone, which may be without memory (meta)."""
     assert checkpoint.state is not None
     source = dict(checkpoint.state)
     if checkpoint.form == "pretrain":
@@ -121,6 +144,7 @@ def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
         shared = source.pop(f"rel_pos_bias.{TABLE}", None)
 
     report = LoadReport()
+    faults: list[str] = []
     loaded: dict[str, Tensor] = {}
     old_grid: Grid | None
     for name, current in model.state_dict().items():
@@ -144,22 +168,22 @@ def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
         elif name == "patch_embed.proj.weight" and value.shape[1] != current.shape[1]:
             fitted = adapt_input_conv(current.shape[1], value, value.shape[1])
         if fitted.shape != current.shape:
-            raise DataError(
+            faults.append(
                 f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
                 f"{model.spec.arch} wants {tuple(current.shape)}."
             )
+            continue
         (report.matched if fitted is value else report.resized).append(name)
         loaded[name] = fitted
     report.unused += [*sorted(source), *checkpoint.unread]
 
     lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
     if lost:
-        raise DataError(
+        faults.append(
             f"checkpoint {checkpoint.name} lacks {len(lost)} weights of {model.spec.arch}'s encoder: "
             f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}"
         )
-    model.load_state_dict(loaded, strict=False)  # what is missing was judged above
-    return report
+    return Fit(report, loaded, faults)
 
 
 def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

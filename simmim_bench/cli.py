@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench import __version__
-from simmim_bench.commands import doctor, pocket
+from simmim_bench.doctor_command import Stages, make_doctor
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 from simmim_bench.leaderboard_commands import leaderboard
 from simmim_bench.options import (
@@ -33,6 +33,7 @@ from simmim_bench.options import (
     read_size,
     run_options,
 )
+from simmim_bench.pocket_command import pocket
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
@@ -123,7 +124,25 @@ def cli(context: click.Context) -> None:
     context.obj = _transfer_recipes  # for `leaderboard check`, which cannot import them
 
 
-for _command in (leaderboard, pocket, doctor):
+def _stages() -> Stages:
+    """Give what the doctor asks of both stages."""
+    from pretrain.estimate import plan_pretraining
+    from pretrain.recipes import PretrainRecipe, for_arch
+    from transfer.estimate import data_of, plan_transfer
+    from transfer.examine import EXAMINERS, Reading
+
+    return Stages(
+        examiners=EXAMINERS,
+        reading=Reading,
+        is_pretraining=lambda recipe: isinstance(recipe, PretrainRecipe),
+        for_arch=for_arch,
+        plan_pretraining=plan_pretraining,
+        data_of=data_of,
+        plan_transfer=plan_transfer,
+    )
+
+
+for _command in (leaderboard, pocket, make_doctor(all_recipes, _stages)):
     cli.add_command(_command)
 
 

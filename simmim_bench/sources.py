@@ -210,6 +210,28 @@ def class_folders(root: Path, split: str) -> ImageList:
     Raises:
         DataError: a folder is missing or empty, or a class folder has no images.
     """
+    found, _ = list_classes(root, split)
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, (name, images) in enumerate(found.items()):
+        if not images:
+            raise DataError(empty_class(root / split / name))
+        paths += images
+        labels += [label] * len(images)
+    return ImageList(root, tuple(paths), tuple(labels), tuple(found))
+
+
+def empty_class(folder: Path) -> str:
+    """Say that a class folder has no images."""
+    return f"class folder {folder} has no images ({', '.join(FORMATS)}); fill it or remove it."
+
+
+def list_classes(root: Path, split: str) -> tuple[dict[str, list[Path]], list[Path]]:
+    """List the images of every class of a split, which may be none, and those that lie outside of all.
+
+    Raises:
+        DataError: a folder is missing or has no class folders.
+    """
     folder = root / split
     if not folder.is_dir():
         raise DataError(
@@ -221,18 +243,10 @@ def class_folders(root: Path, split: str) -> ImageList:
             f"data folder {folder} has no class folders; put the images into {folder}/CLASS/."
         )
     found: dict[str, list[Path]] = {name: [] for name in names}
+    outside: list[Path] = []
     for path in list_images(folder):
-        found.get(path.parts[len(folder.parts)], []).append(path)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, (name, images) in enumerate(found.items()):
-        if not images:
-            raise DataError(
-                f"class folder {folder / name} has no images ({', '.join(FORMATS)}); fill it or remove it."
-            )
-        paths += images
-        labels += [label] * len(images)
-    return ImageList(root, tuple(paths), tuple(labels), tuple(names))
+        found.get(path.parts[len(folder.parts)], outside).append(path)
+    return found, outside
 
 
 def any_images(data: Path) -> ImageSource:

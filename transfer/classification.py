@@ -242,7 +242,7 @@ def finetune(
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
 
     shared = team.share(model)
-    loss_of_logits, mixup = _loss(recipe, classes)
+    loss_of_logits, mixup = loss_and_mixing(recipe, classes)
 
     def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
         images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
@@ -321,7 +321,7 @@ def _check_head(saved: Checkpoint, train: ImageList) -> None:
         )
 
 
-def _loss(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:
+def loss_and_mixing(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:
     """Give the loss and the batch mixing of a recipe; label smoothing is in one of them."""
     if recipe.mixup or recipe.cutmix:
         mixing = Mixup(

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -91,12 +91,7 @@ def read_splits(data: Path, bad_annotations: BadAnnotations) -> tuple[CocoSplit,
             nothing to train on or to score; or the splits have different categories.
     """
     train, val = (read_split(data, split, bad_annotations) for split in ("train", "val"))
-    if train.category_ids != val.category_ids:
-        odd = sorted(set(train.category_ids) ^ set(val.category_ids))
-        raise DataError(
-            f"{train.annotations.name} and {val.annotations.name} in {train.annotations.parent} have "
-            f"different categories: id {odd[0]} is in one of them only; give both the same list."
-        )
+    _refuse(category_faults(data, train.category_ids, val.category_ids))
     if train.has_masks and val.without_mask:
         raise DataError(
             f"{val.annotations}: annotation {val.without_mask[0]} has no mask, as {len(val.without_mask)} have "
@@ -110,18 +105,15 @@ def read_split(
     data: Path, split: Literal["train", "val"], bad_annotations: BadAnnotations
 ) -> CocoSplit:
     """Check one split; see `read_splits`."""
-    path = data / "annotations" / f"instances_{split}2017.json"
-    if not data.is_dir():
-        raise DataError(f"data folder {data} is not there; --data takes a folder in COCO's layout.")
+    path, images = split_paths(data, split)
     content = read_json(path, "annotation file")
-    _check_entries(path, content)
-    images = data / f"{split}2017"
-    _check_references(path, content)
-    _check_images(path, content, images)
+    _refuse(entry_faults(path, content))
+    _refuse(reference_faults(path, content))
+    _refuse(image_faults(path, content, images))
     bad = find_bad(content)
-    _refuse(path, bad if bad_annotations == "refuse" else {})
+    _refuse_bad(path, bad if bad_annotations == "refuse" else {})
     if split == "val":
-        _refuse(path, {kind: bad[kind] for kind in MISREAD if kind in bad})
+        _refuse_bad(path, {kind: bad[kind] for kind in MISREAD if kind in bad})
         check_annotations(path)
     unusable = {number for numbers in bad.values() for number in numbers}
     objects = [a for a in content["annotations"] if not a["iscrowd"] and a["id"] not in unusable]
@@ -140,6 +132,17 @@ def read_split(
         count=len(content["images"]),
         skipped={kind: tuple(numbers) for kind, numbers in bad.items()} if split == "train" else {},
     )
+
+
+def split_paths(data: Path, split: str) -> tuple[Path, Path]:
+    """Give the annotation file and the folder of images of a split, "train" or "val".
+
+    Raises:
+        DataError: the data folder is missing.
+    """
+    if not data.is_dir():
+        raise DataError(f"data folder {data} is not there; --data takes a folder in COCO's layout.")
+    return data / "annotations" / f"instances_{split}2017.json", data / f"{split}2017"
 
 
 POLYGON = "a polygon that is not three corners or more, [[x1, y1, x2, y2, x3, y3, ...], ...]"
@@ -185,7 +188,13 @@ def _is_polygon(corners: Any) -> bool:
     return isinstance(corners, list) and len(corners) >= 6 and not len(corners) % 2
 
 
-def _refuse(path: Path, bad: Mapping[str, list[int]]) -> None:
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise the first of some faults, if there is one."""
+    for fault in faults:
+        raise DataError(fault)
+
+
+def _refuse_bad(path: Path, bad: Mapping[str, list[int]]) -> None:
     if not bad:
         return
     counted = [
@@ -198,61 +207,77 @@ def _refuse(path: Path, bad: Mapping[str, list[int]]) -> None:
     )
 
 
-def _check_entries(path: Path, content: Any) -> None:
-    """Refuse a file that lacks a list or a key, or has an id twice."""
+def entry_faults(path: Path, content: Any) -> Iterator[str]:
+    """Find where a file lacks a list or a key, or has an id twice."""
     for part, keys in REQUIRED.items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not entries:
-            raise DataError(f"{path} has no list of {part}; it is not a COCO instances file.")
+            yield f"{path} has no list of {part}; it is not a COCO instances file."
+            continue
         for index, entry in enumerate(entries):
             where = f"{path}: entry {index} of {part}"
             if not isinstance(entry, dict):
-                raise DataError(f"{where} is {json.dumps(entry)}; it must be an object.")
+                yield f"{where} is {json.dumps(entry)}; it must be an object."
+                continue
             for key, kind in keys.items():
                 if key not in entry:
-                    raise DataError(f"{where} lacks '{key}', which pycocotools needs; add it.")
-                if isinstance(entry[key], bool) or not isinstance(entry[key], kind):
+                    yield f"{where} lacks '{key}', which pycocotools needs; add it."
+                elif isinstance(entry[key], bool) or not isinstance(entry[key], kind):
                     wanted = "a number" if kind is NUMBER else f"of type {kind.__name__}"
-                    raise DataError(
-                        f"{where} has {key} {json.dumps(entry[key])}, which is not {wanted}; correct it."
-                    )
+                    yield f"{where} has {key} {json.dumps(entry[key])}, which is not {wanted}; correct it."
             if entry.get("ignore"):
-                raise DataError(
+                yield (
                     f"{where} has 'ignore', which COCO does not know; take it out, or mark a crowd by iscrowd 1."
                 )
-        twice = [(n, times) for n, times in Counter(e["id"] for e in entries).items() if times > 1]
+        ids = [n for e in entries if isinstance(e, dict) and isinstance(n := e.get("id"), int)]
+        twice = [(n, times) for n, times in Counter(ids).items() if times > 1]
         if twice:
             number, times = twice[0]
-            raise DataError(
+            yield (
                 f"{path}: id {number} is {times} times in {part}, as {len(twice)} ids are more than once; "
                 "make ids unique."
             )
-    names = Counter(category["name"] for category in content["categories"])
-    if max(names.values()) > 1:
-        name, times = names.most_common(1)[0]
-        raise DataError(f"{path}: {times} categories are called '{name}'; give each its own name.")
+        if part == "categories":
+            called = [
+                n for e in entries if isinstance(e, dict) and isinstance(n := e.get("name"), str)
+            ]
+            for name, times in Counter(called).items():
+                if times > 1:
+                    yield f"{path}: {times} categories are called '{name}'; give each its own name."
 
 
-def _check_references(path: Path, content: dict[str, Any]) -> None:
-    """Refuse annotations of images or categories that are not in the file, or without a box."""
+def category_faults(data: Path, train: Sequence[int], val: Sequence[int]) -> Iterator[str]:
+    """Find whether the splits have different category ids."""
+    odd = sorted(set(train) ^ set(val))
+    if odd:
+        names = [split_paths(data, split)[0].name for split in ("train", "val")]
+        yield (
+            f"{' and '.join(names)} in {data / 'annotations'} have different categories: id {odd[0]} is in one "
+            "of them only; give both the same list."
+        )
+
+
+def reference_faults(path: Path, content: dict[str, Any]) -> Iterator[str]:
+    """Find annotations of images or categories that are not in the file, or without a box."""
     annotations = content["annotations"]
     for key, part in (("image_id", "images"), ("category_id", "categories")):
         known = {entry["id"] for entry in content[part]}
         strange = [a for a in annotations if a[key] not in known]
         if strange:
-            raise DataError(
+            yield (
                 f"{path}: annotation {strange[0]['id']} has {key} {strange[0][key]}, which is not in {part}, "
                 f"as {len(strange)} annotations have; correct them, or add the entry."
             )
-    boxless = [a for a in annotations if not _is_box(a["bbox"])]
+    boxless = [a for a in annotations if not is_box(a["bbox"])]
     if boxless:
-        raise DataError(
+        yield (
             f"{path}: annotation {boxless[0]['id']} has bbox {boxless[0]['bbox']}, one of {len(boxless)} that "
             "are no box; give [x, y, width, height]."
         )
 
 
-def _is_box(box: Any) -> bool:
+def is_box(box: Any) -> bool:
+    """Say whether a value is four finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4
@@ -260,18 +285,24 @@ def _is_box(box: Any) -> bool:
     )
 
 
-def _check_images(path: Path, content: dict[str, Any], images: Path) -> None:
-    """Refuse a file that names images which are not on disk."""
+def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[str]:
+    """Find whether a file names images that are not on disk."""
     if not images.is_dir():
-        raise DataError(f"image folder {images} is not there; {path} names the images in it.")
+        yield f"image folder {images} is not there; {path} names the images in it."
+        return
+    missing = missing_images(content, images)
+    if missing:
+        yield (
+            f"image {images / missing[0]} is not there, as {len(missing)} of {len(content['images'])} that {path} "
+            "names; add them or remove their entries."
+        )
+
+
+def missing_images(content: dict[str, Any], images: Path) -> list[str]:
+    """Give the names of the images that are not on disk."""
     present = set(os.listdir(images))  # one listing: a look at each of 118,000 is slow on a network
     names = [image["file_name"] for image in content["images"]]
-    missing = [n for n in names if n not in present and not (images / n).is_file()]
-    if missing:
-        raise DataError(
-            f"image {images / missing[0]} is not there, as {len(missing)} of {len(names)} that {path} names; "
-            "add them or remove their entries."
-        )
+    return [n for n in names if n not in present and not (images / n).is_file()]
 
 
 def data_identity(data: Path, train: CocoSplit, val: CocoSplit) -> dict[str, str]:

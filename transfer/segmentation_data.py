@@ -49,6 +49,22 @@ def find_split(root: Path, name: str) -> SegmentationSplit:
     Raises:
         DataError: a folder is missing or empty, or an image has no annotation.
     """
+    split = list_split(root, name)
+    missing = [mask for mask in split.masks if not mask.is_file()]
+    if missing:
+        raise DataError(
+            f"annotation {missing[0]} is not there ({len(missing)} of {len(split)} images of {split.folder} "
+            "have none); add it or remove the image."
+        )
+    return split
+
+
+def list_split(root: Path, name: str) -> SegmentationSplit:
+    """List a split, whether its annotations are there or not.
+
+    Raises:
+        DataError: a folder is missing or empty.
+    """
     folder, annotations = root / "images" / name, root / "annotations" / name
     for directory in (folder, annotations):
         if not directory.is_dir():
@@ -60,12 +76,6 @@ def find_split(root: Path, name: str) -> SegmentationSplit:
     if not images:
         raise DataError(f"data folder {folder} has no images (*.jpg); put them there.")
     masks = tuple(annotations / path.relative_to(folder).with_suffix(".png") for path in images)
-    missing = [mask for mask in masks if not mask.is_file()]
-    if missing:
-        raise DataError(
-            f"annotation {missing[0]} is not there ({len(missing)} of {len(images)} images of {folder} "
-            "have none); add it or remove the image."
-        )
     return SegmentationSplit(root=root, folder=folder, images=images, masks=masks)
 
 

@@ -1,4 +1,4 @@
-"""The commands that neither pretrain nor transfer: pocket, doctor.
+"""`simmim-bench pocket`: generated data in the layouts of the real ones.
 
 Nothing here loads torch before a command needs it.
 """
@@ -6,8 +6,6 @@ Nothing here loads torch before a command needs it.
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from pathlib import Path
 
 import click
@@ -74,27 +72,3 @@ def pocket(
         )
     for split, count in written.items():
         click.echo(f"{split} {count}")
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def doctor(as_json: bool) -> None:
-    """Say what is installed, what works, and what to run to mend it.
-
-    Exit code 3 when an engine is missing or broken.
-    """
-    from simmim_bench.doctor import ENGINES, examine
-
-    findings = [examine(engine) for engine in ENGINES]
-    if as_json:
-        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
-    else:
-        for finding in findings:
-            engine = finding.engine
-            state = (
-                finding.version
-                or f"missing or broken: {finding.error}\n{'':13}mend it: {engine.remedy}"
-            )
-            click.echo(f"{engine.name:<12} {engine.serves:<20} {state}")
-    if any(finding.version is None for finding in findings):
-        sys.exit(3)
