@@ -178,7 +178,7 @@ def open_run(
     description = describe_run(recipe, deviates, arguments)
     how = {"resume": resume, "overwrite": overwrite}
     check_place(path, description, **how)
-    occupied = _is_occupied(path)
+    occupied = is_occupied(path)
     with ExitStack() as closing:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwr
         raise UsageError("--resume and --overwrite contradict each other; give one of them.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a directory.")
-    if not _is_occupied(path):
+    if not is_occupied(path):
         return
     if resume:
         before = read_json(path / "recipe.json", "run description")
@@ -252,7 +252,7 @@ def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwr
         )
 
 
-def _is_occupied(path: Path) -> bool:
+def is_occupied(path: Path) -> bool:
     """Say whether a directory holds more than a killed process leaves of a start."""
     if not path.is_dir():
         return False
