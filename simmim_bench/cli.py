@@ -34,6 +34,7 @@ from simmim_bench.options import (
     run_options,
 )
 from simmim_bench.pocket_command import pocket
+from simmim_bench.suite_options import Execution, SuiteOptions, suite_options
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
@@ -412,6 +413,51 @@ def transfer(
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
 
 
+@cli.command()
+@suite_options(_transfer_recipes)
+def suite(
+    options: SuiteOptions, execution: Execution, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    """Take checkpoints through every task, to whole rows of the leaderboard.
+
+    Each step is a `transfer` in a process of its own. What is done is not done again, what was interrupted
+    goes on, and a step that fails stops no other: the end says what failed and how to go on. Without
+    --coco or --ade20k their tasks are left out.
+
+    \b
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k --dry-run
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k
+      simmim-bench suite --ckpt runs/a --ckpt runs/b --baseline random --imagenet pocket/imagenet \\
+          --tasks linear,knn --seeds 3 --seeds knn=1 -o linear.epochs=30
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --gpus-per-task 8 \\
+          --slurm --slurm-partition gpu --slurm-time 12:00:00 --slurm-set cpus_per_task=64
+
+    SIGINT and SIGTERM reach the steps that run; they save and stop, and the same command goes on. SLURM's
+    jobs outlive the suite, which finds them when it is started again. Exit code: 0 when all is done, else
+    that of the first step that failed.
+    """
+    from transfer.suite import plan_suite, run_suite
+    from transfer.suite_plan import check_obstacles
+    from transfer.suite_report import plan_text, print_result
+
+    planned = plan_suite(options, execution)
+    if not as_json:
+        click.echo(plan_text(planned) + "\n")
+    elif dry_run:
+        click.echo(json.dumps([one.to_json() for one in planned]))
+    check_obstacles(planned)
+    if dry_run:
+        return
+    board = options.out / "leaderboard"
+    result = run_suite(planned, execution, options.out, board, open_display(quiet))
+    if as_json:
+        steps = [outcome.to_json() for outcome in result.outcomes]
+        click.echo(json.dumps({"steps": steps, "leaderboard": str(result.leaderboard)}))
+    else:
+        print_result(result)
+    sys.exit(result.exit_code)
+
+
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def recipes(context: click.Context) -> None:
@@ -607,33 +653,24 @@ def demo(out: Path, overwrite: bool) -> None:
 
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """
-    from simmim_bench.demo import ARCH, Step, run_demo
+    from simmim_bench.demo import ARCH, demo_suite, run_demo
     from simmim_bench.pocket import PocketCounts
-    from simmim_bench.tables import print_table
-    from transfer.start import Asked, start
+    from transfer.suite import plan_suite, run_suite
+    from transfer.suite_report import print_result
 
-    def pretrain_into(data: Path, folder: Path, display: Display) -> Path:
-        return _pretrain(ARCH, folder, RunOptions(data=data, resume=True), None, display)
-
-    def transfer_into(
-        step: Step, ckpt: str, data: Path, folder: Path, seed: int, display: Display
-    ) -> None:
-        asked = Asked(
-            task=step.task,
-            options=RunOptions(data=data, resume=True),
-            fraction=step.fraction,
-            features=out / "features",
-        )
-        start(asked, ckpt, folder, seed=seed, display=display)
-
-    board = run_demo(
+    display, on_this_machine = open_display(False), Execution()
+    checkpoint = run_demo(
         out,
         counts=PocketCounts(),
         overwrite=overwrite,
-        display=open_display(False),
-        pretrain=pretrain_into,
-        transfer=transfer_into,
+        display=display,
+        pretrain=lambda data, folder: _pretrain(
+            ARCH, folder, RunOptions(data=data, resume=True), None, display
+        ),
     )
-    print_table(board)
+    options = demo_suite(out, checkpoint)
+    planned = plan_suite(options, on_this_machine)
+    result = run_suite(planned, on_this_machine, options.out, out / "leaderboard", display)
+    print_result(result)
     click.echo(f"reconstructions  {out / 'pretrain' / 'reconstructions.png'}")
-    click.echo(f"leaderboard      {out / 'leaderboard' / 'leaderboard.html'}")
+    sys.exit(result.exit_code)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from simmim_bench.checkpoint import recover
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import read_json, replacing, write_json, write_text
+from simmim_bench.lock import LOCK, alone_in
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.team import Team
 
@@ -166,7 +167,8 @@ def open_run(
         arguments: what shapes the run beside the recipe, such as checkpoint, data and seed.
 
     Raises:
-        UsageError: the directory is not empty, or a resumed run was started differently.
+        UsageError: the directory is not empty, another process works in it, or a resumed run was started
+            differently.
         DataError: the directory cannot be written.
     """
     if team is not None and not team.is_main:
@@ -174,30 +176,33 @@ def open_run(
         yield RunDir(path, display, writes=False)
         return
     description = describe_run(recipe, deviates, arguments)
-    check_place(path, description, resume=resume, overwrite=overwrite)
-    occupied = _is_occupied(path)
-    if occupied and overwrite:
-        shutil.rmtree(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "recipe.json", description)
-        write_json(path / "env.json", environment())
-        run = RunDir(path, display)
-        if team is not None:
-            team.wait()
-    except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
-        ) from error
-    try:
-        yield run
-    except (UsageError, DataError, MissingEngineError):
-        # A start that could not be made leaves nothing, so that the mended command meets no obstacle.
-        if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        raise
-    finally:
-        run.close()
+    how = {"resume": resume, "overwrite": overwrite}
+    check_place(path, description, **how)
+    occupied = is_occupied(path)
+    with ExitStack() as closing:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            closing.enter_context(alone_in(path))
+            check_place(path, description, **how)  # another process may have been here meanwhile
+            if occupied and overwrite:
+                _empty(path)
+            write_json(path / "recipe.json", description)
+            write_json(path / "env.json", environment())
+            run = RunDir(path, display)
+            closing.callback(run.close)
+            if team is not None:
+                team.wait()
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
+            ) from error
+        try:
+            yield run
+        except (UsageError, DataError, MissingEngineError):
+            # A start that could not be made leaves nothing, so that the mended command meets no obstacle.
+            if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def describe_run(
@@ -225,7 +230,7 @@ def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwr
         raise UsageError("--resume and --overwrite contradict each other; give one of them.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a directory.")
-    if not _is_occupied(path):
+    if not is_occupied(path):
         return
     if resume:
         before = read_json(path / "recipe.json", "run description")
@@ -247,8 +252,22 @@ def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwr
         )
 
 
-def _is_occupied(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())
+def is_occupied(path: Path) -> bool:
+    """Say whether a directory holds more than a killed process leaves of a start."""
+    if not path.is_dir():
+        return False
+    return any(p.name != LOCK and not p.match(".recipe.json.*.tmp") for p in path.iterdir())
+
+
+def _empty(path: Path) -> None:
+    """Remove all that a directory holds but the lock on it."""
+    for entry in path.iterdir():
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

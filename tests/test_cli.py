@@ -26,6 +26,7 @@ COMMANDS = [
     [],
     ["pretrain"],
     ["transfer"],
+    ["suite"],
     ["leaderboard"],
     ["leaderboard", "build"],
     ["leaderboard", "check"],

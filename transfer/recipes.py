@@ -6,6 +6,7 @@ The numbers, each with its source, are in `finetune_recipes`, `frozen_recipes` a
 from __future__ import annotations
 
 from simmim_bench.archs import BackboneSpec
+from simmim_bench.errors import UsageError, nearest
 from transfer import dense_recipes, finetune_recipes, frozen_recipes
 from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
 from transfer.finetune_recipes import FinetuneRecipe
@@ -37,6 +38,14 @@ _DEFAULTS = {
     "ade20k": ("ade20k_pocket", "ade20k_vit_160k", "ade20k_swin_160k", "ade20k_swin_160k"),
 }
 TASKS = tuple(_DEFAULTS)
+_KINDS: dict[str, tuple[type[TransferRecipe], ...]] = {
+    "imagenet": (FinetuneRecipe,),
+    "linear": (LinearRecipe, LogisticRecipe),
+    "knn": (KnnRecipe,),
+    "fewshot": (LogisticRecipe, LinearRecipe, FinetuneRecipe),
+    "coco": (CocoRecipe,),
+    "ade20k": (Ade20kRecipe,),
+}
 _OF_ARCH: dict[tuple[str, str], TransferRecipe] = {
     ("imagenet", "swin_l"): finetune_recipes.IMAGENET_SWIN_L_800EP,
     ("coco", "vit_l"): dense_recipes.COCO_VIT_L_100EP,
@@ -51,3 +60,17 @@ def default_recipe(task: str, spec: BackboneSpec) -> TransferRecipe:
     if (task, spec.arch) in _OF_ARCH:
         return _OF_ARCH[task, spec.arch]
     return RECIPES[{"vit": vit, "swin": swin, "swinv2": swinv2}[spec.family]]
+
+
+def check_kind(task: str, recipe: TransferRecipe) -> None:
+    """Refuse a recipe of another task.
+
+    Raises:
+        UsageError: that, or the task is unknown.
+    """
+    if task not in TASKS:
+        raise UsageError(f"unknown task '{task}'; {nearest(task, TASKS)}")
+    if not isinstance(recipe, _KINDS[task]):
+        raise UsageError(
+            f"recipe '{recipe.name}' is not for {task}; `simmim-bench recipes` lists which is."
+        )

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.errors import UsageError, nearest
+from simmim_bench.errors import UsageError
 from simmim_bench.record import Record
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team
 from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
 from transfer.finetune_recipes import FinetuneRecipe
 from transfer.frozen_recipes import KnnRecipe, LinearRecipe, LogisticRecipe
-from transfer.recipes import TASKS, TransferRecipe
+from transfer.recipes import TransferRecipe, check_kind
 
 
 def run_transfer(
@@ -60,6 +60,7 @@ def run_transfer(
         "deviates": deviates,
         "seed": seed,
     }
+    check_kind(task, recipe)
     if split is not None and task != "fewshot":
         raise UsageError(f"--split {split} is for fewshot; {task} learns from all training images.")
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
@@ -93,8 +94,4 @@ def run_transfer(
             return run_ade20k(
                 recipe=recipe, resume=resume, team=team, label_maps=label_maps, **common
             )
-    if task not in TASKS:
-        raise UsageError(f"unknown task '{task}'; {nearest(task, TASKS)}")
-    raise UsageError(
-        f"recipe '{recipe.name}' is not for {task}; `simmim-bench recipes` lists which is."
-    )
+    raise AssertionError(f"{task} is not done with recipe {recipe.name}")

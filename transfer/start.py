@@ -19,7 +19,7 @@ from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.record import Record, read_record
 from simmim_bench.rundir import check_place, describe_run, open_run
 from simmim_bench.team import Team
-from transfer.recipes import RECIPES, TransferRecipe, default_recipe
+from transfer.recipes import RECIPES, TransferRecipe, check_kind, default_recipe
 from transfer.run import run_transfer
 
 COMPARED = ("imagenet", "linear", "knn", "fewshot")  # tasks whose score is a top-1 over images
@@ -87,18 +87,22 @@ class Prepared:
     arguments: dict[str, Any]
 
 
-def prepare(asked: Asked, ckpt: str) -> Prepared:
+def prepare(asked: Asked, ckpt: str, checkpoint: Checkpoint | None = None) -> Prepared:
     """Read the checkpoint and resolve the recipe.
 
+    Args:
+        checkpoint: what CKPT names, where it has been read.
+
     Raises:
-        UsageError: an unknown recipe, or an override that it does not take.
+        UsageError: an unknown recipe, one of another task, or an override that it does not take.
         DataError: a checkpoint that cannot be read.
     """
     options = asked.options
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = checkpoint or read_checkpoint(ckpt)
     named = found or default_recipe(asked.task, checkpoint.spec)
     recipe = override(named, options.overrides)
+    check_kind(asked.task, recipe)
     arguments: dict[str, Any] = {
         "task": asked.task,
         "ckpt": ckpt,
@@ -125,17 +129,20 @@ class Plan:
     places: Sequence[Path]
 
 
-def plan(asked: Asked, ckpt: str, seeds: Sequence[int]) -> Plan:
+def plan(asked: Asked, ckpt: str, seeds: Sequence[int], root: Path = Path("runs")) -> Plan:
     """Say where runs and kept features lie.
 
     That is in --out for one seed and below it for several, with the features beside it; without --out in
     the folder of this CKPT and task in any case.
 
+    Args:
+        root: where the folders of CKPTs lie.
+
     Raises:
         UsageError: the folder of the runs is a run itself.
     """
     out = asked.options.out
-    home = Path("runs", _slug(ckpt).removeprefix("runs-")) if out is None else out.parent
+    home = root / _slug(ckpt).removeprefix("runs-") if out is None else out.parent
     asked = replace(asked, features=asked.features or home / "features")
     if out is not None and len(seeds) == 1:
         return Plan(asked=asked, ckpt=ckpt, seeds=seeds, places=[out])

@@ -1,0 +1,95 @@
+"""A folder for one process alone: a lock that the system takes back when its process ends, however it ends.
+
+In: a folder. Out: a block during which every other process is refused, also on another machine where the
+file system carries such locks. Where it cannot, nobody is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from simmim_bench.errors import UsageError
+
+LOCK = ".lock"
+TRIES, PAUSE_S = 5, 0.2  # `is_taken` holds a lock itself for a moment
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process for the block.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    held = _take(folder)
+    try:
+        yield
+    finally:
+        if held is not None:
+            # First the name, then the lock: who opened the file meanwhile finds that it has none, and looks again.
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(held)
+
+
+def is_taken(folder: Path) -> bool:
+    """Say whether a process has a folder to itself."""
+    try:
+        import fcntl
+
+        file = os.open(folder / LOCK, os.O_RDWR)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
+def _take(folder: Path) -> int | None:
+    """Give the open file that holds the lock; None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    refused = 0
+    while True:
+        file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 200).decode(errors="replace") or "?"
+            os.close(file)
+            refused += 1
+            if refused == TRIES:
+                raise UsageError(
+                    f"another process works in {folder} ({owner}); wait until it has ended, or choose another "
+                    "--out."
+                ) from error
+            time.sleep(PAUSE_S)
+            continue
+        except OSError:  # a file system without locks
+            os.close(file)
+            (folder / LOCK).unlink(missing_ok=True)
+            return None
+        if _is_still_named(file, folder / LOCK):
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            return file
+        os.close(file)
+
+
+def _is_still_named(file: int, path: Path) -> bool:
+    """Say whether an open file is the one of that name, and not one that its owner has removed since."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file), path.stat())
+    return False
