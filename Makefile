@@ -51,6 +51,7 @@ bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OF
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
 	$(if $(BENCH_GPU),$(BIN)/python benchmarks/detection_step.py --json benchmarks/results/detection_step.json)
+	$(BIN)/python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
 	$(BIN)/python benchmarks/coco_evaluation.py --json benchmarks/results/coco_evaluation.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
