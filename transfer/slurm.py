@@ -7,10 +7,12 @@ file beside their log.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,9 @@ class Work:
 
         if self.running is not None:
             self.running.send_signal(signal.SIGTERM)
-            self.running.wait()
+            # A signal has stopped `wait` above, which holds its lock: another one here would never return.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.running.pid, os.WEXITED | os.WNOWAIT)
         self.running = None
         return DelayedSubmission(self)
 
