@@ -103,20 +103,14 @@ def _cell(cell: Cell, best: bool, numbers: dict[Path, int]) -> dict[str, Any]:
 
 def _lineage(provenance: dict[str, Any]) -> dict[str, Any]:
     """Flatten what a checkpoint says of its training, as far as it is known."""
-    recipe, data = provenance.get("recipe"), provenance.get("data")
-    flat = {
-        **provenance,
-        **(
-            {"recipe": recipe.get("name"), "deviates": recipe.get("deviates")}
-            if isinstance(recipe, dict)
-            else {}
-        ),
-        **(
-            {"data": Path(str(data.get("root"))).name, "images": data.get("images")}
-            if isinstance(data, dict)
-            else {}
-        ),
-    }
+    flat = dict(provenance)
+    if isinstance(recipe := provenance.get("recipe"), dict):
+        flat |= {"recipe": recipe.get("name"), "deviates": recipe.get("deviates")}
+    if isinstance(data := provenance.get("data"), dict):
+        flat |= {"data": Path(str(data.get("root"))).name, "images": data.get("images")}
+    for key, value in flat.items():
+        if isinstance(value, float):
+            flat[key] = int(value) if value.is_integer() else float(f"{value:.4g}")
     return {key: flat[key] for key in LINEAGE if flat.get(key) not in (None, {}, "")}
 
 
