@@ -15,15 +15,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from simmim_bench.cli import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.leaderboard import find_records
 from simmim_bench.lock import alone_in, is_taken
-from simmim_bench.suite_options import SlurmOptions
+from simmim_bench.suite_options import Execution, SlurmOptions
 from transfer.processes import exit_code, last_error, launch_words
 from transfer.slurm import Cluster, job_code, read_minutes
+from transfer.suite import Machine, share_devices
 
 CKPT = "random:vit_pocket"
 HOME = "random-vit_pocket"
@@ -178,22 +181,22 @@ def test_a_suite_killed_at_any_moment_goes_on_and_redoes_nothing(
 
 
 def test_a_signal_reaches_the_step_which_saves(tmp_path: Path, pocket: Path) -> None:
-    common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "knn,imagenet")
-    common += ("-o", "imagenet.epochs=400")
+    common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "imagenet,coco")
+    common += ("--coco", pocket / "coco", "-o", "imagenet.epochs=400")
     stopped = start(*common)
     place = tmp_path / HOME / "imagenet" / "seed0"
     metrics = place / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") > 2, stopped)
-    # Two suites do not do one step twice at a time: the second would wait.
     (one, two) = json.loads(ok(*common, "--dry-run", "--json"))
-    assert (one["state"], two["state"]) == ("done", "running elsewhere")
+    assert (one["state"], two["state"]) == ("running elsewhere", "to do")
     stopped.send_signal(signal.SIGTERM)
     said, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 143, said
-    assert "stopped by SIGTERM; 1 of 2 steps are left (imagenet of random:vit_pocket)" in said
+    left = "imagenet of random:vit_pocket, coco of random:vit_pocket"
+    assert f"suite: stopped by SIGTERM; 2 of 2 steps are left ({left})" in said
     assert (place / "checkpoints" / "last" / "training.pt").is_file()
     (one, two) = json.loads(ok(*common, "--dry-run", "--json"))
-    assert (one["state"], two["state"]) == ("done", "resumable")
+    assert (one["state"], two["state"]) == ("resumable", "to do")
 
 
 def test_a_failed_step_stops_no_other_and_the_end_says_how_to_go_on(
@@ -429,6 +432,7 @@ def test_overwriting_a_run_empties_it_and_keeps_it_locked(tmp_path: Path, pocket
     assert (tmp_path / "knn" / "record.json").is_file()
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_exit_code_and_the_error_are_those_of_the_process_that_failed(
     tmp_path: Path,
 ) -> None:
@@ -439,6 +443,71 @@ def test_under_torchrun_the_exit_code_and_the_error_are_those_of_the_process_tha
     assert done.returncode == 1
     assert exit_code(done.returncode, said) == 4
     assert "nowhere" in last_error(4, said)
+
+
+@pytest.mark.parametrize(
+    ("seen", "size", "groups"),
+    [
+        (None, 1, ["0", "1", "2", "3", "4"]),
+        (None, 2, ["0,1", "2,3"]),
+        ("6,2,GPU-5a,1,0", 2, ["6,2", "GPU-5a,1"]),
+        (None, 5, ["0,1,2,3,4"]),
+    ],
+)
+def test_gpus_are_shared_out_without_overlap(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, size: int, groups: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    machine = Machine(Execution(gpus_per_task=size))
+    assert machine.places == len(groups)
+    assert share_devices(size) == groups
+    with pytest.raises(UsageError, match=f"use --workers {len(groups)}"):
+        Machine(Execution(gpus_per_task=size, workers=len(groups) + 1))
+    with pytest.raises(UsageError, match="more than the 5 GPUs"):
+        Machine(Execution(gpus_per_task=6))
+
+
+def test_a_process_sees_its_own_devices_and_ends_with_who_started_it(tmp_path: Path) -> None:
+    tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.getpid()); time.sleep(60)"
+    code = (
+        "import pathlib, sys, time\n"
+        "from transfer.processes import launch\n"
+        "launch([sys.executable, '-c', sys.argv[1]], pathlib.Path(sys.argv[2]), '2,3')\n"
+        "time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    parent = subprocess.Popen([sys.executable, "-c", code, tell, str(log)])
+    until = time.monotonic() + 30
+    while not (log.is_file() and log.read_text().endswith("\n")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    devices, child = log.read_text().split()
+    assert devices == "2,3"
+    parent.kill()
+    parent.wait()
+    if sys.platform != "linux":
+        os.kill(int(child), signal.SIGTERM)
+    while (
+        Path("/proc", child).exists()
+        and "\nState:\tZ" not in Path("/proc", child, "status").read_text()
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_checkpoints_and_recipes_are_completed() -> None:
+    shell = ShellComplete(cli, {}, "simmim-bench", "_COMPLETE")
+
+    def offered(option: str, begun: str) -> list[str]:
+        return [item.value for item in shell.get_completions(["suite", option], begun)]
+
+    assert offered("--recipe", "few") == ["fewshot-1%=", "fewshot-10%=", "fewshot="]
+    assert offered("--recipe", "linear=linear_m") == ["linear=linear_mae"]
+    assert "random:vit_pocket" in offered("--ckpt", "random:vit")
 
 
 def test_what_ends_a_step_is_told() -> None:

@@ -91,7 +91,7 @@ class Machine:
 
     def __init__(self, execution: Execution) -> None:
         self.processes = execution.gpus_per_task
-        groups = _share_devices(self.processes)
+        groups = share_devices(self.processes)
         self.places = execution.workers or max(1, len(groups))
         if groups and self.places > len(groups):
             raise UsageError(
@@ -137,7 +137,7 @@ class Queue:
         return JobWorker(job)
 
 
-def _share_devices(size: int) -> list[str]:
+def share_devices(size: int) -> list[str]:
     """Give the GPUs that this process sees, in groups; none on a CPU.
 
     Raises:
