@@ -653,13 +653,13 @@ def demo(out: Path, overwrite: bool) -> None:
 
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """
-    from simmim_bench.demo import ARCH, demo_suite, run_demo
+    from simmim_bench.demo import ARCH, run_demo
     from simmim_bench.pocket import PocketCounts
     from transfer.suite import plan_suite, run_suite
     from transfer.suite_report import print_result
 
     display, on_this_machine = open_display(False), Execution()
-    checkpoint = run_demo(
+    options = run_demo(
         out,
         counts=PocketCounts(),
         overwrite=overwrite,
@@ -668,7 +668,6 @@ def demo(out: Path, overwrite: bool) -> None:
             ARCH, folder, RunOptions(data=data, resume=True), None, display
         ),
     )
-    options = demo_suite(out, checkpoint)
     planned = plan_suite(options, on_this_machine)
     result = run_suite(planned, on_this_machine, options.out, out / "leaderboard", display)
     print_result(result)

@@ -1,6 +1,6 @@
 """The whole path on generated data: pictures, SimMIM, a suite of six transfers for two checkpoints.
 
-In: a folder, and the function that pretrains (handed in by `cli.py`, which alone sees both sides). Out: the
+In: a folder, and the function that pretrains (handed in by `cli.py`, which alone sees both sides). Out: a
 checkpoint, and what the suite is to do with it. Both rows follow the same recipes.
 """
 
@@ -19,13 +19,16 @@ from simmim_bench.suite_options import DATA_SETS, SuiteOptions
 ARCH = "vit_pocket"
 SEEDS = 3  # of the tasks that cost seconds; they show how much of a difference is noise
 
-Pretrain = Callable[[Path, Path], Path]  # (data, out) -> checkpoint directory
+Pretrain = Callable[[Path, Path], object]  # (data, run directory)
 
 
 def run_demo(
     out: Path, *, counts: PocketCounts, overwrite: bool, display: Display, pretrain: Pretrain
-) -> Path:
+) -> SuiteOptions:
     """Make or finish the demo's pictures and checkpoint in a folder; what is done is not done again.
+
+    Returns:
+        What the suite is to do: all tasks, for the checkpoint and for random weights.
 
     Raises:
         UsageError: the folder holds something else.
@@ -42,14 +45,10 @@ def run_demo(
     if not (data / "pocket.json").is_file():
         with display.task("pictures", sum(vars(counts).values())) as task:
             write_pocket(data, counts=counts, progress=lambda done, _: task.advance(1))
-    return pretrain(data / "imagenet", out / "pretrain")
-
-
-def demo_suite(out: Path, checkpoint: Path) -> SuiteOptions:
-    """Say what the suite of a demo does: all tasks, for the checkpoint and for random weights."""
+    pretrain(data / "imagenet", out / "pretrain")
     return SuiteOptions(
-        ckpts=(str(checkpoint),),
-        data_sets={name: out / "data" / name for name in DATA_SETS},
+        ckpts=(str(out / "pretrain"),),
+        data_sets={name: data / name for name in DATA_SETS},
         out=out / "runs",
         baseline="random",
         seeds=tuple(f"{task}={SEEDS}" for task in ("linear", "knn", "fewshot")),
