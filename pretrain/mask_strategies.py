@@ -48,7 +48,9 @@ def random_units(request: MaskRequest) -> Tensor:
     """Hide units at random, each choice equally likely (SimMIM, section 3.2)."""
     units = request.rows * request.columns
     noise = torch.stack([torch.rand(units, generator=own) for own in request.generators])
-    return first_hidden(noise.argsort(dim=1), request)
+    # Not sorted, as there may be tens of thousands of single pixels.
+    smallest = noise.topk(request.hidden, largest=False, sorted=False).indices
+    return first_hidden(smallest, request)
 
 
 def square(request: MaskRequest) -> Tensor:
