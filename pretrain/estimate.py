@@ -28,7 +28,7 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
 
     def forward(images: int) -> Tensor:
         pixels = torch.randn(images, spec.in_chans, *spec.img_size, device=device)
-        mask = recipe_masks(recipe, spec.patch_size, images, torch.Generator().manual_seed(0))
+        mask = recipe_masks(recipe, spec.patch_size, pixels, torch.Generator().manual_seed(0))
         loss: Tensor = model(pixels, mask.to(device)).loss
         return loss
 

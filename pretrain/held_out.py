@@ -13,7 +13,7 @@ import torch
 from pretrain.masking import recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from pretrain.visualize import draw, evenly
+from pretrain.visualize import draw, evenly, load_whole
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data import ImageDataset, eval_loader, eval_transform
 from simmim_bench.kernels import autocast
@@ -45,9 +45,10 @@ def held_out_loss(
     generator = torch.Generator().manual_seed(0)
     total = 0.0
     for pixels, _ in loader:
-        mask = recipe_masks(recipe, model.spec.patch_size, len(pixels), generator)
+        images_there = pixels.to(device)
+        mask = recipe_masks(recipe, model.spec.patch_size, images_there, generator)
         with autocast(device, precision):
-            loss = model(pixels.to(device), mask.to(device)).loss
+            loss = model(images_there, mask.to(device)).loss
         total += float(loss) * len(pixels)
     return total / len(images)
 
@@ -58,5 +59,6 @@ def draw_held_out(
     """Draw eight of the images, masked and reconstructed; `out` is None for a process that only helps."""
     chosen = evenly(images, PICTURES)
     generator = torch.Generator().manual_seed(0)
-    mask = recipe_masks(recipe, model.spec.patch_size, len(chosen), generator)
-    draw(model, chosen, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    pixels = load_whole(chosen, recipe.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mask = recipe_masks(recipe, model.spec.patch_size, pixels, generator)
+    draw(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -1,7 +1,8 @@
-"""SimMIM's random masking (arXiv 2111.09886, section 3.2), and two masks to look through.
+"""Masks by SimMIM's strategies and ours (arXiv 2111.09886, sections 3.2 and 4.1.1), and two to look through.
 
 In: the image's (H, W), the masking unit in pixels, and the share to hide with a generator, or boxes.
-Out: masks at the model's patch resolution, 1 where a patch is hidden.
+Out: masks at the model's patch resolution, 1 where a patch is hidden; at the image's, 1 where a pixel is
+hidden, for units that are smaller than a patch.
 """
 
 from __future__ import annotations
@@ -13,18 +14,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretrain.mask_content import multimodal, regions
+from pretrain.mask_strategies import MaskRequest, Strategy, blocks, random_units, square
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.errors import UsageError
 
 MASKS = 1  # tells an image's mask from its augmentation, which are drawn from the same seed
+STRATEGIES: dict[str, Strategy] = {
+    "random": random_units,
+    "square": square,
+    "block": blocks,
+    "pixels": random_units,  # units of one pixel
+    "regions": regions,
+    "multimodal": multimodal,
+}
 
 
 def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size: int) -> None:
     """Refuse sizes that do not divide each other.
 
+    Args:
+        mask_patch_size: side of the masking unit, as `masking_unit` gives it.
+
     Raises:
         UsageError: with the sizes that would do.
     """
+    if 1 <= mask_patch_size < patch_size:
+        raise UsageError(
+            f"masking units of {mask_patch_size} pixels are smaller than patch_size {patch_size}, and the "
+            f"model hides whole patches; use mask_patch_size {patch_size}, and another masking than pixels."
+        )
     if mask_patch_size < 1 or mask_patch_size % patch_size:
         raise UsageError(
             f"mask_patch_size {mask_patch_size} is not a multiple of patch_size {patch_size}; "
@@ -49,48 +68,75 @@ def random_masks(
     count: int,
     img_size: tuple[int, int],
     *,
+    masking: str = "random",
     mask_patch_size: int,
     patch_size: int,
     mask_ratio: float,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    images: Tensor | None = None,
 ) -> Tensor:
-    """Hide exactly ceil(mask_ratio * n) of an image's n masking units, each choice equally likely.
+    """Hide exactly ceil(mask_ratio * n) of an image's n masking units, chosen by a strategy.
 
     Args:
-        generator: one for all masks, or one a mask: then a mask depends on its own generator alone,
-            whatever batch or process it falls into.
+        masking: a name of `STRATEGIES`.
+        generator: one for all masks, in turn, or one a mask: then a mask depends on its own generator
+            (and its image) alone, whatever batch or process it falls into.
+        images: (count, C, H, W), in any scale, for the strategies that look at them.
 
     Returns:
-        (count, H / patch_size, W / patch_size) float of 0 and 1.
+        Float of 0 and 1: (count, H / patch_size, W / patch_size), or (count, H, W) where a unit is not
+        made of whole patches.
     """
-    rows, columns = img_size[0] // mask_patch_size, img_size[1] // mask_patch_size
-    units = rows * columns
-    hidden = math.ceil(mask_ratio * units)
-    if isinstance(generator, Sequence):
-        noise = torch.stack([torch.rand(units, generator=own) for own in generator])
-    else:
-        noise = torch.rand(count, units, generator=generator)
-    order = noise.argsort(dim=1)
-    masks = torch.zeros(count, units).scatter_(1, order[:, :hidden], 1.0).view(count, rows, columns)
-    scale = mask_patch_size // patch_size
-    return masks.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+    unit = masking_unit(masking, mask_patch_size)
+    rows, columns = img_size[0] // unit, img_size[1] // unit
+    request = MaskRequest(
+        rows=rows,
+        columns=columns,
+        hidden=math.ceil(mask_ratio * rows * columns),
+        generators=generator
+        if isinstance(generator, Sequence)
+        else [generator or torch.default_generator] * count,
+        images=images,
+    )
+    # Products in bfloat16, which a step under autocast takes, would move the borders of regions.
+    device = "cpu" if images is None else images.device.type
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        units = STRATEGIES[masking](request)
+    return _repeated(units, unit if unit % patch_size else unit // patch_size)
 
 
 def recipe_masks(
     recipe: PretrainRecipe,
     patch_size: int,
-    count: int,
+    images: Tensor,
     generator: torch.Generator | Sequence[torch.Generator],
 ) -> Tensor:
-    """Give the random masks of a recipe: (count, H / patch_size, W / patch_size)."""
+    """Give the masks of a recipe for images (B, C, H, W), as `random_masks` does."""
     return random_masks(
-        count,
+        len(images),
         recipe.img_size,
+        masking=recipe.masking,
         mask_patch_size=recipe.mask_patch_size,
         patch_size=patch_size,
         mask_ratio=recipe.mask_ratio,
         generator=generator,
+        images=images,
     )
+
+
+def masking_unit(masking: str, mask_patch_size: int) -> int:
+    """Give the side of a strategy's units in pixels: of single pixels it is 1."""
+    return 1 if masking == "pixels" else mask_patch_size
+
+
+def at_pixels(masks: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """Give masks (B, h, w) of patches or of pixels at the image's resolution (B, H, W)."""
+    return _repeated(masks, img_size[0] // masks.shape[1])
+
+
+def _repeated(masks: Tensor, times: int) -> Tensor:
+    """Repeat every cell of (..., h, w) so many times in both directions."""
+    return masks.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
 
 
 def centre_mask(
@@ -105,8 +151,7 @@ def centre_mask(
     shown = 1 - mask_ratio**0.5
     top, left = (min(round(side * shown / 2), (side - 1) // 2) for side in units.shape)
     units[top : units.shape[0] - top, left : units.shape[1] - left] = 1
-    scale = mask_patch_size // patch_size
-    return units.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+    return _repeated(units, mask_patch_size // patch_size)
 
 
 def box_mask(
@@ -127,5 +172,4 @@ def box_mask(
     hidden_rows = (rows < bottom) & (rows + mask_patch_size > top)
     hidden_columns = (columns < right) & (columns + mask_patch_size > left)
     units = (hidden_rows[:, None] & hidden_columns[None]).float()
-    scale = mask_patch_size // patch_size
-    return units.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+    return _repeated(units, mask_patch_size // patch_size)

@@ -12,6 +12,8 @@ from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
+Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
@@ -21,7 +23,11 @@ class PretrainRecipe(Recipe):
         arch: a name of `simmim_bench.archs`.
         img_size: (H, W) in pixels.
         mask_patch_size: side of the masking unit in pixels.
-        mask_ratio: share of units hidden, in (0, 1).
+        mask_ratio: share of units hidden, in (0, 1); exactly the ceiling of the share, by any `masking`.
+        masking: which units are hidden. "random", "square" (one, placed at random) and "block" (BEiT's)
+            are those of SimMIM's section 4.1.1; BEiT's are from arXiv 2106.08254, section 2.3. "pixels"
+            are single pixels, whatever mask_patch_size is. "regions" (of a segmentation of each image by
+            colour and place) and "multimodal" (like in colour, place and texture in turn) are ours.
         epochs, warmup_epochs: passes over the images.
         batch_size: images a step, in total.
         base_lr, warmup_lr, min_lr: for 512 images a step.
@@ -49,6 +55,7 @@ class PretrainRecipe(Recipe):
     clip_grad: float
     drop_path_rate: float
     crop_scale: tuple[float, float]
+    masking: Masking = "random"
     betas: tuple[float, float] = (0.9, 0.999)
     window_size: int | None = None
     norm_target: int = 0

@@ -6,6 +6,7 @@ model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 
 from pretrain.health import CollapseAlarm, trivial_loss
 from pretrain.held_out import draw_held_out, held_out_loss
-from pretrain.masking import check_mask_sizes, mask_generator, recipe_masks
+from pretrain.mask_distance import recipe_distance
+from pretrain.masking import check_mask_sizes, mask_generator, masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.archs import BackboneSpec, find_spec
@@ -138,8 +140,8 @@ def pretrain(
     def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
         pixels, _, indices = batch
         generators = [mask_generator(seed, epoch, int(index)) for index in indices]
-        mask = recipe_masks(recipe, spec.patch_size, len(pixels), generators)
         inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+        mask = recipe_masks(recipe, spec.patch_size, inputs, generators)
         loss: torch.Tensor = shared(inputs, mask.to(device, non_blocking=True)).loss
         return loss
 
@@ -169,12 +171,16 @@ def pretrain(
     )
     alarm = CollapseAlarm(trivial_loss(dataset, seed, IMAGENET_MEAN, IMAGENET_STD))
     run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
+    avg_dist = recipe_distance(recipe, spec.patch_size, dataset, seed)
+    run.log(f"{recipe.masking} masks: a hidden pixel is {avg_dist:.2f} pixels from what is visible")
 
     provenance: dict[str, Any] = {
         "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
         "method": "simmim",
         "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
         "norm_target": recipe.norm_target,
+        # SimMIM's AvgDist in pixels; None where the masks leave nothing visible.
+        "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
         "seed": seed,
         "init_from": init_from,
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
@@ -255,7 +261,9 @@ def pretrain(
 def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
     """Give the recipe's backbone, where image, mask and model fit each other."""
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    check_mask_sizes(recipe.img_size, recipe.mask_patch_size, spec.patch_size)
+    check_mask_sizes(
+        recipe.img_size, masking_unit(recipe.masking, recipe.mask_patch_size), spec.patch_size
+    )
     if any(size % spec.stride for size in recipe.img_size):
         raise UsageError(
             f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."

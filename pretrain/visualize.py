@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from pretrain.masking import box_mask, centre_mask, check_mask_sizes, random_masks
+from pretrain.masking import (
+    at_pixels,
+    box_mask,
+    centre_mask,
+    check_mask_sizes,
+    masking_unit,
+    random_masks,
+)
+from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim, local_statistics
 from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.data import covering_size, eval_transform
@@ -22,7 +30,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, replacing
 from simmim_bench.sources import ImageSource, any_images
 
-Masking = Literal["random", "centre", "boxes"]
+Shown = Masking | Literal["centre", "boxes"]
 
 GREY = 0.5
 SHOWN_PIXELS = 160
@@ -37,8 +45,8 @@ def reconstruction_grid(
     """Draw (B, 3, H, W) images as tiles, three an image, pixels in [0, 1]."""
     model.eval()
     output = model(images, mask)
-    patch = model.spec.patch_size
-    hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
+    size = (images.shape[2], images.shape[3])
+    hidden = at_pixels(mask, size).unsqueeze(1)
     reconstruction = output.reconstruction
     if (
         model.norm_target
@@ -62,22 +70,26 @@ def evenly(images: ImageSource, count: int) -> ImageSource:
     return images.subset([i * len(images) // count for i in range(count)])
 
 
+def load_whole(
+    images: ImageSource, img_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Load images whole, but for their borders: (B, 3, H, W), normalised."""
+    transform = eval_transform(img_size, crop_ratio=1.0, mean=mean, std=std)
+    return torch.stack([transform(images.read(i), images.name(i)) for i in range(len(images))])
+
+
 def draw(
     model: SimMIM,
-    images: ImageSource,
+    images: Tensor,
     mask: Tensor,
     out: Path | None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Draw images, each under its mask of (B, h, w), into a PNG, where `out` names one."""
+    """Draw images (B, 3, H, W), each under its mask of (B, h, w), into a PNG, where `out` names one."""
     device = next(model.parameters()).device
-    transform = eval_transform(model.spec.img_size, crop_ratio=1.0, mean=mean, std=std)
-    loaded = [transform(images.read(i), images.name(i)) for i in range(len(images))]
-    grid = reconstruction_grid(
-        model, torch.stack(loaded).to(device), mask.to(device), mean=mean, std=std
-    )
+    grid = reconstruction_grid(model, images.to(device), mask.to(device), mean=mean, std=std)
     if out is None:
         return
     with replacing(out) as temporary:
@@ -90,7 +102,7 @@ def draw_folder(
     out: Path,
     *,
     count: int,
-    masking: Masking,
+    masking: Shown,
     annotations: Path | None,
     mask_patch_size: int | None,
     mask_ratio: float,
@@ -99,7 +111,8 @@ def draw_folder(
     """Draw images of a folder through a pretraining checkpoint.
 
     Args:
-        masking: "random", a "centre" square, or the "boxes" of objects: each image's largest.
+        masking: a strategy of pretraining, a "centre" square, or the "boxes" of objects: each image's
+            largest.
         annotations: COCO's JSON of instances, which names the images with boxes.
 
     Raises:
@@ -110,34 +123,37 @@ def draw_folder(
         raise UsageError("--mask boxes and --annotations go together: the boxes are read there.")
     model = load_simmim(ckpt)
     size, patch = model.spec.img_size, model.spec.patch_size
-    unit = mask_patch_size or model.spec.stride
+    unit = masking_unit(masking, mask_patch_size or model.spec.stride)
     check_mask_sizes(size, unit, patch)
     checkpoint = read_checkpoint(ckpt)
-    images = any_images(data)
+    images, boxes = any_images(data), {}
     if annotations is not None:
         boxes = largest_boxes(annotations, size)
         known = [i for i in range(len(images)) if Path(images.name(i)).name in boxes]
         if not known:
             raise DataError(f"{annotations} has no object in any image of {data}.")
-        images = evenly(images.subset(known), count)
+        images = images.subset(known)
+    images = evenly(images, count)
+    pixels = load_whole(images, size, mean=checkpoint.mean, std=checkpoint.std)
+    if masking == "boxes":
         names = [Path(images.name(i)).name for i in range(len(images))]
         masks = [box_mask(boxes[n], size, mask_patch_size=unit, patch_size=patch) for n in names]
         mask = torch.stack(masks)
     elif masking == "centre":
-        images = evenly(images, count)
         one = centre_mask(size, mask_patch_size=unit, patch_size=patch, mask_ratio=mask_ratio)
         mask = one.expand(len(images), -1, -1)
     else:
-        images = evenly(images, count)
         mask = random_masks(
             len(images),
             size,
+            masking=masking,
             mask_patch_size=unit,
             patch_size=patch,
             mask_ratio=mask_ratio,
             generator=torch.Generator().manual_seed(seed),
+            images=pixels,
         )
-    draw(model, images, mask, out, mean=checkpoint.mean, std=checkpoint.std)
+    draw(model, pixels, mask, out, mean=checkpoint.mean, std=checkpoint.std)
 
 
 def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, list[float]]:

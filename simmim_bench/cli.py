@@ -602,10 +602,12 @@ def convert(
 @click.option(
     "--mask",
     "masking",
-    type=click.Choice(["random", "centre", "boxes"]),
+    type=click.Choice(
+        ["random", "square", "block", "pixels", "regions", "multimodal", "centre", "boxes"]
+    ),
     default="random",
     show_default=True,
-    help="Hide units at random, a centre square, or each image's largest object.",
+    help="Hide what a strategy of pretraining hides, a centre square, or each image's largest object.",
 )
 @click.option(
     "--annotations",
@@ -622,7 +624,7 @@ def convert(
     default=0.6,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Share hidden, at random or in the centre.",
+    help="Share hidden; boxes have their own.",
 )
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the masks.")
 def visualize(ckpt: str, images: Path, out: Path, **masking: Any) -> None:

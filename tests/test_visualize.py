@@ -85,7 +85,9 @@ def visualize(folder: Path, *more: str) -> object:
     return CliRunner().invoke(cli, ["visualize", *places, *out, *more]).exception
 
 
-@pytest.mark.parametrize("masking", ["random", "centre", "boxes"])
+@pytest.mark.parametrize(
+    "masking", ["random", "square", "block", "regions", "multimodal", "centre", "boxes"]
+)
 def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> None:
     more = ["--mask", masking, "--mask-patch-size", "4"]
     if masking == "boxes":
