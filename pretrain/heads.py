@@ -111,8 +111,9 @@ class InverseSwin(nn.Module):
 
     SimMIM's table 2 names such heads and gives their sizes; their code is not public. Our reading has the
     Swin's own widths, depths and heads, a linear layer that takes the encoder's width to its last
-    stage's, and patch expansions for patch mergings. After a Swin-B it has the table's 115 M and 175 M
-    parameters. Stages finer than what is predicted are left out; at the end each cell gives its own points.
+    stage's, and patch expansions for patch mergings. After a Swin-B it has the 115 M and 175 M
+    parameters that we recall of the table. Stages finer than what is predicted are left out; at the end
+    each cell gives its own points.
     """
 
     def __init__(self, arch: str, shape: HeadShape, generator: torch.Generator) -> None:

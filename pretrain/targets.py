@@ -292,11 +292,10 @@ class Clusters(Classes):
         colours = self.colours(images)
         flat = colours.permute(0, 2, 3, 1).flatten(0, 2)
         exact = "donot_use_mm_for_euclid_dist"  # whatever precision products are taken in
-        with torch.autocast(flat.device.type, enabled=False):
-            nearest = [
-                torch.cdist(part, self.palette, compute_mode=exact).argmin(1)
-                for part in flat.split(AT_A_TIME)
-            ]
+        nearest = [
+            torch.cdist(part, self.palette, compute_mode=exact).argmin(1)
+            for part in flat.split(AT_A_TIME)
+        ]
         return torch.cat(nearest).view(len(colours), 1, *colours.shape[-2:])
 
     @torch.no_grad()
