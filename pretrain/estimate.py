@@ -23,7 +23,7 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
         UsageError: sizes that do not divide each other.
     """
     spec = check_sizes(recipe)
-    model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target)
+    model = SimMIM(spec, recipe.design, drop_path_rate=recipe.drop_path_rate)
     model.to(device).train()
 
     def forward(images: int) -> Tensor:

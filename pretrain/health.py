@@ -1,18 +1,22 @@
 """Signs of a sick run, told while there is time: the trivial loss, and the alarm of a collapse.
 
-In: the training images; then losses and gradient norms as they come. Out: the loss of the best constant
-picture, which a model that has learnt nothing reaches, and a warning when a run falls back to it.
+In: the training images and what is predicted of them; then losses and gradient norms as they come. Out: the
+loss of the best constant picture, which a model that has learnt nothing reaches, and a warning when a run
+falls back to it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, median
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from pretrain.targets import Target
+from simmim_bench.images import normalise
 
 TRIVIAL_IMAGES = 256  # enough for the second digit of the loss
 WINDOW = 20  # figures that the alarm averages
@@ -21,10 +25,14 @@ LOST = 0.98  # ours: above this one it has lost it again
 VANISHED = 0.1  # ours: of the gradient's median norm
 
 
-def trivial_loss(
-    dataset: Dataset[tuple[Tensor, int]], seed: int, mean: Sequence[float], std: Sequence[float]
-) -> float:
-    """Give the mean L1 distance of pixels to the best constant of their channel, the channel's median.
+def some_images(
+    dataset: Dataset[tuple[Tensor, int]],
+    seed: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Give at most 256 images (1, C, H, W), normalised, on a device.
 
     Args:
         dataset: gives (image (C, H, W) uint8, label).
@@ -33,13 +41,18 @@ def trivial_loss(
     """
     count = len(dataset)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count, generator=generator)[:TRIVIAL_IMAGES].tolist()
-    # One pixel in so many is enough of a large image.
-    images = [dataset[i][0].flatten(1) for i in chosen]
-    step = max(1, images[0].shape[1] // 4096)
-    pixels = torch.cat([image[:, ::step] for image in images], dim=1) / 255
-    pixels = (pixels - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
-    return float((pixels - pixels.median(dim=1, keepdim=True).values).abs().mean())
+    for i in torch.randperm(count, generator=generator)[:TRIVIAL_IMAGES].tolist():
+        yield normalise(dataset[i][0].unsqueeze(0), mean, std, device)
+
+
+def trivial_loss(target: Target, images: Iterable[Tensor]) -> float:
+    """Give the loss of the best prediction that is the same for every point of images (1, C, H, W)."""
+    seen = []
+    for image in images:
+        points = target.of(image)[0].flatten(1)
+        # One point in so many is enough of a large image.
+        seen.append(points[:, :: max(1, points.shape[1] // 4096)])
+    return target.trivial_loss(torch.cat(seen, dim=1))
 
 
 class CollapseAlarm:

@@ -5,9 +5,10 @@ Learning rates are for 512 images a step, as SimMIM gives them, and are scaled t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from pretrain.design import Design
 from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Precision, Recipe, check_positive
@@ -16,8 +17,8 @@ Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainRecipe(Recipe):
-    """SimMIM pretraining.
+class PretrainRecipe(Design, Recipe):
+    """SimMIM pretraining, of the paper's design or another (`Design`).
 
     Attributes:
         arch: a name of `simmim_bench.archs`.
@@ -34,7 +35,6 @@ class PretrainRecipe(Recipe):
         schedule: "cosine" to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
         crop_scale: share of the image's area that a random crop covers.
         window_size: of a Swin; None for its own.
-        norm_target: predict pixels normalised by a square of so many pixels around them; 0 for plain ones.
         betas: of AdamW.
         precision: "auto" is bfloat16 on GPUs that have it and on processors that are faster with it.
     """
@@ -58,15 +58,20 @@ class PretrainRecipe(Recipe):
     masking: Masking = "random"
     betas: tuple[float, float] = (0.9, 0.999)
     window_size: int | None = None
-    norm_target: int = 0
     precision: Precision = "auto"
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Recipe.__post_init__(self)
+        Design.__post_init__(self)
         check_positive(self, "img_size", "mask_patch_size", "epochs", "batch_size", "base_lr")
         if not 0 < self.mask_ratio < 1:
             raise UsageError(f"mask_ratio {self.mask_ratio} is not in (0, 1); SimMIM uses 0.6.")
+
+    @property
+    def design(self) -> Design:
+        """What the model is made of besides its encoder."""
+        return Design(**{f.name: getattr(self, f.name) for f in fields(Design)})
 
 
 _SOURCES = {

@@ -7,21 +7,21 @@ model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pretrain.health import CollapseAlarm, trivial_loss
+from pretrain.design import Design, check_design
+from pretrain.health import CollapseAlarm, some_images, trivial_loss
 from pretrain.held_out import draw_held_out, held_out_loss
 from pretrain.mask_distance import recipe_distance
 from pretrain.masking import check_mask_sizes, mask_generator, masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
-from pretrain.simmim import SimMIM, load_simmim
+from pretrain.simmim import PAPER, SimMIM, load_simmim
 from simmim_bench.archs import BackboneSpec, find_spec
-from simmim_bench.backbones import build_backbone
 from simmim_bench.checkpoint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -97,7 +97,16 @@ def pretrain(
     device = team.device
     decided = decide_precision(recipe.precision, device, spec.num_features)
     precision = "bf16" if team.largest(decided == "bf16") else "fp32"
+    dataset = ImageDataset(
+        images,
+        partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
+        skip_unreadable=execution.skip_unreadable,
+    )
+    looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
     model = _start(recipe, spec, init_from, seed).to(device)
+    if init_from is None:
+        seed_everything(seed)
+        model.target.fit(looked_at(), seed)
     model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
     shared = team.share(
         model,
@@ -106,11 +115,6 @@ def pretrain(
         compiled=execution.compiled,
     )
 
-    dataset = ImageDataset(
-        images,
-        partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
-        skip_unreadable=execution.skip_unreadable,
-    )
     loader = EpochLoader(
         dataset,
         batch_size=recipe.batch_size,
@@ -169,7 +173,8 @@ def pretrain(
         + (f", {team.size} processes" if team.size > 1 else "")
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
-    alarm = CollapseAlarm(trivial_loss(dataset, seed, IMAGENET_MEAN, IMAGENET_STD))
+    run.log(f"predicts {model.target.describe()}")
+    alarm = CollapseAlarm(trivial_loss(model.target, looked_at()))
     run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
     avg_dist = recipe_distance(recipe, spec.patch_size, dataset, seed)
     run.log(f"{recipe.masking} masks: a hidden pixel is {avg_dist:.2f} pixels from what is visible")
@@ -178,7 +183,7 @@ def pretrain(
         "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
         "method": "simmim",
         "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
-        "norm_target": recipe.norm_target,
+        "design": asdict(recipe.design),
         # SimMIM's AvgDist in pixels; None where the masks leave nothing visible.
         "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
         "seed": seed,
@@ -240,7 +245,8 @@ def pretrain(
         team=team,
         accumulate=accumulate,
         watch=alarm.hear,
-        flops_per_image=FORWARD_AND_BACKWARD * _forward_flops(spec),
+        flops_per_image=FORWARD_AND_BACKWARD
+        * _forward_flops(spec, recipe.design, recipe.mask_ratio),
     )
     if dataset.skipped:  # by this process; a loader's processes count in the same place
         run.log(f"{dataset.skipped} images could not be read and were left out")
@@ -268,14 +274,13 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
         raise UsageError(
             f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
         )
+    check_design(recipe.design, spec)
     return spec
 
 
 def _start(recipe: PretrainRecipe, spec: BackboneSpec, init_from: str | None, seed: int) -> SimMIM:
     """Build the model, with new weights or those of another run."""
-    model = SimMIM(
-        spec, drop_path_rate=recipe.drop_path_rate, norm_target=recipe.norm_target, seed=seed
-    )
+    model = SimMIM(spec, recipe.design, drop_path_rate=recipe.drop_path_rate, seed=seed)
     if init_from is None:
         return model
     start = load_simmim(init_from)
@@ -284,15 +289,25 @@ def _start(recipe: PretrainRecipe, spec: BackboneSpec, init_from: str | None, se
             f"--init-from {init_from} is a {start.spec.arch} made for {start.spec.img_size} pixels, not "
             f"a {recipe.arch} for {recipe.img_size}; give the same arch and -o img_size=..."
         )
+    own, theirs = asdict(recipe.design), asdict(start.design)
+    if _shapes(model) != _shapes(start):
+        differs = [f"{key}={theirs[key]}" for key in own if own[key] != theirs[key]]
+        raise UsageError(
+            f"--init-from {init_from} has other parts than this recipe's model; give -o {' -o '.join(differs)}."
+        )
     model.load_state_dict(start.state_dict())
     return model
 
 
-def _forward_flops(spec: BackboneSpec) -> int:
+def _shapes(model: SimMIM) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def _forward_flops(spec: BackboneSpec, design: Design = PAPER, mask_ratio: float = 0.6) -> int:
     """Count the floating-point operations of one image's forward pass, on shapes alone."""
     with torch.device("meta"):
-        encoder = build_backbone(spec, form="pretrain")
+        model = SimMIM(spec, design)
     image = torch.empty(1, spec.in_chans, *spec.img_size, device="meta")
-    of_encoder = count_flops(lambda: encoder.encode(encoder.embed(image)))
-    cells = (spec.img_size[0] // spec.stride) * (spec.img_size[1] // spec.stride)
-    return of_encoder + 2 * cells * spec.num_features * spec.stride**2 * spec.in_chans
+    mask = torch.zeros(1, *spec.grid)  # how many patches are hidden shapes what is computed
+    mask.view(-1)[: round(mask_ratio * mask.numel())] = 1
+    return count_flops(lambda: model(image, mask))

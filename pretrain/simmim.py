@@ -3,7 +3,8 @@
 In: images (B, C, H, W), normalised, and masks (B, H/p, W/p), 1 = hidden.
 Out: loss, reconstruction (B, C, H, W) and the encoder's features (B, D, h, w).
 Equals the official models/simmim.py, by numbers; with `norm_target`, that of the Swin-Transformer
-repository, which predicts pixels normalised by their surroundings.
+repository, which predicts pixels normalised by their surroundings. The parts that the paper and others
+tried instead are in `encoder_input.py`, `heads.py` and `targets.py`; a `Design` says which are taken.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.design import Design, check_design, design_of
+from pretrain.encoder_input import ENCODER_INPUTS, LightDecoder
+from pretrain.heads import HEADS, Aggregate, head_shape
+from pretrain.targets import TARGETS
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.backbones import build_backbone
 from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, UsageError
+
+PAPER = Design()
 
 
 class SimMIMOutput(NamedTuple):
@@ -29,77 +35,69 @@ class SimMIMOutput(NamedTuple):
 
 
 class SimMIM(nn.Module):
-    """A backbone in its pretraining form with SimMIM's mask token and head."""
+    """A backbone in its pretraining form with SimMIM's mask token and head, or what a design has instead.
+
+    Raises:
+        UsageError: the backbone cannot have the design.
+    """
 
     def __init__(
         self,
         spec: BackboneSpec,
+        design: Design = PAPER,
         *,
         drop_path_rate: float = 0.0,
-        norm_target: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.spec, self.norm_target = spec, norm_target
+        check_design(design, spec)
+        self.spec, self.design = spec, design
         self.encoder = build_backbone(
             spec, form="pretrain", drop_path_rate=drop_path_rate, seed=seed
         )
         generator = torch.Generator().manual_seed(seed)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
-        bound = 0.02 if spec.narrow_init else 2.0
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound, generator=generator)
-        # A 1x1 convolution and a pixel shuffle: each cell of the last map gives its own pixels.
-        self.decoder = nn.Conv2d(spec.num_features, spec.stride**2 * spec.in_chans, kernel_size=1)
-        bound = spec.num_features**-0.5  # torch's own default for this layer, from our seed
-        nn.init.uniform_(self.decoder.weight, -bound, bound, generator=generator)
-        assert self.decoder.bias is not None
-        nn.init.uniform_(self.decoder.bias, -bound, bound, generator=generator)
+        self.input = ENCODER_INPUTS[design.encoder_input]
+        self.mask_token = None
+        if self.input.takes_mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+            bound = 0.02 if spec.narrow_init else 2.0
+            nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound, generator=generator)
+        self.target = TARGETS[design.target](design, spec)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.aggregate = Aggregate(spec) if design.aggregate else None
+            self.light = LightDecoder(spec) if self.input.needs_light_decoder else None
+            shape = head_shape(
+                spec,
+                width=spec.num_features if self.light is None else self.light.width,
+                channels=self.target.channels,
+                stride=self.target.stride,
+            )
+            self.decoder = HEADS[design.head](shape, generator)
 
     def forward(self, images: Tensor, mask: Tensor) -> SimMIMOutput:
-        """Hide, encode, reconstruct and score.
+        """Hide, encode, predict and score.
 
         Args:
             images: (B, C, H, W) float, normalised.
             mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder.
 
         Returns:
-            The loss is the L1 distance over hidden pixels, divided by their number and by C.
+            The paper's loss is the L1 distance over hidden pixels, divided by their number and by C. The
+            reconstruction is in the target's own units: normalised where a target is.
         """
-        target = images.float()
-        if self.norm_target:
-            mean, deviation = local_statistics(target, self.norm_target)
-            target = (target - mean) / deviation
-        tokens = self.encoder.embed(images)
-        hidden = mask.to(tokens).unsqueeze(-1)
-        tokens = tokens * (1 - hidden) + self.mask_token.to(tokens) * hidden
-        features = self.encoder.encode(tokens)
-        reconstruction = F.pixel_shuffle(self.decoder(features), self.spec.stride).float()
+        target = self.target.of(images)
+        levels = self.aggregate is not None
+        maps = self.input.see(self.encoder, images, mask, self.mask_token, levels)
+        features = maps[-1]
+        seen = features if self.aggregate is None else self.aggregate(maps)
+        seen = seen if self.light is None else self.light(seen, mask)
+        prediction = self.decoder(seen).float()
 
         patch = self.spec.patch_size
-        pixels = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
-        pixels = pixels.to(reconstruction)
-        distance = (target - reconstruction).abs()
-        # 1e-5: the official guard against a mask that hides nothing.
-        loss = (distance * pixels).sum() / (pixels.sum() + 1e-5) / images.shape[1]
-        return SimMIMOutput(loss, reconstruction, features)
-
-
-def local_statistics(images: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Give the mean and deviation of every pixel's surroundings, each (B, C, H, W).
-
-    Swin-Transformer's SimMIM for Swin V2 predicts pixels normalised by them (models/simmim.py,
-    NORM_TARGET; 47 pixels).
-
-    Args:
-        images: (B, C, H, W).
-        side: of the square around each pixel, odd; what lies outside the image does not count.
-    """
-    padding = side // 2
-    mean = F.avg_pool2d(images, side, 1, padding, count_include_pad=False)
-    square = F.avg_pool2d(images**2, side, 1, padding, count_include_pad=False)
-    count = F.avg_pool2d(torch.ones_like(images), side, 1, padding) * side**2
-    variance = ((square - mean**2) * count / (count - 1)).clamp(min=0)
-    return mean, (variance + 1e-6) ** 0.5
+        hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
+        loss = self.target.loss(prediction, target, hidden.to(prediction))
+        return SimMIMOutput(loss, self.target.to_pixels(prediction), features)
 
 
 def load_simmim(ckpt: str) -> SimMIM:
@@ -110,15 +108,16 @@ def load_simmim(ckpt: str) -> SimMIM:
     """
     checkpoint = read_checkpoint(ckpt)
     state = checkpoint.state or {}
-    if checkpoint.form != "pretrain" or not {"mask_token", "decoder.weight"} <= state.keys():
+    has_head = any(name.startswith("decoder.") for name in state)
+    if checkpoint.form != "pretrain" or not has_head:
         raise DataError(
             f"{ckpt} has no SimMIM head: give a checkpoint that `simmim-bench pretrain` wrote, or an "
             "official SimMIM pretraining file."
         )
-    model = SimMIM(checkpoint.spec, norm_target=checkpoint.provenance.get("norm_target", 0))
     try:
+        model = SimMIM(checkpoint.spec, design_of(checkpoint.provenance))
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError, UsageError) as error:
         raise DataError(
             f"checkpoint {ckpt} does not fit {checkpoint.spec.arch}: {error}"
         ) from error

@@ -23,7 +23,7 @@ from pretrain.masking import (
     random_masks,
 )
 from pretrain.recipes import Masking
-from pretrain.simmim import SimMIM, load_simmim, local_statistics
+from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.data import covering_size, eval_transform
 from simmim_bench.errors import DataError, UsageError
@@ -47,12 +47,7 @@ def reconstruction_grid(
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
     hidden = at_pixels(mask, size).unsqueeze(1)
-    reconstruction = output.reconstruction
-    if (
-        model.norm_target
-    ):  # it predicts pixels normalised by their surroundings: those are lent to it
-        local_mean, local_deviation = local_statistics(images, model.norm_target)
-        reconstruction = reconstruction * local_deviation + local_mean
+    reconstruction = model.target.restore(output.reconstruction, images)
     scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
     original = images * scale + shift
     pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden

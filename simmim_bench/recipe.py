@@ -76,6 +76,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "test_scales": (1e-2, 100),
     "window_size": (1, 1024),
     "norm_target": (0, 1023),
+    "target_size": (0, LARGE),
+    "bins": (2, 256),
+    "clusters": (2, 4096),
 }
 
 

@@ -132,6 +132,12 @@ class Swin(nn.Module):
         """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h', w')."""
         return self._run(tokens)[-1].permute(0, 3, 1, 2)
 
+    def encode_levels(self, tokens: Tensor) -> list[Tensor]:
+        """Give a map (B, C, h, w) for every stage of tokens (B, h, w, C); the last is `encode`'s."""
+        *earlier, last = self._run(tokens)
+        maps = [F.layer_norm(x, x.shape[-1:]) for x in earlier] + [last]
+        return [x.permute(0, 3, 1, 2) for x in maps]
+
     def forward_maps(self, images: Tensor) -> list[Tensor]:
         """Give a map (B, C, h, w) for every stage, h = ceil(H / stride).
 
@@ -139,9 +145,7 @@ class Swin(nn.Module):
         there, which the 1x1 convolution that every neck begins with does as well; without them a
         checkpoint has nothing missing.
         """
-        *earlier, last = self._run(self.embed(images))
-        maps = [F.layer_norm(x, x.shape[-1:]) for x in earlier] + [last]
-        return [x.permute(0, 3, 1, 2).contiguous() for x in maps]
+        return [x.contiguous() for x in self.encode_levels(self.embed(images))]
 
     def forward_pooled(self, images: Tensor) -> Tensor:
         """Give the mean token after every stage: (B, stages, 1, C), narrower ones filled with zeros."""

@@ -250,8 +250,13 @@ class ViT(nn.Module):
         first = int(self.has_class_token)
         return [x[:, first:].unflatten(1, grid) for x in self._run_all(tokens)]
 
-    def _run_all(self, tokens: Tensor) -> list[Tensor]:
-        """Give the class token, if there is one, and the patch tokens (B, [1 +] h * w, C) after every block."""
+    def _run_all(self, tokens: Tensor, seen: Tensor | None = None) -> list[Tensor]:
+        """Give the class token, if there is one, and the patch tokens (B, [1 +] L, C) after every block.
+
+        Args:
+            tokens: (B, h, w, C).
+            seen: (B, V) long, which of the h * w patches there are, in the pretraining form; None for all.
+        """
         grid = (tokens.shape[1], tokens.shape[2])
         if self.spec.sincos_position:
             tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
@@ -262,6 +267,11 @@ class ViT(nn.Module):
             places = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
             x = x + (places if self.has_class_token else places[:, 1:])
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        if seen is not None:
+            kept = F.pad(seen + 1, (1, 0))  # the class token stays
+            x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            if shared is not None:
+                shared = shared[0][:, kept.unsqueeze(2), kept.unsqueeze(1)].transpose(0, 1)
         after_blocks = []
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -274,6 +284,35 @@ class ViT(nn.Module):
     def encode(self, tokens: Tensor) -> Tensor:
         """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h, w)."""
         return self.norm(self._run(tokens)[-1]).permute(0, 3, 1, 2)
+
+    def encode_levels(self, tokens: Tensor) -> list[Tensor]:
+        """Give a map (B, C, h, w) for every feature level of tokens (B, h, w, C); the last is `encode`'s."""
+        return [x.permute(0, 3, 1, 2) for x in self._normed_levels(self._run(tokens))]
+
+    def encode_visible(self, tokens: Tensor, seen: Tensor) -> list[Tensor]:
+        """Encode some of the patches alone, for a model in its pretraining form without the others.
+
+        Args:
+            tokens: (B, h, w, C).
+            seen: (B, V) long, which of the h * w patches the encoder sees, each where it belongs.
+
+        Returns:
+            A map (B, C, h, w) for every feature level, zero where nothing was seen.
+        """
+        grid = (tokens.shape[1], tokens.shape[2])
+        after_blocks = [x[:, 1:] for x in self._run_all(tokens, seen)]
+        maps = []
+        for level in self._normed_levels(after_blocks):
+            places = seen.unsqueeze(-1).expand_as(level)
+            empty = level.new_zeros(len(level), grid[0] * grid[1], level.shape[-1])
+            maps.append(empty.scatter(1, places, level).unflatten(1, grid).permute(0, 3, 1, 2))
+        return maps
+
+    def _normed_levels(self, after_blocks: list[Tensor]) -> list[Tensor]:
+        """Normalise the earlier levels without weights, as for a detector, and the last as for SimMIM."""
+        levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
+        earlier = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels[:-1]]
+        return [*earlier, self.norm(levels[-1])]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
         """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride).

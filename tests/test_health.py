@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from torch.utils.data import TensorDataset
 
-from pretrain.health import WINDOW, CollapseAlarm, trivial_loss
+from pretrain.design import Design
+from pretrain.health import WINDOW, CollapseAlarm, some_images, trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.run import pretrain
+from pretrain.targets import Pixels
 from simmim_bench.data import ImageDataset
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -31,7 +34,10 @@ def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
         min(float((images[:, channel] / 255 - constant).abs().mean()) for constant in constants)
         for channel in range(2)
     ]
-    found = trivial_loss(dataset, 0, (0.5, 0.1), (1.0, 0.5))
+    spec = replace(TINY["vit"], in_chans=2, img_size=(8, 8))
+    cpu = torch.device("cpu")
+    seen = some_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
+    found = trivial_loss(Pixels(Design(), spec), seen)
     assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from pretrain.design import Design
 from pretrain.masking import check_mask_sizes, random_masks
-from pretrain.simmim import SimMIM, local_statistics
+from pretrain.simmim import SimMIM
+from pretrain.targets import local_statistics
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.errors import UsageError
 
@@ -87,7 +89,7 @@ def test_the_local_statistics_are_those_of_every_square() -> None:
 
 
 def test_a_normalised_target_is_what_the_loss_sees(tiny_spec: BackboneSpec) -> None:
-    model = SimMIM(tiny_spec, norm_target=7).eval()
+    model = SimMIM(tiny_spec, Design(norm_target=7)).eval()
     images, mask = torch.randn(2, 3, *tiny_spec.img_size), masks_for(tiny_spec, 2)
     output = model(images, mask)
     mean, deviation = local_statistics(images, 7)
