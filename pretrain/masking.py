@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.mask_content import multimodal, regions
@@ -34,17 +35,13 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
     """Refuse sizes that do not divide each other.
 
     Args:
-        mask_patch_size: side of the masking unit, as `masking_unit` gives it.
+        mask_patch_size: side of the masking unit, as `masking_unit` gives it; below patch_size the
+            model hides pixels instead of patches.
 
     Raises:
         UsageError: with the sizes that would do.
     """
-    if 1 <= mask_patch_size < patch_size:
-        raise UsageError(
-            f"masking units of {mask_patch_size} pixels are smaller than patch_size {patch_size}, and the "
-            f"model hides whole patches; use mask_patch_size {patch_size}, and another masking than pixels."
-        )
-    if mask_patch_size < 1 or mask_patch_size % patch_size:
+    if mask_patch_size < 1 or (mask_patch_size > patch_size and mask_patch_size % patch_size):
         raise UsageError(
             f"mask_patch_size {mask_patch_size} is not a multiple of patch_size {patch_size}; "
             f"use {max(1, mask_patch_size // patch_size) * patch_size}."
@@ -132,6 +129,11 @@ def masking_unit(masking: str, mask_patch_size: int) -> int:
 def at_pixels(masks: Tensor, img_size: tuple[int, int]) -> Tensor:
     """Give masks (B, h, w) of patches or of pixels at the image's resolution (B, H, W)."""
     return _repeated(masks, img_size[0] // masks.shape[1])
+
+
+def hidden_patches(masks: Tensor, patch_size: int) -> Tensor:
+    """Tell which patches have no visible pixel: (B, H, W) of pixels to (B, H / p, W / p)."""
+    return 1 - F.max_pool2d(1 - masks, patch_size)
 
 
 def _repeated(masks: Tensor, times: int) -> Tensor:

@@ -1,6 +1,6 @@
 """SimMIM (arXiv 2111.09886, section 3): mask token, encoder, one linear layer, L1 on hidden pixels.
 
-In: images (B, C, H, W), normalised, and masks (B, H/p, W/p), 1 = hidden.
+In: images (B, C, H, W), normalised, and masks (B, H/p, W/p) of patches or (B, H, W) of pixels, 1 = hidden.
 Out: loss, reconstruction (B, C, H, W) and the encoder's features (B, D, h, w).
 Equals the official models/simmim.py, by numbers; with `norm_target`, that of the Swin-Transformer
 repository, which predicts pixels normalised by their surroundings. The parts that the paper and others
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pretrain.design import Design, check_design, design_of
 from pretrain.encoder_input import ENCODER_INPUTS, LightDecoder
 from pretrain.heads import HEADS, Aggregate, head_shape
+from pretrain.masking import at_pixels, hidden_patches
 from pretrain.targets import TARGETS
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.backbones import build_backbone
@@ -80,22 +81,24 @@ class SimMIM(nn.Module):
 
         Args:
             images: (B, C, H, W) float, normalised.
-            mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder.
+            mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder; or (B, H, W), of
+                pixels: a hidden one is 0, the mean colour, and a patch of hidden ones alone the mask token.
 
         Returns:
             The paper's loss is the L1 distance over hidden pixels, divided by their number and by C. The
             reconstruction is in the target's own units: normalised where a target is.
         """
         target = self.target.of(images)
+        hidden = at_pixels(mask, (images.shape[2], images.shape[3])).unsqueeze(1)
+        if mask.shape[1:] == images.shape[2:]:
+            images = images * (1 - hidden.to(images))
+            mask = hidden_patches(mask, self.spec.patch_size)
         levels = self.aggregate is not None
         maps = self.input.see(self.encoder, images, mask, self.mask_token, levels)
         features = maps[-1]
         seen = features if self.aggregate is None else self.aggregate(maps)
         seen = seen if self.light is None else self.light(seen, mask)
         prediction = self.decoder(seen).float()
-
-        patch = self.spec.patch_size
-        hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
         loss = self.target.loss(prediction, target, hidden.to(prediction))
         return SimMIMOutput(loss, self.target.to_pixels(prediction), features)
 

@@ -29,10 +29,11 @@ from pretrain.mask_content import (
 )
 from pretrain.mask_distance import average_distance, recipe_distance
 from pretrain.mask_strategies import MaskRequest
-from pretrain.masking import STRATEGIES, at_pixels, mask_generator, random_masks
+from pretrain.masking import STRATEGIES, at_pixels, hidden_patches, mask_generator, random_masks
 from pretrain.recipes import POCKET, Masking
 from pretrain.run import check_sizes
-from pretrain.simmim import load_simmim
+from pretrain.simmim import SimMIM, load_simmim
+from simmim_bench.archs import BackboneSpec
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.cli import cli
 from simmim_bench.data import EpochLoader, ImageDataset
@@ -536,12 +537,52 @@ def test_a_recipe_without_a_choice_hides_as_it_did() -> None:
     assert replace(POCKET, masking="block").sha256() != POCKET.sha256()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"masking": "pixels"}, {"masking": "random", "mask_patch_size": 2}]
-)
-def test_units_that_are_smaller_than_a_patch_are_refused(changes: dict) -> None:
-    with pytest.raises(UsageError, match=r"units of [12] pixels are smaller than patch_size 4"):
+def test_units_are_whole_patches_or_smaller_than_one_and_divide_the_image() -> None:
+    for changes in ({"masking": "pixels"}, {"mask_patch_size": 2}, {"mask_patch_size": 16}):
         check_sizes(replace(POCKET, **changes))
+    with pytest.raises(UsageError, match="mask_patch_size 10 is not a multiple of patch_size 4"):
+        check_sizes(replace(POCKET, mask_patch_size=10))
+    with pytest.raises(UsageError, match="img_size 32 is not a multiple of mask_patch_size 3"):
+        check_sizes(replace(POCKET, mask_patch_size=3))
+
+
+def test_a_patch_is_hidden_where_all_its_pixels_are() -> None:
+    masks = (torch.rand(3, 12, 8, generator=torch.Generator().manual_seed(0)) < 0.7).float()
+    masks[:, 4:6, 2:4] = 1
+    patches = hidden_patches(masks, 2)
+    for b, y, x in itertools.product(range(3), range(6), range(4)):
+        assert patches[b, y, x] == masks[b, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
+
+
+def test_the_model_sees_visible_pixels_alone_and_is_scored_on_hidden_ones_alone(
+    tiny_spec: BackboneSpec,
+) -> None:
+    model = SimMIM(tiny_spec).eval()
+    images = torch.randn(2, 3, *tiny_spec.img_size)
+    sizes = {"mask_patch_size": 1, "patch_size": tiny_spec.patch_size, "mask_ratio": 0.6}
+    mask = random_masks(2, tiny_spec.img_size, masking="pixels", **sizes)
+    output, hidden = model(images, mask), mask.unsqueeze(1)
+    other = model(images + hidden * torch.randn_like(images), mask)
+    assert torch.equal(output.features, other.features)
+    shown = model(images + (1 - hidden) * 7, mask)
+    assert not torch.allclose(output.features, shown.features)
+    distance = (images - output.reconstruction).abs().mean(1)
+    assert output.loss.item() == pytest.approx(distance[mask.bool()].mean().item(), rel=1e-5)
+    output.loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_mask_of_patches_is_the_same_at_the_resolution_of_pixels(
+    tiny_spec: BackboneSpec,
+) -> None:
+    model = SimMIM(tiny_spec).eval()
+    images = torch.randn(2, 3, *tiny_spec.img_size)
+    mask = random_masks(
+        2, tiny_spec.img_size, mask_patch_size=16, patch_size=tiny_spec.patch_size, mask_ratio=0.6
+    )
+    of_patches, of_pixels = model(images, mask), model(images, at_pixels(mask, tiny_spec.img_size))
+    for one, other in zip(of_patches, of_pixels, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
 
 
 def pretrain(out: Path, data: Path, *more: str) -> int:
@@ -553,7 +594,7 @@ def pretrain(out: Path, data: Path, *more: str) -> int:
     return result.exit_code
 
 
-@pytest.mark.parametrize("masking", sorted({*NAMES} - {"pixels"}))
+@pytest.mark.parametrize("masking", NAMES)
 def test_a_run_keeps_the_distance_of_its_own_masks(
     masking: str, tmp_path: Path, pocket: Path
 ) -> None:

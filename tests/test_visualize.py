@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def visualize(folder: Path, *more: str) -> object:
 
 
 @pytest.mark.parametrize(
-    "masking", ["random", "square", "block", "regions", "multimodal", "centre", "boxes"]
+    "masking", ["random", "square", "block", "pixels", "regions", "multimodal", "centre", "boxes"]
 )
 def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> None:
     more = ["--mask", masking, "--mask-patch-size", "4"]
@@ -105,7 +106,8 @@ def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> Non
         assert hidden[8:24, 8:24].all()
         assert not hidden[:4].any()
     else:
-        assert hidden.mean() == pytest.approx(39 / 64)  # ceil(0.6 * 64) units
+        units = 32**2 if masking == "pixels" else 8**2
+        assert hidden.mean() == pytest.approx(math.ceil(0.6 * units) / units)
 
 
 @pytest.mark.parametrize(
