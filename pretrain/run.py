@@ -275,6 +275,12 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
             f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
         )
     check_design(recipe.design, spec)
+    unit = masking_unit(recipe.masking, recipe.mask_patch_size)
+    if recipe.encoder_input == "visible" and unit % spec.patch_size:
+        raise UsageError(
+            f"encoder_input visible needs whole patches hidden, and masking units of {unit} pixels are less than "
+            f"{recipe.arch}'s patches of {spec.patch_size}; use -o encoder_input=tokens."
+        )
     return spec
 
 

@@ -20,7 +20,7 @@ from pretrain.heads import HEADS, HeadShape, InverseSwin, head_shape
 from pretrain.health import trivial_loss
 from pretrain.masking import random_masks
 from pretrain.recipes import POCKET
-from pretrain.run import pretrain
+from pretrain.run import check_sizes, pretrain
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets import TARGETS, Clusters, Pixels, Target
 from simmim_bench.archs import BackboneSpec, find_spec
@@ -457,7 +457,7 @@ def test_hidden_zeros_are_the_mean_colour() -> None:
 )
 def test_heads_are_as_large_as_in_the_papers_table(head: str, millions: float) -> None:
     with torch.device("meta"):
-        model = SimMIM(find_spec("swin_b"), Design(head=head))  # type: ignore[arg-type]
+        model = SimMIM(find_spec("swin_b"), Design(head=head))
     found = sum(p.numel() for p in model.parameters()) / 1e6
     assert found == pytest.approx(millions, abs=0.4)
 
@@ -509,6 +509,12 @@ def test_visible_patches_must_be_as_many_in_every_image() -> None:
         model(pictures(model.spec), mask)
 
 
+@pytest.mark.parametrize("units", [("masking=pixels",), ("img_size=32", "mask_patch_size=2")])
+def test_visible_patches_are_whole(units: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="less than vit_pocket's patches of 4"):
+        check_sizes(override(POCKET, [*units, "encoder_input=visible"]))
+
+
 def test_a_design_of_a_newer_version_is_bad_data(tmp_path: Path) -> None:
     ckpt = save(built("paper"), tmp_path / "ckpt")
     meta = tmp_path / "ckpt" / "meta.json"
@@ -538,7 +544,7 @@ def test_a_run_keeps_its_design_and_its_palette(tmp_path: Path, pocket: Path) ->
     assert "predicts 20 colours of the data" in (tmp_path / "first" / "log.txt").read_text()
     # Going on from it keeps what the classes mean, whatever the data are.
     second = load_simmim(str(run(tmp_path / "second", data, *choices, init_from=str(first))))
-    assert torch.equal(second.target.palette, model.target.palette)  # type: ignore[arg-type]
+    assert torch.equal(second.target.palette, model.target.palette)
     with pytest.raises(UsageError, match=r"other parts .* give -o aggregate=True -o target=clust"):
         run(tmp_path / "third", data, init_from=str(first))
 
