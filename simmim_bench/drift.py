@@ -39,7 +39,7 @@ def check_records(
         found = [
             *_scores(path, record),
             *_recipe(path, record, recipes),
-            *_checkpoint(record, hash_of),
+            *_checkpoint(path, record, hash_of),
             *_status(record),
         ]
         problems += [f"{path}: {problem}" for problem in found]
@@ -117,8 +117,13 @@ def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
 
 
-def _checkpoint(record: Record, hash_of: Callable[[str], str | None]) -> list[str]:
-    """Compare the checkpoint with what is now under its name; one that is gone cannot be."""
+def _checkpoint(path: Path, record: Record, hash_of: Callable[[str], str | None]) -> list[str]:
+    """Compare the checkpoint with what is now under its name; one that is gone cannot be.
+
+    Of a record that was kept elsewhere than in its run, nobody knows from which folder the name counts.
+    """
+    if not (path.parent / "env.json").is_file():
+        return []
     name, sha256 = record.checkpoint["name"], record.checkpoint["sha256"]
     found = hash_of(name)
     if found is None or found == sha256:

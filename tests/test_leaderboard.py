@@ -443,6 +443,7 @@ def test_another_checkpoint_under_the_same_name_is_found(tmp_path: Path) -> None
     described = json.loads(path.read_text())["checkpoint"]
     sha256 = json.loads((checkpoint / "meta.json").read_text())["sha256"]
     change(path, checkpoint=described | {"name": str(checkpoint), "sha256": sha256})
+    (path.parent / "env.json").write_text("{}")  # it is still in its run
     arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     assert (
         CliRunner().invoke(cli, ["leaderboard", "build", "--no-reported", *arguments]).exit_code
@@ -453,6 +454,8 @@ def test_another_checkpoint_under_the_same_name_is_found(tmp_path: Path) -> None
     code, said = build_and_check(tmp_path / "runs")
     assert code == 6
     assert f"{path}: checkpoint {checkpoint} is another" in said
+    (path.parent / "env.json").unlink()
+    assert build_and_check(tmp_path / "runs")[0] == 0
 
 
 @pytest.mark.parametrize(
