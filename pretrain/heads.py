@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from simmim_bench.archs import ARCHS, BackboneSpec
+from simmim_bench.kernels import choose_attention
 
 SWIN_WINDOW = 7  # Swin's own (arXiv 2103.14030, section 4), where the encoder has none
 NARROWEST = 32  # ours: channels that transposed convolutions do not go below
@@ -143,6 +145,11 @@ class InverseSwin(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
         self.last = LinearHead(width, shape.channels, shape.factor >> (stages - 1), generator)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, each with its own attention kernel."""
+        choose_attention(self, training=mode)
+        return super().train(mode)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, D, h, w) to (B, K, h * f, w * f)."""

@@ -136,7 +136,7 @@ class Pixels(Target):
         what = (
             f"pixels normalised by {self.side} x {self.side} around them" if self.side else "pixels"
         )
-        return f"{what}{_reduced(self.stride)}, {self.loss_name}"
+        return f"{what}{_averaged(self.stride)}, {self.loss_name}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Take out of images (B, C, H, W) what is not to be predicted."""
@@ -184,7 +184,7 @@ class PatchNorm(Pixels):
     def describe(self) -> str:
         """Say in a few words what is predicted."""
         what = f"pixels normalised by their patch of {self.patch} x {self.patch}"
-        return f"{what}{_reduced(self.stride)}, {self.loss_name}"
+        return f"{what}{_averaged(self.stride)}, {self.loss_name}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Take each patch's mean and deviation out of it."""
@@ -227,7 +227,8 @@ class Classes(Target):
 
     def trivial_loss(self, targets: Tensor) -> float:
         """Give the entropy of the classes' shares, the mean of all G."""
-        shares = F.one_hot(targets, self.classes).double().mean(1)
+        counts = torch.stack([row.bincount(minlength=self.classes) for row in targets]).double()
+        shares = counts / targets.shape[1]
         return float(torch.special.entr(shares).sum(1).mean())
 
 
@@ -311,6 +312,10 @@ TARGETS: dict[str, Callable[[Design, BackboneSpec], Target]] = {
     "bins": Bins,
     "clusters": Clusters,
 }
+
+
+def _averaged(stride: int) -> str:
+    return f", averaged over {stride} x {stride}" if stride > 1 else ""
 
 
 def _reduced(stride: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import official
 import pytest
 
+from pretrain.design import Design
 from pretrain.recipes import RECIPES as PRETRAIN
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.archs import find_spec
@@ -58,12 +59,14 @@ def test_pretraining_recipes_hold_the_official_numbers(name: str) -> None:
         "TRAIN.OPTIMIZER.BETAS": "betas",
     }
     fields = held(recipe, found, keys)
-    assert recipe.norm_target == found.get("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 0)
+    norm_target = found.get("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 0)
+    assert recipe.design == Design(norm_target=norm_target)
     assert recipe.crop_scale == (0.67, 1.0)  # data/data_simmim.py
     spec = find_spec(recipe.arch)
     sizes = (spec.embed_dim, spec.depths, spec.num_heads)
     assert sizes == (found["EMBED_DIM"], found["DEPTHS"], found["NUM_HEADS"])
-    assert not unheld(recipe, fields | {"norm_target", "crop_scale", "arch"})
+    fields |= {f.name for f in dataclasses.fields(Design)}
+    assert not unheld(recipe, fields | {"crop_scale", "arch"})
 
 
 @pytest.mark.parametrize("name", sorted(official.FINETUNE))
