@@ -121,13 +121,16 @@ class Group:
     rows: tuple[Row, ...]
 
     def best(self, index: int) -> Row | None:
-        """Give the row with the highest mean in a column; None where there is nothing to compare."""
+        """Give the row with the highest mean in a column; None where none is higher as it is shown."""
         sound = [
             (cell.mean, row)
             for row in self.rows
             if (cell := row.cells[index]) is not None and cell.is_sound
         ]
-        return max(sound, key=lambda pair: pair[0])[1] if len(sound) > 1 else None
+        sound.sort(key=lambda pair: -pair[0])
+        if len(sound) < 2 or f"{sound[0][0]:.1f}" == f"{sound[1][0]:.1f}":
+            return None
+        return sound[0][1]
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,12 @@ def test_scores_of_different_protocols_share_no_group_no_rank_and_no_crown(tmp_p
     assert "with l2=1 on d, 10 images" in text
 
 
+def test_equals_have_no_best(tmp_path: Path) -> None:
+    for label in "abc":
+        make_record(tmp_path, label=label, correct=6 if label == "c" else 7)
+    assert "**" not in to_markdown(board_of(tmp_path))
+
+
 def test_random_weights_of_two_data_sets_stand_beside_the_checkpoints_of_each(
     tmp_path: Path,
 ) -> None:
