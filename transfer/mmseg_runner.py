@@ -497,7 +497,9 @@ def train_and_predict(
                 hook.stop_predicting()
             metric.gather(team, len(validation))
         finally:
-            for handler in runner.logger.handlers:
+            # mmengine writes to whatever file its last logger has, also for models of others later on.
+            for handler in list(runner.logger.handlers):
                 if isinstance(handler, logging.FileHandler):
+                    runner.logger.removeHandler(handler)
                     handler.close()
     return metric
