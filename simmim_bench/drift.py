@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.files import sha256_file
+from simmim_bench.files import read_json, sha256_file
 from simmim_bench.keep import find_annotations
 from simmim_bench.metrics import scores_from_predictions
 from simmim_bench.recipe import Recipe
@@ -77,8 +77,6 @@ def _scores(path: Path, record: Record) -> list[str]:
 
 def _recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> list[str]:
     """Compare the protocol with what its name stands for now, and with what the run was described by."""
-    from simmim_bench.files import read_json
-
     name, sha256 = record.recipe["name"], record.recipe["sha256"]
     if name not in recipes:
         return [f"recipe '{name}' is not known; a recipe that has scored keeps its name."]

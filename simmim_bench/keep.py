@@ -20,8 +20,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.files import read_json, sha256_file, write_json
 from simmim_bench.record import Record
 
-BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json", "compared.json")
-OF_CHECKPOINT = ("reconstructions.png", "metrics.jsonl")
+BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 
 
 def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
@@ -62,8 +61,8 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
             _copy(annotations, out / "annotations" / f"{record.data['fingerprint'][:16]}.json")
         run = _pretraining(record)
         if run is not None:
-            for name in OF_CHECKPOINT:
-                _copy(run / name, out / "checkpoints" / record.checkpoint["sha256"][:16] / name)
+            kept_of_it = out / "checkpoints" / record.checkpoint["sha256"][:16]
+            _copy(run / "reconstructions.png", kept_of_it / "reconstructions.png")
         # The last: what has one is whole.
         write_json(folder / "record.json", without_machine(dataclasses.asdict(record)))
 
