@@ -22,6 +22,7 @@ import click
 from simmim_bench import __version__
 from simmim_bench.doctor_command import Stages, make_doctor
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.execution import Execution
 from simmim_bench.leaderboard_commands import leaderboard
 from simmim_bench.options import (
     SEED,
@@ -34,7 +35,7 @@ from simmim_bench.options import (
     run_options,
 )
 from simmim_bench.pocket_command import pocket
-from simmim_bench.suite_options import Execution, SuiteOptions, suite_options
+from simmim_bench.suite_options import SuiteOptions, suite_options
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
@@ -436,7 +437,7 @@ def suite(
     jobs outlive the suite, which finds them when it is started again. Exit code: 0 when all is done, else
     that of the first step that failed.
     """
-    from transfer.suite import plan_suite, run_suite
+    from transfer.suite import outcome_json, plan_suite, run_suite
     from transfer.suite_plan import check_obstacles
     from transfer.suite_report import plan_text, print_result
 
@@ -451,7 +452,7 @@ def suite(
     board = options.out / "leaderboard"
     result = run_suite(planned, execution, options.out, board, open_display(quiet))
     if as_json:
-        steps = [outcome.to_json() for outcome in result.outcomes]
+        steps = [outcome_json(outcome) for outcome in result.outcomes]
         click.echo(json.dumps({"steps": steps, "leaderboard": str(result.leaderboard)}))
     else:
         print_result(result)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.execution import EXECUTION_OPTIONS, read_execution
 from simmim_bench.options import SEED, Command, complete_ckpt
 
 DATA_SETS = ("imagenet", "coco", "ade20k")
@@ -68,38 +69,6 @@ class SuiteOptions:
     accumulate: int | None = None
     grad_checkpointing: bool = False
     label_maps: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmOptions:
-    """What SLURM is told of a job.
-
-    Attributes:
-        time: after which a job is put back into the queue, as sbatch takes it.
-        more: KEY=VALUE of sbatch's options.
-        cluster: "slurm", or "local" for jobs of submitit on this machine.
-    """
-
-    partition: str | None = None
-    account: str | None = None
-    time: str = "24:00:00"
-    more: tuple[str, ...] = ()
-    cluster: str = "slurm"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a suite is carried out; it changes no result.
-
-    Attributes:
-        workers: steps at once; None for as many as there are GPUs for.
-        gpus_per_task: GPUs, and with them processes, of a step.
-        slurm: None for this machine.
-    """
-
-    workers: int | None = None
-    gpus_per_task: int = 1
-    slurm: SlurmOptions | None = None
 
 
 def _complete_recipe(recipes: Callable[[], dict[str, Any]]) -> Callable[..., list[CompletionItem]]:
@@ -191,43 +160,6 @@ def suite_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], 
         click.option(
             "--dry-run", is_flag=True, help="Print the plan with its cost, and write nothing."
         ),
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Steps at once; by default as many as there are GPUs for, 1 on a CPU, all with --slurm.",
-        ),
-        click.option(
-            "--gpus-per-task",
-            default=1,
-            show_default=True,
-            type=click.IntRange(1),
-            metavar="K",
-            help="GPUs of a step, with a process each; on CPUs, processes.",
-        ),
-        click.option("--slurm", is_flag=True, help="Each step as a SLURM job, through submitit."),
-        click.option("--slurm-partition", metavar="NAME", help="Partition of the jobs."),
-        click.option("--slurm-account", metavar="NAME", help="Account of the jobs."),
-        click.option(
-            "--slurm-time",
-            default="24:00:00",
-            show_default=True,
-            metavar="TIME",
-            help="Of a job, as sbatch takes it; one that needs more saves and is queued again.",
-        ),
-        click.option(
-            "--slurm-set",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Any other option of sbatch, such as cpus_per_task=12 or qos=high; may be repeated.",
-        ),
-        click.option(
-            "--cluster",
-            type=click.Choice(["slurm", "local"]),
-            default="slurm",
-            show_default=True,
-            help="With --slurm: local runs the same jobs on this machine, to try them.",
-        ),
         click.option("--json", "as_json", is_flag=True, help="Print plan or results as JSON."),
         click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
     )
@@ -241,21 +173,10 @@ def suite_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], 
                 data_sets={name: path for name, path in folders.items() if path is not None},
                 **{name: given.pop(name) for name in names},
             )
-            jobs = SlurmOptions(
-                partition=given.pop("slurm_partition"),
-                account=given.pop("slurm_account"),
-                time=given.pop("slurm_time"),
-                more=given.pop("slurm_set"),
-                cluster=given.pop("cluster"),
-            )
-            execution = Execution(
-                workers=given.pop("workers"),
-                gpus_per_task=given.pop("gpus_per_task"),
-                slurm=jobs if given.pop("slurm") else None,
-            )
+            execution = read_execution(given)
             command(options=options, execution=execution, **given)
 
-        for option in reversed(declared):
+        for option in reversed((*declared[:-2], *EXECUTION_OPTIONS, *declared[-2:])):
             collect = option(collect)
         return collect
 

@@ -21,12 +21,12 @@ from click.testing import CliRunner, Result
 
 from simmim_bench.cli import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.execution import Execution, SlurmOptions
 from simmim_bench.leaderboard import find_records
 from simmim_bench.lock import alone_in, is_taken
-from simmim_bench.suite_options import Execution, SlurmOptions
-from transfer.processes import exit_code, last_error, launch_words
-from transfer.slurm import Cluster, job_code, read_minutes
-from transfer.suite import Machine, share_devices
+from simmim_bench.processes import exit_code, last_error, launch_words
+from simmim_bench.slurm import Cluster, job_code, read_minutes
+from simmim_bench.workers import Machine, share_devices
 
 CKPT = "random:vit_pocket"
 HOME = "random-vit_pocket"
@@ -475,7 +475,7 @@ def test_a_process_sees_its_own_devices_and_ends_with_who_started_it(tmp_path: P
     tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.getpid()); time.sleep(60)"
     code = (
         "import pathlib, sys, time\n"
-        "from transfer.processes import launch\n"
+        "from simmim_bench.processes import launch\n"
         "launch([sys.executable, '-c', sys.argv[1]], pathlib.Path(sys.argv[2]), '2,3')\n"
         "time.sleep(60)"
     )

@@ -12,21 +12,19 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.errors import BenchError, DataError, UsageError, nearest
+from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.leaderboard import find_records
-from simmim_bench.lock import is_taken
 from simmim_bench.options import RunOptions
 from simmim_bench.record import Record, read_record
-from simmim_bench.rundir import check_place, describe_run, is_occupied
+from simmim_bench.rundir import describe_run
 from simmim_bench.suite_options import GROUPS, KINDS, SuiteOptions
+from simmim_bench.workers import State, duration, look_at
 from transfer.frozen_recipes import FrozenRecipe
 from transfer.recipes import TransferRecipe
 from transfer.start import Asked, plan, prepare
-
-State = Literal["done", "resumable", "to do", "running elsewhere", "in the way"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +59,14 @@ class Step:
         return f" (seed {self.seeds[0]})" if self.log.stem != "suite" else ""
 
     @property
-    def is_frozen(self) -> bool:
-        """Whether it asks for features that are kept for others."""
-        return isinstance(self.recipe, FrozenRecipe)
+    def takes_turns_on(self) -> str | None:
+        """The checkpoint whose frozen features it shares with other steps: one makes the pass."""
+        return self.ckpt if isinstance(self.recipe, FrozenRecipe) else None
 
     def look(self) -> list[tuple[State, str]]:
         """Say of each seed how it stands, and why where it is in the way."""
         return [
-            _look(place, description)
+            look_at(place, description, is_finished=_is_recorded)
             for place, description in zip(self.places, self.descriptions, strict=True)
         ]
 
@@ -87,17 +85,11 @@ class Step:
         return shlex.join(["simmim-bench", *self.arguments()])
 
 
-def _look(place: Path, description: dict[str, Any]) -> tuple[State, str]:
-    if is_taken(place):
-        return "running elsewhere", ""
-    try:
-        check_place(place, description, resume=True, overwrite=False)
-        if (place / "record.json").is_file():
-            read_record(place / "record.json")
-            return "done", ""
-    except BenchError as error:
-        return "in the way", str(error)
-    return ("resumable" if is_occupied(place) else "to do"), ""
+def _is_recorded(place: Path) -> bool:
+    if not (place / "record.json").is_file():
+        return False
+    read_record(place / "record.json")
+    return True
 
 
 @dataclass(frozen=True)
@@ -148,14 +140,6 @@ class Planned:
             "estimate": asdict(self.estimate),
             "command": step.command(),
         }
-
-
-def duration(seconds: float) -> str:
-    """Give seconds as people say them."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def list_steps(options: SuiteOptions) -> list[Step]:

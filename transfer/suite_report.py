@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import click
 
 from simmim_bench.tables import print_table
+from simmim_bench.workers import duration
 from transfer.suite import Result
-from transfer.suite_plan import Planned, duration
+from transfer.suite_plan import Planned
 
 
 def plan_text(planned: Sequence[Planned]) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import MissingEngineError, UsageError
+from simmim_bench.execution import SlurmOptions
 from simmim_bench.files import read_json, write_json
-from simmim_bench.suite_options import SlurmOptions
-from transfer.processes import launch, launch_words
+from simmim_bench.processes import launch, launch_words
 
 COUNTS = ("gpus_per_node", "cpus_per_task")
 REQUEUES = 100  # a job that saves and goes on may have its time run out as often as it takes
