@@ -1,6 +1,6 @@
-"""Reconstruction of images that training does not see: its loss every epoch, and a picture of some.
+"""Reconstruction of images that training does not see: its loss and other measures, and a picture of some.
 
-In: a SimMIM model, a recipe, images. Out: the mean loss under masks that are the same each time, and
+In: a SimMIM model, a recipe, images. Out: means under masks that are the same each time, and
 `reconstructions.png`.
 """
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from pretrain.masking import recipe_masks
+from pretrain.masking import at_pixels, recipe_masks
+from pretrain.measures import Reconstruction, effective_rank
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.visualize import draw, evenly, load_whole
@@ -25,15 +26,20 @@ PICTURES = 8
 
 
 @torch.no_grad()
-def held_out_loss(
+def held_out_measures(
     model: SimMIM,
     recipe: PretrainRecipe,
     images: ImageSource,
     *,
     device: torch.device,
     precision: str,
-) -> float:
-    """Give the mean loss of at most 512 evenly spaced images, whole, each under a mask of its own."""
+) -> dict[str, float]:
+    """Measure at most 512 evenly spaced images, whole, each under a mask of its own.
+
+    Returns:
+        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels, as `Reconstruction` says; and
+        `effective_rank` of the pooled features of the images without masks.
+    """
     images = evenly(images, HELD_OUT_IMAGES)
     transform = eval_transform(
         recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
@@ -43,14 +49,26 @@ def held_out_loss(
     )
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    total = 0.0
+    scale, shift = (
+        torch.tensor(x, device=device).view(-1, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN)
+    )
+    total, pooled, seen = 0.0, [], Reconstruction()
     for pixels, _ in loader:
         images_there = pixels.to(device)
-        mask = recipe_masks(recipe, model.spec.patch_size, images_there, generator)
+        mask = recipe_masks(recipe, model.spec.patch_size, images_there, generator).to(device)
         with autocast(device, precision):
-            loss = model(images_there, mask.to(device)).loss
-        total += float(loss) * len(pixels)
-    return total / len(images)
+            output = model(images_there, mask)
+            whole = model(images_there, torch.zeros_like(mask)).features
+        total += float(output.loss) * len(pixels)
+        pooled.append(whole.float().mean((2, 3)))
+        predicted = model.target.restore(output.reconstruction, images_there)
+        hidden = at_pixels(mask, recipe.img_size).unsqueeze(1)
+        seen.add(predicted * scale + shift, images_there * scale + shift, hidden)
+    return {
+        "held_out_loss": total / len(images),
+        **seen.figures(),
+        "effective_rank": effective_rank(torch.cat(pooled)),
+    }
 
 
 def draw_held_out(

@@ -16,7 +16,7 @@ import torch
 
 from pretrain.design import Design, check_design
 from pretrain.health import CollapseAlarm, some_images, trivial_loss
-from pretrain.held_out import draw_held_out, held_out_loss
+from pretrain.held_out import draw_held_out, held_out_measures
 from pretrain.mask_distance import recipe_distance
 from pretrain.masking import check_mask_sizes, mask_generator, masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
@@ -197,9 +197,9 @@ def pretrain(
         epoch, inside = divmod(steps_done, len(loader))
         told = not inside and "wall_time_s" not in provenance
         if told and (team.is_main or execution.shard):
-            held_out = held_out_loss(model, recipe, unseen, device=device, precision=precision)
-            provenance["held_out_loss"] = held_out
-            run.metrics(steps_done - 1, held_out_loss=held_out, trivial_loss=alarm.trivial)
+            held_out = held_out_measures(model, recipe, unseen, device=device, precision=precision)
+            provenance.update(held_out)
+            run.metrics(steps_done - 1, **held_out, trivial_loss=alarm.trivial)
             if epoch % execution.pictures_every == 0 or epoch == recipe.epochs:
                 picture = run.path / "reconstructions.png" if team.is_main else None
                 draw_held_out(model, recipe, unseen, picture)
@@ -258,7 +258,8 @@ def pretrain(
     save(recipe.epochs * len(loader))
     if team.is_main:
         run.log(
-            f"held-out reconstruction loss {provenance['held_out_loss']:.4f}; "
+            f"held-out reconstruction loss {provenance['held_out_loss']:.4f}, "
+            f"PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
             f"{run.path / 'reconstructions.png'}"
         )
     return run.last_checkpoint
