@@ -76,6 +76,12 @@ def design_of(provenance: Mapping[str, Any]) -> Design:
     return Design(**provenance.get("design", {"norm_target": provenance.get("norm_target", 0)}))
 
 
+def target_sizes(spec: BackboneSpec) -> list[int]:
+    """Give the `target_size`s that a backbone can have, from the finest: all pixels."""
+    sides = [s for s in range(1, spec.stride + 1) if not spec.stride % s]
+    return [min(spec.img_size) // s for s in sides if not any(size % s for size in spec.img_size)]
+
+
 def target_stride(design: Design, spec: BackboneSpec) -> int:
     """Say how many pixels a side one predicted point stands for.
 
@@ -84,15 +90,13 @@ def target_stride(design: Design, spec: BackboneSpec) -> int:
     """
     if not design.target_size:
         return 1
-    shorter = min(spec.img_size)
-    sides = [s for s in range(1, spec.stride + 1) if not spec.stride % s]
-    possible = [shorter // s for s in sides if not any(size % s for size in spec.img_size)]
+    possible = target_sizes(spec)
     if design.target_size not in possible:
         raise UsageError(
             f"target_size {design.target_size} does not divide img_size {spec.img_size} into points that make "
             f"up {spec.arch}'s cells of {spec.stride} pixels; use one of {', '.join(map(str, possible))}."
         )
-    return shorter // design.target_size
+    return min(spec.img_size) // design.target_size
 
 
 def point_channels(design: Design, in_chans: int) -> int:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench import __version__
+from simmim_bench.ablate_command import Stages as AblationStages
+from simmim_bench.ablate_command import make_ablate
 from simmim_bench.doctor_command import Stages, make_doctor
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 from simmim_bench.execution import Execution
@@ -38,8 +40,7 @@ from simmim_bench.pocket_command import pocket
 from simmim_bench.suite_options import SuiteOptions, suite_options
 
 if TYPE_CHECKING:
-    from simmim_bench.display import Display
-    from simmim_bench.team import Team
+    pass
 
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 
@@ -144,7 +145,30 @@ def _stages() -> Stages:
     )
 
 
-for _command in (leaderboard, pocket, make_doctor(all_recipes, _stages)):
+def _ablation_stages() -> AblationStages:
+    """Give what an ablation does of both stages."""
+    from pretrain.axes import make_grid
+    from pretrain.start import look, resolve, start
+    from transfer.ablation import look_at_transfer, over_own, run_transfer_of, transfer_name
+
+    return AblationStages(
+        resolve=resolve,
+        make_grid=make_grid,
+        look_at_pretraining=look,
+        look_at_transfer=look_at_transfer,
+        transfer_name=transfer_name,
+        pretrain=start,
+        transfer=run_transfer_of,
+        compare=over_own,
+    )
+
+
+for _command in (
+    leaderboard,
+    pocket,
+    make_doctor(all_recipes, _stages),
+    make_ablate(_pretrain_recipes, _transfer_recipes, _ablation_stages),
+):
     cli.add_command(_command)
 
 
@@ -216,59 +240,28 @@ def pretrain(arch: str, init_from: str | None, options: RunOptions, **execution:
 
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
+    from pretrain.run import Execution
+    from pretrain.start import resolve, start
+
+    recipe, named = resolve(arch=arch, recipe=options.recipe, overrides=options.overrides)
     with join_team() as team:
-        display = open_display(options.quiet or not team.is_main)
-        checkpoint = _pretrain(arch, out, options, init_from, display, team, execution)
+        checkpoint = start(
+            recipe=recipe,
+            named=named,
+            data=options.data,
+            out=out,
+            seed=options.seed,
+            display=open_display(options.quiet or not team.is_main),
+            team=team,
+            init_from=init_from,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            execution=Execution(**execution),
+        )
     if not team.is_main:
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
     click.echo(shown)
-
-
-def _pretrain(
-    arch: str,
-    out: Path,
-    options: RunOptions,
-    init_from: str | None,
-    display: Display,
-    team: Team | None = None,
-    execution: dict[str, Any] | None = None,
-) -> Path:
-    from pretrain.recipes import RECIPES, default_recipe, for_arch
-    from simmim_bench.recipe import deviations, find_recipe, override
-
-    if options.recipe is None:
-        named = default_recipe(arch)
-    else:
-        named = for_arch(find_recipe(RECIPES, options.recipe), arch)
-    recipe = override(named, options.overrides)
-
-    from pretrain.run import Execution
-    from pretrain.run import pretrain as run_pretraining
-    from simmim_bench.rundir import open_run
-
-    deviates = deviations(recipe, named)
-    with open_run(
-        out,
-        recipe=recipe,
-        deviates=deviates,
-        arguments={"data": str(options.data), "seed": options.seed, "init_from": init_from},
-        display=display,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        team=team,
-    ) as run:
-        return run_pretraining(
-            recipe=recipe,
-            deviates=deviates,
-            data=options.data,
-            run=run,
-            seed=options.seed,
-            init_from=init_from,
-            resume=options.resume,
-            team=team,
-            execution=Execution(**(execution or {})),
-        )
 
 
 @cli.command()
@@ -656,19 +649,27 @@ def demo(out: Path, overwrite: bool) -> None:
 
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """
+    from pretrain.start import resolve, start
     from simmim_bench.demo import ARCH, run_demo
     from simmim_bench.pocket import PocketCounts
     from transfer.suite import plan_suite, run_suite
     from transfer.suite_report import print_result
 
     display, on_this_machine = open_display(False), Execution()
+    recipe, named = resolve(arch=ARCH, recipe=None, overrides=())
     options = run_demo(
         out,
         counts=PocketCounts(),
         overwrite=overwrite,
         display=display,
-        pretrain=lambda data, folder: _pretrain(
-            ARCH, folder, RunOptions(data=data, resume=True), None, display
+        pretrain=lambda data, folder: start(
+            recipe=recipe,
+            named=named,
+            data=data,
+            out=folder,
+            seed=0,
+            display=display,
+            resume=True,
         ),
     )
     planned = plan_suite(options, on_this_machine)

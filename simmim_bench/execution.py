@@ -5,10 +5,13 @@ In: click's parameters. Out: an `Execution`. Nothing here loads torch.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from simmim_bench.options import Command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class SlurmOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a suite is carried out; it changes no result.
+    """How steps are carried out; it changes no result.
 
     Attributes:
         workers: steps at once; None for as many as there are GPUs for.
@@ -98,3 +101,15 @@ def read_execution(given: dict[str, Any]) -> Execution:
         gpus_per_task=given.pop("gpus_per_task"),
         slurm=jobs if given.pop("slurm") else None,
     )
+
+
+def with_execution(command: Command) -> Command:
+    """Add the options, handed to the command as one `execution`."""
+
+    @functools.wraps(command)
+    def collect(**given: Any) -> None:
+        command(execution=read_execution(given), **given)
+
+    for option in reversed(EXECUTION_OPTIONS):
+        collect = option(collect)
+    return collect

@@ -25,8 +25,10 @@ from simmim_bench.tables import command_line, describe_group, notes
 
 CURVE_POINTS = 80
 PICTURE_WIDTH = 900  # pixels; of wider reconstructions the page takes a smaller copy
-LINEAGE = ("method", "recipe", "deviates", "data", "images", "epochs", "held_out_loss", "psnr", "ssim")
-LINEAGE += ("effective_rank", "avg_dist")
+LINEAGE = (
+    *("method", "recipe", "deviates", "data", "images", "epochs"),
+    *("held_out_loss", "psnr", "ssim", "effective_rank", "avg_dist"),
+)
 
 
 def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, Any]:

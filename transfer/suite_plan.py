@@ -66,7 +66,7 @@ class Step:
     def look(self) -> list[tuple[State, str]]:
         """Say of each seed how it stands, and why where it is in the way."""
         return [
-            look_at(place, description, is_finished=_is_recorded)
+            look_at(place, description, is_finished=is_recorded)
             for place, description in zip(self.places, self.descriptions, strict=True)
         ]
 
@@ -85,7 +85,12 @@ class Step:
         return shlex.join(["simmim-bench", *self.arguments()])
 
 
-def _is_recorded(place: Path) -> bool:
+def is_recorded(place: Path) -> bool:
+    """Say whether a run has ended with a record.
+
+    Raises:
+        DataError: the record is damaged.
+    """
     if not (place / "record.json").is_file():
         return False
     read_record(place / "record.json")

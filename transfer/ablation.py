@@ -1,0 +1,77 @@
+"""What an ablation asks of transfers: one run of a cell, how it stands, and how it compares.
+
+In: a CKPT, a place, and the options of a transfer by name. Out: records, states, differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.archs import find_spec
+from simmim_bench.display import Display
+from simmim_bench.options import RunOptions
+from simmim_bench.recipe import find_recipe
+from simmim_bench.rundir import describe_run
+from simmim_bench.team import Team
+from simmim_bench.workers import State, look_at
+from transfer.baseline import compare_runs
+from transfer.recipes import RECIPES, default_recipe
+from transfer.start import COMPARED, Asked, prepare, start
+from transfer.suite_plan import is_recorded
+
+
+def run_transfer_of(
+    *,
+    ckpt: str,
+    out: Path,
+    features: Path,
+    seed: int,
+    options: dict[str, Any],
+    display: Display,
+    team: Team,
+) -> None:
+    """Transfer a cell's checkpoint; a run that is finished is left as it is."""
+    start(_asked(options, features), ckpt, out, seed=seed, display=display, team=team)
+
+
+def look_at_transfer(
+    *, place: Path, ckpt: str, seed: int, options: dict[str, Any]
+) -> tuple[State, str]:
+    """Say how the transfer of a checkpoint stands, and why where it is in the way."""
+    prepared = prepare(_asked(options, None), ckpt)
+    arguments = {**prepared.arguments, "seed": seed}
+    description = describe_run(prepared.recipe, prepared.deviates, arguments)
+    return look_at(place, description, is_finished=is_recorded)
+
+
+def transfer_name(*, arch: str, options: dict[str, Any]) -> str:
+    """Name the recipe that a transfer takes."""
+    if options["recipe"] is None:
+        return default_recipe(options["task"], find_spec(arch)).name
+    return find_recipe(RECIPES, options["recipe"]).name
+
+
+def over_own(
+    *, task: str, ours: Sequence[Path], theirs: Sequence[Path]
+) -> tuple[float, float, float] | None:
+    """Give the difference in points with its 95 % interval; None where a task has no top-1."""
+    if task not in COMPARED:
+        return None
+    difference = compare_runs(ours, theirs)
+    return difference.points, difference.low, difference.high
+
+
+def _asked(options: dict[str, Any], features: Path | None) -> Asked:
+    return Asked(
+        task=options["task"],
+        fraction=options["fraction"],
+        features=features,
+        options=RunOptions(
+            data=options["data"],
+            recipe=options["recipe"],
+            overrides=options["overrides"],
+            resume=True,
+        ),
+    )
