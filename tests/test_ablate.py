@@ -1,0 +1,247 @@
+"""Claims about ablations: which cells a grid has, what the table says of them, and how they are run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from pretrain.axes import AXES, make_grid
+from pretrain.recipes import PretrainRecipe, default_recipe
+from pretrain.run import check_sizes
+from simmim_bench import ablate_command
+from simmim_bench.ablation import Ablation, Measured, to_markdown
+from simmim_bench.cli import cli
+from simmim_bench.errors import BenchError, DataError, UsageError
+
+QUICK = ("-o", "epochs=1", "-o", "warmup_epochs=0", "-t", "epochs=2", "-t", "warmup_epochs=0")
+
+
+def ablate(*words: str, data: Path, out: Path) -> Result:
+    fixed = ("--arch", "vit_pocket", "--data", str(data / "imagenet"), "--out", str(out), *QUICK)
+    return CliRunner().invoke(cli, ["ablate", *words, *fixed])
+
+
+def refused(result: Result) -> BenchError:
+    assert isinstance(result.exception, BenchError), result.output
+    return result.exception
+
+
+def names(recipe: PretrainRecipe, *axes: str) -> list[str]:
+    return [cell.name for cell in make_grid(recipe, axes).cells]
+
+
+def test_the_command_offers_every_axis() -> None:
+    assert tuple(AXES) == ablate_command.AXES
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("arch", ["vit_b", "swin_b", "vit_pocket", "swin_pocket", "swinv2_b"])
+def test_a_grid_has_the_recipes_own_cell_first_and_cells_that_can_be_trained(
+    arch: str, axis: str
+) -> None:
+    recipe = default_recipe(arch)
+    grid = make_grid(recipe, [axis])
+    assert grid.cells[0].changes == {}
+    assert grid.cells[0].recipe == recipe
+    assert len({repr(cell.changes) for cell in grid.cells}) == len(grid.cells) > 1
+    for cell in grid.cells:
+        assert isinstance(cell.recipe, PretrainRecipe)
+        assert cell.recipe == replace(recipe, **cell.changes)
+        check_sizes(cell.recipe)
+
+
+def test_axes_are_those_of_the_paper_at_192_pixels() -> None:
+    recipe = default_recipe("swin_b")
+    masking = [name for name in names(recipe, "masking") if name.startswith("random")]
+    assert masking == ["random 32", "random 4", "random 8", "random 16", "random 64"]
+    sizes = [name for name in names(recipe, "resolution") if name != "192 points"]
+    assert sizes == [f"{n} points" for n in (6, 12, 24, 48, 96)]
+
+
+def test_a_recipe_beside_the_axis_has_a_cell_of_its_own() -> None:
+    recipe = replace(default_recipe("vit_pocket"), mask_ratio=0.55)
+    assert names(recipe, "ratio") == ["as given", *(f"ratio 0.{n}" for n in range(1, 10))]
+
+
+def test_cells_that_cannot_be_are_left_out_with_the_reason() -> None:
+    grid = make_grid(default_recipe("swin_b"), ["encoder-input"])
+    assert [cell.name for cell in grid.cells] == ["tokens", "zeros"]
+    assert "is for a ViT" in grid.left_out["visible"]
+    combined = make_grid(default_recipe("vit_pocket"), ["target", "loss"])
+    assert "patch norm, l2" in [cell.name for cell in combined.cells]
+    assert "8 bins, l2" in combined.left_out
+
+
+def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
+    cells = {cell.name: cell for cell in make_grid(default_recipe("vit_b"), ["target"]).cells}
+    # 16 x 16 pixels x 3 channels x 256 classes are 196,608 numbers a cell; a quarter of that may be.
+    assert cells["256 bins"].changes == {"target": "bins", "bins": 256, "target_size": 112}
+    assert cells["8 bins"].changes == {"target": "bins"}
+
+
+def test_published_scores_stand_beside_the_papers_own_choices_alone() -> None:
+    def published(recipe: PretrainRecipe, axis: str) -> dict[str, float]:
+        cells = make_grid(recipe, [axis]).cells
+        return {cell.name: cell.published.value for cell in cells if cell.published}
+
+    recipe = default_recipe("swin_b")
+    assert published(recipe, "scope") == {"masked pixels": 82.8, "all pixels": 81.7}
+    assert published(recipe, "ratio") == {"ratio 0.6": 82.8, "ratio 0.5": 83.0}
+    assert published(recipe, "masking") == {"random 32": 82.8}
+    assert published(replace(recipe, head="mlp"), "scope") == {}
+
+
+def measured(
+    name: str, *scores: float, above: tuple[float, float, float] | None = None
+) -> Measured:
+    return Measured(
+        name=name, scores=dict(enumerate(scores)), above=above, facts={"avg_dist": [len(name)]}
+    )
+
+
+def test_the_table_says_means_deviations_and_what_is_missing() -> None:
+    rows = (
+        measured("own", 50.0, 52.0),
+        measured("other one", 60.0, 62.0, above=(10.0, 8.5, 11.5)),
+        replace(measured("no pretraining", 40.0), facts={}),
+    )
+    protocol = dict.fromkeys(
+        ("arch", "pretraining", "images", "task", "metric", "transfer", "seeds"), "x"
+    )
+    ablation = Ablation(
+        axes=("masking",),
+        protocol=protocol,
+        rows=rows,
+        missing=("square 8",),
+        left_out={"a": "too large", "b": "too large"},
+        img_side=32,
+    )
+    text = to_markdown(ablation)
+    assert "| own | 3.00 | 51.0 ± 1.4 |  |" in text
+    assert "| other one | 9.00 | **61.0 ± 1.4** | +10.0 (+8.5 to +11.5) |" in text
+    assert "| no pretraining | – | 40.0 |  |" in text
+    assert "Not done: square 8." in text
+    assert "Left out: a and 1 more: too large" in text
+
+
+def scores_in(table: str) -> dict[str, float]:
+    rows = re.findall(r"^\| ([^|]+) \|.*?\| \**(\d+\.\d) ±", table, re.MULTILINE)
+    return {name: float(score) for name, score in rows}
+
+
+def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = tmp_path / "ablate"
+    common = ("scope", "--seeds", "2")
+    planned = ablate(*common, "--dry-run", "--json", data=pocket, out=out)
+    steps = json.loads(planned.stdout)["steps"]
+    assert [(s["cell"], s["seed"], s["state"]) for s in steps] == [
+        (cell, seed, "to do")
+        for seed in (0, 1)
+        for cell in ("masked pixels", "all pixels", "no pretraining")
+    ]
+    assert not out.exists()
+    for step in steps:
+        words = ("--cell", step["cell"], "--seed", str(step["seed"]), "--quiet")
+        done = ablate("scope", *words, data=pocket, out=out)
+        assert done.exit_code == 0, done.output + repr(done.exception)
+    torch.set_num_threads(before)
+    assert not list(out.rglob("features"))  # nobody else would ask for them
+
+    told = ablate(*common, "--quiet", data=pocket, out=out)
+    assert told.exit_code == 0, told.output
+    assert "0 of 6 steps to do" in told.stdout
+    kept = json.loads((out / "scope" / "ablation.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == [
+        "masked pixels",
+        "all pixels",
+        "no pretraining",
+    ]
+    table = (out / "scope" / "ablation.md").read_text()
+    assert table in told.stdout
+    for row in kept["rows"]:
+        scores = [json.loads(Path(path).read_text())["metrics"]["top1"] for path in row["records"]]
+        assert list(row["scores"].values()) == scores
+        assert f"{sum(scores) / 2:.1f} ±" in table
+    own, everything = kept["rows"][:2]
+    gains = [everything["scores"][seed] - own["scores"][seed] for seed in ("0", "1")]
+    points, low, high = everything["above"]
+    assert points == pytest.approx(sum(gains) / 2)
+    assert low <= points <= high
+    assert own["above"] is None
+    meta = json.loads((out / "own/seed1/pretrain/checkpoints/last/meta.json").read_text())
+    assert own["facts"]["psnr"][1] == meta["provenance"]["psnr"]
+    with Image.open(out / "scope" / "ablation.png") as picture:
+        assert picture.size[0] > 800
+
+    # The recipe's own cell and the one of random weights are there for another axis.
+    other = ablate("loss", "--seeds", "2", "--dry-run", data=pocket, out=out)
+    lines = {line.split("  ")[0]: line for line in other.stdout.splitlines()}
+    assert "seed 0 done, seed 1 done" in lines["l1"]
+    assert "seed 0 done, seed 1 done" in lines["no pretraining"]
+    assert "seed 0 to do" in lines["l2"]
+
+    # A cell that was started differently is in the way, and nothing is begun.
+    changed = ablate(*common, "-o", "mask_ratio=0.5", data=pocket, out=out)
+    assert isinstance(refused(changed), UsageError)
+    assert "mask_ratio 0.6, now 0.5" in str(changed.exception)
+
+    # Without its score a cell is not in the table, which says so; its pretraining is not done again.
+    (out / "scope=all/seed0/linear/record.json").unlink()
+    (out / "scope=all/seed1/linear/record.json").unlink()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    (out / "scope=all/seed0/linear/predictions").rename(out / "elsewhere")
+    again = ablate(*common, "--seeds", "1", "--workers", "2", data=pocket, out=out)
+    assert again.exit_code == 0, again.output + repr(again.exception)
+    assert list(scores_in(told.stdout)) == ["masked pixels", "all pixels", "no pretraining"]
+    rows = json.loads((out / "scope" / "ablation.json").read_text())["rows"]
+    assert rows[1]["scores"] == {"0": everything["scores"]["0"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "says"),
+    [
+        (("scope", "scope"), UsageError, "axis scope is given twice"),
+        (("scope", "--cells", "al pixels"), UsageError, "did you mean 'all pixels'"),
+        (("scope", "--cell", "nothing like it"), UsageError, "known: all pixels, masked pixels"),
+        (("scope", "--transfer", "coco"), UsageError, "--transfer-data DIR"),
+        (("scope", "--recipe", "pockt"), UsageError, "did you mean 'pocket'"),
+        (("scope", "-o", "scop=all"), UsageError, "did you mean 'scope'"),
+        (("scope", "-t", "epoch=3"), UsageError, "did you mean 'epochs'"),
+        (("scope", "--transfer-data", "nowhere"), DataError, "nowhere is not there"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(
+    words: Sequence[str], kind: type[BenchError], says: str, tmp_path: Path, pocket: Path
+) -> None:
+    result = ablate(*words, data=pocket, out=tmp_path / "out")
+    assert isinstance(refused(result), kind)
+    assert says in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cell_that_fails_stops_no_other_and_its_code_is_the_commands(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    out = tmp_path / "ablate"
+    words = ("loss", "--seeds", "1", "--cells", "l2", "--workers", "2", "-o", "base_lr=1e30")
+    result = ablate(*words, data=pocket, out=out)
+    assert result.exit_code == 5, result.output
+    kept = json.loads((out / "loss" / "ablation.json").read_text())
+    assert [row["name"] for row in kept["rows"]] == ["no pretraining"]
+    assert kept["missing"] == ["l1", "l2"]
+    assert "failed  l2, seed 0: pretrain: " in result.stderr
