@@ -1,0 +1,58 @@
+"""Other systems that texts describe under SimMIM's name, each as what it changes of an arch's own recipe.
+
+They are told apart here: the paper's SimMIM (arXiv 2111.09886) hides 60 % at random, encodes mask tokens beside
+visible patches, and predicts hidden pixels by one linear layer under an L1 loss. None of these has published
+scores; what their descriptions leave open is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One system.
+
+    Attributes:
+        arch: that it is described with.
+        source: what it is, and what it is not, as its recipe says it.
+        changes: fields of the arch's own recipe, and what they become.
+    """
+
+    arch: str
+    source: str
+    changes: dict[str, Any]
+
+
+SYSTEMS: dict[str, System] = {
+    "visible_multiscale": System(
+        arch="vit_b",
+        source="ours: an encoder of visible patches alone, 60 to 80 % hidden, and an MLP on several scales; "
+        "not the paper's, which encodes mask tokens and predicts by a linear layer",
+        changes={
+            "encoder_input": "visible",
+            "aggregate": True,
+            "head": "mlp",
+            "mask_ratio": 0.7,
+        },
+    ),
+    "multimodal_masks": System(
+        arch="vit_b",
+        source="ours: masks that follow colour, place and texture in turn; not the paper's, which hides at random",
+        changes={"masking": "multimodal"},
+    ),
+    "cnn_mse": System(
+        arch="resnet50",
+        source="ours: a CNN of images with holes and a transposed-convolution decoder under the squared error of all "
+        "pixels, half hidden; not the paper's, which trains transformers with L1 on hidden pixels",
+        changes={
+            "encoder_input": "zeros",
+            "head": "conv",
+            "loss": "l2",
+            "scope": "all",
+            "mask_ratio": 0.5,
+        },
+    ),
+}
