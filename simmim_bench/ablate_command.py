@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from simmim_bench.suite_options import KINDS, Kind
 
 if TYPE_CHECKING:
     from simmim_bench.ablation import Ablation, Cell, Grid, Measured
-    from simmim_bench.record import Record
     from simmim_bench.workers import State
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
@@ -349,13 +348,13 @@ def make_ablate(
             )
         if dry_run:
             return
-        from simmim_bench.ablation import to_markdown, write_ablation
+        from simmim_bench.ablation import to_json, to_markdown, write_ablation
         from simmim_bench.workers import carry_out
 
         outcomes = carry_out(steps, execution, asked.out, open_display(quiet), what="ablate")
         ablation = _measure(asked, steps)
         write_ablation(ablation, asked.results)
-        click.echo(json.dumps(asdict(ablation)) if as_json else "\n" + to_markdown(ablation))
+        click.echo(json.dumps(to_json(ablation)) if as_json else "\n" + to_markdown(ablation))
         if not as_json:
             click.echo(f"figure  {asked.results / 'ablation.png'}")
         failed = [outcome for outcome in outcomes if outcome.state == "failed"]
@@ -532,13 +531,17 @@ def _named(name: str, changes: Sequence[str]) -> str:
 
 def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) -> Measured:
     """Gather a cell's scores, its checkpoints' facts, and the difference to the recipe's own cell."""
-    from simmim_bench.ablation import FACTS, Measured
+    from simmim_bench.ablation import FACTS, Measured, Score
     from simmim_bench.record import read_record
 
     metric = METRICS.get(asked.kind.task, "top1")
-    records: dict[int, Record] = {
-        step.seed: read_record(step.transfer / "record.json") for step in steps
-    }
+    scores = []
+    for step in steps:
+        path = step.transfer / "record.json"
+        record = read_record(path)
+        place = path.relative_to(asked.out).as_posix()
+        value, predictions = record.metrics[metric], record.predictions["sha256"]
+        scores.append(Score(step.seed, value, place, predictions))
     facts: dict[str, list[float]] = {}
     for step in steps:
         if step.cell is not None:
@@ -557,9 +560,8 @@ def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) 
     return Measured(
         name=steps[0].name,
         changes={} if cell is None else cell.changes,
-        scores={seed: record.metrics[metric] for seed, record in records.items()},
+        scores=tuple(scores),
         facts=facts,
-        records=[str(step.transfer / "record.json") for step in steps],
         above=above,
         published=None if cell is None else cell.published,
     )

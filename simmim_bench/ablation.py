@@ -56,35 +56,43 @@ class Grid:
     left_out: dict[str, str]
 
 
+class Score(NamedTuple):
+    """One transfer's score in percent, with the record that it is from and its predictions' hash."""
+
+    seed: int
+    value: float
+    record: str
+    predictions_sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What is known of a cell, of each seed that is done.
+    """What is known of a cell.
 
     Attributes:
-        scores: percent, by seed.
+        scores: of each seed that is done.
         facts: of the pretraining checkpoints, by name, a figure a seed; see `FACTS`.
-        records: paths of the runs' records.
         above: by how many points the score is above the recipe's own cell, with a 95 % interval: (points,
             low, high); None where it cannot be said.
     """
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    scores: dict[int, float] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
     facts: dict[str, list[float]] = field(default_factory=dict)
-    records: list[str] = field(default_factory=list)
     above: tuple[float, float, float] | None = None
     published: Published | None = None
 
     @property
     def mean(self) -> float:
         """The mean score of the seeds."""
-        return statistics.fmean(self.scores.values())
+        return statistics.fmean(score.value for score in self.scores)
 
     @property
     def deviation(self) -> float:
         """The seeds' sample standard deviation; 0 for a single one."""
-        return statistics.stdev(self.scores.values()) if len(self.scores) > 1 else 0.0
+        values = [score.value for score in self.scores]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
 
     def fact(self, name: str) -> float | None:
         """Give the mean of a fact; None where a checkpoint does not have it."""
@@ -147,10 +155,40 @@ class Ablation:
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
     """Write the results, their table and their figure."""
-    write_json(out / "ablation.json", asdict(ablation))
+    write_json(out / "ablation.json", to_json(ablation))
     write_text(out / "ablation.md", to_markdown(ablation))
     if ablation.pretrained:
         _draw(ablation, out / "ablation.png")
+
+
+def to_json(ablation: Ablation) -> dict[str, Any]:
+    """Give the plain form."""
+    plain = asdict(ablation)
+    for row, measured in zip(plain["rows"], ablation.rows, strict=True):
+        row["scores"] = [score._asdict() for score in measured.scores]
+        row["published"] = measured.published and measured.published._asdict()
+    return plain
+
+
+def from_json(plain: Mapping[str, Any]) -> Ablation:
+    """Read the plain form.
+
+    Raises:
+        KeyError, TypeError: it is not one.
+    """
+    rows = [
+        Measured(
+            **{
+                **row,
+                "scores": tuple(Score(**score) for score in row["scores"]),
+                "above": row["above"] and tuple(row["above"]),
+                "published": row["published"] and Published(**row["published"]),
+            }
+        )
+        for row in plain["rows"]
+    ]
+    lists = {name: tuple(plain[name]) for name in ("axes", "missing")}
+    return Ablation(**{**plain, **lists, "rows": tuple(rows)})
 
 
 def to_markdown(ablation: Ablation) -> str:

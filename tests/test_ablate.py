@@ -19,7 +19,15 @@ from pretrain.axes import AXES, make_grid
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.run import check_sizes
 from simmim_bench import ablate_command
-from simmim_bench.ablation import Ablation, Measured, to_markdown
+from simmim_bench.ablation import (
+    Ablation,
+    Measured,
+    Published,
+    Score,
+    from_json,
+    to_json,
+    to_markdown,
+)
 from simmim_bench.cli import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
 
@@ -104,9 +112,8 @@ def test_published_scores_stand_beside_the_papers_own_choices_alone() -> None:
 def measured(
     name: str, *scores: float, above: tuple[float, float, float] | None = None
 ) -> Measured:
-    return Measured(
-        name=name, scores=dict(enumerate(scores)), above=above, facts={"avg_dist": [len(name)]}
-    )
+    told = tuple(Score(seed, value, "", "") for seed, value in enumerate(scores))
+    return Measured(name=name, scores=told, above=above, facts={"avg_dist": [len(name)]})
 
 
 def test_the_table_says_means_deviations_and_what_is_missing() -> None:
@@ -132,6 +139,9 @@ def test_the_table_says_means_deviations_and_what_is_missing() -> None:
     assert "| no pretraining | – | 40.0 |  |" in text
     assert "Not done: square 8." in text
     assert "Left out: a and 1 more: too large" in text
+    with_published = replace(ablation, rows=(replace(rows[0], published=Published(82.8, "s")),))
+    for one in (ablation, with_published):
+        assert from_json(json.loads(json.dumps(to_json(one)))) == one
 
 
 def scores_in(table: str) -> dict[str, float]:
@@ -173,11 +183,14 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     table = (out / "scope" / "ablation.md").read_text()
     assert table in told.stdout
     for row in kept["rows"]:
-        scores = [json.loads(Path(path).read_text())["metrics"]["top1"] for path in row["records"]]
-        assert list(row["scores"].values()) == scores
+        told_scores = [score["value"] for score in row["scores"]]
+        records = [json.loads((out / score["record"]).read_text()) for score in row["scores"]]
+        scores = [record["metrics"]["top1"] for record in records]
+        assert told_scores == scores
         assert f"{sum(scores) / 2:.1f} ±" in table
     own, everything = kept["rows"][:2]
-    gains = [everything["scores"][seed] - own["scores"][seed] for seed in ("0", "1")]
+    pairs = zip(everything["scores"], own["scores"], strict=True)
+    gains = [ours["value"] - theirs["value"] for ours, theirs in pairs]
     points, low, high = everything["above"]
     assert points == pytest.approx(sum(gains) / 2)
     assert low <= points <= high
@@ -208,7 +221,7 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     assert again.exit_code == 0, again.output + repr(again.exception)
     assert list(scores_in(told.stdout)) == ["masked pixels", "all pixels", "no pretraining"]
     rows = json.loads((out / "scope" / "ablation.json").read_text())["rows"]
-    assert rows[1]["scores"] == {"0": everything["scores"]["0"]}
+    assert [score["value"] for score in rows[1]["scores"]] == [everything["scores"][0]["value"]]
 
 
 @pytest.mark.parametrize(
