@@ -26,7 +26,7 @@ from simmim_bench.suite_options import KINDS, Kind
 
 if TYPE_CHECKING:
     from simmim_bench.ablation import Ablation, Cell, Grid, Measured
-    from simmim_bench.workers import State
+    from simmim_bench.workers import Outcome, State
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
 METRICS = {"coco": "box_ap", "ade20k": "miou"}  # of the other tasks, top1
@@ -286,6 +286,9 @@ def make_ablate(
     )
     @click.option("--dry-run", is_flag=True, help="Print the grid as it stands, and write nothing.")
     @click.option(
+        "--only-table", is_flag=True, help="Run nothing; write table and figure of what is done."
+    )
+    @click.option(
         "--cell",
         metavar="NAME",
         help="Do this one with --seed, in this process, and leave the table: what each step runs.",
@@ -297,6 +300,7 @@ def make_ablate(
         cell: str | None,
         cells: tuple[str, ...],
         dry_run: bool,
+        only_table: bool,
         as_json: bool,
         quiet: bool,
         execution: Execution,
@@ -351,12 +355,22 @@ def make_ablate(
         from simmim_bench.ablation import to_json, to_markdown, write_ablation
         from simmim_bench.workers import carry_out
 
-        outcomes = carry_out(steps, execution, asked.out, open_display(quiet), what="ablate")
-        ablation = _measure(asked, steps)
-        write_ablation(ablation, asked.results)
-        click.echo(json.dumps(to_json(ablation)) if as_json else "\n" + to_markdown(ablation))
-        if not as_json:
-            click.echo(f"figure  {asked.results / 'ablation.png'}")
+        outcomes: list[Outcome[CellStep]] = []
+        try:
+            if not only_table:
+                outcomes = carry_out(
+                    steps, execution, asked.out, open_display(quiet), what="ablate"
+                )
+        finally:  # what is done when a signal comes can be looked at
+            ablation = _measure(asked, steps)
+            if ablation.rows:
+                write_ablation(ablation, asked.results)
+        if only_table and not ablation.rows:
+            raise UsageError("--only-table: no cell has a score yet; run them first.")
+        if as_json:
+            click.echo(json.dumps(to_json(ablation)))
+        elif ablation.rows:
+            click.echo(f"\n{to_markdown(ablation)}\nresults  {asked.results}")
         failed = [outcome for outcome in outcomes if outcome.state == "failed"]
         for outcome in failed:
             click.echo(

@@ -171,8 +171,11 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     torch.set_num_threads(before)
     assert not list(out.rglob("features"))  # nobody else would ask for them
 
+    partly = ablate("scope", "--seeds", "3", "--only-table", data=pocket, out=out)
+    assert "3 of 9 steps to do" in partly.stdout
     told = ablate(*common, "--quiet", data=pocket, out=out)
     assert told.exit_code == 0, told.output
+    assert scores_in(partly.stdout) == scores_in(told.stdout)
     assert "0 of 6 steps to do" in told.stdout
     kept = json.loads((out / "scope" / "ablation.json").read_text())
     assert [row["name"] for row in kept["rows"]] == [
@@ -228,6 +231,7 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     ("words", "kind", "says"),
     [
         (("scope", "scope"), UsageError, "axis scope is given twice"),
+        (("scope", "--only-table"), UsageError, "no cell has a score yet"),
         (("scope", "--cells", "al pixels"), UsageError, "did you mean 'all pixels'"),
         (("scope", "--cell", "nothing like it"), UsageError, "known: all pixels, masked pixels"),
         (("scope", "--transfer", "coco"), UsageError, "--transfer-data DIR"),
