@@ -12,6 +12,7 @@ from pretrain.masking import recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.run import check_sizes
 from pretrain.simmim import SimMIM
+from pretrain.target_models import load_target_model
 from simmim_bench.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.kernels import decide_precision
 
@@ -20,10 +21,15 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
     """Build the model of a recipe, with random weights, and count its steps.
 
     Raises:
-        UsageError: sizes that do not divide each other.
+        UsageError: sizes that do not divide each other, or a teacher or tokenizer that does not fit.
+        DataError: a teacher or tokenizer that cannot be read.
     """
     spec = check_sizes(recipe)
-    model = SimMIM(spec, recipe.design, drop_path_rate=recipe.drop_path_rate)
+    source = load_target_model(recipe.design, spec)
+    known = None if source is None else source.known
+    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate)
+    if source is not None:
+        model.target.follow(source.model.to(device))
     model.to(device).train()
 
     def forward(images: int) -> Tensor:

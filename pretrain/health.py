@@ -8,7 +8,7 @@ falls back to it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean, median
 
 import torch
@@ -31,8 +31,9 @@ def some_images(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
+    most: int = TRIVIAL_IMAGES,
 ) -> Iterator[Tensor]:
-    """Give at most 256 images (1, C, H, W), normalised, on a device.
+    """Give at most 256 or so many images (1, C, H, W), normalised, on a device.
 
     Args:
         dataset: gives (image (C, H, W) uint8, label).
@@ -41,15 +42,21 @@ def some_images(
     """
     count = len(dataset)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
-    for i in torch.randperm(count, generator=generator)[:TRIVIAL_IMAGES].tolist():
+    for i in torch.randperm(count, generator=generator)[:most].tolist():
         yield normalise(dataset[i][0].unsqueeze(0), mean, std, device)
 
 
-def trivial_loss(target: Target, images: Iterable[Tensor]) -> float:
-    """Give the loss of the best prediction that is the same for every point of images (1, C, H, W)."""
+def trivial_loss(
+    target: Target, images: Iterable[Tensor], mask_of: Callable[[Tensor], Tensor] | None = None
+) -> float:
+    """Give the loss of the best prediction that is the same for every point of images (1, C, H, W).
+
+    Args:
+        mask_of: gives an image's mask (1, h, w), for targets that depend on what is hidden.
+    """
     seen = []
     for image in images:
-        points = target.of(image)[0].flatten(1)
+        points = target.of(image, mask_of(image) if mask_of else None)[0].flatten(1)
         # One point in so many is enough of a large image.
         seen.append(points[:, :: max(1, points.shape[1] // 4096)])
     return target.trivial_loss(torch.cat(seen, dim=1))

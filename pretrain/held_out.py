@@ -37,8 +37,9 @@ def held_out_measures(
     """Measure at most 512 evenly spaced images, whole, each under a mask of its own.
 
     Returns:
-        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels, as `Reconstruction` says; and
-        `effective_rank` of the pooled features of the images without masks.
+        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels, as `Reconstruction` says, where the
+        model's prediction can be drawn; and `effective_rank` of the pooled features of the images without
+        masks.
     """
     images = evenly(images, HELD_OUT_IMAGES)
     transform = eval_transform(
@@ -61,9 +62,10 @@ def held_out_measures(
             whole = model(images_there, torch.zeros_like(mask)).features
         total += float(output.loss) * len(pixels)
         pooled.append(whole.float().mean((2, 3)))
-        predicted = model.target.restore(output.reconstruction, images_there)
-        hidden = at_pixels(mask, recipe.img_size).unsqueeze(1)
-        seen.add(predicted * scale + shift, images_there * scale + shift, hidden)
+        if model.drawn.draws:
+            predicted = model.drawn.restore(output.reconstruction, images_there)
+            hidden = at_pixels(mask, recipe.img_size).unsqueeze(1)
+            seen.add(predicted * scale + shift, images_there * scale + shift, hidden)
     return {
         "held_out_loss": total / len(images),
         **seen.figures(),

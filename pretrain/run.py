@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from pretrain.design import Design, check_design
+from pretrain.design import Design, TargetModel, check_design, target_model_of
 from pretrain.health import CollapseAlarm, some_images, trivial_loss
 from pretrain.held_out import draw_held_out, held_out_measures
 from pretrain.mask_distance import recipe_distance
 from pretrain.masking import check_mask_sizes, mask_generator, masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import PAPER, SimMIM, load_simmim
+from pretrain.target_models import TargetSource, load_target_model
 from simmim_bench.archs import BackboneSpec, find_spec
 from simmim_bench.checkpoint import (
     IMAGENET_MEAN,
@@ -85,7 +86,7 @@ def pretrain(
         team: the processes that share each batch; None for this one alone.
 
     Raises:
-        UsageError: sizes that do not divide each other.
+        UsageError: sizes that do not divide each other, or a teacher or tokenizer that does not fit.
         DataError: images or a checkpoint that cannot be used.
         DivergedError: the loss is not finite.
     """
@@ -103,10 +104,19 @@ def pretrain(
         skip_unreadable=execution.skip_unreadable,
     )
     looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
-    model = _start(recipe, spec, init_from, seed).to(device)
-    if init_from is None:
+    source = load_target_model(recipe.design, spec)
+    model = _start(recipe, spec, init_from, seed, source).to(device)
+    if source is not None:
+        model.target.follow(source.model.to(device))
+    resuming = resume and run.last_checkpoint.is_dir()
+    fitted: dict[str, float] = {}
+    if init_from is None and not resuming:
         seed_everything(seed)
-        model.target.fit(looked_at(), seed)
+        if team.is_main:
+            fitted = model.target.fit(
+                looked_at(model.target.fitted_images), seed, display=run.display
+            )
+        team.same_buffers(model.target)
     model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
     shared = team.share(
         model,
@@ -150,8 +160,10 @@ def pretrain(
         return loss
 
     first_step, accumulate = 0, execution.accumulate
-    if resume and run.last_checkpoint.is_dir():
+    if resuming:
         last = read_checkpoint(str(run.last_checkpoint))
+        _check_same_source(source, last.provenance)
+        fitted = last.provenance.get("fitted", {})
         if "wall_time_s" in last.provenance:
             run.log(f"{run.path} is finished")
             return run.last_checkpoint
@@ -174,7 +186,21 @@ def pretrain(
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
     run.log(f"predicts {model.target.describe()}")
-    alarm = CollapseAlarm(trivial_loss(model.target, looked_at()))
+    if fitted:
+        run.log(", ".join(f"{name} {value:.4g}" for name, value in fitted.items()))
+    if not model.drawn.draws:
+        run.log("nothing can be drawn of it; -o pixel_weight=... has pixels predicted as well")
+    generator = torch.Generator().manual_seed(seed)
+
+    def mask_of(image: torch.Tensor) -> torch.Tensor:
+        return recipe_masks(recipe, spec.patch_size, image, generator)
+
+    alarm = CollapseAlarm(
+        sum(
+            weight * trivial_loss(target, looked_at(), mask_of)
+            for weight, target in model.weighted_targets()
+        )
+    )
     run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
     avg_dist = recipe_distance(recipe, spec.patch_size, dataset, seed)
     run.log(f"{recipe.masking} masks: a hidden pixel is {avg_dist:.2f} pixels from what is visible")
@@ -184,6 +210,8 @@ def pretrain(
         "method": "simmim",
         "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
         "design": asdict(recipe.design),
+        **({"target_model": asdict(source.known)} if source is not None else {}),
+        **({"fitted": fitted} if fitted else {}),
         # SimMIM's AvgDist in pixels; None where the masks leave nothing visible.
         "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
         "seed": seed,
@@ -200,7 +228,8 @@ def pretrain(
             held_out = held_out_measures(model, recipe, unseen, device=device, precision=precision)
             provenance.update(held_out)
             run.metrics(steps_done - 1, **held_out, trivial_loss=alarm.trivial)
-            if epoch % execution.pictures_every == 0 or epoch == recipe.epochs:
+            told_by_picture = epoch % execution.pictures_every == 0 or epoch == recipe.epochs
+            if told_by_picture and model.drawn.draws:
                 picture = run.path / "reconstructions.png" if team.is_main else None
                 draw_held_out(model, recipe, unseen, picture)
                 run.picture("reconstructions", epoch, picture)
@@ -245,8 +274,7 @@ def pretrain(
         team=team,
         accumulate=accumulate,
         watch=alarm.hear,
-        flops_per_image=FORWARD_AND_BACKWARD
-        * _forward_flops(spec, recipe.design, recipe.mask_ratio),
+        flops_per_image=_image_flops(recipe, model),
     )
     if dataset.skipped:  # by this process; a loader's processes count in the same place
         run.log(f"{dataset.skipped} images could not be read and were left out")
@@ -257,11 +285,14 @@ def pretrain(
     provenance["devices"] = team.size
     save(recipe.epochs * len(loader))
     if team.is_main:
-        run.log(
-            f"held-out reconstruction loss {provenance['held_out_loss']:.4f}, "
-            f"PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
-            f"{run.path / 'reconstructions.png'}"
-        )
+        said = f"held-out loss {provenance['held_out_loss']:.4f}"
+        if model.drawn.draws:
+            said = (
+                f"held-out reconstruction loss {provenance['held_out_loss']:.4f}, "
+                f"PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
+                f"{run.path / 'reconstructions.png'}"
+            )
+        run.log(said)
     return run.last_checkpoint
 
 
@@ -285,9 +316,27 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
     return spec
 
 
-def _start(recipe: PretrainRecipe, spec: BackboneSpec, init_from: str | None, seed: int) -> SimMIM:
+def _check_same_source(source: TargetSource | None, provenance: dict[str, Any]) -> None:
+    """Refuse to go on with another teacher or tokenizer than the run has had."""
+    known = target_model_of(provenance)
+    if source is not None and known is not None and source.known.sha256 != known.sha256:
+        raise UsageError(
+            f"{source.known.name} has other weights than it had when this run began (SHA-256 "
+            f"{source.known.sha256[:12]}, not {known.sha256[:12]}); put the old ones back, or start anew with "
+            "another --out."
+        )
+
+
+def _start(
+    recipe: PretrainRecipe,
+    spec: BackboneSpec,
+    init_from: str | None,
+    seed: int,
+    source: TargetSource | None,
+) -> SimMIM:
     """Build the model, with new weights or those of another run."""
-    model = SimMIM(spec, recipe.design, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    known = None if source is None else source.known
+    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate, seed=seed)
     if init_from is None:
         return model
     start = load_simmim(init_from)
@@ -310,11 +359,34 @@ def _shapes(model: SimMIM) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in model.state_dict().items()}
 
 
-def _forward_flops(spec: BackboneSpec, design: Design = PAPER, mask_ratio: float = 0.6) -> int:
-    """Count the floating-point operations of one image's forward pass, on shapes alone."""
+def _image_flops(recipe: PretrainRecipe, model: SimMIM) -> int:
+    """Count an image's floating-point operations in a step; a teacher or tokenizer has no backward pass."""
+    image = torch.zeros(
+        1, model.spec.in_chans, *recipe.img_size, device=next(model.parameters()).device
+    )
+    mask = _some_mask(model.spec, recipe.mask_ratio)
+    of_target = count_flops(lambda: model.target.of(image, mask))
+    forward = _forward_flops(model.spec, recipe.design, recipe.mask_ratio, model.target_model)
+    return FORWARD_AND_BACKWARD * forward + of_target
+
+
+def _forward_flops(
+    spec: BackboneSpec,
+    design: Design = PAPER,
+    mask_ratio: float = 0.6,
+    target_model: TargetModel | None = None,
+) -> int:
+    """Count the floating-point operations of one image's forward pass but the target's, on shapes alone."""
     with torch.device("meta"):
-        model = SimMIM(spec, design)
+        model = SimMIM(spec, design, target_model)
     image = torch.empty(1, spec.in_chans, *spec.img_size, device="meta")
-    mask = torch.zeros(1, *spec.grid)  # how many patches are hidden shapes what is computed
+    mask = _some_mask(spec, mask_ratio)
+    of_target = count_flops(lambda: model.target.ready and model.target.of(image, mask))
+    return count_flops(lambda: model(image, mask)) - of_target
+
+
+def _some_mask(spec: BackboneSpec, mask_ratio: float) -> torch.Tensor:
+    """Give a mask (1, h, w): how many patches are hidden shapes what is computed."""
+    mask = torch.zeros(1, *spec.grid)
     mask.view(-1)[: round(mask_ratio * mask.numel())] = 1
-    return count_flops(lambda: model(image, mask))
+    return mask

@@ -2,7 +2,8 @@
 
 In: images (B, C, H, W), normalised; the head's prediction (B, K, H/t, W/t), t the pixels a side of one
 predicted point; a mask. Out: the loss, pictures of what was predicted, and the loss of the best prediction
-that ignores its input. SimMIM compares them in section 4.1 of arXiv 2111.09886.
+that ignores its input. SimMIM compares them in section 4.1 of arXiv 2111.09886. Here is what any target is,
+and pixels; `target_table.py` lists the others.
 
 Legend: B batch, C channels, K numbers predicted a point, G what is scored a point (channels, or one class).
 """
@@ -14,17 +15,15 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from pretrain.design import Design, point_channels, target_stride
+from pretrain.design import Design, TargetModel, point_channels, target_stride
+from pretrain.masking import at_pixels
 from simmim_bench.archs import BackboneSpec
-from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.display import Display
 
 PATCH_EPSILON = 1e-6  # MAE: models_mae.py (forward_loss)
-FITTED_POINTS = 65536  # colours that clusters are found in: 128 for each of 512
-LLOYD_STEPS = 50  # ours: the clusters hardly move any more
-AT_A_TIME = 65536  # colours whose distances to all clusters are held at once
+FITTED_IMAGES = 256  # that `fit` is given: enough for the colours of a data set
 
 
 def _median(values: Tensor) -> Tensor:
@@ -66,23 +65,75 @@ class Target(nn.Module):
     """What any target is: a picture in numbers, a distance to it, and the way back to pixels.
 
     A subclass gives `describe`, `of`, `distance`, `to_pixels` and `trivial_loss`.
+
+    Attributes:
+        needs_model: it comes from another model, which `follow` gives it; without, there is no `of`.
+        draws: whether a prediction can be drawn; where not, `to_pixels` gives no numbers.
+        fitted_images: how many images `fit` wants to look at.
     """
 
-    def __init__(self, design: Design, spec: BackboneSpec) -> None:
+    needs_model = False
+    draws = True
+    fitted_images = FITTED_IMAGES
+
+    def __init__(
+        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+    ) -> None:
         super().__init__()
         self.scope = design.scope
-        self.stride = target_stride(design, spec)
-        self.channels = point_channels(design, spec.in_chans)
+        self.stride = target_stride(design, spec, model)
+        self.channels = point_channels(design, spec.in_chans, model)
+        # In a tuple, where it is no part of the student: not saved, trained, shared out or moved with it.
+        self._model: tuple[nn.Module, ...] = ()
 
     def describe(self) -> str:
         """Say in a few words what is predicted."""
         raise NotImplementedError
 
-    def fit(self, images: Iterable[Tensor], seed: int) -> None:
-        """Learn what the target needs to know of the data, from images (1, C, H, W), normalised."""
+    def follow(self, model: nn.Module) -> None:
+        """Take the model that the target comes from: (images, hidden pixels) to what `ask` gives."""
+        self._model = (model.eval(),)
 
-    def of(self, images: Tensor) -> Tensor:
-        """Give what is to be predicted of (B, C, H, W): (B, G, H/t, W/t), numbers or classes."""
+    @property
+    def ready(self) -> bool:
+        """Whether all is there that `of` needs."""
+        return bool(self._model) or not self.needs_model
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def ask(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Let the model that the target comes from look at the images, and at what is hidden of them."""
+        if mask is None:
+            hidden = images.new_zeros(len(images), *images.shape[2:])
+        else:
+            hidden = at_pixels(mask, (images.shape[2], images.shape[3])).to(images)
+        answer: Tensor = self._model[0](images, hidden)
+        return answer
+
+    def fit(
+        self, images: Iterable[Tensor], seed: int, display: Display | None = None
+    ) -> dict[str, float]:
+        """Learn what the target needs to know of the data.
+
+        Args:
+            images: (1, C, H, W), normalised; `fitted_images` of them at most.
+            display: shows the progress where there is some to be shown.
+
+        Returns:
+            What is worth telling of it, by name.
+        """
+        return {}
+
+    def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Give what is to be predicted.
+
+        Args:
+            images: (B, C, H, W), whole.
+            mask: what is hidden of them, as `SimMIM.forward` has it; None for nothing.
+
+        Returns:
+            (B, G, H/t, W/t), numbers or classes.
+        """
         raise NotImplementedError
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -124,19 +175,41 @@ class Target(nn.Module):
         return F.interpolate(points, scale_factor=float(self.stride), mode="nearest")
 
 
-class Pixels(Target):
+class Numbers(Target):
+    """Numbers, to which there is a distance of the recipe's choice."""
+
+    def __init__(
+        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+    ) -> None:
+        super().__init__(design, spec, model)
+        self.loss_name = design.loss
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Score every number of every point."""
+        return DISTANCES[self.loss_name].of(prediction, target)
+
+    def trivial_loss(self, targets: Tensor) -> float:
+        """Give the mean distance to the best constant of each channel."""
+        distance = DISTANCES[self.loss_name]
+        constant = distance.nearest_constant(targets)
+        return float(distance.of(constant.expand_as(targets), targets).mean())
+
+
+class Pixels(Numbers):
     """The pixels, plain or normalised by their surroundings."""
 
-    def __init__(self, design: Design, spec: BackboneSpec) -> None:
-        super().__init__(design, spec)
-        self.loss_name, self.side = design.loss, design.norm_target
+    def __init__(
+        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+    ) -> None:
+        super().__init__(design, spec, model)
+        self.side = design.norm_target
 
     def describe(self) -> str:
         """Say in a few words what is predicted."""
         what = (
             f"pixels normalised by {self.side} x {self.side} around them" if self.side else "pixels"
         )
-        return f"{what}{_averaged(self.stride)}, {self.loss_name}"
+        return f"{what}{averaged(self.stride)}, {self.loss_name}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Take out of images (B, C, H, W) what is not to be predicted."""
@@ -145,13 +218,9 @@ class Pixels(Target):
         mean, deviation = local_statistics(images, self.side)
         return (images - mean) / deviation
 
-    def of(self, images: Tensor) -> Tensor:
+    def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give the pixels that are to be predicted of (B, C, H, W): (B, C, H/t, W/t)."""
         return self.reduce(self.normalised(images.float()))
-
-    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Score every channel of every point."""
-        return DISTANCES[self.loss_name].of(prediction, target)
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
         """Give the prediction at the image's size, in the target's own units."""
@@ -164,12 +233,6 @@ class Pixels(Target):
         mean, deviation = local_statistics(images, self.side)
         return reconstruction * deviation + mean
 
-    def trivial_loss(self, targets: Tensor) -> float:
-        """Give the mean distance to the best constant of each channel."""
-        distance = DISTANCES[self.loss_name]
-        constant = distance.nearest_constant(targets)
-        return float(distance.of(constant.expand_as(targets), targets).mean())
-
 
 class PatchNorm(Pixels):
     """Pixels normalised by their patch, as MAE's (arXiv 2111.06377, section 3).
@@ -177,14 +240,16 @@ class PatchNorm(Pixels):
     A patch is a cell of the last map: a ViT's own patch, as there, and 32 pixels of a Swin, the masking unit.
     """
 
-    def __init__(self, design: Design, spec: BackboneSpec) -> None:
-        super().__init__(design, spec)
+    def __init__(
+        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+    ) -> None:
+        super().__init__(design, spec, model)
         self.patch = spec.stride
 
     def describe(self) -> str:
         """Say in a few words what is predicted."""
         what = f"pixels normalised by their patch of {self.patch} x {self.patch}"
-        return f"{what}{_averaged(self.stride)}, {self.loss_name}"
+        return f"{what}{averaged(self.stride)}, {self.loss_name}"
 
     def normalised(self, images: Tensor) -> Tensor:
         """Take each patch's mean and deviation out of it."""
@@ -197,129 +262,9 @@ class PatchNorm(Pixels):
         return reconstruction * deviation + mean
 
 
-class Classes(Target):
-    """One class of several for each of G things at a point; the loss is the cross-entropy in nats.
-
-    A picture of a prediction has the mean colour of the predicted distribution.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, design: Design, spec: BackboneSpec, groups: int) -> None:
-        super().__init__(design, spec)
-        self.groups, self.classes = groups, self.channels // groups
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            own = torch.tensor(values).view(-1, 1, 1)
-            self.register_buffer(name, own, persistent=False)
-
-    def colours(self, images: Tensor) -> Tensor:
-        """Give the reduced image's pixels in [0, 1]: (B, C, H/t, W/t)."""
-        return self.reduce(images.float() * self.std + self.mean)
-
-    def logits(self, prediction: Tensor) -> Tensor:
-        """Put the classes into a dimension of their own: (B, classes, G, h, w)."""
-        return prediction.unflatten(1, (self.groups, self.classes)).transpose(1, 2)
-
-    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Score every class by its cross-entropy."""
-        return F.cross_entropy(self.logits(prediction), target, reduction="none")
-
-    def trivial_loss(self, targets: Tensor) -> float:
-        """Give the entropy of the classes' shares, the mean of all G."""
-        counts = torch.stack([row.bincount(minlength=self.classes) for row in targets]).double()
-        shares = counts / targets.shape[1]
-        return float(torch.special.entr(shares).sum(1).mean())
-
-
-class Bins(Classes):
-    """Which of so many equal parts of [0, 1] each channel falls into (SimMIM, section 4.1.4)."""
-
-    def __init__(self, design: Design, spec: BackboneSpec) -> None:
-        super().__init__(design, spec, groups=spec.in_chans)
-
-    def describe(self) -> str:
-        """Say in a few words what is predicted."""
-        return f"{self.classes} bins a channel{_reduced(self.stride)}, cross-entropy"
-
-    def of(self, images: Tensor) -> Tensor:
-        """Give each channel's bin."""
-        return (self.colours(images) * self.classes).long().clamp(0, self.classes - 1)
-
-    @torch.no_grad()
-    def to_pixels(self, prediction: Tensor) -> Tensor:
-        """Give the mean of the bins' middles under the predicted distribution."""
-        middles = (torch.arange(self.classes, device=prediction.device) + 0.5) / self.classes
-        colours = torch.einsum("bngyx,n->bgyx", self.logits(prediction).softmax(1), middles)
-        return self.enlarge((colours - self.mean) / self.std)
-
-
-class Clusters(Classes):
-    """Which of the data's colours is nearest, as iGPT's palette (SimMIM, section 4.1.4).
-
-    The distance is Euclid's in [0, 1] a channel. The colours are found once, by k-means, and kept with
-    the weights.
-    """
-
-    palette: Tensor
-
-    def __init__(self, design: Design, spec: BackboneSpec) -> None:
-        super().__init__(design, spec, groups=1)
-        self.register_buffer("palette", torch.zeros(self.classes, spec.in_chans))
-
-    def describe(self) -> str:
-        """Say in a few words what is predicted."""
-        return f"{self.classes} colours of the data{_reduced(self.stride)}, cross-entropy"
-
-    def fit(self, images: Iterable[Tensor], seed: int) -> None:
-        """Find the colours by k-means (Lloyd's steps from k-means++), on colours that a seed chooses."""
-        seen = torch.cat(
-            [self.colours(i).transpose(0, 1).flatten(1) for i in images], dim=1
-        ).T.cpu()
-        generator = torch.Generator().manual_seed(seed)
-        chosen = seen[torch.randperm(len(seen), generator=generator)[:FITTED_POINTS]]
-        found, _ = kmeans2(
-            chosen.double().numpy(),
-            self.classes,
-            iter=LLOYD_STEPS,
-            minit="++",
-            missing="warn",
-            seed=seed,
-        )
-        self.palette.copy_(torch.from_numpy(found))
-
-    def of(self, images: Tensor) -> Tensor:
-        """Give each point's nearest colour."""
-        colours = self.colours(images)
-        flat = colours.permute(0, 2, 3, 1).flatten(0, 2)
-        exact = "donot_use_mm_for_euclid_dist"  # whatever precision products are taken in
-        nearest = [
-            torch.cdist(part, self.palette, compute_mode=exact).argmin(1)
-            for part in flat.split(AT_A_TIME)
-        ]
-        return torch.cat(nearest).view(len(colours), 1, *colours.shape[-2:])
-
-    @torch.no_grad()
-    def to_pixels(self, prediction: Tensor) -> Tensor:
-        """Give the mean of the colours under the predicted distribution."""
-        colours = torch.einsum("bnyx,nc->bcyx", prediction.softmax(1), self.palette)
-        return self.enlarge((colours - self.mean) / self.std)
-
-
-TARGETS: dict[str, Callable[[Design, BackboneSpec], Target]] = {
-    "pixels": Pixels,
-    "patch_norm": PatchNorm,
-    "bins": Bins,
-    "clusters": Clusters,
-}
-
-
-def _averaged(stride: int) -> str:
+def averaged(stride: int) -> str:
+    """Say that points are means of pixels, where they are."""
     return f", averaged over {stride} x {stride}" if stride > 1 else ""
-
-
-def _reduced(stride: int) -> str:
-    return f" of the image reduced {stride} times" if stride > 1 else ""
 
 
 def local_statistics(images: Tensor, side: int) -> tuple[Tensor, Tensor]:

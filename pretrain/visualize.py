@@ -47,7 +47,7 @@ def reconstruction_grid(
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
     hidden = at_pixels(mask, size).unsqueeze(1)
-    reconstruction = model.target.restore(output.reconstruction, images)
+    reconstruction = model.drawn.restore(output.reconstruction, images)
     scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
     original = images * scale + shift
     pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden
@@ -111,12 +111,18 @@ def draw_folder(
         annotations: COCO's JSON of instances, which names the images with boxes.
 
     Raises:
-        UsageError: a mask_patch_size that does not fit, or boxes without annotations.
+        UsageError: a mask_patch_size that does not fit, boxes without annotations, or a checkpoint whose
+            prediction cannot be drawn.
         DataError: a checkpoint, an image or annotations that cannot be used.
     """
     if (masking == "boxes") != (annotations is not None):
         raise UsageError("--mask boxes and --annotations go together: the boxes are read there.")
     model = load_simmim(ckpt)
+    if not model.drawn.draws:
+        raise UsageError(
+            f"{ckpt} predicts {model.target.describe()}, which cannot be drawn; pretrain with "
+            "-o pixel_weight=... to have pixels predicted as well."
+        )
     size, patch = model.spec.img_size, model.spec.patch_size
     unit = masking_unit(masking, mask_patch_size or model.spec.stride)
     check_mask_sizes(size, unit, patch)

@@ -10,7 +10,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     """Compute in bfloat16 where the recipe asks for it; "auto" is bfloat16 on a GPU that has it."""
     usual = usual_precision(precision, device)
     return torch.autocast(device.type, torch.bfloat16, enabled=usual == "bf16")
+
+
+def exactly(device: torch.device) -> AbstractContextManager[Any]:
+    """Compute in float32 within autocast, what rounding would change: which of two is nearer."""
+    # Shapes alone have no autocast, nor a precision.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def usual_precision(precision: str, device: torch.device) -> str:

@@ -79,6 +79,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "target_size": (0, LARGE),
     "bins": (2, 256),
     "clusters": (2, 4096),
+    "tokens": (2, 65536),
+    "pixel_weight": (0, 1000),
 }
 
 
