@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from simmim_bench.archs import BackboneSpec, find_spec
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.engine import fit
+from simmim_bench.errors import DataError, InterruptedRun, UsageError
 from simmim_bench.recipe import override
 from simmim_bench.rundir import open_run
 from simmim_bench.vit import sincos_position
@@ -527,14 +528,41 @@ def test_a_design_of_a_newer_version_is_bad_data(tmp_path: Path) -> None:
         load_simmim(ckpt)
 
 
-def run(out: Path, data: Path, *assignments: str, init_from: str | None = None) -> Path:
+def run(
+    out: Path, data: Path, *assignments: str, init_from: str | None = None, resume: bool = False
+) -> Path:
     recipe = override(POCKET, ["epochs=2", "batch_size=30", "mask_patch_size=8", *assignments])
+    quiet = Display(quiet=True)
     with open_run(
-        out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True)
+        out, recipe=recipe, deviates={}, arguments={}, display=quiet, resume=resume
     ) as opened:
         return pretrain(
-            recipe=recipe, deviates={}, data=data, run=opened, seed=0, init_from=init_from
+            recipe=recipe,
+            deviates={},
+            data=data,
+            run=opened,
+            seed=0,
+            init_from=init_from,
+            resume=resume,
         )
+
+
+def run_one_epoch(
+    out: Path, data: Path, *assignments: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop a run after the first of its epochs, which is saved."""
+
+    def stopped(*, save: Callable[[int], None], **how: Any) -> None:
+        def save_and_stop(done: int) -> None:
+            save(done)
+            raise InterruptedRun("stopped", 15)
+
+        fit(save=save_and_stop, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pretrain.run.fit", stopped)
+        with pytest.raises(InterruptedRun):
+            run(out, data, *assignments)
 
 
 def test_a_run_keeps_its_design_and_its_palette(tmp_path: Path, pocket: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import sys
@@ -15,11 +14,10 @@ import pytest
 import torch
 from conftest import TINY, two_processes
 from safetensors.torch import load_file
-from test_design import at_pixels, masks, pictures, run
+from test_design import at_pixels, masks, pictures, run, run_one_epoch
 
 from pretrain.design import Design, target_stride
 from pretrain.recipes import POCKET
-from pretrain.run import pretrain
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.target_models import load_target_model
 from pretrain.target_tokens import Tokens, UserTokens
@@ -30,7 +28,6 @@ from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.recipe import override
-from simmim_bench.rundir import open_run
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 TOKENS = Design(target="tokens", tokens=8)
@@ -119,7 +116,7 @@ def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
 
 
 def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_seed() -> None:
-    seen = levels(24)
+    seen = levels(10)
     (one, figures), (same, _), (other, _) = (
         fit_tokenizer(seen, vocabulary=16, stride=4, seed=seed, display=QUIET) for seed in (0, 0, 1)
     )
@@ -127,7 +124,7 @@ def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_se
         assert torch.equal(value, same.state_dict()[name]), name
     assert not torch.equal(one.codebook, other.codebook)
     # On pictures that no fit has seen, against the constant that is best for them.
-    unseen = levels(16, seed=7).float() / 255
+    unseen = levels(8, seed=7).float() / 255
     with torch.no_grad():
         told = one(unseen)
     constant = unseen.mean((0, 2, 3), keepdim=True)
@@ -137,10 +134,10 @@ def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_se
 
 
 def test_what_is_told_of_a_fit_is_of_the_pictures_it_did_not_see() -> None:
-    seen = levels(16)
+    seen = levels(10)
     net, figures = fit_tokenizer(seen, vocabulary=8, stride=4, seed=3, display=QUIET)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
-    unseen = seen[order[:2]].double().numpy() / 255
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    unseen = seen[order[:1]].double().numpy() / 255
     with torch.no_grad():
         told = net(torch.from_numpy(unseen).float()).double().numpy()
         ids = net.ids(torch.from_numpy(unseen).float()).flatten().tolist()
@@ -177,7 +174,7 @@ def test_a_code_that_no_token_is_near_to_is_drawn_anew() -> None:
     codes.redraw(tokens)
     assert torch.equal(book[0], kept)
     assert (tokens == book[1]).all(1).any()
-    assert codes.counts[1] == codes.counts.mean() or codes.counts[1] > 1
+    assert codes.counts[1] == pytest.approx(20, rel=0.1)  # an even share
 
 
 def test_the_cross_entropy_of_tokens_is_that_of_a_naive_loop() -> None:
@@ -235,39 +232,23 @@ def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, pocket: P
     load_backbone(str(second))
 
 
-def test_a_resumed_run_does_not_fit_again(tmp_path: Path, pocket: Path) -> None:
-    """The second half learns the tokens of the first, whatever the data would give now."""
-    choices = ["target=tokens", "tokens=16", "epochs=2", "batch_size=30", "mask_patch_size=8"]
-    recipe = override(POCKET, choices)
-
-    def go(data: Path, resume: bool) -> None:
-        with open_run(
-            tmp_path / "run",
-            recipe=recipe,
-            deviates={},
-            arguments={},
-            display=QUIET,
-            resume=resume,
-        ) as opened:
-            pretrain(recipe=recipe, deviates={}, data=data, run=opened, seed=0, resume=resume)
-
-    go(pocket / "imagenet", resume=False)
-    last = tmp_path / "run" / "checkpoints" / "last"
-    before = load_file(last / "model.safetensors")
-    fitted = read_checkpoint(str(last)).provenance["fitted"]
-    shutil.rmtree(last)
-    shutil.move(last.with_name("previous"), last)
-    meta = json.loads((last / "meta.json").read_text())
-    meta["provenance"].pop("wall_time_s", None)
-    (last / "meta.json").write_text(json.dumps(meta))
+def test_a_resumed_run_does_not_fit_again(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch has the tokens of the first, though other images would give others."""
+    choices = ("target=tokens", "tokens=16")
+    run_one_epoch(tmp_path / "run", pocket / "imagenet", *choices, monkeypatch=monkeypatch)
+    before = read_checkpoint(str(tmp_path / "run"))
     other = tmp_path / "other"
     shutil.copytree(pocket / "imagenet", other)
-    go(other, resume=True)
-    after = load_file(last / "model.safetensors")
-    assert read_checkpoint(str(last)).provenance["fitted"] == fitted
-    for name in before:
-        if name.startswith("target."):
-            assert torch.equal(before[name], after[name]), name
+    shutil.rmtree(min((other / "train").iterdir()))
+    after = read_checkpoint(str(run(tmp_path / "run", other, *choices, resume=True)))
+    assert after.provenance["fitted"] == before.provenance["fitted"]
+    assert before.state is not None
+    assert after.state is not None
+    tokenizer = {name for name in before.state if name.startswith("target.tokenizer.")}
+    assert tokenizer
+    assert all(torch.equal(before.state[name], after.state[name]) for name in tokenizer)
 
 
 def test_two_processes_have_one_tokenizer(tmp_path: Path, pocket: Path) -> None:
