@@ -3,8 +3,9 @@
 In: a name such as `vit_b`. Out: a `BackboneSpec`, from which the module (`backbones.py`), its feature
 levels and its layer numbers follow. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti" and "s" as
 in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3), Swin V2 (arXiv 2111.09883,
-section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385, table 1). SimMIM's own choices (layer scale 0.1, no absolute position embedding, window 6 at 192
-pixels while pretraining) are from SimMIM's configs/ folder.
+section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385, table 1). SimMIM's own
+choices (layer scale 0.1, no absolute position embedding, window 6 at 192 pixels while pretraining) are from
+SimMIM's configs/ folder.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class BackboneSpec:
             with windows it is the backbone of ViTDet (see `windowed_blocks`). A convolutional network has 0.
         in_chans: image channels.
         mlp_ratio: hidden width of the MLP over the block's width.
-        init_values: initial layer scale of a ViT's or ConvNeXt's residual branches; None for none.
+        init_values: initial layer scale of residual branches; None for none, of a ViT. A ConvNeXt has one.
         rel_pos_bias: give a ViT's attention a learnt relative position bias, as BEiT and SimMIM do.
         abs_pos_embed: add a learnt embedding of the position to a ViT's tokens, as MAE's and timm's
             files hold it.
@@ -319,7 +320,7 @@ ARCHS: dict[str, BackboneSpec] = {
             _convnext("convnext_pocket", 32, (1, 1, 2, 1)),
             img_size=(32, 32),
             patch_size=2,
-            init_values=None,
+            init_values=1.0,
         ),
         replace(
             _resnet("resnet_pocket", (2, 2, 2, 2)),

@@ -32,7 +32,12 @@ NEW_IN_TRANSFER = ("fc_norm.", "head.")
 # Of BatchNorm, and without effect; older files of torchvision do not have it.
 COUNTER = "num_batches_tracked"
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
-_HIERARCHICAL = {"swin": Swin, "swinv2": Swin, "convnext": ConvNeXt, "resnet": ResNet}
+_HIERARCHICAL: dict[str, type[Swin | ConvNeXt | ResNet]] = {
+    "swin": Swin,
+    "swinv2": Swin,
+    "convnext": ConvNeXt,
+    "resnet": ResNet,
+}
 
 
 @dataclass

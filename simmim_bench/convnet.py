@@ -41,7 +41,7 @@ TIMM_NAMES = {
     "resnet": (("head.", "fc."),),
 }
 TIMM_PATCH = 4  # stride of the stems that timm has
-Stage = tuple[Callable[[Tensor], Tensor], nn.Module]
+Stage = tuple[Callable[[Tensor], Tensor], nn.Sequential]
 
 
 class ConvNet(nn.Module):
@@ -58,7 +58,9 @@ class ConvNet(nn.Module):
     STEM: tuple[str, ...]
     STAGE: str  # name of a stage's parameters, by the stage's number from 0
     FIRST_STAGE = 0
-    BLOCK: re.Pattern[str]  # stage and block in a parameter's name; a downsampling before has no block
+    BLOCK: re.Pattern[
+        str
+    ]  # stage and block in a parameter's name; a downsampling before has no block
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -124,7 +126,10 @@ class ConvNet(nn.Module):
         """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
         count = len(self.spec.depths)
         last = range(count)[last_level]
-        unused = ("head.", *(self.STAGE.format(self.FIRST_STAGE + i) for i in range(last + 1, count)))
+        unused = (
+            "head.",
+            *(self.STAGE.format(self.FIRST_STAGE + i) for i in range(last + 1, count)),
+        )
         if last < count - 1:
             unused += ("norm.",)
         return [name for name, _ in self.named_parameters() if name.startswith(unused)]
@@ -278,7 +283,7 @@ class ResNet(ConvNet):
 
     def _stages(self) -> Iterator[Stage]:
         for name in self._layers:
-            yield nn.Identity(), self.get_submodule(name)
+            yield nn.Identity(), getattr(self, name)
 
     def _plain_norm(self, features: Tensor) -> Tensor:
         """Leave a stage as its BatchNorms have left it."""

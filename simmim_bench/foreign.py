@@ -426,7 +426,7 @@ def _convnext_spec(
         depths=depths,
         in_chans=kernel.shape[1],
         mlp_ratio=len(state["stages.0.blocks.0.mlp.fc1.weight"]) / dim,
-        init_values=1e-6 if "stages.0.blocks.0.gamma" in state else None,
+        init_values=1e-6,
     )
     return spec, _form(state)
 
@@ -497,7 +497,9 @@ def _swin_spec(
     return spec, _form(state)
 
 
-SPECS: dict[str, Callable[[Renamed, tuple[int, int] | None, int | None], tuple[BackboneSpec, Form]]] = {
+SPECS: dict[
+    str, Callable[[Renamed, tuple[int, int] | None, int | None], tuple[BackboneSpec, Form]]
+] = {
     "vit": _vit_spec,
     "swin": _swin_spec,
     "swinv2": _swin_spec,

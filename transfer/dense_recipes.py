@@ -253,7 +253,10 @@ COCO_CONVNEXT_3X = replace(
     name="coco_convnext_3x",
     source="as coco_swin_3x; AdamW 1e-4, a layer decay of 0.9 to 0.95 and drop path of 0.2 to 0.5: ConvNeXt V2, "
     "arXiv 2301.00808, of which the mildest",
-    sources={**COCO_SWIN_3X.sources, "layer_decay": "ConvNeXt V2; ours is a block's, not a group's"},
+    sources={
+        **COCO_SWIN_3X.sources,
+        "layer_decay": "ConvNeXt V2; ours is a block's, not a group's",
+    },
     window_size=None,
     base_lr=1e-4,
     layer_decay=0.95,
