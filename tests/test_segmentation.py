@@ -200,10 +200,9 @@ def test_init_cfg_is_honoured_or_refused(engine: Any, tmp_path: Path) -> None:
 def test_a_resnet_is_normalised_over_as_many_images_as_the_heads(engine: Any, synced: bool) -> None:
     checkpoint = read_checkpoint("random:resnet_pocket")
     model = engine.build_segmentor(checkpoint, TINY, 5, 0, synced=synced)
-    norms = {
-        type(m) for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
-    }
-    assert norms == {torch.nn.SyncBatchNorm if synced else torch.nn.BatchNorm2d}
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 30
+    assert all(isinstance(m, torch.nn.SyncBatchNorm) == synced for m in norms)
 
 
 def test_a_linear_layer_leaves_a_resnets_statistics_alone(engine: Any) -> None:
