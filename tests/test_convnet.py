@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchvision
 from conftest import TINY
 from torch import Tensor, nn
+from torchvision.models import resnet
 
 import pretrain.run as stage
 from pretrain.design import Design
@@ -118,7 +118,7 @@ def test_features_and_logits_are_those_of_timms_model(arch: str, name: str, tmp_
 
 
 def test_torchvisions_resnet_is_read_with_or_without_its_counters(tmp_path: Path) -> None:
-    theirs = shaken(torchvision.models.resnet50())
+    theirs = shaken(resnet.ResNet(resnet.Bottleneck, [1, 1, 2, 1]))
     images = torch.randn(1, 3, 64, 64)
     for number, counters in enumerate((True, False)):
         state = {k: v for k, v in theirs.state_dict().items() if counters or "num_batches" not in k}
@@ -214,7 +214,7 @@ def run(out: Path, data: Path, arch: str, *, resume: bool = False, epochs: int =
     recipe = replace(for_arch(POCKET, arch), epochs=epochs, batch_size=20, warmup_epochs=0)
     options = {"deviates": {}, "arguments": {}, "display": Display(quiet=True)}
     with open_run(out, recipe=recipe, resume=resume, **options) as opened:  # type: ignore[arg-type]
-        execution = Execution(accumulate=2)
+        execution = Execution(accumulate=2, pictures_every=9)
         return stage.pretrain(
             recipe=recipe,
             deviates={},
