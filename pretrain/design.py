@@ -248,8 +248,9 @@ def check_design(design: Design, spec: BackboneSpec, model: TargetModel | None =
         UsageError: with what to give instead.
     """
     if design.encoder_input == "visible" and spec.family != "vit":
+        parts = "convolutions" if spec.is_convolutional else "windows"
         raise UsageError(
-            f"encoder_input visible is for a ViT: the windows of {spec.arch} need every patch. Use "
+            f"encoder_input visible is for a ViT: the {parts} of {spec.arch} need every patch. Use "
             "-o encoder_input=tokens or zeros, or --arch vit_..."
         )
     stride = target_stride(design, spec, model)

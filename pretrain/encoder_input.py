@@ -29,11 +29,22 @@ def _encode(encoder: Backbone, tokens: Tensor, levels: bool) -> list[Tensor]:
     return encoder.encode_levels(tokens) if levels else [encoder.encode(tokens)]
 
 
+def _zeroed(encoder: Backbone, images: Tensor, mask: Tensor) -> Tensor:
+    patch = encoder.spec.patch_size
+    hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
+    return images * (1 - hidden.to(images))
+
+
 def see_tokens(
     encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
 ) -> list[Tensor]:
-    """Put the mask token in the place of every hidden patch's embedding (SimMIM, section 3.1)."""
+    """Put the mask token in the place of every hidden patch's embedding (SimMIM, section 3.1).
+
+    Where the embeddings of visible patches would see into hidden ones, these are zeroed before.
+    """
     assert mask_token is not None
+    if encoder.spec.has_overlapping_stem:
+        images = _zeroed(encoder, images, mask)
     tokens = encoder.embed(images)
     hidden = mask.to(tokens).unsqueeze(-1)
     tokens = tokens * (1 - hidden) + mask_token.to(tokens) * hidden
@@ -44,9 +55,7 @@ def see_zeros(
     encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
 ) -> list[Tensor]:
     """Set hidden pixels to zero, the mean colour, before they are embedded."""
-    patch = encoder.spec.patch_size
-    hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
-    return _encode(encoder, encoder.embed(images * (1 - hidden.to(images))), levels)
+    return _encode(encoder, encoder.embed(_zeroed(encoder, images, mask)), levels)
 
 
 def see_visible(

@@ -84,7 +84,7 @@ class SimMIM(nn.Module):
         self.input = ENCODER_INPUTS[design.encoder_input]
         self.mask_token = None
         if self.input.takes_mask_token:
-            self.mask_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, spec.stem_dim))
             bound = 0.02 if spec.narrow_init else 2.0
             nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound, generator=generator)
         self.target = TARGETS[design.target](design, spec, target_model)

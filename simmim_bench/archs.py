@@ -2,9 +2,10 @@
 
 In: a name such as `vit_b`. Out: a `BackboneSpec`, from which the module (`backbones.py`), its feature
 levels and its layer numbers follow. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti" and "s" as
-in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3) and Swin V2 (arXiv 2111.09883,
-section 3.4). SimMIM's own choices (layer scale 0.1, no absolute position embedding, window 6 at 192
-pixels while pretraining) are from SimMIM's configs/ folder.
+in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3), Swin V2 (arXiv 2111.09883,
+section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385, table 1). SimMIM's own
+choices (layer scale 0.1, no absolute position embedding, window 6 at 192 pixels while pretraining) are from
+SimMIM's configs/ folder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from simmim_bench.errors import UsageError, nearest
 
-Family = Literal["vit", "swin", "swinv2"]
+Family = Literal["vit", "swin", "swinv2", "convnext", "resnet"]
+RESNET_STEM = 64  # arXiv 1512.03385, table 1 (conv1)
 
 
 class FeatureLevel(NamedTuple):
@@ -32,15 +34,15 @@ class BackboneSpec:
         arch: the name it was looked up under.
         family: which module builds it.
         img_size: (H, W) in pixels that the position tables and windows are made for. Other sizes run too.
-        patch_size: pixels a side of one token.
-        embed_dim: channels of the first stage; a Swin doubles them at every later stage.
+        patch_size: pixels a side of one token; of a convolutional network, the stride of its stem.
+        embed_dim: channels of the first stage; all but a ViT double them at every later stage.
         depths: blocks a stage; a ViT has one stage.
-        num_heads: attention heads a stage.
+        num_heads: attention heads a stage; a convolutional network has none.
         window_size: tokens a side of an attention window. A ViT has 0 for attention over the whole image;
-            with windows it is the backbone of ViTDet (see `windowed_blocks`).
+            with windows it is the backbone of ViTDet (see `windowed_blocks`). A convolutional network has 0.
         in_chans: image channels.
         mlp_ratio: hidden width of the MLP over the block's width.
-        init_values: initial layer scale of a ViT's residual branches; None for none.
+        init_values: initial layer scale of residual branches; None for none, of a ViT. A ConvNeXt has one.
         rel_pos_bias: give a ViT's attention a learnt relative position bias, as BEiT and SimMIM do.
         abs_pos_embed: add a learnt embedding of the position to a ViT's tokens, as MAE's and timm's
             files hold it.
@@ -59,7 +61,7 @@ class BackboneSpec:
     patch_size: int
     embed_dim: int
     depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
+    num_heads: tuple[int, ...] = ()
     window_size: int = 0
     in_chans: int = 3
     mlp_ratio: float = 4.0
@@ -88,13 +90,28 @@ class BackboneSpec:
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
+    def is_convolutional(self) -> bool:
+        """Whether it has no attention: no position tables and no windows either."""
+        return self.family in ("convnext", "resnet")
+
+    @property
+    def has_overlapping_stem(self) -> bool:
+        """Whether a cell of the embedding sees pixels of its neighbours."""
+        return self.family == "resnet"
+
+    @property
+    def stem_dim(self) -> int:
+        """Channels of the embedding, and of the mask token that takes a cell's place in it."""
+        return RESNET_STEM if self.family == "resnet" else self.embed_dim
+
+    @property
     def num_blocks(self) -> int:
-        """Transformer blocks in all stages."""
+        """Blocks in all stages."""
         return sum(self.depths)
 
     @property
     def probed_blocks(self) -> int:
-        """How many features `forward_pooled` gives of an image: a ViT's blocks, or a Swin's stages."""
+        """How many features `forward_pooled` gives of an image: a ViT's blocks, or another's stages."""
         return self.depths[0] if self.family == "vit" else len(self.depths)
 
     @property
@@ -120,7 +137,7 @@ class BackboneSpec:
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
-        """What `forward_maps` gives: a Swin's stages, or four equally spaced blocks of a ViT."""
+        """What `forward_maps` gives: the stages, or four equally spaced blocks of a ViT."""
         if self.family == "vit":
             return (FeatureLevel(self.embed_dim, self.patch_size),) * len(self.level_blocks)
         return tuple(
@@ -166,8 +183,13 @@ class BackboneSpec:
                 position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
 
         Raises:
-            UsageError: a size that the patches do not divide.
+            UsageError: a size that the patches do not divide, or a window for a network without attention.
         """
+        if window_size and self.is_convolutional:
+            raise UsageError(
+                f"window_size {window_size} is of attention, which {self.arch} has none of; leave it out, or "
+                "give -o window_size=none."
+            )
         changed = replace(
             self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
         )
@@ -226,6 +248,29 @@ def _swin(
     )
 
 
+def _convnext(arch: str, embed_dim: int, depths: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="convnext",
+        img_size=(224, 224),
+        patch_size=4,
+        embed_dim=embed_dim,
+        depths=depths,
+        init_values=1e-6,  # arXiv 2201.03545, appendix A.1
+    )
+
+
+def _resnet(arch: str, depths: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="resnet",
+        img_size=(224, 224),
+        patch_size=4,
+        embed_dim=256,
+        depths=depths,
+    )
+
+
 ARCHS: dict[str, BackboneSpec] = {
     spec.arch: spec
     for spec in (
@@ -246,6 +291,11 @@ ARCHS: dict[str, BackboneSpec] = {
         _swin("swinv2_g", 512, (2, 2, 42, 4), 16, v2=True),
         # The SwinV2-g of arXiv 2206.04664, whose SimMIM weights are public: the width gives its 1.06 billion.
         _swin("swinv2_g1b", 448, (2, 2, 18, 2), 14, v2=True),
+        _convnext("convnext_t", 96, (3, 3, 9, 3)),
+        _convnext("convnext_s", 96, (3, 3, 27, 3)),
+        _convnext("convnext_b", 128, (3, 3, 27, 3)),
+        _resnet("resnet50", (3, 4, 6, 3)),
+        _resnet("resnet101", (3, 4, 23, 3)),
         # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes. A layer scale of 0.1
         # is for deep models and long runs: four blocks learn faster without one. A position bias
         # starts at zero and takes thousands of steps to tell near from far: minutes have none to spare.
@@ -264,6 +314,19 @@ ARCHS: dict[str, BackboneSpec] = {
             img_size=(32, 32),
             patch_size=2,
             window_size=4,
+        ),
+        # A stem of half the usual stride leaves the last stage four cells of a picture of 32 pixels.
+        replace(
+            _convnext("convnext_pocket", 32, (1, 1, 2, 1)),
+            img_size=(32, 32),
+            patch_size=2,
+            init_values=1.0,
+        ),
+        replace(
+            _resnet("resnet_pocket", (2, 2, 2, 2)),
+            img_size=(32, 32),
+            patch_size=2,
+            embed_dim=64,
         ),
     )
 }

@@ -18,16 +18,26 @@ from torch import Tensor
 
 from simmim_bench.archs import BackboneSpec
 from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.convnet import ConvNeXt, ResNet
 from simmim_bench.errors import DataError
 from simmim_bench.position_bias import Grid, resize_table
 from simmim_bench.swin import Swin
 from simmim_bench.vit import Form, ViT
 
-Backbone = ViT | Swin
+Backbone = ViT | Swin | ConvNeXt | ResNet
 
 TABLE = "relative_position_bias_table"
 # A pretraining checkpoint has none of these: they are drawn anew for the task.
 NEW_IN_TRANSFER = ("fc_norm.", "head.")
+# Of BatchNorm, and without effect; older files of torchvision do not have it.
+COUNTER = "num_batches_tracked"
+FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
+_HIERARCHICAL: dict[str, type[Swin | ConvNeXt | ResNet]] = {
+    "swin": Swin,
+    "swinv2": Swin,
+    "convnext": ConvNeXt,
+    "resnet": ResNet,
+}
 
 
 @dataclass
@@ -63,7 +73,9 @@ def build_backbone(
         torch.manual_seed(seed)
         if spec.family == "vit":
             return ViT(spec, form=form, num_classes=num_classes, drop_path_rate=drop_path_rate)
-        return Swin(spec, num_classes=num_classes, drop_path_rate=drop_path_rate)
+        return _HIERARCHICAL[spec.family](
+            spec, num_classes=num_classes, drop_path_rate=drop_path_rate
+        )
 
 
 def load_backbone(
@@ -83,7 +95,7 @@ def load_backbone(
         img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
         num_classes: outputs of a new classification head; 0 for pooled features.
         window_size: tokens a side of an attention window; None for the checkpoint's own, a ViT's being none.
-        in_chans: image channels; None for the checkpoint's own. The kernels of the patch embedding are
+        in_chans: image channels; None for the checkpoint's own. The kernels of the first convolution are
             summed for one channel and repeated, scaled, for more than the checkpoint's, as timm does.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
         seed: draws all that the checkpoint does not hold.
@@ -165,7 +177,7 @@ def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
             fitted = resample_abs_pos_embed(
                 value, list(model.spec.grid), list(checkpoint.spec.grid)
             )
-        elif name == "patch_embed.proj.weight" and value.shape[1] != current.shape[1]:
+        elif name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
             fitted = adapt_input_conv(current.shape[1], value, value.shape[1])
         if fitted.shape != current.shape:
             faults.append(
@@ -178,6 +190,7 @@ def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
     report.unused += [*sorted(source), *checkpoint.unread]
 
     lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
+    lost = [n for n in lost if not n.endswith(COUNTER)]
     if lost:
         faults.append(
             f"checkpoint {checkpoint.name} lacks {len(lost)} weights of {model.spec.arch}'s encoder: "
@@ -194,6 +207,8 @@ def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
     """Give the (h, w) that every position table of a backbone is for, by its module's name."""
+    if spec.is_convolutional:
+        return {}
     if spec.family == "vit":
         if form == "pretrain":
             return {"rel_pos_bias": spec.grid}

@@ -178,7 +178,8 @@ for _command in (
     required=True,
     metavar="ARCH",
     shell_complete=complete_arch,
-    help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., vit_pocket, swin_pocket.",
+    help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., convnext_t "
+    "convnext_s convnext_b, resnet50 resnet101; small: vit_pocket swin_pocket convnext_pocket resnet_pocket.",
 )
 @run_options(_pretrain_recipes)
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")

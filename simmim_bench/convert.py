@@ -24,6 +24,7 @@ from simmim_bench.archs import BackboneSpec
 from simmim_bench.backbones import TABLE, Backbone, LoadReport, build_backbone, load_backbone
 from simmim_bench.backbones import load_state as load_into
 from simmim_bench.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from simmim_bench.convnet import TIMM_PATCH, bottlenecks, timm_name
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.vit import sincos_position
 
@@ -225,7 +226,13 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> Written:
 
 
 def timm_arguments(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
-    """Give the timm model of a spec and what differs from it."""
+    """Give the timm model of a spec and what differs from it.
+
+    Raises:
+        UsageError: a convolutional network with a stem that timm has not.
+    """
+    if spec.is_convolutional:
+        return _timm_convnet(spec)
     arguments: dict[str, Any] = {
         "img_size": list(spec.img_size),
         "patch_size": spec.patch_size,
@@ -258,13 +265,32 @@ def timm_arguments(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _timm_convnet(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
+    if spec.patch_size != TIMM_PATCH:
+        raise UsageError(
+            f"timm has no {spec.family} with a stem of stride {spec.patch_size}, as {spec.arch} has; use --to "
+            "native, detectron2 or mmseg."
+        )
+    arguments: dict[str, Any] = {"in_chans": spec.in_chans}
+    if spec.family == "resnet":
+        sizes = {"layers": list(spec.depths), "channels": list(bottlenecks(spec))}
+        return "resnet50", arguments | sizes
+    return "convnext_base", arguments | {
+        "depths": list(spec.depths),
+        "dims": [level.channels for level in spec.feature_levels],
+        "ls_init_value": spec.init_values,
+    }
+
+
 def to_timm(model: Backbone) -> State:
     """Give a backbone's weights under timm's names."""
     spec = model.spec
     plain_vit = spec.family == "vit" and not spec.rel_pos_bias and not spec.sincos_position
     state: State = {}
     for name, value in model.state_dict().items():
-        if spec.family != "vit":
+        if spec.is_convolutional:
+            name = timm_name(name, spec.family)
+        elif spec.family != "vit":
             name = f"head.fc.{name.removeprefix('head.')}" if name.startswith("head.") else name
         else:
             name = name.replace(f"rel_pos_bias.{TABLE}", f"attn.{TABLE}")

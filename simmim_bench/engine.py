@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 
 from simmim_bench.data import EpochLoader, seed_everything
 from simmim_bench.errors import DivergedError, InterruptedRun, UsageError
-from simmim_bench.kernels import autocast, keep_freed_memory, product_flops_per_s
+from simmim_bench.kernels import autocast, buffers_kept, keep_freed_memory, product_flops_per_s
 from simmim_bench.optim import Schedule
 from simmim_bench.rundir import RunDir
 from simmim_bench.team import Team, without_sync
@@ -265,7 +265,7 @@ def _fits(
     try:
         moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         part = [x.chunk(parts)[0] for x in batch]
-        with without_sync(model):
+        with without_sync(model), buffers_kept(model):
             _backward(model, part, 0, loss_of, precision, device, 1)
         del moments
     except torch.OutOfMemoryError:

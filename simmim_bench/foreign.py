@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from simmim_bench.archs import ARCHS, BackboneSpec
-from simmim_bench.backbones import NEW_IN_TRANSFER, TABLE, build_backbone
+from simmim_bench.backbones import COUNTER, NEW_IN_TRANSFER, TABLE, build_backbone
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.convnet import TIMM_PATCH, name_of_timm
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import read_json, sha256_file, sha256_json
 from simmim_bench.vit import Form
@@ -34,6 +35,12 @@ State = dict[str, Tensor]
 BEIT_MEAN = BEIT_STD = (0.5, 0.5, 0.5)  # timm: models/beit.py, and BEiT's datasets.py by default
 # Attention heads of the published ViTs by their width: no weight tells them where there is no position table.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+# Which weight tells a convolutional network of timm's, and torchvision's ResNet; and images that they are for.
+CONVOLUTIONAL = {
+    "convnext": "stages.0.blocks.0.conv_dw.weight",
+    "resnet": "layer1.0.conv3.weight",
+}
+CONVNET_SIZE = (224, 224)
 # What files hold beside a backbone: buffers that are derived, and the heads of other tasks.
 NOT_NEEDED = re.compile(
     r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
@@ -81,6 +88,8 @@ def read_foreign(path: Path) -> Checkpoint:
         provenance=_provenance(rest),
     )
     cfg = config.get("pretrained_cfg") or {}
+    if "input_size" in cfg and checkpoint.spec.is_convolutional:  # no weight tells it
+        checkpoint = replace(checkpoint, spec=checkpoint.spec.at(tuple(cfg["input_size"][1:])))
     if "mean" in cfg and "std" in cfg:
         checkpoint = replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
     return checkpoint
@@ -91,7 +100,7 @@ def read_timm(ckpt: str) -> Checkpoint:
 
     Raises:
         UsageError: timm has no pretrained model of that name.
-        DataError: it cannot be downloaded, or is no ViT or Swin of ours.
+        DataError: it cannot be downloaded, or is of no family of ours.
     """
     import timm
 
@@ -145,11 +154,8 @@ def import_state(
         DataError: the weights are of no known kind, or not a whole backbone.
     """
     renamed = replace(_rename(state, name), heads=num_heads)
-    make: Callable[..., tuple[BackboneSpec, Form]] = (
-        _vit_spec if renamed.family == "vit" else _swin_spec
-    )
     try:
-        spec, form = make(renamed, img_size, window_size)
+        spec, form = SPECS[renamed.family](renamed, img_size, window_size)
         spec = replace(spec, pretrained_windows=pretrained_windows)
     except (KeyError, IndexError, ValueError, UsageError) as error:
         raise DataError(
@@ -239,13 +245,18 @@ def _rename(state: State, name: str) -> Renamed:
     if "blocks.0.attn.qkv.weight" in flat:
         flat, dropped = _from_vit_names(flat)
         return Renamed(method, "vit", flat, unread + dropped, {})
+    for family, telling in CONVOLUTIONAL.items():
+        if telling in flat:
+            own = {name_of_timm(key, family): value for key, value in flat.items()}
+            return Renamed(method, family, own, unread, {})
     if "layers.0.blocks.0.attn.qkv.weight" in flat:
         family = "swinv2" if "layers.0.blocks.0.attn.logit_scale" in flat else "swin"
         return Renamed(method, family, _from_swin_names(flat), unread, windows)
     shown = ", ".join(list(state)[:4])
     raise DataError(
-        f"{name} holds no ViT or Swin that simmim-bench knows; its first names are {shown}. Known are "
-        "SimMIM's and Swin Transformer's official files, MAE, BEiT, timm's ViT and Swin, MMPretrain's Swin."
+        f"{name} holds no ViT, Swin, ConvNeXt or ResNet that simmim-bench knows; its first names are {shown}. "
+        "Known are SimMIM's and Swin Transformer's official files, MAE, BEiT, timm's ViT, Swin, ConvNeXt and "
+        "ResNet of bottlenecks, MMPretrain's Swin."
     )
 
 
@@ -381,6 +392,69 @@ def _vit_spec(
     return spec, form
 
 
+def _depths(state: State, pattern: str) -> tuple[int, ...]:
+    """Count the blocks of every stage, whose number and block a pattern finds in a name."""
+    found = [m for key in state if (m := re.match(pattern, key)) is not None]
+    blocks: dict[int, int] = {}
+    for match in found:
+        stage, block = int(match[1]), int(match[2])
+        blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    return tuple(blocks[stage] for stage in sorted(blocks))
+
+
+def _known(family: str, dim: int, depths: tuple[int, ...]) -> list[BackboneSpec]:
+    """Give the archs of a family that have these sizes."""
+    wanted = (family, dim, depths)
+    return [s for s in ARCHS.values() if (s.family, s.embed_dim, s.depths) == wanted]
+
+
+def _convnext_spec(
+    renamed: Renamed, img_size: tuple[int, int] | None, window_size: int | None
+) -> tuple[BackboneSpec, Form]:
+    """Read a ConvNeXt's sizes off its weights."""
+    state = renamed.state
+    kernel = state["stem.0.weight"]
+    dim = len(kernel)
+    depths = _depths(state, r"stages\.(\d+)\.blocks\.(\d+)\.")
+    known = _known("convnext", dim, depths)
+    spec = BackboneSpec(
+        arch=known[0].arch if known else f"convnext_{dim}",
+        family="convnext",
+        img_size=img_size or (known[0].img_size if known else CONVNET_SIZE),
+        patch_size=kernel.shape[2],
+        embed_dim=dim,
+        depths=depths,
+        in_chans=kernel.shape[1],
+        mlp_ratio=len(state["stages.0.blocks.0.mlp.fc1.weight"]) / dim,
+        init_values=1e-6,
+    )
+    return spec, _form(state)
+
+
+def _resnet_spec(
+    renamed: Renamed, img_size: tuple[int, int] | None, window_size: int | None
+) -> tuple[BackboneSpec, Form]:
+    """Read a ResNet's sizes off its weights, which do not tell the stride of the stem: an arch of ours does."""
+    state = renamed.state
+    dim = len(state["layer1.0.conv3.weight"])
+    depths = _depths(state, r"layer(\d+)\.(\d+)\.")
+    known = _known("resnet", dim, depths)
+    spec = BackboneSpec(
+        arch=known[0].arch if known else f"resnet_{dim}",
+        family="resnet",
+        img_size=img_size or (known[0].img_size if known else CONVNET_SIZE),
+        patch_size=known[0].patch_size if known else TIMM_PATCH,
+        embed_dim=dim,
+        depths=depths,
+        in_chans=state["conv1.weight"].shape[1],
+    )
+    return spec, _form(state)
+
+
+def _form(state: State) -> Form:
+    return "pretrain" if "decoder.weight" in state or "mask_token" in state else "transfer"
+
+
 def _swin_spec(
     renamed: Renamed, img_size: tuple[int, int] | None, window_size: int | None
 ) -> tuple[BackboneSpec, Form]:
@@ -388,12 +462,7 @@ def _swin_spec(
     state = renamed.state
     kernel = state["patch_embed.proj.weight"]
     dim, in_chans, patch = kernel.shape[0], kernel.shape[1], kernel.shape[2]
-    depths: list[int] = []
-    for key in state:
-        if (found := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key)) is not None:
-            stage, block = int(found[1]), int(found[2])
-            depths += [0] * (stage + 1 - len(depths))
-            depths[stage] = max(depths[stage], block + 1)
+    depths = _depths(state, r"layers\.(\d+)\.blocks\.(\d+)\.")
     tables = [state.get(f"layers.{i}.blocks.0.attn.{TABLE}") for i in range(len(depths))]
     heads = []
     for i, table in enumerate(tables):
@@ -406,8 +475,7 @@ def _swin_spec(
         for i, t in enumerate(tables)
     ]
     window = window_size or windows[0]
-    known = [s for s in ARCHS.values() if (s.embed_dim, s.depths) == (dim, tuple(depths))]
-    known = [s for s in known if s.family == renamed.family]
+    known = _known(renamed.family, dim, depths)
     if not window and known:
         window = known[0].window_size
     if img_size is None:
@@ -420,13 +488,24 @@ def _swin_spec(
         img_size=img_size,
         patch_size=patch,
         embed_dim=dim,
-        depths=tuple(depths),
+        depths=depths,
         num_heads=tuple(heads),
         window_size=window,
         in_chans=in_chans,
         mlp_ratio=len(state["layers.0.blocks.0.mlp.fc1.weight"]) / dim,
     )
-    return spec, "pretrain" if "decoder.weight" in state or "mask_token" in state else "transfer"
+    return spec, _form(state)
+
+
+SPECS: dict[
+    str, Callable[[Renamed, tuple[int, int] | None, int | None], tuple[BackboneSpec, Form]]
+] = {
+    "vit": _vit_spec,
+    "swin": _swin_spec,
+    "swinv2": _swin_spec,
+    "convnext": _convnext_spec,
+    "resnet": _resnet_spec,
+}
 
 
 def _check_whole(
@@ -459,6 +538,7 @@ def _check_whole(
             f"{title}: {len(wrong)} weights have a wrong shape: {'; '.join(wrong[:3])}."
         )
     missing = [k for k in missing if not (form == "transfer" and k.startswith(NEW_IN_TRANSFER))]
+    missing = [k for k in missing if not k.endswith(COUNTER)]
     if missing:
         raise DataError(
             f"{title} lacks {len(missing)} of the encoder's {len(wanted)} weights: "
@@ -466,7 +546,7 @@ def _check_whole(
         )
     if form == "pretrain":
         shapes = {
-            "mask_token": (1, 1, spec.embed_dim),
+            "mask_token": (1, 1, spec.stem_dim),
             "decoder.weight": (spec.stride**2 * spec.in_chans, spec.num_features, 1, 1),
             "decoder.bias": (spec.stride**2 * spec.in_chans,),
         }

@@ -9,8 +9,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -104,6 +104,17 @@ def choose_attention(model: nn.Module, *, training: bool) -> None:
         if hasattr(module, "fused_attn"):
             fused = bool(use_fused_attn()) and (on_gpu or not training)
             module.fused_attn = fused  # type: ignore[assignment]
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leave a model's buffers as they were before the block: a forward pass moves BatchNorm's statistics."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.data.copy_(value)
 
 
 def count_flops(forward: Callable[[], object]) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from simmim_bench.kernels import buffers_kept
+
 GIB = 2**30
 # A container's limit and use: cgroup version 2, version 1.
 CONTAINER = (
@@ -94,6 +96,7 @@ def step_memory(
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
+        buffers_kept(model),
         torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
     ):
         result = forward()

@@ -99,6 +99,9 @@ class Team:
     ) -> nn.Module:
         """Let all processes train one model; call what is given back for its forward pass.
 
+        On GPUs, BatchNorm normalises over the images of all processes; torch has no such kernel for CPUs,
+        where each takes its own images and the main process' running statistics are kept.
+
         Args:
             shard: spread it over the processes (FSDP2), each of `parts` gathered when it is needed;
                 otherwise each has a copy and gradients are averaged.
@@ -115,6 +118,8 @@ class Team:
             model.compile()
         if self.size == 1:
             return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if shard:
             # SimMIM's features are a view, which nobody writes into.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")

@@ -37,6 +37,8 @@ TINY = {
         num_heads=(1, 2, 4, 8),
         img_size=(32, 32),
     ),
+    "convnext": dataclasses.replace(ARCHS["convnext_pocket"], embed_dim=16),
+    "resnet": dataclasses.replace(ARCHS["resnet_pocket"], embed_dim=16),
 }
 
 

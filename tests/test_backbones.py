@@ -52,7 +52,7 @@ def test_maps_have_the_declared_channels_and_strides(
 @pytest.mark.parametrize("arch", sorted(ARCHS))
 def test_layer_ids_cover_every_parameter_and_grow_with_depth(arch: str) -> None:
     spec = find_spec(arch)
-    small = replace(spec, embed_dim=spec.num_heads[0] * 4)
+    small = replace(spec, embed_dim=(*spec.num_heads, 4)[0] * 4)
     model = build_backbone(small, num_classes=2)
     ids = {name: model.layer_id(name) for name, _ in model.named_parameters()}
     assert set(ids.values()) == set(range(model.num_layers))
@@ -102,6 +102,12 @@ def test_parameters_are_as_many_as_the_official_ones(
         ("swinv2_h", 655),
         ("swinv2_g", 3000),
         ("swinv2_g1b", 1060),
+        # With a classifier of 1,000 classes in ConvNeXt table 1 and torchvision's documentation.
+        ("convnext_t", 28.6 - 0.769),
+        ("convnext_s", 50.2 - 0.769),
+        ("convnext_b", 88.6 - 1.025),
+        ("resnet50", 25.557 - 2.049),
+        ("resnet101", 44.549 - 2.049),
     ],
 )
 def test_sizes_are_those_of_the_papers(arch: str, millions: float) -> None:
@@ -138,7 +144,8 @@ def test_other_channels_take_the_weights_of_three(tmp_path: Path, tiny_spec: Bac
     # One channel takes the sum of the kernels: a grey picture looks as it did in three.
     found, wanted = one.forward_features(grey), rgb.forward_features(grey.expand(-1, 3, -1, -1))
     assert torch.allclose(found, wanted, atol=1e-5)
-    assert "patch_embed.proj.weight" in one.load_report.resized  # type: ignore[union-attr,operator]
+    resized = one.load_report.resized  # type: ignore[union-attr]
+    assert [one.get_parameter(name).shape[1] for name in resized] == [1]
 
 
 def test_a_swin_v2_keeps_the_scale_of_its_positions_in_a_new_window(tmp_path: Path) -> None:
@@ -287,7 +294,7 @@ def test_a_missing_encoder_weight_is_refused_by_name(
 ) -> None:
     checkpoint = read_checkpoint(saved(tmp_path, tiny_spec))
     assert checkpoint.state is not None
-    name = next(n for n in checkpoint.state if n.endswith("mlp.fc1.weight"))
+    name = next(n for n in checkpoint.state if n.endswith(("mlp.fc1.weight", "conv2.weight")))
     state = {k: v for k, v in checkpoint.state.items() if k != name}
     with pytest.raises(DataError, match=name.removeprefix("encoder.")):
         load_backbone(replace(checkpoint, state=state))

@@ -64,6 +64,8 @@ DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
     "all": ("vit", {"scope": "all"}),
     "zeros": ("vit", {"encoder_input": "zeros"}),
     "zeros, swin": ("swin", {"encoder_input": "zeros", "scope": "all"}),
+    "zeros, resnet": ("resnet", {"encoder_input": "zeros", "aggregate": True}),
+    "inverse swin, convnext": ("convnext", {"head": "inverse_swin_t", "aggregate": True}),
     "visible": ("vit", {"encoder_input": "visible"}),
     "visible, all that meets": (
         "vit",
@@ -494,7 +496,8 @@ def test_choices_that_exclude_each_other_are_refused(assignments: list[str], mes
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("swin", {"encoder_input": "visible"}, "encoder_input visible is for a ViT"),
+        ("swin", {"encoder_input": "visible"}, "visible is for a ViT: the windows of swin_pocket"),
+        ("resnet", {"encoder_input": "visible"}, "the convolutions of resnet_pocket need every"),
         ("vit", {"target_size": 7}, "target_size 7 does not divide .* use one of 32, 16, 8"),
         ("vit", {"target_size": 4}, "cells of 4 pixels; use one of 32, 16, 8"),
         ("swin", {"target": "clusters"}, "131,072 numbers .* give a smaller -o target_size"),

@@ -53,7 +53,12 @@ from transfer.detectron2_backbone import (
     build_pyramid,
 )
 
-ARCHS = ("random:vit_pocket", "random:swin_pocket")
+ARCHS = (
+    "random:vit_pocket",
+    "random:swin_pocket",
+    "random:convnext_pocket",
+    "random:resnet_pocket",
+)
 TINY = replace(
     COCO_POCKET,
     max_iters=4,

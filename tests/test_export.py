@@ -88,7 +88,8 @@ def test_native_to_native_is_bit_exact(tmp_path: Path, family: str, form: str) -
 def test_native_to_timm_to_native_is_bit_exact(
     tmp_path: Path, family: str, form: str, size: tuple[int, int]
 ) -> None:
-    spec = replace(TINY[family], sincos_position=False).at(size)
+    # timm's convolutional networks have stems of stride 4.
+    spec = replace(TINY[family], sincos_position=False, patch_size=4).at(size)
     source = saved(tmp_path / "a", spec, form, classes=3)
     converted(source, tmp_path / "timm", "timm")
     converted(str(tmp_path / "timm"), tmp_path / "b")
@@ -131,7 +132,7 @@ def test_vits_of_every_kind_of_position_reach_timm(tmp_path: Path, changes: dict
 @pytest.mark.parametrize("family", FAMILIES)
 def test_resizing_is_that_of_fine_tuning(tmp_path: Path, family: str) -> None:
     source = saved(tmp_path / "a", TINY[family])
-    window = None if family == "vit" else 3
+    window = 3 if TINY[family].window_size else None
     done = converted(source, tmp_path / "b", img_size=(48, 64), window_size=window)
     wanted = load_backbone(source, (48, 64), window_size=window)
     found = load_backbone(str(tmp_path / "b"))
@@ -220,7 +221,7 @@ def test_mmsegmentations_own_backbones_give_our_maps(tmp_path: Path, family: str
 
 
 @pytest.mark.parametrize(("to", "module"), [("detectron2", "detectron2"), ("mmseg", "mmseg")])
-@pytest.mark.parametrize("family", ["vit", "swinv2"])
+@pytest.mark.parametrize("family", ["vit", "swinv2", "convnext", "resnet"])
 def test_what_they_have_no_backbone_for_is_written_for_our_adapter(
     tmp_path: Path, family: str, to: str, module: str
 ) -> None:

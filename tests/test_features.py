@@ -58,9 +58,11 @@ def features(images: ImageList, run: RunDir, **changed: Any) -> Features:
     return store(run, **changed).of(images)
 
 
-@pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
+@pytest.mark.parametrize(
+    ("arch", "narrowest"), [("vit_pocket", 0), ("swin_pocket", 48), ("resnet_pocket", 64)]
+)
 def test_features_are_the_pooled_tokens_of_every_block(
-    images: ImageList, run: RunDir, arch: str
+    images: ImageList, run: RunDir, arch: str, narrowest: int
 ) -> None:
     kept = store(run, ckpt=f"random:{arch}")
     found = kept.of(images)
@@ -70,7 +72,7 @@ def test_features_are_the_pooled_tokens_of_every_block(
     assert len(kept.sets) == (4 * 3 if arch == "vit_pocket" else 4)
 
     def width(one: FeatureSet) -> int:
-        return 128 if arch == "vit_pocket" else 48 * 2 ** (one.block - 1)
+        return narrowest * 2 ** (one.block - 1) or 128
 
     for number in (0, 8, 29):
         pixels = to_tensor(Image.open(images.paths[number]).convert("RGB"))

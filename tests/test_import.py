@@ -198,7 +198,7 @@ def test_openmmlab_swins_give_their_features(tmp_path: Path) -> None:
     assert torch.equal(simmim.decoder.bias, pretraining["neck.decoder.0.bias"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", sorted(TINY))
+@pytest.mark.parametrize("family", ["swin", "swinv2", "vit"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_official_simmim_files_give_their_loss(tmp_path: Path, family: str, suffix: str) -> None:
     spec = replace(TINY[family], sincos_position=False)
@@ -316,7 +316,7 @@ def write_unknown_heads(path: Path) -> None:
         (write_half, "a.pth", "is damaged"),
         (write_half_safetensors, "a.safetensors", "is damaged"),
         (write_list, "a.pth", "holds no weights by name"),
-        (write_resnet, "a.pth", r"holds no ViT or Swin .* first names are conv1\.weight"),
+        (write_resnet, "a.pth", r"holds no ViT, Swin, .* first names are conv1\.weight"),
         (
             write_incomplete,
             "a.pth",

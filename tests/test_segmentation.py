@@ -163,10 +163,15 @@ def test_nothing_trained_is_beyond_the_levels_asked_for(engine: Any, arch: str) 
     assert [n for n, p in trained if p.grad is None] == []
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_frozen_stages_are_those_up_to_a_level(engine: Any, arch: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "layers"),
+    [("vit_pocket", (1, 2, 4)), ("swin_pocket", (1, 2, 5)), ("resnet_pocket", (1, 3, 7))],
+)
+def test_frozen_stages_are_those_up_to_a_level(
+    engine: Any, arch: str, layers: tuple[int, ...]
+) -> None:
     everything = dict(adapter_class()(f"random:{arch}").named_parameters())
-    for stages, first_trained in ((0, 1), (1, 2), (3, 5 if arch == "swin_pocket" else 4)):
+    for stages, first_trained in zip((0, 1, 3), layers, strict=True):
         adapter = adapter_class()(f"random:{arch}", frozen_stages=stages)
         for name, parameter in adapter.backbone.named_parameters():
             wanted = everything[f"backbone.{name}"].requires_grad
@@ -189,6 +194,24 @@ def test_init_cfg_is_honoured_or_refused(engine: Any, tmp_path: Path) -> None:
         adapter_class()("random:swin_pocket", init_cfg=init).init_weights()
     with pytest.raises(UsageError, match="not of type 'Pretrained'"):
         adapter_class()("random:swin_pocket", init_cfg={"type": "Normal"}).init_weights()
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_resnet_is_normalised_over_as_many_images_as_the_heads(engine: Any, synced: bool) -> None:
+    checkpoint = read_checkpoint("random:resnet_pocket")
+    model = engine.build_segmentor(checkpoint, TINY, 5, 0, synced=synced)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 30
+    assert all(isinstance(m, torch.nn.SyncBatchNorm) == synced for m in norms)
+
+
+def test_a_linear_layer_leaves_a_resnets_statistics_alone(engine: Any) -> None:
+    model = segmentor(
+        engine, "random:resnet_pocket", replace(TINY, head="linear", auxiliary_weight=0.0)
+    )
+    before = {name: value.clone() for name, value in model.backbone.named_buffers()}
+    model.train().loss(*training_batch())
+    assert all(torch.equal(value, before[name]) for name, value in model.backbone.named_buffers())
 
 
 @pytest.mark.parametrize("arch", ARCHS)

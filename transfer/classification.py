@@ -308,6 +308,7 @@ def finetune(
         accumulate=accumulate,
         after_step=None if average is None else lambda step: average.update(model, step),
     )
+    team.same_buffers(scored)
     return scored
 
 

@@ -17,7 +17,7 @@ class CocoRecipe(Recipe):
     """Mask R-CNN through Detectron2.
 
     The neck follows from the backbone: a simple feature pyramid on a ViT's last map (ViTDet), an FPN on
-    a Swin's stages. (train, test) pairs differ as Detectron2's do.
+    the stages of the others. (train, test) pairs differ as Detectron2's do.
 
     Attributes:
         img_size: (H, W): training images are resized by a factor of `scale_range` of what fits this box,
@@ -248,6 +248,45 @@ COCO_SWIN_CASCADE_3X = replace(
     source="as coco_swin_3x; stages: Cascade R-CNN, arXiv 1712.00726, section 4",
     cascade=(0.5, 0.6, 0.7),
 )
+COCO_CONVNEXT_3X = replace(
+    COCO_SWIN_3X,
+    name="coco_convnext_3x",
+    source="as coco_swin_3x; AdamW 1e-4, a layer decay of 0.9 to 0.95 and drop path of 0.2 to 0.5: ConvNeXt V2, "
+    "arXiv 2301.00808, of which the mildest",
+    sources={
+        **COCO_SWIN_3X.sources,
+        "layer_decay": "ConvNeXt V2; ours is a block's, not a group's",
+    },
+    window_size=None,
+    base_lr=1e-4,
+    layer_decay=0.95,
+)
+COCO_RESNET50_1X = replace(
+    COCO_SWIN_1X,
+    name="coco_resnet50_1x",
+    source="SparK: downstream_d2/configs/coco_R_50_FPN_CONV_1x_moco_adam.yaml; there with SyncBN in neck and heads, "
+    "sides of 480 to 896 pixels and steps of 0.25",
+    sources={
+        **COCO_SWIN_1X.sources,
+        "scale_range": "as coco_swin_3x",
+        "img_size": "as coco_swin_3x",
+        "head_norm": "ours, ViTDet's",
+        "layer_decay": "ours: 0.6 there, of stages; here of blocks",
+        "num_workers": "ours",
+    },
+    window_size=None,
+    max_iters=90000,
+    batch_size=16,
+    base_lr=2.5e-4,
+    weight_decay=1e-4,
+    layer_decay=0.9,
+    drop_path_rate=0.0,
+    clip_grad=0.0,
+    milestones=(60 / 90, 80 / 90),
+    box_head_convs=4,
+    box_head_fcs=1,
+    head_norm="LN",
+)
 COCO_SMALL = replace(
     COCO_SWIN_3X,
     name="coco_small",
@@ -342,6 +381,22 @@ ADE20K_SWIN_160K = replace(
     drop_path_rate=0.3,
     head_channels=512,
     test_mode="whole",
+)
+ADE20K_CONVNEXT_160K = replace(
+    ADE20K_VIT_160K,
+    name="ade20k_convnext_160k",
+    source="MMSegmentation: configs/convnext/convnext-base_upernet_8xb2-amp-160k_ade20k-512x512.py",
+    sources={"layer_decay": "ours: 0.9 there, of groups of three blocks; here its cube root"},
+    layer_decay=0.9 ** (1 / 3),
+    drop_path_rate=0.4,
+    head_channels=512,
+)
+ADE20K_RESNET50_160K = replace(
+    ADE20K_SWIN_160K,
+    name="ade20k_resnet50_160k",
+    source="ours: as ade20k_swin_160k with AdamW 1e-4 and no dropped paths; MMSegmentation's ResNets learn by SGD",
+    base_lr=1e-4,
+    drop_path_rate=0.0,
 )
 _SEVERAL_SCALES = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
 ADE20K_VIT_160K_MS = replace(

@@ -218,6 +218,7 @@ def run_coco(
         )
     elif state is not None:
         model.load_state_dict(state["model"])
+    team.same_buffers(model)
     with run.display.task("coco: val", val.count) as task:
         results, kept, evaluated = detect(
             model, val_loader(val, recipe), val, task, keep=PICTURES, team=team

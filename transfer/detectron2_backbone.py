@@ -3,7 +3,8 @@
 In: CKPT, or a checkpoint already read. Out: a `detectron2.modeling.Backbone` that maps images (B, 3, H, W)
 to named maps: `map0`, `map1`, ... as `forward_maps` gives them, or a pyramid `p2`, `p3`, ... whose level
 pN has stride 2**N. A ViT gets the simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its
-last map, a Swin an FPN (arXiv 1612.03144) on its stages.
+last map, the others an FPN (arXiv 1612.03144) on their stages. A ResNet's BatchNorm is trained like the rest,
+as SparK has it (arXiv 2301.03580), and not frozen as in Detectron2's own; `Team.share` lets GPUs share it.
 
 With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml config, call
 `add_simmim_config(cfg)` and name `SimMIMBackbone` or `build_simmim_pyramid` in `MODEL.BACKBONE.NAME`.
@@ -109,7 +110,7 @@ def build_pyramid(
 
     Args:
         strides: of the levels in pixels, each twice the one before. A ViT of patch size p has p/4, p/2,
-            p and 2p, a Swin its stages; one more, twice as coarse, is pooled from the last.
+            p and 2p, the others their stages; one more, twice as coarse, is pooled from the last.
         square_pad: side in pixels of the square that images are padded to; 0 for none.
 
     Raises:

@@ -152,6 +152,55 @@ IMAGENET_SWINV2_B_800EP = replace(
     window_size=14,
     layer_decay=0.75,
 )
+_INPUTS = (
+    "auto_augment",
+    "color_jitter",
+    "crop_scale",
+    "hflip",
+    "test_crop_ratio",
+    "num_workers",
+    "precision",
+)
+_LAST_RATE = {"warmup_lr": "ours, SimMIM's", "min_lr": "ours, SimMIM's"}
+IMAGENET_CONVNEXT_B_100EP = replace(
+    IMAGENET_VIT_B_800EP,
+    name="imagenet_convnext_b_100ep",
+    source="ConvNeXt V2: TRAINING.md (fine-tuning of its Base after FCMAE); nobody publishes one after SimMIM "
+    "with AdamW",
+    sources={
+        **{key: _SOURCES[key] for key in _INPUTS},
+        **_LAST_RATE,
+        "batch_size": "ConvNeXt V2: TRAINING.md (32 images on each of 32 GPUs)",
+        "layer_decay": "ConvNeXt V2: TRAINING.md, 0.6 a group; ours is its cube root, as a group is three blocks",
+        "ema_decay": "ours; ConvNeXt V2 says that there is an average",
+        "clip_grad": "ours: none",
+    },
+    published=None,
+    batch_size=1024,
+    layer_decay=0.6 ** (1 / 3),
+    clip_grad=0.0,
+    ema_decay=0.9999,
+)
+IMAGENET_RESNET50_100EP = replace(
+    IMAGENET_VIT_B_800EP,
+    name="imagenet_resnet50_100ep",
+    source="ours: as imagenet_vit_b_800ep with less of all that keeps large models from overfitting; A2MIM and "
+    "SparK fine-tune ResNets for 300 epochs by LAMB",
+    sources={
+        **_SOURCES,
+        **_LAST_RATE,
+        "weight_decay": "SparK: downstream_imagenet/arg.py",
+        "mixup": "SparK: downstream_imagenet/arg.py",
+        "drop_path_rate": "SparK: downstream_imagenet/arg.py",
+    },
+    published=None,
+    warmup_epochs=5,
+    base_lr=5e-4,
+    weight_decay=0.02,
+    layer_decay=0.9,
+    drop_path_rate=0.05,
+    mixup=0.1,
+)
 IMAGENET_POCKET = FinetuneRecipe(
     name="imagenet_pocket",
     source="ours: thousands of small pictures, a CPU, a minute",

@@ -2,9 +2,10 @@
 
 In: a plain MMSegmentation config with `custom_imports=dict(imports=['transfer.mmseg_backbone'])` and
 `backbone=dict(type='SimMIMBackbone', ckpt=CKPT, img_size=(512, 512))`. Out: NCHW maps whose `channels`
-and `strides` the module declares; a Swin's go straight to `UPerHead`, a ViT's through `Feature2Pyramid`
-with `pyramid_rescales`. The data preprocessor must normalise as the checkpoint says: `mean` and `std`
-of the module, for pixels in [0, 255] in RGB order.
+and `strides` the module declares; a ViT's go through `Feature2Pyramid` with `pyramid_rescales`, others' straight
+to `UPerHead`. The data preprocessor must normalise as the checkpoint says: `mean` and `std`
+of the module, for pixels in [0, 255] in RGB order. A ResNet's BatchNorm is trained like the rest, over the
+images of one process unless `torch.nn.SyncBatchNorm.convert_sync_batchnorm` has changed it.
 
 Rates that fall from layer to layer: `optim_wrapper=dict(constructor='SimMIMLayerDecay',
 paramwise_cfg=dict(layer_decay=0.65), optimizer=...)`.
@@ -43,7 +44,7 @@ class SimMIMBackbone(BaseModule):
         drop_path_rate: stochastic depth of the last block, in [0, 1).
         seed: draws what the checkpoint does not hold.
         out_indices: which of the backbone's levels to give, in order.
-        frozen_stages: -1 to train all; 0 keeps the patch embedding as it is, n the blocks up to level n - 1
+        frozen_stages: -1 to train all; 0 keeps the embedding as it is, n the blocks up to level n - 1
             as well, as in MMSegmentation's Swin.
         init_cfg: `dict(type='Pretrained', checkpoint=FILE)` puts in what `simmim-bench convert --to mmseg`
             wrote for this module, strictly.

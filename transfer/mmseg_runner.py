@@ -145,6 +145,8 @@ def build_segmentor(
         model = EncoderDecoder(**config)
     if recipe.head == "linear":
         model.backbone.requires_grad_(False)
+    if synced:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
     return model
 
 

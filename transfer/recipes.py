@@ -5,7 +5,9 @@ The numbers, each with its source, are in `finetune_recipes`, `frozen_recipes` a
 
 from __future__ import annotations
 
-from simmim_bench.archs import BackboneSpec
+from typing import get_args
+
+from simmim_bench.archs import BackboneSpec, Family
 from simmim_bench.errors import UsageError, nearest
 from transfer import dense_recipes, finetune_recipes, frozen_recipes
 from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
@@ -23,19 +25,36 @@ RECIPES: dict[str, TransferRecipe] = {
 }
 
 
-# task -> whose recipe: small archs, ViT, Swin, Swin V2
-_DEFAULTS = {
-    "imagenet": (
-        "imagenet_pocket",
-        "imagenet_vit_b_800ep",
-        "imagenet_swin_b_800ep",
-        "imagenet_swinv2_b_800ep",
-    ),
-    "linear": ("linear_pocket", "linear", "linear", "linear"),
-    "knn": ("knn_pocket", "knn", "knn", "knn"),
-    "fewshot": ("logistic_pocket", "logistic", "logistic", "logistic"),
-    "coco": ("coco_pocket", "coco_vit_100ep", "coco_swin_3x", "coco_swin_3x"),
-    "ade20k": ("ade20k_pocket", "ade20k_vit_160k", "ade20k_swin_160k", "ade20k_swin_160k"),
+FAMILIES = get_args(Family)
+# task -> whose recipe, by family; small archs have their own
+_DEFAULTS: dict[str, dict[str, str]] = {
+    "imagenet": {
+        "pocket": "imagenet_pocket",
+        "vit": "imagenet_vit_b_800ep",
+        "swin": "imagenet_swin_b_800ep",
+        "swinv2": "imagenet_swinv2_b_800ep",
+        "convnext": "imagenet_convnext_b_100ep",
+        "resnet": "imagenet_resnet50_100ep",
+    },
+    "linear": {"pocket": "linear_pocket", **dict.fromkeys(FAMILIES, "linear")},
+    "knn": {"pocket": "knn_pocket", **dict.fromkeys(FAMILIES, "knn")},
+    "fewshot": {"pocket": "logistic_pocket", **dict.fromkeys(FAMILIES, "logistic")},
+    "coco": {
+        "pocket": "coco_pocket",
+        "vit": "coco_vit_100ep",
+        "swin": "coco_swin_3x",
+        "swinv2": "coco_swin_3x",
+        "convnext": "coco_convnext_3x",
+        "resnet": "coco_resnet50_1x",
+    },
+    "ade20k": {
+        "pocket": "ade20k_pocket",
+        "vit": "ade20k_vit_160k",
+        "swin": "ade20k_swin_160k",
+        "swinv2": "ade20k_swin_160k",
+        "convnext": "ade20k_convnext_160k",
+        "resnet": "ade20k_resnet50_160k",
+    },
 }
 TASKS = tuple(_DEFAULTS)
 _KINDS: dict[str, tuple[type[TransferRecipe], ...]] = {
@@ -54,12 +73,11 @@ _OF_ARCH: dict[tuple[str, str], TransferRecipe] = {
 
 def default_recipe(task: str, spec: BackboneSpec) -> TransferRecipe:
     """Give the recipe that a task takes for an arch when none is named."""
-    pocket, vit, swin, swinv2 = _DEFAULTS[task]
     if spec.arch.endswith("_pocket"):
-        return RECIPES[pocket]
+        return RECIPES[_DEFAULTS[task]["pocket"]]
     if (task, spec.arch) in _OF_ARCH:
         return _OF_ARCH[task, spec.arch]
-    return RECIPES[{"vit": vit, "swin": swin, "swinv2": swinv2}[spec.family]]
+    return RECIPES[_DEFAULTS[task][spec.family]]
 
 
 def check_kind(task: str, recipe: TransferRecipe) -> None:
