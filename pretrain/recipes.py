@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from pretrain.design import Design
+from pretrain.systems import SYSTEMS
 from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Precision, Recipe, check_positive
@@ -209,7 +210,7 @@ CIFAR = replace(
     warmup_epochs=0,
 )
 
-RECIPES: dict[str, PretrainRecipe] = {
+_PLAIN: dict[str, PretrainRecipe] = {
     recipe.name: recipe
     for recipe in (
         VIT_B_800EP,
@@ -237,7 +238,7 @@ def default_recipe(arch: str) -> PretrainRecipe:
     if arch == "swin_b":
         return SWIN_B_100EP
     if arch in ("vit_b", "swin_l", "vit_pocket"):
-        return next(recipe for recipe in RECIPES.values() if recipe.arch == arch)
+        return next(recipe for recipe in _PLAIN.values() if recipe.arch == arch)
     if arch.endswith("_pocket"):
         return for_arch(POCKET, arch)
     of_family = {
@@ -251,9 +252,34 @@ def default_recipe(arch: str) -> PretrainRecipe:
 
 
 def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:
-    """Give a recipe for another arch than its own, its name saying which."""
+    """Give a recipe for another arch than its own, its name saying which.
+
+    One of `SYSTEMS` is what it changes of the arch's own recipe.
+    """
     if recipe.arch == arch:
         return recipe
-    window = recipe.window_size if find_spec(arch).window_size else None
     name = f"{recipe.name}@{arch}"
+    if recipe.name in SYSTEMS:
+        return _of_system(recipe.name, name, arch)
+    window = recipe.window_size if find_spec(arch).window_size else None
     return replace(recipe, name=name, arch=arch, window_size=window, published=None)
+
+
+def _of_system(system: str, name: str, arch: str) -> PretrainRecipe:
+    """Give the recipe of one of `SYSTEMS` for an arch."""
+    own, described = default_recipe(arch), SYSTEMS[system]
+    sources = {key: text for key, text in own.sources.items() if key not in described.changes}
+    return replace(
+        own,
+        name=name,
+        source=f"{described.source}; all else as in {own.name}",
+        sources=sources,
+        published=None,
+        **{"norm_target": 0, **described.changes},
+    )
+
+
+RECIPES: dict[str, PretrainRecipe] = {
+    **_PLAIN,
+    **{name: _of_system(name, name, system.arch) for name, system in SYSTEMS.items()},
+}

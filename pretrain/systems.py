@@ -55,4 +55,15 @@ SYSTEMS: dict[str, System] = {
             "mask_ratio": 0.5,
         },
     ),
+    "masked_distillation": System(
+        arch="vit_s",
+        source="ours: a small student of masked images predicts a large teacher's features of the whole ones, and "
+        "pixels beside; not the paper's, which has no teacher",
+        changes={
+            "target": "teacher_features",
+            # MAE's ViT-L, as timm has it; -o teacher=CKPT takes another.
+            "teacher": "timm:vit_large_patch16_224.mae",
+            "pixel_weight": 1.0,
+        },
+    ),
 }

@@ -309,6 +309,15 @@ ARCHS: dict[str, BackboneSpec] = {
             sincos_position=True,
             narrow_init=False,
         ),
+        # Half as wide: a student of `vit_pocket`.
+        replace(
+            _vit("vit_mini_pocket", 64, 4, 2),
+            img_size=(32, 32),
+            patch_size=4,
+            init_values=None,
+            sincos_position=True,
+            narrow_init=False,
+        ),
         replace(
             _swin("swin_pocket", 48, (1, 1, 2, 1), 2),
             img_size=(32, 32),
