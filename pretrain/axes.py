@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from itertools import product
 from typing import Any, get_args
 
-from pretrain.design import Design, EncoderInput, Loss, Scope, target_sizes
+from pretrain.design import TOKENS, Design, EncoderInput, Loss, Scope, target_sizes
 from pretrain.heads import HEADS
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.run import check_sizes
@@ -22,7 +22,7 @@ from simmim_bench.errors import UsageError
 Option = tuple[str, dict[str, Any]]
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # SimMIM, table 1, of units of 32 pixels
-BEITS_CLUSTERS = 512  # iGPT's palette, as SimMIM's section 4.1.4 has it
+IGPTS_CLUSTERS = 512  # its palette, as SimMIM's section 4.1.4 has it
 AS_GIVEN = "as given"
 
 
@@ -59,16 +59,31 @@ def _resolution(recipe: PretrainRecipe) -> list[Option]:
 
 
 def _target(recipe: PretrainRecipe) -> list[Option]:
-    """Targets, each at the recipe's resolution, or the finest below it that a head may have."""
-    plain = {"norm_target": 0}
+    """Targets, each at the recipe's resolution, or the finest below it that a head may have.
+
+    Those of a teacher are there where the recipe has one.
+    """
+    alone = {"teacher": None, "tokenizer": None, "pixel_weight": 0.0, "tokens": TOKENS}
+    plain = {**alone, "norm_target": 0}
     classes = {**plain, "loss": "l1"}  # whose loss is the cross-entropy
+    taught = {**plain, "teacher": recipe.teacher}
     options: list[Option] = [
-        ("pixels", {"target": "pixels"}),
-        ("patch norm", {"target": "patch_norm", **plain}),
-        ("8 bins", {"target": "bins", "bins": 8, **classes}),
-        ("256 bins", {"target": "bins", "bins": 256, **classes}),
-        ("512 clusters", {"target": "clusters", "clusters": BEITS_CLUSTERS, **classes}),
+        ("pixels", {**alone, "target": "pixels"}),
+        ("patch norm", {**plain, "target": "patch_norm"}),
+        ("8 bins", {**classes, "target": "bins", "bins": 8}),
+        ("256 bins", {**classes, "target": "bins", "bins": 256}),
+        ("512 clusters", {**classes, "target": "clusters", "clusters": IGPTS_CLUSTERS}),
+        ("512 tokens", {**classes, "target": "tokens"}),
     ]
+    if recipe.teacher is not None:
+        options += [
+            ("teacher's features", {**taught, "target": "teacher_features"}),
+            (
+                "teacher's features and pixels",
+                {**taught, "target": "teacher_features", "pixel_weight": 1.0},
+            ),
+            ("teacher's pixels", {**taught, "target": "teacher_pixels"}),
+        ]
     return [(name, changes | _fitting_size(recipe, changes)) for name, changes in options]
 
 

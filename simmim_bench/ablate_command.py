@@ -313,7 +313,8 @@ def make_ablate(
         ratio          0.1 to 0.9 hidden
         head           linear, mlp, conv, inverse_swin_t, inverse_swin_b
         resolution     of the target, from all pixels to a point a cell
-        target         pixels, patch_norm, bins, clusters
+        target         pixels, patch_norm, bins, clusters, tokens; and a teacher's, of a
+                       recipe that has one (-o target=teacher_features -o teacher=CKPT)
         loss           l1, smooth_l1, l2
         scope          the loss of masked or of all pixels
         encoder-input  mask tokens, zeros, visible patches alone

@@ -97,6 +97,17 @@ def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
     assert cells["8 bins"].changes == {"target": "bins"}
 
 
+def test_a_recipe_with_a_teacher_is_compared_with_those_that_have_none() -> None:
+    changes = {"target": "teacher_features", "teacher": "runs/t", "pixel_weight": 0.5}
+    recipe = replace(default_recipe("vit_pocket"), **changes)  # type: ignore[arg-type]
+    cells = {cell.name: cell.changes for cell in make_grid(recipe, ["target"]).cells}
+    assert cells["as given"] == {}
+    assert cells["teacher's features"] == {"pixel_weight": 0.0}
+    assert cells["pixels"] == {"target": "pixels", "teacher": None, "pixel_weight": 0.0}
+    assert cells["teacher's pixels"] == {"target": "teacher_pixels", "pixel_weight": 0.0}
+    assert "teacher's pixels" not in names(default_recipe("vit_pocket"), "target")
+
+
 def test_published_scores_stand_beside_the_papers_own_choices_alone() -> None:
     def published(recipe: PretrainRecipe, axis: str) -> dict[str, float]:
         cells = make_grid(recipe, [axis]).cells

@@ -22,6 +22,7 @@ from transfer.start import start as transfer
 pytestmark = pytest.mark.slow
 
 STEPS = ["epochs=5", "batch_size=16", "warmup_epochs=1"]  # a hundred
+TEACHER = "teacher=TAUGHT"  # the paper's choice, as this file trains it
 MORE = "epochs=12"  # classes by the hundred take longer to be told apart
 
 # (arch, recipe or None for its own, what differs), by name.
@@ -56,6 +57,21 @@ CHOICES: dict[str, tuple[str, str | None, list[str]]] = {
     "8 bins": ("vit_pocket", None, ["target=bins"]),
     "256 bins": ("vit_pocket", None, ["target=bins", "bins=256", MORE]),
     "512 clusters": ("vit_pocket", None, ["target=clusters", MORE]),
+    "tokens": ("vit_pocket", None, ["target=tokens", "tokens=64", MORE]),
+    "tokens beside pixels": ("vit_pocket", None, ["target=tokens", "pixel_weight=1", MORE]),
+    "a teacher's features": ("vit_mini_pocket", None, ["target=teacher_features", TEACHER]),
+    "a teacher's features beside pixels": (
+        "vit_mini_pocket",
+        None,
+        ["target=teacher_features", "pixel_weight=1", TEACHER],
+    ),
+    "a teacher's pixels": ("vit_mini_pocket", None, ["target=teacher_pixels", TEACHER]),
+    "ConvNeXt": ("convnext_pocket", None, []),
+    "ResNet": ("resnet_pocket", None, []),
+    "visible_multiscale": ("vit_pocket", "visible_multiscale", []),
+    "multimodal_masks": ("vit_pocket", "multimodal_masks", []),
+    "cnn_mse": ("resnet_pocket", "cnn_mse", []),
+    "masked_distillation": ("vit_mini_pocket", "masked_distillation", [TEACHER]),
 }
 
 
@@ -83,21 +99,34 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", CHOICES)
-def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
-    name: str, generated: Path, tmp_path: Path
-) -> None:
-    arch, named_as, changes = CHOICES[name]
+@pytest.fixture(scope="module")
+def taught(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a run that can teach."""
+    return pretrained(*CHOICES["paper"], generated, tmp_path_factory.mktemp("teacher") / "run")
+
+
+def pretrained(arch: str, named_as: str | None, changes: list[str], data: Path, out: Path) -> Path:
     recipe, named = resolve(arch=arch, recipe=named_as, overrides=[*STEPS, *changes])
-    display = Display(quiet=True)
     start(
         recipe=recipe,
         named=named,
-        data=generated / "imagenet",
-        out=tmp_path / "run",
+        data=data / "imagenet",
+        out=out,
         seed=0,
-        display=display,
+        display=Display(quiet=True),
     )
+    return out
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
+    name: str, generated: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    arch, named_as, changes = CHOICES[name]
+    if TEACHER in changes:
+        changes = [f"teacher={request.getfixturevalue('taught')}", *changes]
+        changes.remove(TEACHER)
+    pretrained(arch, named_as, changes, generated, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     told = [figures for line in lines if "held_out_loss" in (figures := json.loads(line))]
     assert told[-1]["held_out_loss"] < told[-1]["trivial_loss"]
@@ -113,7 +142,7 @@ def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
     ):
         asked = Asked(task=task, options=RunOptions(data=generated / folder, overrides=quick))
         out = tmp_path / task
-        record = transfer(asked, str(tmp_path / "run"), out, seed=0, display=display)
+        record = transfer(asked, str(tmp_path / "run"), out, seed=0, display=Display(quiet=True))
         assert record is not None
         assert 0 <= record.metrics[metric] <= 100
         assert record.evaluated == record.expected
