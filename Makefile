@@ -45,6 +45,7 @@ leaderboard: demo  ## keep the demo's records in benchmarks/records/, write the 
 
 leaderboard-check: $(STAMP)  ## compute every committed score again, compare hashes and tables
 	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
+	$(BIN)/python benchmarks/tables.py --check
 
 bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10), write the tables
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
