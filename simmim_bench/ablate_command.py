@@ -535,9 +535,11 @@ def _measure(asked: Asked, steps: Sequence[CellStep]) -> Ablation:
 
 
 def _overridden(recipe: Any, named: Any) -> list[str]:
+    from simmim_bench.keep import without_machine
     from simmim_bench.recipe import deviations
 
-    return [f"{key}={value}" for key, value in deviations(recipe, named).items()]
+    changed = without_machine(deviations(recipe, named))
+    return [f"{key}={value}" for key, value in changed.items()]
 
 
 def _named(name: str, changes: Sequence[str]) -> str:
@@ -547,6 +549,7 @@ def _named(name: str, changes: Sequence[str]) -> str:
 def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) -> Measured:
     """Gather a cell's scores, its checkpoints' facts, and the difference to the recipe's own cell."""
     from simmim_bench.ablation import FACTS, Measured, Score
+    from simmim_bench.keep import without_machine
     from simmim_bench.record import read_record
 
     metric = METRICS.get(asked.kind.task, "top1")
@@ -574,7 +577,7 @@ def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) 
         )
     return Measured(
         name=steps[0].name,
-        changes={} if cell is None else cell.changes,
+        changes={} if cell is None else without_machine(cell.changes),
         scores=tuple(scores),
         facts=facts,
         above=above,

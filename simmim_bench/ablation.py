@@ -116,7 +116,7 @@ FACTS: dict[str, Fact] = {
     "params_m": Fact("parameters, M", lambda value: f"{value:.2f}"),
     "wall_time_s": Fact("pretraining, s", lambda value: f"{value:.0f}"),
 }
-SHOWN_WHERE_IT_DIFFERS = ("avg_dist", "params_m")
+OF_MASKS = {"masking", "mask_patch_size", "mask_ratio"}  # what AvgDist follows from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +250,11 @@ def _remarks(ablation: Ablation, facts: Sequence[str]) -> list[str]:
 
 
 def _is_shown(name: str, rows: Sequence[Measured]) -> bool:
+    """Say whether a column tells the rows apart: seeds alone change AvgDist a little."""
     values = {row.fact(name) for row in rows} - {None}
-    return len(values) > 1 if name in SHOWN_WHERE_IT_DIFFERS else bool(values)
+    if name == "avg_dist":
+        return bool(values) and any(row.changes.keys() & OF_MASKS for row in rows)
+    return len(values) > 1 if name == "params_m" else bool(values)
 
 
 def _draw(ablation: Ablation, out: Path) -> None:

@@ -124,7 +124,13 @@ def measured(
     name: str, *scores: float, above: tuple[float, float, float] | None = None
 ) -> Measured:
     told = tuple(Score(seed, value, "", "") for seed, value in enumerate(scores))
-    return Measured(name=name, scores=told, above=above, facts={"avg_dist": [len(name)]})
+    return Measured(
+        name=name,
+        changes={} if name == "own" else {"masking": "square"},
+        scores=told,
+        above=above,
+        facts={"avg_dist": [len(name)]},
+    )
 
 
 def test_the_table_says_means_deviations_and_what_is_missing() -> None:
