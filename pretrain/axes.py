@@ -7,16 +7,18 @@ beside it the score that was published for SimMIM's own, where there is one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from itertools import product
 from typing import Any, get_args
 
-from pretrain.design import TOKENS, Design, EncoderInput, Loss, Scope, target_sizes
+from pretrain.design import TOKENS, Design, EncoderInput, Loss, Scope, target_sizes, target_stride
 from pretrain.heads import HEADS
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.run import check_sizes
 from simmim_bench.ablation import Cell, Grid, Published
 from simmim_bench.archs import find_spec
+from simmim_bench.checkpoint import read_checkpoint
 from simmim_bench.errors import UsageError
 
 Option = tuple[str, dict[str, Any]]
@@ -50,12 +52,17 @@ def _head(recipe: PretrainRecipe) -> list[Option]:
 
 
 def _resolution(recipe: PretrainRecipe) -> list[Option]:
+    """Points along the shorter side; a target that has them otherwise than asked is there once."""
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
     full = min(recipe.img_size)
-    return [
-        (f"{size} points", {"target_size": 0 if size == full else size})
-        for size in sorted(target_sizes(spec))
-    ]
+    wanted = [recipe.target_size, *sorted(target_sizes(spec))]
+    options: dict[str, dict[str, Any]] = {}
+    for size in (0 if size == full else size for size in wanted):
+        points = size
+        with suppress(UsageError):  # a cell that cannot be is left out by name
+            points = full // target_stride(replace(recipe, target_size=size).design, spec)
+        options.setdefault(f"{points} points", {"target_size": size})
+    return list(options.items())
 
 
 def _target(recipe: PretrainRecipe) -> list[Option]:
@@ -82,7 +89,7 @@ def _target(recipe: PretrainRecipe) -> list[Option]:
                 "teacher's features and pixels",
                 {**taught, "target": "teacher_features", "pixel_weight": 1.0},
             ),
-            ("teacher's pixels", {**taught, "target": "teacher_pixels"}),
+            ("teacher's pixels", {**taught, "target": "teacher_pixels"}),  # of one with a head
         ]
     return [(name, changes | _fitting_size(recipe, changes)) for name, changes in options]
 
@@ -138,9 +145,13 @@ PUBLISHED: tuple[tuple[dict[str, Any], Published], ...] = (
 def make_grid(recipe: PretrainRecipe, axes: Sequence[str]) -> Grid:
     """Give the cells of every combination of the axes' options.
 
-    The recipe's own cell comes first, which others are compared with. Cells that its arch cannot have
-    are left out, with the reason.
+    The recipe's own cell comes first, which others are compared with. Cells that its arch or its teacher
+    cannot have are left out, with the reason.
+
+    Raises:
+        UsageError: the recipe's own cell cannot be.
     """
+    check_sizes(recipe)
     cells: dict[str, Cell] = {}
     left_out: dict[str, str] = {}
     own = recipe.to_json()
@@ -154,6 +165,8 @@ def make_grid(recipe: PretrainRecipe, axes: Sequence[str]) -> Grid:
                         raise UsageError(f"{key} would be both {changes[key]} and {value}.")
             changed = replace(recipe, **changes)
             check_sizes(changed)
+            if changed.target == "teacher_pixels" and changes.get("target") == changed.target:
+                check_teaches_pixels(changed.teacher)
         except UsageError as error:
             left_out[name] = str(error)
             continue
@@ -161,6 +174,21 @@ def make_grid(recipe: PretrainRecipe, axes: Sequence[str]) -> Grid:
     own_cells = [cell for cell in cells.values() if not cell.changes]
     first = own_cells[:1] or [_cell(AS_GIVEN, recipe, own)]
     return Grid(tuple(axes), (*first, *(c for c in cells.values() if c.changes)), left_out)
+
+
+def check_teaches_pixels(teacher: str | None) -> None:
+    """Refuse a teacher that reconstructs nothing.
+
+    Raises:
+        UsageError: it has no SimMIM head.
+        DataError: it cannot be read.
+    """
+    assert teacher is not None
+    if not teacher.startswith(("timm:", "random:")):
+        state = read_checkpoint(teacher).state or {}
+        if any(name.startswith("decoder.") for name in state):
+            return
+    raise UsageError(f"teacher {teacher} has no SimMIM head and reconstructs no pixels.")
 
 
 def _cell(name: str, recipe: PretrainRecipe, own: dict[str, Any]) -> Cell:

@@ -90,6 +90,12 @@ def pretrain(
         DataError: images or a checkpoint that cannot be used.
         DivergedError: the loss is not finite.
     """
+    last = None
+    if resume and run.last_checkpoint.is_dir():
+        last = read_checkpoint(str(run.last_checkpoint))
+        if "wall_time_s" in last.provenance:
+            run.log(f"{run.path} is finished")
+            return run.last_checkpoint
     execution = execution or Execution()
     spec = check_sizes(recipe)
     images = any_images(data)
@@ -108,15 +114,15 @@ def pretrain(
     model = _start(recipe, spec, init_from, seed, source).to(device)
     if source is not None:
         model.target.follow(source.model.to(device))
-    resuming = resume and run.last_checkpoint.is_dir()
     fitted: dict[str, float] = {}
-    if init_from is None and not resuming:
+    if init_from is None and last is None:
         seed_everything(seed)
         if team.is_main:
             fitted = model.target.fit(
                 looked_at(model.target.fitted_images), seed, display=run.display
             )
         team.same_buffers(model.target)
+    parameters = sum(p.numel() for p in model.parameters())
     model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
     shared = team.share(
         model,
@@ -160,13 +166,9 @@ def pretrain(
         return loss
 
     first_step, accumulate = 0, execution.accumulate
-    if resuming:
-        last = read_checkpoint(str(run.last_checkpoint))
+    if last is not None:
         _check_same_source(source, last.provenance)
         fitted = last.provenance.get("fitted", {})
-        if "wall_time_s" in last.provenance:
-            run.log(f"{run.path} is finished")
-            return run.last_checkpoint
         training = read_training_state(run.last_checkpoint)
         assert last.state is not None
         put_state(model, optimizer, last.state, training["optimizer"])
@@ -179,7 +181,7 @@ def pretrain(
         on_gpu = device.type == "cuda"
         accumulate = parts_that_fit(shared, loader, loss_of, precision, team) if on_gpu else 1
     run.log(
-        f"{recipe.arch}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, "
+        f"{recipe.arch}: {parameters / 1e6:.1f} M parameters, "
         f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
         f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}, {precision}"
         + (f", {team.size} processes" if team.size > 1 else "")
@@ -214,6 +216,7 @@ def pretrain(
         **({"fitted": fitted} if fitted else {}),
         # SimMIM's AvgDist in pixels; None where the masks leave nothing visible.
         "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
+        "parameters": parameters,
         "seed": seed,
         "init_from": init_from,
         "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
@@ -293,6 +296,7 @@ def pretrain(
                 f"{run.path / 'reconstructions.png'}"
             )
         run.log(said)
+    team.wait()  # what comes next may read the checkpoint
     return run.last_checkpoint
 
 

@@ -8,18 +8,20 @@ comes in as functions.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simmim_bench.errors import DataError, UsageError, nearest
+from simmim_bench.errors import BenchError, DataError, InterruptedRun, UsageError, nearest
 from simmim_bench.execution import Execution, with_execution
 from simmim_bench.options import SEED, complete_among, complete_arch, open_display
 from simmim_bench.suite_options import KINDS, Kind
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from simmim_bench.workers import Outcome, State
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
-METRICS = {"coco": "box_ap", "ade20k": "miou"}  # of the other tasks, top1
 _PATH = click.Path(path_type=Path)
 
 
@@ -56,7 +57,7 @@ class Stages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Study:
     """What an ablation is asked, checked.
 
     Attributes:
@@ -77,6 +78,13 @@ class Asked:
     seeds: tuple[int, ...]
     out: Path
     words: tuple[str, ...]
+
+    @property
+    def metric(self) -> str:
+        """The score of a cell: the first that the leaderboard has of the task."""
+        from simmim_bench.board import COLUMNS
+
+        return next(column.metric for column in COLUMNS if column.task == self.task)
 
     @property
     def results(self) -> Path:
@@ -103,7 +111,7 @@ class Asked:
 class CellStep:
     """A cell with a seed: its pretraining and its transfer. Without a cell, random weights' transfer."""
 
-    asked: Asked
+    study: Study
     cell: Cell | None
     seed: int
 
@@ -121,7 +129,7 @@ class CellStep:
     def folder(self) -> Path:
         """Where its runs lie: cells that change the same are one, whatever axis they are on."""
         changes = "random" if self.cell is None else _slug(self.cell.changes) or "own"
-        return self.asked.out / changes / f"seed{self.seed}"
+        return self.study.out / changes / f"seed{self.seed}"
 
     @property
     def pretraining(self) -> Path:
@@ -131,12 +139,12 @@ class CellStep:
     @property
     def transfer(self) -> Path:
         """The run directory of its transfer."""
-        return self.folder / self.asked.task.replace("%", "pct")
+        return self.folder / self.study.task.replace("%", "pct")
 
     @property
     def ckpt(self) -> str:
         """What is transferred."""
-        return f"random:{self.asked.arch}" if self.cell is None else str(self.pretraining)
+        return f"random:{self.study.arch}" if self.cell is None else str(self.pretraining)
 
     @property
     def log(self) -> Path:
@@ -150,24 +158,24 @@ class CellStep:
 
     def arguments(self) -> list[str]:
         """Give the arguments of `simmim-bench` that do it alone."""
-        return [*self.asked.words, "--cell", self.name, "--seed", str(self.seed)]
+        return [*self.study.words, "--cell", self.name, "--seed", str(self.seed)]
 
     def look(self) -> list[tuple[State, str]]:
         """Say how its pretraining and its transfer stand."""
-        stages, found = self.asked.stages, list[tuple["State", str]]()
+        stages, found = self.study.stages, list[tuple["State", str]]()
         if self.cell is not None:
             found.append(
                 stages.look_at_pretraining(
                     place=self.pretraining,
                     recipe=self.cell.recipe,
-                    named=self.asked.named,
-                    data=self.asked.data,
+                    named=self.study.named,
+                    data=self.study.data,
                     seed=self.seed,
                 )
             )
             if found[0][0] != "done":
                 return [*found, ("to do", "")]
-        options = self.asked.transfer_options()
+        options = self.study.transfer_options()
         found.append(
             stages.look_at_transfer(
                 place=self.transfer, ckpt=self.ckpt, seed=self.seed, options=options
@@ -177,12 +185,12 @@ class CellStep:
 
     def run(self, display: Any, team: Any) -> None:
         """Do what is left of it, in this process."""
-        stages, asked = self.asked.stages, self.asked
+        stages, study = self.study.stages, self.study
         if self.cell is not None:
             stages.pretrain(
                 recipe=self.cell.recipe,
-                named=asked.named,
-                data=asked.data,
+                named=study.named,
+                data=study.data,
                 out=self.pretraining,
                 seed=self.seed,
                 display=display,
@@ -194,7 +202,7 @@ class CellStep:
             out=self.transfer,
             features=self.folder / "features",
             seed=self.seed,
-            options=asked.transfer_options(),
+            options=study.transfer_options(),
             display=display,
             team=team,
         )
@@ -268,7 +276,7 @@ def make_ablate(
         "--cells",
         multiple=True,
         metavar="NAME",
-        help="Only these cells, beside the recipe's own; may be repeated. --dry-run names them.",
+        help="Run only these cells, the recipe's own and random weights; may be repeated. --dry-run names them.",
     )
     @click.option(
         "--seeds",
@@ -330,15 +338,15 @@ def make_ablate(
           simmim-bench ablate target scope --arch vit_b --data imagenet -o epochs=100 \\
               --transfer imagenet --seeds 1 --gpus-per-task 8 --slurm --slurm-partition gpu
         """
-        asked = _ask(stages(), **given)
+        study = _ask(stages(), **given)
         if cell is not None:
-            _run_alone(asked, cell, quiet)
+            _run_alone(study, cell, quiet)
             return
-        steps = _choose(list(_steps(asked)), cells)
+        steps = _choose(list(_steps(study)), cells)
         states = [step.look() for step in steps]
         if dry_run or not as_json:
             plan = [_plain(step, state) for step, state in zip(steps, states, strict=True)]
-            left_out = asked.grid.left_out
+            left_out = study.grid.left_out
             told = {"steps": plan, "left_out": left_out}
             click.echo(json.dumps(told) if as_json else _plan_text(plan, left_out))
         obstacles = [
@@ -347,7 +355,7 @@ def make_ablate(
             for _, why in state
             if why
         ]
-        if obstacles:
+        if obstacles and not only_table:
             raise UsageError(
                 f"{len(obstacles)} steps cannot start, so none did. {' '.join(obstacles)}"
             )
@@ -357,21 +365,27 @@ def make_ablate(
         from simmim_bench.workers import carry_out
 
         outcomes: list[Outcome[CellStep]] = []
-        try:
-            if not only_table:
+        if not only_table:
+            _make_folder(study.out)
+            try:
                 outcomes = carry_out(
-                    steps, execution, asked.out, open_display(quiet), what="ablate"
+                    steps, execution, study.out, open_display(quiet), what="ablate"
                 )
-        finally:  # what is done when a signal comes can be looked at
-            ablation = _measure(asked, steps)
-            if ablation.rows:
-                write_ablation(ablation, asked.results)
-        if only_table and not ablation.rows:
+            except InterruptedRun:  # what is done can be looked at
+                with suppress(BenchError):
+                    ablation = _measure(study)
+                    if ablation.rows:
+                        write_ablation(ablation, study.results)
+                raise
+        ablation = _measure(study)
+        if ablation.rows:
+            write_ablation(ablation, study.results)
+        elif only_table:
             raise UsageError("--only-table: no cell has a score yet; run them first.")
         if as_json:
             click.echo(json.dumps(to_json(ablation)))
         elif ablation.rows:
-            click.echo(f"\n{to_markdown(ablation)}\nresults  {asked.results}")
+            click.echo(f"\n{to_markdown(ablation)}\nresults  {study.results}")
         failed = [outcome for outcome in outcomes if outcome.state == "failed"]
         for outcome in failed:
             click.echo(
@@ -399,18 +413,29 @@ def _ask(
     seeds: int,
     seed: int,
     out: Path | None,
-) -> Asked:
+) -> Study:
     """Check what is asked, before any work."""
     for axis in axes:
         if axes.count(axis) > 1:
             raise UsageError(f"axis {axis} is given twice; give it once.")
+    is_hub = str(data).startswith("hfds:")
+    if not is_hub and not data.exists():
+        raise DataError(
+            f"--data {data} is not there; give a folder of images, or what `pretrain` takes."
+        )
     if transfer_data is None:
-        if KINDS[task].data != "imagenet":
-            raise UsageError(f"--transfer {task} needs data of its own; give --transfer-data DIR.")
+        if KINDS[task].data != "imagenet" or is_hub or not data.is_dir():
+            raise UsageError(
+                f"--transfer {task} needs data of its own, as --data {data} is none that it can learn from; give "
+                "--transfer-data DIR."
+            )
         transfer_data = data
-    for folder in (transfer_data, *(() if str(data).startswith("hfds:") else (data,))):
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not there; give a folder of images.")
+    if not transfer_data.is_dir():
+        raise DataError(
+            f"--transfer-data {transfer_data} is not there; give a folder of the task's layout."
+        )
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; choose a directory.")
     resolved, named = stages.resolve(arch=arch, recipe=recipe, overrides=overrides)
     out = out or Path("runs", "ablate", arch)
     words = ["ablate", *axes, "--arch", arch, "--data", str(data), "--transfer", task]
@@ -419,7 +444,7 @@ def _ask(
         words += [option, value] if value else []
     words += [word for text in overrides for word in ("-o", text)]
     words += [word for text in transfer_overrides for word in ("-t", text)]
-    return Asked(
+    return Study(
         stages=stages,
         arch=arch,
         grid=stages.make_grid(resolved, axes),
@@ -436,11 +461,18 @@ def _ask(
     )
 
 
-def _steps(asked: Asked) -> Iterator[CellStep]:
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}; choose another --out.") from error
+
+
+def _steps(study: Study) -> Iterator[CellStep]:
     """Give all steps, seed by seed, so that a whole grid of one seed is there first."""
-    for seed in asked.seeds:
-        for cell in (*asked.grid.cells, None):
-            yield CellStep(asked, cell, seed)
+    for seed in study.seeds:
+        for cell in (*study.grid.cells, None):
+            yield CellStep(study, cell, seed)
 
 
 def _choose(steps: Sequence[CellStep], names: Sequence[str]) -> list[CellStep]:
@@ -453,12 +485,12 @@ def _choose(steps: Sequence[CellStep], names: Sequence[str]) -> list[CellStep]:
     return [step for step in steps if step.name in wanted]
 
 
-def _run_alone(asked: Asked, name: str, quiet: bool) -> None:
+def _run_alone(study: Study, name: str, quiet: bool) -> None:
     from simmim_bench.team import join_team
 
-    found = [step for step in _steps(asked) if step.name == name]
+    found = [step for step in _steps(study) if step.name == name]
     if not found:
-        known = dict.fromkeys(step.name for step in _steps(asked))
+        known = dict.fromkeys(step.name for step in _steps(study))
         raise UsageError(f"--cell: unknown cell '{name}'; {nearest(name, known)}")
     with join_team() as team:
         found[0].run(open_display(quiet or not team.is_main), team)
@@ -502,36 +534,49 @@ def _plan_text(plan: Sequence[dict[str, Any]], left_out: dict[str, str]) -> str:
     return "\n".join([*lines, "", f"{left} of {len(plan)} steps to do"])
 
 
-def _measure(asked: Asked, steps: Sequence[CellStep]) -> Ablation:
-    """Gather what the finished steps have come to."""
-    from simmim_bench.ablation import Ablation, seeds_text
+def _measure(study: Study) -> Ablation:
+    """Gather what the finished steps of the whole grid have come to, of any seed that is there."""
+    from simmim_bench.ablation import Ablation
 
+    folders = study.out.glob("*/seed*") if study.out.is_dir() else ()
+    found = {int(name) for f in folders if (name := f.name.removeprefix("seed")).isdecimal()}
+    steps = list(_steps(dataclasses.replace(study, seeds=tuple(sorted(found)))))
     done = [step for step in steps if all(state == "done" for state, _ in step.look())]
-    names = list(dict.fromkeys(step.name for step in steps))
-    of_cell = {name: [step for step in done if step.name == name] for name in names}
-    own = of_cell[names[0]]
-    rows = [_measured(asked, mine, own) for mine in of_cell.values() if mine]
-    sizes = asked.recipe.img_size
-    changed = [*asked.transfer_overrides]
+    names = [cell.name for cell in study.grid.cells]
+    own = [step for step in done if step.name == names[0]]
+    of_cell = [[step for step in done if step.name == name] for name in names]
+    of_cell.append([step for step in done if step.cell is None])
     return Ablation(
-        axes=asked.grid.axes,
+        axes=study.grid.axes,
         protocol={
-            "arch": asked.arch,
-            "pretraining": _named(asked.named.name, _overridden(asked.recipe, asked.named)),
-            "images": asked.data.name,
-            "task": asked.task,
-            "metric": METRICS.get(asked.kind.task, "top1"),
+            "arch": study.arch,
+            "pretraining": _named(study.named.name, _overridden(study.recipe, study.named)),
+            "images": study.data.name,
+            "task": study.task,
+            "metric": study.metric,
             "transfer": _named(
-                asked.stages.transfer_name(arch=asked.arch, options=asked.transfer_options()),
-                changed,
+                study.stages.transfer_name(arch=study.arch, options=study.transfer_options()),
+                study.transfer_overrides,
             ),
-            "seeds": seeds_text(asked.seeds),
+            "scored": _scored_on(study, done),
         },
-        rows=tuple(rows),
-        missing=tuple(name for name, mine in of_cell.items() if not mine),
-        left_out=asked.grid.left_out,
-        img_side=min(sizes),
+        own=names[0],
+        rows=tuple(_measured(study, mine, own) for mine in of_cell if mine),
+        missing=tuple(name for name, mine in zip(names, of_cell, strict=False) if not mine),
+        left_out=study.grid.left_out,
+        img_side=min(study.recipe.img_size),
     )
+
+
+def _scored_on(study: Study, done: Sequence[CellStep]) -> str:
+    """Say what the scores are of."""
+    from simmim_bench.record import read_record
+
+    name = study.transfer_data.name
+    if not done:
+        return name
+    record = read_record(done[0].transfer / "record.json")
+    return f"{name}, {record.expected} images"
 
 
 def _overridden(recipe: Any, named: Any) -> list[str]:
@@ -546,18 +591,18 @@ def _named(name: str, changes: Sequence[str]) -> str:
     return name + (f" with {', '.join(changes)}" if changes else "")
 
 
-def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) -> Measured:
+def _measured(study: Study, steps: Sequence[CellStep], own: Sequence[CellStep]) -> Measured:
     """Gather a cell's scores, its checkpoints' facts, and the difference to the recipe's own cell."""
     from simmim_bench.ablation import FACTS, Measured, Score
     from simmim_bench.keep import without_machine
     from simmim_bench.record import read_record
 
-    metric = METRICS.get(asked.kind.task, "top1")
+    metric = study.metric
     scores = []
     for step in steps:
         path = step.transfer / "record.json"
         record = read_record(path)
-        place = path.relative_to(asked.out).as_posix()
+        place = path.relative_to(study.out).as_posix()
         value, predictions = record.metrics[metric], record.predictions["sha256"]
         scores.append(Score(step.seed, value, place, predictions))
     facts: dict[str, list[float]] = {}
@@ -570,8 +615,8 @@ def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) 
     above = None
     both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
     if both:
-        above = asked.stages.compare(
-            task=asked.kind.task,
+        above = study.stages.compare(
+            task=study.kind.task,
             ours=[a.transfer for a, _ in both],
             theirs=[b.transfer for _, b in both],
         )
@@ -586,10 +631,10 @@ def _measured(asked: Asked, steps: Sequence[CellStep], own: Sequence[CellStep]) 
 
 
 def _facts(run: Path) -> dict[str, Any]:
-    """Read what a checkpoint says of its pretraining, and count its weights."""
-    from simmim_bench.checkpoint import read_checkpoint
+    """Read what a checkpoint says of its pretraining."""
+    from simmim_bench.files import read_json
 
-    checkpoint = read_checkpoint(str(run))
-    assert checkpoint.state is not None
-    weights = sum(value.numel() for value in checkpoint.state.values())
-    return {**checkpoint.provenance, "params_m": weights / 1e6}
+    meta = read_json(run / "checkpoints" / "last" / "meta.json", "checkpoint file")
+    provenance: dict[str, Any] = meta["provenance"]
+    count = provenance.get("parameters")
+    return {**provenance, "params_m": None if count is None else count / 1e6}

@@ -124,14 +124,16 @@ class Ablation:
     """An ablation's results.
 
     Attributes:
-        protocol: arch, recipes, data, task and metric, in words, as `ablation.json` keeps it.
-        rows: cells with a score, the recipe's own first.
+        protocol: arch, recipes, both stages' images, task, metric, in words.
+        own: name of the recipe's own cell, which others are compared with.
+        rows: cells with a score.
         missing: cells without one.
         img_side: pixels of the pretraining images' shorter side.
     """
 
     axes: tuple[str, ...]
     protocol: dict[str, Any]
+    own: str
     rows: tuple[Measured, ...]
     missing: tuple[str, ...]
     left_out: dict[str, str]
@@ -141,6 +143,11 @@ class Ablation:
     def metric(self) -> str:
         """What the score is, in words."""
         return f"{self.protocol['task']} {self.protocol['metric']}"
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds the rows have that have most."""
+        return max((len(row.scores) for row in self.rows), default=0)
 
     @property
     def baseline(self) -> Measured | None:
@@ -157,6 +164,7 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
     """Write the results, their table and their figure."""
     write_json(out / "ablation.json", to_json(ablation))
     write_text(out / "ablation.md", to_markdown(ablation))
+    (out / "ablation.png").unlink(missing_ok=True)
     if ablation.pretrained:
         _draw(ablation, out / "ablation.png")
 
@@ -192,21 +200,22 @@ def from_json(plain: Mapping[str, Any]) -> Ablation:
 
 
 def to_markdown(ablation: Ablation) -> str:
-    """Give the table; the best score in bold, and what is within its seeds' deviation is not told apart."""
+    """Give the table; the best score of those with all seeds is in bold."""
     protocol = ablation.protocol
     facts = [name for name in FACTS if _is_shown(name, ablation.pretrained)]
     published = any(row.published for row in ablation.rows)
     compared = any(row.above for row in ablation.rows)
-    own = ablation.rows[0].name if ablation.rows else ""
     titles = [" × ".join(ablation.axes), *(FACTS[name].title for name in facts), ablation.metric]
-    titles += [f"above {own}, 95 %"] if compared else []
+    titles += [f"above {ablation.own}, 95 %"] if compared else []
     titles += ["SimMIM's, of Swin-B on ImageNet"] if published else []
-    best = max((row.mean for row in ablation.rows), default=0.0)
+    whole = [row.mean for row in ablation.rows if len(row.scores) == ablation.seeds]
+    best = max(whole, default=0.0)
     lines = [
         f"# {' × '.join(ablation.axes).capitalize()}",
         "",
         f"{protocol['arch']}, pretrained by {protocol['pretraining']} on {protocol['images']}; "
-        f"{protocol['task']} by {protocol['transfer']}, {protocol['seeds']}.",
+        f"{protocol['task']} by {protocol['transfer']} on {protocol['scored']}; "
+        f"{ablation.seeds} seed{'s' if ablation.seeds != 1 else ''}.",
         "",
         "| " + " | ".join(titles) + " |",
         "| --- |" + " ---: |" * (len(titles) - 1),
@@ -217,7 +226,9 @@ def to_markdown(ablation: Ablation) -> str:
             value = row.fact(name)
             texts.append("–" if value is None else FACTS[name].write(value))
         score = f"{row.mean:.1f}" + (f" ± {row.deviation:.1f}" if len(row.scores) > 1 else "")
-        texts.append(f"**{score}**" if row.mean == best else score)
+        is_whole = len(row.scores) == ablation.seeds
+        score += "" if is_whole else f" (of {len(row.scores)})"
+        texts.append(f"**{score}**" if is_whole and row.mean == best else score)
         if compared:
             texts.append("" if row.above is None else _difference(row.above))
         if published:
@@ -239,6 +250,10 @@ def _remarks(ablation: Ablation, facts: Sequence[str]) -> list[str]:
             "L1 (of pixels in [0, 1]), PSNR and SSIM are of the hidden pixels of held-out images; targets that are "
             "normalised by their surroundings or patch borrow its mean and deviation. The effective rank is "
             "of pooled features of the same images without masks."
+        )
+    if any(len(row.scores) != ablation.seeds for row in ablation.rows):
+        remarks.append(
+            "A row with fewer seeds says of how many its score is; its difference is over the seeds that both have."
         )
     sources = {row.published.source for row in ablation.rows if row.published}
     if sources:
@@ -317,7 +332,9 @@ def _draw_cells(axes: Axes, ablation: Ablation) -> None:
         )
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.axvline(ablation.rows[0].mean, color=BLUE, lw=0.6, alpha=0.4)
+    for row in ablation.pretrained:
+        if row.name == ablation.own:
+            axes.axvline(row.mean, color=BLUE, lw=0.6, alpha=0.4)
     if ablation.baseline is not None:
         axes.axvline(ablation.baseline.mean, color=GREY, ls="--", lw=0.8, label=NO_PRETRAINING)
         axes.legend(frameon=False, fontsize=7, loc="lower right")
@@ -333,11 +350,6 @@ def left_out_texts(left_out: Mapping[str, str]) -> list[str]:
         f"Left out: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}"
         for why, names in by_reason.items()
     ]
-
-
-def seeds_text(seeds: Sequence[int]) -> str:
-    """Say how many seeds there are."""
-    return f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]}"
 
 
 def differing(changes: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import sys
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -38,9 +38,6 @@ from simmim_bench.options import (
 )
 from simmim_bench.pocket_command import pocket
 from simmim_bench.suite_options import SuiteOptions, suite_options
-
-if TYPE_CHECKING:
-    pass
 
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 

@@ -1,7 +1,7 @@
-"""The steps of a suite as jobs of SLURM, through submitit.
+"""Steps as jobs of SLURM, through submitit.
 
 In: commands and what sbatch is to be told. Out: jobs. A job whose time runs out saves and is put back into
-the queue. Jobs outlive the suite that submitted them: a suite that is started again finds them by a
+the queue. Jobs outlive who submitted them: a suite or an ablation that is started again finds them by a
 file beside their log.
 """
 
@@ -105,7 +105,7 @@ class Cluster:
         return job
 
     def find(self, log: Path) -> Any | None:
-        """Give the job that an earlier suite submitted, if it waits or runs."""
+        """Give the job that was submitted earlier, if it waits or runs."""
         if self.name != "slurm" or not _note(log).is_file():
             return None
         from submitit import SlurmJob

@@ -160,6 +160,8 @@ def suite_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], 
         click.option(
             "--dry-run", is_flag=True, help="Print the plan with its cost, and write nothing."
         ),
+    )
+    printed = (
         click.option("--json", "as_json", is_flag=True, help="Print plan or results as JSON."),
         click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
     )
@@ -176,7 +178,7 @@ def suite_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], 
             execution = read_execution(given)
             command(options=options, execution=execution, **given)
 
-        for option in reversed((*declared[:-2], *EXECUTION_OPTIONS, *declared[-2:])):
+        for option in reversed((*declared, *EXECUTION_OPTIONS, *printed)):
             collect = option(collect)
         return collect
 

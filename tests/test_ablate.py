@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import two_processes
 from PIL import Image
 
 from pretrain.axes import AXES, make_grid
@@ -90,6 +91,16 @@ def test_cells_that_cannot_be_are_left_out_with_the_reason() -> None:
     assert "8 bins, l2" in combined.left_out
 
 
+def test_resolutions_are_named_by_the_points_that_are_predicted() -> None:
+    recipe = default_recipe("vit_pocket")
+    tokens = make_grid(replace(recipe, target="tokens"), ["resolution"])
+    assert [cell.name for cell in tokens.cells] == ["8 points", "16 points"]
+    assert [cell.changes for cell in tokens.cells][1] == {"target_size": 16}
+    features = replace(recipe, target="teacher_features", teacher="random:vit_pocket")
+    grid = make_grid(features, ["resolution"])
+    assert [cell.name for cell in grid.cells] == ["8 points"]
+
+
 def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
     cells = {cell.name: cell for cell in make_grid(default_recipe("vit_b"), ["target"]).cells}
     # 16 x 16 pixels x 3 channels x 256 classes are 196,608 numbers a cell; a quarter of that may be.
@@ -98,13 +109,16 @@ def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
 
 
 def test_a_recipe_with_a_teacher_is_compared_with_those_that_have_none() -> None:
-    changes = {"target": "teacher_features", "teacher": "runs/t", "pixel_weight": 0.5}
+    changes = {"target": "teacher_features", "teacher": "random:vit_pocket", "pixel_weight": 0.5}
     recipe = replace(default_recipe("vit_pocket"), **changes)  # type: ignore[arg-type]
-    cells = {cell.name: cell.changes for cell in make_grid(recipe, ["target"]).cells}
+    grid = make_grid(recipe, ["target"])
+    cells = {cell.name: cell.changes for cell in grid.cells}
     assert cells["as given"] == {}
     assert cells["teacher's features"] == {"pixel_weight": 0.0}
     assert cells["pixels"] == {"target": "pixels", "teacher": None, "pixel_weight": 0.0}
-    assert cells["teacher's pixels"] == {"target": "teacher_pixels", "pixel_weight": 0.0}
+    # This one is none that could show its pixels.
+    assert "teacher's pixels" not in cells
+    assert "no SimMIM head" in grid.left_out["teacher's pixels"]
     assert "teacher's pixels" not in names(default_recipe("vit_pocket"), "target")
 
 
@@ -137,14 +151,15 @@ def test_the_table_says_means_deviations_and_what_is_missing() -> None:
     rows = (
         measured("own", 50.0, 52.0),
         measured("other one", 60.0, 62.0, above=(10.0, 8.5, 11.5)),
-        replace(measured("no pretraining", 40.0), facts={}),
+        replace(measured("no pretraining", 90.0), facts={}),
     )
     protocol = dict.fromkeys(
-        ("arch", "pretraining", "images", "task", "metric", "transfer", "seeds"), "x"
+        ("arch", "pretraining", "images", "task", "metric", "transfer", "scored"), "x"
     )
     ablation = Ablation(
         axes=("masking",),
         protocol=protocol,
+        own="own",
         rows=rows,
         missing=("square 8",),
         left_out={"a": "too large", "b": "too large"},
@@ -153,7 +168,9 @@ def test_the_table_says_means_deviations_and_what_is_missing() -> None:
     text = to_markdown(ablation)
     assert "| own | 3.00 | 51.0 ± 1.4 |  |" in text
     assert "| other one | 9.00 | **61.0 ± 1.4** | +10.0 (+8.5 to +11.5) |" in text
-    assert "| no pretraining | – | 40.0 |  |" in text
+    # Of fewer seeds than the others: said, and never the best.
+    assert "| no pretraining | – | 90.0 (of 1) |  |" in text
+    assert "x; 2 seeds." in text
     assert "Not done: square 8." in text
     assert "Left out: a and 1 more: too large" in text
     with_published = replace(ablation, rows=(replace(rows[0], published=Published(82.8, "s")),))
@@ -188,8 +205,11 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     torch.set_num_threads(before)
     assert not list(out.rglob("features"))  # nobody else would ask for them
 
-    partly = ablate("scope", "--seeds", "3", "--only-table", data=pocket, out=out)
-    assert "3 of 9 steps to do" in partly.stdout
+    # Cells and seeds that are not asked for keep their place in the table.
+    partly = ablate(
+        "scope", "--seeds", "1", "--cells", "all pixels", "--only-table", data=pocket, out=out
+    )
+    assert "0 of 3 steps to do" in partly.stdout
     told = ablate(*common, "--quiet", data=pocket, out=out)
     assert told.exit_code == 0, told.output
     assert scores_in(partly.stdout) == scores_in(told.stdout)
@@ -256,15 +276,38 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
         (("scope", "-o", "scop=all"), UsageError, "did you mean 'scope'"),
         (("scope", "-t", "epoch=3"), UsageError, "did you mean 'epochs'"),
         (("scope", "--transfer-data", "nowhere"), DataError, "nowhere is not there"),
+        (("scope", "--data", "hfds:cifar10"), UsageError, "--transfer-data DIR"),
+        (("target", "-o", "target_size=7"), UsageError, "target_size 7 does not divide"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
     words: Sequence[str], kind: type[BenchError], says: str, tmp_path: Path, pocket: Path
 ) -> None:
-    result = ablate(*words, data=pocket, out=tmp_path / "out")
+    fixed = ("--arch", "vit_pocket", "--data", str(pocket / "imagenet"), *QUICK)
+    out = ("--out", str(tmp_path / "out"))
+    result = CliRunner().invoke(cli, ["ablate", *fixed, *out, *words])
     assert isinstance(refused(result), kind)
     assert says in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, pocket: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    result = ablate("scope", data=pocket, out=tmp_path / "out")
+    assert "is a file; choose a directory" in str(refused(result))
+    below = ablate("scope", data=pocket, out=tmp_path / "out" / "below")
+    assert isinstance(refused(below), DataError)
+
+
+@pytest.mark.slow
+def test_two_processes_do_a_cell_as_a_run_and_its_transfer(tmp_path: Path, pocket: Path) -> None:
+    data, out = str(pocket / "imagenet"), tmp_path / "out"
+    words = ("ablate", "scope", "--arch", "vit_pocket", "--data", data, "--out", str(out))
+    quick = ("-o", "epochs=1", "-o", "warmup_epochs=0", "--transfer", "knn")
+    two_processes(*words, *quick, "--cell", "all pixels", "--seed", "3")
+    record = json.loads((out / "scope=all" / "seed3" / "knn" / "record.json").read_text())
+    assert record["cost"]["devices"] == 2
+    assert record["evaluated"] == record["expected"] == 30
 
 
 def test_a_cell_that_fails_stops_no_other_and_its_code_is_the_commands(
@@ -277,5 +320,5 @@ def test_a_cell_that_fails_stops_no_other_and_its_code_is_the_commands(
     assert result.exit_code == 5, result.output
     kept = json.loads((out / "loss" / "ablation.json").read_text())
     assert [row["name"] for row in kept["rows"]] == ["no pretraining"]
-    assert kept["missing"] == ["l1", "l2"]
+    assert kept["missing"] == ["l1", "smooth l1", "l2"]
     assert "failed  l2, seed 0: pretrain: " in result.stderr

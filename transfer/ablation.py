@@ -5,12 +5,16 @@ In: a CKPT, a place, and the options of a transfer by name. Out: records, states
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.archs import find_spec
+from simmim_bench.checkpoint import Checkpoint, read_checkpoint
 from simmim_bench.display import Display
+from simmim_bench.errors import DataError
 from simmim_bench.options import RunOptions
 from simmim_bench.recipe import find_recipe
 from simmim_bench.rundir import describe_run
@@ -40,10 +44,27 @@ def look_at_transfer(
     *, place: Path, ckpt: str, seed: int, options: dict[str, Any]
 ) -> tuple[State, str]:
     """Say how the transfer of a checkpoint stands, and why where it is in the way."""
-    prepared = prepare(_asked(options, None), ckpt)
+    try:
+        prepared = prepare(_asked(options, None), ckpt, _read(ckpt, _stamp(ckpt)))
+    except DataError as error:
+        return "in the way", str(error)
     arguments = {**prepared.arguments, "seed": seed}
     description = describe_run(prepared.recipe, prepared.deviates, arguments)
     return look_at(place, description, is_finished=is_recorded)
+
+
+@functools.cache
+def _read(ckpt: str, stamp: int) -> Checkpoint:
+    """Read what is known of a checkpoint, but for its weights; once, as long as its stamp is the same."""
+    return dataclasses.replace(read_checkpoint(ckpt), state=None)
+
+
+def _stamp(ckpt: str) -> int:
+    """Give when a run's last checkpoint was written; 0 where there is none."""
+    try:
+        return (Path(ckpt) / "checkpoints" / "last" / "meta.json").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def transfer_name(*, arch: str, options: dict[str, Any]) -> str:
