@@ -104,19 +104,23 @@ def pretrain(
         skip_unreadable=execution.skip_unreadable,
     )
     looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
-    source = load_target_model(recipe.design, spec)
+    source = load_target_model(
+        recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
+    )
     model = _start(recipe, spec, init_from, seed, source).to(device)
     if source is not None:
         model.target.follow(source.model.to(device))
     resuming = resume and run.last_checkpoint.is_dir()
     fitted: dict[str, float] = {}
-    if init_from is None and not resuming:
+    if not resuming and (init_from is None or not model.target.inherited):
         seed_everything(seed)
         if team.is_main:
             fitted = model.target.fit(
                 looked_at(model.target.fitted_images), seed, display=run.display
             )
         team.same_buffers(model.target)
+    elif not resuming:
+        run.log(f"{model.target.inherited} are those of {init_from}, and not found anew")
     model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
     shared = team.share(
         model,

@@ -21,6 +21,7 @@ from torch import Tensor
 from pretrain.design import Design
 from pretrain.estimate import plan_pretraining
 from pretrain.health import trivial_loss
+from pretrain.masking import STRATEGIES, random_masks
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.target_models import load_target_model
@@ -86,9 +87,9 @@ def simmim_teacher(path: Path, mean: Any = OTHER_MEAN, std: Any = OTHER_STD, **d
     return str(path)
 
 
-def student(teacher: str, spec: BackboneSpec = TINY["vit"], **design: Any) -> SimMIM:
+def student(teacher: str, spec: BackboneSpec = TINY["vit"], unit: int = 8, **design: Any) -> SimMIM:
     wanted = Design(teacher=teacher, **design)
-    source = load_target_model(wanted, spec)
+    source = load_target_model(wanted, spec, unit)
     assert source is not None
     model = SimMIM(spec, wanted, source.known, seed=1)
     model.target.follow(source.model)
@@ -170,10 +171,44 @@ def test_a_teachers_prediction_is_its_reconstruction_of_the_same_masked_image(
     hidden = at_pixels(mask, model.spec).bool()
     gap = (wanted - output.reconstruction).abs().mean(1)[hidden].mean()
     assert output.loss.item() == pytest.approx(gap.item(), rel=1e-4)
-    # The teacher sees no more than the student: another picture behind the mask is painted alike.
-    if not design:
-        other = torch.where(hidden.unsqueeze(1), pictures(model.spec, seed=8), images)
-        torch.testing.assert_close(model.target.of(other, mask), wanted, rtol=1e-4, atol=1e-4)
+    # The teacher sees no more than the student: another picture behind the mask is painted alike. Of
+    # normalised patches it is lent mean and deviation, which a patch turned round has as well.
+    other = pictures(model.spec, seed=8)
+    if design.get("target") == "patch_norm":
+        other = images.unflatten(3, (8, 4)).flip(4).flatten(3)
+    other = torch.where(hidden.unsqueeze(1), other, images)
+    torch.testing.assert_close(model.target.of(other, mask), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("masking", [name for name in STRATEGIES if name != "pixels"])
+def test_a_teacher_of_visible_patches_paints_under_finer_students_masks(
+    tmp_path: Path, masking: str
+) -> None:
+    teacher = simmim_teacher(tmp_path / "teacher", encoder_input="visible")
+    spec = replace(TINY["vit"], patch_size=2)
+    model = student(teacher, spec, unit=4, **OF_PIXELS)
+    images, generator = pictures(spec, 4), torch.Generator().manual_seed(0)
+    sizes = {"mask_patch_size": 4, "patch_size": 2, "mask_ratio": 0.6}
+    mask = random_masks(
+        4, spec.img_size, masking=masking, generator=generator, images=images, **sizes
+    )
+    assert model.target.of(images, mask).isfinite().all()
+
+
+def test_a_teacher_of_visible_patches_whose_parts_would_be_hidden_is_refused(
+    tmp_path: Path,
+) -> None:
+    teacher = simmim_teacher(tmp_path / "teacher", encoder_input="visible")
+    message = (
+        f"teacher {tmp_path}.* visible patches of 4 pixels alone, .* of units of {{}}, hide parts .* "
+        "mask_patch_size=4 and any masking but pixels, or a teacher with encoder_input tokens"
+    )
+    for unit in (1, 2):
+        with pytest.raises(UsageError, match=message.format(unit)):
+            student(teacher, unit=unit, **OF_PIXELS)
+    recipe = override(POCKET, ["target=teacher_pixels", f"teacher={teacher}", "mask_patch_size=2"])
+    with pytest.raises(UsageError, match=message.format(2)):
+        plan_pretraining(recipe, DataSize(60, 30, 10, "your"), CPU)
 
 
 @pytest.mark.parametrize("target", [OF_FEATURES, OF_PIXELS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pretrain.tokenizer import DECAY, Codes, Tokenizer, fit_tokenizer
 from simmim_bench.archs import find_spec
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
+from simmim_bench.data import seed_everything
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.recipe import override
@@ -34,6 +36,9 @@ TOKENS = Design(target="tokens", tokens=8)
 QUIET = Display(quiet=True)
 # A user's own: the mean brightness of squares of 8 pixels, in four steps.
 BRIGHTNESS = """
+import random
+
+import numpy as np
 import torch
 
 class Brightness(torch.nn.Module):
@@ -42,6 +47,21 @@ class Brightness(torch.nn.Module):
     def forward(self, images):
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), self.stride)[:, 0]
         return (grey * 4).long().clamp(0, 3)
+
+class Darkness(Brightness):
+    def forward(self, images):
+        return 3 - super().forward(images)
+
+class Chance(torch.nn.Module):
+    vocabulary, stride = 4, 4
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Conv2d(3, 4, 4, 4)
+        self.score.bias.data += torch.tensor([np.random.rand(), random.random(), 0, 0])
+
+    def forward(self, images):
+        return self.score(images).argmax(1)
 
 class Drawing(Brightness):
     def decode(self, ids):
@@ -225,6 +245,8 @@ def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, pocket: P
     known = read_checkpoint(str(second)).provenance["target_model"]
     assert known["label"].startswith("the tokenizer of vit_pocket, SimMIM")
     third = run(tmp_path / "third", data, *choices, "tokens=16", init_from=str(first))
+    told = f"the tokenizer's tokens are those of {first}"
+    assert told in (tmp_path / "third" / "log.txt").read_text()
     shutil.rmtree(tmp_path / "first")
     for taken in (second, third):
         found = load_simmim(str(taken)).target.tokenizer.state_dict()
@@ -271,8 +293,10 @@ def test_two_processes_have_one_tokenizer(tmp_path: Path, pocket: Path) -> None:
 def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
     tmp_path: Path, pocket: Path, own: str
 ) -> None:
-    choices = ["target=tokens", f"tokenizer={own}:Brightness"]
-    ckpt = run(tmp_path / "run", pocket / "imagenet", *choices)
+    data, choices = pocket / "imagenet", ["target=tokens", "epochs=1"]
+    ckpt = run(tmp_path / "run", data, *choices, f"tokenizer={own}:Brightness")
+    # Going on with another, of as many tokens.
+    other = run(tmp_path / "on", data, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt))
     known = read_checkpoint(str(ckpt)).provenance["target_model"]
     assert (known["name"], known["channels"], known["stride"]) == (f"{own}:Brightness", 4, 4)
     sys.modules.pop(own)
@@ -283,9 +307,11 @@ def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
     output = model(images, mask)
     assert output.loss.isnan()
     assert output.reconstruction.isfinite().all()
-    # Brighter tokens have brighter colours.
-    used = model.target.palette.mean(1)[model.target.palette.sum(1) > 0]
+    # Brighter tokens have brighter colours, and of the other tokenizer darker ones.
+    palette = model.target.palette
+    used = palette.mean(1)[palette.sum(1) > 0]
     assert (used.diff() > 0).all()
+    assert torch.equal(load_simmim(str(other)).target.palette, palette.flip(0))
     load_backbone(str(ckpt))
 
 
@@ -301,7 +327,7 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
                 ids[b, y, x] = min(3, int(4 * square.mean()))
     for function in ("Brightness", "Drawing"):
         design = Design(target="tokens", tokenizer=f"{own}:{function}")
-        source = load_target_model(design, spec)
+        source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
         model.target.follow(source.model)
@@ -319,6 +345,23 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
                 for i in range(4)
             ]
             torch.testing.assert_close(shown, torch.tensor(palette)[ids[1]])
+
+
+def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: str) -> None:
+    """Whatever was drawn before, and nothing that is drawn after is changed by it."""
+    spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:Chance")
+    found = []
+    for seed in (1, 2):
+        sys.modules.pop(own, None)
+        seed_everything(seed)
+        source = load_target_model(design, spec, 8)
+        drawn = (torch.rand(()).item(), np.random.rand(), random.random())
+        seed_everything(seed)
+        assert drawn == (torch.rand(()).item(), np.random.rand(), random.random())
+        assert source is not None
+        found.append((source.known.sha256, source.model(pictures(spec), torch.zeros(2, 32, 32))))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize(
@@ -341,7 +384,7 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
     black, white = ((torch.full((1, 3, 32, 32), x) - MEAN) / STD for x in (0.0, 1.0))
 
     def look() -> None:
-        source = load_target_model(design, spec)
+        source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
         model.target.follow(source.model)
@@ -354,12 +397,12 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
 def test_what_holds_no_tokenizer_is_refused(tmp_path: Path, pocket: Path) -> None:
     spec = TINY["vit"]
     with pytest.raises(UsageError, match=r"nowhere:at_all cannot be made .ModuleNotFoundError"):
-        load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec)
+        load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec, 8)
     with pytest.raises(DataError, match="is not there"):
-        load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec)
+        load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec, 8)
     pixels = run(tmp_path / "pixels", pocket / "imagenet", "epochs=1")
     with pytest.raises(UsageError, match="holds no tokenizer: it predicts pixels"):
-        load_target_model(Design(target="tokens", tokenizer=str(pixels)), spec)
+        load_target_model(Design(target="tokens", tokenizer=str(pixels)), spec, 8)
 
 
 @pytest.mark.parametrize(
