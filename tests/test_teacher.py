@@ -331,7 +331,7 @@ def test_two_processes_have_one_teacher(tmp_path: Path, few: Path) -> None:
     teacher = simmim_teacher(tmp_path / "teacher")
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
     choices = ["target=teacher_features", f"teacher={teacher}", "pixel_weight=0.5"]
-    choices += ["epochs=1", "batch_size=10", "precision=fp32"]
+    choices += ["epochs=1", "batch_size=6", "precision=fp32"]
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"))
     run(tmp_path / "one", few, *choices)

@@ -280,7 +280,7 @@ def test_a_resumed_run_does_not_fit_again(
 
 def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
-    choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=10", "precision=fp32")
+    choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=6", "precision=fp32")
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"), "--shard")
     one = run(tmp_path / "one", few, *choices)
