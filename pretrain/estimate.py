@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.masking import recipe_masks
+from pretrain.masking import masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.run import check_sizes
 from pretrain.simmim import SimMIM
@@ -25,7 +25,9 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
         DataError: a teacher or tokenizer that cannot be read.
     """
     spec = check_sizes(recipe)
-    source = load_target_model(recipe.design, spec)
+    source = load_target_model(
+        recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
+    )
     known = None if source is None else source.known
     model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate)
     if source is not None:

@@ -110,18 +110,22 @@ def pretrain(
         skip_unreadable=execution.skip_unreadable,
     )
     looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
-    source = load_target_model(recipe.design, spec)
+    source = load_target_model(
+        recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
+    )
     model = _start(recipe, spec, init_from, seed, source).to(device)
     if source is not None:
         model.target.follow(source.model.to(device))
     fitted: dict[str, float] = {}
-    if init_from is None and last is None:
+    if last is None and (init_from is None or not model.target.inherited):
         seed_everything(seed)
         if team.is_main:
             fitted = model.target.fit(
                 looked_at(model.target.fitted_images), seed, display=run.display
             )
         team.same_buffers(model.target)
+    elif last is None:
+        run.log(f"{model.target.inherited} are those of {init_from}, and not found anew")
     parameters = sum(p.numel() for p in model.parameters())
     model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
     shared = team.share(

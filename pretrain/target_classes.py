@@ -97,6 +97,7 @@ class Clusters(Classes):
     """
 
     palette: Tensor
+    inherited = "the colours that are classes"
 
     def __init__(
         self, design: Design, spec: BackboneSpec, model: TargetModel | None = None

@@ -9,18 +9,24 @@ with the student.
 user's own function, imported and called without arguments. It gives an `nn.Module` that maps images
 (B, 3, H, W), pixels in [0, 1], to integer ids (B, H / stride, W / stride) in [0, vocabulary), and has the
 attributes `vocabulary` and `stride` (pixels a side of one token); where it has a method `decode`, that maps
-ids back to images and draws them.
+ids back to images and draws them. Every process calls the function anew, and again on resuming, each time with
+torch's, NumPy's and Python's global generators at the same fixed seed, so that weights drawn from these are
+the same; a function with a generator of its own must seed it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
+import math
+import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -36,6 +42,7 @@ from simmim_bench.kernels import exactly
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NAMES = ("random", "timm")  # what a checkpoint's name may begin with before a colon
+USERS_SEED = 0  # not the run's: runs of several seeds compare on the same tokens
 
 
 class TargetSource(NamedTuple):
@@ -91,7 +98,11 @@ class PixelTeacher(nn.Module):
         self.model, self.seen = model, Renormalised(mean, std)
 
     def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """Give (B, C, H, W) of the images without their hidden pixels."""
+        """Give (B, C, H, W) as the teacher paints the images without their hidden pixels.
+
+        A teacher whose own target is normalised, by surroundings or by patch, is lent their means and
+        deviations in the whole image: of the hidden pixels, it is told these.
+        """
         seen = self.seen(images)
         found = self.model(seen, hidden).reconstruction
         return self.seen.back(self.model.drawn.restore(found, seen))
@@ -148,21 +159,24 @@ class UserTokenizer(nn.Module):
         return images
 
 
-def load_target_model(design: Design, spec: BackboneSpec) -> TargetSource | None:
+def load_target_model(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
     """Read the teacher or tokenizer that a design names; None where it needs none.
+
+    Args:
+        unit: pixels a side of what the student's masks are made of (`masking_unit`).
 
     Raises:
         UsageError: it does not fit the student, or the user's function does not give what it should.
         DataError: it cannot be read.
     """
     load = LOADERS.get(design.target)
-    source = None if load is None else load(design, spec)
+    source = None if load is None else load(design, spec, unit)
     if source is not None:
         source.model.requires_grad_(False).eval()
     return source
 
 
-def _feature_teacher(design: Design, spec: BackboneSpec) -> TargetSource:
+def _feature_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
     checkpoint = _read_teacher(design, spec)
     stride = checkpoint.spec.stride
     if any(side % stride for side in spec.img_size):
@@ -175,7 +189,7 @@ def _feature_teacher(design: Design, spec: BackboneSpec) -> TargetSource:
     return TargetSource(known, FeatureTeacher(backbone, checkpoint.mean, checkpoint.std))
 
 
-def _pixel_teacher(design: Design, spec: BackboneSpec) -> TargetSource:
+def _pixel_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
     checkpoint = _read_teacher(design, spec)
     model = load_simmim(checkpoint)
     if model.spec.img_size != spec.img_size:
@@ -187,6 +201,14 @@ def _pixel_teacher(design: Design, spec: BackboneSpec) -> TargetSource:
         raise UsageError(
             f"teacher {checkpoint.name} predicts {model.target.describe()}, which are no pixels; use "
             "-o target=teacher_features, or a teacher that reconstructs."
+        )
+    patch = model.spec.patch_size
+    # Every strategy hides as many units in each image: of whole units, patches are as many too.
+    if model.design.encoder_input == "visible" and unit % patch:
+        raise UsageError(
+            f"teacher {checkpoint.name} sees visible patches of {patch} pixels alone, and the student's masks, of "
+            f"units of {unit}, hide parts of these; use -o mask_patch_size={math.lcm(patch, spec.patch_size)} and any "
+            "masking but pixels, or a teacher with encoder_input tokens or zeros."
         )
     known = _known(checkpoint, channels=spec.in_chans, stride=1)
     return TargetSource(known, PixelTeacher(model, checkpoint.mean, checkpoint.std))
@@ -213,7 +235,7 @@ def _known(checkpoint: Checkpoint, *, channels: int, stride: int) -> TargetModel
     )
 
 
-def _tokenizer(design: Design, spec: BackboneSpec) -> TargetSource | None:
+def _tokenizer(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
     name = design.tokenizer
     if name is None:
         return None
@@ -244,7 +266,8 @@ def _our_tokenizer(name: str) -> TargetSource:
 def _user_tokenizer(name: str) -> TargetSource:
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
+        with _seeded(USERS_SEED):
+            made = getattr(importlib.import_module(module), function)()
     except Exception as error:  # whatever the user's code raises
         raise UsageError(
             f"tokenizer {name} cannot be made ({type(error).__name__}: {error}); give module:function, importable "
@@ -259,6 +282,21 @@ def _user_tokenizer(name: str) -> TargetSource:
         name=name, label=name, sha256=_hash(made), channels=vocabulary, stride=stride
     )
     return TargetSource(known, UserTokenizer(name, made, vocabulary, stride))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's, NumPy's and Python's global generators for the block; put the CPU's back after it."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
 
 
 def _whole_number(name: str, tokenizer: nn.Module, key: str) -> int:
@@ -277,7 +315,7 @@ def _hash(module: nn.Module) -> str:
     return hashlib.sha256(save({key: value.clone() for key, value in state.items()})).hexdigest()
 
 
-LOADERS: dict[str, Callable[[Design, BackboneSpec], TargetSource | None]] = {
+LOADERS: dict[str, Callable[[Design, BackboneSpec, int], TargetSource | None]] = {
     "tokens": _tokenizer,
     "teacher_features": _feature_teacher,
     "teacher_pixels": _pixel_teacher,

@@ -52,7 +52,10 @@ class TeacherFeatures(Numbers):
 
 
 class TeacherPixels(Pixels):
-    """What the teacher, a SimMIM model, reconstructs of the same image under the same mask."""
+    """What the teacher, a SimMIM model, reconstructs of the same image under the same mask.
+
+    A teacher of normalised pixels is lent the hidden pixels' mean and deviation (`PixelTeacher`).
+    """
 
     needs_model = True
 

@@ -30,6 +30,7 @@ class Tokens(Classes):
     """
 
     fitted_images = FITTED_IMAGES
+    inherited = "the tokenizer's tokens"
 
     def __init__(
         self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
@@ -50,7 +51,7 @@ class Tokens(Classes):
     def follow(self, model: nn.Module) -> None:
         """Take the weights of another tokenizer of ours."""
         self.tokenizer.load_state_dict(model.state_dict())
-        self.fitted_images = 0
+        self.fitted_images, self.inherited = 0, ""
 
     def fit(
         self, images: Iterable[Tensor], seed: int, display: Display | None = None

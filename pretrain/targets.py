@@ -70,10 +70,13 @@ class Target(nn.Module):
         needs_model: it comes from another model, which `follow` gives it; without, there is no `of`.
         draws: whether a prediction can be drawn; where not, `to_pixels` gives no numbers.
         fitted_images: how many images `fit` wants to look at.
+        inherited: what `fit` finds and a prediction's classes mean, so that weights go on with it; empty for
+            none, and where `fit` finds nothing else than pictures of the classes.
     """
 
     needs_model = False
     draws = True
+    inherited = ""
     fitted_images = FITTED_IMAGES
 
     def __init__(

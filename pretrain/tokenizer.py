@@ -156,7 +156,10 @@ class Codes:
 def fit_tokenizer(
     pictures: Tensor, *, vocabulary: int, stride: int, seed: int, display: Display
 ) -> tuple[Tokenizer, dict[str, float]]:
-    """Fit a tokenizer on the CPU, so that a seed gives the same one everywhere.
+    """Fit a tokenizer on the CPU.
+
+    A seed gives the same one on the same kind of processor with as many threads and the same torch; elsewhere
+    sums are rounded otherwise.
 
     Args:
         pictures: (N, C, H, W) uint8, H and W multiples of the stride; at least two. One in eight is kept

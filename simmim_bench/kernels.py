@@ -39,7 +39,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:
-    """Compute in float32 within autocast, what rounding would change: which of two is nearer."""
+    """Compute in float32 within autocast, what rounding would change: which of two is nearer.
+
+    Convolutions of float32 on a GPU are left as torch is set: by default their factors are rounded to TF32.
+    """
     # Shapes alone have no autocast, nor a precision.
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 

@@ -81,6 +81,17 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fewer images yet, for claims that hold of any run; nobody may write into it."""
+    root = tmp_path_factory.mktemp("few") / "pocket"
+    counts = PocketCounts(
+        imagenet_train=12, imagenet_val=10, coco_train=1, coco_val=1, ade20k_train=1, ade20k_val=1
+    )
+    write_pocket(root, img_size=(32, 32), counts=counts)
+    return root / "imagenet"
+
+
 @pytest.fixture
 def display() -> Display:
     return Display(quiet=True)

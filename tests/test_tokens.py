@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY, two_processes
 from safetensors.torch import load_file
-from test_design import at_pixels, masks, pictures, run, run_one_epoch
+from test_design import at_pixels, masks, pictures, run, run_one_epoch, save
 
 from pretrain.design import Design, target_stride
 from pretrain.recipes import POCKET
@@ -25,6 +27,7 @@ from pretrain.tokenizer import DECAY, Codes, Tokenizer, fit_tokenizer
 from simmim_bench.archs import find_spec
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
+from simmim_bench.data import seed_everything
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.recipe import override
@@ -34,6 +37,9 @@ TOKENS = Design(target="tokens", tokens=8)
 QUIET = Display(quiet=True)
 # A user's own: the mean brightness of squares of 8 pixels, in four steps.
 BRIGHTNESS = """
+import random
+
+import numpy as np
 import torch
 
 class Brightness(torch.nn.Module):
@@ -42,6 +48,21 @@ class Brightness(torch.nn.Module):
     def forward(self, images):
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), self.stride)[:, 0]
         return (grey * 4).long().clamp(0, 3)
+
+class Darkness(Brightness):
+    def forward(self, images):
+        return 3 - super().forward(images)
+
+class Chance(torch.nn.Module):
+    vocabulary, stride = 4, 4
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Conv2d(3, 4, 4, 4)
+        self.score.bias.data += torch.tensor([np.random.rand(), random.random(), 0, 0])
+
+    def forward(self, images):
+        return self.score(images).argmax(1)
 
 class Drawing(Brightness):
     def decode(self, ids):
@@ -95,10 +116,16 @@ def levels(count: int, seed: int = 0) -> torch.Tensor:
     return ((pictures(TINY["vit"], count, seed) * STD + MEAN).clamp(0, 1) * 255).round().byte()
 
 
-def fitted_target(design: Design = TOKENS) -> Tokens:
-    target = Tokens(design, TINY["vit"])
+@cache
+def fitted_target() -> Tokens:
+    target = Tokens(TOKENS, TINY["vit"])
     target.fit(pictures(TINY["vit"], 8, seed=9).split(1), seed=0)
     return target
+
+
+@cache
+def fitted_net(seed: int) -> tuple[Tokenizer, dict[str, float]]:
+    return fit_tokenizer(levels(10), vocabulary=16, stride=4, seed=seed, display=QUIET)
 
 
 def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
@@ -116,10 +143,8 @@ def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
 
 
 def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_seed() -> None:
-    seen = levels(10)
-    (one, figures), (same, _), (other, _) = (
-        fit_tokenizer(seen, vocabulary=16, stride=4, seed=seed, display=QUIET) for seed in (0, 0, 1)
-    )
+    (one, figures), (other, _) = fitted_net(0), fitted_net(3)
+    same, _ = fitted_net.__wrapped__(0)
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
     assert not torch.equal(one.codebook, other.codebook)
@@ -135,7 +160,7 @@ def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_se
 
 def test_what_is_told_of_a_fit_is_of_the_pictures_it_did_not_see() -> None:
     seen = levels(10)
-    net, figures = fit_tokenizer(seen, vocabulary=8, stride=4, seed=3, display=QUIET)
+    net, figures = fitted_net(3)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
     unseen = seen[order[:1]].double().numpy() / 255
     with torch.no_grad():
@@ -210,9 +235,9 @@ def test_tokens_make_up_cells_and_are_enough(arch: str, size: int, stride: int) 
     assert target_stride(TOKENS, find_spec(arch).at((size, size))) == stride
 
 
-def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, pocket: Path) -> None:
-    data, choices = pocket / "imagenet", ["target=tokens", "epochs=1"]
-    first = run(tmp_path / "first", data, *choices, "tokens=16")
+def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, few: Path) -> None:
+    choices = ["target=tokens", "epochs=1"]
+    first = run(tmp_path / "first", few, *choices, "tokens=16")
     log = (tmp_path / "first" / "log.txt").read_text()
     assert "predicts 16 visual tokens of 4 x 4 pixels" in log
     fitted = read_checkpoint(str(first)).provenance["fitted"]
@@ -221,10 +246,12 @@ def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, pocket: P
     own = load_simmim(str(first)).target.tokenizer.state_dict()
 
     given = [*choices, f"tokenizer={tmp_path / 'first'}"]
-    second = run(tmp_path / "second", data, *given)
+    second = run(tmp_path / "second", few, *given)
     known = read_checkpoint(str(second)).provenance["target_model"]
     assert known["label"].startswith("the tokenizer of vit_pocket, SimMIM")
-    third = run(tmp_path / "third", data, *choices, "tokens=16", init_from=str(first))
+    third = run(tmp_path / "third", few, *choices, "tokens=16", init_from=str(first))
+    told = f"the tokenizer's tokens are those of {first}"
+    assert told in (tmp_path / "third" / "log.txt").read_text()
     shutil.rmtree(tmp_path / "first")
     for taken in (second, third):
         found = load_simmim(str(taken)).target.tokenizer.state_dict()
@@ -233,14 +260,14 @@ def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, pocket: P
 
 
 def test_a_resumed_run_does_not_fit_again(
-    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second epoch has the tokens of the first, though other images would give others."""
     choices = ("target=tokens", "tokens=16")
-    run_one_epoch(tmp_path / "run", pocket / "imagenet", *choices, monkeypatch=monkeypatch)
+    run_one_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
     before = read_checkpoint(str(tmp_path / "run"))
     other = tmp_path / "other"
-    shutil.copytree(pocket / "imagenet", other)
+    shutil.copytree(few, other)
     shutil.rmtree(min((other / "train").iterdir()))
     after = read_checkpoint(str(run(tmp_path / "run", other, *choices, resume=True)))
     assert after.provenance["fitted"] == before.provenance["fitted"]
@@ -251,12 +278,12 @@ def test_a_resumed_run_does_not_fit_again(
     assert all(torch.equal(before.state[name], after.state[name]) for name in tokenizer)
 
 
-def test_two_processes_have_one_tokenizer(tmp_path: Path, pocket: Path) -> None:
-    arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(pocket / "imagenet"), "--quiet"]
-    choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=30", "precision=fp32")
+def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
+    arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
+    choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=6", "precision=fp32")
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"), "--shard")
-    one = run(tmp_path / "one", pocket / "imagenet", *choices)
+    one = run(tmp_path / "one", few, *choices)
     found, wanted = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("two", one.parents[1].name)
@@ -269,10 +296,12 @@ def test_two_processes_have_one_tokenizer(tmp_path: Path, pocket: Path) -> None:
 
 
 def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
-    tmp_path: Path, pocket: Path, own: str
+    tmp_path: Path, few: Path, own: str
 ) -> None:
-    choices = ["target=tokens", f"tokenizer={own}:Brightness"]
-    ckpt = run(tmp_path / "run", pocket / "imagenet", *choices)
+    choices = ["target=tokens", "epochs=1"]
+    ckpt = run(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")
+    # Going on with another, of as many tokens.
+    other = run(tmp_path / "on", few, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt))
     known = read_checkpoint(str(ckpt)).provenance["target_model"]
     assert (known["name"], known["channels"], known["stride"]) == (f"{own}:Brightness", 4, 4)
     sys.modules.pop(own)
@@ -283,9 +312,11 @@ def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
     output = model(images, mask)
     assert output.loss.isnan()
     assert output.reconstruction.isfinite().all()
-    # Brighter tokens have brighter colours.
-    used = model.target.palette.mean(1)[model.target.palette.sum(1) > 0]
+    # Brighter tokens have brighter colours, and of the other tokenizer darker ones.
+    palette = model.target.palette
+    used = palette.mean(1)[palette.sum(1) > 0]
     assert (used.diff() > 0).all()
+    assert torch.equal(load_simmim(str(other)).target.palette, palette.flip(0))
     load_backbone(str(ckpt))
 
 
@@ -301,7 +332,7 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
                 ids[b, y, x] = min(3, int(4 * square.mean()))
     for function in ("Brightness", "Drawing"):
         design = Design(target="tokens", tokenizer=f"{own}:{function}")
-        source = load_target_model(design, spec)
+        source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
         model.target.follow(source.model)
@@ -319,6 +350,23 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
                 for i in range(4)
             ]
             torch.testing.assert_close(shown, torch.tensor(palette)[ids[1]])
+
+
+def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: str) -> None:
+    """Whatever was drawn before, and nothing that is drawn after is changed by it."""
+    spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:Chance")
+    found = []
+    for seed in (1, 2):
+        sys.modules.pop(own, None)
+        seed_everything(seed)
+        source = load_target_model(design, spec, 8)
+        drawn = (torch.rand(()).item(), np.random.rand(), random.random())
+        seed_everything(seed)
+        assert drawn == (torch.rand(()).item(), np.random.rand(), random.random())
+        assert source is not None
+        found.append((source.known.sha256, source.model(pictures(spec), torch.zeros(2, 32, 32))))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize(
@@ -341,7 +389,7 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
     black, white = ((torch.full((1, 3, 32, 32), x) - MEAN) / STD for x in (0.0, 1.0))
 
     def look() -> None:
-        source = load_target_model(design, spec)
+        source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
         model.target.follow(source.model)
@@ -351,15 +399,15 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
         look()
 
 
-def test_what_holds_no_tokenizer_is_refused(tmp_path: Path, pocket: Path) -> None:
+def test_what_holds_no_tokenizer_is_refused(tmp_path: Path) -> None:
     spec = TINY["vit"]
     with pytest.raises(UsageError, match=r"nowhere:at_all cannot be made .ModuleNotFoundError"):
-        load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec)
+        load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec, 8)
     with pytest.raises(DataError, match="is not there"):
-        load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec)
-    pixels = run(tmp_path / "pixels", pocket / "imagenet", "epochs=1")
+        load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec, 8)
+    pixels = save(SimMIM(spec), tmp_path / "pixels")
     with pytest.raises(UsageError, match="holds no tokenizer: it predicts pixels"):
-        load_target_model(Design(target="tokens", tokenizer=str(pixels)), spec)
+        load_target_model(Design(target="tokens", tokenizer=pixels), spec, 8)
 
 
 @pytest.mark.parametrize(
