@@ -98,6 +98,11 @@ def pretrain(
             return run.last_checkpoint
     execution = execution or Execution()
     spec = check_sizes(recipe)
+    if execution.compiled and execution.grad_checkpointing and spec.family == "resnet":
+        raise UsageError(
+            f"--compile cannot follow how --grad-checkpointing keeps the statistics of {spec.arch}'s BatchNorm; give "
+            "one of them."
+        )
     images = any_images(data)
     unseen = held_out_images(data) or images
     team = team or Team(device=best_device())

@@ -144,6 +144,8 @@ class ConvNet(nn.Module):
     def _block(self, block: nn.Module, features: Tensor) -> Tensor:
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return block(features)
+        if not any(isinstance(module, _BatchNorm) for module in block.modules()):
+            return checkpoint(block, features, use_reentrant=False)
         # Computing a block again would move BatchNorm's statistics a second time.
         again = buffers_kept(block)
         return checkpoint(

@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 
 from simmim_bench.archs import ARCHS, BackboneSpec
-from simmim_bench.backbones import COUNTER, NEW_IN_TRANSFER, TABLE, build_backbone
+from simmim_bench.backbones import (
+    COUNTER,
+    NEW_IN_TRANSFER,
+    TABLE,
+    build_backbone,
+    load_backbone,
+)
 from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.convnet import TIMM_PATCH, name_of_timm
 from simmim_bench.errors import DataError, UsageError, nearest
@@ -41,6 +47,9 @@ CONVOLUTIONAL = {
     "resnet": "layer1.0.conv3.weight",
 }
 CONVNET_SIZE = (224, 224)
+PLAIN = re.compile(
+    r"resnet\d+|convnext_\w+"
+)  # timm's names of them; others may differ in what has no weights
 # What files hold beside a backbone: buffers that are derived, and the heads of other tasks.
 NOT_NEEDED = re.compile(
     r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
@@ -87,6 +96,12 @@ def read_foreign(path: Path) -> Checkpoint:
         pretrained_windows=_pretrained_windows(arguments, rest),
         provenance=_provenance(rest),
     )
+    architecture = str(config.get("architecture", ""))
+    if checkpoint.spec.is_convolutional and architecture and not PLAIN.fullmatch(architecture):
+        raise DataError(
+            f"{path} is a {architecture} by its config.json, and no plain {checkpoint.spec.arch}: what has no weights "
+            "may differ."
+        )
     cfg = config.get("pretrained_cfg") or {}
     if "input_size" in cfg and checkpoint.spec.is_convolutional:  # no weight tells it
         checkpoint = replace(checkpoint, spec=checkpoint.spec.at(tuple(cfg["input_size"][1:])))
@@ -126,7 +141,30 @@ def read_timm(ckpt: str) -> Checkpoint:
         num_heads=model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None,
         provenance={"method": "timm", "tag": cfg.get("tag", "")},
     )
+    if checkpoint.spec.is_convolutional:
+        check_same_features(checkpoint, model)
     return replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+@torch.no_grad()
+def check_same_features(checkpoint: Checkpoint, theirs: torch.nn.Module) -> None:
+    """Refuse weights that make other features in our backbone than in timm's model.
+
+    A variant of a convolutional network may differ in what has no weights, such as blurred strides.
+
+    Raises:
+        DataError: they do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, checkpoint.spec.in_chans, 64, 64, generator=generator)
+    theirs.eval()
+    wanted = theirs.forward_head(theirs.forward_features(image), pre_logits=True)  # type: ignore[operator]
+    found = load_backbone(checkpoint).eval().forward_features(image)
+    if wanted.shape != found.shape or not torch.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+        raise DataError(
+            f"{checkpoint.name} is no plain {checkpoint.spec.arch}: with its weights, ours gives other features; "
+            "give a plain one."
+        )
 
 
 def import_state(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
+from click.testing import CliRunner
 from conftest import TINY
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import resnet
 
@@ -22,8 +24,10 @@ from pretrain.simmim import SimMIM
 from simmim_bench.archs import BackboneSpec, find_spec
 from simmim_bench.backbones import build_backbone, load_backbone
 from simmim_bench.checkpoint import read_checkpoint
+from simmim_bench.cli import cli
 from simmim_bench.display import Display
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.foreign import check_same_features
 from simmim_bench.kernels import buffers_kept
 from simmim_bench.rundir import open_run
 from transfer.dense_recipes import ADE20K_POCKET, COCO_POCKET
@@ -115,6 +119,39 @@ def test_features_and_logits_are_those_of_timms_model(arch: str, name: str, tmp_
         torch.testing.assert_close(ours(images), theirs(images))
         *_, last = ours.forward_pooled(images).unbind(1)
         torch.testing.assert_close(last[:, 0], pooled.flatten(1))
+
+
+def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
+    blurred = shaken(timm.create_model("resnetaa50", num_classes=5)).eval()
+    plain = shaken(timm.create_model("resnet50", num_classes=5)).eval()
+    assert blurred.state_dict().keys() == plain.state_dict().keys()
+    torch.save(blurred.state_dict(), tmp_path / "net.pth")
+    checkpoint = read_checkpoint(str(tmp_path / "net.pth"))
+    plain.load_state_dict(blurred.state_dict())
+    check_same_features(checkpoint, plain)
+    with pytest.raises(DataError, match="is no plain resnet50"):
+        check_same_features(checkpoint, blurred)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    save_file(blurred.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"architecture": "resnetaa50"}')
+    with pytest.raises(DataError, match=r"is a resnetaa50 by its config.json"):
+        read_checkpoint(str(folder))
+
+
+def test_blocks_without_statistics_are_compiled_and_computed_again(
+    tmp_path: Path, pocket: Path
+) -> None:
+    model = build_backbone(TINY["convnext"]).train()
+    model.set_grad_checkpointing()
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(images), model(images))
+    where = ("--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run"))
+    how = ("--compile", "--grad-checkpointing")
+    refused = CliRunner().invoke(cli, ["pretrain", "--arch", "resnet_pocket", *where, *how])
+    assert isinstance(refused.exception, UsageError)
+    assert "give one of them" in str(refused.exception)
 
 
 def test_torchvisions_resnet_is_read_with_or_without_its_counters(tmp_path: Path) -> None:
