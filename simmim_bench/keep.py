@@ -10,6 +10,7 @@ every checkpoint, under `checkpoints/`, the pictures that its pretraining left. 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.files import read_json, sha256_file, write_json
 from simmim_bench.record import Record
 
+ABSOLUTE = re.compile(r"(\w+=)?(/.*)")
 BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 
 
@@ -68,14 +70,17 @@ def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
 
 
 def without_machine(value: Any) -> Any:
-    """Cut every absolute path in a JSON value to its last two parts, such as data/coco."""
+    """Cut every absolute path in a JSON value, or after KEY= in it, to its last two parts, such as data/coco."""
     if isinstance(value, dict):
         return {key: without_machine(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_machine(inner) for inner in value]
-    if isinstance(value, str) and value.startswith("/") and "\n" not in value:
-        return "/".join(PurePosixPath(value).parts[1:][-2:])
-    return value
+    if not isinstance(value, str) or "\n" in value:
+        return value
+    found = ABSOLUTE.fullmatch(value)
+    if found is None:
+        return value
+    return (found[1] or "") + "/".join(PurePosixPath(found[2]).parts[1:][-2:])
 
 
 def _copy(source: Path, destination: Path) -> None:
