@@ -277,7 +277,14 @@ TASKS: dict[str, TransferRecipe] = {
 }
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize(
+    "task",
+    # The others of every choice are in test_every_choice.py.
+    [
+        pytest.param(task, marks=[] if task == "coco" else pytest.mark.slow)
+        for task in sorted(TASKS)
+    ],
+)
 def test_what_is_pretrained_reaches_every_kind_of_transfer(
     task: str, pretrained: Path, pocket: Path, tmp_path: Path
 ) -> None:

@@ -327,6 +327,7 @@ def test_a_run_goes_on_with_its_teacher_and_no_other(
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_teacher(tmp_path: Path, few: Path) -> None:
     teacher = simmim_teacher(tmp_path / "teacher")
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]

@@ -278,6 +278,7 @@ def test_a_resumed_run_does_not_fit_again(
     assert all(torch.equal(before.state[name], after.state[name]) for name in tokenizer)
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
     choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=6", "precision=fp32")
