@@ -47,6 +47,8 @@ def gradients(spec: BackboneSpec, change: Callable[[SimMIM], object]) -> dict[st
 def test_less_memory_and_other_kernels_give_the_same_gradients(
     tiny_spec: BackboneSpec, form: str
 ) -> None:
+    if tiny_spec.is_convolutional:  # a depthwise convolution in float64 is slow
+        tiny_spec = tiny_spec.at((tiny_spec.stride, 2 * tiny_spec.stride))
     plain = gradients(tiny_spec, lambda model: None)
 
     def change(model: SimMIM) -> None:
