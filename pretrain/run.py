@@ -299,9 +299,8 @@ def pretrain(
     if team.is_main:
         said = f"held-out loss {provenance['held_out_loss']:.4f}"
         if model.drawn.draws:
-            said = (
-                f"held-out reconstruction loss {provenance['held_out_loss']:.4f}, "
-                f"PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
+            said += (
+                f", PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
                 f"{run.path / 'reconstructions.png'}"
             )
         run.log(said)

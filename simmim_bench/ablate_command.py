@@ -23,7 +23,7 @@ import click
 
 from simmim_bench.errors import BenchError, DataError, InterruptedRun, UsageError, nearest
 from simmim_bench.execution import Execution, with_execution
-from simmim_bench.options import SEED, complete_among, complete_arch, open_display
+from simmim_bench.options import SEED, complete_among, complete_arch, open_display, override_option
 from simmim_bench.suite_options import KINDS, Kind
 
 if TYPE_CHECKING:
@@ -250,28 +250,14 @@ def make_ablate(
         shell_complete=complete_among(recipes),
         help="Of pretraining; the arch's own by default.",
     )
-    @click.option(
-        "-o",
-        "--override",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one number of it in every cell, such as epochs=10; may be repeated.",
-    )
+    @override_option("Change one number of it in every cell, such as epochs=10; may be repeated.")
     @click.option(
         "--transfer-recipe",
         metavar="NAME",
         shell_complete=complete_among(transfer_recipes),
         help="Of the transfer; the arch's own by default.",
     )
-    @click.option(
-        "-t",
-        "--transfer-override",
-        "transfer_overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one number of it; may be repeated.",
-    )
+    @override_option("Change one number of it; may be repeated.", of="transfer")
     @click.option(
         "--cells",
         multiple=True,

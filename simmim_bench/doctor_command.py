@@ -19,7 +19,13 @@ import click
 
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.findings import Finding, describe, exit_code
-from simmim_bench.options import complete_among, complete_arch, complete_ckpt, open_display
+from simmim_bench.options import (
+    complete_among,
+    complete_arch,
+    complete_ckpt,
+    open_display,
+    override_option,
+)
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoint import Checkpoint
@@ -99,14 +105,7 @@ def make_doctor(
         shell_complete=complete_among(recipes),
         help="Estimate memory, time and disk of a recipe, from a step or two taken on this machine.",
     )
-    @click.option(
-        "-o",
-        "--override",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one number of --recipe, such as batch_size=256; may be repeated.",
-    )
+    @override_option("Change one number of --recipe, such as batch_size=256; may be repeated.")
     @click.option(
         "--out",
         type=_FOLDER,

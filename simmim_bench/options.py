@@ -76,6 +76,17 @@ class RunOptions:
     quiet: bool = False
 
 
+def override_option(says: str, *, of: str = "") -> Callable[[Any], Any]:
+    """Give the option that changes a recipe: -o, --override; or that of another recipe beside it.
+
+    Args:
+        of: whose recipe, such as "transfer": -t, --transfer-override.
+    """
+    short, name = (f"-{of[0]}", f"{of}-override") if of else ("-o", "override")
+    to = f"{name.replace('-', '_')}s"
+    return click.option(short, f"--{name}", to, multiple=True, metavar="KEY=VALUE", help=says)
+
+
 _DATA = click.option(
     "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
 )
@@ -94,14 +105,8 @@ _RUN_OPTIONS = (
         type=SEED,
         help="Seed of all that is drawn.",
     ),
-    click.option(
-        "-o",
-        "--override",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one number of the recipe, such as epochs=10; may be repeated. "
-        "Kept in the record.",
+    override_option(
+        "Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record."
     ),
     click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
     click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
