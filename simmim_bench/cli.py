@@ -60,6 +60,17 @@ def _transfer_recipes() -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the command line, and end."""
+    try:
+        _run()
+    except SystemExit as end:
+        team = sys.modules.get("simmim_bench.team")  # where it is not loaded, there is none
+        if team is not None and isinstance(end.code, int):
+            team.leave(end.code)
+        raise
+
+
+def _run() -> None:
     """Run the command line; turn what a user can mend into one line and an exit code."""
     try:
         signal.signal(signal.SIGTERM, _terminate)

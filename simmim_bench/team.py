@@ -6,8 +6,10 @@ device, and the few things they do together. Gloo on CPUs, NCCL on GPUs.
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -250,3 +252,25 @@ def join_team() -> Iterator[Team]:
         yield Team(rank, size, device)
     finally:
         dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End a process that is one of several, at once; let one that is alone end as it does.
+
+    Python's last clean-up takes away what gloo's threads need to let go of a tensor: a thread that still
+    holds one then aborts the process, after all of its work is done (pytorch/pytorch, 179291).
+    `destroy_process_group` ends these threads only where nothing else holds the group, as Detectron2 and
+    mmengine do.
+
+    Args:
+        code: what the process exits with.
+    """
+    try:
+        if find_place(os.environ)[1] == 1:
+            return
+    except UsageError:  # they never met
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -217,6 +217,42 @@ def test_a_run_killed_twenty_times_ends_the_same(
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
 
 
+ENDING = """
+import atexit, os, sys
+import simmim_bench.team
+from simmim_bench.cli import main
+
+class Held:
+    def __del__(self, abort=os.abort):
+        abort()  # as a thread does that needs Python when Python is gone
+
+held = Held()
+atexit.register(print, "tidied")
+sys.argv = ["simmim-bench", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["transfer", "foo"], 2)])
+def test_one_of_several_ends_with_its_code_whatever_still_holds_what(
+    arguments: list[str], code: int
+) -> None:
+    alone, several = (
+        subprocess.run(
+            [sys.executable, "-c", ENDING, *arguments],
+            env={**os.environ, **place},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for place in ({}, {"RANK": "1", "WORLD_SIZE": "2"})
+    )
+    assert alone.returncode == -signal.SIGABRT
+    assert several.returncode == code
+    assert several.stdout.endswith("tidied\n")
+    assert several.stdout == alone.stdout
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "meta.json"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, file: str
