@@ -47,9 +47,6 @@ CONVOLUTIONAL = {
     "resnet": "layer1.0.conv3.weight",
 }
 CONVNET_SIZE = (224, 224)
-PLAIN = re.compile(
-    r"resnet\d+|convnext_\w+"
-)  # timm's names of them; others may differ in what has no weights
 # What files hold beside a backbone: buffers that are derived, and the heads of other tasks.
 NOT_NEEDED = re.compile(
     r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
@@ -96,12 +93,8 @@ def read_foreign(path: Path) -> Checkpoint:
         pretrained_windows=_pretrained_windows(arguments, rest),
         provenance=_provenance(rest),
     )
-    architecture = str(config.get("architecture", ""))
-    if checkpoint.spec.is_convolutional and architecture and not PLAIN.fullmatch(architecture):
-        raise DataError(
-            f"{path} is a {architecture} by its config.json, and no plain {checkpoint.spec.arch}: what has no weights "
-            "may differ."
-        )
+    if checkpoint.spec.is_convolutional and "architecture" in config:
+        check_same_features(checkpoint, _build_timm(path))
     cfg = config.get("pretrained_cfg") or {}
     if "input_size" in cfg and checkpoint.spec.is_convolutional:  # no weight tells it
         checkpoint = replace(checkpoint, spec=checkpoint.spec.at(tuple(cfg["input_size"][1:])))
@@ -144,6 +137,24 @@ def read_timm(ckpt: str) -> Checkpoint:
     if checkpoint.spec.is_convolutional:
         check_same_features(checkpoint, model)
     return replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+def _build_timm(folder: Path) -> torch.nn.Module:
+    """Build the model that a folder of timm's describes, with its weights.
+
+    Raises:
+        DataError: timm cannot.
+    """
+    import timm
+
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (
+        Exception
+    ) as error:  # whatever timm raises for an architecture or an argument it does not know
+        raise DataError(
+            f"timm cannot build what {folder / 'config.json'} describes: {type(error).__name__}: {error}"
+        ) from error
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,33 @@ def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
     check_same_features(checkpoint, plain)
     with pytest.raises(DataError, match="is no plain resnet50"):
         check_same_features(checkpoint, blurred)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    save_file(blurred.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text('{"architecture": "resnetaa50"}')
-    with pytest.raises(DataError, match=r"is a resnetaa50 by its config.json"):
-        read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"architecture": "resnet50"}, None),
+        ({"architecture": "resnetaa50"}, "is no plain resnet50"),
+        ({"architecture": "resnet50", "model_args": {"act_layer": "silu"}}, "is no plain resnet50"),
+        ({"architecture": "resnet50_by_a_fork"}, "timm cannot build what .*config.json describes"),
+    ],
+)
+def test_a_folder_of_timms_is_read_where_its_model_is_a_plain_one(
+    config: dict[str, object], problem: str | None, tmp_path: Path
+) -> None:
+    """What has no weights may differ all the same: only the model that config.json describes tells."""
+    save_file(
+        shaken(timm.create_model("resnet50", num_classes=5)).state_dict(),
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "num_classes": 5, "pretrained_cfg": {}})
+    )
+    if problem is None:
+        assert read_checkpoint(str(tmp_path)).spec == find_spec("resnet50")
+        return
+    with pytest.raises(DataError, match=problem):
+        read_checkpoint(str(tmp_path))
 
 
 def test_blocks_without_statistics_are_compiled_and_computed_again(
