@@ -15,6 +15,9 @@ DETECTRON2 ?= sal-detectron2==0.7.2
 # Records, tables and documents that are committed.
 COMMITTED := benchmarks/records --out benchmarks --into README.md
 
+# Processes of `make test`, each on one thread and in 3 GiB of memory.
+TESTS_AT_ONCE ?= 2
+
 .PHONY: help install demo bench test test-slow check leaderboard leaderboard-check wheel-check clean
 
 help:
@@ -58,7 +61,7 @@ bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OF
 	$(BIN)/python benchmarks/tables.py
 
 test: $(STAMP)  ## the tests (under 8 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 test-slow: $(STAMP)  ## the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
 	COCO=$(COCO) ADE20K=$(ADE20K) $(BIN)/python -m pytest -m slow

@@ -16,7 +16,9 @@ from simmim_bench.archs import ARCHS, BackboneSpec
 from simmim_bench.display import Display
 from simmim_bench.pocket import PocketCounts, write_pocket
 
-torch.set_num_threads(2)
+# The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that claims start
 
 TINY = {
     "vit": dataclasses.replace(
