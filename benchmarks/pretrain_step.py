@@ -5,29 +5,41 @@
 The first row is what the others are compared with: the official code in float32, where a checkout of
 github.com/microsoft/SimMIM is given, else our model with float32, torch's own attention and an optimizer
 step of its own for every parameter. The share is the distance to the limit: floating-point operations a
-second of the step, against those of a large bfloat16 matrix product in the same process.
+second of our step, against those of a large matrix product in the same rounds and the same precision: the
+one that `pretrain` would take, bfloat16 where the machine computes in it. Each row is taken in a process of
+its own: how the C library gives memory back is a process', and a part of what ours does.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+from apart import Apart
 from side_by_side import compare, report
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.masking import random_masks
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
 from simmim_bench.archs import find_spec
-from simmim_bench.kernels import autocast, best_device, choose_attention, keep_freed_memory
+from simmim_bench.kernels import (
+    autocast,
+    best_device,
+    choose_attention,
+    count_flops,
+    decide_precision,
+    keep_freed_memory,
+    product_flops_per_s,
+)
+from simmim_bench.memory import GIB
 from simmim_bench.optim import parameter_groups
 
 OFFICIAL_CONFIGS = {
@@ -35,6 +47,7 @@ OFFICIAL_CONFIGS = {
     "swin_b": "configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml",
     "swin_l": "configs/swin_large__800ep/simmim_pretrain__swin_large__img192_window12__800ep.yaml",
 }
+OURS = {"fp32": "ours, float32", "bf16": "ours, bfloat16"}
 
 
 def main() -> None:
@@ -49,67 +62,61 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         sys.exit("--rounds must be at least 3: quartiles need them.")
-    recipe = default_recipe(arguments.arch)
     device = best_device()
-    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    images = torch.randn(arguments.batch_size, 3, *spec.img_size, device=device)
-    masks = random_masks(
-        arguments.batch_size,
-        spec.img_size,
-        mask_patch_size=recipe.mask_patch_size,
-        patch_size=spec.patch_size,
-        mask_ratio=recipe.mask_ratio,
-    ).to(device)
-
+    recipe = default_recipe(arguments.arch)
+    width = find_spec(recipe.arch).num_features
+    precision = decide_precision("auto", device, width)
+    flops = count_flops(_our_step(recipe, arguments.batch_size, "fp32", plain=True))
+    apart = partial(Apart, _our_step, recipe, arguments.batch_size)
     work: dict[str, Callable[[], object]] = {}
     if arguments.official is not None:
-        work["official code, float32"] = _official_step(arguments, images, masks)
-    for name, precision, plain in (
-        ("plain: float32, torch's attention, plain AdamW", "fp32", True),
-        ("ours, float32", "fp32", False),
-        ("ours, bfloat16", "bf16", False),
-    ):
-        work[name] = _our_step(recipe, images, masks, precision, plain=plain)
-    if arguments.compile:
-        work["ours, bfloat16, compiled"] = _our_step(
-            recipe, images, masks, "bf16", plain=False, compiled=True
+        work["official code, float32"] = Apart(
+            _official_step, arguments.official, recipe, arguments.batch_size
         )
-    keep_freed_memory()  # for all of them alike: an allocator belongs to the process
+    work["plain: float32, torch's attention, plain AdamW"] = apart("fp32", plain=True)
+    work[OURS["fp32"]] = apart("fp32")
+    if precision == "bf16":
+        work[OURS["bf16"]] = apart("bf16")
+    if arguments.compile:
+        work[f"{OURS[precision]}, compiled"] = apart(precision, compiled=True)
     products: list[float] = []
 
     def product() -> None:
-        products.append(_matrix_product(device))
+        products.append(product_flops_per_s(device, precision))
 
     timings = compare(work, rounds=arguments.rounds, between=product)
-    with FlopCounterMode(display=False) as counter:
-        work["ours, bfloat16"]()
-    ours = next(t for t in timings if t.name == "ours, bfloat16")
-    reached, limit = counter.get_total_flops() / ours.seconds, median(products)
+    ours = next(t for t in timings if t.name == OURS[precision])
+    reached, limit = flops / ours.seconds, median(products)
+    size = recipe.img_size
     report(
-        f"pretraining step of {arguments.arch}, {'x'.join(map(str, spec.img_size))} pixels, "
-        f"batch {arguments.batch_size}",
+        f"pretraining step of {arguments.arch}, {size[0]}x{size[1]} pixels, "
+        f"batch {arguments.batch_size}" + (", float32" if precision == "fp32" else ""),
         timings,
         arguments.json,
         images_per_s=round(arguments.batch_size / ours.seconds, 2),
         gflop_per_s=round(reached / 1e9, 1),
-        gflop_per_s_of_a_bf16_matrix_product=round(limit / 1e9, 1),
+        **{f"gflop_per_s_of_a_{precision}_matrix_product": round(limit / 1e9, 1)},
         share_of_that_product=round(reached / limit, 3),
-        **_memory(device),
+        each_in="a process of its own",
+        **_memory(work[OURS[precision]]),
     )
 
 
 def _our_step(
     recipe: PretrainRecipe,
-    images: Tensor,
-    masks: Tensor,
+    batch_size: int,
     precision: str,
     *,
-    plain: bool,
+    plain: bool = False,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """Give a function that takes one step of our model."""
+    """Give a function that takes one step of our model; plain, with the C library's allocator as it is."""
+    device = best_device()
+    if not plain:
+        keep_freed_memory()
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate).to(images.device)
+    images, masks = _batch(recipe, batch_size)
+    model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate).to(device)
     groups = parameter_groups(model, model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True)
     own = {"fused": False, "foreach": False} if plain else {"fused": True}
     optimizer = torch.optim.AdamW(groups, **own)
@@ -117,23 +124,38 @@ def _our_step(
     if plain:
         choose_attention(model, training=False)
     forward = torch.compile(model) if compiled else model
-    return _step(model, optimizer, lambda: forward(images, masks).loss, images.device, precision)
+    return _step(model, optimizer, lambda: forward(images, masks).loss, device, precision)
 
 
-def _official_step(
-    arguments: argparse.Namespace, images: Tensor, masks: Tensor
-) -> Callable[[], object]:
+def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> Callable[[], object]:
     """Give a function that takes one step of the official model, in float32, with its own loss."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # its timm imports are old
-    sys.path.insert(0, str(arguments.official))
+    sys.path.insert(0, str(checkout))
     from config import _C
     from models import build_model
 
+    device = best_device()
+    images, masks = _batch(recipe, batch_size)
     config = _C.clone()
-    config.merge_from_file(str(arguments.official / OFFICIAL_CONFIGS[arguments.arch]))
-    model = build_model(config, is_pretrain=True).to(images.device).train()
+    config.merge_from_file(str(checkout / OFFICIAL_CONFIGS[recipe.arch]))
+    model = build_model(config, is_pretrain=True).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    return _step(model, optimizer, lambda: model(images, masks), images.device, "fp32")
+    return _step(model, optimizer, lambda: model(images, masks), device, "fp32")
+
+
+def _batch(recipe: PretrainRecipe, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Draw images and masks, the same in every process."""
+    torch.manual_seed(0)
+    device = best_device()
+    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
+    masks = random_masks(
+        batch_size,
+        spec.img_size,
+        mask_patch_size=recipe.mask_patch_size,
+        patch_size=spec.patch_size,
+        mask_ratio=recipe.mask_ratio,
+    )
+    return torch.randn(batch_size, 3, *spec.img_size, device=device), masks.to(device)
 
 
 def _step(
@@ -143,33 +165,26 @@ def _step(
     device: torch.device,
     precision: str,
 ) -> Callable[[], object]:
-    def step() -> None:
+    """Give a function that takes one step, and gives the peak of a GPU's memory in bytes."""
+
+    def step() -> int:
         optimizer.zero_grad(set_to_none=True)
         with autocast(device, precision):
             loss = loss_of()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
+        if device.type != "cuda":
+            return 0
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(device)
 
     return step
 
 
-def _matrix_product(device: torch.device, side: int = 4096) -> float:
-    """Give the operations a second of a square bfloat16 product."""
-    a = torch.ones(side, side, device=device, dtype=torch.bfloat16)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    a @ a
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return float(2 * side**3 / (time.perf_counter() - started))
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    if device.type != "cuda":
-        return {}
-    return {"peak_memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2)}
+def _memory(step: Callable[[], Any]) -> dict[str, float]:
+    peak = step()
+    return {"peak_memory_gib": round(peak / GIB, 2)} if peak else {}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Time alternatives in turn in one process, and report their ratios with their spread.
+"""Time alternatives in turn, and report their ratios with their spread.
 
-In: named functions that do one piece of work each. Out: seconds a round, and the ratio of each
-alternative's speed to the first one's, round by round: what disturbs a round disturbs both.
+In: named functions that do one piece of work each, here or in processes of their own (`apart`). Out: seconds
+a round, and the ratio of each alternative's speed to the first one's, round by round: what disturbs a round
+disturbs both.
 """
 
 from __future__ import annotations
