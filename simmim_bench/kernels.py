@@ -23,6 +23,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3); -1 as a value means never
 Precision = Literal["fp32", "bf16"]
 
 TRIAL_SIDE = 1024  # of the trial's square matrices: large enough to be bound by arithmetic
+FIRST_SIDE = (
+    256  # of a trial before it: products that the processor has no instructions for take seconds
+)
+HOPELESS = (
+    0.25  # ours: a gain that says so; 0.02 is seen without AVX-512, and 0.6 where bfloat16 is slow
+)
 WORTH_IT = 1.5  # ours: below it, what bfloat16 wins in products it loses in conversions
 NARROWEST = 384  # ours: narrower models (ViT-S has 384) spend too little of their time in products
 
@@ -78,10 +84,15 @@ def _gpu_has_bf16(device: torch.device) -> bool:
 
 
 def _bf16_gain() -> float:
-    """Time a matrix product in float32 and in bfloat16, the best of five; give the ratio."""
+    """Say how many times faster a matrix product is in bfloat16 than in float32."""
+    first = _gain_at(FIRST_SIDE)
+    return first if first < HOPELESS else _gain_at(TRIAL_SIDE)
+
+
+def _gain_at(side: int) -> float:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(TRIAL_SIDE, TRIAL_SIDE, dtype=dtype)
+        a = torch.ones(side, side, dtype=dtype)
         seconds[dtype] = min(_product_time(a) for _ in range(5))
     return seconds[torch.float32] / seconds[torch.bfloat16]
 

@@ -129,6 +129,25 @@ def test_a_processor_computes_in_what_is_faster(
     assert decide_precision(precision, CPU, width) == wanted
 
 
+@pytest.mark.parametrize(
+    ("slower", "tried", "gain"),
+    [(50.0, [256], 0.02), (0.5, [256, 1024], 2.0), (2.0, [256, 1024], 0.5)],
+)
+def test_a_processor_without_bfloat16_is_not_tried_for_long(
+    monkeypatch: pytest.MonkeyPatch, slower: float, tried: list[int], gain: float
+) -> None:
+    sides: list[int] = []
+
+    def product_time(a: Tensor) -> float:
+        if a.dtype == torch.bfloat16 and a.shape[0] not in sides:
+            sides.append(a.shape[0])
+        return slower if a.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(kernels, "_product_time", product_time)
+    assert kernels._bf16_gain() == pytest.approx(gain)
+    assert sides == tried
+
+
 def test_flops_are_those_of_the_formula() -> None:
     # A ViT's block: 24 L D^2 + 4 L^2 D for L tokens; embedding and head: 2 D p^2 C a patch each.
     spec = find_spec("vit_b").at((224, 224), None)
