@@ -33,7 +33,10 @@ def record_and_logits(out: Path) -> tuple[dict, np.ndarray]:
     [
         ("knn", ["-o", "forward_batch_size=7"]),
         ("linear", ["-o", "forward_batch_size=7", "-o", "epochs=5"]),
-        ("linear", ["-o", "epochs=2", "-o", "crops=2", "-o", "blocks=2,3"]),
+        pytest.param(
+            *("linear", ["-o", "epochs=2", "-o", "crops=2", "-o", "blocks=2,3"]),
+            marks=pytest.mark.slow,
+        ),
         ("imagenet", ["-o", "batch_size=14", "-o", "epochs=1", "-o", "warmup_epochs=0"]),
     ],
 )

@@ -117,6 +117,7 @@ def test_sound_data_are_counted_and_the_answer_is_for_scripts_too(pocket: Path) 
     assert bad <= {"engines", "machine"}
     assert code == answer["exit_code"] == (3 if bad else 0)
     assert {name for group, name in facts if group == "engines"} == {e.name for e in ENGINES}
+    assert facts["engines", "torch"]["version"] == torch.__version__
     content = json.loads((pocket / "coco/annotations/instances_train2017.json").read_text())
     seen = {a["image_id"] for a in content["annotations"]}
     assert facts["imagenet", "train"]["images"] == 60

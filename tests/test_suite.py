@@ -300,6 +300,7 @@ def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
     assert "top1" in (tmp_path / HOME / "knn" / "suite.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_warned_saves_is_queued_again_and_goes_on(
     tmp_path: Path, pocket: Path
 ) -> None:

@@ -233,7 +233,10 @@ main()
 """
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["transfer", "foo"], 2)])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), pytest.param(["transfer", "foo"], 2, marks=pytest.mark.slow)],
+)
 def test_one_of_several_ends_with_its_code_whatever_still_holds_what(
     arguments: list[str], code: int
 ) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
@@ -54,7 +54,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     ]
     variance = sum(part for part, _ in parts)
     weight = sum(part**2 / freedom for part, freedom in parts)
-    quantile = student_t.ppf(0.975, variance**2 / weight) if weight else 0.0
+    quantile = stdtrit(variance**2 / weight, 0.975) if weight else 0.0
     points, spread = 100 * gains.mean(), 100 * quantile * variance**0.5
     return Difference(float(points), float(points - spread), float(points + spread), images, seeds)
 
