@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,24 +39,6 @@ TINY = {
     "convnext": dataclasses.replace(ARCHS["convnext_pocket"], embed_dim=16),
     "resnet": dataclasses.replace(ARCHS["resnet_pocket"], embed_dim=16),
 }
-
-
-def two_processes(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of ours as two processes under torchrun, and expect it to end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", str(port), "-m", "simmim_bench"]
-    done = subprocess.run(
-        [*launcher, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-8000:]
-    return done
 
 
 @pytest.fixture(params=sorted(TINY))

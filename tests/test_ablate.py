@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import two_processes
+from commands import two_processes
 from PIL import Image
 
 from pretrain.axes import AXES, make_grid

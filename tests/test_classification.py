@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import two_processes
+from commands import two_processes
 from safetensors.torch import load_file
 
 from simmim_bench.cli import cli

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import two_processes
+from commands import two_processes
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoint import (

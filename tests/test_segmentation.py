@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import two_processes
+from commands import two_processes
 from PIL import Image
 
 from simmim_bench.checkpoint import read_checkpoint

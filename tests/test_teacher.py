@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, two_processes
+from commands import two_processes
+from conftest import TINY
 from safetensors.torch import load_file
 from test_design import at_pixels, masks, pictures, run, run_one_epoch
 from torch import Tensor

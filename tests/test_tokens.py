@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, two_processes
+from commands import two_processes
+from conftest import TINY
 from safetensors.torch import load_file
 from test_design import at_pixels, masks, pictures, run, run_one_epoch, save
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import two_processes
+from commands import Ended, start, two_processes, under_torchrun
 from safetensors.torch import load_file
 
 from pretrain.recipes import POCKET, PretrainRecipe
@@ -64,13 +64,9 @@ def run_pretrain(
         )
 
 
-def command(out: Path, data: Path, *more: str) -> list[str]:
+def words(out: Path, data: Path, *more: str) -> list[str]:
     arguments = ("pretrain", "--arch", "vit_pocket", "--data", str(data), "--out", str(out))
-    return [sys.executable, "-m", "simmim_bench", *arguments, *ARGUMENTS, *more]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [*arguments, *ARGUMENTS, *more]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -109,11 +105,20 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("how", [(), ("--shard",)], ids=["copies", "shards"])
+@pytest.mark.parametrize(
+    ("launch", "how"),
+    [(under_torchrun, ()), (two_processes, ("--shard",))],
+    ids=["copies", "shards"],
+)
 def test_two_processes_train_as_one(
-    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, how: tuple[str, ...]
+    tmp_path: Path,
+    pocket: Path,
+    undisturbed: Path,
+    one_thread: None,
+    launch: Callable[..., Ended],
+    how: tuple[str, ...],
 ) -> None:
-    done = two_processes(*command(tmp_path / "two", pocket / "imagenet", *how)[3:])
+    done = launch(*words(tmp_path / "two", pocket / "imagenet", *how))
     assert done.stdout.strip() == str(
         tmp_path / "two" / "checkpoints" / "last"
     )  # one of them speaks
@@ -178,29 +183,24 @@ def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
     """Kill a run at random moments and let it go on each time; give how often it was killed at work."""
     generator = np.random.default_rng(seed)
     at_work = 0
+    resumed = words(out, data, "--resume")
     for _ in range(kills):
-        process = subprocess.Popen(
-            command(out, data, "--resume"),
-            env=environment(),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        waited = time.monotonic()
-        # Most of a start is imports: the clock runs from the run directory's first sign of life.
+        # Most of what precedes the work reads data: the clock runs from the run directory's first sign of life.
         sign = out / "env.json"
         before = sign.stat().st_mtime_ns if sign.exists() else 0
-        while process.poll() is None and time.monotonic() - waited < 60:
+        process = start(out.parent, *resumed)
+        waited = time.monotonic()
+        while process.is_alive() and time.monotonic() - waited < 60:
             if sign.exists() and sign.stat().st_mtime_ns != before:
                 break
             time.sleep(0.005)
         time.sleep(float(generator.uniform(0, 1.5)))
-        at_work += process.poll() is None
+        at_work += process.is_alive()
         process.kill()
-        process.communicate()
-    done = subprocess.run(
-        command(out, data, "--resume"), env=environment(), capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+        process.join()
+    last = start(out.parent, *resumed)
+    last.join()
+    assert last.exitcode == 0, (out.parent / "stderr").read_text()[-2000:]
     return at_work
 
 
