@@ -6,74 +6,44 @@ What belongs to a process is then the alternative's own: how memory is given bac
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from typing import Any
+
+_built: Callable[[], Any]  # in the process that does the work
 
 
 class Apart:
-    """Work in a process of its own, which ends with this one."""
+    """Work in a process of its own. What it raises is raised here, with its traceback there as the cause."""
 
-    def __init__(
-        self, build: Callable[..., Callable[[], object]], *taken: Any, **named: Any
-    ) -> None:
+    def __init__(self, build: Callable[..., Callable[[], Any]], *taken: Any, **named: Any) -> None:
         """Start the process, build the work there, and wait until that is done.
 
         Args:
             build: of a module's top level; gives the work. It and what it takes are pickled.
 
         Raises:
-            RuntimeError: building failed; its traceback is the message.
+            BrokenProcessPool: the process ended, here or in a call.
         """
-        context = get_context("spawn")
-        self._line, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, build, taken, named), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-        self._answer()
+        self._process = ProcessPoolExecutor(1, get_context("spawn"))
+        self._process.submit(_build, build, taken, named).result()
 
     def __call__(self) -> Any:
-        """Have the work done once, and give what it gives.
-
-        Raises:
-            RuntimeError: it failed; its traceback is the message.
-        """
-        self._line.send(None)
-        return self._answer()
+        """Have the work done once, and give what it gives."""
+        return self._process.submit(_do).result()
 
     def close(self) -> None:
         """End the process."""
-        self._line.close()
-        self._process.join()
-
-    def _answer(self) -> Any:
-        try:
-            failed, value = self._line.recv()
-        except EOFError:
-            self._process.join()
-            raise RuntimeError(f"its process ended with {self._process.exitcode}") from None
-        if failed:
-            raise RuntimeError(value)
-        return value
+        self._process.shutdown()
 
 
-def _serve(
-    line: Connection,
-    build: Callable[..., Callable[[], object]],
-    taken: tuple[Any, ...],
-    named: dict[str, Any],
+def _build(
+    build: Callable[..., Callable[[], Any]], taken: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
-    try:
-        work = build(*taken, **named)
-        line.send((False, None))
-        while True:
-            line.recv()
-            line.send((False, work()))
-    except EOFError:
-        return
-    except Exception:
-        line.send((True, traceback.format_exc()))
+    global _built
+    _built = build(*taken, **named)
+
+
+def _do() -> Any:
+    return _built()

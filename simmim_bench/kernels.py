@@ -23,12 +23,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3); -1 as a value means never
 Precision = Literal["fp32", "bf16"]
 
 TRIAL_SIDE = 1024  # of the trial's square matrices: large enough to be bound by arithmetic
-FIRST_SIDE = (
-    256  # of a trial before it: products that the processor has no instructions for take seconds
-)
-HOPELESS = (
-    0.25  # ours: a gain that says so; 0.02 is seen without AVX-512, and 0.6 where bfloat16 is slow
-)
+# A product that the processor has no instructions for takes seconds: a trial begins with a small one. The
+# gain that says so is ours; without AVX-512 it is 0.02, and 0.6 where bfloat16 is there but slow.
+FIRST_SIDE, HOPELESS = 256, 0.25
 WORTH_IT = 1.5  # ours: below it, what bfloat16 wins in products it loses in conversions
 NARROWEST = 384  # ours: narrower models (ViT-S has 384) spend too little of their time in products
 

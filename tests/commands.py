@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from simmim_bench.processes import launch_words
+
 IMPORTED = ["pretrain.run", "simmim_bench.cli", "timm", "transfer.run"]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more threads than the suite has processes only wait
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,8 @@ def two_processes(*arguments: str) -> Ended:
 
 def under_torchrun(*arguments: str) -> Ended:
     """Run a command as two processes of torchrun's, and expect it to end well."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launcher += ["--master-port", _free_port(), "-m", "simmim_bench"]
-    done = subprocess.run(
-        [*launcher, *arguments],
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = launch_words(arguments, 2)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
     return Ended(done.stdout, done.stderr)
 
@@ -76,7 +70,7 @@ def _be_the_command(out: Path, arguments: tuple[str, ...], variables: dict[str, 
     for number, name in ((1, "stdout"), (2, "stderr")):
         with (out / name).open("ab") as file:
             os.dup2(file.fileno(), number)
-    os.environ.update(ENVIRONMENT | variables)
+    os.environ.update(variables)
     sys.argv = ["simmim-bench", *arguments]
     from simmim_bench.cli import main
 
