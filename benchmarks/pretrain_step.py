@@ -62,6 +62,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.rounds < 3:
         sys.exit("--rounds must be at least 3: quartiles need them.")
+    official = arguments.official
+    if official is not None:
+        if arguments.arch not in OFFICIAL_CONFIGS:
+            parser.error(f"--official is for --arch {', '.join(OFFICIAL_CONFIGS)}")
+        if not (official / OFFICIAL_CONFIGS[arguments.arch]).is_file():
+            parser.error(f"--official {official} is no checkout of microsoft/SimMIM")
     device = best_device()
     recipe = default_recipe(arguments.arch)
     width = find_spec(recipe.arch).num_features
@@ -69,9 +75,9 @@ def main() -> None:
     flops = count_flops(_our_step(recipe, arguments.batch_size, "fp32", plain=True))
     apart = partial(Apart, _our_step, recipe, arguments.batch_size)
     work: dict[str, Callable[[], object]] = {}
-    if arguments.official is not None:
+    if official is not None:
         work["official code, float32"] = Apart(
-            _official_step, arguments.official, recipe, arguments.batch_size
+            _official_step, official, recipe, arguments.batch_size
         )
     work["plain: float32, torch's attention, plain AdamW"] = apart("fp32", plain=True)
     work[OURS["fp32"]] = apart("fp32")
