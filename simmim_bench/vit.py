@@ -81,8 +81,8 @@ class ViTBlock(Block):
             size = (self.window, self.window) if self.window else grid
             bias = self.rel_pos_bias(size, class_token=self.class_token)
         device = tokens.device.type
-        available = torch.amp.is_autocast_available(device)  # not on shapes alone ("meta")
-        if bias is not None and available and torch.is_autocast_enabled(device):
+        # "meta", shapes alone, has no autocast; asking whether it is available breaks torch.compile's graph.
+        if bias is not None and device != "meta" and torch.is_autocast_enabled(device):
             bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
         if not self.window:
             return super().forward(tokens, shared_rel_pos_bias=bias)
