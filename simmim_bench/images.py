@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -164,6 +165,15 @@ def normalise(
     Args:
         mean, std: of pixels in [0, 1].
     """
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), device)
+    return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Give what bytes are multiplied by and added to, kept on the device: copying makes a GPU's host wait."""
     scale = 1 / (255 * torch.tensor(std, device=device)).view(-1, 1, 1)
     shift = -torch.tensor(mean, device=device).view(-1, 1, 1) * scale * 255
-    return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
+    return scale, shift
