@@ -1,8 +1,9 @@
 """Derive the committed tables that the leaderboard's command does not: of speed, and of ablations.
 
 In: results/*.json, and ablations/*/ablation.json with the records in ablations/records. Out: the tables of speed
-between the markers of benchmarks/README.md, ablations/*/ablation.md; with --check, exit code 6 where one would
-change, or where a score of an ablation is not that of the record which it names by its predictions' hash.
+and of GPU checks between the markers of benchmarks/README.md, and ablations/*/ablation.md; with --check, exit
+code 6 where one would change, or where a score of an ablation is not that of the record which it names by its
+predictions' hash.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from gpu_checks import report as gpu_check
 from side_by_side import markdown
 
 from simmim_bench.ablation import Ablation, from_json, to_markdown
@@ -41,10 +44,17 @@ def main() -> int:
 
 def derived() -> Iterator[tuple[Path, str]]:
     """Give every derived document with its text."""
-    results = sorted((HERE / "results").glob("*.json"))
-    speed = "\n\n".join(markdown(json.loads(p.read_text(encoding="utf-8"))) for p in results)
+    checked: list[dict[str, Any]] = []
+    timed: list[dict[str, Any]] = []
+    for path in sorted((HERE / "results").glob("*.json")):
+        (checked if path.name.startswith("gpu_check") else timed).append(
+            json.loads(path.read_text(encoding="utf-8"))
+        )
     path = HERE / "README.md"
-    yield path, with_table(path.read_text(encoding="utf-8"), speed, path, "speed tables")
+    text = path.read_text(encoding="utf-8")
+    text = with_table(text, "\n\n".join(map(markdown, timed)), path, "speed tables")
+    gpus = "\n\n".join(map(gpu_check.markdown, checked))
+    yield path, with_table(text, gpus, path, "GPU checks")
     for path, ablation in ablations():
         yield path.with_suffix(".md"), to_markdown(ablation)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpu_checks.harness import Findings, Setup
+from gpu_checks.harness import Setup
 from gpu_checks.product import (
     GIB,
     IMAGENET_MEAN,
@@ -28,6 +28,7 @@ from gpu_checks.product import (
     parameter_groups,
     recipe_masks,
 )
+from gpu_checks.report import Findings
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two matrix products for each of the forward pass
 CLIP_GRAD = 5.0
