@@ -25,7 +25,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from side_by_side import compare, report
 
-from simmim_bench.coco_evaluation import CocoScores, evaluate_coco
+from simmim_bench.results.coco import CocoScores, evaluate_coco
 
 SIZE = (480, 640)
 CLASSES = 80

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.data import EpochLoader, ImageDataset
-from simmim_bench.images import decode_image, normalise, random_crop_flip
-from simmim_bench.sources import any_images
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.datasets import EpochLoader, ImageDataset
+from simmim_bench.data.decode import decode_image, normalise, random_crop_flip
+from simmim_bench.data.sources import any_images
 
 CROP_SCALE = (0.67, 1.0)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from side_by_side import compare, report
 
-from simmim_bench.board import COLUMNS
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard import find_records, tables, write_leaderboard
-from simmim_bench.record import Record, read_record
-from simmim_bench.reported import read_reported
+from simmim_bench.leaderboard.board import COLUMNS
+from simmim_bench.leaderboard.find import find_records, tables, write_leaderboard
+from simmim_bench.leaderboard.reported import read_reported
+from simmim_bench.results.record import Record, read_record
 
 SEEDS = {"imagenet": 1, "linear": 3, "knn": 1, "fewshot-1%": 1, "fewshot-10%": 2, "coco": 1}
 SEEDS |= {"ade20k": 1}

@@ -21,21 +21,21 @@ import torch
 from side_by_side import compare, report
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import ImageDataset, eval_loader, eval_transform
+from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.data.datasets import ImageDataset, eval_loader, eval_transform
+from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
-from simmim_bench.kernels import autocast, best_device
 from simmim_bench.recipe import find_recipe
-from simmim_bench.rundir import RunDir
-from simmim_bench.sources import ImageList, class_folders
-from simmim_bench.team import Team
-from transfer.candidates import Outcome, Seen
-from transfer.features import FeatureSet, FeatureStore, block_width, feature_sets
-from transfer.frozen_recipes import LinearRecipe
-from transfer.linear import SideBySide, epoch_steps
-from transfer.normaliser import Normaliser
+from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.training.distributed import Team
+from simmim_bench.training.precision import autocast, best_device
+from transfer.frozen.candidates import Outcome, Seen
+from transfer.frozen.features import FeatureSet, FeatureStore, block_width, feature_sets
+from transfer.frozen.linear_probe import probe_linear
+from transfer.frozen.norms import Normaliser
+from transfer.frozen.parallel_heads import SideBySide, epoch_steps
+from transfer.frozen.recipes import LinearRecipe
 from transfer.recipes import RECIPES
-from transfer.sweep import probe_linear
 
 SEED = 0
 

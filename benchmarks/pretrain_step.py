@@ -26,11 +26,13 @@ from apart import Apart
 from side_by_side import compare, report
 from torch import Tensor, nn
 
-from pretrain.masking import random_masks
+from pretrain.masking.masks import random_masks
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
-from simmim_bench.archs import find_spec
-from simmim_bench.kernels import (
+from simmim_bench.models.archs import find_spec
+from simmim_bench.training.memory import GIB
+from simmim_bench.training.optim import parameter_groups
+from simmim_bench.training.precision import (
     autocast,
     best_device,
     choose_attention,
@@ -39,8 +41,6 @@ from simmim_bench.kernels import (
     keep_freed_memory,
     product_flops_per_s,
 )
-from simmim_bench.memory import GIB
-from simmim_bench.optim import parameter_groups
 
 OFFICIAL_CONFIGS = {
     "vit_b": "configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml",

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from side_by_side import markdown
 
-from simmim_bench.ablation import Ablation, from_json, to_markdown
-from simmim_bench.drift import check_records
-from simmim_bench.leaderboard import find_records
-from simmim_bench.tables import with_table
+from simmim_bench.leaderboard.check import check_records
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.tables import with_table
+from simmim_bench.results.ablation import Ablation, from_json, to_markdown
 from transfer.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent

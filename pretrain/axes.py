@@ -15,11 +15,11 @@ from typing import Any, get_args
 from pretrain.design import TOKENS, Design, EncoderInput, Loss, Scope, target_sizes, target_stride
 from pretrain.heads import HEADS
 from pretrain.recipes import PretrainRecipe, default_recipe
-from pretrain.run import check_sizes
-from simmim_bench.ablation import Cell, Grid, Published
-from simmim_bench.archs import find_spec
-from simmim_bench.checkpoint import read_checkpoint
+from pretrain.train import check_sizes
+from simmim_bench.checkpoints.checkpoint import read_checkpoint
 from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import find_spec
+from simmim_bench.results.ablation import Cell, Grid, Published
 
 Option = tuple[str, dict[str, Any]]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simmim_bench.archs import BackboneSpec
 from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import BackboneSpec
 
 Head = Literal["linear", "mlp", "conv", "inverse_swin_t", "inverse_swin_b"]
 TargetName = Literal[

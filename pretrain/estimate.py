@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pretrain.masking import masking_unit, recipe_masks
+from pretrain.masking.masks import masking_unit, recipe_masks
 from pretrain.recipes import PretrainRecipe
-from pretrain.run import check_sizes
 from pretrain.simmim import SimMIM
-from pretrain.target_models import load_target_model
-from simmim_bench.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
-from simmim_bench.kernels import decide_precision
+from pretrain.targets.models import load_target_model
+from pretrain.train import check_sizes
+from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
+from simmim_bench.training.precision import decide_precision
 
 
 def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.device) -> Work:

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pretrain.design import Design
 from pretrain.systems import SYSTEMS
-from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
 Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"]
@@ -22,7 +22,7 @@ class PretrainRecipe(Design, Recipe):
     """SimMIM pretraining, of the paper's design or another (`Design`).
 
     Attributes:
-        arch: a name of `simmim_bench.archs`.
+        arch: a name of `simmim_bench.models.archs`.
         img_size: (H, W) in pixels.
         mask_patch_size: side of the masking unit in pixels.
         mask_ratio: share of units hidden, in (0, 1); exactly the ceiling of the share, by any `masking`.

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from pretrain.design import Design, TargetModel, check_design, design_of, target_model_of
 from pretrain.encoder_input import ENCODER_INPUTS, LightDecoder
 from pretrain.heads import HEADS, Aggregate, head_shape
-from pretrain.masking import at_pixels, hidden_patches
-from pretrain.target_table import TARGETS
-from pretrain.targets import Pixels, Target
-from simmim_bench.archs import BackboneSpec
+from pretrain.masking.masks import at_pixels, hidden_patches
+from pretrain.targets.base import Pixels, Target
+from pretrain.targets.table import TARGETS
 from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.archs import BackboneSpec
 
 PAPER = Design()
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from pretrain.masking import (
+from pretrain.masking.masks import (
     at_pixels,
     box_mask,
     centre_mask,
@@ -24,11 +24,11 @@ from pretrain.masking import (
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import covering_size, eval_transform
+from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.data.datasets import covering_size, eval_transform
+from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, replacing
-from simmim_bench.sources import ImageSource, any_images
 
 Shown = Masking | Literal["centre", "boxes"]
 

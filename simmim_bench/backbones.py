@@ -16,13 +16,13 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from simmim_bench.archs import BackboneSpec
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
-from simmim_bench.convnet import ConvNeXt, ResNet
+from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from simmim_bench.errors import DataError
-from simmim_bench.position_bias import Grid, resize_table
-from simmim_bench.swin import Swin
-from simmim_bench.vit import Form, ViT
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.convnet import ConvNeXt, ResNet
+from simmim_bench.models.position_bias import Grid, resize_table
+from simmim_bench.models.swin import Swin
+from simmim_bench.models.vit import Form, ViT
 
 Backbone = ViT | Swin | ConvNeXt | ResNet
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim_bench.archs import ARCHS, BackboneSpec
 from simmim_bench.display import Display
-from simmim_bench.pocket import PocketCounts, write_pocket
+from simmim_bench.models.archs import ARCHS, BackboneSpec
+from simmim_bench.pocket.write import PocketCounts, write_pocket
 
 # The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.
 torch.set_num_threads(1)

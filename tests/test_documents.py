@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from simmim_bench.cli import cli
-from simmim_bench.doctor import DETECTRON2_SOURCES
+from simmim_bench.cli.main import cli
+from simmim_bench.diagnostics.frameworks import DETECTRON2_SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from pretrain.recipes import POCKET, PretrainRecipe
-from pretrain.run import pretrain
 from pretrain.simmim import load_simmim
+from pretrain.train import pretrain
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import balanced_subset
+from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.data.datasets import balanced_subset
+from simmim_bench.data.sources import class_folders
 from simmim_bench.display import Display
-from simmim_bench.drift import check_records
 from simmim_bench.errors import DivergedError, UsageError
-from simmim_bench.leaderboard import find_records
-from simmim_bench.record import Record
-from simmim_bench.rundir import open_run
-from simmim_bench.sources import class_folders
-from transfer.finetune_recipes import IMAGENET_POCKET
-from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
+from simmim_bench.leaderboard.check import check_records
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.results.record import Record
+from simmim_bench.runs.run_dir import open_run
+from transfer.finetune.recipes import IMAGENET_POCKET
+from transfer.frozen.recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
 from transfer.recipes import TransferRecipe
 from transfer.run import run_transfer
 
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_weights_and_resuming_too(
     class Killed(Exception):
         pass
 
-    from pretrain import run as module
+    from pretrain import train as module
 
     original = module.write_checkpoint
 
@@ -225,8 +225,8 @@ def test_fine_tuning_can_be_resumed_and_ends_the_same(
     whole = run_task("imagenet", tmp_path / "whole", pocket / "imagenet", recipe)
     import signal
 
-    from simmim_bench import engine
     from simmim_bench.errors import InterruptedRun
+    from simmim_bench.training import loop as engine
 
     original = engine.fit
 
@@ -239,7 +239,7 @@ def test_fine_tuning_can_be_resumed_and_ends_the_same(
 
         original(**(arguments | {"save": save_then_signal}))  # type: ignore[arg-type]
 
-    from transfer import classification
+    from transfer.finetune import run as classification
 
     classification.fit = interrupted  # type: ignore[assignment]
     try:

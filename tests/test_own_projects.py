@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim_bench.archs import BackboneSpec, find_spec
 from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.models.archs import BackboneSpec, find_spec
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -95,7 +95,7 @@ def test_the_readmes_lines_for_an_mmsegmentation_config_train(
     from mmengine.optim import build_optim_wrapper
     from mmseg.registry import MODELS
 
-    from transfer.segmentation import import_engine
+    from transfer.segmentation.run import import_engine
 
     import_engine()  # quietly
     save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the README says 768 channels

@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from PIL import Image
 from test_coco_evaluation import STATS, referee
 
-from simmim_bench.cli import cli
-from simmim_bench.coco_evaluation import evaluate_coco
-from simmim_bench.pocket import PocketCounts, write_pocket
+from simmim_bench.cli.main import cli
+from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.results.coco import evaluate_coco
 
 pytestmark = pytest.mark.slow
 FEW = 8

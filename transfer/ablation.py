@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.archs import find_spec
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.cli.options import RunOptions
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
-from simmim_bench.options import RunOptions
+from simmim_bench.jobs.runner import State, look_at
+from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import find_recipe
-from simmim_bench.rundir import describe_run
-from simmim_bench.team import Team
-from simmim_bench.workers import State, look_at
-from transfer.baseline import compare_runs
+from simmim_bench.runs.run_dir import describe_run
+from simmim_bench.training.distributed import Team
+from transfer.compare import compare_runs
+from transfer.launch import COMPARED, Asked, prepare, start
 from transfer.recipes import RECIPES, default_recipe
-from transfer.start import COMPARED, Asked, prepare, start
-from transfer.suite_plan import is_recorded
+from transfer.suite.plan import is_recorded
 
 
 def run_transfer_of(

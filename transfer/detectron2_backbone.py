@@ -23,9 +23,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from transfer.dense_recipes import CocoRecipe
+from transfer.detection.recipes import CocoRecipe
 
 
 @BACKBONE_REGISTRY.register()

@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.estimate import KEPT, OVERHEAD, DataSize, Work, checkpoint_bytes, epoch_steps
-from simmim_bench.team import Team
-from transfer.classification import loss_and_mixing
-from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
-from transfer.finetune_recipes import FinetuneRecipe
-from transfer.frozen_recipes import FrozenRecipe, KnnRecipe, LinearRecipe
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.diagnostics.estimate import (
+    KEPT,
+    OVERHEAD,
+    DataSize,
+    Work,
+    checkpoint_bytes,
+    epoch_steps,
+)
+from simmim_bench.training.distributed import Team
+from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.finetune.run import loss_and_mixing
+from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 from transfer.recipes import TransferRecipe
 
 OBJECTS = 7  # of a made-up image: COCO's training images have 7.3 on average
@@ -90,7 +97,7 @@ def _finetune(
 def _frozen(
     recipe: FrozenRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device
 ) -> Work:
-    from transfer.features import feature_sets
+    from transfer.frozen.features import feature_sets
 
     model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size)
     model.to(device).eval().requires_grad_(False)
@@ -121,14 +128,14 @@ def _frozen(
 
 
 def _coco(recipe: CocoRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device) -> Work:
-    from transfer.detection import require_detectron2
+    from transfer.detection.run import require_detectron2
 
     require_detectron2()
     from detectron2.structures import BitMasks, Boxes, Instances
     from detectron2.utils.events import EventStorage
 
-    from transfer.detection_loop import estimate_memory
-    from transfer.detection_model import build_detector, find_adapter
+    from transfer.detection.loop import estimate_memory
+    from transfer.detection.model import build_detector, find_adapter
 
     model = build_detector(
         checkpoint, recipe, num_classes=data.classes, masks=True, seed=0, device=device
@@ -168,7 +175,7 @@ def _coco(recipe: CocoRecipe, checkpoint: Checkpoint, data: DataSize, device: to
 def _ade20k(
     recipe: Ade20kRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device
 ) -> Work:
-    from transfer.segmentation import check_sizes, import_engine
+    from transfer.segmentation.run import check_sizes, import_engine
 
     check_sizes(recipe, checkpoint.spec, Team(device=device))
     engine = import_engine()

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from simmim_bench.data.decode import decode_image, read_image
+from simmim_bench.data.sources import ImageList, empty_class, list_classes
+from simmim_bench.diagnostics.findings import Finding, State
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json
-from simmim_bench.findings import Finding, State
-from simmim_bench.images import decode_image, read_image
-from simmim_bench.sources import ImageList, empty_class, list_classes
-from transfer.coco_layout import (
+from transfer.detection.coco_layout import (
     MISREAD,
     category_faults,
     entry_faults,
@@ -33,7 +33,7 @@ from transfer.coco_layout import (
     reference_faults,
     split_paths,
 )
-from transfer.segmentation_data import (
+from transfer.segmentation.ade20k_layout import (
     CHECK_AT_ONCE,
     MAX_CLASSES,
     SegmentationSplit,

@@ -23,10 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_bench.backbones import TABLE, Backbone, load_backbone
-from simmim_bench.checkpoint import Checkpoint
-from simmim_bench.convert import Writer, Written, maps_difference
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.convert import Writer, Written, maps_difference
+from simmim_bench.checkpoints.foreign.read import (
+    OPENMMLAB,
+    openmmlab_merging_order,
+    shift_downsample,
+)
 from simmim_bench.errors import MissingEngineError
-from simmim_bench.foreign import OPENMMLAB, openmmlab_merging_order, shift_downsample
 
 State = dict[str, Tensor]
 

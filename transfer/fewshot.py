@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data import balanced_subset
+from simmim_bench.data.datasets import balanced_subset
+from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.sources import ImageList
 
 
 def few_shot_images(

@@ -26,11 +26,11 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from simmim_bench.archs import BackboneSpec
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.optim import parameter_groups
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.training.optim import parameter_groups
 
 
 @MODELS.register_module()

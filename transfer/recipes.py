@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import get_args
 
-from simmim_bench.archs import BackboneSpec, Family
 from simmim_bench.errors import UsageError, nearest
-from transfer import dense_recipes, finetune_recipes, frozen_recipes
-from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
-from transfer.finetune_recipes import FinetuneRecipe
-from transfer.frozen_recipes import KnnRecipe, LinearRecipe, LogisticRecipe
+from simmim_bench.models.archs import BackboneSpec, Family
+from transfer.detection import recipes as dense_recipes
+from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from transfer.finetune import recipes as finetune_recipes
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.frozen import recipes as frozen_recipes
+from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
 
 TransferRecipe = (
     FinetuneRecipe | LinearRecipe | LogisticRecipe | KnnRecipe | CocoRecipe | Ade20kRecipe

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from simmim_bench.record import Record
-from simmim_bench.rundir import RunDir
-from simmim_bench.team import Team
-from transfer.dense_recipes import Ade20kRecipe, CocoRecipe
-from transfer.finetune_recipes import FinetuneRecipe
-from transfer.frozen_recipes import KnnRecipe, LinearRecipe, LogisticRecipe
+from simmim_bench.results.record import Record
+from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.training.distributed import Team
+from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.recipes import TransferRecipe, check_kind
 
 
@@ -66,19 +66,19 @@ def run_transfer(
     few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
     match task, recipe:
         case "imagenet" | "fewshot", FinetuneRecipe():
-            from transfer.classification import run_finetune
+            from transfer.finetune.run import run_finetune
 
             return run_finetune(task, recipe=recipe, resume=resume, **few, **common)
         case "linear" | "fewshot", (LinearRecipe() | LogisticRecipe()) as frozen:
-            from transfer.probe import run_probe
+            from transfer.frozen.run import run_probe
 
             return run_probe(task, recipe=frozen, features=features, **few, **common)
         case "knn", KnnRecipe():
-            from transfer.probe import run_probe
+            from transfer.frozen.run import run_probe
 
             return run_probe(task, recipe=recipe, features=features, **few, **common)
         case "coco", CocoRecipe():
-            from transfer.detection import run_coco
+            from transfer.detection.run import run_coco
 
             return run_coco(
                 recipe=recipe,
@@ -89,7 +89,7 @@ def run_transfer(
                 **common,
             )
         case "ade20k", Ade20kRecipe():
-            from transfer.segmentation import run_ade20k
+            from transfer.segmentation.run import run_ade20k
 
             return run_ade20k(
                 recipe=recipe, resume=resume, team=team, label_maps=label_maps, **common

@@ -1,0 +1,170 @@
+"""`simmim-bench leaderboard build | check | show | keep`.
+
+Nothing here loads torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simmim_bench.cli.options import open_display
+from simmim_bench.errors import DriftError
+
+if TYPE_CHECKING:
+    from simmim_bench.leaderboard.find import Found
+    from simmim_bench.leaderboard.reported import ReportedRow
+    from simmim_bench.recipe import Recipe
+
+
+@click.group()
+def leaderboard() -> None:
+    """Build, check, show or keep the records below some folders.
+
+    A row is a checkpoint; several seeds become mean and standard deviation. Rows under other recipes or on
+    other data stand in groups of their own.
+
+    \b
+      simmim-bench leaderboard build runs --into README.md
+      simmim-bench leaderboard check runs --into README.md
+      simmim-bench leaderboard keep runs --out benchmarks/records/mine
+    """
+
+
+_roots = click.argument("roots", nargs=-1, type=click.Path(path_type=Path), default=(Path("runs"),))
+_table_folder = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("leaderboard"),
+    show_default=True,
+    help="Folder of the tables.",
+)
+_documents = click.option(
+    "--into",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A Markdown document with the table between <!-- leaderboard: begin --> and "
+    "<!-- leaderboard: end -->; may be repeated.",
+)
+_published = click.option(
+    "--reported/--no-reported",
+    default=True,
+    show_default=True,
+    help="Show published results beside, clearly apart.",
+)
+
+
+def _find(roots: tuple[Path, ...]) -> Found:
+    """Read the records, and say which are damaged."""
+    from simmim_bench.leaderboard.find import find_records
+
+    found = find_records(roots)
+    for problem in found.problems:
+        click.echo(f"warning: {problem}", err=True)
+    return found
+
+
+def _read_published(wanted: bool) -> list[ReportedRow]:
+    from simmim_bench.leaderboard.reported import read_reported
+
+    return read_reported() if wanted else []
+
+
+@leaderboard.command("build")
+@_roots
+@_table_folder
+@_documents
+@_published
+def leaderboard_build(
+    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
+) -> None:
+    """Write tables and page from the records below ROOTS, which is runs/ by default.
+
+    They are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html: one file that works
+    offline. A damaged record is named and left out.
+    """
+    from simmim_bench.leaderboard.find import write_leaderboard
+    from simmim_bench.leaderboard.tables import print_table
+
+    board = _find(roots).board()
+    write_leaderboard(board, out, reported=_read_published(reported), into=into)
+    print_table(board)
+    click.echo(str(out / "leaderboard.html"))
+
+
+@leaderboard.command("check")
+@_roots
+@_table_folder
+@_documents
+@_published
+@click.pass_obj
+def leaderboard_check(
+    transfer_recipes: Callable[[], dict[str, Recipe]],
+    roots: tuple[Path, ...],
+    out: Path,
+    into: tuple[Path, ...],
+    reported: bool,
+) -> None:
+    """Compute every score again from its predictions, and compare hashes and tables.
+
+    Compared are predictions, COCO's annotations, recipes with what their names stand for now, checkpoints that are
+    still where they were, and the tables. Exit code 6 when anything differs; everything that does is named.
+    """
+    from simmim_bench.leaderboard.check import check_files, check_records
+    from simmim_bench.leaderboard.find import documents, find_records, tables
+
+    found = find_records(roots)
+    problems = list(found.problems)
+    with open_display(False).task("records", len(found.records)) as task:
+        problems += check_records(found.records, transfer_recipes(), task.advance)
+    board = found.board()
+    wanted = tables(board, out, _read_published(reported)) | documents(board, into)
+    problems += check_files(wanted)
+    if problems:
+        raise DriftError("\n       ".join(problems))
+    click.echo(f"{len(found.records)} records and their tables hold.")
+
+
+@leaderboard.command("show")
+@_roots
+@click.option("--json", "as_json", is_flag=True, help="Print groups and rows as JSON.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Print what differs from an earlier leaderboard.json instead, as Markdown.",
+)
+def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
+    """Print the table of the records below ROOTS."""
+    from simmim_bench.files import read_json
+    from simmim_bench.leaderboard.tables import changes_to_markdown, print_table, to_json
+
+    board = _find(roots).board()
+    if against is not None:
+        click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
+    elif as_json:
+        click.echo(to_json(board), nl=False)
+    else:
+        print_table(board)
+
+
+@leaderboard.command("keep")
+@_roots
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder to put the copies into."
+)
+def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
+    """Copy the records below ROOTS, with all that a check needs, to where they can be committed.
+
+    That is predictions, descriptions, metrics and COCO's annotations; weights are left where they are.
+    """
+    from simmim_bench.leaderboard.archive import keep_runs
+
+    found = _find(roots)
+    keep_runs(found.records, out)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    click.echo(f"{len(found.records)} records, {size / 1e6:.1f} MB: {out}")

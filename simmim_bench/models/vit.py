@@ -1,0 +1,342 @@
+"""SimMIM's vision transformer on timm's BEiT blocks.
+
+In: images (B, C, H, W), normalised. Out: tokens, feature maps, pooled features or logits.
+Follows SimMIM (arXiv 2111.09886, section 3) and its models/vision_transformer.py: a class token, no
+absolute position embedding, bias on queries and values only, layer scale. One relative position bias is
+shared by all blocks while pretraining; every block has its own copy while fine-tuning, where the mean
+of the patch tokens passes `fc_norm` instead of the last norm.
+
+With a `window_size` the transfer form is ViTDet's backbone (arXiv 2203.16527, section 3): most blocks attend
+within windows, the last of each quarter over the whole image, and there is no class token. SimMIM's position
+bias of a 14 x 14 grid is then that of a 14 x 14 window as it is.
+
+Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    PatchEmbed,
+    calculate_drop_path_rates,
+    resample_abs_pos_embed,
+    trunc_normal_,
+)
+from timm.models.beit import Block
+from timm.models.vision_transformer_sam import window_partition, window_unpartition
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
+
+from simmim_bench.models.archs import BackboneSpec, FeatureLevel
+from simmim_bench.models.position_bias import Grid, RelativePositionBias
+from simmim_bench.training.precision import choose_attention
+
+Form = Literal["pretrain", "transfer"]
+HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
+SINCOS_EXTENT = 8.0  # ours: neighbours of an 8 x 8 grid are one apart
+
+
+class ViTBlock(Block):
+    """A BEiT block whose position bias follows the grid of the input.
+
+    Args:
+        class_token: whether the first token is one.
+        window: tokens a side of the windows that attention stays in; 0 for the whole grid.
+    """
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        drop_path: float,
+        own_position_bias: bool,
+        class_token: bool,
+        window: int,
+    ) -> None:
+        super().__init__(
+            spec.embed_dim,
+            spec.num_heads[0],
+            qkv_bias=True,
+            mlp_ratio=spec.mlp_ratio,
+            drop_path=drop_path,
+            init_values=spec.init_values,
+            norm_layer=_norm,
+        )
+        self.class_token, self.window = class_token, window
+        self.rel_pos_bias = (
+            RelativePositionBias((window, window) if window else spec.grid, spec.num_heads[0])
+            if own_position_bias
+            else None
+        )
+
+    def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:
+        """Map (B, [1 +] L, C) to (B, [1 +] L, C)."""
+        bias = shared_bias
+        if self.rel_pos_bias is not None:
+            size = (self.window, self.window) if self.window else grid
+            bias = self.rel_pos_bias(size, class_token=self.class_token)
+        device = tokens.device.type
+        available = torch.amp.is_autocast_available(device)  # not on shapes alone ("meta")
+        if bias is not None and available and torch.is_autocast_enabled(device):
+            bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
+        if not self.window:
+            return super().forward(tokens, shared_rel_pos_bias=bias)
+        # As in ViTDet, windows that stick out are filled with zeros, which are attended to.
+        windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window)
+        mixed = self.attn(windows.flatten(1, 2), shared_rel_pos_bias=bias).view_as(windows)
+        mixed = window_unpartition(mixed, self.window, grid, padded).flatten(1, 2)
+        tokens = tokens + self.drop_path1(_scaled(mixed, self.gamma_1))
+        return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
+
+
+def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return branch if gamma is None else gamma * branch
+
+
+def _norm(dim: int, **factory: object) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=1e-6, **factory)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def sincos_position(grid: Grid, dim: int) -> Tensor:
+    """Give the sines and cosines (h, w, dim) of every patch's place in the image.
+
+    Places are shares of the image, so that another grid sees the same embedding more finely. They are
+    halved, which leaves them of the size of the embedded patches.
+    """
+    rows = (torch.arange(grid[0]) + 0.5) / grid[0] * SINCOS_EXTENT
+    columns = (torch.arange(grid[1]) + 0.5) / grid[1] * SINCOS_EXTENT
+    frequencies = 1 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
+    by_row, by_column = rows[:, None] * frequencies, columns[:, None] * frequencies
+    y = torch.cat([by_row.sin(), by_row.cos()], 1)[:, None].expand(-1, grid[1], -1)
+    x = torch.cat([by_column.sin(), by_column.cos()], 1)[None].expand(grid[0], -1, -1)
+    return torch.cat([y, x], dim=2) / 2
+
+
+class ViT(nn.Module):
+    """A ViT in its pretraining form (shared bias, last norm) or its transfer form (bias a block, `fc_norm`)."""
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        form: Form = "transfer",
+        num_classes: int = 0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.spec, self.form = spec, form
+        self.grid = spec.grid
+        self.has_class_token = form == "pretrain" or spec.has_class_token
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(
+            None,
+            spec.patch_size,
+            spec.in_chans,
+            spec.embed_dim,
+            flatten=False,
+            strict_img_size=False,
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.embed_dim))
+        self.pos_embed = (
+            nn.Parameter(torch.zeros(1, 1 + self.grid[0] * self.grid[1], spec.embed_dim))
+            if spec.abs_pos_embed
+            else None
+        )
+        pretraining = form == "pretrain"
+        self.rel_pos_bias = (
+            RelativePositionBias(self.grid, spec.num_heads[0])
+            if pretraining and spec.rel_pos_bias
+            else None
+        )
+        rates = calculate_drop_path_rates(drop_path_rate, spec.depths[0])
+        self.blocks = nn.ModuleList(
+            ViTBlock(
+                spec,
+                drop_path=rate,
+                own_position_bias=spec.rel_pos_bias and not pretraining,
+                class_token=self.has_class_token,
+                window=0 if pretraining or i not in spec.windowed_blocks else spec.window_size,
+            )
+            for i, rate in enumerate(rates)
+        )
+        self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
+        self.fc_norm = nn.Identity() if pretraining else _norm(spec.embed_dim)
+        self.head = nn.Linear(spec.embed_dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Draw weights as the official code does: normal 0.02, deeper projections scaled down.
+
+        SimMIM's own models narrow it while pretraining, and the head while fine-tuning.
+        """
+        bound = 0.02 if self.form == "pretrain" and self.spec.narrow_init else 2.0
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                trunc_normal_(module.weight, std=0.02, a=-bound, b=bound)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (self.cls_token, self.pos_embed):
+            if embedding is not None:
+                trunc_normal_(embedding, std=0.02, a=-bound, b=bound)
+        if isinstance(self.head, nn.Linear) and self.spec.narrow_init:
+            self.head.weight.data.mul_(HEAD_SCALE)
+        for depth, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, ViTBlock)
+            block.attn.proj.weight.data.div_((2 * depth) ** 0.5)
+            block.mlp.fc2.weight.data.div_((2 * depth) ** 0.5)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation, each with its own attention kernel."""
+        choose_attention(self, training=mode)
+        return super().train(mode)
+
+    @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The transformer blocks, from the first to the last."""
+        return list(self.blocks)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute blocks again in the backward pass instead of keeping what is inside them."""
+        self.grad_checkpointing = enable
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """Channels and stride of each map that `forward_maps` gives."""
+        return self.spec.feature_levels
+
+    @property
+    def num_layers(self) -> int:
+        """How many values `layer_id` can take."""
+        return self.spec.num_blocks + 2
+
+    def layer_id(self, name: str) -> int:
+        """Say how deep a parameter lies: 0 for the embedding, i + 1 for block i, the last for the rest."""
+        if name.startswith(("cls_token", "pos_embed", "mask_token", "patch_embed.")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers - 1
+
+    def unused_in_maps(self, last_level: int = -1) -> list[str]:
+        """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
+        beyond = [
+            f"blocks.{i}." for i in range(self.spec.level_blocks[last_level], len(self.blocks))
+        ]
+        unused = ("fc_norm.", "head.", *beyond)
+        if not self.has_class_token:
+            unused += ("cls_token",)
+        return [name for name, _ in self.named_parameters() if name.startswith(unused)]
+
+    def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
+        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
+        return name in ("cls_token", "pos_embed")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""
+        patch = self.spec.patch_size
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % patch, 0, -height % patch))
+        return self.patch_embed(images).permute(0, 2, 3, 1)
+
+    def _run(self, tokens: Tensor) -> list[Tensor]:
+        """Give the patch tokens (B, h, w, C) after every block."""
+        grid = (tokens.shape[1], tokens.shape[2])
+        first = int(self.has_class_token)
+        return [x[:, first:].unflatten(1, grid) for x in self._run_all(tokens)]
+
+    def _run_all(self, tokens: Tensor, seen: Tensor | None = None) -> list[Tensor]:
+        """Give the class token, if there is one, and the patch tokens (B, [1 +] L, C) after every block.
+
+        Args:
+            tokens: (B, h, w, C).
+            seen: (B, V) long, which of the h * w patches there are, in the pretraining form; None for all.
+        """
+        grid = (tokens.shape[1], tokens.shape[2])
+        if self.spec.sincos_position:
+            tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
+        x = tokens.flatten(1, 2)
+        if self.has_class_token:
+            x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x], dim=1)
+        if self.pos_embed is not None:
+            places = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
+            x = x + (places if self.has_class_token else places[:, 1:])
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
+        if seen is not None:
+            kept = F.pad(seen + 1, (1, 0))  # the class token stays
+            x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            if shared is not None:
+                shared = shared[0][:, kept.unsqueeze(2), kept.unsqueeze(1)].transpose(0, 1)
+        after_blocks = []
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, grid, shared, use_reentrant=False)
+            else:
+                x = block(x, grid, shared)
+            after_blocks.append(x)
+        return after_blocks
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h, w)."""
+        return self.norm(self._run(tokens)[-1]).permute(0, 3, 1, 2)
+
+    def encode_levels(self, tokens: Tensor) -> list[Tensor]:
+        """Give a map (B, C, h, w) for every feature level of tokens (B, h, w, C); the last is `encode`'s."""
+        return [x.permute(0, 3, 1, 2) for x in self._normed_levels(self._run(tokens))]
+
+    def encode_visible(self, tokens: Tensor, seen: Tensor) -> list[Tensor]:
+        """Encode some of the patches alone, for a model in its pretraining form without the others.
+
+        Args:
+            tokens: (B, h, w, C).
+            seen: (B, V) long, which of the h * w patches the encoder sees, each where it belongs.
+
+        Returns:
+            A map (B, C, h, w) for every feature level, zero where nothing was seen.
+        """
+        grid = (tokens.shape[1], tokens.shape[2])
+        after_blocks = [x[:, 1:] for x in self._run_all(tokens, seen)]
+        maps = []
+        for level in self._normed_levels(after_blocks):
+            places = seen.unsqueeze(-1).expand_as(level)
+            empty = level.new_zeros(len(level), grid[0] * grid[1], level.shape[-1])
+            maps.append(empty.scatter(1, places, level).unflatten(1, grid).permute(0, 3, 1, 2))
+        return maps
+
+    def _normed_levels(self, after_blocks: list[Tensor]) -> list[Tensor]:
+        """Normalise the earlier levels without weights, as for a detector, and the last as for SimMIM."""
+        levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
+        earlier = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels[:-1]]
+        return [*earlier, self.norm(levels[-1])]
+
+    def forward_maps(self, images: Tensor) -> list[Tensor]:
+        """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride).
+
+        Every level is layer-normalised without weights: what a block adds to grows from block to block
+        and with training, and a neck that is drawn anew learns nothing from inputs of any scale.
+        """
+        after_blocks = self._run(self.embed(images))
+        levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
+        normed = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
+        return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
+
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Give the `poolings` of the spec after every block: (B, blocks, poolings, C), for probing."""
+        after_blocks = self._run_all(self.embed(images))
+        if not self.has_class_token:
+            return torch.stack([x.mean(1, keepdim=True) for x in after_blocks], 1)
+        return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Give pooled features (B, C): the mean of the patch tokens, normalised."""
+        last = self.norm(self._run(self.embed(images))[-1])
+        return self.fc_norm(last.mean((1, 2)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Give logits (B, num_classes), or pooled features where there is no head."""
+        return self.head(self.forward_features(images))

@@ -1,0 +1,236 @@
+"""The record: one task's result with all that is needed to trust it; one JSON file.
+
+In: what a runner knows at its end. Out: `record.json`, laid out as `record.schema.json` says, which gives the
+reason for each key. The scores in it are computed from the stored predictions, so that
+`leaderboard check` can compute them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import read_json, sha256_file, write_json
+from simmim_bench.results.metrics import scores_from_predictions
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+    from simmim_bench.checkpoints.checkpoint import Checkpoint
+    from simmim_bench.models.archs import BackboneSpec
+    from simmim_bench.recipe import Recipe
+    from simmim_bench.runs.run_dir import RunDir
+    from simmim_bench.training.distributed import Team
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One task's result; `record.schema.json` says what every key is, and why."""
+
+    task: str
+    metrics: dict[str, float]
+    details: dict[str, Any]
+    status: str
+    checkpoint: dict[str, Any]
+    recipe: dict[str, Any]
+    deviates: dict[str, Any]
+    seed: int
+    data: dict[str, Any]
+    evaluated: int
+    expected: int
+    predictions: dict[str, str]
+    environment: dict[str, Any]
+    cost: dict[str, Any]
+    command: list[str]
+    wall_time_s: float
+    date: str
+    schema: int = SCHEMA
+
+
+def write_record(
+    run: RunDir,
+    *,
+    task: str,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    seed: int,
+    data: dict[str, Any],
+    predictions: Path,
+    evaluated: int,
+    expected: int,
+    images_seen: int,
+    team: Team,
+    details: dict[str, Any] | None = None,
+) -> Record:
+    """Score the stored predictions and write the run's record.
+
+    Args:
+        data: `root` (as given), `fingerprint`, and for `coco` the `annotations` file.
+        predictions: the file under the run's `predictions/` that the score is computed from.
+        images_seen: images that went through the model, in training and scoring, each time counted.
+        team: the processes of the run, each with a device of its own.
+    """
+    from simmim_bench.runs.run_dir import environment
+
+    annotations = Path(data["annotations"]) if "annotations" in data else None
+    metrics = scores_from_predictions(task, predictions, annotations, masks=with_masks(details))
+    wall_time_s = run.wall_time_s()
+    record = Record(
+        task=task,
+        metrics=metrics,
+        details=details or {},
+        status="reproduced" if evaluated == expected else "partial",
+        checkpoint={
+            "label": checkpoint.label,
+            "name": checkpoint.name,
+            "sha256": checkpoint.sha256,
+            "arch": checkpoint.spec.arch,
+            "params": count_params(checkpoint.spec),
+            "provenance": checkpoint.provenance,
+        },
+        recipe={
+            "name": recipe.name,
+            "sha256": recipe.sha256(),
+            "source": recipe.source,
+            "fields": recipe.fields(),
+        },
+        deviates=deviates,
+        seed=seed,
+        data=data,
+        evaluated=evaluated,
+        expected=expected,
+        predictions={
+            "file": predictions.relative_to(run.path).as_posix(),
+            "sha256": sha256_file(predictions),
+        },
+        environment=environment(),
+        cost={
+            "devices": team.size,
+            "device_hours": wall_time_s * team.size / 3600,
+            "peak_memory_bytes": peak_memory(team),
+            "images_seen": images_seen,
+            "images_per_s": images_seen / wall_time_s,
+        },
+        command=reproduction(task, checkpoint, data, recipe, deviates, seed),
+        wall_time_s=round(wall_time_s, 1),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    write_json(run.path / "record.json", dataclasses.asdict(record))
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in record.metrics.items() if "_ap_" not in k)
+    run.log(f"{task}: {shown}")
+    return record
+
+
+def count_params(spec: BackboneSpec) -> int:
+    """Count the weights of a backbone without heads."""
+    import torch
+
+    from simmim_bench.backbones import build_backbone
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_backbone(spec).parameters())
+
+
+def peak_memory(team: Team) -> int:
+    """Give the most bytes that this process has held: of its GPU, else of main memory since it began."""
+    import torch
+
+    if team.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(team.device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reproduction(
+    task: str,
+    checkpoint: Checkpoint,
+    data: dict[str, Any],
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    seed: int,
+) -> list[str]:
+    """Give the command that makes a record again."""
+    name, _, fraction = task.partition("-")
+    command = ["simmim-bench", "transfer", name, "--ckpt", checkpoint.name, "--data", data["root"]]
+    if "listed_split" in data:
+        command += ["--split", data["listed_split"]]
+    elif fraction:
+        command += ["--fraction", fraction]
+    command += ["--recipe", recipe.name]
+    for key, value in deviates.items():
+        shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        command += ["-o", f"{key}={shown or '()'}"]
+    return [*command, "--seed", str(seed)]
+
+
+def with_masks(details: dict[str, Any] | None) -> bool:
+    """Say whether the detector of a record gives masks."""
+    return bool((details or {}).get("masks", True))
+
+
+@functools.cache
+def _schema() -> Validator:
+    from jsonschema import Draft202012Validator
+
+    text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
+    return Draft202012Validator(json.loads(text))
+
+
+def read_record(path: Path) -> Record:
+    """Read a record of this version or of an older one.
+
+    Raises:
+        DataError: the file is damaged, or of a schema that this version does not know.
+    """
+    from jsonschema.exceptions import best_match
+
+    fields = read_json(path, "record")
+    found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+    if found == 1:
+        fields = _from_version_1(fields)
+    elif found != SCHEMA:
+        raise DataError(f"record {path} has schema {found}, this version reads 1 to {SCHEMA}.")
+    fault = best_match(_schema().iter_errors(fields))
+    if fault is not None:
+        where = ".".join(map(str, fault.absolute_path)) or "its keys"
+        raise DataError(f"record {path} is damaged ({where}: {fault.message}); run its task again.")
+    record = Record(**fields)
+    for name, score in record.metrics.items():
+        if not math.isfinite(score):  # JSON's numbers are, Python's reader takes NaN as well
+            raise DataError(
+                f"record {path} is damaged ({name} is not a finite number); run its task again."
+            )
+    return record
+
+
+def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Bring a record of version 1 into this version's layout; what it did not count stays unknown."""
+    recipe, wall_time_s = fields.get("recipe"), fields.get("wall_time_s")
+    uncounted = ("devices", "device_hours", "peak_memory_bytes", "images_seen", "images_per_s")
+    whole = fields.get("evaluated") == fields.get("expected")
+    devices = (fields.get("details") or {}).get("processes")
+    cost: dict[str, Any] = dict.fromkeys(uncounted)
+    if isinstance(devices, int) and isinstance(wall_time_s, int | float):
+        cost |= {"devices": devices, "device_hours": wall_time_s * devices / 3600}
+    return {
+        **fields,
+        "schema": SCHEMA,
+        "status": "reproduced" if whole else "partial",
+        "recipe": {"fields": {}, **recipe} if isinstance(recipe, dict) else recipe,
+        "cost": cost,
+        "command": [],
+    }

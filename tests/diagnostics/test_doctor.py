@@ -1,0 +1,409 @@
+"""Claims about the doctor: it names all that is wrong, and its estimates hold where they can be checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+from test_cli import fails, run
+from torch import nn
+
+from pretrain.estimate import plan_pretraining
+from pretrain.recipes import RECIPES as PRETRAINING
+from simmim_bench.backbones import build_backbone
+from simmim_bench.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from simmim_bench.diagnostics.checkpoint import examine_checkpoint
+from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
+from simmim_bench.diagnostics.findings import Finding, exit_code
+from simmim_bench.diagnostics.frameworks import ENGINES, Engine, examine_engines
+from simmim_bench.diagnostics.machine import HIDING, examine_gpus
+from simmim_bench.display import Display
+from simmim_bench.recipe import override
+from simmim_bench.training.memory import GIB, StepMemory
+from transfer.estimate import plan_transfer
+from transfer.examine import SAMPLE, Reading, examine_ade20k, examine_coco, examine_imagenet
+from transfer.recipes import RECIPES as TRANSFERS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(tmp_path: Path, pocket: Path) -> Path:
+    """A copy of the generated data, to be damaged."""
+    return Path(shutil.copytree(pocket, tmp_path / "data"))
+
+
+@pytest.fixture
+def reading(display: Display) -> Reading:
+    return Reading(display=display)
+
+
+def all_text(findings: list[Finding], *states: str) -> str:
+    told = [f for f in findings if f.state in (states or ("ok", "warning", "problem"))]
+    return "\n".join(" ".join((f.name, f.said, *f.items, f.remedy or "")) for f in told)
+
+
+def change_coco(data: Path, split: str, change: Any) -> None:
+    path = data / "coco" / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_all_that_is_wrong_is_named_in_one_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "simmim_bench.diagnostics.frameworks.examine_engines", lambda *_: []
+    )  # seconds of imports
+    classes = sorted(p.name for p in (data / "imagenet" / "train").iterdir())
+    shutil.rmtree(data / "imagenet" / "val" / classes[0])
+    for image in (data / "imagenet" / "train" / classes[1]).iterdir():
+        image.unlink()
+    cut = sorted((data / "imagenet" / "train" / classes[2]).iterdir())[0]
+    cut.write_bytes(cut.read_bytes()[:200])
+
+    missing = sorted((data / "coco" / "train2017").iterdir())[0]
+    missing.unlink()
+
+    def spoil(content: dict[str, Any]) -> None:
+        content["annotations"][0]["image_id"] = 987654
+        content["annotations"][1]["bbox"][2] = 0
+
+    change_coco(data, "train", spoil)
+    resized = sorted((data / "coco" / "val2017").iterdir())[0]
+    Image.new("RGB", (7, 9)).save(resized)
+
+    maps = sorted((data / "ade20k" / "annotations" / "training").iterdir())
+    labels = np.asarray(Image.open(maps[0])).copy()
+    labels[0, 0] = 211
+    Image.fromarray(labels).save(maps[0])
+    Image.fromarray(labels[:5]).save(maps[1])
+    Image.new("RGB", labels.shape[::-1]).save(maps[2])
+    maps[3].unlink()
+    damaged = tmp_path / "weights.pth"
+    damaged.write_text("hello")
+
+    folders = [f"--{kind}={data / kind}" for kind in ("imagenet", "coco", "ade20k")]
+    code, out, err = run("doctor", *folders, "--ckpt", damaged)
+    assert code == 4
+    for named in (
+        f"- {classes[0]}",
+        f"class folder {data / 'imagenet' / 'train' / classes[1]} has no images",
+        f"image {cut} cannot be read",
+        f"image {missing} is not there",
+        "has image_id 987654, which is not in images",
+        "1 annotations with a box without area",
+        f"image {resized} is 7 x 9 pixels, its entry says 32 x 32",
+        f"{maps[0]} has label 211, the largest of 16 classes is 16",
+        f"{maps[1]} is 5x32 pixels (HxW), its image 32x32",
+        f"{maps[2]} has 3 channels",
+        f"- {maps[3]}",
+        f"weights file {damaged} is damaged",
+    ):
+        assert named in out, named
+    assert "Traceback" not in err
+
+
+def test_sound_data_are_counted_and_the_answer_is_for_scripts_too(pocket: Path) -> None:
+    folders = [f"--{kind}={pocket / kind}" for kind in ("imagenet", "coco", "ade20k")]
+    code, out, _ = run("doctor", "--json", *folders, "--recipe", "pocket", "-o", "epochs=3")
+    answer = json.loads(out)
+    facts = {(f["group"], f["name"]): f["facts"] for f in answer["findings"] if f["facts"]}
+    bad = {f["group"] for f in answer["findings"] if f["state"] == "problem"}
+    assert bad <= {"engines", "machine"}
+    assert code == answer["exit_code"] == (3 if bad else 0)
+    assert {name for group, name in facts if group == "engines"} == {e.name for e in ENGINES}
+    assert facts["engines", "torch"]["version"] == torch.__version__
+    content = json.loads((pocket / "coco/annotations/instances_train2017.json").read_text())
+    seen = {a["image_id"] for a in content["annotations"]}
+    assert facts["imagenet", "train"]["images"] == 60
+    assert facts["coco", "train"]["annotations"] == len(content["annotations"])
+    assert facts["coco", "train"]["images_without_annotations"] == 8 - len(seen)
+    assert facts["ade20k", "validation"]["pairs"] == 6
+    assert facts["estimate", "time"]["steps"] == 3 * (60 // 16)  # a last small batch is dropped
+    assert facts["machine", "disk"]["free"] > 0
+
+
+def test_objects_that_runs_can_leave_out_are_a_warning(data: Path, reading: Reading) -> None:
+    def flatten(content: dict[str, Any]) -> None:
+        content["annotations"][1]["bbox"][2] = 0
+
+    change_coco(data, "train", flatten)
+    findings = examine_coco(data / "coco", reading)
+    assert "bad_annotations=skip" in all_text(findings, "warning")
+    assert exit_code(findings) == 0
+
+
+def test_objects_that_scoring_would_misread_are_a_problem(data: Path, reading: Reading) -> None:
+    def shorten(content: dict[str, Any]) -> None:
+        content["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+        content["annotations"][0]["iscrowd"] = 0
+
+    change_coco(data, "val", shorten)
+    found = all_text(examine_coco(data / "coco", reading), "problem")
+    assert "1 annotations with a polygon that is not three corners" in found
+
+
+def test_every_key_that_coco_entries_lack_is_named(data: Path, reading: Reading) -> None:
+    def strip(content: dict[str, Any]) -> None:
+        del content["annotations"][0]["area"]
+        del content["annotations"][2]["iscrowd"]
+        del content["images"][1]["height"]
+
+    change_coco(data, "train", strip)
+    found = all_text(examine_coco(data / "coco", reading), "problem")
+    for named in (
+        "entry 0 of annotations lacks 'area'",
+        "entry 2 of annotations lacks 'iscrowd'",
+        "entry 1 of images lacks 'height'",
+    ):
+        assert named in found
+
+
+def test_splits_of_other_categories_are_a_problem(data: Path, reading: Reading) -> None:
+    def add(content: dict[str, Any]) -> None:
+        content["categories"].append({"id": 77, "name": "zebra"})
+
+    change_coco(data, "val", add)
+    found = all_text(examine_coco(data / "coco", reading), "problem")
+    assert "id 77 is in one of them only" in found
+
+
+def test_what_the_runs_leave_unused_is_a_warning(data: Path, reading: Reading) -> None:
+    image = next((data / "imagenet" / "train").rglob("*.JPEG"))
+    stray = shutil.copy(image, data / "imagenet" / "train" / "stray.JPEG")
+    lonely = data / "ade20k" / "annotations" / "validation" / "lonely.png"
+    Image.new("L", (32, 32)).save(lonely)
+    findings = examine_imagenet(data / "imagenet", reading)
+    findings += examine_ade20k(data / "ade20k", reading)
+    told = all_text(findings, "warning")
+    assert str(stray) in told
+    assert str(lonely) in told
+    assert exit_code(findings) == 0
+
+
+@pytest.mark.parametrize("examine", [examine_imagenet, examine_coco, examine_ade20k])
+def test_folders_that_are_not_there_are_named(
+    examine: Any, tmp_path: Path, reading: Reading
+) -> None:
+    findings = examine(tmp_path / "nowhere", reading)
+    assert str(tmp_path / "nowhere") in all_text(findings, "problem")
+    assert exit_code(findings) == 4
+
+
+def test_of_large_splits_the_same_sample_is_read_and_all_on_demand(display: Display) -> None:
+    chosen = Reading(display=display).choose(100_000)
+    assert len(set(chosen)) == SAMPLE
+    assert chosen == Reading(display=display).choose(100_000)
+    assert max(chosen) > 90_000
+    assert Reading(display=display, every_file=True).choose(100_000) == list(range(100_000))
+
+
+def write_tiny(folder: Path, spoil: Any = None) -> Path:
+    spec = TINY["vit"]
+    state = build_backbone(spec, seed=0).state_dict()
+    if spoil is not None:
+        spoil(state)
+    write_checkpoint(
+        folder,
+        state=state,
+        spec=spec,
+        form="transfer",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        provenance={"label": "tiny"},
+    )
+    return folder
+
+
+def test_a_checkpoint_says_what_it_is_and_where_it_fits(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny")
+    checkpoint, findings = examine_checkpoint(str(path))
+    assert checkpoint is not None
+    weights = len(build_backbone(TINY["vit"]).state_dict())
+    (fit,) = [f for f in findings if "matched" in f.facts]
+    assert len(fit.facts["matched"]) == weights
+    assert exit_code(findings) == 0
+    # It is called vit_pocket, of which ours is four times as wide.
+    assert "embed_dim 32" in all_text(findings)
+    for other in ("swin_pocket", "vit_b"):
+        _, findings = examine_checkpoint(str(path), other)
+        assert f"does not fit {other}" in all_text(findings, "problem")
+        assert "use --arch vit_pocket, which it is" in all_text(findings, "problem")
+        assert exit_code(findings) == 4
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    def spoil(state: dict[str, torch.Tensor]) -> None:
+        state["blocks.2.mlp.fc1.weight"][3, 1] = torch.nan
+
+    _, findings = examine_checkpoint(str(write_tiny(tmp_path / "tiny", spoil)))
+    assert "blocks.2.mlp.fc1.weight" in all_text(findings, "problem")
+    assert exit_code(findings) == 4
+
+
+def test_a_damaged_or_absent_checkpoint_is_a_problem(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "tiny")
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    for ckpt, said in ((path, "is damaged"), (tmp_path / "none", "is not there")):
+        checkpoint, findings = examine_checkpoint(str(ckpt))
+        assert checkpoint is None
+        assert said in all_text(findings, "problem")
+
+
+def test_a_missing_engine_is_a_problem_only_where_it_is_needed() -> None:
+    absent = Engine("no_such_engine", "nothing", "import no_such_engine", "pip install it", True)
+    (finding,) = examine_engines([absent])
+    assert (finding.state, finding.remedy) == ("warning", "pip install it")
+    assert exit_code([finding]) == 0
+    (finding,) = examine_engines([absent], ["no_such_engine"])
+    assert finding.state == "problem"
+    assert exit_code([finding]) == 3
+
+
+def test_a_broken_engine_takes_no_other_along(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "halting.py").write_text("import os; os._exit(7)")
+    (tmp_path / "torn.py").write_text("import no_such_part")
+    (tmp_path / "shy.py").write_text("import sys\nif 'torn' in sys.argv[1]: raise OSError('shy')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    names = ("torn", "shy", "halting", "json")
+    engines = [Engine(n, "tests", f"import {n}; v = '1.0'", f"mend {n}", True) for n in names]
+    found = {f.name: f for f in examine_engines(engines)}
+    assert "broken: its import ends Python with code 7" in found["halting"].said
+    # What an installed engine lacks makes it broken, not missing.
+    assert "broken: ModuleNotFoundError: No module named 'no_such_part'" in found["torn"].said
+    assert found["torn"].state == found["halting"].state == "problem"
+    assert found["json"].state == found["shy"].state == "ok"
+
+
+def test_a_missing_engine_comes_before_bad_data() -> None:
+    def problem(group: str) -> Finding:
+        return Finding(group=group, name="x", state="problem", said="broken")
+
+    assert exit_code([problem("coco"), problem("engines")]) == 3
+    assert exit_code([problem("coco")]) == 4
+    assert exit_code([]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU here")
+def test_a_gpu_that_torch_cannot_use_is_told_with_its_remedy(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 'NVIDIA Test, 8192 MiB, 470.1 CUDA Version: 11.4'\n")
+    driver.chmod(0o755)
+    monkeypatch.delenv(HIDING, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    findings = examine_gpus()
+    assert "NVIDIA Test" in all_text(findings, "problem")
+    assert "built for" in (findings[0].remedy or "")
+    assert exit_code(findings) == 3
+    monkeypatch.setenv(HIDING, "")
+    assert f"unset {HIDING}" in all_text(examine_gpus(), "warning")
+
+
+def test_what_belongs_together_is_asked_for_together() -> None:
+    assert "did you mean 'vit_b_800ep'" in fails(2, "doctor", "--recipe", "vit_b_80ep")
+    assert "say which by --arch or --ckpt" in fails(2, "doctor", "--recipe", "coco_pocket")
+    assert "belongs to --recipe" in fails(2, "doctor", "-o", "epochs=3")
+    assert "belongs to --ckpt or to --recipe" in fails(2, "doctor", "--arch", "vit_b")
+
+
+def test_a_pretraining_takes_the_steps_and_no_more_than_the_disk_that_were_told(
+    tmp_path: Path, pocket: Path, reading: Reading
+) -> None:
+    recipe = override(PRETRAINING["pocket"], ["epochs=2", "warmup_epochs=0"])
+    data = pocket / "imagenet"
+    size = data_size("imagenet", examine_imagenet(data, reading))
+    assert (size.train, size.val, size.classes) == (60, 30, 10)
+    work = plan_pretraining(recipe, size, CPU)
+    code, _, err = run(
+        *("pretrain", "--arch", "vit_pocket", "--data", data, "--out", tmp_path / "run"),
+        *("-o", "epochs=2", "-o", "warmup_epochs=0", "--quiet"),
+    )
+    assert code == 0, err
+    last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
+    assert json.loads(last)["step"] + 1 == work.steps
+    check_disk(work, tmp_path / "run" / "checkpoints")
+
+
+def check_disk(work: Work, written: Path) -> None:
+    """Expect what is written not to be more than told, nor so much less that the telling is of no use."""
+    used = sum(p.stat().st_size for p in written.rglob("*") if p.is_file())
+    assert work.disk / 4 < used <= work.disk
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "changes", "written"),
+    [
+        (
+            "imagenet",
+            "imagenet_pocket",
+            ["epochs=1", "warmup_epochs=0", "batch_size=4"],
+            "run/checkpoints",
+        ),
+        ("knn", "knn_pocket", ["forward_batch_size=16"], "features"),
+        ("coco", "coco_pocket", ["max_iters=1", "batch_size=2"], "run/checkpoints"),
+        ("ade20k", "ade20k_pocket", ["max_iters=1", "batch_size=2"], "run/checkpoints"),
+    ],
+)
+def test_a_transfer_takes_no_more_than_the_disk_that_was_told(
+    task: str, name: str, changes: list[str], written: str, tmp_path: Path, pocket: Path
+) -> None:
+    if task in ("coco", "ade20k"):
+        pytest.importorskip({"coco": "detectron2", "ade20k": "mmseg"}[task])
+    kind = task if task in ("coco", "ade20k") else "imagenet"
+    recipe = override(TRANSFERS[name], changes)
+    size = DataSize(60, 30, {"imagenet": 10, "coco": 10, "ade20k": 16}[kind], "these")
+    work = plan_transfer(recipe, read_checkpoint("random:vit_pocket"), size, CPU)
+    code, _, err = run(
+        *("transfer", task, "--ckpt", "random:vit_pocket", "--data", pocket / kind),
+        *("--out", tmp_path / "run", "--quiet"),
+        *(word for change in changes for word in ("-o", change)),
+    )
+    assert code == 0, err
+    check_disk(work, tmp_path / written)
+    findings = estimate(work, device=CPU, folder=tmp_path)
+    assert [f.name for f in findings] == ["memory", "time", "disk"]
+    facts = findings[1].facts
+    assert facts["seconds"] == pytest.approx(facts["steps"] * facts["seconds_per_step"])
+
+
+def test_a_recipe_that_memory_or_disk_are_too_small_for_is_told(tmp_path: Path) -> None:
+    model = nn.Linear(4, 4)
+    common: dict[str, Any] = {
+        "model": model,
+        "forward": lambda images: model(torch.ones(images, 4)).sum(),
+        "precision": "fp32",
+        "batch_size": 64,
+        "steps": 10,
+        "counted": "10 steps",
+        "written": "nothing",
+    }
+
+    def told(cut: str | None, gib: float, disk: int) -> list[Finding]:
+        memory = StepMemory(fixed=GIB, per_image=GIB, available=round(gib * GIB))
+        work = Work(**common, cut=cut, memory=lambda: memory, disk=disk)
+        return estimate(work, device=CPU, folder=tmp_path)
+
+    # 0.9 of 30 GiB hold the fixed one and 16 images of 1.25, but not 32.
+    memory, _, disk = told("--accumulate", 30, 1 << 60)
+    assert "--accumulate 4, which takes 21.00 GiB for 16" in (memory.remedy or "")
+    assert memory.state == disk.state == "problem"
+    memory, _, disk = told("by itself", 30, 0)
+    assert memory.state == disk.state == "ok"
+    assert "cuts its batches into 4 parts" in memory.said
+    memory, _, _ = told(None, 30, 0)
+    assert "batch_size=16" in (memory.remedy or "")
+    # Not even one image: no step is tried.
+    assert [f.name for f in told("--accumulate", 2, 0)] == ["memory", "disk"]

@@ -1,0 +1,447 @@
+"""Claims about visual tokens: the tokenizer that is fitted, one that is given, and learning to predict them."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file
+from support.commands import two_processes
+from test_design import at_pixels, masks, pictures, run, run_one_epoch, save
+
+from pretrain.design import Design, target_stride
+from pretrain.recipes import POCKET
+from pretrain.simmim import SimMIM, load_simmim
+from pretrain.targets.models import load_target_model
+from pretrain.targets.tokenizer import DECAY, Codes, Tokenizer, fit_tokenizer
+from pretrain.targets.tokens import Tokens, UserTokens
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
+from simmim_bench.data.datasets import seed_everything
+from simmim_bench.display import Display
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.archs import find_spec
+from simmim_bench.recipe import override
+
+MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+TOKENS = Design(target="tokens", tokens=8)
+QUIET = Display(quiet=True)
+# A user's own: the mean brightness of squares of 8 pixels, in four steps.
+BRIGHTNESS = """
+import random
+
+import numpy as np
+import torch
+
+class Brightness(torch.nn.Module):
+    vocabulary, stride = 4, 4
+
+    def forward(self, images):
+        grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), self.stride)[:, 0]
+        return (grey * 4).long().clamp(0, 3)
+
+class Darkness(Brightness):
+    def forward(self, images):
+        return 3 - super().forward(images)
+
+class Chance(torch.nn.Module):
+    vocabulary, stride = 4, 4
+
+    def __init__(self):
+        super().__init__()
+        self.score = torch.nn.Conv2d(3, 4, 4, 4)
+        self.score.bias.data += torch.tensor([np.random.rand(), random.random(), 0, 0])
+
+    def forward(self, images):
+        return self.score(images).argmax(1)
+
+class Drawing(Brightness):
+    def decode(self, ids):
+        grey = ((ids.float() + 0.5) / 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return grey.unsqueeze(1).expand(-1, 3, -1, -1)
+
+class Coarse(Brightness):
+    stride = 3
+
+class Beyond(Brightness):
+    vocabulary = 2
+
+class Wide(Brightness):
+    def forward(self, images):
+        return super().forward(images)[:, ::2]
+
+class Real(Brightness):
+    def forward(self, images):
+        return super().forward(images).float()
+
+class Wordless(Brightness):
+    vocabulary = None
+
+def broken():
+    raise OSError("no such weights")
+
+def number():
+    return 4
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module of the user's."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "own_tokens.py").write_text(BRIGHTNESS)
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    yield "own_tokens"
+    sys.modules.pop("own_tokens", None)
+
+
+def levels(count: int, seed: int = 0) -> torch.Tensor:
+    return ((pictures(TINY["vit"], count, seed) * STD + MEAN).clamp(0, 1) * 255).round().byte()
+
+
+@cache
+def fitted_target() -> Tokens:
+    target = Tokens(TOKENS, TINY["vit"])
+    target.fit(pictures(TINY["vit"], 8, seed=9).split(1), seed=0)
+    return target
+
+
+@cache
+def fitted_net(seed: int) -> tuple[Tokenizer, dict[str, float]]:
+    return fit_tokenizer(levels(10), vocabulary=16, stride=4, seed=seed, display=QUIET)
+
+
+def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
+    target = fitted_target()
+    images = pictures(TINY["vit"])
+    ids = target.of(images)
+    assert ids.shape == (2, 1, 8, 8)
+    codes = target.tokenizer.encode(images * STD + MEAN).double().numpy()
+    book = target.tokenizer.codebook.double().numpy()
+    for b in range(2):
+        for y in range(8):
+            for x in range(8):
+                distances = [np.sum((codes[b, :, y, x] - code) ** 2) for code in book]
+                assert ids[b, 0, y, x] == int(np.argmin(distances))
+
+
+def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_seed() -> None:
+    (one, figures), (other, _) = fitted_net(0), fitted_net(3)
+    same, _ = fitted_net.__wrapped__(0)
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name]), name
+    assert not torch.equal(one.codebook, other.codebook)
+    # On pictures that no fit has seen, against the constant that is best for them.
+    unseen = levels(8, seed=7).float() / 255
+    with torch.no_grad():
+        told = one(unseen)
+    constant = unseen.mean((0, 2, 3), keepdim=True)
+    assert ((told - unseen) ** 2).mean() < 0.5 * ((constant - unseen) ** 2).mean()
+    assert figures["tokenizer_error"] < 0.5 * figures["constant_error"]
+    assert 1 < figures["perplexity"] <= figures["tokens_in_use"] <= 16
+
+
+def test_what_is_told_of_a_fit_is_of_the_pictures_it_did_not_see() -> None:
+    seen = levels(10)
+    net, figures = fitted_net(3)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    unseen = seen[order[:1]].double().numpy() / 255
+    with torch.no_grad():
+        told = net(torch.from_numpy(unseen).float()).double().numpy()
+        ids = net.ids(torch.from_numpy(unseen).float()).flatten().tolist()
+    assert figures["tokenizer_error"] == pytest.approx(np.mean((told - unseen) ** 2), rel=1e-4)
+    variance = np.mean([unseen[:, c].var() for c in range(3)])
+    assert figures["constant_error"] == pytest.approx(variance, rel=1e-4)
+    shares = [ids.count(i) / len(ids) for i in set(ids)]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert figures["perplexity"] == pytest.approx(math.exp(entropy), rel=1e-6)
+    assert figures["tokens_in_use"] == len(shares)
+
+
+def test_codes_are_moving_averages_of_their_tokens() -> None:
+    tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(40) % 2
+    book = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    first = book.double().numpy().copy()
+    codes = Codes(book, tokens, torch.Generator().manual_seed(0))
+    codes.update(tokens, ids)
+    for number in range(2):
+        own = tokens[number::2].double().numpy()
+        sums = DECAY * 20 * first[number] + (1 - DECAY) * own.sum(0)
+        counts = DECAY * 20 + (1 - DECAY) * len(own)
+        np.testing.assert_allclose(book[number], sums / counts, rtol=1e-5)
+
+
+def test_a_code_that_no_token_is_near_to_is_drawn_anew() -> None:
+    tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    book = torch.tensor([[0.0, 0, 0], [99.0, 99, 99]])
+    codes = Codes(book, tokens, torch.Generator().manual_seed(0))
+    for _ in range(400):
+        codes.update(tokens, torch.zeros(40, dtype=torch.long))
+    kept = book[0].clone()
+    codes.redraw(tokens)
+    assert torch.equal(book[0], kept)
+    assert (tokens == book[1]).all(1).any()
+    assert codes.counts[1] == pytest.approx(20, rel=0.1)  # an even share
+
+
+def test_the_cross_entropy_of_tokens_is_that_of_a_naive_loop() -> None:
+    target = fitted_target()
+    spec, images, mask = TINY["vit"], pictures(TINY["vit"]), masks(TINY["vit"])
+    hidden = at_pixels(mask, spec)
+    ids, prediction = target.of(images), torch.randn(2, 8, 8, 8)
+    losses = [
+        -prediction[b, :, y, x].double().log_softmax(0)[ids[b, 0, y, x]].item()
+        for b in range(2)
+        for y in range(8)
+        for x in range(8)
+        if hidden[b, 4 * y, 4 * x]
+    ]
+    found = target.loss(prediction, ids, hidden.unsqueeze(1))
+    assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_a_certain_prediction_is_drawn_as_its_tokens_decoded() -> None:
+    target, images = fitted_target(), pictures(TINY["vit"])
+    certain = torch.nn.functional.one_hot(target.of(images)[:, 0], 8).permute(0, 3, 1, 2)
+    drawn = target.to_pixels(1000.0 * certain) * STD + MEAN
+    with torch.no_grad():
+        wanted = target.tokenizer(images * STD + MEAN)
+    torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "stride"),
+    [("vit_b", 224, 16), ("swin_b", 192, 16), ("vit_pocket", 32, 4), ("swin_pocket", 32, 4)],
+)
+def test_tokens_make_up_cells_and_are_enough(arch: str, size: int, stride: int) -> None:
+    assert target_stride(TOKENS, find_spec(arch).at((size, size))) == stride
+
+
+def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, few: Path) -> None:
+    choices = ["target=tokens", "epochs=1"]
+    first = run(tmp_path / "first", few, *choices, "tokens=16")
+    log = (tmp_path / "first" / "log.txt").read_text()
+    assert "predicts 16 visual tokens of 4 x 4 pixels" in log
+    fitted = read_checkpoint(str(first)).provenance["fitted"]
+    assert fitted["tokenizer_error"] < fitted["constant_error"]
+    assert f"perplexity {fitted['perplexity']:.4g}" in log
+    own = load_simmim(str(first)).target.tokenizer.state_dict()
+
+    given = [*choices, f"tokenizer={tmp_path / 'first'}"]
+    second = run(tmp_path / "second", few, *given)
+    known = read_checkpoint(str(second)).provenance["target_model"]
+    assert known["label"].startswith("the tokenizer of vit_pocket, SimMIM")
+    third = run(tmp_path / "third", few, *choices, "tokens=16", init_from=str(first))
+    told = f"the tokenizer's tokens are those of {first}"
+    assert told in (tmp_path / "third" / "log.txt").read_text()
+    shutil.rmtree(tmp_path / "first")
+    for taken in (second, third):
+        found = load_simmim(str(taken)).target.tokenizer.state_dict()
+        assert all(torch.equal(value, own[name]) for name, value in found.items())
+    load_backbone(str(second))
+
+
+def test_a_resumed_run_does_not_fit_again(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second epoch has the tokens of the first, though other images would give others."""
+    choices = ("target=tokens", "tokens=16")
+    run_one_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
+    before = read_checkpoint(str(tmp_path / "run"))
+    other = tmp_path / "other"
+    shutil.copytree(few, other)
+    shutil.rmtree(min((other / "train").iterdir()))
+    after = read_checkpoint(str(run(tmp_path / "run", other, *choices, resume=True)))
+    assert after.provenance["fitted"] == before.provenance["fitted"]
+    assert before.state is not None
+    assert after.state is not None
+    tokenizer = {name for name in before.state if name.startswith("target.tokenizer.")}
+    assert tokenizer
+    assert all(torch.equal(before.state[name], after.state[name]) for name in tokenizer)
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
+    arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
+    choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=6", "precision=fp32")
+    arguments += [part for choice in choices for part in ("-o", choice)]
+    two_processes(*arguments, "--out", str(tmp_path / "two"), "--shard")
+    one = run(tmp_path / "one", few, *choices)
+    found, wanted = (
+        load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
+        for name in ("two", one.parents[1].name)
+    )
+    assert found.keys() == wanted.keys()
+    for name in found:
+        if name.startswith("target."):
+            assert torch.equal(found[name], wanted[name]), name
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
+    tmp_path: Path, few: Path, own: str
+) -> None:
+    choices = ["target=tokens", "epochs=1"]
+    ckpt = run(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")
+    # Going on with another, of as many tokens.
+    other = run(tmp_path / "on", few, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt))
+    known = read_checkpoint(str(ckpt)).provenance["target_model"]
+    assert (known["name"], known["channels"], known["stride"]) == (f"{own}:Brightness", 4, 4)
+    sys.modules.pop(own)
+    (tmp_path / "modules" / "own_tokens.py").unlink()
+    model = load_simmim(str(ckpt))
+    assert isinstance(model.target, UserTokens)
+    images, mask = pictures(model.spec), masks(model.spec)
+    output = model(images, mask)
+    assert output.loss.isnan()
+    assert output.reconstruction.isfinite().all()
+    # Brighter tokens have brighter colours, and of the other tokenizer darker ones.
+    palette = model.target.palette
+    used = palette.mean(1)[palette.sum(1) > 0]
+    assert (used.diff() > 0).all()
+    assert torch.equal(load_simmim(str(other)).target.palette, palette.flip(0))
+    load_backbone(str(ckpt))
+
+
+def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
+    spec = TINY["vit"]
+    images, mask = pictures(spec), masks(spec)
+    ids = torch.zeros(2, 8, 8, dtype=torch.long)
+    grey = (images * STD + MEAN).clamp(0, 1).mean(1)
+    for b in range(2):
+        for y in range(8):
+            for x in range(8):
+                square = grey[b, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                ids[b, y, x] = min(3, int(4 * square.mean()))
+    for function in ("Brightness", "Drawing"):
+        design = Design(target="tokens", tokenizer=f"{own}:{function}")
+        source = load_target_model(design, spec, 8)
+        assert source is not None
+        model = SimMIM(spec, design, source.known)
+        model.target.follow(source.model)
+        model.target.fit(images.split(1), seed=0)
+        assert torch.equal(model.target.of(images)[:, 0], ids)
+        assert model(images, mask).loss.isfinite()
+        certain = torch.nn.functional.one_hot(ids, 4).permute(0, 3, 1, 2) * 1000.0
+        drawn = model.eval().target.to_pixels(certain) * STD + MEAN
+        shown = drawn.mean(1)[1, ::4, ::4]
+        if function == "Drawing":
+            torch.testing.assert_close(shown, (ids[1] + 0.5) / 4)
+        else:
+            palette = [
+                (images * STD + MEAN).mean(1)[at_pixels(ids == i, spec)].mean() if i in ids else 0.0
+                for i in range(4)
+            ]
+            torch.testing.assert_close(shown, torch.tensor(palette)[ids[1]])
+
+
+def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: str) -> None:
+    """Whatever was drawn before, and nothing that is drawn after is changed by it."""
+    spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:Chance")
+    found = []
+    for seed in (1, 2):
+        sys.modules.pop(own, None)
+        seed_everything(seed)
+        source = load_target_model(design, spec, 8)
+        drawn = (torch.rand(()).item(), np.random.rand(), random.random())
+        seed_everything(seed)
+        assert drawn == (torch.rand(()).item(), np.random.rand(), random.random())
+        assert source is not None
+        found.append((source.known.sha256, source.model(pictures(spec), torch.zeros(2, 32, 32))))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("Coarse", "stride of 3 pixels, whose tokens do not make up .* use one of stride 1, 2, 4"),
+        ("Beyond", "gives ids from 0 to 3; with its vocabulary of 2 they must be from 0 to 1"),
+        ("Wide", r"gives \(2, 4, 8\) for images .* must give ids \(2, 8, 8\)"),
+        ("Real", "gives torch.float32; it must give integers"),
+        ("Wordless", "has vocabulary None; it must be a whole number of 2 or more"),
+        ("broken", "cannot be made .OSError: no such weights"),
+        ("number", "gives a int; it must give a torch.nn.Module"),
+        ("missing", "cannot be made .AttributeError"),
+    ],
+)
+def test_a_users_tokenizer_that_does_not_fit_is_refused(
+    own: str, function: str, message: str
+) -> None:
+    spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:{function}")
+    black, white = ((torch.full((1, 3, 32, 32), x) - MEAN) / STD for x in (0.0, 1.0))
+
+    def look() -> None:
+        source = load_target_model(design, spec, 8)
+        assert source is not None
+        model = SimMIM(spec, design, source.known)
+        model.target.follow(source.model)
+        model.target.of(torch.cat([black, white]))
+
+    with pytest.raises(UsageError, match=message):
+        look()
+
+
+def test_what_holds_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    spec = TINY["vit"]
+    with pytest.raises(UsageError, match=r"nowhere:at_all cannot be made .ModuleNotFoundError"):
+        load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec, 8)
+    with pytest.raises(DataError, match="is not there"):
+        load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec, 8)
+    pixels = save(SimMIM(spec), tmp_path / "pixels")
+    with pytest.raises(UsageError, match="holds no tokenizer: it predicts pixels"):
+        load_target_model(Design(target="tokens", tokenizer=pixels), spec, 8)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["tokenizer=a:b"], "tokenizer a:b is for target tokens, and the target is pixels"),
+        (["tokens=64"], "tokens 64 is the vocabulary .* the target is pixels"),
+        (["target=tokens", "tokenizer=a:b", "tokens=64"], "tokens 64 .* one is given"),
+        (["target=tokens", "tokenizer=a:b", "target_size=8"], "target_size 8 is for a tokenizer"),
+        (["target=tokens", "loss=l2"], "loss l2 is a distance; target tokens"),
+        (["target=tokens", "norm_target=7"], "norm_target 7 is for target pixels"),
+        (["target=tokens", "tokens=1"], "tokens 1 .* use 2 to 65536"),
+    ],
+)
+def test_choices_that_tokens_exclude_are_refused(assignments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        override(POCKET, assignments)
+
+
+def test_too_many_tokens_are_refused() -> None:
+    with pytest.raises(UsageError, match="tokens 512 are more than the 64 squares of 4 pixels"):
+        fit_tokenizer(levels(2), vocabulary=512, stride=4, seed=0, display=QUIET)
+    with pytest.raises(
+        UsageError, match=r"131,072 numbers .* fewer -o bins=, clusters= or tokens="
+    ):
+        SimMIM(find_spec("swin_pocket"), Design(target="tokens", tokens=8192))
+
+
+def test_a_tokenizers_weights_are_not_trained_with_the_student() -> None:
+    model = SimMIM(TINY["vit"], TOKENS)
+    assert not any(name.startswith("target.") for name, _ in model.named_parameters())
+    saved = {name for name in model.state_dict() if name.startswith("target.tokenizer.")}
+    net = Tokenizer(8, 4, 3, torch.Generator())
+    assert saved == {f"target.tokenizer.{name}" for name in net.state_dict()}
+    assert asdict(model.design)["tokens"] == 8

@@ -1,0 +1,132 @@
+"""Claims about the pictures of reconstructions and the masks to look through."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import TINY
+from PIL import Image
+
+from pretrain.masking.masks import box_mask, centre_mask
+from pretrain.simmim import SimMIM
+from pretrain.visualize import largest_boxes
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.cli.main import cli
+from simmim_bench.errors import BenchError
+
+SIZES = {"mask_patch_size": 16, "patch_size": 4}
+
+
+def test_the_centre_is_hidden_alike_on_all_sides() -> None:
+    mask = centre_mask((128, 64), mask_ratio=0.25, **SIZES)
+    assert mask.shape == (32, 16)
+    assert torch.equal(mask, mask.flip(0))
+    assert torch.equal(mask, mask.flip(1))
+    assert mask.mean() == pytest.approx(0.25)
+    assert mask[16, 8] == 1
+    assert mask[0].sum() == 0
+
+
+@pytest.mark.parametrize(
+    "box", [(20, 3, 40, 17), (0, 0, 96, 64), (16, 16, 32, 32), (-9, 60, 5, 99)]
+)
+def test_a_box_hides_the_units_that_it_touches(box: tuple[int, ...]) -> None:
+    left, top, right, bottom = box
+    touched = np.zeros((64, 96))
+    touched[max(top, 0) : bottom, max(left, 0) : right] = 1
+    naive = touched.reshape(4, 16, 6, 16).max((1, 3)).repeat(4, 0).repeat(4, 1)
+    assert np.array_equal(box_mask(box, (64, 96), **SIZES).numpy(), naive)
+
+
+def annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
+    images = [
+        {"id": 1, "file_name": "a.png", "width": 100, "height": 50},
+        {"id": 2, "file_name": "b.png", "width": 50, "height": 50},
+    ]
+    objects = [{"image_id": image, "bbox": box, "iscrowd": 0} for image, box in boxes]
+    path.write_text(json.dumps({"images": images, "annotations": objects}))
+    return path
+
+
+def test_boxes_go_where_the_drawn_image_has_them(tmp_path: Path) -> None:
+    # 100 x 50 pixels, drawn as 32 x 32: twice as wide as shown, 16 pixels lost on either side.
+    boxes = [(1, [50.0, 25, 25, 25]), (1, [40.0, 0, 5, 5]), (2, [0.0, 0, 50, 50])]
+    found = largest_boxes(annotations(tmp_path / "i.json", boxes), (32, 32))
+    assert found == {"a.png": [16.0, 16.0, 32.0, 32.0]}  # b's box would leave nothing
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """A checkpoint and two images, beside which annotations and pictures are written."""
+    spec = TINY["vit"]
+    write_checkpoint(
+        tmp_path / "ckpt",
+        state=SimMIM(spec).state_dict(),
+        spec=spec,
+        form="pretrain",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": "tiny"},
+    )
+    (tmp_path / "images").mkdir()
+    for name, size in (("a.png", (100, 50)), ("b.png", (50, 50))):
+        Image.new("RGB", size, (200, 120, 40)).save(tmp_path / "images" / name)
+    return tmp_path
+
+
+def visualize(folder: Path, *more: str) -> object:
+    places = ["--ckpt", str(folder / "ckpt"), "--images", str(folder / "images")]
+    out = ["--out", str(folder / "seen.png")]
+    return CliRunner().invoke(cli, ["visualize", *places, *out, *more]).exception
+
+
+@pytest.mark.parametrize(
+    "masking", ["random", "square", "block", "pixels", "regions", "multimodal", "centre", "boxes"]
+)
+def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> None:
+    more = ["--mask", masking, "--mask-patch-size", "4"]
+    if masking == "boxes":
+        content = annotations(drawn / "i.json", [(1, [50.0, 25, 25, 25])])
+        more += ["--annotations", str(content)]
+    assert visualize(drawn, *more) is None
+    picture = np.asarray(Image.open(drawn / "seen.png").convert("RGB")).astype(int)
+    shown = 160 + 4  # tiles of 32 pixels, five times as large, and their border
+    masked = picture[4 : 4 + 160, 4 + shown : 4 + shown + 160][2::5, 2::5]
+    hidden = (np.abs(masked - 127.5) < 2).all(-1)
+    if masking == "boxes":
+        assert hidden[16:, 16:].all()
+        assert hidden.sum() == 16 * 16
+    elif masking == "centre":
+        assert hidden[8:24, 8:24].all()
+        assert not hidden[:4].any()
+    else:
+        units = 32**2 if masking == "pixels" else 8**2
+        assert hidden.mean() == pytest.approx(math.ceil(0.6 * units) / units)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--mask", "boxes"], "--mask boxes and --annotations go together"),
+        (["--annotations", "i.json"], "--mask boxes and --annotations go together"),
+        (["--mask", "boxes", "--annotations", "gone.json"], "is not there"),
+    ],
+)
+def test_masks_that_cannot_be_made_are_refused(drawn: Path, more: list[str], message: str) -> None:
+    error = visualize(drawn, *more)
+    assert isinstance(error, BenchError)
+    assert message in str(error)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
+def test_annotations_that_are_not_cocos_are_refused(drawn: Path, content: str) -> None:
+    (drawn / "bad.json").write_text(content)
+    error = visualize(drawn, "--mask", "boxes", "--annotations", str(drawn / "bad.json"))
+    assert isinstance(error, BenchError)
+    assert error.exit_code == 4

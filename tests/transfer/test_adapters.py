@@ -1,0 +1,130 @@
+"""One contract for every backbone behind every adapter: names, channels, strides, odd sizes, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor, nn
+
+from simmim_bench.backbones import build_backbone, load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+
+SIZES = [(32, 32), (48, 64), (37, 51)]
+SPECS = {**TINY, "vit in windows": replace(TINY["vit"], depths=(8,), window_size=3)}
+Maps = dict[str, Tensor]
+# What an adapter declares: channels and stride by name.
+Declared = dict[str, tuple[int, int]]
+
+
+def detectron2_adapter(
+    checkpoint: Checkpoint,
+) -> tuple[nn.Module, Declared, Callable[[Tensor], Maps]]:
+    pytest.importorskip("detectron2")
+    from transfer.detectron2_backbone import SimMIMBackbone
+
+    adapter = SimMIMBackbone(checkpoint, seed=5)
+    shapes = adapter.output_shape()
+    return adapter, {name: (s.channels, s.stride) for name, s in shapes.items()}, adapter
+
+
+def mmseg_adapter(checkpoint: Checkpoint) -> tuple[nn.Module, Declared, Callable[[Tensor], Maps]]:
+    pytest.importorskip("mmseg")
+    from transfer.mmseg_backbone import SimMIMBackbone
+
+    adapter = SimMIMBackbone(checkpoint, seed=5)
+    names = [f"map{i}" for i in adapter.out_indices]
+    declared = dict(zip(names, zip(adapter.channels, adapter.strides, strict=True), strict=True))
+    return adapter, declared, lambda images: dict(zip(names, adapter(images), strict=True))
+
+
+ADAPTERS = {"detectron2": detectron2_adapter, "mmseg": mmseg_adapter}
+
+
+@pytest.fixture
+def checkpoint(family: str) -> Checkpoint:
+    return Checkpoint(
+        name=f"random:{family}",
+        spec=SPECS[family],
+        form="transfer",
+        state=None,
+        sha256="0",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": family, "method": "random"},
+    )
+
+
+def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
+    """Its blocks (detectron2: modeling/backbone/vit.py) with our weights, on a map that windows stick out of."""
+    vit = pytest.importorskip("detectron2.modeling.backbone.vit")
+    spec = replace(SPECS["vit in windows"], sincos_position=False)
+    ours = build_backbone(spec, seed=3).eval()
+    tokens = torch.randn(2, 7, 11, spec.embed_dim)
+    x = tokens
+    for i, block in enumerate(ours.blocks):
+        theirs = vit.Block(
+            spec.embed_dim,
+            spec.num_heads[0],
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            window_size=spec.window_size if i in spec.windowed_blocks else 0,
+        )
+        state = {k: v for k, v in block.state_dict().items() if k in theirs.state_dict()}
+        query, value = block.attn.q_bias, block.attn.v_bias
+        state["attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+        theirs.load_state_dict(state)
+        x = theirs(x)
+    torch.testing.assert_close(ours._run(tokens)[-1], x)
+
+
+@pytest.mark.parametrize("family", sorted(SPECS))
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+class TestEveryAdapter:
+    """Every claim holds for every family of backbones behind every adapter."""
+
+    def test_declares_the_backbones_levels(self, name: str, checkpoint: Checkpoint) -> None:
+        _, declared, _ = ADAPTERS[name](checkpoint)
+        levels = checkpoint.spec.feature_levels
+        assert list(declared) == [f"map{i}" for i in range(len(levels))]
+        assert list(declared.values()) == [(level.channels, level.stride) for level in levels]
+
+    @pytest.mark.parametrize("size", SIZES)
+    def test_gives_the_backbones_maps_at_any_size(
+        self, name: str, checkpoint: Checkpoint, size: tuple[int, int]
+    ) -> None:
+        module, declared, maps_of = ADAPTERS[name](checkpoint)
+        module.eval()
+        images = torch.randn(2, 3, *size)
+        wanted = load_backbone(checkpoint, seed=5).eval().forward_maps(images)
+        maps = maps_of(images)
+        assert list(maps) == list(declared)
+        for (level, found), expected in zip(maps.items(), wanted, strict=True):
+            channels, stride = declared[level]
+            assert found.shape == (2, channels, *(math.ceil(side / stride) for side in size))
+            assert torch.equal(found, expected)
+
+    def test_gradients_reach_all_that_the_maps_depend_on(
+        self, name: str, checkpoint: Checkpoint
+    ) -> None:
+        module, _, maps_of = ADAPTERS[name](checkpoint)
+        images = torch.randn(2, 3, *checkpoint.spec.img_size)
+        sum((m * torch.randn_like(m)).sum() for m in maps_of(images).values()).backward()  # type: ignore[union-attr]
+        without = [
+            parameter
+            for parameter, value in module.named_parameters()
+            if value.requires_grad and value.grad is None
+        ]
+        assert without == []
+
+    def test_reports_a_full_match_of_the_encoder(self, name: str, checkpoint: Checkpoint) -> None:
+        state: dict[str, Any] = load_backbone(checkpoint, seed=9).state_dict()
+        module, _, _ = ADAPTERS[name](replace(checkpoint, state=state))
+        report = module.backbone.load_report
+        assert (report.resized, report.missing, report.unused) == ([], [], [])
+        assert len(report.matched) == len(state)

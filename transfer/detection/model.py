@@ -1,0 +1,167 @@
+"""Mask R-CNN, or Cascade Mask R-CNN, of Detectron2's own parts.
+
+In: a checkpoint and a recipe. Out: a `GeneralizedRCNN`.
+Follows arXiv 1703.06870 and 1712.00726 with the heads of ViTDet (arXiv 2203.16527, appendix A.2) where the
+recipe says so. Imports Detectron2 at the top: `detection.py` loads it only after it made sure of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone, GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    FastRCNNConvFCHead,
+    FastRCNNOutputLayers,
+    MaskRCNNConvUpsampleHead,
+    StandardROIHeads,
+)
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.training.precision import autocast
+from transfer.detection.recipes import CocoRecipe
+from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
+
+POSITIVE_FRACTION = 0.25  # of the regions learnt from, at most
+
+
+def build_detector(
+    checkpoint: Checkpoint,
+    recipe: CocoRecipe,
+    *,
+    num_classes: int,
+    masks: bool,
+    seed: int,
+    device: torch.device,
+) -> GeneralizedRCNN:
+    """Build Mask R-CNN, or Faster R-CNN without masks; what the checkpoint lacks comes from the seed."""
+    backbone = build_detection_backbone(checkpoint, recipe, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GeneralizedRCNN(
+            backbone=backbone,
+            proposal_generator=_rpn(backbone, recipe),
+            roi_heads=_roi_heads(backbone, recipe, num_classes=num_classes, masks=masks),
+            pixel_mean=[255 * value for value in checkpoint.mean],
+            pixel_std=[255 * value for value in checkpoint.std],
+            input_format="RGB",
+        )
+    # Detectron2's own AMPTrainer needs CUDA; as a decorator, autocast serves inference as well.
+    model.forward = autocast(device, recipe.precision)(model.forward)  # type: ignore[operator]
+    return model.to(device)
+
+
+def _rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
+    levels = backbone.output_shape()
+    return RPN(
+        in_features=list(levels),
+        head=StandardRPNHead(
+            in_channels=recipe.neck_channels,
+            num_anchors=len(recipe.anchor_ratios),
+            conv_dims=[-1] * recipe.rpn_convs,
+        ),
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[size] for size in recipe.anchor_sizes],
+            aspect_ratios=list(recipe.anchor_ratios),
+            strides=[level.stride for level in levels.values()],
+            offset=0.0,
+        ),
+        anchor_matcher=Matcher([0.3, 0.7], [0, -1, 1], allow_low_quality_matches=True),
+        box2box_transform=Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0)),
+        batch_size_per_image=recipe.rpn_samples,
+        positive_fraction=0.5,
+        pre_nms_topk=recipe.pre_nms_topk,
+        post_nms_topk=recipe.post_nms_topk,
+        nms_thresh=0.7,
+    )
+
+
+def _roi_heads(
+    backbone: Backbone, recipe: CocoRecipe, *, num_classes: int, masks: bool
+) -> StandardROIHeads:
+    levels, width = backbone.output_shape(), recipe.neck_channels
+    # A level pooled from another is for proposals only, as in Detectron2's FPN models.
+    names = list(levels)[: len(levels) - (0 if backbone.top_block is None else 1)]
+
+    def pooler(size: int) -> ROIPooler:
+        return ROIPooler(
+            output_size=size,
+            scales=[1 / levels[name].stride for name in names],
+            sampling_ratio=0,
+            pooler_type="ROIAlignV2",
+            # 224 pixels at stride 16, for COCO's anchors: 7/4 of the level's anchor.
+            canonical_box_size=recipe.anchor_sizes[0] * 7 / 4,
+            canonical_level=int(math.log2(recipe.strides[0])),
+        )
+
+    def box_head() -> FastRCNNConvFCHead:
+        return FastRCNNConvFCHead(
+            ShapeSpec(channels=width, height=recipe.box_pool, width=recipe.box_pool),
+            conv_dims=[width] * recipe.box_head_convs,
+            fc_dims=[recipe.box_head_dim] * recipe.box_head_fcs,
+            conv_norm=recipe.head_norm,
+        )
+
+    def box_predictor(head: FastRCNNConvFCHead, scale: float = 1.0) -> FastRCNNOutputLayers:
+        x, y, w, h = (scale * weight for weight in (10.0, 10.0, 5.0, 5.0))
+        return FastRCNNOutputLayers(
+            head.output_shape,
+            box2box_transform=Box2BoxTransform(weights=(x, y, w, h)),
+            num_classes=num_classes,
+            test_score_thresh=recipe.score_threshold,
+            test_topk_per_image=recipe.detections,
+            # The stages of a cascade pass boxes on, which are of no class yet.
+            cls_agnostic_bbox_reg=recipe.class_agnostic or bool(recipe.cascade),
+        )
+
+    def matcher(overlap: float) -> Matcher:
+        return Matcher([overlap], [0, 1], allow_low_quality_matches=False)
+
+    mask_parts: dict[str, Any] = {}
+    if masks:
+        mask_parts = {
+            "mask_in_features": names,
+            "mask_pooler": pooler(recipe.mask_pool),
+            "mask_head": MaskRCNNConvUpsampleHead(
+                ShapeSpec(channels=width, height=recipe.mask_pool, width=recipe.mask_pool),
+                num_classes=1 if recipe.class_agnostic else num_classes,
+                conv_dims=[width] * (recipe.mask_head_convs + 1),  # the last one doubles the size
+                conv_norm=recipe.head_norm,
+            ),
+        }
+    common: dict[str, Any] = {
+        "num_classes": num_classes,
+        "batch_size_per_image": recipe.roi_samples,
+        "positive_fraction": POSITIVE_FRACTION,
+        "box_in_features": names,
+        "box_pooler": pooler(recipe.box_pool),
+        **mask_parts,
+    }
+    if recipe.cascade:
+        heads = [box_head() for _ in recipe.cascade]
+        return CascadeROIHeads(
+            box_heads=heads,
+            # detectron2, config/defaults.py (ROI_BOX_CASCADE_HEAD): each stage regresses more finely
+            box_predictors=[box_predictor(head, stage) for stage, head in enumerate(heads, 1)],
+            proposal_matchers=[matcher(overlap) for overlap in recipe.cascade],
+            **common,
+        )
+    head = box_head()
+    return StandardROIHeads(
+        proposal_matcher=matcher(0.5), box_head=head, box_predictor=box_predictor(head), **common
+    )
+
+
+def find_adapter(model: GeneralizedRCNN) -> SimMIMBackbone:
+    """Find our backbone's adapter within a detector."""
+    (adapter,) = (m for m in model.modules() if isinstance(m, SimMIMBackbone))
+    return adapter

@@ -1,0 +1,64 @@
+"""What a suite prints on stdout: its plan, and in the end what is done, what failed, and the leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from simmim_bench.jobs.runner import duration
+from simmim_bench.leaderboard.tables import print_table
+from transfer.suite.plan import Planned
+from transfer.suite.run import Result
+
+
+def plan_text(planned: Sequence[Planned]) -> str:
+    """Give a plan as a table of plain text, with its cost below."""
+    rows = [("checkpoint", "task", "recipe", "seeds", "state", "cost")]
+    for one in planned:
+        step = one.step
+        seeds = f"{step.seeds[0]}-{step.seeds[-1]}" if len(step.seeds) > 1 else str(step.seeds[0])
+        recipe = step.recipe.name + ("*" if step.deviates else "")
+        cost = "" if one.state == "done" else str(one.estimate)
+        rows.append((step.ckpt, step.name, recipe, seeds, one.state, cost))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, "", *_remarks(planned)])
+
+
+def _remarks(planned: Sequence[Planned]) -> list[str]:
+    left = [one for one in planned if one.state != "done"]
+    known = [one.estimate for one in left if one.estimate.seconds is not None]
+    total = sum(estimate.seconds or 0.0 for estimate in known)
+    remarks = [f"{len(left)} of {len(planned)} steps to do"]
+    if known:
+        unknown = len(left) - len(known)
+        remarks[0] += f": {duration(total)} of work" + (
+            f", and {unknown} unknown" if unknown else ""
+        )
+        remarks.append(
+            "cost: mean wall time of the records here of the same recipe, arch, data and device"
+        )
+    if any(one.step.deviates for one in planned):
+        remarks.append("* differs from the named recipe")
+    return remarks
+
+
+def print_result(result: Result) -> None:
+    """Print the leaderboard, and what failed with the command that does it alone."""
+    if result.board is not None:
+        print_table(result.board)
+        click.echo(f"leaderboard  {result.leaderboard / 'leaderboard.html'}")
+    done = sum(outcome.state == "done" for outcome in result.outcomes)
+    click.echo(f"{done} of {len(result.outcomes)} steps done")
+    for outcome in result.failed:
+        click.echo(
+            f"\nfailed  {outcome.step}: {outcome.error}\n"
+            f"log     {outcome.step.log}\n"
+            f"alone   {outcome.step.command()}"
+        )
+    if result.failed:
+        click.echo("\nMend it and give the same command again: what is done is not done again.")

@@ -1,0 +1,95 @@
+"""A suite carried out: its steps as `workers.py` does them, and the leaderboard of their records.
+
+In: the plan, and how many steps at once, on which devices, or through SLURM. Out: runs with their records,
+what became of every step, and the leaderboard of all records below the suite's folder. Started again, a
+suite goes on: what is done is left alone, what was interrupted is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simmim_bench.cli.suite_options import SuiteOptions
+from simmim_bench.display import Display
+from simmim_bench.jobs.options import Execution
+from simmim_bench.jobs.runner import Outcome, carry_out
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.find import find_records, write_leaderboard
+from transfer.suite.plan import Planned, Step, check_obstacles, list_steps, look_over
+
+
+def outcome_json(outcome: Outcome[Step]) -> dict[str, Any]:
+    """Give the plain form of what became of a step."""
+    step = outcome.step
+    return {
+        "ckpt": step.ckpt,
+        "task": step.name,
+        "state": outcome.state,
+        "exit_code": outcome.code,
+        "error": outcome.error or None,
+        "seconds": round(outcome.seconds, 1),
+        "log": str(step.log),
+        "command": step.command(),
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a suite came to."""
+
+    outcomes: tuple[Outcome[Step], ...]
+    board: Board | None
+    leaderboard: Path
+
+    @property
+    def failed(self) -> list[Outcome[Step]]:
+        """The steps that failed, in the plan's order."""
+        return [outcome for outcome in self.outcomes if outcome.state == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        """The first failed step's; 0 where all is done."""
+        return next((outcome.code for outcome in self.failed), 0)
+
+
+def plan_suite(options: SuiteOptions, execution: Execution) -> list[Planned]:
+    """List the steps of a suite with their states and costs; writes nothing.
+
+    Raises:
+        UsageError: see `list_steps`.
+        DataError: see `list_steps`.
+    """
+    device: str | None = None
+    if execution.slurm is None:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return look_over(list_steps(options), options.out, device)
+
+
+def run_suite(
+    planned: Sequence[Planned],
+    execution: Execution,
+    out: Path,
+    leaderboard: Path,
+    display: Display,
+) -> Result:
+    """Do what is left of a plan, and derive the leaderboard of all records below its folder.
+
+    Raises:
+        UsageError: a run that was started differently is in the way, or devices that there are not.
+        MissingEngineError: submitit is not installed.
+        InterruptedRun: a signal came; the steps that ran were asked to save.
+    """
+    check_obstacles(planned)
+    outcomes = tuple(
+        carry_out([one.step for one in planned], execution, out, display, what="suite")
+    )
+    board = None
+    if any(outcome.state == "done" for outcome in outcomes):
+        board = find_records([out]).board()
+        write_leaderboard(board, leaderboard)
+    return Result(outcomes, board, leaderboard)
