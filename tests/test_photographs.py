@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_coco_evaluation import STATS, referee
+from support.referee import referee
 
 from simmim_bench.cli.main import cli
 from simmim_bench.pocket.write import PocketCounts, write_pocket
-from simmim_bench.results.coco import evaluate_coco
+from simmim_bench.results.coco import STATS, evaluate_coco
 
 pytestmark = pytest.mark.slow
 FEW = 8

@@ -15,7 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
-from conftest import TINY
+from support.tiny import TINY
 from torch import Tensor, nn
 
 from pretrain.simmim import SimMIM, load_simmim

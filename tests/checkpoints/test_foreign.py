@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import TINY
 from safetensors.torch import save_file
+from support.tiny import TINY
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2

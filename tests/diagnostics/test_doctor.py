@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
-from test_cli import fails, run
+from support.cli import fails, run
+from support.tiny import TINY
 from torch import nn
 
 from pretrain.estimate import plan_pretraining

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_leaderboard import board_of, change, make_record
+from support.records import board_of, change, make_record
 
 from simmim_bench.cli.main import cli
 from simmim_bench.leaderboard.page import to_html

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from scipy.interpolate import RectBivariateSpline
+from support.tiny import TINY
 
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import build_backbone, load_backbone

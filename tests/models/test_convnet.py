@@ -11,8 +11,8 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
-from conftest import TINY
 from safetensors.torch import save_file
+from support.tiny import TINY
 from torch import Tensor, nn
 from torchvision.models import resnet
 

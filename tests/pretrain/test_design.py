@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from support.pretraining import MEAN, STD, at_pixels, masks, pictures, run, save
+from support.tiny import TINY
 from torch import Tensor
 
 from pretrain.design import Design
 from pretrain.encoder_input import visible_patches
 from pretrain.heads import HEADS, HeadShape, InverseSwin, head_shape
-from pretrain.masking.masks import random_masks
 from pretrain.monitor import trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.base import Pixels, Target
 from pretrain.targets.classes import Clusters
 from pretrain.targets.table import TARGETS
-from pretrain.train import check_sizes, pretrain
+from pretrain.train import check_sizes
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
-from simmim_bench.display import Display
-from simmim_bench.errors import DataError, InterruptedRun, UsageError
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.vit import sincos_position
 from simmim_bench.recipe import override
-from simmim_bench.runs.run_dir import open_run
-from simmim_bench.training.loop import fit
 
-MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 FEW = {"clusters": 6}
 # One of each choice, and those that meet: (family, what differs from SimMIM's own).
 DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -86,49 +81,12 @@ def one_thread() -> Iterator[None]:
 every_design = pytest.mark.parametrize("name", DESIGNS)
 
 
-def pictures(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
-    """Give normalised pictures of smooth colours with pixels in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 5, 5, generator=generator)
-    fine = torch.nn.functional.interpolate(coarse, spec.img_size, mode="bilinear")
-    fine = 0.9 * fine + 0.1 * torch.rand(fine.shape, generator=generator)
-    return (fine - MEAN) / STD
-
-
-def masks(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
-    return random_masks(
-        count,
-        spec.img_size,
-        mask_patch_size=spec.stride,
-        patch_size=spec.patch_size,
-        mask_ratio=0.5,
-        generator=torch.Generator().manual_seed(seed),
-    )
-
-
-def at_pixels(mask: Tensor, spec: BackboneSpec) -> Tensor:
-    return mask.repeat_interleave(spec.patch_size, 1).repeat_interleave(spec.patch_size, 2)
-
-
 def built(name: str) -> SimMIM:
     """Build a model of a design, its palette or tokenizer fitted."""
     family, changes = DESIGNS[name]
     model = SimMIM(TINY[family], Design(**changes), seed=1)
     model.target.fit(pictures(model.spec, 4, seed=9).split(1), seed=0)
     return model
-
-
-def save(model: SimMIM, path: Path) -> str:
-    write_checkpoint(
-        path,
-        state=model.state_dict(),
-        spec=model.spec,
-        form="pretrain",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        provenance={"label": "tiny", "design": asdict(model.design)},
-    )
-    return str(path)
 
 
 @every_design
@@ -530,43 +488,6 @@ def test_a_design_of_a_newer_version_is_bad_data(tmp_path: Path) -> None:
     meta.write_text(meta.read_text().replace('"scope"', '"unheard_of"'))
     with pytest.raises(DataError, match="unheard_of"):
         load_simmim(ckpt)
-
-
-def run(
-    out: Path, data: Path, *assignments: str, init_from: str | None = None, resume: bool = False
-) -> Path:
-    recipe = override(POCKET, ["epochs=2", "batch_size=30", "mask_patch_size=8", *assignments])
-    quiet = Display(quiet=True)
-    with open_run(
-        out, recipe=recipe, deviates={}, arguments={}, display=quiet, resume=resume
-    ) as opened:
-        return pretrain(
-            recipe=recipe,
-            deviates={},
-            data=data,
-            run=opened,
-            seed=0,
-            init_from=init_from,
-            resume=resume,
-        )
-
-
-def run_one_epoch(
-    out: Path, data: Path, *assignments: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stop a run after the first of its epochs, which is saved."""
-
-    def stopped(*, save: Callable[[int], None], **how: Any) -> None:
-        def save_and_stop(done: int) -> None:
-            save(done)
-            raise InterruptedRun("stopped", 15)
-
-        fit(save=save_and_stop, **how)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("pretrain.train.fit", stopped)
-        with pytest.raises(InterruptedRun):
-            run(out, data, *assignments)
 
 
 def test_a_run_keeps_its_design_and_its_palette(tmp_path: Path, pocket: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from support.tiny import TINY
 from torch.utils.data import TensorDataset
 
 from pretrain.design import Design

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
 from safetensors.torch import load_file
 from support.commands import two_processes
-from test_design import at_pixels, masks, pictures, run, run_one_epoch
+from support.pretraining import at_pixels, masks, pictures, run, run_one_epoch
+from support.tiny import TINY
 from torch import Tensor
 
 from pretrain.design import Design

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from safetensors.torch import load_file
 from support.commands import two_processes
-from test_design import at_pixels, masks, pictures, run, run_one_epoch, save
+from support.pretraining import at_pixels, masks, pictures, run, run_one_epoch, save
+from support.tiny import TINY
 
 from pretrain.design import Design, target_stride
 from pretrain.recipes import POCKET

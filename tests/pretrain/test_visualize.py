@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
 from PIL import Image
+from support.tiny import TINY
 
 from pretrain.masking.masks import box_mask, centre_mask
 from pretrain.simmim import SimMIM

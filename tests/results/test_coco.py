@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as masks
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from support.referee import referee
 
 from simmim_bench.errors import DataError
 from simmim_bench.results.coco import STATS, evaluate_coco
@@ -72,19 +69,6 @@ def scene(folder: Path, *, with_masks: bool = True, images: int = 12) -> tuple[P
     annotations.write_text(json.dumps(truth))
     results.write_text(json.dumps(found))
     return annotations, results
-
-
-def referee(annotations: Path, results: Path, kind: str) -> COCOeval:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
-        found = json.loads(results.read_text())
-        if kind == "segm":  # its loader would score the boxes' areas
-            found = [{k: v for k, v in d.items() if k != "bbox"} for d in found]
-        evaluation = COCOeval(truth, truth.loadRes(found), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
 
 
 def test_all_figures_are_those_of_pycocotools(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from support.tiny import TINY
 from torch import Tensor, nn
 
 import simmim_bench.training.precision as kernels
