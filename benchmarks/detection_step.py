@@ -19,12 +19,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from side_by_side import compare, report
 
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.distributed import Team, best_device
 from simmim_bench.recipe import find_recipe
-from simmim_bench.training.distributed import Team
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.optim import parameter_groups
-from simmim_bench.training.precision import best_device
 from transfer.detection.loop import Batch, estimate_memory
 from transfer.detection.model import build_detector, find_adapter
 from transfer.detection.recipes import CocoRecipe

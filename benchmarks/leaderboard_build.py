@@ -18,8 +18,9 @@ from side_by_side import compare, report
 
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.board import COLUMNS
-from simmim_bench.leaderboard.find import find_records, tables, write_leaderboard
+from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
+from simmim_bench.leaderboard.write import tables, write_leaderboard
 from simmim_bench.results.record import Record, read_record
 
 SEEDS = {"imagenet": 1, "linear": 3, "knn": 1, "fewshot-1%": 1, "fewshot-10%": 2, "coco": 1}

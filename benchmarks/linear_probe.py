@@ -21,16 +21,18 @@ import torch
 from side_by_side import compare, report
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
-from simmim_bench.data.datasets import ImageDataset, eval_loader, eval_transform
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.datasets import ImageDataset, eval_transform
+from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team, best_device
 from simmim_bench.recipe import find_recipe
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
-from simmim_bench.training.precision import autocast, best_device
+from simmim_bench.training.precision import autocast
 from transfer.frozen.candidates import Outcome, Seen
-from transfer.frozen.features import FeatureSet, FeatureStore, block_width, feature_sets
+from transfer.frozen.feature_store import FeatureStore
+from transfer.frozen.features import FeatureSet, block_width, feature_sets
 from transfer.frozen.linear_probe import probe_linear
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import SideBySide, epoch_steps

@@ -29,18 +29,13 @@ from torch import Tensor, nn
 from pretrain.masking.masks import random_masks
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
+from simmim_bench.distributed import best_device
 from simmim_bench.models.archs import find_spec
-from simmim_bench.training.memory import GIB
+from simmim_bench.models.attention import choose_attention
+from simmim_bench.training.flops import count_flops, product_flops_per_s
+from simmim_bench.training.memory import GIB, keep_freed_memory
 from simmim_bench.training.optim import parameter_groups
-from simmim_bench.training.precision import (
-    autocast,
-    best_device,
-    choose_attention,
-    count_flops,
-    decide_precision,
-    keep_freed_memory,
-    product_flops_per_s,
-)
+from simmim_bench.training.precision import autocast, decide_precision
 
 OFFICIAL_CONFIGS = {
     "vit_b": "configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml",

@@ -16,7 +16,7 @@ from pretrain.design import TOKENS, Design, EncoderInput, Loss, Scope, target_si
 from pretrain.heads import HEADS
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.train import check_sizes
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.results.ablation import Cell, Grid, Published

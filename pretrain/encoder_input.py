@@ -14,9 +14,9 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from simmim_bench.backbones import Backbone
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import Backbone
 from simmim_bench.models.vit import ViT, sincos_position
 
 # MAE: models_mae.py, 512 channels and heads of 32; but four blocks for its eight: fine-tuning does not tell (table 1).

@@ -16,7 +16,8 @@ from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.visualize import draw, evenly, load_whole
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.data.datasets import ImageDataset, eval_loader, eval_transform
+from simmim_bench.data.datasets import ImageDataset, eval_transform
+from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.training.precision import autocast
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from simmim_bench.models.archs import ARCHS, BackboneSpec
-from simmim_bench.training.precision import choose_attention
+from simmim_bench.models.attention import choose_attention
 
 SWIN_WINDOW = 7  # Swin's own (arXiv 2103.14030, section 4), where the encoder has none
 NARROWEST = 32  # ours: channels that transposed convolutions do not go below

@@ -12,11 +12,11 @@ from typing import Any
 from pretrain.recipes import RECIPES, PretrainRecipe, default_recipe, for_arch
 from pretrain.train import Execution, pretrain
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team
 from simmim_bench.files import read_json
-from simmim_bench.jobs.runner import State, look_at
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.runs.run_dir import describe_run, open_run
-from simmim_bench.training.distributed import Team
+from simmim_bench.runs.status import State, look_at
 
 
 def resolve(

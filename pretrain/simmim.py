@@ -18,12 +18,14 @@ from pretrain.design import Design, TargetModel, check_design, design_of, target
 from pretrain.encoder_input import ENCODER_INPUTS, LightDecoder
 from pretrain.heads import HEADS, Aggregate, head_shape
 from pretrain.masking.masks import at_pixels, hidden_patches
-from pretrain.targets.base import Pixels, Target
+from pretrain.targets.base import Target
+from pretrain.targets.pixels import Pixels
 from pretrain.targets.table import TARGETS
-from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 
 PAPER = Design()
 

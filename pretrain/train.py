@@ -26,20 +26,22 @@ from simmim_bench.checkpoints.checkpoint import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     keep_checkpoint,
-    read_checkpoint,
-    read_training_state,
     write_checkpoint,
 )
-from simmim_bench.data.datasets import EpochLoader, ImageDataset, seed_everything
+from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
+from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.sources import any_images, held_out_images
+from simmim_bench.distributed import Team, best_device, full_state, put_state
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team, full_state, put_state
-from simmim_bench.training.loop import fit, parts_that_fit
+from simmim_bench.training.accumulation import parts_that_fit
+from simmim_bench.training.flops import count_flops
+from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
-from simmim_bench.training.precision import best_device, count_flops, decide_precision
+from simmim_bench.training.precision import decide_precision
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
 

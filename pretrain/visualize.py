@@ -24,7 +24,7 @@ from pretrain.masking.masks import (
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import covering_size, eval_transform
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError

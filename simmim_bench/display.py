@@ -99,3 +99,11 @@ class Display:
             if self._depth == 0 and self.progress is not None:
                 self.progress.stop()
                 self.progress = None
+
+
+def duration(seconds: float) -> str:
+    """Give seconds as people say them."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

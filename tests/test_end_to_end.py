@@ -14,7 +14,7 @@ from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.simmim import load_simmim
 from pretrain.train import pretrain
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import balanced_subset
 from simmim_bench.data.sources import class_folders
 from simmim_bench.display import Display

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim_bench.backbones import build_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.build import build_backbone
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from simmim_bench.cli.options import RunOptions
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team
 from simmim_bench.errors import DataError
-from simmim_bench.jobs.runner import State, look_at
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import find_recipe
+from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import describe_run
-from simmim_bench.training.distributed import Team
+from simmim_bench.runs.status import State, look_at
 from transfer.compare import compare_runs
 from transfer.launch import COMPARED, Asked, prepare, start
 from transfer.recipes import RECIPES, default_recipe

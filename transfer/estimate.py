@@ -21,12 +21,13 @@ from simmim_bench.diagnostics.estimate import (
     checkpoint_bytes,
     epoch_steps,
 )
-from simmim_bench.training.distributed import Team
-from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from simmim_bench.distributed import Team
+from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.run import loss_and_mixing
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 from transfer.recipes import TransferRecipe
+from transfer.segmentation.recipes import Ade20kRecipe
 
 OBJECTS = 7  # of a made-up image: COCO's training images have 7.3 on average
 CHECKPOINTS = f"{KEPT} checkpoints at a time; predictions come on top"

@@ -22,15 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simmim_bench.backbones import TABLE, Backbone, load_backbone
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.convert import Writer, Written, maps_difference
-from simmim_bench.checkpoints.foreign.read import (
-    OPENMMLAB,
-    openmmlab_merging_order,
-    shift_downsample,
-)
+from simmim_bench.checkpoints.foreign.read import OPENMMLAB
+from simmim_bench.checkpoints.foreign.swin import openmmlab_merging_order, shift_downsample
 from simmim_bench.errors import MissingEngineError
+from simmim_bench.models.build import TABLE, Backbone
 
 State = dict[str, Tensor]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from simmim_bench.data.datasets import eval_loader
+from simmim_bench.data.loader import eval_loader
+from simmim_bench.distributed import Team
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
 from simmim_bench.training.precision import autocast
 
 

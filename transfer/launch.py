@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from simmim_bench.cli.options import RunOptions
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import check_place, describe_run, open_run
-from simmim_bench.training.distributed import Team
 from transfer.recipes import RECIPES, TransferRecipe, check_kind, default_recipe
 from transfer.run import run_transfer
 

@@ -27,7 +27,8 @@ from mmseg.registry import MODELS
 from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.training.optim import parameter_groups

@@ -10,11 +10,12 @@ from typing import get_args
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.models.archs import BackboneSpec, Family
 from transfer.detection import recipes as dense_recipes
-from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from transfer.detection.recipes import CocoRecipe
 from transfer.finetune import recipes as finetune_recipes
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen import recipes as frozen_recipes
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
+from transfer.segmentation.recipes import Ade20kRecipe
 
 TransferRecipe = (
     FinetuneRecipe | LinearRecipe | LogisticRecipe | KnnRecipe | CocoRecipe | Ade20kRecipe

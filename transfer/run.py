@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.distributed import Team
 from simmim_bench.errors import UsageError
 from simmim_bench.results.record import Record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
-from transfer.detection.recipes import Ade20kRecipe, CocoRecipe
+from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.recipes import TransferRecipe, check_kind
+from transfer.segmentation.recipes import Ade20kRecipe
 
 
 def run_transfer(

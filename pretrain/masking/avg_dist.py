@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from pretrain.masking.masks import at_pixels, mask_generator, recipe_masks
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.data.datasets import Seeded
 from simmim_bench.data.decode import normalise
+from simmim_bench.data.loader import Seeded
 
 MASKS_MEASURED = 64  # the mean is then known to about one part in a hundred
 

@@ -34,15 +34,12 @@ from torch import Tensor, nn
 from pretrain.design import Design, TargetModel
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.tokens import Tokens
-from simmim_bench.backbones import Backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-    read_checkpoint,
-)
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import Backbone
 from simmim_bench.training.precision import exactly
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

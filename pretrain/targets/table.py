@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pretrain.design import Design, TargetModel
-from pretrain.targets.base import PatchNorm, Pixels, Target
+from pretrain.targets.base import Target
 from pretrain.targets.classes import Bins, Clusters
+from pretrain.targets.pixels import PatchNorm, Pixels
 from pretrain.targets.teacher import TeacherFeatures, TeacherPixels
 from pretrain.targets.tokens import tokens
 from simmim_bench.models.archs import BackboneSpec

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.design import Design, TargetModel
-from pretrain.targets.base import Numbers, Pixels, averaged
+from pretrain.targets.base import Numbers, averaged
+from pretrain.targets.pixels import Pixels
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 

@@ -20,11 +20,13 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from simmim_bench.backbones import TABLE, Backbone, LoadReport, build_backbone, load_backbone
-from simmim_bench.backbones import load_state as load_into
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.load import LoadReport, restore_backbone
+from simmim_bench.checkpoints.load import load_state as load_into
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import TABLE, Backbone, build_backbone
 from simmim_bench.models.convnet import TIMM_PATCH, bottlenecks, timm_name
 from simmim_bench.models.vit import sincos_position
 
@@ -189,8 +191,8 @@ def write_native(checkpoint: Checkpoint, path: Path) -> Written:
     )
     images = probe_images(checkpoint.spec)
     with torch.no_grad():
-        wanted = load_backbone(checkpoint).eval().forward_features(images)
-        found = load_backbone(str(path)).eval().forward_features(images)
+        wanted = restore_backbone(checkpoint).eval().forward_features(images)
+        found = restore_backbone(read_checkpoint(str(path))).eval().forward_features(images)
     usage = f"simmim-bench transfer linear --ckpt {path} --data DIR"
     return Written(relative_difference(found, wanted), usage)
 
@@ -199,7 +201,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> Written:
     """Write timm's `config.json` and `model.safetensors`, the backbone in its transfer form."""
     assert checkpoint.state is not None
     classes = len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
-    ours = load_backbone(checkpoint, num_classes=classes).eval()
+    ours = restore_backbone(checkpoint, num_classes=classes).eval()
     if ours.spec.windowed_blocks:
         raise UsageError(
             f"timm has no ViT with attention windows, as {checkpoint.name} is; use --to detectron2 or mmseg."

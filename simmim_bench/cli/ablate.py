@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simmim_bench.cli.job_options import with_execution
 from simmim_bench.cli.options import (
     SEED,
     complete_among,
@@ -28,13 +29,14 @@ from simmim_bench.cli.options import (
     open_display,
     override_option,
 )
-from simmim_bench.cli.suite_options import KINDS, Kind
 from simmim_bench.errors import BenchError, DataError, InterruptedRun, UsageError, nearest
-from simmim_bench.jobs.options import Execution, with_execution
+from simmim_bench.jobs.options import Execution
+from simmim_bench.tasks import KINDS, Kind
 
 if TYPE_CHECKING:
-    from simmim_bench.jobs.runner import Outcome, State
+    from simmim_bench.jobs.runner import Outcome
     from simmim_bench.results.ablation import Ablation, Cell, Grid, Measured
+    from simmim_bench.runs.status import State
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
 _PATH = click.Path(path_type=Path)
@@ -478,7 +480,7 @@ def _choose(steps: Sequence[CellStep], names: Sequence[str]) -> list[CellStep]:
 
 
 def _run_alone(study: Study, name: str, quiet: bool) -> None:
-    from simmim_bench.training.distributed import join_team
+    from simmim_bench.distributed import join_team
 
     found = [step for step in _steps(study) if step.name == name]
     if not found:

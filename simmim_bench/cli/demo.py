@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from simmim_bench.cli.suite_options import DATA_SETS, SuiteOptions
 from simmim_bench.display import Display
 from simmim_bench.errors import UsageError
 from simmim_bench.files import write_json
 from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.tasks import DATA_SETS
+from transfer.suite.options import SuiteOptions
 
 ARCH = "vit_pocket"
 SEEDS = 3  # of the tasks that cost seconds; they show how much of a difference is noise

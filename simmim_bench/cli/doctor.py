@@ -240,10 +240,11 @@ def _estimate(
     display: Display,
 ) -> Iterator[Finding]:
     """Plan the recipe's run and take a step of it."""
-    from simmim_bench.checkpoints.checkpoint import read_checkpoint
+    from simmim_bench.checkpoints.read import read_checkpoint
     from simmim_bench.diagnostics.estimate import data_size, estimate, too_large
+    from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
-    from simmim_bench.training.precision import best_device, keep_freed_memory
+    from simmim_bench.training.memory import keep_freed_memory
 
     device, recipe = best_device(), question.recipe
     pretraining = stages.is_pretraining(recipe)

@@ -87,8 +87,8 @@ def leaderboard_build(
     They are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html: one file that works
     offline. A damaged record is named and left out.
     """
-    from simmim_bench.leaderboard.find import write_leaderboard
     from simmim_bench.leaderboard.tables import print_table
+    from simmim_bench.leaderboard.write import write_leaderboard
 
     board = _find(roots).board()
     write_leaderboard(board, out, reported=_read_published(reported), into=into)
@@ -115,7 +115,8 @@ def leaderboard_check(
     still where they were, and the tables. Exit code 6 when anything differs; everything that does is named.
     """
     from simmim_bench.leaderboard.check import check_files, check_records
-    from simmim_bench.leaderboard.find import documents, find_records, tables
+    from simmim_bench.leaderboard.find import find_records
+    from simmim_bench.leaderboard.write import documents, tables
 
     found = find_records(roots)
     problems = list(found.problems)

@@ -26,7 +26,6 @@ from simmim_bench.cli.doctor import Stages, make_doctor
 from simmim_bench.cli.leaderboard import leaderboard
 from simmim_bench.cli.options import (
     SEED,
-    RunOptions,
     complete_among,
     complete_arch,
     complete_ckpt,
@@ -35,9 +34,11 @@ from simmim_bench.cli.options import (
     run_options,
 )
 from simmim_bench.cli.pocket import pocket
-from simmim_bench.cli.suite_options import SuiteOptions, suite_options
+from simmim_bench.cli.suite_options import suite_options
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 from simmim_bench.jobs.options import Execution
+from simmim_bench.runs.options import RunOptions
+from transfer.suite.options import SuiteOptions
 
 TASK_NAMES = ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k")
 
@@ -64,9 +65,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        team = sys.modules.get(
-            "simmim_bench.training.distributed"
-        )  # where it is not loaded, there is none
+        team = sys.modules.get("simmim_bench.distributed")  # where it is not loaded, there is none
         if team is not None and isinstance(end.code, int):
             team.leave(end.code)
         raise
@@ -247,7 +246,7 @@ def pretrain(arch: str, init_from: str | None, options: RunOptions, **execution:
     --resume then ends where an undisturbed run ends. On SIGUSR1 a SLURM job is requeued as well
     (#SBATCH --signal=USR1@120).
     """
-    from simmim_bench.training.distributed import join_team
+    from simmim_bench.distributed import join_team
 
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
@@ -369,7 +368,7 @@ def transfer(
 
     All run under torchrun and srun as well; every image is scored once.
     """
-    from simmim_bench.training.distributed import join_team
+    from simmim_bench.distributed import join_team
     from transfer.compare import compare_runs
     from transfer.launch import Asked, check_places, over_seeds, plan, plan_baseline, start_seeds
 

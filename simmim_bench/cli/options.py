@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench.errors import UsageError
+from simmim_bench.runs.options import RunOptions
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
@@ -59,21 +59,6 @@ def complete_ckpt(
         names = timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)
         return [CompletionItem(f"timm:{name}") for name in names]
     return [CompletionItem(incomplete, type="file")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """The options that every run has."""
-
-    data: Path
-    recipe: str | None = None
-    out: Path | None = None
-    resume: bool = False
-    overwrite: bool = False
-    seed: int = 0
-    overrides: tuple[str, ...] = ()
-    as_json: bool = False
-    quiet: bool = False
 
 
 def override_option(says: str, *, of: str = "") -> Callable[[Any], Any]:

@@ -7,68 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.cli.job_options import EXECUTION_OPTIONS, read_execution
 from simmim_bench.cli.options import SEED, Command, complete_ckpt
-from simmim_bench.jobs.options import EXECUTION_OPTIONS, read_execution
-
-DATA_SETS = ("imagenet", "coco", "ade20k")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One task of a row: the command's task, its fraction, and whose data it learns from."""
-
-    task: str
-    fraction: str | None
-    data: str
-
-
-KINDS = {  # as records call them; first what costs least
-    "linear": Kind("linear", None, "imagenet"),
-    "knn": Kind("knn", None, "imagenet"),
-    "fewshot-1%": Kind("fewshot", "1%", "imagenet"),
-    "fewshot-10%": Kind("fewshot", "10%", "imagenet"),
-    "imagenet": Kind("imagenet", None, "imagenet"),
-    "coco": Kind("coco", None, "coco"),
-    "ade20k": Kind("ade20k", None, "ade20k"),
-}
-GROUPS = {"fewshot": ("fewshot-1%", "fewshot-10%")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteOptions:
-    """What a suite is to do.
-
-    Attributes:
-        data_sets: folders by `imagenet`, `coco`, `ade20k`; the tasks of one that is left out are not done.
-        baseline: "random" for a row of random weights of each arch.
-        tasks: names, or lists of names with commas; empty for all.
-        seeds: N for all tasks, TASK=N for one.
-        seed: the first seed.
-        recipes: TASK=NAME.
-        overrides: TASK.KEY=VALUE.
-        accumulate, grad_checkpointing: of `coco`.
-        label_maps: of `ade20k`.
-    """
-
-    ckpts: tuple[str, ...]
-    data_sets: dict[str, Path]
-    out: Path = Path("runs")
-    baseline: str | None = None
-    tasks: tuple[str, ...] = ()
-    seeds: tuple[str, ...] = ()
-    seed: int = 0
-    recipes: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    accumulate: int | None = None
-    grad_checkpointing: bool = False
-    label_maps: bool = False
+from simmim_bench.tasks import DATA_SETS, GROUPS, KINDS
+from transfer.suite.options import SuiteOptions
 
 
 def _complete_recipe(recipes: Callable[[], dict[str, Any]]) -> Callable[..., list[CompletionItem]]:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from simmim_bench.backbones import LoadReport, build_backbone, fit_state
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.load import LoadReport, fit_state
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.findings import Finding, State
 from simmim_bench.errors import DataError
 from simmim_bench.models.archs import ARCHS, BackboneSpec, find_spec
+from simmim_bench.models.build import build_backbone
 
 REPORTED = ("matched", "resized", "missing", "unused")
 

@@ -19,11 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.backbones import build_backbone
-from simmim_bench.data.datasets import EpochLoader
+from simmim_bench.data.loader import EpochLoader
 from simmim_bench.diagnostics.findings import Finding, State
 from simmim_bench.diagnostics.machine import free_disk
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 from simmim_bench.training.memory import (
     COPIES,
     GIB,

@@ -7,200 +7,24 @@ of such steps.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
-import torch
-
-from simmim_bench.display import Display
-from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.display import Display, duration
+from simmim_bench.errors import InterruptedRun
 from simmim_bench.jobs.options import Execution
-from simmim_bench.jobs.process import exit_code, kill, last_error, launch, launch_words
-from simmim_bench.jobs.slurm import Cluster, job_code
-from simmim_bench.runs.lock import is_taken
-from simmim_bench.runs.run_dir import check_place, is_occupied
-from simmim_bench.training.loop import StopRequest, stop_on_signals
+from simmim_bench.jobs.process import exit_code, last_error
+from simmim_bench.jobs.workers import Machine, Queue, Step, Worker
+from simmim_bench.training.stopping import StopRequest, stop_on_signals
 
 POLL_S = 0.2
-State = Literal["done", "resumable", "to do", "running elsewhere", "in the way"]
-
-
-class Step(Protocol):
-    """One process's work."""
-
-    @property
-    def log(self) -> Path:
-        """The file that its process writes to."""
-
-    @property
-    def takes_turns_on(self) -> str | None:
-        """What steps share that are not to run at once; None for nothing."""
-
-    def look(self) -> list[tuple[State, str]]:
-        """Say of each of its runs how it stands, and why where it is in the way."""
-
-    def arguments(self) -> list[str]:
-        """Give the arguments of `simmim-bench` for what is left."""
 
 
 AnyStep = TypeVar("AnyStep", bound=Step)
-
-
-def look_at(
-    place: Path, description: dict[str, Any], *, is_finished: Callable[[Path], bool]
-) -> tuple[State, str]:
-    """Say how a run directory stands, and why where it is in the way.
-
-    Args:
-        description: what `recipe.json` has to say there.
-        is_finished: may raise a `BenchError` for a run that has ended and is damaged.
-    """
-    if is_taken(place):
-        return "running elsewhere", ""
-    try:
-        check_place(place, description, resume=True, overwrite=False)
-        if is_finished(place):
-            return "done", ""
-    except BenchError as error:
-        return "in the way", str(error)
-    return ("resumable" if is_occupied(place) else "to do"), ""
-
-
-def duration(seconds: float) -> str:
-    """Give seconds as people say them."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-class Worker(Protocol):
-    """A step that runs somewhere."""
-
-    def poll(self) -> tuple[int, str] | None:
-        """Give the exit code, and why it ended where its log does not say; None while it runs."""
-
-    def stop(self, number: int) -> None:
-        """Ask it to save and stop."""
-
-    def kill(self) -> None:
-        """End it at once."""
-
-
-class LocalWorker:
-    """A step as a process of this machine."""
-
-    def __init__(self, process: subprocess.Popen[bytes], free: Callable[[], None]) -> None:
-        self._process, self._free = process, free
-
-    def poll(self) -> tuple[int, str] | None:
-        """Give the exit code; None while it runs."""
-        code = self._process.poll()
-        if code is None:
-            return None
-        self._free()
-        return code, ""
-
-    def stop(self, number: int) -> None:
-        """Pass a signal on."""
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """End it at once."""
-        kill(self._process)
-
-
-class JobWorker:
-    """A step as a job, which outlives who submitted it."""
-
-    def __init__(self, job: Any) -> None:
-        self.job = job
-
-    def poll(self) -> tuple[int, str] | None:
-        """Give the exit code and what SLURM says; None while it waits or runs."""
-        return job_code(self.job) if self.job.done() else None
-
-    def stop(self, number: int) -> None:
-        """Leave it: who starts the same again finds it."""
-
-    def kill(self) -> None:
-        """Leave it."""
-
-
-class Machine:
-    """This machine, its devices shared out to so many steps at once."""
-
-    outlives = False
-
-    def __init__(self, execution: Execution) -> None:
-        self.processes = execution.gpus_per_task
-        groups = share_devices(self.processes)
-        self.places = execution.workers or max(1, len(groups))
-        if groups and self.places > len(groups):
-            raise UsageError(
-                f"--workers {self.places} with --gpus-per-task {self.processes} need more GPUs than there are; "
-                f"use --workers {len(groups)}."
-            )
-        self._free: list[str | None] = list(groups) or [None] * self.places
-
-    def may_start(self, step: Step, running: Sequence[Step]) -> bool:
-        """Say whether a step may start: what shares a thing takes turns."""
-        turn = step.takes_turns_on
-        return turn is None or all(turn != other.takes_turns_on for other in running)
-
-    def start(self, step: Step) -> LocalWorker:
-        """Start a step."""
-        devices = self._free.pop(0)
-        command = launch_words(step.arguments(), self.processes)
-        return LocalWorker(launch(command, step.log, devices), lambda: self._free.append(devices))
-
-
-class Queue:
-    """SLURM, which shares out its machines itself."""
-
-    outlives = True
-
-    def __init__(self, execution: Execution, folder: Path, steps: int) -> None:
-        assert execution.slurm is not None
-        self.cluster = Cluster(folder, execution.slurm, execution.gpus_per_task)
-        self.places = execution.workers or max(1, steps)
-        self._last: dict[str, str] = {}  # what is shared -> the job that uses it last
-
-    def may_start(self, step: Step, running: Sequence[Step]) -> bool:
-        """Say whether a step may start; SLURM keeps the order."""
-        return True
-
-    def start(self, step: Step) -> JobWorker:
-        """Submit a step, or find the job of an earlier attempt."""
-        job, turn = self.cluster.find(step.log), step.takes_turns_on
-        if job is None:
-            after = None if turn is None else self._last.get(turn)
-            job = self.cluster.submit(step.arguments(), step.log, str(step), after)
-        if turn is not None and self.cluster.name == "slurm":
-            self._last[turn] = job.job_id
-        return JobWorker(job)
-
-
-def share_devices(size: int) -> list[str]:
-    """Give the GPUs that this process sees, in groups; none on a CPU.
-
-    Raises:
-        UsageError: a group has more than there are.
-    """
-    if not torch.cuda.is_available():
-        return []
-    count = torch.cuda.device_count()
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = seen.split(",")[:count] if seen else [str(number) for number in range(count)]
-    if size > count:
-        raise UsageError(f"--gpus-per-task {size} is more than the {count} GPUs that there are.")
-    return [",".join(names[i : i + size]) for i in range(0, count - size + 1, size)]
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _checkpoint(path: Path, record: Record, hash_of: Callable[[str], str | None]
 
 
 def _hash_of_checkpoint(name: str) -> str | None:
-    from simmim_bench.checkpoints.checkpoint import read_checkpoint
+    from simmim_bench.checkpoints.read import read_checkpoint
 
     # What timm offers would have to be downloaded.
     if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):

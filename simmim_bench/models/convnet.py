@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
-from simmim_bench.training.precision import buffers_kept
+from simmim_bench.models.buffers import buffers_kept
 
 # Where timm has another name: (ours, timm's).
 TIMM_NAMES = {

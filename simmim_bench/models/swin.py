@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
-from simmim_bench.training.precision import choose_attention
+from simmim_bench.models.attention import choose_attention
 
 _TIMM_CLASS = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 

@@ -33,8 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
+from simmim_bench.models.attention import choose_attention
 from simmim_bench.models.position_bias import Grid, RelativePositionBias
-from simmim_bench.training.precision import choose_attention
 
 Form = Literal["pretrain", "transfer"]
 HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py

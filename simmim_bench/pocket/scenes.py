@@ -16,210 +16,34 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.floating[Any]]
-Field = Callable[[Array, Array], Array]
+from simmim_bench.pocket.classes import BASE, CLUTTER, STUFF, STUFF_CLASSES, THINGS, Layer
+from simmim_bench.pocket.shapes import (
+    Array,
+)
+
 """A function of the plane: below 0 inside a shape, or above 0 where a pattern has its accent."""
 Colour = tuple[float, float, float]
 
 SAMPLES_PER_PIXEL = 3
 """Samples along each axis of a pixel; odd, for one at the centre, where labels are read."""
 
-BASE, ACCENT, TRIM, INK, LIGHT = range(5)
 """Tones: places in an item's palette. Patterns alternate `BASE` and `ACCENT`."""
 
 
-def _length(x: Array, y: Array) -> Array:
-    """Give the length of a vector, five times faster than the overflow-proof `np.hypot`."""
-    length: Array = np.sqrt(x * x + y * y)
-    return length
-
-
-def disc(x: float, y: float, radius: float) -> Field:
-    """Give the distance to a disc."""
-    return lambda u, v: _length(u - x, v - y) - radius
-
-
-def ellipse(x: float, y: float, width: float, height: float) -> Field:
-    """Give about the distance to an ellipse of half-axes `width` and `height`."""
-    scale = min(width, height)
-    return lambda u, v: (_length((u - x) / width, (v - y) / height) - 1) * scale
-
-
-def box(x: float, y: float, width: float, height: float) -> Field:
-    """Give about the distance to a rectangle of half-sides `width` and `height`."""
-    return lambda u, v: np.maximum(abs(u - x) - width, abs(v - y) - height)
-
-
-def convex(*corners: tuple[float, float]) -> Field:
-    """Give about the distance to a convex polygon, its corners clockwise on the screen."""
-    sides = []
-    for (x0, y0), (x1, y1) in zip(corners, (*corners[1:], corners[0]), strict=True):
-        length = math.hypot(x1 - x0, y1 - y0)
-        sides.append((x0, y0, (y1 - y0) / length, (x0 - x1) / length))
-    return lambda u, v: reduce(np.maximum, [(u - x) * a + (v - y) * b for x, y, a, b in sides])
-
-
-def union(*fields: Field) -> Field:
-    """Join shapes."""
-    return lambda u, v: reduce(np.minimum, [field(u, v) for field in fields])
-
-
-def minus(field: Field, hole: Field) -> Field:
-    """Cut `hole` out of a shape."""
-    return lambda u, v: np.maximum(field(u, v), -hole(u, v))
-
-
-def both_sides(field: Field) -> Field:
-    """Mirror the right half of a shape to the left."""
-    return lambda u, v: field(abs(u), v)
-
-
-def plain() -> Field:
-    """Paint in the base tone alone."""
-    return lambda u, v: np.full(np.broadcast(u, v).shape, -1, np.float32)
-
-
-def stripes(period_u: float, period_v: float = math.inf) -> Field:
-    """Paint parallel stripes with the given periods along the axes."""
-    a, b = 2 * math.pi / period_u, 2 * math.pi / period_v
-    return lambda u, v: np.cos(a * u + b * v)
-
-
-def checks(side: float) -> Field:
-    """Paint a chessboard, a corner at the origin."""
-    return lambda u, v: np.sin(math.pi / side * u) * np.sin(math.pi / side * v)
-
-
-def dots(period: float) -> Field:
-    """Paint round spots on a square lattice, one at the origin."""
-    a = 2 * math.pi / period
-    return lambda u, v: np.cos(a * u) + np.cos(a * v) - 0.75
-
-
-def rings(period: float) -> Field:
-    """Paint rings around the origin."""
-    return lambda u, v: np.cos(2 * math.pi / period * _length(u, v))
-
-
-def wedges(count: int, x: float, y: float) -> Field:
-    """Paint `count` pairs of wedges that meet in one point."""
-    return lambda u, v: np.sin(count * np.arctan2(v - y, u - x))
-
-
-def zigzag(period: float, swing: float) -> Field:
-    """Paint level zigzag bands; `swing` is their height and half their length."""
-    return lambda u, v: np.cos(
-        2 * math.pi / period * (v + swing * abs((u / swing / 2) % 1 * 2 - 1))
-    )
-
-
-def bricks(width: float, height: float, joint: float) -> Field:
-    """Paint joints between bricks that are shifted by half in every other row."""
-
-    def field(u: Array, v: Array) -> Array:
-        row = np.floor(v / height)
-        across = abs((u / width + row / 2) % 1 - 0.5) * width
-        along = abs((v / height) % 1 - 0.5) * height
-        joints: Array = np.maximum(across - width / 2, along - height / 2) + joint / 2
-        return joints
-
-    return field
-
-
-Layer = tuple[Field, int | Field]
 """A shape and how it is painted: in one tone, or in a pattern of base and accent."""
 
-_ROOF = convex((0, -0.95), (0.92, -0.12), (-0.92, -0.12))
-_WALLS = box(0, 0.36, 0.68, 0.54)
-_DOME = minus(ellipse(0, 0.12, 0.95, 0.98), box(0, 1.12, 2, 1))
 
-THINGS: dict[str, tuple[Layer, ...]] = {
-    "ball": (
-        (disc(0, 0, 0.92), wedges(3, -0.15, -0.2)),
-        (disc(-0.15, -0.2, 0.17), LIGHT),
-    ),
-    "birdhouse": (
-        (_WALLS, stripes(math.inf, 0.36)),
-        (_ROOF, TRIM),
-        (disc(0, 0.3, 0.24), INK),
-        (box(0, 0.68, 0.07, 0.09), LIGHT),
-    ),
-    "butterfly": (
-        (
-            both_sides(union(ellipse(0.5, -0.33, 0.46, 0.5), ellipse(0.4, 0.45, 0.36, 0.42))),
-            dots(0.46),
-        ),
-        (ellipse(0, 0, 0.12, 0.72), INK),
-    ),
-    "fish": (
-        (convex((0.4, 0), (0.98, -0.56), (0.98, 0.56)), TRIM),
-        (convex((-0.3, -0.4), (0.25, -0.85), (0.35, -0.3)), TRIM),
-        (ellipse(-0.18, 0, 0.78, 0.52), stripes(0.44)),
-        (disc(-0.6, -0.1, 0.16), LIGHT),
-        (disc(-0.62, -0.1, 0.08), INK),
-    ),
-    "house": (
-        (box(0.5, -0.6, 0.13, 0.3), INK),
-        (_WALLS, bricks(0.54, 0.3, 0.09)),
-        (_ROOF, TRIM),
-        (box(-0.28, 0.6, 0.18, 0.3), INK),
-        (box(0.3, 0.3, 0.2, 0.18), LIGHT),
-    ),
-    "mug": (
-        (minus(disc(0.5, 0.05, 0.46), disc(0.5, 0.05, 0.24)), TRIM),
-        (box(-0.2, 0, 0.65, 0.78), zigzag(0.5, 0.26)),
-        (box(-0.2, -0.7, 0.65, 0.1), LIGHT),
-    ),
-    "mushroom": (
-        (convex((-0.24, 0.1), (0.24, 0.1), (0.34, 0.92), (-0.34, 0.92)), LIGHT),
-        (_DOME, dots(0.46)),
-    ),
-    "target": (
-        (disc(0, 0, 0.92), rings(0.5)),
-        (disc(0, 0, 0.13), TRIM),
-    ),
-    "turtle": (
-        (both_sides(union(disc(0.42, -0.56, 0.2), disc(0.42, 0.56, 0.2))), TRIM),
-        (union(disc(-0.78, 0, 0.22), convex((0.6, -0.12), (0.98, 0), (0.6, 0.12))), TRIM),
-        (disc(-0.84, -0.08, 0.07), INK),
-        (ellipse(0, 0, 0.68, 0.6), checks(0.3)),
-    ),
-    "umbrella": (
-        (box(0, 0.5, 0.07, 0.42), INK),
-        (minus(minus(disc(0.17, 0.78, 0.24), disc(0.17, 0.78, 0.1)), box(0, 0, 2, 0.78)), INK),
-        (_DOME, wedges(9, 0, -1.0)),
-    ),
-}
 """Classes of things: layers from back to front, in a frame that reaches from -1 to 1."""
 
-CLUTTER: dict[str, tuple[Layer, ...]] = {
-    "pebble": ((ellipse(0, 0, 0.9, 0.65), plain()),),
-    "plank": ((box(0, 0, 0.95, 0.2), plain()),),
-    "shard": ((convex((0, -0.9), (0.7, 0.6), (-0.8, 0.5)), plain()),),
-    "crescent": ((minus(disc(0, 0, 0.85), disc(0.4, 0, 0.7)), plain()),),
-}
 """Shapes of no class, that hide parts of things and lie about; never annotated."""
 
-STUFF: dict[str, Field] = {
-    "sky": lambda x, y: np.sin(5 * x + 2 * np.sin(9 * y)) * np.sin(11 * y),
-    "wall": lambda x, y: np.sign(np.maximum(abs(x * 4 % 1 - 0.5), abs(y * 4 % 1 - 0.5)) - 0.38),
-    "grass": lambda x, y: np.sin(50 * x + 3 * np.sin(14 * y)),
-    "water": lambda x, y: np.sin(44 * y + 1.6 * np.sin(16 * x)),
-    "sand": lambda x, y: np.sin(42 * x) * np.sin(42 * y),
-    "floor": lambda x, y: np.sign(np.sin(26 * (x + y))),
-}
 """Classes of stuff: a texture from -1 to 1, in short sides of the picture."""
-
-THING_CLASSES = tuple(THINGS)
-STUFF_CLASSES = tuple(STUFF)
 
 
 @dataclass(frozen=True, kw_only=True)

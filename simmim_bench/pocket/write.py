@@ -29,15 +29,8 @@ from pycocotools import mask as coco_mask
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import write_json, write_text
-from simmim_bench.pocket.scenes import (
-    STUFF_CLASSES,
-    THING_CLASSES,
-    Rendering,
-    Scene,
-    object_scene,
-    open_scene,
-    render,
-)
+from simmim_bench.pocket.classes import STUFF_CLASSES, THING_CLASSES
+from simmim_bench.pocket.scenes import Rendering, Scene, object_scene, open_scene, render
 
 __all__ = ["COCO_CATEGORY_IDS", "STUFF_CLASSES", "THING_CLASSES", "PocketCounts", "write_pocket"]
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
     from simmim_bench.checkpoints.checkpoint import Checkpoint
+    from simmim_bench.distributed import Team
     from simmim_bench.models.archs import BackboneSpec
     from simmim_bench.recipe import Recipe
     from simmim_bench.runs.run_dir import RunDir
-    from simmim_bench.training.distributed import Team
 
 SCHEMA = 2
 
@@ -82,7 +82,7 @@ def write_record(
         images_seen: images that went through the model, in training and scoring, each time counted.
         team: the processes of the run, each with a device of its own.
     """
-    from simmim_bench.runs.run_dir import environment
+    from simmim_bench.runs.environment import environment
 
     annotations = Path(data["annotations"]) if "annotations" in data else None
     metrics = scores_from_predictions(task, predictions, annotations, masks=with_masks(details))
@@ -137,7 +137,7 @@ def count_params(spec: BackboneSpec) -> int:
     """Count the weights of a backbone without heads."""
     import torch
 
-    from simmim_bench.backbones import build_backbone
+    from simmim_bench.models.build import build_backbone
 
     with torch.device("meta"):
         return sum(p.numel() for p in build_backbone(spec).parameters())

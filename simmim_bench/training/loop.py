@@ -8,65 +8,26 @@ Detection and segmentation are trained by the loops of their own frameworks.
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from simmim_bench.data.datasets import EpochLoader, seed_everything
-from simmim_bench.errors import DivergedError, InterruptedRun, UsageError
+from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.distributed import Team
+from simmim_bench.errors import DivergedError
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team, without_sync
+from simmim_bench.training.accumulation import _backward
+from simmim_bench.training.flops import product_flops_per_s
+from simmim_bench.training.memory import keep_freed_memory
 from simmim_bench.training.optim import Schedule
-from simmim_bench.training.precision import (
-    autocast,
-    buffers_kept,
-    keep_freed_memory,
-    product_flops_per_s,
-)
-
-METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl
-
-
-class StopRequest:
-    """Which signal asked the run to stop, if any."""
-
-    number: int | None = None
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1 is what SLURM is asked to send
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step."""
-    request = StopRequest()
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if request.number is not None:  # a second one means it
-            raise KeyboardInterrupt
-        request.number = number
-
-    try:
-        before = {s: signal.signal(s, remember) for s in SIGNALS}
-    except ValueError:  # not in the main thread: the caller keeps its own handling
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+from simmim_bench.training.stopping import METRICS_EVERY, raise_if_stopped, stop_on_signals
 
 
 def fit(
@@ -168,117 +129,9 @@ def fit(
                 raise_if_stopped(stop, description, step, total, run=run, team=team, save=unsaved)
 
 
-def raise_if_stopped(
-    stop: StopRequest,
-    description: str,
-    done: int,
-    total: int,
-    *,
-    run: RunDir,
-    team: Team,
-    save: Callable[[], None] | None,
-) -> None:
-    """Save and end the run where any of its processes got a signal and there are steps left.
-
-    Args:
-        done: optimizer steps, of `total`.
-        save: None where the step has been saved.
-
-    Raises:
-        InterruptedRun: with what was done.
-    """
-    signal_number = _agree_to_stop(stop, done, team)
-    if not signal_number or done >= total:
-        return
-    if save is not None:
-        save()
-    team.wait()  # the main process writes: a launcher kills it when another has ended
-    _requeue(signal_number, run, team)
-    raise InterruptedRun(
-        f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
-        "saved; go on with --resume.",
-        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
-    )
-
-
-def _backward(
-    model: nn.Module,
-    batch: list[Tensor],
-    epoch: int,
-    loss_of: Callable[[Any, int], Tensor],
-    precision: str,
-    device: torch.device,
-    accumulate: int,
-) -> Tensor:
-    """Add up the gradients of a batch's parts; give the mean loss."""
-    parts = list(zip(*(x.chunk(accumulate) for x in batch), strict=True))
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts):
-        weight = len(part[0]) / len(batch[0])
-        with nullcontext() if number == len(parts) - 1 else without_sync(model):
-            with autocast(device, precision):
-                loss = loss_of(list(part), epoch)
-            (loss * weight).backward()
-        total += loss.detach() * weight
-    return total
-
-
 def _whole(norm: Tensor) -> Tensor:
     """Give the number that a sharded model's gradient norm stands for."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def parts_that_fit(
-    model: nn.Module,
-    loader: EpochLoader,
-    loss_of: Callable[[Any, int], Tensor],
-    precision: str,
-    team: Team,
-) -> int:
-    """Give the smallest number of parts, a power of two, whose forward and backward pass fit into memory.
-
-    A trial with the first batch says so, with room left for the optimizer's state. Only a GPU answers: a
-    system that runs out of memory ends the process.
-
-    Raises:
-        UsageError: not even one image fits.
-    """
-    batch = next(iter(loader.epoch(0)))
-    parts = 1
-    while True:
-        fits = _fits(model, batch, loss_of, precision, team.device, parts)
-        if not team.largest(not fits):
-            return parts
-        if parts >= len(batch[0]):
-            raise UsageError(
-                "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
-                "--grad-checkpointing, or --shard with more GPUs."
-            )
-        parts *= 2
-
-
-def _fits(
-    model: nn.Module,
-    batch: list[Tensor],
-    loss_of: Callable[[Any, int], Tensor],
-    precision: str,
-    device: torch.device,
-    parts: int,
-) -> bool:
-    """Say whether a step in so many parts fits, with AdamW's two moments beside it."""
-    model.train()
-    try:
-        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
-        part = [x.chunk(parts)[0] for x in batch]
-        with without_sync(model), buffers_kept(model):
-            _backward(model, part, 0, loss_of, precision, device, 1)
-        del moments
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-    return True
 
 
 def _finite(loss: Tensor, grad_norm: Tensor, step: int, team: Team) -> bool:
@@ -325,22 +178,3 @@ def _memory(device: torch.device) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {"memory_gib": round(peak / 2**30, 3)}
     return {}
-
-
-def _agree_to_stop(stop: StopRequest, step: int, team: Team) -> int:
-    """Give the signal that any process got, 0 for none; several processes ask each other now and then."""
-    if team.size > 1 and step % METRICS_EVERY:
-        return 0
-    return team.largest(stop.number or 0)
-
-
-def _requeue(signal_number: int, run: RunDir, team: Team) -> None:
-    """Put a SLURM job that was warned by SIGUSR1 back into the queue."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if signal_number != signal.SIGUSR1 or job is None or not team.is_main:
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
-        run.log(f"SLURM job {job} is requeued")
-    except (OSError, subprocess.SubprocessError) as error:
-        run.log(f"SLURM job {job} could not be requeued: {error}")

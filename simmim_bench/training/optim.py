@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from simmim_bench.backbones import Backbone
+from simmim_bench.models.build import Backbone
 
 REFERENCE_BATCH = 512  # SimMIM scales its learning rates to this many images a step
 

@@ -19,18 +19,15 @@ from support.tiny import TINY
 from torch import Tensor, nn
 
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.backbones import build_backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-    read_checkpoint,
-)
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.checkpoint import write_checkpoint as write
 from simmim_bench.checkpoints.convert import WRITERS, Conversion, Written, convert
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 
 FAMILIES = sorted(TINY)
 

@@ -14,11 +14,11 @@ import pytest
 import simmim_bench.data.sources as sources
 from pretrain.recipes import POCKET
 from pretrain.train import pretrain
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.sources import any_images, class_folders, held_out_images, list_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.runs.run_dir import open_run
-from simmim_bench.data.sources import any_images, class_folders, held_out_images, list_images
 
 
 def contents(source: sources.ImageSource) -> list[bytes]:

@@ -18,14 +18,15 @@ from torch import nn
 
 from pretrain.estimate import plan_pretraining
 from pretrain.recipes import RECIPES as PRETRAINING
-from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.checkpoint import examine_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
 from simmim_bench.diagnostics.findings import Finding, exit_code
 from simmim_bench.diagnostics.frameworks import ENGINES, Engine, examine_engines
 from simmim_bench.diagnostics.machine import HIDING, examine_gpus
 from simmim_bench.display import Display
+from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
 from transfer.estimate import plan_transfer

@@ -21,7 +21,6 @@ from jsonschema import Draft202012Validator
 from support.records import board_of, change, make_record
 from support.tiny import TINY
 
-from simmim_bench.backbones import build_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, DivergedError
@@ -29,6 +28,7 @@ from simmim_bench.leaderboard.board import group_protocols
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+from simmim_bench.models.build import build_backbone
 from simmim_bench.results.metrics import (
     correct_from_predictions,
     scores_from_predictions,

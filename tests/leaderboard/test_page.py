@@ -17,7 +17,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from simmim_bench.leaderboard.page import differences, pareto_front, to_html
+from simmim_bench.leaderboard.figures import pareto_front
+from simmim_bench.leaderboard.page import differences, to_html
 
 COLUMNS = (
     ("ImageNet top-1", "imagenet", "top1"),

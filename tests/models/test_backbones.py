@@ -13,15 +13,12 @@ from scipy.interpolate import RectBivariateSpline
 from support.tiny import TINY
 
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.backbones import build_backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    read_checkpoint,
-    write_checkpoint,
-)
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import ARCHS, BackboneSpec, find_spec
+from simmim_bench.models.build import build_backbone
 from simmim_bench.models.position_bias import (
     RelativePositionBias,
     geometric_positions,

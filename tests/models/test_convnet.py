@@ -22,19 +22,21 @@ from pretrain.masking.masks import random_masks
 from pretrain.recipes import POCKET, for_arch
 from pretrain.simmim import SimMIM
 from pretrain.train import Execution
-from simmim_bench.backbones import build_backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
-from simmim_bench.checkpoints.foreign.read import check_same_features
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.foreign.timm import check_same_features
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.models.build import build_backbone
 from simmim_bench.runs.run_dir import open_run
-from simmim_bench.training.precision import buffers_kept
-from transfer.detection.recipes import ADE20K_POCKET, COCO_POCKET
+from transfer.detection.recipes import COCO_POCKET
 from transfer.frozen.recipes import LINEAR_POCKET
 from transfer.recipes import TransferRecipe
 from transfer.run import run_transfer
+from transfer.segmentation.recipes import ADE20K_POCKET
 
 CONVNETS = ("convnext", "resnet")
 POCKETS = ("convnext_pocket", "resnet_pocket")

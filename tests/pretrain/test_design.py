@@ -21,8 +21,9 @@ from pretrain.heads import HEADS, HeadShape, InverseSwin, head_shape
 from pretrain.monitor import trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
-from pretrain.targets.base import Pixels, Target
+from pretrain.targets.base import Target
 from pretrain.targets.classes import Clusters
+from pretrain.targets.pixels import Pixels
 from pretrain.targets.table import TARGETS
 from pretrain.train import check_sizes
 from simmim_bench.backbones import load_backbone

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from pretrain.launch import resolve, start
-from simmim_bench.cli.options import RunOptions
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.runs.options import RunOptions
 from transfer.launch import Asked
 from transfer.launch import start as transfer
 

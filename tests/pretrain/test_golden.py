@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.backbones import build_backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
-from simmim_bench.checkpoints.foreign.read import shift_downsample
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.foreign.swin import shift_downsample
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 from simmim_bench.training.optim import Schedule, parameter_groups
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"

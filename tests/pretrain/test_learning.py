@@ -9,7 +9,7 @@ import pytest
 
 from pretrain.recipes import POCKET
 from pretrain.train import pretrain
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.runs.run_dir import open_run

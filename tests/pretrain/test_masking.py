@@ -41,8 +41,9 @@ from pretrain.simmim import SimMIM, load_simmim
 from pretrain.train import check_sizes
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.cli.main import cli
-from simmim_bench.data.datasets import EpochLoader, ImageDataset
+from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import any_images
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec

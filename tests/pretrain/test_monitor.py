@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from pretrain.design import Design
 from pretrain.monitor import WINDOW, CollapseAlarm, some_images, trivial_loss
 from pretrain.recipes import POCKET
-from pretrain.targets.base import Pixels
+from pretrain.targets.pixels import Pixels
 from pretrain.train import pretrain
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip

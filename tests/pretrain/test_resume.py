@@ -23,15 +23,16 @@ from support.commands import Ended, start, two_processes, under_torchrun
 
 from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.train import Execution, pretrain
-from simmim_bench.checkpoints.checkpoint import read_checkpoint, read_training_state
-from simmim_bench.data.datasets import EpochLoader, ImageDataset, Seeded
+from simmim_bench import distributed as team
+from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
+from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
+from simmim_bench.data.loader import EpochLoader, Seeded
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
+from simmim_bench.distributed import find_place
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from simmim_bench.runs.run_dir import RunDir, open_run
-from simmim_bench.training import distributed as team
-from simmim_bench.training.distributed import find_place
 from simmim_bench.training.loop import _refuse_step, fit
 
 RECIPE = replace(
@@ -219,7 +220,7 @@ def test_a_run_killed_twenty_times_ends_the_same(
 
 ENDING = """
 import atexit, os, sys
-import simmim_bench.training.distributed
+import simmim_bench.distributed
 from simmim_bench.cli.main import main
 
 class Held:

@@ -10,7 +10,7 @@ import torch
 from pretrain.design import Design
 from pretrain.masking.masks import check_mask_sizes, random_masks
 from pretrain.simmim import SimMIM
-from pretrain.targets.base import local_statistics
+from pretrain.targets.pixels import local_statistics
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 

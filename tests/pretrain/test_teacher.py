@@ -27,16 +27,13 @@ from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import load_target_model
 from pretrain.visualize import draw_folder
-from simmim_bench.backbones import build_backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    read_checkpoint,
-    write_checkpoint,
-)
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))

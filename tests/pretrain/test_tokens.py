@@ -26,8 +26,9 @@ from pretrain.targets.models import load_target_model
 from pretrain.targets.tokenizer import DECAY, Codes, Tokenizer, fit_tokenizer
 from pretrain.targets.tokens import Tokens, UserTokens
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
-from simmim_bench.data.datasets import seed_everything
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import find_spec

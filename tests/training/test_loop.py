@@ -18,13 +18,13 @@ from pretrain.masking.masks import random_masks
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from pretrain.train import Execution, _forward_flops, pretrain
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.runs.run_dir import open_run
-from simmim_bench.training.distributed import Team
-from simmim_bench.training.loop import parts_that_fit
+from simmim_bench.training.accumulation import parts_that_fit
 from simmim_bench.training.precision import decide_precision
 
 CPU = torch.device("cpu")

@@ -13,8 +13,9 @@ import torch
 from support.tiny import TINY
 from torch import Tensor, nn
 
-from simmim_bench.backbones import build_backbone, load_backbone
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.models.build import build_backbone
 
 SIZES = [(32, 32), (48, 64), (37, 51)]
 SPECS = {**TINY, "vit in windows": replace(TINY["vit"], depths=(8,), window_size=3)}

@@ -10,9 +10,9 @@ import torch
 
 from pretrain.recipes import POCKET, default_recipe
 from pretrain.recipes import RECIPES as PRETRAIN
-from simmim_bench.backbones import build_backbone
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS, find_spec
+from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from transfer.finetune.recipes import IMAGENET_POCKET

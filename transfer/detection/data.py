@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from simmim_bench.distributed import Team, share_of
 from simmim_bench.errors import DataError
-from simmim_bench.training.distributed import Team, share_of
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.recipes import CocoRecipe
 

@@ -21,14 +21,19 @@ from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from simmim_bench.data.datasets import seed_everything
+from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import Task
+from simmim_bench.distributed import Team, share_of, without_sync
 from simmim_bench.errors import DivergedError, UsageError
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team, share_of, without_sync
-from simmim_bench.training.loop import METRICS_EVERY, StopRequest, raise_if_stopped, stop_on_signals
 from simmim_bench.training.memory import GIB, StepMemory, step_memory
 from simmim_bench.training.optim import Schedule
+from simmim_bench.training.stopping import (
+    METRICS_EVERY,
+    StopRequest,
+    raise_if_stopped,
+    stop_on_signals,
+)
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.data import PlainErrors
 from transfer.detection.model import POSITIVE_FRACTION

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint, read_training_state, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.read import read_training_state
+from simmim_bench.distributed import Team, best_device, share_of
 from simmim_bench.errors import DataError, MissingEngineError
 from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team, share_of
 from simmim_bench.training.optim import Schedule, parameter_groups
-from simmim_bench.training.precision import best_device
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.detection.data import train_loader, training_stream, val_loader
 from transfer.detection.recipes import CocoRecipe

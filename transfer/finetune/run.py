@@ -18,28 +18,21 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from simmim_bench.backbones import Backbone, load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    read_training_state,
-    write_checkpoint,
-)
-from simmim_bench.data.datasets import (
-    EpochLoader,
-    ImageDataset,
-    eval_transform,
-    train_transform,
-)
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
+from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
+from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.distributed import Team, best_device
 from simmim_bench.errors import DataError
+from simmim_bench.models.build import Backbone
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
-from simmim_bench.training.loop import fit, parts_that_fit
+from simmim_bench.training.accumulation import parts_that_fit
+from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
-from simmim_bench.training.precision import best_device
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.inference import collect, forward_batches

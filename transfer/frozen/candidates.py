@@ -17,7 +17,8 @@ from torch import Tensor
 from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import Ranking
-from transfer.frozen.features import Features, FeatureSet
+from transfer.frozen.feature_store import Features
+from transfer.frozen.features import FeatureSet
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import join_rankings, rank_logits
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import Outcome, Seen, best
-from transfer.frozen.features import Features, FeatureSet
+from transfer.frozen.feature_store import Features
+from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import KnnRecipe, Norm
 

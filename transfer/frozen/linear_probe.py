@@ -18,7 +18,8 @@ from torch import Tensor
 from simmim_bench.display import Task
 from simmim_bench.results.metrics import rank_logits
 from transfer.frozen.candidates import Outcome, Seen, best, hold_out
-from transfer.frozen.features import Crop, Features, FeatureSet, FeatureStore
+from transfer.frozen.feature_store import Features, FeatureStore
+from transfer.frozen.features import Crop, FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import SideBySide, train_epoch
 from transfer.frozen.recipes import LinearRecipe

@@ -17,7 +17,8 @@ from torch import Tensor
 from simmim_bench.results.metrics import rank_logits
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import Outcome, Seen, assign_folds, best
-from transfer.frozen.features import Features, FeatureSet
+from transfer.frozen.feature_store import Features
+from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import LogisticRecipe, Norm
 

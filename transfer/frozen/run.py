@@ -17,16 +17,16 @@ import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.sources import check_same_classes, class_folders
+from simmim_bench.distributed import Team, best_device
 from simmim_bench.files import write_json
 from simmim_bench.results.metrics import write_ranking
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
-from simmim_bench.training.precision import best_device
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune.run import describe, describe_split
 from transfer.frozen.candidates import Outcome, Seen, hold_out
-from transfer.frozen.features import Features, FeatureStore, feature_sets
+from transfer.frozen.feature_store import Features, FeatureStore
+from transfer.frozen.features import feature_sets
 from transfer.frozen.knn import probe_knn
 from transfer.frozen.linear_probe import list_candidates, probe_linear
 from transfer.frozen.logistic import probe_logistic

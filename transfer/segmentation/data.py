@@ -24,9 +24,9 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.data.decode import read_image
-from simmim_bench.training.distributed import Team, share_of
-from transfer.detection.recipes import Ade20kRecipe
+from simmim_bench.distributed import Team, share_of
 from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
+from transfer.segmentation.recipes import Ade20kRecipe
 
 IGNORED = 255  # MMSegmentation's label of pixels without a class
 ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])

@@ -19,15 +19,13 @@ from PIL import Image
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.decode import read_image
+from simmim_bench.distributed import Team, best_device, share_of
 from simmim_bench.errors import DataError, MissingEngineError, UsageError
 from simmim_bench.files import replacing, write_json
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.results.metrics import iou_by_class, write_confusion
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team, share_of
-from simmim_bench.training.precision import best_device
-from transfer.detection.recipes import Ade20kRecipe
 from transfer.segmentation.ade20k_layout import (
     SegmentationSplit,
     check_splits,
@@ -35,6 +33,7 @@ from transfer.segmentation.ade20k_layout import (
     read_class_names,
     read_labels,
 )
+from transfer.segmentation.recipes import Ade20kRecipe
 
 TILE_HEIGHT = 192  # pixels of one picture
 

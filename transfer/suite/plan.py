@@ -14,17 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
-from simmim_bench.cli.options import RunOptions
-from simmim_bench.cli.suite_options import GROUPS, KINDS, SuiteOptions
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.display import duration
 from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.jobs.runner import State, duration, look_at
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import describe_run
+from simmim_bench.runs.status import State, look_at
+from simmim_bench.tasks import GROUPS, KINDS
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.launch import Asked, plan, prepare
 from transfer.recipes import TransferRecipe
+from transfer.suite.options import SuiteOptions
 
 
 @dataclass(frozen=True, kw_only=True)

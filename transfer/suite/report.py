@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from simmim_bench.jobs.runner import duration
+from simmim_bench.display import duration
 from simmim_bench.leaderboard.tables import print_table
 from transfer.suite.plan import Planned
 from transfer.suite.run import Result

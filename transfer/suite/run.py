@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from simmim_bench.cli.suite_options import SuiteOptions
 from simmim_bench.display import Display
 from simmim_bench.jobs.options import Execution
 from simmim_bench.jobs.runner import Outcome, carry_out
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.find import find_records, write_leaderboard
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.write import write_leaderboard
+from transfer.suite.options import SuiteOptions
 from transfer.suite.plan import Planned, Step, check_obstacles, list_steps, look_over
 
 

@@ -13,9 +13,7 @@ from click.testing import CliRunner
 from support.commands import two_processes
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import (
-    read_training_state,
-)
+from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.training.memory import step_memory
@@ -78,8 +76,8 @@ def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Pa
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(pocket: Path, tmp_path: Path) -> None:
-    from simmim_bench.checkpoints.checkpoint import read_checkpoint
-    from simmim_bench.training.distributed import Team
+    from simmim_bench.checkpoints.read import read_checkpoint
+    from simmim_bench.distributed import Team
     from transfer.detection.recipes import COCO_POCKET
     from transfer.detection.run import run_coco
 

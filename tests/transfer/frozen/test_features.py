@@ -19,13 +19,14 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import transfer.frozen.features as module
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
+from simmim_bench.distributed import Team
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.distributed import Team
-from transfer.frozen.features import Crop, Features, FeatureSet, FeatureStore, feature_sets
+from transfer.frozen.feature_store import Features, FeatureStore
+from transfer.frozen.features import Crop, FeatureSet, feature_sets
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
 from transfer.inference import forward_batches

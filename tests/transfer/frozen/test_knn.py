@@ -25,7 +25,8 @@ from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import Seen
-from transfer.frozen.features import Features, FeatureSet
+from transfer.frozen.feature_store import Features
+from transfer.frozen.features import FeatureSet
 from transfer.frozen.knn import knn_votes, probe_knn
 from transfer.frozen.recipes import KNN_POCKET
 

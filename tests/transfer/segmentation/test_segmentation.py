@@ -21,9 +21,10 @@ from click.testing import CliRunner
 from PIL import Image
 from support.commands import two_processes
 
-from simmim_bench.checkpoints.checkpoint import read_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.display import Display, Task
+from simmim_bench.distributed import Team
 from simmim_bench.errors import (
     DataError,
     DivergedError,
@@ -34,8 +35,7 @@ from simmim_bench.errors import (
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.results.record import Record
 from simmim_bench.runs.run_dir import RunDir, open_run
-from simmim_bench.training.distributed import Team
-from transfer.detection.recipes import ADE20K_LINEAR_POCKET, ADE20K_POCKET, Ade20kRecipe
+from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET, ADE20K_POCKET, Ade20kRecipe
 from transfer.segmentation.run import import_engine, run_ade20k
 
 ARCHS = ("vit_pocket", "swin_pocket")
@@ -448,7 +448,7 @@ def test_several_scales_and_mirrored_are_averaged_at_the_original_size(
 def test_views_of_an_image_are_averaged_as_probabilities(
     engine: Any, data: Path, tmp_path: Path
 ) -> None:
-    from simmim_bench.checkpoints.checkpoint import read_training_state
+    from simmim_bench.checkpoints.read import read_training_state
 
     recipe = replace(TINY, max_iters=1, test_flip=True)
     with opened(tmp_path / "run", recipe) as run:
@@ -478,7 +478,7 @@ def test_views_of_an_image_are_averaged_as_probabilities(
 def test_a_linear_head_learns_and_leaves_the_backbone_alone(
     engine: Any, generated: Path, tmp_path: Path
 ) -> None:
-    from simmim_bench.checkpoints.checkpoint import read_training_state
+    from simmim_bench.checkpoints.read import read_training_state
 
     recipe = replace(ADE20K_LINEAR_POCKET, max_iters=3, warmup_iters=0, batch_size=2)
     transfer(tmp_path / "run", generated, recipe)
@@ -568,7 +568,7 @@ def test_stored_counts_are_what_mmseg_counts_at_the_original_size(
 
     assert_counts_every_labelled_pixel(finished, generated)
     # Predict again, by the saved weights and mmseg's own evaluation.
-    from simmim_bench.checkpoints.checkpoint import read_training_state
+    from simmim_bench.checkpoints.read import read_training_state
     from simmim_bench.results.record import read_record
 
     checkpoint = read_checkpoint("random:vit_pocket")

@@ -23,8 +23,8 @@ from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.jobs.options import Execution, SlurmOptions
 from simmim_bench.jobs.process import exit_code, last_error, launch_words
-from simmim_bench.jobs.runner import Machine, share_devices
 from simmim_bench.jobs.slurm import Cluster, job_code, read_minutes
+from simmim_bench.jobs.workers import Machine, share_devices
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.lock import alone_in, is_taken
 

@@ -1,0 +1,19 @@
+"""Choose between torch's fused attention kernel and plain products, for timm's attention modules."""
+
+from __future__ import annotations
+
+from timm.layers import use_fused_attn
+from torch import nn
+
+
+def choose_attention(model: nn.Module, *, training: bool) -> None:
+    """Set timm's attention modules to torch's fused kernel, or to plain products and a softmax.
+
+    On a CPU, torch has no fused kernel that gives the position bias a gradient; what it falls back to
+    takes about twice the time of the plain way (benchmarks/README.md).
+    """
+    on_gpu = next(model.parameters()).is_cuda
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            fused = bool(use_fused_attn()) and (on_gpu or not training)
+            module.fused_attn = fused  # type: ignore[assignment]

@@ -1,0 +1,91 @@
+"""Gradient accumulation: the backward pass of a batch in parts, and how many parts fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simmim_bench.data.loader import EpochLoader
+from simmim_bench.distributed import Team, without_sync
+from simmim_bench.errors import UsageError
+from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.training.precision import autocast
+
+
+def _backward(
+    model: nn.Module,
+    batch: list[Tensor],
+    epoch: int,
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    device: torch.device,
+    accumulate: int,
+) -> Tensor:
+    """Add up the gradients of a batch's parts; give the mean loss."""
+    parts = list(zip(*(x.chunk(accumulate) for x in batch), strict=True))
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts):
+        weight = len(part[0]) / len(batch[0])
+        with nullcontext() if number == len(parts) - 1 else without_sync(model):
+            with autocast(device, precision):
+                loss = loss_of(list(part), epoch)
+            (loss * weight).backward()
+        total += loss.detach() * weight
+    return total
+
+
+def parts_that_fit(
+    model: nn.Module,
+    loader: EpochLoader,
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    team: Team,
+) -> int:
+    """Give the smallest number of parts, a power of two, whose forward and backward pass fit into memory.
+
+    A trial with the first batch says so, with room left for the optimizer's state. Only a GPU answers: a
+    system that runs out of memory ends the process.
+
+    Raises:
+        UsageError: not even one image fits.
+    """
+    batch = next(iter(loader.epoch(0)))
+    parts = 1
+    while True:
+        fits = _fits(model, batch, loss_of, precision, team.device, parts)
+        if not team.largest(not fits):
+            return parts
+        if parts >= len(batch[0]):
+            raise UsageError(
+                "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
+                "--grad-checkpointing, or --shard with more GPUs."
+            )
+        parts *= 2
+
+
+def _fits(
+    model: nn.Module,
+    batch: list[Tensor],
+    loss_of: Callable[[Any, int], Tensor],
+    precision: str,
+    device: torch.device,
+    parts: int,
+) -> bool:
+    """Say whether a step in so many parts fits, with AdamW's two moments beside it."""
+    model.train()
+    try:
+        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+        part = [x.chunk(parts)[0] for x in batch]
+        with without_sync(model), buffers_kept(model):
+            _backward(model, part, 0, loss_of, precision, device, 1)
+        del moments
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return True
