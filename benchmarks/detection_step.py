@@ -20,7 +20,7 @@ from detectron2.utils.events import EventStorage
 from side_by_side import compare, report
 
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.distributed import Team, best_device
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.recipe import find_recipe
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.optim import parameter_groups
@@ -98,7 +98,7 @@ def stepper(
     )
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(grad_checkpointing)
-    memory = estimate_memory(model, batch[0], recipe, Team(device=device))
+    memory = estimate_memory(model, batch[0], recipe, DistContext(device=device))
     estimated = memory.needed(len(batch)) / GIB
     optimizer = torch.optim.AdamW(
         parameter_groups(model, backbone, lr=1e-5, weight_decay=recipe.weight_decay)

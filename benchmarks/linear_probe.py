@@ -26,16 +26,16 @@ from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team, best_device
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.recipe import find_recipe
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
-from transfer.frozen.candidates import Outcome, Seen
+from transfer.frozen.candidates import Outcome, TrainingSubset
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.features import FeatureSet, block_width, feature_sets
 from transfer.frozen.linear_probe import probe_linear
 from transfer.frozen.norms import Normaliser
-from transfer.frozen.parallel_heads import SideBySide, epoch_steps
+from transfer.frozen.parallel_heads import ParallelLinearHeads, epoch_steps
 from transfer.frozen.recipes import LinearRecipe
 from transfer.recipes import RECIPES
 
@@ -72,7 +72,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     run = RunDir(folder, Display(quiet=True), writes=False)
     sets = tuple(feature_sets(recipe, checkpoint.spec))
-    store = FeatureStore(folder / "f", checkpoint, recipe, sets, SEED, run, Team(device=device))
+    store = FeatureStore(
+        folder / "f", checkpoint, recipe, sets, SEED, run, DistContext(device=device)
+    )
 
     val_features = store.of(val)
     kept = set(store.folder.iterdir())
@@ -80,7 +82,7 @@ def main() -> None:
     def sweep() -> Outcome:
         for folder in set(store.folder.iterdir()) - kept:
             shutil.rmtree(folder)
-        seen = Seen(train, None, store.of(train))
+        seen = TrainingSubset(train, None, store.of(train))
         outcome = probe_linear(seen, val_features, sets, recipe, store=store, seed=SEED)
         assert outcome is not None
         top1["ours"] = 100 * float((outcome.ranking.ranked[:, 0] == labels.numpy()).mean())
@@ -110,7 +112,7 @@ def main() -> None:
     scored = features_of(val)
 
     def run_backbone_every_epoch() -> None:
-        classifier = SideBySide(
+        classifier = ParallelLinearHeads(
             normaliser, len(columns) * width, len(train.classes), single, seed=SEED, device=device
         )
         targets = torch.tensor(train.labels, device=device)

@@ -31,9 +31,9 @@ from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
 from simmim_bench.distributed import best_device
 from simmim_bench.models.archs import find_spec
-from simmim_bench.models.attention import choose_attention
+from simmim_bench.models.attention import select_attention
 from simmim_bench.training.flops import count_flops, product_flops_per_s
-from simmim_bench.training.memory import GIB, keep_freed_memory
+from simmim_bench.training.memory import GIB, retain_freed_memory
 from simmim_bench.training.optim import parameter_groups
 from simmim_bench.training.precision import autocast, decide_precision
 
@@ -114,7 +114,7 @@ def _our_step(
     """Give a function that takes one step of our model; plain, with the C library's allocator as it is."""
     device = best_device()
     if not plain:
-        keep_freed_memory()
+        retain_freed_memory()
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
     images, masks = _batch(recipe, batch_size)
     model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate).to(device)
@@ -123,7 +123,7 @@ def _our_step(
     optimizer = torch.optim.AdamW(groups, **own)
     model.train()
     if plain:
-        choose_attention(model, training=False)
+        select_attention(model, training=False)
     forward = torch.compile(model) if compiled else model
     return _step(model, optimizer, lambda: forward(images, masks).loss, device, precision)
 

@@ -19,7 +19,7 @@ from pretrain.train import check_sizes
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
-from simmim_bench.results.ablation import Cell, Grid, Published
+from simmim_bench.results.ablation import AblationCell, Grid, Published
 
 Option = tuple[str, dict[str, Any]]
 
@@ -152,7 +152,7 @@ def make_grid(recipe: PretrainRecipe, axes: Sequence[str]) -> Grid:
         UsageError: the recipe's own cell cannot be.
     """
     check_sizes(recipe)
-    cells: dict[str, Cell] = {}
+    cells: dict[str, AblationCell] = {}
     left_out: dict[str, str] = {}
     own = recipe.to_json()
     for options in product(*(AXES[axis](recipe) for axis in axes)):
@@ -191,9 +191,9 @@ def check_teaches_pixels(teacher: str | None) -> None:
     raise UsageError(f"teacher {teacher} has no SimMIM head and reconstructs no pixels.")
 
 
-def _cell(name: str, recipe: PretrainRecipe, own: dict[str, Any]) -> Cell:
+def _cell(name: str, recipe: PretrainRecipe, own: dict[str, Any]) -> AblationCell:
     changes = {key: value for key, value in recipe.to_json().items() if value != own[key]}
-    return Cell(name=name, recipe=recipe, changes=changes, published=_published(recipe))
+    return AblationCell(name=name, recipe=recipe, changes=changes, published=_published(recipe))
 
 
 def _published(recipe: PretrainRecipe) -> Published | None:

@@ -31,7 +31,7 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
     known = None if source is None else source.known
     model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate)
     if source is not None:
-        model.target.follow(source.model.to(device))
+        model.target.attach_model(source.model.to(device))
     model.to(device).train()
 
     def forward(images: int) -> Tensor:

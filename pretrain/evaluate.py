@@ -64,7 +64,7 @@ def held_out_measures(
         total += float(output.loss) * len(pixels)
         pooled.append(whole.float().mean((2, 3)))
         if model.drawn.draws:
-            predicted = model.drawn.restore(output.reconstruction, images_there)
+            predicted = model.drawn.denormalise(output.reconstruction, images_there)
             hidden = at_pixels(mask, recipe.img_size).unsqueeze(1)
             seen.add(predicted * scale + shift, images_there * scale + shift, hidden)
     return {

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from simmim_bench.models.archs import ARCHS, BackboneSpec
-from simmim_bench.models.attention import choose_attention
+from simmim_bench.models.attention import select_attention
 
 SWIN_WINDOW = 7  # Swin's own (arXiv 2103.14030, section 4), where the encoder has none
 NARROWEST = 32  # ours: channels that transposed convolutions do not go below
@@ -148,7 +148,7 @@ class InverseSwin(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, each with its own attention kernel."""
-        choose_attention(self, training=mode)
+        select_attention(self, training=mode)
         return super().train(mode)
 
     def forward(self, features: Tensor) -> Tensor:

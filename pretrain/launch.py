@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.recipes import RECIPES, PretrainRecipe, default_recipe, for_arch
-from pretrain.train import Execution, pretrain
+from pretrain.train import TrainOptions, pretrain
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.files import read_json
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.runs.run_dir import describe_run, open_run
-from simmim_bench.runs.status import State, look_at
+from simmim_bench.runs.status import RunStatus, run_status
 
 
 def resolve(
@@ -39,11 +39,11 @@ def start(
     out: Path,
     seed: int,
     display: Display,
-    team: Team | None = None,
+    dist: DistContext | None = None,
     init_from: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    execution: Execution | None = None,
+    options: TrainOptions | None = None,
 ) -> Path:
     """Pretrain in a directory; with `resume`, a run that is finished is left as it is.
 
@@ -59,7 +59,7 @@ def start(
         display=display,
         resume=resume,
         overwrite=overwrite,
-        team=team,
+        dist=dist,
     ) as run:
         return pretrain(
             recipe=recipe,
@@ -69,17 +69,17 @@ def start(
             seed=seed,
             init_from=init_from,
             resume=resume,
-            team=team,
-            execution=execution,
+            dist=dist,
+            options=options,
         )
 
 
 def look(
     *, place: Path, recipe: PretrainRecipe, named: PretrainRecipe, data: Path, seed: int
-) -> tuple[State, str]:
+) -> tuple[RunStatus, str]:
     """Say how a run directory stands, and why where it is in the way."""
     description = describe_run(recipe, deviations(recipe, named), _arguments(data, seed, None))
-    return look_at(place, description, is_finished=_is_finished)
+    return run_status(place, description, is_finished=_is_finished)
 
 
 def _arguments(data: Path, seed: int, init_from: str | None) -> dict[str, Any]:

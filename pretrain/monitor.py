@@ -1,4 +1,4 @@
-"""Signs of a sick run, told while there is time: the trivial loss, and the alarm of a collapse.
+"""Signs of a sick run, told while there is time: the trivial loss, and the monitor of a collapse.
 
 In: the training images and what is predicted of them; then losses and gradient norms as they come. Out: the
 loss of the best constant picture, which a model that has learnt nothing reaches, and a warning when a run
@@ -19,13 +19,13 @@ from pretrain.targets.base import Target
 from simmim_bench.data.decode import normalise
 
 TRIVIAL_IMAGES = 256  # enough for the second digit of the loss
-WINDOW = 20  # figures that the alarm averages
+WINDOW = 20  # figures that the monitor averages
 LEARNT = 0.9  # ours: a loss below this share of the trivial one has learnt something
 LOST = 0.98  # ours: above this one it has lost it again
 VANISHED = 0.1  # ours: of the gradient's median norm
 
 
-def some_images(
+def sample_images(
     dataset: Dataset[tuple[Tensor, int]],
     seed: int,
     mean: Sequence[float],
@@ -62,7 +62,7 @@ def trivial_loss(
     return target.trivial_loss(torch.cat(seen, dim=1))
 
 
-class CollapseAlarm:
+class CollapseMonitor:
     """Warn once when a run that had learnt is back at the trivial loss with a vanishing gradient."""
 
     def __init__(self, trivial: float) -> None:
@@ -73,7 +73,7 @@ class CollapseAlarm:
         self._had_learnt = False
         self._warned = False
 
-    def hear(self, loss: float, grad_norm: float) -> str | None:
+    def update(self, loss: float, grad_norm: float) -> str | None:
         """Take the next figures; give the warning when it is time for it."""
         self._losses.append(loss)
         self._norms.append(grad_norm)

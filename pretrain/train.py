@@ -18,7 +18,7 @@ from pretrain.design import Design, TargetModel, check_design, target_model_of
 from pretrain.evaluate import draw_held_out, held_out_measures
 from pretrain.masking.avg_dist import recipe_distance
 from pretrain.masking.masks import check_mask_sizes, mask_generator, masking_unit, recipe_masks
-from pretrain.monitor import CollapseAlarm, some_images, trivial_loss
+from pretrain.monitor import CollapseMonitor, sample_images, trivial_loss
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import PAPER, SimMIM, load_simmim
 from pretrain.targets.models import TargetSource, load_target_model
@@ -33,11 +33,11 @@ from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.sources import any_images, held_out_images
-from simmim_bench.distributed import Team, best_device, full_state, put_state
+from simmim_bench.distributed import DistContext, best_device, full_state, load_full_state
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.accumulation import parts_that_fit
+from simmim_bench.training.accumulation import find_accumulation_steps
 from simmim_bench.training.flops import count_flops
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
@@ -47,7 +47,7 @@ FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the f
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class TrainOptions:
     """How a run is carried out: it changes the speed and the memory, not what is computed.
 
     Attributes:
@@ -78,8 +78,8 @@ def pretrain(
     seed: int,
     init_from: str | None = None,
     resume: bool = False,
-    team: Team | None = None,
-    execution: Execution | None = None,
+    dist: DistContext | None = None,
+    options: TrainOptions | None = None,
 ) -> Path:
     """Pretrain and give the checkpoint directory.
 
@@ -98,48 +98,48 @@ def pretrain(
         if "wall_time_s" in last.provenance:
             run.log(f"{run.path} is finished")
             return run.last_checkpoint
-    execution = execution or Execution()
+    options = options or TrainOptions()
     spec = check_sizes(recipe)
-    if execution.compiled and execution.grad_checkpointing and spec.family == "resnet":
+    if options.compiled and options.grad_checkpointing and spec.family == "resnet":
         raise UsageError(
             f"--compile cannot follow how --grad-checkpointing keeps the statistics of {spec.arch}'s BatchNorm; give "
             "one of them."
         )
     images = any_images(data)
     unseen = held_out_images(data) or images
-    team = team or Team(device=best_device())
-    device = team.device
+    dist = dist or DistContext(device=best_device())
+    device = dist.device
     decided = decide_precision(recipe.precision, device, spec.num_features)
-    precision = "bf16" if team.largest(decided == "bf16") else "fp32"
+    precision = "bf16" if dist.all_max(decided == "bf16") else "fp32"
     dataset = ImageDataset(
         images,
         partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
-        skip_unreadable=execution.skip_unreadable,
+        skip_unreadable=options.skip_unreadable,
     )
-    looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
+    looked_at = partial(sample_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
     source = load_target_model(
         recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
     )
     model = _start(recipe, spec, init_from, seed, source).to(device)
     if source is not None:
-        model.target.follow(source.model.to(device))
+        model.target.attach_model(source.model.to(device))
     fitted: dict[str, float] = {}
     if last is None and (init_from is None or not model.target.inherited):
         seed_everything(seed)
-        if team.is_main:
+        if dist.is_main:
             fitted = model.target.fit(
                 looked_at(model.target.fitted_images), seed, display=run.display
             )
-        team.same_buffers(model.target)
+        dist.broadcast_buffers(model.target)
     elif last is None:
         run.log(f"{model.target.inherited} are those of {init_from}, and not found anew")
     parameters = sum(p.numel() for p in model.parameters())
-    model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
-    shared = team.share(
+    model.encoder.set_grad_checkpointing(options.grad_checkpointing)
+    shared = dist.wrap_model(
         model,
-        shard=execution.shard,
+        shard=options.shard,
         parts=model.encoder.blocks_in_order,
-        compiled=execution.compiled,
+        compiled=options.compiled,
     )
 
     loader = EpochLoader(
@@ -147,8 +147,8 @@ def pretrain(
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=seed,
-        rank=team.rank,
-        team_size=team.size,
+        rank=dist.rank,
+        world_size=dist.size,
     )
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
     optimizer = torch.optim.AdamW(
@@ -176,13 +176,13 @@ def pretrain(
         loss: torch.Tensor = shared(inputs, mask.to(device, non_blocking=True)).loss
         return loss
 
-    first_step, accumulate = 0, execution.accumulate
+    first_step, accumulate = 0, options.accumulate
     if last is not None:
         _check_same_source(source, last.provenance)
         fitted = last.provenance.get("fitted", {})
         training = read_training_state(run.last_checkpoint)
         assert last.state is not None
-        put_state(model, optimizer, last.state, training["optimizer"])
+        load_full_state(model, optimizer, last.state, training["optimizer"])
         first_step, precision = training["steps_done"], training["precision"]
         accumulate = accumulate or training["accumulate"]
         run.rewind(first_step)
@@ -190,12 +190,14 @@ def pretrain(
     seed_everything(seed)
     if accumulate is None:
         on_gpu = device.type == "cuda"
-        accumulate = parts_that_fit(shared, loader, loss_of, precision, team) if on_gpu else 1
+        accumulate = (
+            find_accumulation_steps(shared, loader, loss_of, precision, dist) if on_gpu else 1
+        )
     run.log(
         f"{recipe.arch}: {parameters / 1e6:.1f} M parameters, "
         f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
         f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}, {precision}"
-        + (f", {team.size} processes" if team.size > 1 else "")
+        + (f", {dist.size} processes" if dist.size > 1 else "")
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
     run.log(f"predicts {model.target.describe()}")
@@ -208,13 +210,13 @@ def pretrain(
     def mask_of(image: torch.Tensor) -> torch.Tensor:
         return recipe_masks(recipe, spec.patch_size, image, generator)
 
-    alarm = CollapseAlarm(
+    monitor = CollapseMonitor(
         sum(
             weight * trivial_loss(target, looked_at(), mask_of)
             for weight, target in model.weighted_targets()
         )
     )
-    run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
+    run.log(f"a constant picture scores {monitor.trivial:.4f}: a loss near it has learnt nothing")
     avg_dist = recipe_distance(recipe, spec.patch_size, dataset, seed)
     run.log(f"{recipe.masking} masks: a hidden pixel is {avg_dist:.2f} pixels from what is visible")
 
@@ -238,17 +240,17 @@ def pretrain(
         nonlocal best
         epoch, inside = divmod(steps_done, len(loader))
         told = not inside and "wall_time_s" not in provenance
-        if told and (team.is_main or execution.shard):
+        if told and (dist.is_main or options.shard):
             held_out = held_out_measures(model, recipe, unseen, device=device, precision=precision)
             provenance.update(held_out)
-            run.metrics(steps_done - 1, **held_out, trivial_loss=alarm.trivial)
-            told_by_picture = epoch % execution.pictures_every == 0 or epoch == recipe.epochs
+            run.metrics(steps_done - 1, **held_out, trivial_loss=monitor.trivial)
+            told_by_picture = epoch % options.pictures_every == 0 or epoch == recipe.epochs
             if told_by_picture and model.drawn.draws:
-                picture = run.path / "reconstructions.png" if team.is_main else None
+                picture = run.path / "reconstructions.png" if dist.is_main else None
                 draw_held_out(model, recipe, unseen, picture)
                 run.picture("reconstructions", epoch, picture)
-        state, of_optimizer = full_state(model, optimizer, team)
-        if not team.is_main:
+        state, of_optimizer = full_state(model, optimizer, dist)
+        if not dist.is_main:
             return
         write_checkpoint(
             run.last_checkpoint,
@@ -268,7 +270,7 @@ def pretrain(
         if told and provenance["held_out_loss"] < best:
             best = provenance["held_out_loss"]
             keep_checkpoint(run.last_checkpoint, "best")
-        if told and execution.keep_every and epoch % execution.keep_every == 0:
+        if told and options.keep_every and epoch % options.keep_every == 0:
             keep_checkpoint(run.last_checkpoint, f"epoch_{epoch:04d}")
 
     fit(
@@ -285,9 +287,9 @@ def pretrain(
         run=run,
         description="pretrain",
         save=save,
-        team=team,
+        dist=dist,
         accumulate=accumulate,
-        watch=alarm.hear,
+        watch=monitor.update,
         flops_per_image=_image_flops(recipe, model),
     )
     if dataset.skipped:  # by this process; a loader's processes count in the same place
@@ -296,9 +298,9 @@ def pretrain(
     if "held_out_loss" not in provenance:  # killed between the last epoch and this line
         save(recipe.epochs * len(loader))
     provenance["wall_time_s"] = round(run.wall_time_s(), 1)
-    provenance["devices"] = team.size
+    provenance["devices"] = dist.size
     save(recipe.epochs * len(loader))
-    if team.is_main:
+    if dist.is_main:
         said = f"held-out loss {provenance['held_out_loss']:.4f}"
         if model.drawn.draws:
             said += (
@@ -306,7 +308,7 @@ def pretrain(
                 f"{run.path / 'reconstructions.png'}"
             )
         run.log(said)
-    team.wait()  # what comes next may read the checkpoint
+    dist.barrier()  # what comes next may read the checkpoint
     return run.last_checkpoint
 
 

@@ -47,7 +47,7 @@ def reconstruction_grid(
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
     hidden = at_pixels(mask, size).unsqueeze(1)
-    reconstruction = model.drawn.restore(output.reconstruction, images)
+    reconstruction = model.drawn.denormalise(output.reconstruction, images)
     scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
     original = images * scale + shift
     pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden

@@ -51,7 +51,7 @@ class Task:
             self._last_line = now
             rate = self._done / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
-            self._display.say(
+            self._display.log(
                 f"{self._description}: {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
             )
 
@@ -70,7 +70,7 @@ class Display:
         self._depth = 0
         self.progress: Progress | None = None
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(text, markup=False, soft_wrap=True)
 
@@ -101,7 +101,7 @@ class Display:
                 self.progress = None
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Give seconds as people say them."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:

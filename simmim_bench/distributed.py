@@ -1,6 +1,6 @@
 """The processes of one run: alone, under `torchrun`, or under `srun`.
 
-In: the environment that the launcher sets. Out: a `Team`: which process this is, how many there are, its
+In: the environment that the launcher sets. Out: a `DistContext`: which process this is, how many there are, its
 device, and the few things they do together. Gloo on CPUs, NCCL on GPUs.
 """
 
@@ -18,7 +18,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed as torch_dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -34,11 +34,11 @@ from torch.nn.parallel import DistributedDataParallel
 from simmim_bench.errors import UsageError
 
 # One process may compare classifiers for hours while the others wait for it; torch waits 10 to 30 minutes.
-PATIENCE = timedelta(days=1)
+COLLECTIVE_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Team:
+class DistContext:
     """One process among `size`; rank 0 writes and speaks for all."""
 
     rank: int = 0
@@ -50,27 +50,27 @@ class Team:
         """Whether this process writes and speaks."""
         return self.rank == 0
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all are here."""
         if self.size > 1:
-            dist.barrier()
+            torch_dist.barrier()
 
-    def largest(self, value: int) -> int:
+    def all_max(self, value: int) -> int:
         """Give the largest of all processes' values to each of them."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        torch_dist.all_reduce(shared, op=torch_dist.ReduceOp.MAX)
         return int(shared)
 
-    def mean(self, value: float) -> float:
+    def all_mean(self, value: float) -> float:
         """Give the mean of all processes' values to each of them."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=self.device, dtype=torch.float64)
         if self.device.type == "cuda":
             shared = shared.float()
-        dist.all_reduce(shared)
+        torch_dist.all_reduce(shared)
         return float(shared) / self.size
 
     def gather(self, own: Any) -> list[Any]:
@@ -82,16 +82,16 @@ class Team:
         if self.size == 1:
             return [own]
         found: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(own, found)
+        torch_dist.gather_object(own, found)
         return found or []
 
-    def same_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process the main one's buffers, such as the statistics of batch normalisation."""
         if self.size > 1:
             for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+                torch_dist.broadcast(buffer, 0)
 
-    def share(
+    def wrap_model(
         self,
         model: nn.Module,
         *,
@@ -134,7 +134,7 @@ class Team:
         return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def share_of(batch_size: int, processes: int) -> int:
+def per_process_batch(batch_size: int, processes: int) -> int:
     """Say how many images of a batch each process takes.
 
     Raises:
@@ -148,20 +148,20 @@ def share_of(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
-def without_sync(model: nn.Module) -> Any:
+def no_sync(model: nn.Module) -> Any:
     """Keep a shared model's gradients to this process for the block: all but the last of a step's parts."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def full_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, team: Team
+    model: nn.Module, optimizer: torch.optim.Optimizer, dist: DistContext
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Gather the weights and the optimizer's state, by parameter names; every process must ask.
 
     Returns:
         Both on the CPU, the same whatever the number of processes; of use to the main one only.
     """
-    if team.size > 1 and not team.is_main and not _is_sharded(model):
+    if dist.size > 1 and not dist.is_main and not _is_sharded(model):
         return {}, {}
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return (
@@ -170,7 +170,7 @@ def full_state(
     )
 
 
-def put_state(
+def load_full_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: dict[str, Any],
@@ -186,7 +186,7 @@ def _is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def find_place(environment: Mapping[str, str]) -> tuple[int, int, int]:
+def read_launcher_env(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """Read (rank, size, rank on this machine) as `torchrun` or `srun` set them; (0, 1, 0) for neither.
 
     Raises:
@@ -226,35 +226,35 @@ def _meet_under_slurm() -> None:
 
 
 @contextmanager
-def join_team() -> Iterator[Team]:
+def init_distributed() -> Iterator[DistContext]:
     """Meet the other processes of this run, where there are any, for as long as the block runs.
 
     Raises:
         UsageError: the launcher's variables are not usable.
     """
-    rank, size, local = find_place(os.environ)
+    rank, size, local = read_launcher_env(os.environ)
     cuda = torch.cuda.is_available()
     # Under `srun --gpus-per-task=1` each process sees one GPU, which is its number 0.
     device = (
         torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
     )
     if size == 1:
-        yield Team(device=torch.device("cuda") if cuda else device)
+        yield DistContext(device=torch.device("cuda") if cuda else device)
         return
     if "RANK" not in os.environ:
         _meet_under_slurm()
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=PATIENCE
+    torch_dist.init_process_group(
+        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
     )
     try:
-        yield Team(rank, size, device)
+        yield DistContext(rank, size, device)
     finally:
-        dist.destroy_process_group()
+        torch_dist.destroy_process_group()
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End a process that is one of several, at once; let one that is alone end as it does.
 
     Python's last clean-up takes away what gloo's threads need to let go of a tensor: a thread that still
@@ -266,7 +266,7 @@ def leave(code: int) -> None:
         code: what the process exits with.
     """
     try:
-        if find_place(os.environ)[1] == 1:
+        if read_launcher_env(os.environ)[1] == 1:
             return
     except UsageError:  # they never met
         return

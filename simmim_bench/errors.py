@@ -29,7 +29,7 @@ class UsageError(BenchError):
     exit_code = 2
 
 
-class MissingEngineError(BenchError):
+class MissingFrameworkError(BenchError):
     """Report an optional library that is not installed; the message names the extra."""
 
     exit_code = 3

@@ -95,9 +95,9 @@ def test_the_readmes_lines_for_an_mmsegmentation_config_train(
     from mmengine.optim import build_optim_wrapper
     from mmseg.registry import MODELS
 
-    from transfer.segmentation.run import import_engine
+    from transfer.segmentation.run import import_mmseg
 
-    import_engine()  # quietly
+    import_mmseg()  # quietly
     save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the README says 768 channels
     monkeypatch.chdir(tmp_path)
     Path("base.py").write_text(BASE)

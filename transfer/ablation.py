@@ -14,15 +14,15 @@ from typing import Any
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import find_recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import describe_run
-from simmim_bench.runs.status import State, look_at
+from simmim_bench.runs.status import RunStatus, run_status
 from transfer.compare import compare_runs
-from transfer.launch import COMPARED, Asked, prepare, start
+from transfer.launch import COMPARED, TransferRequest, prepare, start
 from transfer.recipes import RECIPES, default_recipe
 from transfer.suite.plan import is_recorded
 
@@ -35,15 +35,15 @@ def run_transfer_of(
     seed: int,
     options: dict[str, Any],
     display: Display,
-    team: Team,
+    dist: DistContext,
 ) -> None:
     """Transfer a cell's checkpoint; a run that is finished is left as it is."""
-    start(_asked(options, features), ckpt, out, seed=seed, display=display, team=team)
+    start(_asked(options, features), ckpt, out, seed=seed, display=display, dist=dist)
 
 
-def look_at_transfer(
+def transfer_status(
     *, place: Path, ckpt: str, seed: int, options: dict[str, Any]
-) -> tuple[State, str]:
+) -> tuple[RunStatus, str]:
     """Say how the transfer of a checkpoint stands, and why where it is in the way."""
     try:
         prepared = prepare(_asked(options, None), ckpt, _read(ckpt, _stamp(ckpt)))
@@ -51,7 +51,7 @@ def look_at_transfer(
         return "in the way", str(error)
     arguments = {**prepared.arguments, "seed": seed}
     description = describe_run(prepared.recipe, prepared.deviates, arguments)
-    return look_at(place, description, is_finished=is_recorded)
+    return run_status(place, description, is_finished=is_recorded)
 
 
 @functools.cache
@@ -85,8 +85,8 @@ def over_own(
     return difference.points, difference.low, difference.high
 
 
-def _asked(options: dict[str, Any], features: Path | None) -> Asked:
-    return Asked(
+def _asked(options: dict[str, Any], features: Path | None) -> TransferRequest:
+    return TransferRequest(
         task=options["task"],
         fraction=options["fraction"],
         features=features,

@@ -4,7 +4,7 @@ In: CKPT, or a checkpoint already read. Out: a `detectron2.modeling.Backbone` th
 to named maps: `map0`, `map1`, ... as `forward_maps` gives them, or a pyramid `p2`, `p3`, ... whose level
 pN has stride 2**N. A ViT gets the simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its
 last map, the others an FPN (arXiv 1612.03144) on their stages. A ResNet's BatchNorm is trained like the rest,
-as SparK has it (arXiv 2301.03580), and not frozen as in Detectron2's own; `Team.share` lets GPUs share it.
+as SparK has it (arXiv 2301.03580), and not frozen as in Detectron2's own; `DistContext.share` lets GPUs share it.
 
 With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml config, call
 `add_simmim_config(cfg)` and name `SimMIMBackbone` or `build_simmim_pyramid` in `MODEL.BACKBONE.NAME`.

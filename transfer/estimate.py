@@ -21,7 +21,7 @@ from simmim_bench.diagnostics.estimate import (
     checkpoint_bytes,
     epoch_steps,
 )
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.run import loss_and_mixing
@@ -169,17 +169,17 @@ def _coco(recipe: CocoRecipe, checkpoint: Checkpoint, data: DataSize, device: to
         disk=KEPT * checkpoint_bytes([backbone, model], model.parameters()),
         written=CHECKPOINTS,
         cut="by itself",
-        memory=lambda: estimate_memory(model, image, recipe, Team(device=device)),
+        memory=lambda: estimate_memory(model, image, recipe, DistContext(device=device)),
     )
 
 
 def _ade20k(
     recipe: Ade20kRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device
 ) -> Work:
-    from transfer.segmentation.run import check_sizes, import_engine
+    from transfer.segmentation.run import check_sizes, import_mmseg
 
-    check_sizes(recipe, checkpoint.spec, Team(device=device))
-    engine = import_engine()
+    check_sizes(recipe, checkpoint.spec, DistContext(device=device))
+    engine = import_mmseg()
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from simmim_bench.data.decode import decode_image, read_image
 from simmim_bench.data.sources import ImageList, empty_class, list_classes
-from simmim_bench.diagnostics.findings import Finding, State
+from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json
@@ -80,12 +80,12 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Group:
+class FindingGroup:
     """Makes the findings of one data set."""
 
     name: str
 
-    def finding(self, name: str, state: State, said: str, **more: Any) -> Finding:
+    def finding(self, name: str, state: Severity, said: str, **more: Any) -> Finding:
         """Make a finding of this group."""
         return Finding(group=self.name, name=name, state=state, said=said, **more)
 
@@ -99,10 +99,10 @@ class Group:
 
 def examine_imagenet(data: Path, reading: Reading) -> list[Finding]:
     """Look at a folder in ImageNet's layout, `{train,val}/CLASS/image`."""
-    return list(_imagenet(data, reading, Group("imagenet")))
+    return list(_imagenet(data, reading, FindingGroup("imagenet")))
 
 
-def _imagenet(data: Path, reading: Reading, group: Group) -> Iterator[Finding]:
+def _imagenet(data: Path, reading: Reading, group: FindingGroup) -> Iterator[Finding]:
     classes: dict[str, set[str]] = {}
     for split in ("train", "val"):
         try:
@@ -154,7 +154,7 @@ def _imagenet(data: Path, reading: Reading, group: Group) -> Iterator[Finding]:
 
 def examine_coco(data: Path, reading: Reading) -> list[Finding]:
     """Look at a folder in COCO's layout."""
-    group = Group("coco")
+    group = FindingGroup("coco")
     findings = []
     categories: dict[str, list[int]] = {}
     for split in ("train", "val"):
@@ -171,12 +171,12 @@ def examine_coco(data: Path, reading: Reading) -> list[Finding]:
 
 
 def _coco_split(
-    data: Path, split: str, reading: Reading, group: Group, categories: dict[str, list[int]]
+    data: Path, split: str, reading: Reading, group: FindingGroup, categories: dict[str, list[int]]
 ) -> Iterator[Finding]:
     """Look at one split; its category ids are left in `categories`."""
     try:
         path, folder = split_paths(data, split)
-        reading.display.say(f"reading {path}")
+        reading.display.log(f"reading {path}")
         content = read_json(path, "annotation file")
     except DataError as error:
         yield group.finding(split, "problem", str(error))
@@ -207,7 +207,7 @@ def _coco_split(
         yield from group.problems(f"{split} images", faults)
 
 
-def _count(split: str, content: Mapping[str, Any], group: Group) -> Finding:
+def _count(split: str, content: Mapping[str, Any], group: FindingGroup) -> Finding:
     annotations, images = content["annotations"], content["images"]
     crowds = sum(bool(a["iscrowd"]) for a in annotations)
     seen = {a["image_id"] for a in annotations}
@@ -230,7 +230,7 @@ def _count(split: str, content: Mapping[str, Any], group: Group) -> Finding:
     )
 
 
-def _bad(split: str, bad: Mapping[str, list[int]], group: Group) -> Iterator[Finding]:
+def _bad(split: str, bad: Mapping[str, list[int]], group: FindingGroup) -> Iterator[Finding]:
     """Say which objects cannot be learnt from: trained without in train/, scored as they are in val/."""
     for kind, numbers in bad.items():
         misread = split == "val" and kind in MISREAD
@@ -260,10 +260,10 @@ def _check_image(images: Sequence[Mapping[str, Any]], folder: Path, number: int)
 
 def examine_ade20k(data: Path, reading: Reading) -> list[Finding]:
     """Look at a folder in ADE20K's layout."""
-    return list(_ade20k(data, reading, Group("ade20k")))
+    return list(_ade20k(data, reading, FindingGroup("ade20k")))
 
 
-def _ade20k(data: Path, reading: Reading, group: Group) -> Iterator[Finding]:
+def _ade20k(data: Path, reading: Reading, group: FindingGroup) -> Iterator[Finding]:
     classes = ADE20K_CLASSES
     try:
         names = read_class_names(data)
@@ -285,7 +285,7 @@ def _ade20k(data: Path, reading: Reading, group: Group) -> Iterator[Finding]:
 
 
 def _ade20k_split(
-    split: SegmentationSplit, name: str, classes: int, reading: Reading, group: Group
+    split: SegmentationSplit, name: str, classes: int, reading: Reading, group: FindingGroup
 ) -> Iterator[Finding]:
     missing = [str(mask) for mask in split.masks if not mask.is_file()]
     pairs = [

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.convert import Writer, Written, maps_difference
-from simmim_bench.checkpoints.foreign.read import OPENMMLAB
+from simmim_bench.checkpoints.foreign.swin import OPENMMLAB
 from simmim_bench.checkpoints.foreign.swin import openmmlab_merging_order, shift_downsample
-from simmim_bench.errors import MissingEngineError
+from simmim_bench.errors import MissingFrameworkError
 from simmim_bench.models.build import TABLE, Backbone
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 def _for_dense_tasks(checkpoint: Checkpoint) -> Backbone:
@@ -42,9 +42,9 @@ def _for_dense_tasks(checkpoint: Checkpoint) -> Backbone:
     return load_backbone(checkpoint, (side, side)).eval()
 
 
-def _swin_state(model: Backbone) -> State:
+def _swin_state(model: Backbone) -> StateDict:
     """Give a Swin's weights under the official names, with a norm for every level."""
-    state: State = {}
+    state: StateDict = {}
     for name, value in model.state_dict().items():
         last = f"norm{len(model.spec.depths) - 1}."
         state[shift_downsample(name, -1) if not name.startswith("norm.") else last + name[5:]] = (
@@ -58,7 +58,7 @@ def _swin_state(model: Backbone) -> State:
 
 def _require(module: str, extra: str) -> None:
     if find_module(module) is None:
-        raise MissingEngineError(
+        raise MissingFrameworkError(
             f"{module} is not installed, and the file is checked by loading it there; "
             f"pip install 'simmim-bench[{extra}]' (see README, Installation)."
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from simmim_bench.data.loader import eval_loader
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
 
@@ -27,7 +27,7 @@ def forward_batches(
     num_workers: int,
     precision: str,
     run: RunDir,
-    team: Team,
+    dist: DistContext,
     description: str,
 ) -> Iterator[tuple[range, Tensor]]:
     """Give this process's images, batch by batch: their numbers in the data set, and `forward` of them.
@@ -43,21 +43,21 @@ def forward_batches(
         Numbers, neighbours in order, and rows (B, ...) float32 on the CPU.
     """
     count = len(dataset)  # type: ignore[arg-type]
-    numbers = range(count * team.rank // team.size, count * (team.rank + 1) // team.size)
+    numbers = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
     loader = eval_loader(Subset(dataset, numbers), batch_size=batch_size, num_workers=num_workers)
     done = 0
     with run.display.task(description, len(numbers)) as task:
         for batch, *_ in loader:
-            with torch.no_grad(), autocast(team.device, precision):
-                rows = forward(batch.to(team.device, non_blocking=True)).float().cpu()
+            with torch.no_grad(), autocast(dist.device, precision):
+                rows = forward(batch.to(dist.device, non_blocking=True)).float().cpu()
             yield numbers[done : done + len(batch)], rows
             done += len(batch)
             task.advance(len(batch))
 
 
-def collect(batches: Iterator[tuple[range, Tensor]], team: Team) -> Tensor:
+def collect(batches: Iterator[tuple[range, Tensor]], dist: DistContext) -> Tensor:
     """Give the rows of all processes' batches, (images, ...), to the main one; the others get nothing."""
     rows = [row for _, row in batches]
     # One process may have none: of fewer images than processes.
-    shares = team.gather(torch.cat(rows) if rows else torch.zeros(0))
+    shares = dist.gather(torch.cat(rows) if rows else torch.zeros(0))
     return torch.cat([share for share in shares if len(share)] or [torch.zeros(0)])

@@ -14,12 +14,12 @@ from typing import Any
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.runs.run_dir import check_place, describe_run, open_run
+from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from transfer.recipes import RECIPES, TransferRecipe, check_kind, default_recipe
 from transfer.run import run_transfer
 
@@ -27,7 +27,7 @@ COMPARED = ("imagenet", "linear", "knn", "fewshot")  # tasks whose score is a to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TransferRequest:
     """What a transfer is asked beyond its CKPT.
 
     Attributes:
@@ -79,7 +79,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class ResolvedTransfer:
     """A transfer that is ready to run, but for its seed and its folder."""
 
     checkpoint: Checkpoint
@@ -88,7 +88,9 @@ class Prepared:
     arguments: dict[str, Any]
 
 
-def prepare(asked: Asked, ckpt: str, checkpoint: Checkpoint | None = None) -> Prepared:
+def prepare(
+    request: TransferRequest, ckpt: str, checkpoint: Checkpoint | None = None
+) -> ResolvedTransfer:
     """Read the checkpoint and resolve the recipe.
 
     Args:
@@ -98,21 +100,21 @@ def prepare(asked: Asked, ckpt: str, checkpoint: Checkpoint | None = None) -> Pr
         UsageError: an unknown recipe, one of another task, or an override that it does not take.
         DataError: a checkpoint that cannot be read.
     """
-    options = asked.options
+    options = request.options
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
-    named = found or default_recipe(asked.task, checkpoint.spec)
+    named = found or default_recipe(request.task, checkpoint.spec)
     recipe = override(named, options.overrides)
-    check_kind(asked.task, recipe)
+    check_kind(request.task, recipe)
     arguments: dict[str, Any] = {
-        "task": asked.task,
+        "task": request.task,
         "ckpt": ckpt,
         "sha256": checkpoint.sha256,
         "data": str(options.data),
-        **({"fraction": f"{asked.percent:g}%"} if asked.task == "fewshot" else {}),
-        **({"split": str(asked.split)} if asked.split is not None else {}),
+        **({"fraction": f"{request.percent:g}%"} if request.task == "fewshot" else {}),
+        **({"split": str(request.split)} if request.split is not None else {}),
     }
-    return Prepared(
+    return ResolvedTransfer(
         checkpoint=checkpoint,
         recipe=recipe,
         deviates=deviations(recipe, named),
@@ -124,13 +126,15 @@ def prepare(asked: Asked, ckpt: str, checkpoint: Checkpoint | None = None) -> Pr
 class Plan:
     """The runs of one CKPT, a place for each seed."""
 
-    asked: Asked
+    request: TransferRequest
     ckpt: str
     seeds: Sequence[int]
-    places: Sequence[Path]
+    run_dirs: Sequence[Path]
 
 
-def plan(asked: Asked, ckpt: str, seeds: Sequence[int], root: Path = Path("runs")) -> Plan:
+def plan(
+    request: TransferRequest, ckpt: str, seeds: Sequence[int], root: Path = Path("runs")
+) -> Plan:
     """Say where runs and kept features lie.
 
     That is in --out for one seed and below it for several, with the features beside it; without --out in
@@ -142,21 +146,21 @@ def plan(asked: Asked, ckpt: str, seeds: Sequence[int], root: Path = Path("runs"
     Raises:
         UsageError: the folder of the runs is a run itself.
     """
-    out = asked.options.out
-    home = root / _slug(ckpt).removeprefix("runs-") if out is None else out.parent
-    asked = replace(asked, features=asked.features or home / "features")
+    out = request.options.out
+    home = root / slug(ckpt).removeprefix("runs-") if out is None else out.parent
+    request = replace(request, features=request.features or home / "features")
     if out is not None and len(seeds) == 1:
-        return Plan(asked=asked, ckpt=ckpt, seeds=seeds, places=[out])
-    folder = out or home / asked.name
+        return Plan(request=request, ckpt=ckpt, seeds=seeds, run_dirs=[out])
+    folder = out or home / request.name
     if (folder / "recipe.json").is_file():
         raise UsageError(
             f"{folder} is a run itself and takes no runs of several seeds; choose another --out."
         )
-    places = [folder / f"seed{seed}" for seed in seeds]
-    return Plan(asked=asked, ckpt=ckpt, seeds=seeds, places=places)
+    run_dirs = [folder / f"seed{seed}" for seed in seeds]
+    return Plan(request=request, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
 
 
-def plan_baseline(asked: Asked, ckpt: str, baseline: str, seeds: Sequence[int]) -> Plan:
+def plan_baseline(request: TransferRequest, ckpt: str, baseline: str, seeds: Sequence[int]) -> Plan:
     """Plan the runs that those of a checkpoint are compared with, under the same recipe.
 
     They lie where a transfer of the baseline itself would, so that several checkpoints share them, or
@@ -168,40 +172,40 @@ def plan_baseline(asked: Asked, ckpt: str, baseline: str, seeds: Sequence[int]) 
     Raises:
         UsageError: the task gives no top-1, or the folder of the runs is a run itself.
     """
-    if asked.task not in COMPARED:
+    if request.task not in COMPARED:
         raise UsageError(
-            f"--baseline compares top1, which {asked.task} does not give; transfer random:ARCH to it as well "
+            f"--baseline compares top1, which {request.task} does not give; transfer random:ARCH to it as well "
             "and read both rows of the leaderboard."
         )
-    spec, options = read_checkpoint(ckpt).spec, asked.options
+    spec, options = read_checkpoint(ckpt).spec, request.options
     other = f"random:{spec.arch}" if baseline == "random" else baseline
     out = options.out
     options = replace(
         options,
-        recipe=options.recipe or default_recipe(asked.task, spec).name,
-        out=None if out is None else out.with_name(f"{out.name}-from-{_slug(other)}"),
+        recipe=options.recipe or default_recipe(request.task, spec).name,
+        out=None if out is None else out.with_name(f"{out.name}-from-{slug(other)}"),
         resume=True,
         overwrite=False,
     )
-    return plan(replace(asked, options=options), other, seeds)
+    return plan(replace(request, options=options), other, seeds)
 
 
-def _slug(ckpt: str) -> str:
+def slug(ckpt: str) -> str:
     """Make a folder's name of a CKPT."""
     return ckpt.strip("/").replace(":", "-").replace("/", "-")
 
 
-def check_places(planned: Plan) -> None:
+def check_run_dirs(planned: Plan) -> None:
     """Refuse, before any work starts, a place that a planned run could not go into.
 
     Raises:
         UsageError: a folder that holds something else, or a run that was started differently.
         DataError: a checkpoint or the description of a run cannot be read.
     """
-    options, prepared = planned.asked.options, prepare(planned.asked, planned.ckpt)
-    for place, seed in zip(planned.places, planned.seeds, strict=True):
+    options, prepared = planned.request.options, prepare(planned.request, planned.ckpt)
+    for place, seed in zip(planned.run_dirs, planned.seeds, strict=True):
         arguments = {**prepared.arguments, "seed": seed}
-        check_place(
+        check_run_dir(
             place,
             describe_run(prepared.recipe, prepared.deviates, arguments),
             resume=options.resume,
@@ -210,14 +214,20 @@ def check_places(planned: Plan) -> None:
 
 
 def start(
-    asked: Asked, ckpt: str, out: Path, *, seed: int, display: Display, team: Team | None = None
+    request: TransferRequest,
+    ckpt: str,
+    out: Path,
+    *,
+    seed: int,
+    display: Display,
+    dist: DistContext | None = None,
 ) -> Record | None:
     """Run a transfer in a directory; with `resume`, one that is finished is left as it is.
 
     Returns:
         The record, on the main process.
     """
-    options, prepared = asked.options, prepare(asked, ckpt)
+    options, prepared = request.options, prepare(request, ckpt)
     with open_run(
         out,
         recipe=prepared.recipe,
@@ -226,13 +236,13 @@ def start(
         display=display,
         resume=options.resume,
         overwrite=options.overwrite,
-        team=team,
+        dist=dist,
     ) as run:
         if options.resume and (out / "record.json").is_file():
             run.log(f"{out} is finished")
             return read_record(out / "record.json")
         return run_transfer(
-            asked.task,
+            request.task,
             checkpoint=prepared.checkpoint,
             data=options.data,
             run=run,
@@ -240,26 +250,28 @@ def start(
             deviates=prepared.deviates,
             seed=seed,
             resume=options.resume,
-            fraction=asked.percent / 100,
-            split=asked.split,
-            features=asked.features,
-            team=team,
-            accumulate=asked.accumulate,
-            grad_checkpointing=asked.grad_checkpointing,
-            label_maps=asked.label_maps,
+            fraction=request.percent / 100,
+            split=request.split,
+            features=request.features,
+            dist=dist,
+            accumulate=request.accumulate,
+            grad_checkpointing=request.grad_checkpointing,
+            label_maps=request.label_maps,
         )
 
 
-def start_seeds(planned: Plan, *, display: Display, team: Team | None = None) -> list[Record]:
+def start_seeds(
+    planned: Plan, *, display: Display, dist: DistContext | None = None
+) -> list[Record]:
     """Run a transfer with every seed, each in its place.
 
     Returns:
         The records, on the main process.
     """
-    asked, ckpt, records = planned.asked, planned.ckpt, []
-    with display.task(f"{asked.name}, seeds", len(planned.seeds)) as task:
-        for place, seed in zip(planned.places, planned.seeds, strict=True):
-            records.append(start(asked, ckpt, place, seed=seed, display=display, team=team))
+    request, ckpt, records = planned.request, planned.ckpt, []
+    with display.task(f"{request.name}, seeds", len(planned.seeds)) as task:
+        for place, seed in zip(planned.run_dirs, planned.seeds, strict=True):
+            records.append(start(request, ckpt, place, seed=seed, display=display, dist=dist))
             task.advance()
     return [record for record in records if record is not None]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.results.record import Record
 from simmim_bench.runs.run_dir import RunDir
@@ -33,7 +33,7 @@ def run_transfer(
     fraction: float = 1.0,
     split: Path | None = None,
     features: Path | None = None,
-    team: Team | None = None,
+    dist: DistContext | None = None,
     accumulate: int | None = None,
     grad_checkpointing: bool = False,
     label_maps: bool = False,
@@ -64,7 +64,7 @@ def run_transfer(
     check_kind(task, recipe)
     if split is not None and task != "fewshot":
         raise UsageError(f"--split {split} is for fewshot; {task} learns from all training images.")
-    few: dict[str, Any] = {"fraction": fraction, "split": split, "team": team}
+    few: dict[str, Any] = {"fraction": fraction, "split": split, "team": dist}
     match task, recipe:
         case "imagenet" | "fewshot", FinetuneRecipe():
             from transfer.finetune.run import run_finetune
@@ -84,7 +84,7 @@ def run_transfer(
             return run_coco(
                 recipe=recipe,
                 resume=resume,
-                team=team,
+                dist=dist,
                 accumulate=accumulate,
                 grad_checkpointing=grad_checkpointing,
                 **common,
@@ -93,6 +93,6 @@ def run_transfer(
             from transfer.segmentation.run import run_ade20k
 
             return run_ade20k(
-                recipe=recipe, resume=resume, team=team, label_maps=label_maps, **common
+                recipe=recipe, resume=resume, dist=dist, label_maps=label_maps, **common
             )
     raise AssertionError(f"{task} is not done with recipe {recipe.name}")

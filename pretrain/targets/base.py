@@ -92,7 +92,7 @@ class Target(nn.Module):
         """Say in a few words what is predicted."""
         raise NotImplementedError
 
-    def follow(self, model: nn.Module) -> None:
+    def attach_model(self, model: nn.Module) -> None:
         """Take the model that the target comes from: (images, hidden pixels) to what `ask` gives."""
         self._model = (model.eval(),)
 
@@ -103,7 +103,7 @@ class Target(nn.Module):
 
     @torch.compiler.disable
     @torch.no_grad()
-    def ask(self, images: Tensor, mask: Tensor | None) -> Tensor:
+    def query_model(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Let the model that the target comes from look at the images, and at what is hidden of them."""
         if mask is None:
             hidden = images.new_zeros(len(images), *images.shape[2:])
@@ -146,7 +146,7 @@ class Target(nn.Module):
         """Draw a prediction (B, K, H/t, W/t) as (B, C, H, W)."""
         raise NotImplementedError
 
-    def restore(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+    def denormalise(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Lend a reconstruction what the target leaves out, from the images; (B, C, H, W) both."""
         return reconstruction
 

@@ -40,7 +40,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
-from simmim_bench.training.precision import exactly
+from simmim_bench.training.precision import full_precision
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NAMES = ("random", "timm")  # what a checkpoint's name may begin with before a colon
@@ -107,7 +107,7 @@ class PixelTeacher(nn.Module):
         """
         seen = self.seen(images)
         found = self.model(seen, hidden).reconstruction
-        return self.seen.back(self.model.drawn.restore(found, seen))
+        return self.seen.back(self.model.drawn.denormalise(found, seen))
 
 
 class UserTokenizer(nn.Module):
@@ -124,7 +124,7 @@ class UserTokenizer(nn.Module):
         Raises:
             UsageError: they are of another shape, no integers, or outside of the vocabulary.
         """
-        with exactly(images.device):
+        with full_precision(images.device):
             ids = self.model(self.pixels(images.float()).clamp(0, 1))
         wanted = (len(images), *(side // self.stride for side in images.shape[2:]))
         if not isinstance(ids, Tensor) or tuple(ids.shape) != wanted:
@@ -149,7 +149,7 @@ class UserTokenizer(nn.Module):
         """Give the images (B, C, H, W) of ids (B, h, w), in [0, 1]; None where the tokenizer cannot."""
         if not hasattr(self.model, "decode"):
             return None
-        with exactly(ids.device):
+        with full_precision(ids.device):
             images = self.model.decode(ids)  # type: ignore[operator]
         height, width = (side * self.stride for side in ids.shape[1:])
         if not isinstance(images, Tensor) or tuple(images.shape) != (len(ids), 3, height, width):

@@ -44,7 +44,7 @@ class Pixels(Numbers):
         """Give the prediction at the image's size, in the target's own units."""
         return self.enlarge(prediction)
 
-    def restore(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+    def denormalise(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Lend the local mean and deviation."""
         if not self.side:
             return reconstruction
@@ -74,7 +74,7 @@ class PatchNorm(Pixels):
         mean, deviation = patch_statistics(images, self.patch)
         return (images - mean) / deviation
 
-    def restore(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+    def denormalise(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Lend each patch's mean and deviation."""
         mean, deviation = patch_statistics(images, self.patch)
         return reconstruction * deviation + mean

@@ -42,7 +42,8 @@ class TeacherFeatures(Numbers):
     def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give the teacher's features of whole images: (B, K, H/t, W/t)."""
         return resized(
-            self.ask(images, None).float(), [side // self.stride for side in images.shape[2:]]
+            self.query_model(images, None).float(),
+            [side // self.stride for side in images.shape[2:]],
         )
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class TeacherPixels(Pixels):
 
     def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give the teacher's reconstruction: (B, C, H/t, W/t)."""
-        return self.reduce(self.ask(images, mask).float())
+        return self.reduce(self.query_model(images, mask).float())
 
 
 def _label(design: Design, model: TargetModel | None) -> str:

@@ -18,7 +18,7 @@ from pretrain.targets.classes import Classes
 from pretrain.targets.tokenizer import Tokenizer, as_buffers, fit_tokenizer
 from simmim_bench.display import Display
 from simmim_bench.models.archs import BackboneSpec
-from simmim_bench.training.precision import exactly
+from simmim_bench.training.precision import full_precision
 
 FITTED_IMAGES = 2048  # ours: of 196 tokens each, 400,000 tokens
 
@@ -48,7 +48,7 @@ class Tokens(Classes):
         side = self.stride
         return f"{self.classes} visual tokens{whose} of {side} x {side} pixels, cross-entropy"
 
-    def follow(self, model: nn.Module) -> None:
+    def attach_model(self, model: nn.Module) -> None:
         """Take the weights of another tokenizer of ours."""
         self.tokenizer.load_state_dict(model.state_dict())
         self.fitted_images, self.inherited = 0, ""
@@ -76,13 +76,13 @@ class Tokens(Classes):
     @torch.no_grad()
     def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give each point's token."""
-        with exactly(images.device):
+        with full_precision(images.device):
             return self.tokenizer.ids(self.in_range(images)).unsqueeze(1)
 
     @torch.no_grad()
     def to_pixels(self, prediction: Tensor) -> Tensor:
         """Decode the mean code of the predicted distribution."""
-        with exactly(prediction.device):
+        with full_precision(prediction.device):
             codes = torch.einsum(
                 "bnyx,nd->bdyx", prediction.float().softmax(1), self.tokenizer.codebook
             )
@@ -127,7 +127,7 @@ class UserTokens(Classes):
 
     def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """Give each point's token."""
-        return self.ask(images, None)
+        return self.query_model(images, None)
 
     @torch.no_grad()
     def to_pixels(self, prediction: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from simmim_bench.models.convnet import TIMM_PATCH, bottlenecks, timm_name
 from simmim_bench.models.vit import sincos_position
 
 TOLERANCE = 1e-4  # of the features' largest value, in float32
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -284,11 +284,11 @@ def _timm_convnet(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
     }
 
 
-def to_timm(model: Backbone) -> State:
+def to_timm(model: Backbone) -> StateDict:
     """Give a backbone's weights under timm's names."""
     spec = model.spec
     plain_vit = spec.family == "vit" and not spec.rel_pos_bias and not spec.sincos_position
-    state: State = {}
+    state: StateDict = {}
     for name, value in model.state_dict().items():
         if spec.is_convolutional:
             name = timm_name(name, spec.family)

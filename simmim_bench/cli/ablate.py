@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simmim_bench.cli.job_options import with_execution
+from simmim_bench.cli.job_options import with_job_options
 from simmim_bench.cli.options import (
     SEED,
     complete_among,
@@ -30,13 +30,13 @@ from simmim_bench.cli.options import (
     override_option,
 )
 from simmim_bench.errors import BenchError, DataError, InterruptedRun, UsageError, nearest
-from simmim_bench.jobs.options import Execution
+from simmim_bench.jobs.options import JobOptions
 from simmim_bench.tasks import KINDS, Kind
 
 if TYPE_CHECKING:
-    from simmim_bench.jobs.runner import Outcome
-    from simmim_bench.results.ablation import Ablation, Cell, Grid, Measured
-    from simmim_bench.runs.status import State
+    from simmim_bench.jobs.runner import StepResult
+    from simmim_bench.results.ablation import Ablation, AblationCell, Grid, Measured
+    from simmim_bench.runs.status import RunStatus
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
 _PATH = click.Path(path_type=Path)
@@ -56,8 +56,8 @@ class Stages:
 
     resolve: Callable[..., tuple[Any, Any]]
     make_grid: Callable[..., Grid]
-    look_at_pretraining: Callable[..., tuple[State, str]]
-    look_at_transfer: Callable[..., tuple[State, str]]
+    look_at_pretraining: Callable[..., tuple[RunStatus, str]]
+    transfer_status: Callable[..., tuple[RunStatus, str]]
     transfer_name: Callable[..., str]
     pretrain: Callable[..., Any]
     transfer: Callable[..., Any]
@@ -116,11 +116,11 @@ class Study:
 
 
 @dataclass(frozen=True)
-class CellStep:
+class AblationStep:
     """A cell with a seed: its pretraining and its transfer. Without a cell, random weights' transfer."""
 
     study: Study
-    cell: Cell | None
+    cell: AblationCell | None
     seed: int
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ class CellStep:
     @property
     def folder(self) -> Path:
         """Where its runs lie: cells that change the same are one, whatever axis they are on."""
-        changes = "random" if self.cell is None else _slug(self.cell.changes) or "own"
+        changes = "random" if self.cell is None else slug(self.cell.changes) or "own"
         return self.study.out / changes / f"seed{self.seed}"
 
     @property
@@ -160,7 +160,7 @@ class CellStep:
         return self.folder / "ablate.log"
 
     @property
-    def takes_turns_on(self) -> str | None:
+    def exclusive_resource(self) -> str | None:
         """Nothing: cells share nothing."""
         return None
 
@@ -168,9 +168,9 @@ class CellStep:
         """Give the arguments of `simmim-bench` that do it alone."""
         return [*self.study.words, "--cell", self.name, "--seed", str(self.seed)]
 
-    def look(self) -> list[tuple[State, str]]:
+    def look(self) -> list[tuple[RunStatus, str]]:
         """Say how its pretraining and its transfer stand."""
-        stages, found = self.study.stages, list[tuple["State", str]]()
+        stages, found = self.study.stages, list[tuple["RunStatus", str]]()
         if self.cell is not None:
             found.append(
                 stages.look_at_pretraining(
@@ -185,13 +185,13 @@ class CellStep:
                 return [*found, ("to do", "")]
         options = self.study.transfer_options()
         found.append(
-            stages.look_at_transfer(
+            stages.transfer_status(
                 place=self.transfer, ckpt=self.ckpt, seed=self.seed, options=options
             )
         )
         return found
 
-    def run(self, display: Any, team: Any) -> None:
+    def run(self, display: Any, dist: Any) -> None:
         """Do what is left of it, in this process."""
         stages, study = self.study.stages, self.study
         if self.cell is not None:
@@ -202,7 +202,7 @@ class CellStep:
                 out=self.pretraining,
                 seed=self.seed,
                 display=display,
-                team=team,
+                dist=dist,
                 resume=True,
             )
         stages.transfer(
@@ -212,13 +212,13 @@ class CellStep:
             seed=self.seed,
             options=study.transfer_options(),
             display=display,
-            team=team,
+            dist=dist,
         )
-        if team.is_main:  # nobody else asks for this cell's features
+        if dist.is_main:  # nobody else asks for this cell's features
             shutil.rmtree(self.folder / "features", ignore_errors=True)
 
 
-def _slug(changes: dict[str, Any]) -> str:
+def slug(changes: dict[str, Any]) -> str:
     texts = (f"{key}={value}" for key, value in changes.items())
     return re.sub(r"[^\w.=+-]+", "-", "+".join(texts))
 
@@ -295,7 +295,7 @@ def make_ablate(
         metavar="NAME",
         help="Do this one with --seed, in this process, and leave the table: what each step runs.",
     )
-    @with_execution
+    @with_job_options
     @click.option("--json", "as_json", is_flag=True, help="Print grid or results as JSON.")
     @click.option("--quiet", is_flag=True, help="No log and no progress on stderr.")
     def ablate(
@@ -305,7 +305,7 @@ def make_ablate(
         only_table: bool,
         as_json: bool,
         quiet: bool,
-        execution: Execution,
+        job_options: JobOptions,
         **given: Any,
     ) -> None:
         """Repeat SimMIM's study on your data: every choice on an axis, from one recipe.
@@ -355,15 +355,15 @@ def make_ablate(
             )
         if dry_run:
             return
-        from simmim_bench.jobs.runner import carry_out
+        from simmim_bench.jobs.runner import run_steps
         from simmim_bench.results.ablation import to_json, to_markdown, write_ablation
 
-        outcomes: list[Outcome[CellStep]] = []
+        results: list[StepResult[AblationStep]] = []
         if not only_table:
             _make_folder(study.out)
             try:
-                outcomes = carry_out(
-                    steps, execution, study.out, open_display(quiet), what="ablate"
+                results = run_steps(
+                    steps, job_options, study.out, open_display(quiet), what="ablate"
                 )
             except InterruptedRun:  # what is done can be looked at
                 with suppress(BenchError):
@@ -380,10 +380,10 @@ def make_ablate(
             click.echo(json.dumps(to_json(ablation)))
         elif ablation.rows:
             click.echo(f"\n{to_markdown(ablation)}\nresults  {study.results}")
-        failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-        for outcome in failed:
+        failed = [result for result in results if result.state == "failed"]
+        for result in failed:
             click.echo(
-                f"failed  {outcome.step}: {outcome.error}\nlog     {outcome.step.log}", err=True
+                f"failed  {result.step}: {result.error}\nlog     {result.step.log}", err=True
             )
         if failed:
             click.echo("Mend it and give the same command again.", err=True)
@@ -462,14 +462,14 @@ def _make_folder(out: Path) -> None:
         raise DataError(f"cannot write {out}: {error.strerror}; choose another --out.") from error
 
 
-def _steps(study: Study) -> Iterator[CellStep]:
+def _steps(study: Study) -> Iterator[AblationStep]:
     """Give all steps, seed by seed, so that a whole grid of one seed is there first."""
     for seed in study.seeds:
         for cell in (*study.grid.cells, None):
-            yield CellStep(study, cell, seed)
+            yield AblationStep(study, cell, seed)
 
 
-def _choose(steps: Sequence[CellStep], names: Sequence[str]) -> list[CellStep]:
+def _choose(steps: Sequence[AblationStep], names: Sequence[str]) -> list[AblationStep]:
     """Give the steps of the named cells, of the recipe's own and of random weights; all without names."""
     known = list(dict.fromkeys(step.name for step in steps))
     for name in names:
@@ -480,17 +480,17 @@ def _choose(steps: Sequence[CellStep], names: Sequence[str]) -> list[CellStep]:
 
 
 def _run_alone(study: Study, name: str, quiet: bool) -> None:
-    from simmim_bench.distributed import join_team
+    from simmim_bench.distributed import init_distributed
 
     found = [step for step in _steps(study) if step.name == name]
     if not found:
         known = dict.fromkeys(step.name for step in _steps(study))
         raise UsageError(f"--cell: unknown cell '{name}'; {nearest(name, known)}")
-    with join_team() as team:
-        found[0].run(open_display(quiet or not team.is_main), team)
+    with init_distributed() as dist:
+        found[0].run(open_display(quiet or not dist.is_main), dist)
 
 
-def _state(states: Sequence[tuple[State, str]]) -> str:
+def _state(states: Sequence[tuple[RunStatus, str]]) -> str:
     """Say in words how a step stands."""
     found = [state for state, _ in states]
     for state in ("in the way", "running elsewhere"):
@@ -501,7 +501,7 @@ def _state(states: Sequence[tuple[State, str]]) -> str:
     return "to do" if all(state == "to do" for state in found) else "resumable"
 
 
-def _plain(step: CellStep, states: Sequence[tuple[State, str]]) -> dict[str, Any]:
+def _plain(step: AblationStep, states: Sequence[tuple[RunStatus, str]]) -> dict[str, Any]:
     return {
         "cell": step.name,
         "changes": {} if step.cell is None else step.cell.changes,
@@ -562,7 +562,7 @@ def _measure(study: Study) -> Ablation:
     )
 
 
-def _scored_on(study: Study, done: Sequence[CellStep]) -> str:
+def _scored_on(study: Study, done: Sequence[AblationStep]) -> str:
     """Say what the scores are of."""
     from simmim_bench.results.record import read_record
 
@@ -585,7 +585,7 @@ def _named(name: str, changes: Sequence[str]) -> str:
     return name + (f" with {', '.join(changes)}" if changes else "")
 
 
-def _measured(study: Study, steps: Sequence[CellStep], own: Sequence[CellStep]) -> Measured:
+def _measured(study: Study, steps: Sequence[AblationStep], own: Sequence[AblationStep]) -> Measured:
     """Gather a cell's scores, its checkpoints' facts, and the difference to the recipe's own cell."""
     from simmim_bench.leaderboard.archive import without_machine
     from simmim_bench.results.ablation import FACTS, Measured, Score

@@ -113,7 +113,9 @@ def make_doctor(
         help="Folder that runs will be written to, for the free disk; this one by default.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print all findings and facts as JSON.")
-    def doctor(as_json: bool, recipe: str | None, overrides: tuple[str, ...], **asked: Any) -> None:
+    def doctor(
+        as_json: bool, recipe: str | None, overrides: tuple[str, ...], **request: Any
+    ) -> None:
         """Say what is installed, what works, what is wrong, and what to run to mend it.
 
         \b
@@ -134,7 +136,7 @@ def make_doctor(
         that is there; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is too
         small; 3 comes before 4. Optional engines are needed where --coco, --ade20k or --recipe asks for them.
         """
-        question = _ask(recipes, recipe, overrides, **asked)
+        question = _ask(recipes, recipe, overrides, **request)
         findings = list(_answer(question, stages, open_display(False)))
         code = exit_code(findings)
         if as_json:
@@ -186,15 +188,15 @@ def _answer(
     question: Question, stages: Callable[[], Stages], display: Display
 ) -> Iterator[Finding]:
     """Give all findings, group by group."""
-    from simmim_bench.diagnostics.frameworks import ENGINES, NEEDED, examine_engines
+    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, NEEDED, examine_frameworks
 
     # A recipe's name begins with what it is for, where that needs an engine of its own.
     for_recipe = NEEDED.get(getattr(question.recipe, "name", "").split("_")[0], ())
     needed = {engine for kind in question.data for engine in NEEDED.get(kind, ())}
-    display.say(f"importing {len(ENGINES)} engines")
-    engines = examine_engines(ENGINES, needed | set(for_recipe))
+    display.log(f"importing {len(FRAMEWORKS)} engines")
+    engines = examine_frameworks(FRAMEWORKS, needed | set(for_recipe))
     yield from engines
-    optional = {engine.name for engine in ENGINES if engine.optional}
+    optional = {engine.name for engine in FRAMEWORKS if engine.optional}
     lacking = [f.name for f in engines if f.state == "problem" and f.name not in optional]
     if lacking:
         yield Finding(
@@ -207,7 +209,7 @@ def _answer(
     from simmim_bench.diagnostics.checkpoint import examine_checkpoint
     from simmim_bench.diagnostics.machine import examine_machine
 
-    display.say("looking at the machine")
+    display.log("looking at the machine")
     yield from examine_machine(question.out)
     found: list[Finding] = []
     known = stages() if question.data or question.recipe is not None else None
@@ -244,7 +246,7 @@ def _estimate(
     from simmim_bench.diagnostics.estimate import data_size, estimate, too_large
     from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
-    from simmim_bench.training.memory import keep_freed_memory
+    from simmim_bench.training.memory import retain_freed_memory
 
     device, recipe = best_device(), question.recipe
     pretraining = stages.is_pretraining(recipe)
@@ -258,9 +260,9 @@ def _estimate(
         yield refused
         return
     data = data_size("imagenet" if pretraining else stages.data_of(recipe), found)
-    display.say(f"trying {recipe.name} on {spec.arch}")
+    display.log(f"trying {recipe.name} on {spec.arch}")
     if device.type == "cpu":
-        keep_freed_memory()  # as the training does
+        retain_freed_memory()  # as the training does
     try:
         if pretraining:
             work = stages.plan_pretraining(recipe, data, device)

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from simmim_bench.cli.options import Command
-from simmim_bench.jobs.options import Execution, SlurmOptions
+from simmim_bench.jobs.options import JobOptions, SlurmOptions
 
-EXECUTION_OPTIONS = (
+JOB_OPTIONS = (
     click.option(
         "--workers",
         type=click.IntRange(1),
@@ -51,8 +51,8 @@ EXECUTION_OPTIONS = (
 )
 
 
-def read_execution(given: dict[str, Any]) -> Execution:
-    """Take the values of `EXECUTION_OPTIONS` out of a command's parameters."""
+def read_job_options(given: dict[str, Any]) -> JobOptions:
+    """Take the values of `JOB_OPTIONS` out of a command's parameters."""
     jobs = SlurmOptions(
         partition=given.pop("slurm_partition"),
         account=given.pop("slurm_account"),
@@ -60,20 +60,20 @@ def read_execution(given: dict[str, Any]) -> Execution:
         more=given.pop("slurm_set"),
         cluster=given.pop("cluster"),
     )
-    return Execution(
+    return JobOptions(
         workers=given.pop("workers"),
         gpus_per_task=given.pop("gpus_per_task"),
         slurm=jobs if given.pop("slurm") else None,
     )
 
 
-def with_execution(command: Command) -> Command:
-    """Add the options, handed to the command as one `execution`."""
+def with_job_options(command: Command) -> Command:
+    """Add the options, handed to the command as one `job_options`."""
 
     @functools.wraps(command)
     def collect(**given: Any) -> None:
-        command(execution=read_execution(given), **given)
+        command(job_options=read_job_options(given), **given)
 
-    for option in reversed(EXECUTION_OPTIONS):
+    for option in reversed(JOB_OPTIONS):
         collect = option(collect)
     return collect

@@ -15,7 +15,7 @@ from simmim_bench.cli.options import open_display
 from simmim_bench.errors import DriftError
 
 if TYPE_CHECKING:
-    from simmim_bench.leaderboard.find import Found
+    from simmim_bench.leaderboard.find import FoundRecords
     from simmim_bench.leaderboard.reported import ReportedRow
     from simmim_bench.recipe import Recipe
 
@@ -58,7 +58,7 @@ _published = click.option(
 )
 
 
-def _find(roots: tuple[Path, ...]) -> Found:
+def _find(roots: tuple[Path, ...]) -> FoundRecords:
     """Read the records, and say which are damaged."""
     from simmim_bench.leaderboard.find import find_records
 
@@ -163,9 +163,9 @@ def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
 
     That is predictions, descriptions, metrics and COCO's annotations; weights are left where they are.
     """
-    from simmim_bench.leaderboard.archive import keep_runs
+    from simmim_bench.leaderboard.archive import archive_runs
 
     found = _find(roots)
-    keep_runs(found.records, out)
+    archive_runs(found.records, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"{len(found.records)} records, {size / 1e6:.1f} MB: {out}")

@@ -65,9 +65,9 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        team = sys.modules.get("simmim_bench.distributed")  # where it is not loaded, there is none
-        if team is not None and isinstance(end.code, int):
-            team.leave(end.code)
+        dist = sys.modules.get("simmim_bench.distributed")  # where it is not loaded, there is none
+        if dist is not None and isinstance(end.code, int):
+            dist.exit_process(end.code)
         raise
 
 
@@ -158,13 +158,13 @@ def _ablation_stages() -> AblationStages:
     """Give what an ablation does of both stages."""
     from pretrain.axes import make_grid
     from pretrain.launch import look, resolve, start
-    from transfer.ablation import look_at_transfer, over_own, run_transfer_of, transfer_name
+    from transfer.ablation import over_own, run_transfer_of, transfer_name, transfer_status
 
     return AblationStages(
         resolve=resolve,
         make_grid=make_grid,
         look_at_pretraining=look,
-        look_at_transfer=look_at_transfer,
+        transfer_status=transfer_status,
         transfer_name=transfer_name,
         pretrain=start,
         transfer=run_transfer_of,
@@ -246,7 +246,7 @@ def pretrain(arch: str, init_from: str | None, options: RunOptions, **execution:
     --resume then ends where an undisturbed run ends. On SIGUSR1 a SLURM job is requeued as well
     (#SBATCH --signal=USR1@120).
     """
-    from simmim_bench.distributed import join_team
+    from simmim_bench.distributed import init_distributed
 
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
@@ -254,21 +254,21 @@ def pretrain(arch: str, init_from: str | None, options: RunOptions, **execution:
     from pretrain.train import Execution
 
     recipe, named = resolve(arch=arch, recipe=options.recipe, overrides=options.overrides)
-    with join_team() as team:
+    with init_distributed() as dist:
         checkpoint = start(
             recipe=recipe,
             named=named,
             data=options.data,
             out=out,
             seed=options.seed,
-            display=open_display(options.quiet or not team.is_main),
-            team=team,
+            display=open_display(options.quiet or not dist.is_main),
+            dist=dist,
             init_from=init_from,
             resume=options.resume,
             overwrite=options.overwrite,
             execution=Execution(**execution),
         )
-    if not team.is_main:
+    if not dist.is_main:
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
     click.echo(shown)
@@ -368,12 +368,19 @@ def transfer(
 
     All run under torchrun and srun as well; every image is scored once.
     """
-    from simmim_bench.distributed import join_team
+    from simmim_bench.distributed import init_distributed
     from transfer.compare import compare_runs
-    from transfer.launch import Asked, check_places, over_seeds, plan, plan_baseline, start_seeds
+    from transfer.launch import (
+        TransferRequest,
+        check_run_dirs,
+        over_seeds,
+        plan,
+        plan_baseline,
+        start_seeds,
+    )
 
     numbers = range(options.seed, options.seed + seeds)
-    asked = Asked(
+    request = TransferRequest(
         task=task,
         options=options,
         fraction=fraction,
@@ -383,21 +390,21 @@ def transfer(
         label_maps=label_maps,
         features=features,
     )
-    ours = plan(asked, ckpt, numbers)
-    other = None if baseline is None else plan_baseline(asked, ckpt, baseline, numbers)
-    with join_team() as team:
+    ours = plan(request, ckpt, numbers)
+    other = None if baseline is None else plan_baseline(request, ckpt, baseline, numbers)
+    with init_distributed() as dist:
         how: dict[str, Any] = {
-            "display": open_display(options.quiet or not team.is_main),
-            "team": team,
+            "display": open_display(options.quiet or not dist.is_main),
+            "team": dist,
         }
         # What the baseline stumbles over is known before hours are spent on ours.
         for planned in (ours, other):
-            if planned is not None and team.is_main:
-                check_places(planned)
+            if planned is not None and dist.is_main:
+                check_run_dirs(planned)
         records = start_seeds(ours, **how)
         if other is not None:
             start_seeds(other, **how)
-    if not team.is_main:
+    if not dist.is_main:
         return
     plain: dict[str, Any] = dataclasses.asdict(records[0])
     lines = [f"{metric} {value:.2f}" for metric, value in records[0].metrics.items()]

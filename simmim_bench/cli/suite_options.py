@@ -14,7 +14,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from simmim_bench.cli.job_options import EXECUTION_OPTIONS, read_execution
+from simmim_bench.cli.job_options import JOB_OPTIONS, read_job_options
 from simmim_bench.cli.options import SEED, Command, complete_ckpt
 from simmim_bench.tasks import DATA_SETS, GROUPS, KINDS
 from transfer.suite.options import SuiteOptions
@@ -124,10 +124,10 @@ def suite_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], 
                 data_sets={name: path for name, path in folders.items() if path is not None},
                 **{name: given.pop(name) for name in names},
             )
-            execution = read_execution(given)
+            execution = read_job_options(given)
             command(options=options, execution=execution, **given)
 
-        for option in reversed((*declared, *EXECUTION_OPTIONS, *printed)):
+        for option in reversed((*declared, *JOB_OPTIONS, *printed)):
             collect = option(collect)
         return collect
 

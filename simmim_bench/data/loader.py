@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from simmim_bench.distributed import share_of
+from simmim_bench.distributed import per_process_batch
 
 
 def seed_everything(*key: int) -> None:
@@ -45,7 +45,7 @@ class EpochLoader:
     a run that goes on in the middle of an epoch sees what it would have seen.
 
     Args:
-        batch_size: images a step of all processes together; each takes every `team_size`-th of them.
+        batch_size: images a step of all processes together; each takes every `world_size`-th of them.
 
     Raises:
         UsageError: the batch cannot be shared evenly.
@@ -59,14 +59,14 @@ class EpochLoader:
         num_workers: int,
         seed: int,
         rank: int = 0,
-        team_size: int = 1,
+        world_size: int = 1,
     ) -> None:
         self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
-        self._rank, self._team_size = rank, team_size
+        self._rank, self._team_size = rank, world_size
         self._images = len(dataset)  # type: ignore[arg-type]
         # A last small batch is dropped, unless it is the only one.
         self._batch_size = min(batch_size, self._images)
-        share_of(self._batch_size, team_size)
+        per_process_batch(self._batch_size, world_size)
 
     def __len__(self) -> int:
         return self._images // self._batch_size

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from simmim_bench.errors import DataError, MissingEngineError
+from simmim_bench.errors import DataError, MissingFrameworkError
 from simmim_bench.files import write_text
 
 FORMATS = {
@@ -411,7 +411,7 @@ def _hub_images(name: str, split: str) -> HubImages:
     try:
         import datasets
     except ImportError as error:
-        raise MissingEngineError(
+        raise MissingFrameworkError(
             f"{HUB}{name} needs the package datasets: pip install 'simmim-bench[hub]'."
         ) from error
     try:

@@ -14,7 +14,7 @@ import torch
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import LoadReport, fit_state
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.diagnostics.findings import Finding, State
+from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError
 from simmim_bench.models.archs import ARCHS, BackboneSpec, find_spec
 from simmim_bench.models.build import build_backbone
@@ -22,7 +22,7 @@ from simmim_bench.models.build import build_backbone
 REPORTED = ("matched", "resized", "missing", "unused")
 
 
-def _finding(name: str, state: State, said: str, **more: Any) -> Finding:
+def _finding(name: str, state: Severity, said: str, **more: Any) -> Finding:
     return Finding(group="checkpoint", name=name, state=state, said=said, **more)
 
 

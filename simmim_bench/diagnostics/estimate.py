@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.diagnostics.findings import Finding, State
+from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.diagnostics.machine import free_disk
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
@@ -331,5 +331,5 @@ def _disk(work: Work, folder: Path) -> Finding:
     return _finding("disk", "problem", said, remedy=remedy, facts=facts)
 
 
-def _finding(name: str, state: State, said: str, **more: Any) -> Finding:
+def _finding(name: str, state: Severity, said: str, **more: Any) -> Finding:
     return Finding(group="estimate", name=name, state=state, said=said, **more)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import click
 
-from simmim_bench.errors import DataError, MissingEngineError
+from simmim_bench.errors import DataError, MissingFrameworkError
 
-State = Literal["ok", "warning", "problem"]
+Severity = Literal["ok", "warning", "problem"]
 INSTALLED = ("engines", "machine")  # groups whose problems are not of what the user gave
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 SHOWN = 5  # of many names; --json has them all
@@ -36,7 +36,7 @@ class Finding:
 
     group: str
     name: str
-    state: State
+    state: Severity
     said: str
     remedy: str | None = None
     items: Sequence[str] = ()
@@ -47,7 +47,7 @@ def exit_code(findings: Iterable[Finding]) -> int:
     """Give 0 where nothing is worse than a warning, 3 where an engine has a problem, else 4."""
     groups = {finding.group for finding in findings if finding.state == "problem"}
     if groups & set(INSTALLED):
-        return MissingEngineError.exit_code
+        return MissingFrameworkError.exit_code
     return DataError.exit_code if groups else 0
 
 

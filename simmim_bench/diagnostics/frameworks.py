@@ -40,7 +40,7 @@ for name, probe in json.loads(sys.argv[1]).items():
 
 
 @dataclass(frozen=True)
-class Engine:
+class Framework:
     """Something that may be missing.
 
     Attributes:
@@ -63,25 +63,29 @@ def _installed(package: str) -> str:
     return f"from importlib.metadata import version; v = version({package!r})"
 
 
-ENGINES = (
-    Engine("torch", "everything", "import torch; v = torch.__version__; torch.ones(2).sum()", CORE),
-    Engine(
+FRAMEWORKS = (
+    Framework(
+        "torch", "everything", "import torch; v = torch.__version__; torch.ones(2).sum()", CORE
+    ),
+    Framework(
         "torchvision",
         "images, detection",
         "import torchvision; v = torchvision.__version__\n"
         "import torch; torchvision.ops.nms(torch.rand(1, 4), torch.rand(1), 0.5)",
         "pip install --upgrade torch torchvision  (they must match)",
     ),
-    Engine("timm", "backbones", "import timm; v = timm.__version__", CORE),
-    Engine("simplejpeg", "fast decoding", f"import simplejpeg; {_installed('simplejpeg')}", CORE),
-    Engine(
+    Framework("timm", "backbones", "import timm; v = timm.__version__", CORE),
+    Framework(
+        "simplejpeg", "fast decoding", f"import simplejpeg; {_installed('simplejpeg')}", CORE
+    ),
+    Framework(
         "pycocotools",
         "COCO masks",
         f"import pycocotools.mask; {_installed('pycocotools')}",
         CORE,
     ),
-    Engine("hotcoco", "COCO scores", f"import hotcoco; {_installed('hotcoco')}", CORE),
-    Engine(
+    Framework("hotcoco", "COCO scores", f"import hotcoco; {_installed('hotcoco')}", CORE),
+    Framework(
         "detectron2",
         "transfer coco",
         "import detectron2, shapely.geometry; from detectron2.modeling import SimpleFeaturePyramid\n"
@@ -89,36 +93,38 @@ ENGINES = (
         f"pip install 'simmim-bench[det]' && {DETECTRON2_SOURCES}",
         optional=True,
     ),
-    Engine("mmengine", "transfer ade20k", "import mmengine; v = mmengine.__version__", SEG, True),
-    Engine(
+    Framework(
+        "mmengine", "transfer ade20k", "import mmengine; v = mmengine.__version__", SEG, True
+    ),
+    Framework(
         "mmcv",
         "transfer ade20k",
         "import mmcv, mmcv.transforms; v = mmcv.__version__",
         SEG,
         optional=True,
     ),
-    Engine(
+    Framework(
         "mmseg",
         "transfer ade20k",
         "import mmseg; from mmseg.models import UPerHead; v = mmseg.__version__",
         SEG,
         optional=True,
     ),
-    Engine(
+    Framework(
         "datasets",
         "--data hfds:NAME",
         "import datasets; v = datasets.__version__",
         "pip install 'simmim-bench[hub]'",
         optional=True,
     ),
-    Engine(
+    Framework(
         "submitit",
         "SLURM jobs",
         f"import submitit; {_installed('submitit')}",
         "pip install 'simmim-bench[slurm]'",
         optional=True,
     ),
-    Engine(
+    Framework(
         "itables",
         "interactive tables",
         f"import itables; {_installed('itables')}",
@@ -129,8 +135,8 @@ ENGINES = (
 NEEDED = {"coco": ("detectron2",), "ade20k": ("mmengine", "mmcv", "mmseg")}
 
 
-def examine_engines(
-    engines: Sequence[Engine] = ENGINES, needed: Collection[str] = ()
+def examine_frameworks(
+    engines: Sequence[Framework] = FRAMEWORKS, needed: Collection[str] = ()
 ) -> list[Finding]:
     """Import engines in another process and use each a little.
 
@@ -148,7 +154,7 @@ def examine_engines(
     return [_judge(engine, found[engine.name], engine.name in needed) for engine in engines]
 
 
-def _probe(engines: Sequence[Engine]) -> dict[str, dict[str, Any]]:
+def _probe(engines: Sequence[Framework]) -> dict[str, dict[str, Any]]:
     """Give what was found of each engine; the last one alone where the process did not end well."""
     probes = {engine.name: engine.probe for engine in engines}
     done = subprocess.run(
@@ -166,7 +172,7 @@ def _probe(engines: Sequence[Engine]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _judge(engine: Engine, outcome: dict[str, Any], needed: bool) -> Finding:
+def _judge(engine: Framework, outcome: dict[str, Any], needed: bool) -> Finding:
     version, error = outcome.get("version"), outcome.get("error")
     facts = {"version": version, "error": error, "serves": engine.serves}
     if version is not None:

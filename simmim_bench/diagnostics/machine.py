@@ -83,15 +83,15 @@ def usable_cores() -> float:
 
 def _threads() -> Finding:
     cores, threads = usable_cores(), torch.get_num_threads()
-    asked = os.environ.get("OMP_NUM_THREADS")
+    request = os.environ.get("OMP_NUM_THREADS")
     finding = _finding(
         "threads",
         f"torch computes with {threads} on {cores:g} usable of {os.cpu_count()} processors"
-        + (f"; OMP_NUM_THREADS is {asked}" if asked else ""),
+        + (f"; OMP_NUM_THREADS is {request}" if request else ""),
         torch=threads,
         usable=cores,
         processors=os.cpu_count(),
-        omp_num_threads=asked,
+        omp_num_threads=request,
     )
     if threads <= max(1, cores):
         return finding

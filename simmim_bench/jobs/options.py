@@ -1,6 +1,6 @@
 """How steps are carried out, as options of a command: how many at once, on what, or through SLURM.
 
-In: click's parameters. Out: an `Execution`. Nothing here loads torch.
+In: click's parameters. Out: an `JobOptions`. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SlurmOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class JobOptions:
     """How steps are carried out; it changes no result.
 
     Attributes:

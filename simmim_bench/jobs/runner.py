@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from simmim_bench.display import Display, duration
+from simmim_bench.display import Display, format_duration
 from simmim_bench.errors import InterruptedRun
-from simmim_bench.jobs.options import Execution
+from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.process import exit_code, last_error
 from simmim_bench.jobs.workers import Machine, Queue, Step, Worker
 from simmim_bench.training.stopping import StopRequest, stop_on_signals
@@ -28,7 +28,7 @@ AnyStep = TypeVar("AnyStep", bound=Step)
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[AnyStep]):
+class StepResult(Generic[AnyStep]):
     """What became of a step.
 
     Attributes:
@@ -45,14 +45,14 @@ class Outcome(Generic[AnyStep]):
     seconds: float = 0.0
 
 
-def carry_out(
+def run_steps(
     steps: Sequence[AnyStep],
-    execution: Execution,
+    job_options: JobOptions,
     out: Path,
     display: Display,
     *,
     what: str,
-) -> list[Outcome[AnyStep]]:
+) -> list[StepResult[AnyStep]]:
     """Do what is left of some steps.
 
     Args:
@@ -68,24 +68,24 @@ def carry_out(
         InterruptedRun: a signal came; the steps that ran were asked to save.
     """
     done = {
-        id(step): Outcome(step, "done")
+        id(step): StepResult(step, "done")
         for step in steps
         if all(state == "done" for state, _ in step.look())
     }
     waiting = [step for step in steps if id(step) not in done]
     where: Machine | Queue
-    if execution.slurm is not None:
-        where = Queue(execution, out / "slurm", len(waiting))
+    if job_options.slurm is not None:
+        where = Queue(job_options, out / "slurm", len(waiting))
     else:
-        where = Machine(execution)
+        where = Machine(job_options)
     if done:
-        display.say(f"{len(done)} of {len(steps)} steps are done and left as they are")
+        display.log(f"{len(done)} of {len(steps)} steps are done and left as they are")
     with stop_on_signals() as stop, display.task(what, len(steps)) as overall:
         overall.advance(len(done))
-        for outcome in _carry_out(waiting, where, stop, display, lambda: overall.advance()):
-            done[id(outcome.step)] = outcome
-    outcomes = [done[id(step)] for step in steps]
-    left = [str(outcome.step) for outcome in outcomes if outcome.state == "left"]
+        for result in _run_pending(waiting, where, stop, display, lambda: overall.advance()):
+            done[id(result.step)] = result
+    results = [done[id(step)] for step in steps]
+    left = [str(result.step) for result in results if result.state == "left"]
     if left and stop.number is not None:
         go_on = " their jobs go on;" if where.outlives else ""
         raise InterruptedRun(
@@ -93,7 +93,7 @@ def carry_out(
             f"({', '.join(left)});{go_on} the same command goes on.",
             signal.SIGTERM if stop.number == signal.SIGUSR1 else stop.number,
         )
-    return outcomes
+    return results
 
 
 @dataclass
@@ -125,15 +125,15 @@ class _Running(Generic[AnyStep]):
             return file.read().decode(errors="replace")
 
 
-def _carry_out(
+def _run_pending(
     waiting: list[AnyStep],
     where: Machine | Queue,
     stop: StopRequest,
     display: Display,
     advance: Callable[[], None],
-) -> list[Outcome[AnyStep]]:
+) -> list[StepResult[AnyStep]]:
     """Do steps until all are done, have failed, or a signal has come."""
-    outcomes: list[Outcome[AnyStep]] = []
+    results: list[StepResult[AnyStep]] = []
     running: list[_Running[AnyStep]] = []
     held_up: set[int] = set()
     asked_to_stop = False
@@ -146,41 +146,43 @@ def _carry_out(
                 warned = stop.number == signal.SIGUSR1 and alone
                 for one in running:
                     one.worker.stop(signal.SIGUSR1 if warned else signal.SIGTERM)
-                outcomes += [Outcome(step, "left") for step in waiting]
+                results += [StepResult(step, "left") for step in waiting]
                 waiting = []
                 if where.outlives:
-                    outcomes += [Outcome(one.step, "left") for one in running]
+                    results += [StepResult(one.step, "left") for one in running]
                     running = []
             while len(running) < where.places and (
                 step := _next(waiting, where, running, held_up, display)
             ):
                 waiting.remove(step)
                 if all(state == "done" for state, _ in step.look()):  # by another process meanwhile
-                    outcomes.append(Outcome(step, "done"))
+                    results.append(StepResult(step, "done"))
                     advance()
                     continue
                 size = step.log.stat().st_size if step.log.is_file() else 0
-                display.say(f"{step}: started, log {step.log}")
+                display.log(f"{step}: started, log {step.log}")
                 running.append(_Running(step, where.start(step), time.monotonic(), size, size))
             for one in list(running):
                 for line in one.new_lines():
-                    display.say(f"{one.step}: {line}")
+                    display.log(f"{one.step}: {line}")
                 ended = one.worker.poll()
                 if ended is None:
                     continue
                 running.remove(one)
-                outcome = _judge(one, *ended, stopped=asked_to_stop)
-                outcomes.append(outcome)
+                result = _judge(one, *ended, stopped=asked_to_stop)
+                results.append(result)
                 for line in one.new_lines():
-                    display.say(f"{one.step}: {line}")
-                shown = f": {outcome.error}" if outcome.error else ""
-                display.say(f"{one.step}: {outcome.state} in {duration(outcome.seconds)}{shown}")
+                    display.log(f"{one.step}: {line}")
+                shown = f": {result.error}" if result.error else ""
+                display.log(
+                    f"{one.step}: {result.state} in {format_duration(result.seconds)}{shown}"
+                )
                 advance()
             time.sleep(POLL_S)
     finally:
         for one in running:
             one.worker.kill()
-    return outcomes
+    return results
 
 
 def _next(
@@ -198,17 +200,17 @@ def _next(
             return step
         if id(step) not in held_up:
             held_up.add(id(step))
-            display.say(f"{step}: another process works on it; waiting for that")
+            display.log(f"{step}: another process works on it; waiting for that")
     return None
 
 
-def _judge(one: _Running[AnyStep], code: int, why: str, *, stopped: bool) -> Outcome[AnyStep]:
+def _judge(one: _Running[AnyStep], code: int, why: str, *, stopped: bool) -> StepResult[AnyStep]:
     """Say what became of a step that has ended."""
     seconds = time.monotonic() - one.started
     if all(state == "done" for state, _ in one.step.look()):
-        return Outcome(one.step, "done", seconds=seconds)
+        return StepResult(one.step, "done", seconds=seconds)
     said = one.said()
     code = exit_code(code, said) or 1
     if stopped:
-        return Outcome(one.step, "left", code=code, seconds=seconds)
-    return Outcome(one.step, "failed", code, why or last_error(code, said), seconds)
+        return StepResult(one.step, "left", code=code, seconds=seconds)
+    return StepResult(one.step, "failed", code, why or last_error(code, said), seconds)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import MissingEngineError, UsageError
+from simmim_bench.errors import MissingFrameworkError, UsageError
 from simmim_bench.files import read_json, write_json
 from simmim_bench.jobs.options import SlurmOptions
 from simmim_bench.jobs.process import launch, launch_words
@@ -62,7 +62,7 @@ class Cluster:
         try:
             import submitit  # noqa: F401
         except ImportError as error:
-            raise MissingEngineError(
+            raise MissingFrameworkError(
                 "--slurm needs the package submitit: pip install 'simmim-bench[slurm]'."
             ) from error
         self.folder, self.name = folder.resolve(), options.cluster

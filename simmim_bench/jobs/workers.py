@@ -11,10 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from simmim_bench.errors import UsageError
-from simmim_bench.jobs.options import Execution
+from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.process import kill, launch, launch_words
 from simmim_bench.jobs.slurm import Cluster, job_code
-from simmim_bench.runs.status import State
+from simmim_bench.runs.status import RunStatus
 
 
 class Step(Protocol):
@@ -25,10 +25,10 @@ class Step(Protocol):
         """The file that its process writes to."""
 
     @property
-    def takes_turns_on(self) -> str | None:
+    def exclusive_resource(self) -> str | None:
         """What steps share that are not to run at once; None for nothing."""
 
-    def look(self) -> list[tuple[State, str]]:
+    def look(self) -> list[tuple[RunStatus, str]]:
         """Say of each of its runs how it stands, and why where it is in the way."""
 
     def arguments(self) -> list[str]:
@@ -93,10 +93,10 @@ class Machine:
 
     outlives = False
 
-    def __init__(self, execution: Execution) -> None:
-        self.processes = execution.gpus_per_task
+    def __init__(self, job_options: JobOptions) -> None:
+        self.processes = job_options.gpus_per_task
         groups = share_devices(self.processes)
-        self.places = execution.workers or max(1, len(groups))
+        self.places = job_options.workers or max(1, len(groups))
         if groups and self.places > len(groups):
             raise UsageError(
                 f"--workers {self.places} with --gpus-per-task {self.processes} need more GPUs than there are; "
@@ -106,8 +106,8 @@ class Machine:
 
     def may_start(self, step: Step, running: Sequence[Step]) -> bool:
         """Say whether a step may start: what shares a thing takes turns."""
-        turn = step.takes_turns_on
-        return turn is None or all(turn != other.takes_turns_on for other in running)
+        turn = step.exclusive_resource
+        return turn is None or all(turn != other.exclusive_resource for other in running)
 
     def start(self, step: Step) -> LocalWorker:
         """Start a step."""
@@ -121,10 +121,10 @@ class Queue:
 
     outlives = True
 
-    def __init__(self, execution: Execution, folder: Path, steps: int) -> None:
-        assert execution.slurm is not None
-        self.cluster = Cluster(folder, execution.slurm, execution.gpus_per_task)
-        self.places = execution.workers or max(1, steps)
+    def __init__(self, job_options: JobOptions, folder: Path, steps: int) -> None:
+        assert job_options.slurm is not None
+        self.cluster = Cluster(folder, job_options.slurm, job_options.gpus_per_task)
+        self.places = job_options.workers or max(1, steps)
         self._last: dict[str, str] = {}  # what is shared -> the job that uses it last
 
     def may_start(self, step: Step, running: Sequence[Step]) -> bool:
@@ -133,7 +133,7 @@ class Queue:
 
     def start(self, step: Step) -> JobWorker:
         """Submit a step, or find the job of an earlier attempt."""
-        job, turn = self.cluster.find(step.log), step.takes_turns_on
+        job, turn = self.cluster.find(step.log), step.exclusive_resource
         if job is None:
             after = None if turn is None else self._last.get(turn)
             job = self.cluster.submit(step.arguments(), step.log, str(step), after)

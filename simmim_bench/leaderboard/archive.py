@@ -25,7 +25,7 @@ ABSOLUTE = re.compile(r"(\w+=)?(/.*)")
 BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 
 
-def keep_runs(records: Mapping[Path, Record], out: Path) -> None:
+def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
     """Copy what belongs to records into a folder, each under the name of its checkpoint, task and seed.
 
     Raises:

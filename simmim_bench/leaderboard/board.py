@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One score with the records behind it; a published one has none.
 
     Attributes:
@@ -91,7 +91,7 @@ class Row:
     label: str
     checkpoint: str
     arch: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[ScoreCell | None, ...]
     rank: int | None = None
     inapplicable: frozenset[int] = frozenset()
 
@@ -108,7 +108,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Group:
+class ProtocolGroup:
     """Rows that follow the same protocols, the best first.
 
     Attributes:
@@ -141,7 +141,7 @@ class Board:
         problems: a sentence for every record that is damaged.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[ProtocolGroup, ...]
     records: Mapping[Path, Record] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -196,7 +196,7 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
             for column in COLUMNS
             if column.task in protocols
         }
-        groups.append(Group(_letters(number), shown, _ranked(rows)))
+        groups.append(ProtocolGroup(_letters(number), shown, _ranked(rows)))
     return Board(tuple(groups), records, tuple(problems))
 
 
@@ -249,7 +249,7 @@ def _row(label: str, tasks: Mapping[str, list[Path]], records: Mapping[Path, Rec
     )
 
 
-def _cell(column: Column, paths: list[Path], records: Mapping[Path, Record]) -> Cell | None:
+def _cell(column: Column, paths: list[Path], records: Mapping[Path, Record]) -> ScoreCell | None:
     by_seed: dict[int, Path] = {}
     for path in paths:
         if column.metric not in records[path].metrics:
@@ -264,7 +264,7 @@ def _cell(column: Column, paths: list[Path], records: Mapping[Path, Record]) -> 
     if not by_seed:
         return None
     behind = [records[path] for path in by_seed.values()]
-    return Cell(
+    return ScoreCell(
         values=tuple(r.metrics[column.metric] for r in behind),
         records=tuple(by_seed.values()),
         deviates=any(r.deviates for r in behind),
@@ -277,7 +277,7 @@ def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Order the rows by the mean of the columns that all have, and number those that may be ranked."""
     shared = [i for i in range(len(COLUMNS)) if all(row.cells[i] is not None for row in rows)]
 
-    def cells(row: Row) -> list[Cell]:
+    def cells(row: Row) -> list[ScoreCell]:
         return [cell for i in shared if (cell := row.cells[i]) is not None]
 
     def unsound(row: Row) -> bool:

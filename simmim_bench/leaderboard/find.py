@@ -17,7 +17,7 @@ from simmim_bench.results.record import Record, read_record
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRecords:
     """The records below some folders, and a sentence for every one that is damaged."""
 
     records: dict[Path, Record]
@@ -28,7 +28,7 @@ class Found:
         return build_board(self.records, self.problems)
 
 
-def find_records(roots: Iterable[Path]) -> Found:
+def find_records(roots: Iterable[Path]) -> FoundRecords:
     """Read every `record.json` below some folders; damaged ones are named, and stop nobody.
 
     Raises:
@@ -55,4 +55,4 @@ def find_records(roots: Iterable[Path]) -> Found:
                 problems.append(str(error))
     if not (found or problems):
         raise DataError(f"no record.json below {', '.join(map(str, roots))}; run a transfer first.")
-    return Found(found, tuple(problems))
+    return FoundRecords(found, tuple(problems))

@@ -18,7 +18,7 @@ from typing import Any
 from simmim_bench import __version__
 from simmim_bench.files import read_lines
 from simmim_bench.leaderboard.archive import checkpoint_folder
-from simmim_bench.leaderboard.board import COLUMNS, Board, Cell, Group, Row
+from simmim_bench.leaderboard.board import COLUMNS, Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.tables import command_line, describe_group, notes
 from simmim_bench.results.record import Record
@@ -55,7 +55,7 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
     }
 
 
-def _protocols(group: Group) -> dict[str, Any]:
+def _protocols(group: ProtocolGroup) -> dict[str, Any]:
     described = describe_group(group)
     return {
         task: {**described[task], "fields": record.recipe["fields"]}
@@ -64,7 +64,7 @@ def _protocols(group: Group) -> dict[str, Any]:
 
 
 def _row(
-    name: str, group: Group, row: Row, board: Board, numbers: dict[Path, int]
+    name: str, group: ProtocolGroup, row: Row, board: Board, numbers: dict[Path, int]
 ) -> dict[str, Any]:
     records = [board.records[path] for path in row.records]
     provenance = records[0].checkpoint["provenance"]
@@ -90,7 +90,7 @@ def _row(
     }
 
 
-def _cell(cell: Cell, best: bool, numbers: dict[Path, int]) -> dict[str, Any]:
+def _cell(cell: ScoreCell, best: bool, numbers: dict[Path, int]) -> dict[str, Any]:
     return {
         "mean": cell.mean,
         "std": cell.std,
@@ -161,7 +161,7 @@ def _reported(name: str, row: ReportedRow) -> dict[str, Any]:
             None
             if figure is None
             else {
-                **_cell(Cell((figure.value,)), best=False, numbers={}),
+                **_cell(ScoreCell((figure.value,)), best=False, numbers={}),
                 "protocol": figure.protocol,
                 "source": figure.source,
                 "confidence": figure.confidence,

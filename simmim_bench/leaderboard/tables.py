@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.board import COLUMNS, Board, Group, Row, protocol_id
+from simmim_bench.leaderboard.board import COLUMNS, Board, ProtocolGroup, Row, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.results.record import Record
 
@@ -172,7 +172,7 @@ def to_json(board: Board) -> str:
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
-def describe_group(group: Group) -> dict[str, dict[str, Any]]:
+def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
     """Give the protocol of every task of a group."""
     return {
         task: {

@@ -6,7 +6,7 @@ from timm.layers import use_fused_attn
 from torch import nn
 
 
-def choose_attention(model: nn.Module, *, training: bool) -> None:
+def select_attention(model: nn.Module, *, training: bool) -> None:
     """Set timm's attention modules to torch's fused kernel, or to plain products and a softmax.
 
     On a CPU, torch has no fused kernel that gives the position bias a gradient; what it falls back to

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def preserve_buffers(model: nn.Module) -> Iterator[None]:
     """Leave a model's buffers as they were before the block: a forward pass moves BatchNorm's statistics."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

@@ -9,7 +9,7 @@ place of the stem's output where a cell is hidden, and the features are the last
 A ResNet's stem overlaps: pixels that are hidden have to be blanked before it (`encoder_input.see_tokens`).
 
 BatchNorm in a ResNet: a step that is cut into parts normalises each part by itself and moves the running
-statistics once a part. Several processes normalise together on GPUs (`Team.share`), each its own images on
+statistics once a part. Several processes normalise together on GPUs (`DistContext.share`), each its own images on
 CPUs. The running statistics are buffers of a checkpoint. After pretraining they are those of masked images,
 which a frozen backbone then takes whole images by. A BatchNorm whose weights are frozen keeps its statistics.
 
@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
-from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.models.buffers import preserve_buffers
 
 # Where timm has another name: (ours, timm's).
 TIMM_NAMES = {
@@ -147,7 +147,7 @@ class ConvNet(nn.Module):
         if not any(isinstance(module, _BatchNorm) for module in block.modules()):
             return checkpoint(block, features, use_reentrant=False)
         # Computing a block again would move BatchNorm's statistics a second time.
-        again = buffers_kept(block)
+        again = preserve_buffers(block)
         return checkpoint(
             block, features, use_reentrant=False, context_fn=lambda: (nullcontext(), again)
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
-from simmim_bench.models.attention import choose_attention
+from simmim_bench.models.attention import select_attention
 
 _TIMM_CLASS = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
@@ -55,7 +55,7 @@ class Swin(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, each with its own attention kernel."""
-        choose_attention(self, training=mode)
+        select_attention(self, training=mode)
         return super().train(mode)
 
     @property

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
-from simmim_bench.models.attention import choose_attention
+from simmim_bench.models.attention import select_attention
 from simmim_bench.models.position_bias import Grid, RelativePositionBias
 
 Form = Literal["pretrain", "transfer"]
@@ -193,7 +193,7 @@ class ViT(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Switch between training and evaluation, each with its own attention kernel."""
-        choose_attention(self, training=mode)
+        select_attention(self, training=mode)
         return super().train(mode)
 
     @property

@@ -33,7 +33,7 @@ class Published(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class AblationCell:
     """One choice of a grid.
 
     Attributes:
@@ -52,7 +52,7 @@ class Grid:
     """The cells of some axes, the recipe's own first, and those that cannot be, with the reason."""
 
     axes: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[AblationCell, ...]
     left_out: dict[str, str]
 
 

@@ -27,7 +27,7 @@ STATS = (
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
 KINDS = {"bbox": "box", "segm": "mask"}
-Engine = Literal["hotcoco", "pycocotools"]
+Framework = Literal["hotcoco", "pycocotools"]
 # On the text, as parsing it in Python takes ten times as long as the evaluation. Run lengths have no quotes.
 LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
 HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
@@ -61,7 +61,7 @@ def check_annotations(annotations: Path) -> None:
 
 
 def evaluate_coco(
-    annotations: Path, results: Path, engine: Engine = "hotcoco", *, masks: bool = True
+    annotations: Path, results: Path, engine: Framework = "hotcoco", *, masks: bool = True
 ) -> CocoScores:
     """Evaluate boxes and, where annotations and results have them, masks.
 

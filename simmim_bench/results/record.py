@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
     from simmim_bench.checkpoints.checkpoint import Checkpoint
-    from simmim_bench.distributed import Team
+    from simmim_bench.distributed import DistContext
     from simmim_bench.models.archs import BackboneSpec
     from simmim_bench.recipe import Recipe
     from simmim_bench.runs.run_dir import RunDir
@@ -71,7 +71,7 @@ def write_record(
     evaluated: int,
     expected: int,
     images_seen: int,
-    team: Team,
+    dist: DistContext,
     details: dict[str, Any] | None = None,
 ) -> Record:
     """Score the stored predictions and write the run's record.
@@ -117,9 +117,9 @@ def write_record(
         },
         environment=environment(),
         cost={
-            "devices": team.size,
-            "device_hours": wall_time_s * team.size / 3600,
-            "peak_memory_bytes": peak_memory(team),
+            "devices": dist.size,
+            "device_hours": wall_time_s * dist.size / 3600,
+            "peak_memory_bytes": peak_memory(dist),
             "images_seen": images_seen,
             "images_per_s": images_seen / wall_time_s,
         },
@@ -143,12 +143,12 @@ def count_params(spec: BackboneSpec) -> int:
         return sum(p.numel() for p in build_backbone(spec).parameters())
 
 
-def peak_memory(team: Team) -> int:
+def peak_memory(dist: DistContext) -> int:
     """Give the most bytes that this process has held: of its GPU, else of main memory since it began."""
     import torch
 
-    if team.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(team.device)
+    if dist.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(dist.device)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

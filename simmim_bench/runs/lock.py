@@ -16,11 +16,11 @@ from pathlib import Path
 from simmim_bench.errors import UsageError
 
 LOCK = ".lock"
-TRIES, PAUSE_S = 5, 0.2  # `is_taken` holds a lock itself for a moment
+TRIES, PAUSE_S = 5, 0.2  # `is_locked` holds a lock itself for a moment
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keep a folder to this process for the block.
 
     Raises:
@@ -36,7 +36,7 @@ def alone_in(folder: Path) -> Iterator[None]:
             os.close(held)
 
 
-def is_taken(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Say whether a process has a folder to itself."""
     try:
         import fcntl

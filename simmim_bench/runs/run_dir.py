@@ -18,12 +18,12 @@ from typing import Any
 
 from simmim_bench.checkpoints.read import recover
 from simmim_bench.display import Display
-from simmim_bench.errors import DataError, MissingEngineError, UsageError
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import read_json, replacing, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
-from simmim_bench.runs.lock import LOCK, alone_in
-from simmim_bench.distributed import Team
+from simmim_bench.runs.lock import LOCK, exclusive_lock
+from simmim_bench.distributed import DistContext
 
 
 class RunDir:
@@ -59,7 +59,7 @@ class RunDir:
         if not self._writes:
             return
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        self.display.say(text)
+        self.display.log(text)
 
     def wall_time_s(self) -> float:
         """Give the seconds that the run has taken, those of earlier processes as far as they told."""
@@ -139,7 +139,7 @@ def open_run(
     display: Display,
     resume: bool = False,
     overwrite: bool = False,
-    team: Team | None = None,
+    dist: DistContext | None = None,
 ) -> Iterator[RunDir]:
     """Prepare a run directory and keep it open for the block.
 
@@ -152,34 +152,34 @@ def open_run(
             differently.
         DataError: the directory cannot be written.
     """
-    if team is not None and not team.is_main:
-        team.wait()
+    if dist is not None and not dist.is_main:
+        dist.barrier()
         yield RunDir(path, display, writes=False)
         return
     description = describe_run(recipe, deviates, arguments)
     how = {"resume": resume, "overwrite": overwrite}
-    check_place(path, description, **how)
+    check_run_dir(path, description, **how)
     occupied = is_occupied(path)
     with ExitStack() as closing:
         try:
             path.mkdir(parents=True, exist_ok=True)
-            closing.enter_context(alone_in(path))
-            check_place(path, description, **how)  # another process may have been here meanwhile
+            closing.enter_context(exclusive_lock(path))
+            check_run_dir(path, description, **how)  # another process may have been here meanwhile
             if occupied and overwrite:
                 _empty(path)
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
             run = RunDir(path, display)
             closing.callback(run.close)
-            if team is not None:
-                team.wait()
+            if dist is not None:
+                dist.barrier()
         except OSError as error:
             raise DataError(
                 f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
             ) from error
         try:
             yield run
-        except (UsageError, DataError, MissingEngineError):
+        except (UsageError, DataError, MissingFrameworkError):
             # A start that could not be made leaves nothing, so that the mended command meets no obstacle.
             if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
                 shutil.rmtree(path, ignore_errors=True)
@@ -200,7 +200,7 @@ def describe_run(
     return plain
 
 
-def check_place(path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+def check_run_dir(path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Refuse a directory that a run cannot go into.
 
     Raises:

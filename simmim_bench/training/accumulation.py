@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.distributed import Team, without_sync
+from simmim_bench.distributed import DistContext, no_sync
 from simmim_bench.errors import UsageError
-from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.models.buffers import preserve_buffers
 from simmim_bench.training.precision import autocast
 
 
-def _backward(
+def accumulate_gradients(
     model: nn.Module,
     batch: list[Tensor],
     epoch: int,
@@ -30,7 +30,7 @@ def _backward(
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts):
         weight = len(part[0]) / len(batch[0])
-        with nullcontext() if number == len(parts) - 1 else without_sync(model):
+        with nullcontext() if number == len(parts) - 1 else no_sync(model):
             with autocast(device, precision):
                 loss = loss_of(list(part), epoch)
             (loss * weight).backward()
@@ -38,12 +38,12 @@ def _backward(
     return total
 
 
-def parts_that_fit(
+def find_accumulation_steps(
     model: nn.Module,
     loader: EpochLoader,
     loss_of: Callable[[Any, int], Tensor],
     precision: str,
-    team: Team,
+    dist: DistContext,
 ) -> int:
     """Give the smallest number of parts, a power of two, whose forward and backward pass fit into memory.
 
@@ -56,8 +56,8 @@ def parts_that_fit(
     batch = next(iter(loader.epoch(0)))
     parts = 1
     while True:
-        fits = _fits(model, batch, loss_of, precision, team.device, parts)
-        if not team.largest(not fits):
+        fits = _fits(model, batch, loss_of, precision, dist.device, parts)
+        if not dist.all_max(not fits):
             return parts
         if parts >= len(batch[0]):
             raise UsageError(
@@ -80,8 +80,8 @@ def _fits(
     try:
         moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         part = [x.chunk(parts)[0] for x in batch]
-        with without_sync(model), buffers_kept(model):
-            _backward(model, part, 0, loss_of, precision, device, 1)
+        with no_sync(model), preserve_buffers(model):
+            accumulate_gradients(model, part, 0, loss_of, precision, device, 1)
         del moments
     except torch.OutOfMemoryError:
         return False

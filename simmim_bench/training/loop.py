@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_bench.data.loader import EpochLoader, seed_everything
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DivergedError
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.accumulation import _backward
+from simmim_bench.training.accumulation import accumulate_gradients
 from simmim_bench.training.flops import product_flops_per_s
-from simmim_bench.training.memory import keep_freed_memory
+from simmim_bench.training.memory import retain_freed_memory
 from simmim_bench.training.optim import Schedule
 from simmim_bench.training.stopping import METRICS_EVERY, raise_if_stopped, stop_on_signals
 
@@ -45,7 +45,7 @@ def fit(
     run: RunDir,
     description: str,
     save: Callable[[int], None],
-    team: Team,
+    dist: DistContext,
     accumulate: int = 1,
     watch: Callable[[float, float], str | None] | None = None,
     after_step: Callable[[int], None] | None = None,
@@ -70,12 +70,12 @@ def fit(
         DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
         InterruptedRun: a signal came; its step is saved.
     """
-    if team.device.type == "cpu":
-        keep_freed_memory()
+    if dist.device.type == "cpu":
+        retain_freed_memory()
     steps_per_epoch = len(loader)
     total = epochs * steps_per_epoch
     step = first_step
-    limit = product_flops_per_s(team.device, precision) if flops_per_image else math.inf
+    limit = product_flops_per_s(dist.device, precision) if flops_per_image else math.inf
     with stop_on_signals() as stop, run.display.task(description, total) as task:
         task.advance(first_step)
         while step < total:
@@ -84,20 +84,22 @@ def fit(
             started, images, waited = time.monotonic(), 0, 0.0
             batches = iter(loader.epoch(epoch, index))
             while step < (epoch + 1) * steps_per_epoch:
-                asked = time.monotonic()
+                request = time.monotonic()
                 batch = next(batches)
-                waited += time.monotonic() - asked
-                seed_everything(seed, step, team.rank)
+                waited += time.monotonic() - request
+                seed_everything(seed, step, dist.rank)
                 lr = schedule.apply(optimizer, step)
                 optimizer.zero_grad(set_to_none=True)
-                loss = _backward(model, batch, epoch, loss_of, precision, team.device, accumulate)
+                loss = accumulate_gradients(
+                    model, batch, epoch, loss_of, precision, dist.device, accumulate
+                )
                 grad_norm = _whole(
                     nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
                 )
-                if not _finite(loss, grad_norm, step, team):
-                    _refuse_step(description, run, batch, step, loss, grad_norm, team.rank)
+                if not _finite(loss, grad_norm, step, dist):
+                    _refuse_step(description, run, batch, step, loss, grad_norm, dist.rank)
                 optimizer.step()
-                images += len(batch[0]) * team.size
+                images += len(batch[0]) * dist.size
                 step += 1
                 if after_step is not None:
                     after_step(step)
@@ -105,15 +107,15 @@ def fit(
                 ended = step % steps_per_epoch == 0
                 if (step - 1) % METRICS_EVERY == 0 or ended:
                     elapsed = time.monotonic() - started
-                    figures = {"loss": team.mean(loss.item()), "images_per_s": images / elapsed}
-                    rate = images / elapsed * (flops_per_image or 0.0) / team.size
+                    figures = {"loss": dist.all_mean(loss.item()), "images_per_s": images / elapsed}
+                    rate = images / elapsed * (flops_per_image or 0.0) / dist.size
                     run.metrics(
                         step - 1,
                         epoch=epoch,
                         lr=lr,
                         grad_norm=grad_norm.item(),
                         data_wait=round(waited / elapsed, 4),
-                        **_memory(team.device),
+                        **_memory(dist.device),
                         **({"gflop_per_s": rate / 1e9, "flop_share": rate / limit} if rate else {}),
                         **figures,
                     )
@@ -126,7 +128,7 @@ def fit(
                     _check_weights(model, description, epoch)
                     save(step)
                 unsaved = None if ended else partial(save, step)
-                raise_if_stopped(stop, description, step, total, run=run, team=team, save=unsaved)
+                raise_if_stopped(stop, description, step, total, run=run, dist=dist, save=unsaved)
 
 
 def _whole(norm: Tensor) -> Tensor:
@@ -134,12 +136,12 @@ def _whole(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def _finite(loss: Tensor, grad_norm: Tensor, step: int, team: Team) -> bool:
+def _finite(loss: Tensor, grad_norm: Tensor, step: int, dist: DistContext) -> bool:
     """Say whether a step may be taken; a GPU is asked now and then, as an answer stops its queue."""
-    if team.device.type == "cuda" and step % METRICS_EVERY:
+    if dist.device.type == "cuda" and step % METRICS_EVERY:
         return True
     fine = bool(loss.isfinite()) and bool(grad_norm.isfinite())
-    return not team.largest(not fine)
+    return not dist.all_max(not fine)
 
 
 def _refuse_step(

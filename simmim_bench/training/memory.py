@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.models.buffers import preserve_buffers
 
 GIB = 2**30
 # A container's limit and use: cgroup version 2, version 1.
@@ -98,7 +98,7 @@ def step_memory(
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
-        buffers_kept(model),
+        preserve_buffers(model),
         torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
     ):
         result = forward()
@@ -132,7 +132,7 @@ def available_memory(device: torch.device) -> int | None:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3); -1 as a value means never
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Let the C library keep what a step frees for the next one, for the rest of this process.
 
     By default glibc gives large tensors back to the system at once, and every step on a CPU pays for

@@ -25,11 +25,11 @@ NARROWEST = 384  # ours: narrower models (ViT-S has 384) spend too little of the
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Compute in bfloat16 where the recipe asks for it; "auto" is bfloat16 on a GPU that has it."""
-    usual = usual_precision(precision, device)
+    usual = default_precision(precision, device)
     return torch.autocast(device.type, torch.bfloat16, enabled=usual == "bf16")
 
 
-def exactly(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Compute in float32 within autocast, what rounding would change: which of two is nearer.
 
     Convolutions of float32 on a GPU are left as torch is set: by default their factors are rounded to TF32.
@@ -38,7 +38,7 @@ def exactly(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def usual_precision(precision: str, device: torch.device) -> str:
+def default_precision(precision: str, device: torch.device) -> str:
     """Say what "auto" is where nothing is tried: bfloat16 on a GPU that has it, else float32."""
     if precision != "auto":
         return precision

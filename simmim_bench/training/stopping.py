@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.runs.run_dir import RunDir
 
@@ -54,7 +54,7 @@ def raise_if_stopped(
     total: int,
     *,
     run: RunDir,
-    team: Team,
+    dist: DistContext,
     save: Callable[[], None] | None,
 ) -> None:
     """Save and end the run where any of its processes got a signal and there are steps left.
@@ -66,13 +66,13 @@ def raise_if_stopped(
     Raises:
         InterruptedRun: with what was done.
     """
-    signal_number = _agree_to_stop(stop, done, team)
+    signal_number = _agree_to_stop(stop, done, dist)
     if not signal_number or done >= total:
         return
     if save is not None:
         save()
-    team.wait()  # the main process writes: a launcher kills it when another has ended
-    _requeue(signal_number, run, team)
+    dist.barrier()  # the main process writes: a launcher kills it when another has ended
+    _requeue(signal_number, run, dist)
     raise InterruptedRun(
         f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
         "saved; go on with --resume.",
@@ -80,17 +80,17 @@ def raise_if_stopped(
     )
 
 
-def _agree_to_stop(stop: StopRequest, step: int, team: Team) -> int:
+def _agree_to_stop(stop: StopRequest, step: int, dist: DistContext) -> int:
     """Give the signal that any process got, 0 for none; several processes ask each other now and then."""
-    if team.size > 1 and step % METRICS_EVERY:
+    if dist.size > 1 and step % METRICS_EVERY:
         return 0
-    return team.largest(stop.number or 0)
+    return dist.all_max(stop.number or 0)
 
 
-def _requeue(signal_number: int, run: RunDir, team: Team) -> None:
+def _requeue(signal_number: int, run: RunDir, dist: DistContext) -> None:
     """Put a SLURM job that was warned by SIGUSR1 back into the queue."""
     job = os.environ.get("SLURM_JOB_ID")
-    if signal_number != signal.SIGUSR1 or job is None or not team.is_main:
+    if signal_number != signal.SIGUSR1 or job is None or not dist.is_main:
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)

@@ -23,7 +23,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.checkpoint import examine_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
 from simmim_bench.diagnostics.findings import Finding, exit_code
-from simmim_bench.diagnostics.frameworks import ENGINES, Engine, examine_engines
+from simmim_bench.diagnostics.frameworks import FRAMEWORKS, Framework, examine_frameworks
 from simmim_bench.diagnostics.machine import HIDING, examine_gpus
 from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
@@ -63,7 +63,7 @@ def test_all_that_is_wrong_is_named_in_one_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "simmim_bench.diagnostics.frameworks.examine_engines", lambda *_: []
+        "simmim_bench.diagnostics.frameworks.examine_frameworks", lambda *_: []
     )  # seconds of imports
     classes = sorted(p.name for p in (data / "imagenet" / "train").iterdir())
     shutil.rmtree(data / "imagenet" / "val" / classes[0])
@@ -122,7 +122,7 @@ def test_sound_data_are_counted_and_the_answer_is_for_scripts_too(pocket: Path) 
     bad = {f["group"] for f in answer["findings"] if f["state"] == "problem"}
     assert bad <= {"engines", "machine"}
     assert code == answer["exit_code"] == (3 if bad else 0)
-    assert {name for group, name in facts if group == "engines"} == {e.name for e in ENGINES}
+    assert {name for group, name in facts if group == "engines"} == {e.name for e in FRAMEWORKS}
     assert facts["engines", "torch"]["version"] == torch.__version__
     content = json.loads((pocket / "coco/annotations/instances_train2017.json").read_text())
     seen = {a["image_id"] for a in content["annotations"]}
@@ -263,11 +263,11 @@ def test_a_damaged_or_absent_checkpoint_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_missing_engine_is_a_problem_only_where_it_is_needed() -> None:
-    absent = Engine("no_such_engine", "nothing", "import no_such_engine", "pip install it", True)
-    (finding,) = examine_engines([absent])
+    absent = Framework("no_such_engine", "nothing", "import no_such_engine", "pip install it", True)
+    (finding,) = examine_frameworks([absent])
     assert (finding.state, finding.remedy) == ("warning", "pip install it")
     assert exit_code([finding]) == 0
-    (finding,) = examine_engines([absent], ["no_such_engine"])
+    (finding,) = examine_frameworks([absent], ["no_such_engine"])
     assert finding.state == "problem"
     assert exit_code([finding]) == 3
 
@@ -278,8 +278,8 @@ def test_a_broken_engine_takes_no_other_along(tmp_path: Path, monkeypatch: Any) 
     (tmp_path / "shy.py").write_text("import sys\nif 'torn' in sys.argv[1]: raise OSError('shy')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     names = ("torn", "shy", "halting", "json")
-    engines = [Engine(n, "tests", f"import {n}; v = '1.0'", f"mend {n}", True) for n in names]
-    found = {f.name: f for f in examine_engines(engines)}
+    engines = [Framework(n, "tests", f"import {n}; v = '1.0'", f"mend {n}", True) for n in names]
+    found = {f.name: f for f in examine_frameworks(engines)}
     assert "broken: its import ends Python with code 7" in found["halting"].said
     # What an installed engine lacks makes it broken, not missing.
     assert "broken: ModuleNotFoundError: No module named 'no_such_part'" in found["torn"].said

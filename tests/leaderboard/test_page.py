@@ -202,8 +202,8 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert complaints == []
-    asked = {url.partition("#")[0] for url in requests if not url.startswith("data:")}
-    assert asked == {file.as_uri()}
+    request = {url.partition("#")[0] for url in requests if not url.startswith("data:")}
+    assert request == {file.as_uri()}
 
 
 def rows_shown(page: Page) -> list[str]:

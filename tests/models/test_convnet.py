@@ -29,7 +29,7 @@ from simmim_bench.cli.main import cli
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
-from simmim_bench.models.buffers import buffers_kept
+from simmim_bench.models.buffers import preserve_buffers
 from simmim_bench.models.build import build_backbone
 from simmim_bench.runs.run_dir import open_run
 from transfer.detection.recipes import COCO_POCKET
@@ -256,7 +256,7 @@ def test_computing_blocks_again_moves_no_statistics() -> None:
 def test_a_trial_moves_no_statistics() -> None:
     model = build_backbone(TINY["resnet"]).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with buffers_kept(model):
+    with preserve_buffers(model):
         model(torch.randn(4, 3, 32, 32)).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

@@ -195,7 +195,7 @@ def test_patch_norm_is_that_of_a_naive_loop() -> None:
 def test_a_normalised_target_is_restored_to_the_image(changes: dict[str, Any]) -> None:
     images = pictures(TINY["swin"])
     target = target_of("swin", **changes)
-    torch.testing.assert_close(target.restore(target.of(images), images), images)
+    torch.testing.assert_close(target.denormalise(target.of(images), images), images)
 
 
 @pytest.mark.parametrize("size", [4, 16])

@@ -16,7 +16,7 @@ from pretrain.launch import resolve, start
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.runs.options import RunOptions
-from transfer.launch import Asked
+from transfer.launch import TransferRequest
 from transfer.launch import start as transfer
 
 pytestmark = pytest.mark.slow
@@ -140,9 +140,11 @@ def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
             "miou",
         ),
     ):
-        asked = Asked(task=task, options=RunOptions(data=generated / folder, overrides=quick))
+        request = TransferRequest(
+            task=task, options=RunOptions(data=generated / folder, overrides=quick)
+        )
         out = tmp_path / task
-        record = transfer(asked, str(tmp_path / "run"), out, seed=0, display=Display(quiet=True))
+        record = transfer(request, str(tmp_path / "run"), out, seed=0, display=Display(quiet=True))
         assert record is not None
         assert 0 <= record.metrics[metric] <= 100
         assert record.evaluated == record.expected

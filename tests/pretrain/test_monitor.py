@@ -13,7 +13,7 @@ from support.tiny import TINY
 from torch.utils.data import TensorDataset
 
 from pretrain.design import Design
-from pretrain.monitor import WINDOW, CollapseAlarm, some_images, trivial_loss
+from pretrain.monitor import WINDOW, CollapseMonitor, sample_images, trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.targets.pixels import Pixels
 from pretrain.train import pretrain
@@ -36,14 +36,14 @@ def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
     ]
     spec = replace(TINY["vit"], in_chans=2, img_size=(8, 8))
     cpu = torch.device("cpu")
-    seen = some_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
+    seen = sample_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
     found = trivial_loss(Pixels(Design(), spec), seen)
     assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 
 def heard(figures: list[tuple[float, float]]) -> list[str]:
-    alarm = CollapseAlarm(trivial=1.0)
-    return [warning for loss, norm in figures if (warning := alarm.hear(loss, norm)) is not None]
+    alarm = CollapseMonitor(trivial=1.0)
+    return [warning for loss, norm in figures if (warning := alarm.update(loss, norm)) is not None]
 
 
 LEARNING = [(0.7, 1.0)] * (2 * WINDOW)

@@ -23,14 +23,14 @@ from support.commands import Ended, start, two_processes, under_torchrun
 
 from pretrain.recipes import POCKET, PretrainRecipe
 from pretrain.train import Execution, pretrain
-from simmim_bench import distributed as team
+from simmim_bench import distributed as dist
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
 from simmim_bench.data.loader import EpochLoader, Seeded
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
-from simmim_bench.distributed import find_place
+from simmim_bench.distributed import read_launcher_env
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
 from simmim_bench.runs.run_dir import RunDir, open_run
 from simmim_bench.training.loop import _refuse_step, fit
@@ -154,19 +154,19 @@ def test_a_signal_saves_the_step_and_the_run_ends_the_same(
     monkeypatch: pytest.MonkeyPatch,
     stop: signal.Signals,
 ) -> None:
-    asked = 0
+    request = 0
     read = Seeded.__getitem__
 
     def raise_within_step_five(self: Seeded, index: int) -> Any:
-        nonlocal asked
-        asked += 1
-        if asked == 4 * 16 + 3:
+        nonlocal request
+        request += 1
+        if request == 4 * 16 + 3:
             signal.raise_signal(stop)
         return read(self, index)
 
     def begin(**arguments: Any) -> None:
-        nonlocal asked
-        asked = 0  # some images have been looked at before
+        nonlocal request
+        request = 0  # some images have been looked at before
         fit(**arguments)
 
     monkeypatch.setattr(Seeded, "__getitem__", raise_within_step_five)
@@ -391,12 +391,12 @@ def test_batches_follow_from_seed_and_epoch_alone(pocket: Path) -> None:
 def test_processes_share_a_batch_without_overlap(pocket: Path) -> None:
     whole = next(iter(loader_of(pocket / "imagenet").epoch(0)))[2]
     parts = [
-        next(iter(loader_of(pocket / "imagenet", rank=rank, team_size=2).epoch(0)))[2]
+        next(iter(loader_of(pocket / "imagenet", rank=rank, world_size=2).epoch(0)))[2]
         for rank in range(2)
     ]
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
     with pytest.raises(UsageError, match=r"cannot be shared by 3 processes; use -o batch_size=15"):
-        loader_of(pocket / "imagenet", team_size=3)
+        loader_of(pocket / "imagenet", world_size=3)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_processes_share_a_batch_without_overlap(pocket: Path) -> None:
 def test_the_place_in_the_team_is_the_launchers(
     environment: dict[str, str], place: tuple[int, int, int]
 ) -> None:
-    assert find_place(environment) == place
+    assert read_launcher_env(environment) == place
 
 
 @pytest.mark.parametrize(("seen", "wanted"), [(8, 5), (1, 0), (4, 1)])
@@ -430,17 +430,19 @@ def test_a_process_takes_a_gpu_that_it_sees_and_waits_for_hours(
     place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    asked: list[Any] = []
-    monkeypatch.setattr(team.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(team.torch.cuda, "device_count", lambda: seen)
-    monkeypatch.setattr(team.torch.cuda, "set_device", asked.append)
-    monkeypatch.setattr(team.dist, "init_process_group", lambda *_, **how: asked.append(how))
-    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
-    with team.join_team() as joined:
-        assert joined.device == asked[0] == torch.device("cuda", wanted)
-    assert asked[1]["timeout"] >= timedelta(hours=12)
+    request: list[Any] = []
+    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist.torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(dist.torch.cuda, "set_device", request.append)
+    monkeypatch.setattr(
+        dist.torch_dist, "init_process_group", lambda *_, **how: request.append(how)
+    )
+    monkeypatch.setattr(dist.torch_dist, "destroy_process_group", lambda: None)
+    with dist.init_distributed() as joined:
+        assert joined.device == request[0] == torch.device("cuda", wanted)
+    assert request[1]["timeout"] >= timedelta(hours=12)
 
 
 def test_contradicting_launchers_are_refused() -> None:
     with pytest.raises(UsageError, match="RANK 4 is not below WORLD_SIZE 4"):
-        find_place({"RANK": "4", "WORLD_SIZE": "4"})
+        read_launcher_env({"RANK": "4", "WORLD_SIZE": "4"})

@@ -90,7 +90,7 @@ def student(teacher: str, spec: BackboneSpec = TINY["vit"], unit: int = 8, **des
     source = load_target_model(wanted, spec, unit)
     assert source is not None
     model = SimMIM(spec, wanted, source.known, seed=1)
-    model.target.follow(source.model)
+    model.target.attach_model(source.model)
     return model
 
 
@@ -162,7 +162,7 @@ def test_a_teachers_prediction_is_its_reconstruction_of_the_same_masked_image(
     seen = (images * STD + MEAN - mean) / std
     own = load_simmim(teacher)
     with torch.no_grad():
-        painted = own.target.restore(own(seen, mask).reconstruction, seen)
+        painted = own.target.denormalise(own(seen, mask).reconstruction, seen)
         output = model(images, mask)
     wanted = (painted * std + mean - MEAN) / STD
     torch.testing.assert_close(model.target.of(images, mask), wanted, rtol=1e-4, atol=1e-4)

@@ -338,7 +338,7 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
         source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
-        model.target.follow(source.model)
+        model.target.attach_model(source.model)
         model.target.fit(images.split(1), seed=0)
         assert torch.equal(model.target.of(images)[:, 0], ids)
         assert model(images, mask).loss.isfinite()
@@ -395,7 +395,7 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
         source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
-        model.target.follow(source.model)
+        model.target.attach_model(source.model)
         model.target.of(torch.cat([black, white]))
 
     with pytest.raises(UsageError, match=message):

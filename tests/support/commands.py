@@ -38,8 +38,8 @@ def two_processes(*arguments: str) -> Ended:
     """Run a command as two processes, with the variables that torchrun sets, and expect it to end well."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        ranks = [start(out, *arguments, **team, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+        dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        ranks = [start(out, *arguments, **dist, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
         while any(process.is_alive() for process in ranks):
             ranks[0].join(0.1)
             ranks[1].join(0.1)

@@ -20,11 +20,11 @@ from pretrain.simmim import SimMIM
 from pretrain.train import Execution, _forward_flops, pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.runs.run_dir import open_run
-from simmim_bench.training.accumulation import parts_that_fit
+from simmim_bench.training.accumulation import find_accumulation_steps
 from simmim_bench.training.precision import decide_precision
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_less_memory_and_other_kernels_give_the_same_gradients(
         if form == "checkpointing":
             model.encoder.set_grad_checkpointing(True)
         else:
-            kernels.choose_attention(model, training=False)
+            kernels.select_attention(model, training=False)
 
     other = gradients(tiny_spec, change)
     assert plain.keys() == other.keys()
@@ -88,11 +88,11 @@ class FakeLoader:
 
 
 def test_parts_are_as_few_as_fit() -> None:
-    model, asked = nn.Linear(3, 1), []
+    model, request = nn.Linear(3, 1), []
 
     def loss_with_room_for(images: int) -> Callable[[Any, int], Tensor]:
         def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
-            asked.append(len(batch[0]))
+            request.append(len(batch[0]))
             if len(batch[0]) > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             loss: Tensor = model(batch[0]).mean()
@@ -101,12 +101,14 @@ def test_parts_are_as_few_as_fit() -> None:
         return loss_of
 
     def parts(images: int) -> int:
-        asked.clear()
-        return parts_that_fit(model, FakeLoader(), loss_with_room_for(images), "fp32", Team())
+        request.clear()
+        return find_accumulation_steps(
+            model, FakeLoader(), loss_with_room_for(images), "fp32", DistContext()
+        )
 
-    assert (parts(12), asked) == (1, [12])
-    assert (parts(11), asked) == (2, [12, 6])
-    assert (parts(3), asked) == (4, [12, 6, 3])
+    assert (parts(12), request) == (1, [12])
+    assert (parts(11), request) == (2, [12, 6])
+    assert (parts(3), request) == (4, [12, 6, 3])
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(UsageError, match="one image does not fit"):
         parts(0)

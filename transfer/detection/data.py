@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from simmim_bench.distributed import Team, share_of
+from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.recipes import CocoRecipe
@@ -56,10 +56,10 @@ def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
 class Positions(Sampler[int]):
     """The positions of a process's share of the iterations that are still to be done."""
 
-    def __init__(self, first_iter: int, recipe: CocoRecipe, team: Team) -> None:
-        share = share_of(recipe.batch_size, team.size)
+    def __init__(self, first_iter: int, recipe: CocoRecipe, dist: DistContext) -> None:
+        share = per_process_batch(recipe.batch_size, dist.size)
         self.positions = [
-            range(start := i * recipe.batch_size + team.rank * share, start + share)
+            range(start := i * recipe.batch_size + dist.rank * share, start + share)
             for i in range(first_iter, recipe.max_iters)
         ]
 
@@ -145,14 +145,14 @@ def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> Training
 
 
 def train_loader(
-    stream: TrainingStream, recipe: CocoRecipe, first_iter: int = 0, team: Team | None = None
+    stream: TrainingStream, recipe: CocoRecipe, first_iter: int = 0, dist: DistContext | None = None
 ) -> PlainErrors:
     """Give a process's share of the batches from an iteration to the recipe's last."""
     from detectron2.data import build_batch_data_loader
 
     loader = build_batch_data_loader(
         stream,
-        Positions(first_iter, recipe, team or Team()),
+        Positions(first_iter, recipe, dist or DistContext()),
         recipe.batch_size,  # of all processes; Detectron2 divides it
         num_workers=recipe.num_workers,
         seed=stream.seed,  # else starting the loader draws from the generator that the model samples with

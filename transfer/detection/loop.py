@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import Task
-from simmim_bench.distributed import Team, share_of, without_sync
+from simmim_bench.distributed import DistContext, no_sync, per_process_batch
 from simmim_bench.errors import DivergedError, UsageError
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.memory import GIB, StepMemory, step_memory
@@ -44,7 +44,7 @@ Batch = list[dict[str, Any]]
 
 
 def estimate_memory(
-    model: GeneralizedRCNN, image: dict[str, Any], recipe: CocoRecipe, team: Team
+    model: GeneralizedRCNN, image: dict[str, Any], recipe: CocoRecipe, dist: DistContext
 ) -> StepMemory:
     """Run a training image forward, as full of objects as regions are learnt from, and say what a step takes."""
     objects = image["instances"]
@@ -56,8 +56,8 @@ def estimate_memory(
             model,
             lambda: model([{**image, "instances": crowded}]),
             1,
-            team.device,
-            team.size,
+            dist.device,
+            dist.size,
         )
 
 
@@ -67,7 +67,7 @@ def choose_parts(
     recipe: CocoRecipe,
     accumulate: int | None,
     run: RunDir,
-    team: Team,
+    dist: DistContext,
 ) -> int:
     """Say and log in how many parts a process takes its share of a batch.
 
@@ -78,24 +78,24 @@ def choose_parts(
     Raises:
         UsageError: not even one image fits, or more parts are asked for than there are images.
     """
-    share = share_of(recipe.batch_size, team.size)
+    share = per_process_batch(recipe.batch_size, dist.size)
     if accumulate is not None and accumulate > share:
         raise UsageError(
             f"--accumulate {accumulate} is more than the {share} images of a batch that a process takes."
         )
     try:
-        memory = estimate_memory(model, image, recipe, team)
+        memory = estimate_memory(model, image, recipe, dist)
         own = memory.parts(share)
     except torch.OutOfMemoryError:
         own = None
     parts = accumulate or own
-    if team.largest(parts is None):
+    if dist.all_max(parts is None):
         raise UsageError(
             "one image does not fit into the memory of a process; try --grad-checkpointing, or a smaller "
             "-o img_size=..."
         )
     assert parts is not None
-    parts = team.largest(parts)
+    parts = dist.all_max(parts)
     if own is None:
         return parts
     images_a_part = -(-share // parts)
@@ -103,7 +103,7 @@ def choose_parts(
     run.log(
         f"memory: about {memory.needed(images_a_part) / GIB:.1f} GiB a process for {images_a_part} images at a "
         f"time ({memory.fixed / GIB:.1f} for weights, gradients and moments), available {room}; "
-        f"a batch is {recipe.batch_size} images, in {team.size} x {-(-share // images_a_part)} parts"
+        f"a batch is {recipe.batch_size} images, in {dist.size} x {-(-share // images_a_part)} parts"
     )
     return parts
 
@@ -119,13 +119,13 @@ def train_detector(
     seed: int,
     run: RunDir,
     save: Callable[[int, dict[str, float]], None],
-    team: Team,
+    dist: DistContext,
     parts: int = 1,
 ) -> None:
     """Train with Detectron2's loop from an iteration to the recipe's last.
 
     Args:
-        model: as `Team.share` gave it.
+        model: as `DistContext.share` gave it.
         save: called with the iterations done and the last one's losses.
         parts: that each process cuts its share of a batch into, one after the other.
 
@@ -134,13 +134,13 @@ def train_detector(
         InterruptedRun: SIGINT, SIGTERM or SIGUSR1 came; all that was done is saved.
         UsageError: the GPU's memory is too small.
     """
-    trainer = PartsTrainer(model, loader, optimizer, parts, on_gpu=team.device.type == "cuda")
+    trainer = PartsTrainer(model, loader, optimizer, parts, on_gpu=dist.device.type == "cuda")
     with (
         stop_on_signals() as stop,
         run.display.task("coco", recipe.max_iters) as task,
     ):
         task.advance(first_iter)
-        hook = RunHook(recipe, schedule, seed, run, task, stop, save, team)
+        hook = RunHook(recipe, schedule, seed, run, task, stop, save, dist)
         trainer.register_hooks([hook])
         try:
             trainer.train(first_iter, recipe.max_iters)
@@ -179,15 +179,15 @@ class PartsTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """Take one step of the optimizer."""
-        asked = time.perf_counter()
+        request = time.perf_counter()
         batch: Batch = next(self._data_loader_iter)
-        waited = time.perf_counter() - asked
+        waited = time.perf_counter() - request
         self.optimizer.zero_grad()
         size = -(-len(batch) // self.parts)
         cut = [batch[i : i + size] for i in range(0, len(batch), size)]
         losses: dict[str, Tensor] = {}
         for number, part in enumerate(cut):
-            with nullcontext() if number == len(cut) - 1 else without_sync(self.model):
+            with nullcontext() if number == len(cut) - 1 else no_sync(self.model):
                 found = self.model(part)
                 weight = len(part) / len(batch)
                 (sum(found.values()) * weight).backward()
@@ -211,10 +211,10 @@ class RunHook(HookBase):
         task: Task,
         stop: StopRequest,
         save: Callable[[int, dict[str, float]], None],
-        team: Team,
+        dist: DistContext,
     ) -> None:
         self.recipe, self.schedule, self.seed = recipe, schedule, seed
-        self.run, self.task, self.stop, self.save, self.team = run, task, stop, save, team
+        self.run, self.task, self.stop, self.save, self.dist = run, task, stop, save, dist
         self.lr = 0.0
         self.grad_norm = torch.zeros(())
         self.losses: dict[str, float] = {}
@@ -222,7 +222,7 @@ class RunHook(HookBase):
 
     def before_step(self) -> None:
         """Seed the sampling of anchors and regions by the iteration: a resumed run draws the same."""
-        seed_everything(self.seed, self.trainer.iter, self.team.rank)
+        seed_everything(self.seed, self.trainer.iter, self.dist.rank)
         self.lr = self.schedule.apply(self.trainer.optimizer, self.trainer.iter)
 
     def after_backward(self) -> None:
@@ -261,7 +261,7 @@ class RunHook(HookBase):
             done,
             last,
             run=self.run,
-            team=self.team,
+            dist=self.dist,
             save=None if saved else lambda: self.save(done, self.losses),
         )
 
@@ -273,7 +273,7 @@ def detect(
     task: Task,
     *,
     keep: int,
-    team: Team,
+    dist: DistContext,
 ) -> tuple[list[dict[str, Any]], list[Instances], int]:
     """Give all detections as COCO results, the first `keep` images' as instances, and the images seen.
 
@@ -281,7 +281,7 @@ def detect(
     """
     collector = ResultCollector(split.category_ids, task, keep)
     inference_on_dataset(model, loader, collector)
-    shares = team.gather((collector.results, collector.images))
+    shares = dist.gather((collector.results, collector.images))
     results = [result for found, _ in shares for result in found]
     return results, collector.kept, sum(images for _, images in shares)
 

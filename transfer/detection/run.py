@@ -21,8 +21,8 @@ import torch.nn.functional as F
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.checkpoints.read import read_training_state
-from simmim_bench.distributed import Team, best_device, share_of
-from simmim_bench.errors import DataError, MissingEngineError
+from simmim_bench.distributed import DistContext, best_device, per_process_batch
+from simmim_bench.errors import DataError, MissingFrameworkError
 from simmim_bench.files import replacing, write_json, write_text
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
@@ -59,7 +59,7 @@ def require_detectron2() -> None:
             import shapely.geometry  # noqa: F401  # fvcore imports it at the first crop of a polygon
             from detectron2.modeling import SimpleFeaturePyramid  # noqa: F401
     except ImportError as error:
-        raise MissingEngineError(
+        raise MissingFrameworkError(
             f"coco needs Detectron2, which cannot be imported ({error}); install the extra [det] and "
             "Detectron2's sources as README, section 'Installation', says."
         ) from error
@@ -92,7 +92,7 @@ def run_coco(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
-    team: Team | None = None,
+    dist: DistContext | None = None,
     accumulate: int | None = None,
     grad_checkpointing: bool = False,
 ) -> Record | None:
@@ -118,8 +118,8 @@ def run_coco(
     from transfer.detection.loop import choose_parts, detect, train_detector
     from transfer.detection.model import build_detector, find_adapter
 
-    team = team or Team(device=best_device())
-    share = share_of(recipe.batch_size, team.size)
+    dist = dist or DistContext(device=best_device())
+    share = per_process_batch(recipe.batch_size, dist.size)
     train, val = read_splits(data, recipe.bad_annotations)
     for kind, numbers in train.skipped.items():
         run.log(f"left out of the training: {len(numbers)} annotations with {kind}")
@@ -129,7 +129,7 @@ def run_coco(
         num_classes=len(train.category_ids),
         masks=train.has_masks,
         seed=seed,
-        device=team.device,
+        device=dist.device,
     )
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(grad_checkpointing)
@@ -171,7 +171,7 @@ def run_coco(
     progress["train_fingerprint"] = identity["train_fingerprint"]
 
     def save(iterations: int, losses: dict[str, float]) -> None:
-        if not team.is_main:
+        if not dist.is_main:
             return
         progress.update(iterations=iterations, losses=losses)
         write_checkpoint(
@@ -197,33 +197,33 @@ def run_coco(
     if first_iter < recipe.max_iters:
         stream = training_stream(train, recipe, seed)
         # What is saved goes on in its own parts, of a smaller share in at most as many as it has images.
-        asked = accumulate or (progress["parts"] and min(progress["parts"], share))
+        request = accumulate or (progress["parts"] and min(progress["parts"], share))
         # The optimizer's state would count twice while measuring.
-        progress["parts"] = choose_parts(model, stream[0], recipe, asked, run, team)
+        progress["parts"] = choose_parts(model, stream[0], recipe, request, run, dist)
         if state is not None:
             optimizer.load_state_dict(state["optimizer"])
             model.load_state_dict(state["model"])
         train_detector(
-            team.share(model),
+            dist.wrap_model(model),
             optimizer,
             schedule,
-            train_loader(stream, recipe, first_iter, team),
+            train_loader(stream, recipe, first_iter, dist),
             recipe=recipe,
             first_iter=first_iter,
             seed=seed,
             run=run,
             save=save,
-            team=team,
+            dist=dist,
             parts=progress["parts"],
         )
     elif state is not None:
         model.load_state_dict(state["model"])
-    team.same_buffers(model)
+    dist.broadcast_buffers(model)
     with run.display.task("coco: val", val.count) as task:
         results, kept, evaluated = detect(
-            model, val_loader(val, recipe), val, task, keep=PICTURES, team=team
+            model, val_loader(val, recipe), val, task, keep=PICTURES, dist=dist
         )
-    if not team.is_main:
+    if not dist.is_main:
         return None
     predictions = run.predictions / "coco_results.json"
     write_text(predictions, json.dumps(results) + "\n")
@@ -241,12 +241,12 @@ def run_coco(
         evaluated=evaluated,
         expected=val.count,
         images_seen=recipe.max_iters * recipe.batch_size + val.count,
-        team=team,
+        dist=dist,
         details={
             "iterations": progress["iterations"],
             "losses": progress["losses"],
             "load_report": str(backbone.load_report),
-            "processes": team.size,
+            "processes": dist.size,
             "parts": progress["parts"],
             "masks": train.has_masks,
             "left_out_of_training": {kind: len(ids) for kind, ids in train.skipped.items()},

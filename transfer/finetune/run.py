@@ -24,13 +24,13 @@ from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
-from simmim_bench.distributed import Team, best_device
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.accumulation import parts_that_fit
+from simmim_bench.training.accumulation import find_accumulation_steps
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from transfer.fewshot import few_shot_images, split_sha256
@@ -54,7 +54,7 @@ def run_finetune(
     resume: bool = False,
     fraction: float = 1.0,
     split: Path | None = None,
-    team: Team | None = None,
+    dist: DistContext | None = None,
 ) -> Record | None:
     """Fine-tune on `data/train`, score on `data/val`.
 
@@ -74,7 +74,7 @@ def run_finetune(
     if task == "fewshot":
         train = train.subset(few_shot_images(train, fraction, seed, split))
         described |= describe_split(train, split)
-    team = team or Team(device=best_device())
+    dist = dist or DistContext(device=best_device())
     model = finetune(
         checkpoint=checkpoint,
         train=train,
@@ -82,7 +82,7 @@ def run_finetune(
         recipe=recipe,
         seed=seed,
         resume=resume,
-        team=team,
+        dist=dist,
     )
     batches = forward_batches(
         model.eval(),
@@ -99,11 +99,11 @@ def run_finetune(
         num_workers=recipe.num_workers,
         precision=recipe.precision,
         run=run,
-        team=team,
+        dist=dist,
         description="evaluate",
     )
-    logits = collect(batches, team).numpy()
-    if not team.is_main:
+    logits = collect(batches, dist).numpy()
+    if not dist.is_main:
         return None
     predictions = run.predictions / "logits.npz"
     write_logits(predictions, logits, np.array(val.labels))
@@ -119,7 +119,7 @@ def run_finetune(
         evaluated=len(logits),
         expected=len(val),
         images_seen=recipe.epochs * len(train) + len(val),
-        team=team,
+        dist=dist,
         details={
             "epochs": recipe.epochs,
             "weights": str(model.load_report),
@@ -155,7 +155,7 @@ def finetune(
     recipe: FinetuneRecipe,
     seed: int,
     resume: bool,
-    team: Team,
+    dist: DistContext,
 ) -> Backbone:
     """Train a backbone with a new head on all its weights.
 
@@ -165,7 +165,7 @@ def finetune(
     Raises:
         DataError: the run to go on with was for other classes.
     """
-    device = team.device
+    device = dist.device
     classes = len(train.classes)
     model = load_backbone(
         checkpoint,
@@ -193,8 +193,8 @@ def finetune(
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=seed,
-        rank=team.rank,
-        team_size=team.size,
+        rank=dist.rank,
+        world_size=dist.size,
     )
     # By the recipe's batch, as all protocols are told; fewer images than that make smaller steps.
     peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
@@ -234,7 +234,7 @@ def finetune(
         run.rewind(first_step)
         run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
 
-    shared = team.share(model)
+    shared = dist.wrap_model(model)
     loss_of_logits, mixup = loss_and_mixing(recipe, classes)
 
     def loss_of(batch: list[Tensor], epoch: int) -> Tensor:
@@ -247,7 +247,7 @@ def finetune(
         return loss_of_logits(shared(images).float(), labels)
 
     def save(steps_done: int) -> None:
-        if not team.is_main:
+        if not dist.is_main:
             return
         write_checkpoint(
             run.last_checkpoint,
@@ -275,12 +275,14 @@ def finetune(
     if accumulate is None:
         on_gpu = device.type == "cuda"
         accumulate = (
-            parts_that_fit(shared, loader, loss_of, recipe.precision, team) if on_gpu else 1
+            find_accumulation_steps(shared, loader, loss_of, recipe.precision, dist)
+            if on_gpu
+            else 1
         )
     run.log(
         f"{model.spec.arch}: {len(train)} images, {recipe.epochs} epochs of {len(loader)} steps, "
         f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}"
-        + (f", {team.size} processes" if team.size > 1 else "")
+        + (f", {dist.size} processes" if dist.size > 1 else "")
         + (f", in {accumulate} parts" if accumulate > 1 else "")
     )
     fit(
@@ -294,14 +296,14 @@ def finetune(
         clip_grad=recipe.clip_grad,
         precision=recipe.precision,
         seed=seed,
-        team=team,
+        dist=dist,
         run=run,
         description="fine-tune",
         save=save,
         accumulate=accumulate,
         after_step=None if average is None else lambda step: average.update(model, step),
     )
-    team.same_buffers(scored)
+    dist.broadcast_buffers(scored)
     return scored
 
 

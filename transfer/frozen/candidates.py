@@ -22,7 +22,7 @@ from transfer.frozen.features import FeatureSet
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainingSubset:
     """Training images that may be learnt from.
 
     Attributes:
@@ -63,7 +63,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProbeResult:
     """What a score on frozen features comes to.
 
     Attributes:

@@ -23,11 +23,11 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
 from simmim_bench.data.loader import Seeded
 from simmim_bench.data.sources import ImageList
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json, sha256_json, write_json
 from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.precision import usual_precision
+from simmim_bench.training.precision import default_precision
 from transfer.frozen.features import Crop, FeatureSet, block_width
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.inference import forward_batches
@@ -80,7 +80,7 @@ class FeatureStore:
     sets: tuple[FeatureSet, ...]
     seed: int
     run: RunDir
-    team: Team
+    dist: DistContext
     passed: int = 0
 
     def has(self, images: ImageList) -> bool:
@@ -98,7 +98,7 @@ class FeatureStore:
         """
         identity = self._identify(images, crop)
         place = self._place(identity)
-        if self.team.largest(not _is_whole(place)):
+        if self.dist.all_max(not _is_whole(place)):
             self._write(place, identity, images, crop)
             self.passed += len(images)
         else:
@@ -109,8 +109,8 @@ class FeatureStore:
 
     def drop(self, images: ImageList, crop: Crop) -> None:
         """Remove the features of random crops that nobody will ask for again."""
-        self.team.wait()
-        if self.team.is_main:
+        self.dist.barrier()
+        if self.dist.is_main:
             _remove(self._place(self._identify(images, crop)))
 
     def _identify(self, images: ImageList, crop: Crop | None) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class FeatureStore:
             "crop": how,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
-            "precision": usual_precision(recipe.precision, self.team.device),
+            "precision": default_precision(recipe.precision, self.dist.device),
             "blocks": sorted({one.block for one in self.sets}),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in parts],
         }
@@ -162,33 +162,33 @@ class FeatureStore:
         self, place: Path, identity: dict[str, Any], images: ImageList, crop: Crop | None
     ) -> None:
         """Make one pass over the images; each process writes its rows, the main one gives it its name."""
-        recipe, team, spec = self.recipe, self.team, self.checkpoint.spec
+        recipe, dist, spec = self.recipe, self.dist, self.checkpoint.spec
         blocks = [number - 1 for number in identity["blocks"]]
         poolings = [spec.poolings.index(name) for name in identity["poolings"]]
         shape = (len(blocks), len(poolings), len(images), spec.num_features)
         # Its own, for another run may be writing the same features: the main process draws, all hear it.
-        drawn = team.largest(secrets.randbits(62) if team.is_main else 0)
+        drawn = dist.all_max(secrets.randbits(62) if dist.is_main else 0)
         temporary = place.with_name(f".{place.name}.{drawn:x}.tmp")
         file = temporary / "features.npy"
         try:
-            if team.is_main:
+            if dist.is_main:
                 for other in place.parent.glob(f".{place.name}.*.tmp"):
                     self.run.log(
                         f"{other} is being written by another run, or was left by a killed one; then remove it"
                     )
                 temporary.mkdir(parents=True)
-            team.wait()
+            dist.barrier()
             _check_space(temporary, shape)
             model = load_backbone(
                 self.checkpoint, recipe.img_size, window_size=recipe.window_size, seed=self.seed
             )
             if crop is None:
                 self.run.log(str(model.load_report))
-            model.to(team.device).eval()
-            team.wait()  # all have looked at the free space before it is taken
-            if team.is_main:
+            model.to(dist.device).eval()
+            dist.barrier()  # all have looked at the free space before it is taken
+            if dist.is_main:
                 _reserve(file, shape)
-            team.wait()
+            dist.barrier()
             batches = forward_batches(
                 lambda pixels: model.forward_pooled(pixels)[:, blocks][:, :, poolings],
                 self._dataset(images, crop),
@@ -196,22 +196,22 @@ class FeatureStore:
                 num_workers=recipe.num_workers,
                 precision=recipe.precision,
                 run=self.run,
-                team=team,
+                dist=dist,
                 description="features" if crop is None else f"features of crop {crop.number + 1}",
             )
             _write_rows(file, batches)
-            team.wait()
-            if team.is_main:
+            dist.barrier()
+            if dist.is_main:
                 write_json(temporary / "features.json", identity)
                 _settle(temporary, place)
-            team.wait()
+            dist.barrier()
         except OSError as error:
             raise DataError(
                 f"cannot write features to {place}: {error.strerror or error}; free some space or choose "
                 "another --features."
             ) from error
         finally:
-            if team.is_main:
+            if dist.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 

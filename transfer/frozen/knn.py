@@ -14,7 +14,7 @@ from torch import Tensor
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import join_rankings, rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import Outcome, Seen, best
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, best
 from transfer.frozen.feature_store import Features
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
@@ -43,10 +43,10 @@ def knn_votes(
     Returns:
         Sums of exp((similarity - 1) / temperature) on the CPU, (queries at a time, K) for each k.
     """
-    asked = own_rows if queries is None else queries
-    assert asked is not None
+    request = own_rows if queries is None else queries
+    assert request is not None
     most = min(max(ks), len(train) - (queries is None))
-    for part in asked.to(train.device).split(max(1, SIMILARITIES // len(train))):
+    for part in request.to(train.device).split(max(1, SIMILARITIES // len(train))):
         similarity = (train[part] if queries is None else part) @ train.T
         if queries is None:
             similarity.scatter_(1, part[:, None], -torch.inf)
@@ -60,7 +60,7 @@ def knn_votes(
 
 
 def probe_knn(
-    seen: Seen,
+    seen: TrainingSubset,
     val: Features | None,
     sets: Sequence[FeatureSet],
     recipe: KnnRecipe,
@@ -68,7 +68,7 @@ def probe_knn(
     seed: int,
     run: RunDir,
     device: torch.device,
-) -> Outcome:
+) -> ProbeResult:
     """Choose feature set, norm and k on some training images, each among all others, and score `val`.
 
     Args:
@@ -94,13 +94,13 @@ def probe_knn(
         features = seen.read(one)
         normalise = Normaliser([norm], features, device)
         if isinstance(queries, Tensor):
-            own_rows, asked = queries, None
+            own_rows, request = queries, None
         else:
-            own_rows, asked = None, _to_length_one(normalise.whole(queries.read(one)))
+            own_rows, request = None, _to_length_one(normalise.whole(queries.read(one)))
         return knn_votes(
             _to_length_one(normalise.whole(features)),
             labels,
-            asked,
+            request,
             seen.classes,
             ks=ks,
             temperature=recipe.temperature,
@@ -132,13 +132,16 @@ def probe_knn(
         others = torch.ones(len(labels), dtype=torch.bool)
         others[choosing] = False
         scored = others.nonzero()[:, 0]
-    asked = val if scored is None else scored
-    assert asked is not None
+    request = val if scored is None else scored
+    assert request is not None
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
     ranking = join_rankings(
-        [rank_logits(votes.numpy()) for (votes,) in vote(one, chosen["norm"], [chosen["k"]], asked)]
+        [
+            rank_logits(votes.numpy())
+            for (votes,) in vote(one, chosen["norm"], [chosen["k"]], request)
+        ]
     )
-    return Outcome(ranking, chosen, compared, None if scored is None else scored.tolist())
+    return ProbeResult(ranking, chosen, compared, None if scored is None else scored.tolist())
 
 
 def _to_length_one(features: Tensor) -> Tensor:

@@ -17,23 +17,23 @@ from torch import Tensor
 
 from simmim_bench.display import Task
 from simmim_bench.results.metrics import rank_logits
-from transfer.frozen.candidates import Outcome, Seen, best, hold_out
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, best, hold_out
 from transfer.frozen.feature_store import Features, FeatureStore
 from transfer.frozen.features import Crop, FeatureSet
 from transfer.frozen.norms import Normaliser
-from transfer.frozen.parallel_heads import SideBySide, train_epoch
+from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.recipes import LinearRecipe
 
 
 def probe_linear(
-    seen: Seen,
+    seen: TrainingSubset,
     val: Features,
     sets: Sequence[FeatureSet],
     recipe: LinearRecipe,
     *,
     store: FeatureStore,
     seed: int,
-) -> Outcome | None:
+) -> ProbeResult | None:
     """Choose feature set, norm and rate on held-out training images, train on all, and score `val`.
 
     Returns:
@@ -42,29 +42,29 @@ def probe_linear(
     Raises:
         DataError: too few images a class to hold some out.
     """
-    team, number = store.team, 0
+    dist, number = store.dist, 0
     candidates = list_candidates(sets, recipe)
     compared: list[dict[str, Any]] = []
     if len(candidates) > 1:
         top1 = _compare(seen, sets, recipe, store, seed)
-        if team.is_main:
+        if dist.is_main:
             compared = [
                 {**candidate, "held_out_top1": score}
                 for candidate, score in zip(candidates, top1, strict=True)
             ]
             number = compared.index(best(compared))
             _say_by_block(compared, store)
-        number = team.largest(number)
+        number = dist.all_max(number)
     chosen = candidates[number]
     one = FeatureSet(chosen["block"], chosen["pooling"])
     single = replace(recipe, norm=(chosen["norm"],), base_lr=(chosen["base_lr"],))
     with store.run.display.task("linear", recipe.epochs) as task:
-        mine = [one] if team.is_main else []
+        mine = [one] if dist.is_main else []
         trained = [t for _, t in _train(mine, single, seen, None, store, seed, task)]
-    if not team.is_main:
+    if not dist.is_main:
         return None
     ranking = rank_logits(trained[0].predict(val.read(one))[0, 0].numpy())
-    return Outcome(ranking, compared[number] if compared else chosen, compared)
+    return ProbeResult(ranking, compared[number] if compared else chosen, compared)
 
 
 def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[dict[str, Any]]:
@@ -78,37 +78,37 @@ def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[di
 
 
 def _compare(
-    seen: Seen,
+    seen: TrainingSubset,
     sets: Sequence[FeatureSet],
     recipe: LinearRecipe,
     store: FeatureStore,
     seed: int,
 ) -> list[float]:
     """Give every candidate's top-1 on held-out training images, in percent; the main process gets them."""
-    team, labels = store.team, seen.labels
+    dist, labels = store.dist, seen.labels
     learnt, held_out = hold_out(labels, recipe.held_out, seed)
-    mine = sets[team.rank :: team.size]
+    mine = sets[dist.rank :: dist.size]
     found = torch.zeros(len(mine), len(recipe.norm) * len(recipe.base_lr))
     with store.run.display.task("compare", recipe.epochs * (1 if recipe.crops else len(mine))) as t:
         for one, trained in _train(mine, recipe, seen, learnt, store, seed, t):
             right = trained.accuracy(seen.read(one, held_out), labels[held_out])
             found[mine.index(one)] = 100 * right.flatten()
-    shares = team.gather(found)
+    shares = dist.gather(found)
     top1 = torch.zeros(len(sets), found.shape[1])
     for rank, share in enumerate(shares):
-        top1[rank :: team.size] = share
+        top1[rank :: dist.size] = share
     return top1.flatten().tolist()
 
 
 def _train(
     sets: Sequence[FeatureSet],
     recipe: LinearRecipe,
-    seen: Seen,
+    seen: TrainingSubset,
     part: Tensor | None,
     store: FeatureStore,
     seed: int,
     task: Task,
-) -> Iterator[tuple[FeatureSet, SideBySide]]:
+) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
     """Train on each of some feature sets; give each when it is done.
 
     Centre crops are read once a set. Random crops are made by all processes together, an epoch at a time,
@@ -117,12 +117,12 @@ def _train(
     Args:
         part: numbers of the images to learn from; None for all.
     """
-    device = store.team.device
+    device = store.dist.device
     labels = (seen.labels if part is None else seen.labels[part]).to(device)
 
-    def begin(features: Tensor) -> SideBySide:
+    def begin(features: Tensor) -> ParallelLinearHeads:
         normaliser = Normaliser(recipe.norm, features.to(device))
-        return SideBySide(
+        return ParallelLinearHeads(
             normaliser, features.shape[1], seen.classes, recipe, seed=seed, device=device
         )
 
@@ -136,7 +136,7 @@ def _train(
             yield one, trained
         return
 
-    all_trained: dict[FeatureSet, SideBySide] = {}
+    all_trained: dict[FeatureSet, ParallelLinearHeads] = {}
     # A crop is drawn by its image's number: among those learnt from, whatever else the store has.
     images, rows = seen.images, None if part is None else part.tolist()
     for epoch in range(recipe.epochs):

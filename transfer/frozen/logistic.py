@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simmim_bench.results.metrics import rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import Outcome, Seen, assign_folds, best
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, assign_folds, best
 from transfer.frozen.feature_store import Features
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
@@ -60,7 +60,7 @@ def fit_logistic(
 
 
 def probe_logistic(
-    seen: Seen,
+    seen: TrainingSubset,
     val: Features,
     sets: Sequence[FeatureSet],
     recipe: LogisticRecipe,
@@ -68,7 +68,7 @@ def probe_logistic(
     seed: int,
     run: RunDir,
     device: torch.device,
-) -> Outcome:
+) -> ProbeResult:
     """Choose feature set, norm and l2 by cross-validation, fit on all training images, and score `val`.
 
     A class of one image is learnt in every fold. Where no class has two there is nothing to compare on:
@@ -107,7 +107,7 @@ def probe_logistic(
     if not ended:
         run.log(f"stopped after {MOST_STEPS} steps of L-BFGS, short of the end")
     logits = normalise.whole(val.read(one)) @ weight + bias
-    return Outcome(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
+    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
 
 
 def _cross_validate(
@@ -116,8 +116,8 @@ def _cross_validate(
     """Give the top-1, in percent, of predicting each fold from all other images."""
     right = 0
     for fold in folds[folds >= 0].unique():
-        asked = folds == fold
-        x = Normaliser([norm], features[~asked]).whole(features)
-        weight, bias, _ = fit_logistic(x[~asked], labels[~asked], classes, l2)
-        right += int(((x[asked] @ weight + bias).argmax(1) == labels[asked]).sum())
+        request = folds == fold
+        x = Normaliser([norm], features[~request]).whole(features)
+        weight, bias, _ = fit_logistic(x[~request], labels[~request], classes, l2)
+        right += int(((x[request] @ weight + bias).argmax(1) == labels[request]).sum())
     return 100 * right / int((folds >= 0).sum())

@@ -36,7 +36,7 @@ def cross_entropy_slope(logits: Tensor, wanted: Tensor) -> Tensor:
     return logits.softmax(2).sub_(wanted)
 
 
-class SideBySide:
+class ParallelLinearHeads:
     """S x R linear classifiers on one feature set, trained together.
 
     Gradients are written out instead of left to autograd, and images come last: where classes are few that
@@ -140,7 +140,7 @@ class SideBySide:
 
 
 def train_epoch(
-    trained: SideBySide,
+    trained: ParallelLinearHeads,
     features: Tensor,
     labels: Tensor,
     recipe: LinearRecipe,

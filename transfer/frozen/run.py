@@ -17,14 +17,14 @@ import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.sources import check_same_classes, class_folders
-from simmim_bench.distributed import Team, best_device
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.files import write_json
 from simmim_bench.results.metrics import write_ranking
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.run_dir import RunDir
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune.run import describe, describe_split
-from transfer.frozen.candidates import Outcome, Seen, hold_out
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out
 from transfer.frozen.feature_store import Features, FeatureStore
 from transfer.frozen.features import feature_sets
 from transfer.frozen.knn import probe_knn
@@ -45,7 +45,7 @@ def run_probe(
     fraction: float = 1.0,
     split: Path | None = None,
     features: Path | None = None,
-    team: Team | None = None,
+    dist: DistContext | None = None,
 ) -> Record | None:
     """Score frozen features.
 
@@ -68,7 +68,7 @@ def run_probe(
     if task == "fewshot":
         shown = few_shot_images(train, fraction, seed, split)
         described |= describe_split(train.subset(shown), split)
-    team = team or Team(device=best_device())
+    dist = dist or DistContext(device=best_device())
     store = FeatureStore(
         folder=features or run.path / "features",
         checkpoint=checkpoint,
@@ -76,18 +76,18 @@ def run_probe(
         sets=tuple(feature_sets(recipe, checkpoint.spec)),
         seed=seed,
         run=run,
-        team=team,
+        dist=dist,
     )
     if isinstance(recipe, LinearRecipe) and len(list_candidates(store.sets, recipe)) > 1:
         learnt = train if shown is None else train.subset(shown)
         # Too few images are refused before the pass, not after it.
         hold_out(torch.tensor(learnt.labels), recipe.held_out, seed)
-    if shown is not None and team.largest(not store.has(train)):
+    if shown is not None and dist.all_max(not store.has(train)):
         train, shown = train.subset(shown), None  # the others are not asked for
-    seen = Seen(train, shown, store.of(train))
+    seen = TrainingSubset(train, shown, store.of(train))
     leave_one_out = isinstance(recipe, KnnRecipe) and recipe.leave_one_out
     val_features = None if leave_one_out else store.of(val)
-    outcome = _outcome(recipe, seen, val_features, store, seed)
+    outcome = _probe_result(recipe, seen, val_features, store, seed)
     if outcome is None:
         return None
     chosen = ", ".join(f"{key} {value}" for key, value in outcome.chosen.items())
@@ -111,7 +111,7 @@ def run_probe(
         evaluated=len(outcome.ranking),
         expected=len(scored),
         images_seen=store.passed,
-        team=team,
+        dist=dist,
         details={
             **outcome.chosen,
             **({} if outcome.remark is None else {"choice": outcome.remark}),
@@ -129,16 +129,16 @@ def run_probe(
     )
 
 
-def _outcome(
-    recipe: FrozenRecipe, seen: Seen, val: Features | None, store: FeatureStore, seed: int
-) -> Outcome | None:
+def _probe_result(
+    recipe: FrozenRecipe, seen: TrainingSubset, val: Features | None, store: FeatureStore, seed: int
+) -> ProbeResult | None:
     """Let the recipe's kind of classifier learn and score; the main process gets the outcome."""
     if isinstance(recipe, LinearRecipe):
         assert val is not None
         return probe_linear(seen, val, store.sets, recipe, store=store, seed=seed)
-    if not store.team.is_main:
+    if not store.dist.is_main:
         return None
-    alone: dict[str, Any] = {"seed": seed, "run": store.run, "device": store.team.device}
+    alone: dict[str, Any] = {"seed": seed, "run": store.run, "device": store.dist.device}
     if isinstance(recipe, KnnRecipe):
         return probe_knn(seen, val, store.sets, recipe, **alone)
     assert isinstance(recipe, LogisticRecipe)

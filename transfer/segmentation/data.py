@@ -24,7 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.data.decode import read_image
-from simmim_bench.distributed import Team, share_of
+from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
 from transfer.segmentation.recipes import Ade20kRecipe
 
@@ -132,7 +132,7 @@ def build_loaders(
     *,
     seed: int,
     first_iteration: int,
-    team: Team | None = None,
+    dist: DistContext | None = None,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Give the loaders of the training batches still to come and of the validation images, one by one.
 
@@ -140,7 +140,7 @@ def build_loaders(
         team: the processes that share each batch, and the images to predict: of `size`, process r has image
             r, r + size, ...; None for this one alone.
     """
-    team = team or Team()
+    dist = dist or DistContext()
     augment: list[BaseTransform] = [
         LoadImage(),
         LoadLabels(len(names)),
@@ -158,9 +158,9 @@ def build_loaders(
         sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
         mirrored = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
         plain = [LoadImage(), TestTimeAug([sizes, mirrored, *([step] for step in ending)])]
-    share = share_of(recipe.batch_size, team.size)
+    share = per_process_batch(recipe.batch_size, dist.size)
     draws = [
-        iteration * recipe.batch_size + team.rank * share + i
+        iteration * recipe.batch_size + dist.rank * share + i
         for iteration in range(first_iteration, recipe.max_iters)
         for i in range(share)
     ]
@@ -174,7 +174,7 @@ def build_loaders(
     val_loader: DataLoader[Any] = DataLoader(
         PairDataset(validation, names, plain),
         batch_size=1,
-        sampler=range(team.rank, len(validation), team.size),
+        sampler=range(dist.rank, len(validation), dist.size),
         **common,
     )
     return train_loader, val_loader

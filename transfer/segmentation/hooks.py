@@ -16,7 +16,7 @@ from torch import nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import Task
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DivergedError
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
@@ -61,7 +61,7 @@ class AutocastOptimWrapper(OptimWrapper):
             yield
 
 
-class OurHook(Hook):
+class RunHook(Hook):
     """Our side of the loops: learning rate, seeds, metrics, progress, checkpoints, stopping."""
 
     task: Task
@@ -75,10 +75,10 @@ class OurHook(Hook):
         seed: int,
         saved: dict[str, Any] | None,
         stop: StopRequest,
-        team: Team,
+        dist: DistContext,
     ) -> None:
         self.run, self.recipe, self.checkpoint, self.seed = run, recipe, checkpoint, seed
-        self.saved, self.stop, self.team = saved, stop, team
+        self.saved, self.stop, self.dist = saved, stop, dist
         self.first = 0 if saved is None else saved["iterations"]
 
     def before_train(self, runner: Runner) -> None:
@@ -94,7 +94,7 @@ class OurHook(Hook):
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = self.recipe.base_lr * factor * group["lr_scale"]
         # From (seed, iteration) alone, so that a resumed run draws what it would have drawn.
-        seed_everything(self.seed, iteration, self.team.rank)
+        seed_everything(self.seed, iteration, self.dist.rank)
 
     def after_train_iter(
         self,
@@ -134,7 +134,7 @@ class OurHook(Hook):
             done,
             self.recipe.max_iters,
             run=self.run,
-            team=self.team,
+            dist=self.dist,
             save=None if saved else lambda: self.save(runner, done),
         )
 
@@ -148,18 +148,18 @@ class OurHook(Hook):
         """Report, and stop where that is asked for."""
         self.task.advance(1)
         if (
-            self.team.size == 1
+            self.dist.size == 1
         ):  # several have unequal numbers of images, and ask each other at the end
             self.stop_predicting()
 
     def stop_predicting(self) -> None:
         """End the run where a signal asked for it; the trained weights are saved."""
         what = f"ade20k, {self.recipe.max_iters} iterations done and saved, predicting"
-        raise_if_stopped(self.stop, what, 0, 1, run=self.run, team=self.team, save=None)
+        raise_if_stopped(self.stop, what, 0, 1, run=self.run, dist=self.dist, save=None)
 
     def save(self, runner: Runner, done: int) -> None:
         """Write the fine-tuned backbone as a checkpoint, and beside it what resuming needs."""
-        if not self.team.is_main:
+        if not self.dist.is_main:
             return
         model = unwrapped(runner.model)
         backbone = model.backbone.backbone

@@ -27,7 +27,7 @@ from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_training_state
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.optim import parameter_groups
 from simmim_bench.training.stopping import (
@@ -35,7 +35,7 @@ from simmim_bench.training.stopping import (
 )
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.data import ADE20K_CLASSES, build_loaders
-from transfer.segmentation.hooks import AutocastOptimWrapper, OurHook
+from transfer.segmentation.hooks import AutocastOptimWrapper, RunHook
 from transfer.segmentation.metric import ConfusionMetric
 from transfer.segmentation.model import build_segmentor, unwrapped
 from transfer.segmentation.recipes import Ade20kRecipe
@@ -43,12 +43,12 @@ from transfer.segmentation.recipes import Ade20kRecipe
 __all__ = ["ADE20K_CLASSES", "MMSEG_VERSION", "train_and_predict"]
 
 
-def shared(model: EncoderDecoder, team: Team) -> nn.Module:
+def shared(model: EncoderDecoder, dist: DistContext) -> nn.Module:
     """Let all processes train one model, by mmengine's wrapper, whose training step is its own."""
-    model = model.to(team.device)
-    if team.size == 1:
+    model = model.to(dist.device)
+    if dist.size == 1:
         return model
-    devices = [team.device.index] if team.device.type == "cuda" else None
+    devices = [dist.device.index] if dist.device.type == "cuda" else None
     return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)
 
 
@@ -69,7 +69,7 @@ def train_and_predict(
     run: RunDir,
     seed: int,
     resume: bool,
-    team: Team,
+    dist: DistContext,
     label_maps: Path | None = None,
 ) -> ConfusionMetric:
     """Train, or go on training, then predict the validation split.
@@ -92,7 +92,7 @@ def train_and_predict(
         run.log(f"resumed after iteration {saved['iterations']}")
         run.rewind(saved["iterations"] + 1)
     first = 0 if saved is None else saved["iterations"]
-    synced = team.size > 1 and team.device.type == "cuda"
+    synced = dist.size > 1 and dist.device.type == "cuda"
     model = build_segmentor(checkpoint, recipe, len(names), seed, synced=synced)
     backbone = model.backbone.backbone
     optimizer = torch.optim.AdamW(
@@ -106,7 +106,7 @@ def train_and_predict(
         fused=True,
     )
     train_loader, val_loader = build_loaders(
-        recipe, training, validation, names, seed=seed, first_iteration=first, team=team
+        recipe, training, validation, names, seed=seed, first_iteration=first, dist=dist
     )
     if checkpoint.state is not None:
         run.log(str(backbone.load_report))
@@ -115,26 +115,26 @@ def train_and_predict(
         f"parameters, {len(training)} images of {len(names)} classes, {recipe.max_iters} iterations, "
         f"batch {recipe.batch_size}, learning rate {recipe.base_lr:.3g}"
     )
-    if team.is_main:
+    if dist.is_main:
         for killed in run.path.glob(".mmengine-*"):  # what a killed run could not clean up
             shutil.rmtree(killed, ignore_errors=True)
-    team.wait()
+    dist.barrier()
     with (
         tempfile.TemporaryDirectory(dir=run.path, prefix=".mmengine-") as work_dir,
         stop_on_signals() as stop,
     ):
         metric = ConfusionMetric(validation.folder, label_maps)
-        hook = OurHook(
+        hook = RunHook(
             run=run,
             recipe=recipe,
             checkpoint=checkpoint,
             seed=seed,
             saved=saved,
             stop=stop,
-            team=team,
+            dist=dist,
         )
         runner = QuietRunner(
-            model=shared(model, team),
+            model=shared(model, dist),
             work_dir=work_dir,
             train_dataloader=train_loader,
             train_cfg={"type": "IterBasedTrainLoop", "max_iters": recipe.max_iters - first},
@@ -158,15 +158,15 @@ def train_and_predict(
                     runner.train()
             else:
                 hook.before_train(runner)
-            team.same_buffers(runner.model)
+            dist.broadcast_buffers(runner.model)
             if recipe.views > 1:
                 warnings.filterwarnings("ignore", message="The shape of value will convert")
                 runner.model = SegTTAModel(module=unwrapped(runner.model))
             with run.display.task("ade20k: predict", len(val_loader)) as hook.task:
                 runner.test()
-            if team.size > 1:
+            if dist.size > 1:
                 hook.stop_predicting()
-            metric.gather(team, len(validation))
+            metric.gather(dist, len(validation))
         finally:
             # mmengine writes to whatever file its last logger has, also for models of others later on.
             for handler in list(runner.logger.handlers):

@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 from PIL import Image
 
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.files import replacing
 from transfer.segmentation.data import IGNORED
 
@@ -50,10 +50,10 @@ class ConfusionMetric(BaseMetric):
         """Give nothing, as `evaluate` does."""
         return {}
 
-    def gather(self, team: Team, images: int) -> None:
+    def gather(self, dist: DistContext, images: int) -> None:
         """Put all processes' matrices and pictures together on the main one, in the images' order."""
-        shares = team.gather((self.confusions, self.shown))
-        if team.is_main:
+        shares = dist.gather((self.confusions, self.shown))
+        if dist.is_main:
             confusions, shown = zip(*shares, strict=True)
             self.confusions = in_order(confusions, images)
             self.shown = in_order(shown, min(images, SHOWN))

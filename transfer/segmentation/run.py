@@ -19,8 +19,8 @@ from PIL import Image
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.decode import read_image
-from simmim_bench.distributed import Team, best_device, share_of
-from simmim_bench.errors import DataError, MissingEngineError, UsageError
+from simmim_bench.distributed import DistContext, best_device, per_process_batch
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import replacing, write_json
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.results.metrics import iou_by_class, write_confusion
@@ -47,7 +47,7 @@ def run_ade20k(
     deviates: dict[str, Any],
     seed: int,
     resume: bool = False,
-    team: Team | None = None,
+    dist: DistContext | None = None,
     label_maps: bool = False,
 ) -> Record | None:
     """Fine-tune UPerNet, predict the validation split and write the record.
@@ -66,9 +66,9 @@ def run_ade20k(
         DivergedError: the loss is not finite.
         InterruptedRun: SIGINT or SIGTERM came; the iteration was saved.
     """
-    team = team or Team(device=best_device())
-    check_sizes(recipe, checkpoint.spec, team)
-    engine = import_engine()
+    dist = dist or DistContext(device=best_device())
+    check_sizes(recipe, checkpoint.spec, dist)
+    engine = import_mmseg()
     training, validation = find_split(data, "training"), find_split(data, "validation")
     names = read_class_names(data) or list(engine.ADE20K_CLASSES)
     check_splits((training, validation), len(names))
@@ -82,12 +82,12 @@ def run_ade20k(
             run=run,
             seed=seed,
             resume=resume,
-            team=team,
+            dist=dist,
             label_maps=run.predictions / "label_maps" if label_maps else None,
         )
     except DataError as error:
         raise DataError(message_of(error)) from error
-    if not team.is_main:
+    if not dist.is_main:
         return None
     if not sum(int(confusion.sum()) for confusion in metric.confusions):
         raise DataError(
@@ -119,7 +119,7 @@ def run_ade20k(
         evaluated=len(metric.confusions),
         expected=len(validation),
         images_seen=recipe.max_iters * recipe.batch_size + len(validation) * recipe.views,
-        team=team,
+        dist=dist,
         details={
             "classes": len(names),
             "training_images": len(training),
@@ -128,7 +128,7 @@ def run_ade20k(
     )
 
 
-def import_engine() -> Any:
+def import_mmseg() -> Any:
     """Import what is built on MMSegmentation, which greets on stdout and warns of mmcv's operators.
 
     Raises:
@@ -139,22 +139,22 @@ def import_engine() -> Any:
             warnings.simplefilter("ignore")
             from transfer.segmentation import loop as mmseg_runner
     except ImportError as error:
-        raise MissingEngineError(
+        raise MissingFrameworkError(
             f"ade20k needs MMSegmentation, which cannot be imported ({error}); "
             "install it with: pip install 'simmim-bench[seg]'"
         ) from error
     return mmseg_runner
 
 
-def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, team: Team) -> None:
+def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> None:
     """Refuse what the model cannot be trained with.
 
     Raises:
         UsageError: with the value and what is allowed.
     """
-    share_of(recipe.batch_size, team.size)
+    per_process_batch(recipe.batch_size, dist.size)
     # GPUs normalise over the batches of all, see `build_segmentor`.
-    least_images = 2 if team.device.type == "cuda" else 2 * team.size
+    least_images = 2 if dist.device.type == "cuda" else 2 * dist.size
     if recipe.head == "upernet" and recipe.batch_size < least_images:
         raise UsageError(
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.display import duration
+from simmim_bench.display import format_duration
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import describe_run
-from simmim_bench.runs.status import State, look_at
+from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import GROUPS, KINDS
 from transfer.frozen.recipes import FrozenRecipe
-from transfer.launch import Asked, plan, prepare
+from transfer.launch import TransferRequest, plan, prepare
 from transfer.recipes import TransferRecipe
 from transfer.suite.options import SuiteOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SuiteStep:
     """One process's work: a task of a checkpoint, with one seed or several.
 
     Attributes:
@@ -47,7 +47,7 @@ class Step:
     recipe: TransferRecipe
     deviates: dict[str, Any]
     seeds: tuple[int, ...]
-    places: tuple[Path, ...]
+    run_dirs: tuple[Path, ...]
     descriptions: tuple[dict[str, Any], ...]
     log: Path
     words: tuple[str, ...]
@@ -61,15 +61,15 @@ class Step:
         return f" (seed {self.seeds[0]})" if self.log.stem != "suite" else ""
 
     @property
-    def takes_turns_on(self) -> str | None:
+    def exclusive_resource(self) -> str | None:
         """The checkpoint whose frozen features it shares with other steps: one makes the pass."""
         return self.ckpt if isinstance(self.recipe, FrozenRecipe) else None
 
-    def look(self) -> list[tuple[State, str]]:
+    def look(self) -> list[tuple[RunStatus, str]]:
         """Say of each seed how it stands, and why where it is in the way."""
         return [
-            look_at(place, description, is_finished=is_recorded)
-            for place, description in zip(self.places, self.descriptions, strict=True)
+            run_status(place, description, is_finished=is_recorded)
+            for place, description in zip(self.run_dirs, self.descriptions, strict=True)
         ]
 
     def arguments(self) -> list[str]:
@@ -77,9 +77,9 @@ class Step:
         states = [state for state, _ in self.look()]
         left = [i for i, state in enumerate(states) if state != "done"] or [0, len(states) - 1]
         first, last = left[0], left[-1]
-        out = ["--out", str(self.places[first])]
+        out = ["--out", str(self.run_dirs[first])]
         if first < last:
-            out = ["--out", str(self.places[first].parent), "--seeds", str(last - first + 1)]
+            out = ["--out", str(self.run_dirs[first].parent), "--seeds", str(last - first + 1)]
         return [*self.words, "--seed", str(self.seeds[first]), *out, "--resume"]
 
     def command(self) -> str:
@@ -107,15 +107,15 @@ class Estimate:
     source: str
 
     def __str__(self) -> str:
-        return f"unknown ({self.source})" if self.seconds is None else duration(self.seconds)
+        return f"unknown ({self.source})" if self.seconds is None else format_duration(self.seconds)
 
 
 @dataclass(frozen=True)
 class Planned:
     """A step as it stands."""
 
-    step: Step
-    seeds: tuple[State, ...]
+    step: SuiteStep
+    seeds: tuple[RunStatus, ...]
     obstacle: str
     estimate: Estimate
 
@@ -141,7 +141,7 @@ class Planned:
             "recipe": step.recipe.name,
             "deviates": step.deviates,
             "seeds": {str(seed): state for seed, state in zip(step.seeds, self.seeds, strict=True)},
-            "runs": [str(place) for place in step.places],
+            "runs": [str(place) for place in step.run_dirs],
             "state": self.state,
             "obstacle": self.obstacle or None,
             "estimate": asdict(self.estimate),
@@ -149,7 +149,7 @@ class Planned:
         }
 
 
-def list_steps(options: SuiteOptions) -> list[Step]:
+def list_steps(options: SuiteOptions) -> list[SuiteStep]:
     """List the steps of a suite, checkpoint by checkpoint.
 
     A task on frozen features does all its seeds in one process; one that trains for hours has a step a seed.
@@ -175,7 +175,7 @@ def list_steps(options: SuiteOptions) -> list[Step]:
         checkpoint = read_checkpoint(ckpt)
         for name in names:
             kind = KINDS[name]
-            asked = Asked(
+            request = TransferRequest(
                 task=kind.task,
                 fraction=kind.fraction,
                 accumulate=options.accumulate if name == "coco" else None,
@@ -188,10 +188,10 @@ def list_steps(options: SuiteOptions) -> list[Step]:
                     resume=True,
                 ),
             )
-            prepared = prepare(asked, ckpt, checkpoint)
+            prepared = prepare(request, ckpt, checkpoint)
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
-            planned = plan(asked, ckpt, numbers, options.out)
-            folder = planned.places[0].parent
+            planned = plan(request, ckpt, numbers, options.out)
+            folder = planned.run_dirs[0].parent
             if homes.setdefault(folder, ckpt) != ckpt:
                 raise UsageError(
                     f"the runs of {homes[folder]} and {ckpt} would both lie in {folder}; give them in suites "
@@ -201,15 +201,15 @@ def list_steps(options: SuiteOptions) -> list[Step]:
             for group in [tuple(numbers)] if together else [(seed,) for seed in numbers]:
                 alone = len(group) < len(numbers)
                 steps.append(
-                    Step(
+                    SuiteStep(
                         name=name,
                         ckpt=ckpt,
                         arch=checkpoint.spec.arch,
-                        data=asked.options.data,
+                        data=request.options.data,
                         recipe=prepared.recipe,
                         deviates=prepared.deviates,
                         seeds=group,
-                        places=tuple(folder / f"seed{seed}" for seed in group),
+                        run_dirs=tuple(folder / f"seed{seed}" for seed in group),
                         descriptions=tuple(
                             describe_run(
                                 prepared.recipe,
@@ -219,24 +219,26 @@ def list_steps(options: SuiteOptions) -> list[Step]:
                             for seed in group
                         ),
                         log=folder / (f"suite-seed{group[0]}.log" if alone else "suite.log"),
-                        words=tuple(_words(planned.asked, ckpt)),
+                        words=tuple(_words(planned.request, ckpt)),
                     )
                 )
     return steps
 
 
-def _words(asked: Asked, ckpt: str) -> list[str]:
-    options = asked.options
-    words = ["transfer", asked.task, "--ckpt", ckpt, "--data", str(options.data)]
-    words += ["--fraction", asked.fraction] if asked.fraction else []
+def _words(request: TransferRequest, ckpt: str) -> list[str]:
+    options = request.options
+    words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(options.data)]
+    words += ["--fraction", request.fraction] if request.fraction else []
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
     words += (
-        ["--features", str(asked.features)] if asked.task in ("linear", "knn", "fewshot") else []
+        ["--features", str(request.features)]
+        if request.task in ("linear", "knn", "fewshot")
+        else []
     )
-    words += ["--accumulate", str(asked.accumulate)] if asked.accumulate else []
-    words += ["--grad-checkpointing"] if asked.grad_checkpointing else []
-    return words + (["--label-maps"] if asked.label_maps else [])
+    words += ["--accumulate", str(request.accumulate)] if request.accumulate else []
+    words += ["--grad-checkpointing"] if request.grad_checkpointing else []
+    return words + (["--label-maps"] if request.label_maps else [])
 
 
 def _chosen(options: SuiteOptions) -> list[str]:
@@ -244,10 +246,10 @@ def _chosen(options: SuiteOptions) -> list[str]:
     if not options.data_sets:
         raise UsageError("no data to learn from; give --imagenet, --coco or --ade20k.")
     known = [name for name, kind in KINDS.items() if kind.data in options.data_sets]
-    asked = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
-    if not asked:
+    request = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
+    if not request:
         return known
-    names = {name for text in asked for name in _find_tasks("--tasks", text)}
+    names = {name for text in request for name in _find_tasks("--tasks", text)}
     for name in sorted(names - set(known)):
         raise UsageError(f"--tasks {name} needs the data of --{KINDS[name].data}; give its folder.")
     return [name for name in known if name in names]
@@ -306,7 +308,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def look_over(steps: Sequence[Step], out: Path, device: str | None) -> list[Planned]:
+def look_over(steps: Sequence[SuiteStep], out: Path, device: str | None) -> list[Planned]:
     """Say how every step stands and what it will cost.
 
     Args:
@@ -335,7 +337,9 @@ def _records(out: Path) -> dict[Path, Record]:
     return find_records([out]).records if any(out.glob("*/*/*/record.json")) else {}
 
 
-def _estimate(step: Step, seeds: int, records: Sequence[Record], device: str | None) -> Estimate:
+def _estimate(
+    step: SuiteStep, seeds: int, records: Sequence[Record], device: str | None
+) -> Estimate:
     """Expect what the same recipe has cost for the same arch, data and device."""
     if not seeds:
         return Estimate(0.0, "done")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import click
 
-from simmim_bench.display import duration
+from simmim_bench.display import format_duration
 from simmim_bench.leaderboard.tables import print_table
 from transfer.suite.plan import Planned
-from transfer.suite.run import Result
+from transfer.suite.run import SuiteResult
 
 
 def plan_text(planned: Sequence[Planned]) -> str:
@@ -36,7 +36,7 @@ def _remarks(planned: Sequence[Planned]) -> list[str]:
     remarks = [f"{len(left)} of {len(planned)} steps to do"]
     if known:
         unknown = len(left) - len(known)
-        remarks[0] += f": {duration(total)} of work" + (
+        remarks[0] += f": {format_duration(total)} of work" + (
             f", and {unknown} unknown" if unknown else ""
         )
         remarks.append(
@@ -47,18 +47,18 @@ def _remarks(planned: Sequence[Planned]) -> list[str]:
     return remarks
 
 
-def print_result(result: Result) -> None:
+def print_result(suite: SuiteResult) -> None:
     """Print the leaderboard, and what failed with the command that does it alone."""
-    if result.board is not None:
-        print_table(result.board)
-        click.echo(f"leaderboard  {result.leaderboard / 'leaderboard.html'}")
-    done = sum(outcome.state == "done" for outcome in result.outcomes)
-    click.echo(f"{done} of {len(result.outcomes)} steps done")
-    for outcome in result.failed:
+    if suite.board is not None:
+        print_table(suite.board)
+        click.echo(f"leaderboard  {suite.leaderboard / 'leaderboard.html'}")
+    done = sum(result.state == "done" for result in suite.results)
+    click.echo(f"{done} of {len(suite.results)} steps done")
+    for result in suite.failed:
         click.echo(
-            f"\nfailed  {outcome.step}: {outcome.error}\n"
-            f"log     {outcome.step.log}\n"
-            f"alone   {outcome.step.command()}"
+            f"\nfailed  {result.step}: {result.error}\n"
+            f"log     {result.step.log}\n"
+            f"alone   {result.step.command()}"
         )
-    if result.failed:
+    if suite.failed:
         click.echo("\nMend it and give the same command again: what is done is not done again.")

@@ -15,50 +15,50 @@ from typing import Any
 import torch
 
 from simmim_bench.display import Display
-from simmim_bench.jobs.options import Execution
-from simmim_bench.jobs.runner import Outcome, carry_out
+from simmim_bench.jobs.options import JobOptions
+from simmim_bench.jobs.runner import StepResult, run_steps
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.write import write_leaderboard
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import Planned, Step, check_obstacles, list_steps, look_over
+from transfer.suite.plan import Planned, SuiteStep, check_obstacles, list_steps, look_over
 
 
-def outcome_json(outcome: Outcome[Step]) -> dict[str, Any]:
+def outcome_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
     """Give the plain form of what became of a step."""
-    step = outcome.step
+    step = result.step
     return {
         "ckpt": step.ckpt,
         "task": step.name,
-        "state": outcome.state,
-        "exit_code": outcome.code,
-        "error": outcome.error or None,
-        "seconds": round(outcome.seconds, 1),
+        "state": result.state,
+        "exit_code": result.code,
+        "error": result.error or None,
+        "seconds": round(result.seconds, 1),
         "log": str(step.log),
         "command": step.command(),
     }
 
 
 @dataclass(frozen=True)
-class Result:
+class SuiteResult:
     """What a suite came to."""
 
-    outcomes: tuple[Outcome[Step], ...]
+    results: tuple[StepResult[SuiteStep], ...]
     board: Board | None
     leaderboard: Path
 
     @property
-    def failed(self) -> list[Outcome[Step]]:
+    def failed(self) -> list[StepResult[SuiteStep]]:
         """The steps that failed, in the plan's order."""
-        return [outcome for outcome in self.outcomes if outcome.state == "failed"]
+        return [result for result in self.results if result.state == "failed"]
 
     @property
     def exit_code(self) -> int:
         """The first failed step's; 0 where all is done."""
-        return next((outcome.code for outcome in self.failed), 0)
+        return next((result.code for result in self.failed), 0)
 
 
-def plan_suite(options: SuiteOptions, execution: Execution) -> list[Planned]:
+def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[Planned]:
     """List the steps of a suite with their states and costs; writes nothing.
 
     Raises:
@@ -66,18 +66,18 @@ def plan_suite(options: SuiteOptions, execution: Execution) -> list[Planned]:
         DataError: see `list_steps`.
     """
     device: str | None = None
-    if execution.slurm is None:
+    if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return look_over(list_steps(options), options.out, device)
 
 
 def run_suite(
     planned: Sequence[Planned],
-    execution: Execution,
+    job_options: JobOptions,
     out: Path,
     leaderboard: Path,
     display: Display,
-) -> Result:
+) -> SuiteResult:
     """Do what is left of a plan, and derive the leaderboard of all records below its folder.
 
     Raises:
@@ -86,11 +86,11 @@ def run_suite(
         InterruptedRun: a signal came; the steps that ran were asked to save.
     """
     check_obstacles(planned)
-    outcomes = tuple(
-        carry_out([one.step for one in planned], execution, out, display, what="suite")
+    results = tuple(
+        run_steps([one.step for one in planned], job_options, out, display, what="suite")
     )
     board = None
-    if any(outcome.state == "done" for outcome in outcomes):
+    if any(result.state == "done" for result in results):
         board = find_records([out]).board()
         write_leaderboard(board, leaderboard)
-    return Result(outcomes, board, leaderboard)
+    return SuiteResult(results, board, leaderboard)

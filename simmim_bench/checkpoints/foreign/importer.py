@@ -24,7 +24,7 @@ from simmim_bench.checkpoints.foreign.swin import from_openmmlab, from_swin_name
 from simmim_bench.checkpoints.foreign.vit import from_vit_names, vit_spec
 from simmim_bench.checkpoints.foreign.weights import (
     Renamed,
-    State,
+    StateDict,
 )
 from simmim_bench.checkpoints.load import COUNTER, NEW_IN_TRANSFER
 from simmim_bench.errors import DataError, UsageError
@@ -42,7 +42,7 @@ NOT_NEEDED = re.compile(
 
 
 def import_state(
-    state: State,
+    state: StateDict,
     *,
     name: str,
     label: str,
@@ -90,7 +90,7 @@ def import_state(
     )
 
 
-def _rename(state: State, name: str) -> Renamed:
+def _rename(state: StateDict, name: str) -> Renamed:
     """Tell the kind of file by its names, and give them ours."""
     for wrapper in ("module.", "_orig_mod."):  # of DataParallel and torch.compile
         if all(k.startswith(wrapper) for k in state):
@@ -109,7 +109,7 @@ def _rename(state: State, name: str) -> Renamed:
     if "encoder.mask_token" in state:
         state = {**state, "mask_token": state["encoder.mask_token"]}
         del state["encoder.mask_token"]
-    flat: State = {}
+    flat: StateDict = {}
     windows: dict[int, int] = {}
     for key, value in state.items():
         new = key.replace("decoder.0.", "decoder.").removeprefix("encoder.")
@@ -152,7 +152,7 @@ SPECS: dict[
 
 def _check_whole(
     renamed: Renamed, spec: BackboneSpec, form: Form, name: str
-) -> tuple[State, list[str]]:
+) -> tuple[StateDict, list[str]]:
     """Hold the weights against the model of their spec; give those it wants, and what is left over.
 
     Raises:
@@ -165,7 +165,7 @@ def _check_whole(
     state = dict(renamed.state)
     prefix = "encoder." if form == "pretrain" else ""
     title = f"{name} ({renamed.method}, {spec.arch})"
-    ours: State = {}
+    ours: StateDict = {}
     missing, wrong = [], []
     for key, shape in wanted.items():
         value = state.pop(key, None)

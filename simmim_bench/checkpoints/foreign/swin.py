@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simmim_bench.checkpoints.foreign.weights import (
     Renamed,
-    State,
+    StateDict,
     form_of,
     known_archs,
     stage_depths,
@@ -19,7 +19,7 @@ from simmim_bench.models.build import TABLE
 from simmim_bench.models.vit import Form
 
 
-def from_swin_names(state: State) -> State:
+def from_swin_names(state: StateDict) -> StateDict:
     """Move each downsampling from the end of a stage, as official files have it, to the next one's start."""
     if "layers.0.downsample.reduction.weight" not in state:
         return state  # timm's
@@ -41,13 +41,13 @@ OPENMMLAB = (
 )
 
 
-def from_openmmlab(state: State) -> State:
+def from_openmmlab(state: StateDict) -> StateDict:
     """Rename a Swin of MMPretrain or MMSegmentation, and put its merged channels into the official order.
 
     Its PatchMerging unfolds (mmpretrain/models/utils/embed.py): channel by channel, four pixels each, in
     the order of reading; the official one has pixel by pixel, in the order of columns.
     """
-    renamed: State = {}
+    renamed: StateDict = {}
     for key, value in state.items():
         inner = key.startswith("backbone.") or not re.match(r"(neck|head)\.", key)
         new = key.removeprefix("backbone.").replace("neck.decoder.0.", "decoder.0.")

@@ -8,7 +8,7 @@ import torch
 
 from simmim_bench.checkpoints.foreign.weights import (
     Renamed,
-    State,
+    StateDict,
 )
 from simmim_bench.models.archs import ARCHS, BackboneSpec
 from simmim_bench.models.build import TABLE
@@ -18,9 +18,9 @@ from simmim_bench.models.vit import Form
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
-def from_vit_names(state: State) -> tuple[State, list[str]]:
+def from_vit_names(state: StateDict) -> tuple[StateDict, list[str]]:
     """Rename a ViT's weights and take the key bias out; also gives what was dropped."""
-    new: State = {}
+    new: StateDict = {}
     dropped = []
     for key, value in state.items():
         key = key.replace(f"attn.{TABLE}", f"rel_pos_bias.{TABLE}")

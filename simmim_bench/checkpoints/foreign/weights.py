@@ -11,7 +11,7 @@ from torch import Tensor
 from simmim_bench.models.archs import ARCHS, BackboneSpec
 from simmim_bench.models.vit import Form
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Renamed:
 
     method: str
     family: str
-    state: State
+    state: StateDict
     unread: list[str]
     windows: dict[int, int]  # of a Swin's stages, as far as its buffers tell
     heads: int | None = None  # of a ViT, where a configuration tells
@@ -30,7 +30,7 @@ def as_pair(size: Any) -> tuple[int, int]:
     return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
 
 
-def stage_depths(state: State, pattern: str) -> tuple[int, ...]:
+def stage_depths(state: StateDict, pattern: str) -> tuple[int, ...]:
     """Count the blocks of every stage, whose number and block a pattern finds in a name."""
     found = [m for key in state if (m := re.match(pattern, key)) is not None]
     blocks: dict[int, int] = {}
@@ -46,5 +46,5 @@ def known_archs(family: str, dim: int, depths: tuple[int, ...]) -> list[Backbone
     return [s for s in ARCHS.values() if (s.family, s.embed_dim, s.depths) == wanted]
 
 
-def form_of(state: State) -> Form:
+def form_of(state: StateDict) -> Form:
     return "pretrain" if "decoder.weight" in state or "mask_token" in state else "transfer"

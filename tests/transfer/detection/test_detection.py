@@ -29,7 +29,7 @@ from simmim_bench.errors import (
     DataError,
     DivergedError,
     InterruptedRun,
-    MissingEngineError,
+    MissingFrameworkError,
     UsageError,
 )
 from simmim_bench.pocket.write import PocketCounts, write_pocket
@@ -562,6 +562,6 @@ def test_without_detectron2_the_runner_imports_and_names_the_extra(
     monkeypatch.delitem(sys.modules, "transfer.detection.run")
     monkeypatch.delitem(sys.modules, "transfer.detection.coco_layout")
     importlib.import_module("transfer.detection.run")
-    with pytest.raises(MissingEngineError, match=r"extra \[det\].*README") as caught:
+    with pytest.raises(MissingFrameworkError, match=r"extra \[det\].*README") as caught:
         require_detectron2()
     assert caught.value.exit_code == 3

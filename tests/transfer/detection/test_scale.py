@@ -77,7 +77,7 @@ def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Pa
 
 def test_a_batch_that_processes_cannot_share_is_refused(pocket: Path, tmp_path: Path) -> None:
     from simmim_bench.checkpoints.read import read_checkpoint
-    from simmim_bench.distributed import Team
+    from simmim_bench.distributed import DistContext
     from transfer.detection.recipes import COCO_POCKET
     from transfer.detection.run import run_coco
 
@@ -89,7 +89,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(pocket: Path, tmp_path: 
             recipe=COCO_POCKET,
             deviates={},
             seed=0,
-            team=Team(rank=0, size=3),
+            dist=DistContext(rank=0, size=3),
         )
 
 

@@ -99,11 +99,11 @@ def test_the_scored_weights_are_the_moving_average(
 def test_parts_and_small_evaluation_batches_change_no_score(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    request: list[int] = []
     fit, forward_batches = classification.fit, classification.forward_batches
 
     def watched(*arguments: Any, **named: Any) -> Any:
-        asked.append(named["batch_size"])
+        request.append(named["batch_size"])
         return forward_batches(*arguments, **named)
 
     whole = finetune(tmp_path / "whole", pocket / "imagenet")
@@ -114,7 +114,7 @@ def test_parts_and_small_evaluation_batches_change_no_score(
     monkeypatch.setattr(classification, "fit", lambda **how: fit(**{**how, "accumulate": 3}))
     parts = finetune(tmp_path / "parts", pocket / "imagenet")
     assert parts.exception is None
-    assert asked == [7]
+    assert request == [7]
     (one, logits), (other, same) = (record_and_logits(tmp_path / x) for x in ("whole", "parts"))
     assert one["metrics"] == other["metrics"]
     assert np.allclose(same, logits, rtol=1e-2, atol=1e-2)

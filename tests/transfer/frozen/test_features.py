@@ -22,7 +22,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.feature_store import Features, FeatureStore
@@ -52,7 +52,7 @@ def store(
 ) -> FeatureStore:
     checkpoint = read_checkpoint(ckpt)
     sets = tuple(feature_sets(recipe, checkpoint.spec))
-    return FeatureStore(run.path / "store", checkpoint, recipe, sets, seed, run, Team())
+    return FeatureStore(run.path / "store", checkpoint, recipe, sets, seed, run, DistContext())
 
 
 def features(images: ImageList, run: RunDir, **changed: Any) -> Features:
@@ -175,8 +175,8 @@ def test_other_features_have_another_place(
 
 
 def test_features_are_of_the_precision_that_computed_them(images: ImageList, run: RunDir) -> None:
-    def precision_of(asked: Literal["auto", "fp32", "bf16"]) -> str:
-        recipe = replace(RECIPE, precision=asked, blocks=(1,))
+    def precision_of(request: Literal["auto", "fp32", "bf16"]) -> str:
+        recipe = replace(RECIPE, precision=request, blocks=(1,))
         features(images, run, recipe=recipe)
         newest = max((run.path / "store").iterdir(), key=lambda folder: folder.stat().st_ctime_ns)
         found: str = json.loads((newest / "features.json").read_text())["precision"]
@@ -317,7 +317,7 @@ def test_each_process_takes_neighbours_and_none_is_taken_twice(
                 num_workers=0,
                 precision="fp32",
                 run=run,
-                team=Team(rank, size),
+                dist=DistContext(rank, size),
                 description="numbers",
             )
             for number, row in zip(numbers, rows, strict=True)

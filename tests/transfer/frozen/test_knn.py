@@ -24,7 +24,7 @@ from simmim_bench.display import Display
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import Seen
+from transfer.frozen.candidates import TrainingSubset
 from transfer.frozen.feature_store import Features
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.knn import knn_votes, probe_knn
@@ -151,7 +151,7 @@ def test_the_features_are_copied_once_and_votes_not_kept(
     )
     with BigCopies(4 * images * channels) as copies:
         outcome = probe_knn(
-            Seen(listed, None, features),
+            TrainingSubset(listed, None, features),
             val,
             [FeatureSet(1, "mean")],
             recipe,

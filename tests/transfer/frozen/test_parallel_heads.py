@@ -20,7 +20,7 @@ from transfer.frozen.logistic import fit_logistic
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import (
     INITIAL_DEVIATION,
-    SideBySide,
+    ParallelLinearHeads,
     epoch_steps,
     rate_factor,
     train_epoch,
@@ -40,9 +40,11 @@ def data(images: int = 50, channels: int = 6, classes: int = 3) -> tuple[Tensor,
     return features.half(), labels
 
 
-def train(features: Tensor, labels: Tensor, recipe: LinearRecipe, **more: object) -> SideBySide:
+def train(
+    features: Tensor, labels: Tensor, recipe: LinearRecipe, **more: object
+) -> ParallelLinearHeads:
     normaliser = Normaliser(recipe.norm, features)
-    trained = SideBySide(
+    trained = ParallelLinearHeads(
         normaliser, features.shape[1], int(labels.max()) + 1, recipe, seed=3, device=CPU, **more
     )
     for epoch in range(recipe.epochs):

@@ -24,19 +24,19 @@ from support.commands import two_processes
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.display import Display, Task
-from simmim_bench.distributed import Team
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import (
     DataError,
     DivergedError,
     InterruptedRun,
-    MissingEngineError,
+    MissingFrameworkError,
     UsageError,
 )
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.results.record import Record
 from simmim_bench.runs.run_dir import RunDir, open_run
 from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET, ADE20K_POCKET, Ade20kRecipe
-from transfer.segmentation.run import import_engine, run_ade20k
+from transfer.segmentation.run import import_mmseg, run_ade20k
 
 ARCHS = ("vit_pocket", "swin_pocket")
 TINY = replace(
@@ -47,7 +47,7 @@ TINY = replace(
 @pytest.fixture(scope="session")
 def engine() -> Any:
     pytest.importorskip("mmseg", reason="needs the extra [seg]")
-    return import_engine()
+    return import_mmseg()
 
 
 @pytest.fixture(scope="session")
@@ -346,12 +346,12 @@ def test_shares_of_two_processes_are_disjoint_and_make_the_batches_of_one(
     training, validation = split_of(generated, "training"), split_of(generated, "validation")
     recipe = replace(TINY, batch_size=4)
 
-    def loaders_of(team: Team | None) -> Any:
+    def loaders_of(dist: DistContext | None) -> Any:
         return loaders(
-            recipe, training, validation, ["x"] * 16, seed=0, first_iteration=1, team=team
+            recipe, training, validation, ["x"] * 16, seed=0, first_iteration=1, dist=dist
         )
 
-    (train_0, val_0), (train_1, val_1) = (loaders_of(Team(rank, 2)) for rank in (0, 1))
+    (train_0, val_0), (train_1, val_1) = (loaders_of(DistContext(rank, 2)) for rank in (0, 1))
     alone, val_alone = loaders_of(None)
     assert not set(train_0.sampler) & set(train_1.sampler)
     assert len(alone) == len(train_0) == len(train_1) == 3
@@ -363,7 +363,7 @@ def test_shares_of_two_processes_are_disjoint_and_make_the_batches_of_one(
         assert drawn[0] + drawn[1] == drawn[2]
     assert sorted([*val_0.sampler, *val_1.sampler]) == list(val_alone.sampler) == [0, 1, 2]
     assert (list(val_0.sampler), list(val_1.sampler)) == ([0, 2], [1])
-    assert list(loaders_of(Team(3, 4))[1].sampler) == []  # three images
+    assert list(loaders_of(DistContext(3, 4))[1].sampler) == []  # three images
 
 
 @pytest.mark.parametrize("images", [1, 4, 5])
@@ -376,7 +376,13 @@ def test_matrices_of_two_processes_come_in_the_images_order(
     metrics = []
     for rank in (0, 1):
         _, loader = loaders(
-            TINY, split, validation, ["x"] * 16, seed=0, first_iteration=0, team=Team(rank, 2)
+            TINY,
+            split,
+            validation,
+            ["x"] * 16,
+            seed=0,
+            first_iteration=0,
+            dist=DistContext(rank, 2),
         )
         metric = engine.ConfusionMetric(generated / "images/training")
         metric.dataset_meta = {"classes": ["x"] * 16}
@@ -869,5 +875,5 @@ def test_missing_engine_names_the_extra(
     for name in [n for n in sys.modules if n.split(".")[0] == library]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(MissingEngineError, match=r"simmim-bench\[seg\]"):
+    with pytest.raises(MissingFrameworkError, match=r"simmim-bench\[seg\]"):
         transfer(tmp_path / "run", generated)

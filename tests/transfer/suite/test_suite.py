@@ -26,7 +26,7 @@ from simmim_bench.jobs.process import exit_code, last_error, launch_words
 from simmim_bench.jobs.slurm import Cluster, job_code, read_minutes
 from simmim_bench.jobs.workers import Machine, share_devices
 from simmim_bench.leaderboard.find import find_records
-from simmim_bench.runs.lock import alone_in, is_taken
+from simmim_bench.runs.lock import exclusive_lock, is_locked
 
 CKPT = "random:vit_pocket"
 HOME = "random-vit_pocket"
@@ -409,16 +409,16 @@ def test_a_run_directory_is_one_process_s_until_that_ends_in_any_way(
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     assert other.stdout.readline() == "in\n"
-    assert is_taken(tmp_path)
+    assert is_locked(tmp_path)
     single = ["transfer", "knn", "--ckpt", CKPT, "--data", str(pocket / "imagenet")]
     refused = CliRunner().invoke(cli, [*single, "--out", str(tmp_path), "--quiet"])
     assert isinstance(refused.exception, UsageError)
     assert f"another process works in {tmp_path} (process {other.pid} on " in str(refused.exception)
     other.kill()
     other.wait()
-    assert not is_taken(tmp_path)
-    with alone_in(tmp_path):
-        assert is_taken(tmp_path)
+    assert not is_locked(tmp_path)
+    with exclusive_lock(tmp_path):
+        assert is_locked(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
