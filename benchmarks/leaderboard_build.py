@@ -17,11 +17,11 @@ import numpy as np
 from side_by_side import compare, report
 
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard.board import COLUMNS
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import tables, write_leaderboard
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.tasks import columns
 
 SEEDS = {"imagenet": 1, "linear": 3, "knn": 1, "fewshot-1%": 1, "fewshot-10%": 2, "coco": 1}
 SEEDS |= {"ade20k": 1}
@@ -67,7 +67,7 @@ def draw(folder: Path, checkpoints: int) -> int:
     count = 0
     for number in range(checkpoints):
         for task, seeds in SEEDS.items():
-            metrics = [column.metric for column in COLUMNS if column.task == task]
+            metrics = [column.metric for column in columns() if column.task == task]
             for seed in range(seeds):
                 run = folder / str(number) / task / str(seed)
                 run.mkdir(parents=True)

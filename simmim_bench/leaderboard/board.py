@@ -16,27 +16,7 @@ from pathlib import Path
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.results.record import Record
-
-
-@dataclass(frozen=True)
-class Column:
-    """One metric of one task, as the table shows it."""
-
-    title: str
-    task: str
-    metric: str
-
-
-COLUMNS = (
-    Column("ImageNet top-1", "imagenet", "top1"),
-    Column("linear", "linear", "top1"),
-    Column("k-NN", "knn", "top1"),
-    Column("1 %", "fewshot-1%", "top1"),
-    Column("10 %", "fewshot-10%", "top1"),
-    Column("COCO box AP", "coco", "box_ap"),
-    Column("mask AP", "coco", "mask_ap"),
-    Column("ADE20K mIoU", "ade20k", "miou"),
-)
+from simmim_bench.tasks import Column, columns
 
 
 @dataclass(frozen=True)
@@ -79,7 +59,7 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint with its cells, in the order of `COLUMNS`.
+    """One checkpoint with its cells, in the order of `simmim_bench.tasks.columns()`.
 
     Attributes:
         rank: place in its group, from 1; None for the only row of a group, and where a cell that the group is
@@ -193,7 +173,7 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
         ]
         shown = {
             column.task: followed[column.task, protocols[column.task]]
-            for column in COLUMNS
+            for column in columns()
             if column.task in protocols
         }
         groups.append(ProtocolGroup(_letters(number), shown, _ranked(rows)))
@@ -237,9 +217,9 @@ def _letters(number: int) -> str:
 
 
 def _row(label: str, tasks: Mapping[str, list[Path]], records: Mapping[Path, Record]) -> Row:
-    cells = tuple(_cell(column, tasks.get(column.task, []), records) for column in COLUMNS)
+    cells = tuple(_cell(column, tasks.get(column.task, []), records) for column in columns())
     first = records[next(iter(tasks.values()))[0]]
-    inapplicable = (i for i, c in enumerate(COLUMNS) if c.task in tasks and cells[i] is None)
+    inapplicable = (i for i, c in enumerate(columns()) if c.task in tasks and cells[i] is None)
     return Row(
         label,
         first.checkpoint["sha256"],
@@ -275,7 +255,7 @@ def _cell(column: Column, paths: list[Path], records: Mapping[Path, Record]) -> 
 
 def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Order the rows by the mean of the columns that all have, and number those that may be ranked."""
-    shared = [i for i in range(len(COLUMNS)) if all(row.cells[i] is not None for row in rows)]
+    shared = [i for i in range(len(columns())) if all(row.cells[i] is not None for row in rows)]
 
     def cells(row: Row) -> list[ScoreCell]:
         return [cell for i in shared if (cell := row.cells[i]) is not None]

@@ -18,10 +18,11 @@ from typing import Any
 from simmim_bench import __version__
 from simmim_bench.files import read_lines
 from simmim_bench.leaderboard.archive import checkpoint_folder
-from simmim_bench.leaderboard.board import COLUMNS, Board, ProtocolGroup, Row, ScoreCell
+from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.tables import command_line, describe_group, notes
 from simmim_bench.results.record import Record
+from simmim_bench.tasks import columns
 
 CURVE_POINTS = 80
 PICTURE_WIDTH = 900  # pixels; of wider reconstructions the page takes a smaller copy
@@ -42,7 +43,7 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
             pictures[row.checkpoint] = _reconstruction(row.records[0], record)
     return {
         "version": __version__,
-        "columns": [vars(column) for column in COLUMNS],
+        "columns": [vars(column) for column in columns()],
         "groups": [{"name": group.name, "protocols": _protocols(group)} for group in board.groups],
         "rows": [
             *(_row(f"row-{i}", g, r, board, numbers) for i, (g, r) in enumerate(rows, 1)),
@@ -86,7 +87,7 @@ def _row(
             None if cell is None else _cell(cell, group.best(i) is row, numbers)
             for i, cell in enumerate(row.cells)
         ],
-        "inapplicable": [i in row.inapplicable for i in range(len(COLUMNS))],
+        "inapplicable": [i in row.inapplicable for i in range(len(columns()))],
     }
 
 
@@ -139,7 +140,7 @@ def _reported(name: str, row: ReportedRow) -> dict[str, Any]:
     figures = [figure for figure in row.figures if figure is not None]
     told = [
         f"{column.title}: {figure.protocol}" + (f" ({figure.note})" if figure.note else "")
-        for column, figure in zip(COLUMNS, row.figures, strict=True)
+        for column, figure in zip(columns(), row.figures, strict=True)
         if figure is not None
     ]
     return {
@@ -169,7 +170,7 @@ def _reported(name: str, row: ReportedRow) -> dict[str, Any]:
             }
             for figure in row.figures
         ],
-        "inapplicable": [False] * len(COLUMNS),
+        "inapplicable": [False] * len(columns()),
         "source": "; ".join(dict.fromkeys(figure.source for figure in figures)),
         "confidence": "medium" if any(f.confidence == "medium" for f in figures) else "high",
         "protocol_text": "; ".join(told),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from simmim_bench.leaderboard.board import COLUMNS
+from simmim_bench.tasks import columns
 
 # What says that two published figures are of one model.
 MODEL = ("method", "backbone", "params_m", "data", "epochs", "img_size")
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One published model with its figures, in the order of `COLUMNS`.
+    """One published model with its figures, in the order of `simmim_bench.tasks.columns()`.
 
     Attributes:
         data: what it was pretrained on, and at which size in pixels and for how many epochs, where the source
@@ -95,6 +95,6 @@ def _variants(entries: Sequence[dict[str, Any]]) -> list[tuple[Figure | None, ..
             entry["note"],
         )
     return [
-        tuple(rows[number].get((column.task, column.metric)) for column in COLUMNS)
+        tuple(rows[number].get((column.task, column.metric)) for column in columns())
         for number in sorted(rows)
     ]

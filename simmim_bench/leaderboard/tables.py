@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.board import COLUMNS, Board, ProtocolGroup, Row, protocol_id
+from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.results.record import Record
+from simmim_bench.tasks import columns
 
 MISSING, INAPPLICABLE = "–", "n/a"
 LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -72,7 +73,7 @@ def to_markdown(board: Board) -> str:
         if len(board.groups) > 1:
             lines = [f"- {task}: {describe_protocol(r)}" for task, r in group.protocols.items()]
             parts.append(f"### Protocols {group.name}\n\n" + _plain("\n".join(lines)) + "\n")
-        parts.append(_markdown_table(group.rows, [group.best(i) for i in range(len(COLUMNS))]))
+        parts.append(_markdown_table(group.rows, [group.best(i) for i in range(len(columns()))]))
     parts += [f"{note}\n" for note in notes(board.rows)]
     parts += [f"{_plain(problem)}\n" for problem in board.problems]
     return "\n".join(parts)
@@ -80,8 +81,8 @@ def to_markdown(board: Board) -> str:
 
 def _markdown_table(rows: Sequence[Row], best: Sequence[Row | None]) -> str:
     lines = [
-        "| checkpoint | " + " | ".join(column.title for column in COLUMNS) + " |",
-        "| --- |" + " ---: |" * len(COLUMNS),
+        "| checkpoint | " + " | ".join(column.title for column in columns()) + " |",
+        "| --- |" + " ---: |" * len(columns()),
     ]
     for row in rows:
         texts = [f"**{t}**" if best[i] is row else t for i, t in enumerate(cell_texts(row))]
@@ -102,7 +103,7 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{c.task}/{c.metric}" for c in COLUMNS]
+    titles = [f"{c.task}/{c.metric}" for c in columns()]
     writer.writerow(
         ["group", "rank", "checkpoint", "sha256", *titles, *(f"{title} std" for title in titles)]
     )
@@ -113,7 +114,7 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
             writer.writerow([group.name, row.rank or "", row.label, row.checkpoint, *means, *stds])
     for published in reported:
         means = ["" if figure is None else repr(figure.value) for figure in published.figures]
-        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(COLUMNS)])
+        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(columns())])
     return out.getvalue()
 
 
@@ -121,11 +122,11 @@ def to_latex(board: Board) -> str:
     r"""Give a `tabular` a group, for \usepackage{booktabs}; the best of a column in bold."""
     parts = []
     for group in board.groups:
-        best = [group.best(i) for i in range(len(COLUMNS))]
+        best = [group.best(i) for i in range(len(columns()))]
         lines = [
-            r"\begin{tabular}{l" + "r" * len(COLUMNS) + "}",
+            r"\begin{tabular}{l" + "r" * len(columns()) + "}",
             r"\toprule",
-            " & ".join(["checkpoint", *(_latex(column.title) for column in COLUMNS)]) + r" \\",
+            " & ".join(["checkpoint", *(_latex(column.title) for column in columns())]) + r" \\",
             r"\midrule",
         ]
         for row in group.rows:
@@ -161,7 +162,7 @@ def to_json(board: Board) -> str:
                     "partial": cell.partial,
                     "dirty": cell.dirty,
                 }
-                for column, cell in zip(COLUMNS, row.cells, strict=True)
+                for column, cell in zip(columns(), row.cells, strict=True)
             },
         }
         for group in board.groups
@@ -204,9 +205,9 @@ def print_table(board: Board) -> None:
             title=title, caption=" ".join(notes(group.rows)) or None, caption_justify="left"
         )
         table.add_column("checkpoint")
-        for column in COLUMNS:
+        for column in columns():
             table.add_column(column.title, justify="right")
-        best = [group.best(i) for i in range(len(COLUMNS))]
+        best = [group.best(i) for i in range(len(columns()))]
         for row in group.rows:
             texts = [
                 f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(cell_texts(row))
@@ -238,8 +239,8 @@ def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
     """Give published results as a table of their own, folded up."""
     sources: list[str] = []
     lines = [
-        "| reported by others | " + " | ".join(c.title for c in COLUMNS) + " | source |",
-        "| --- |" + " ---: |" * len(COLUMNS) + " --- |",
+        "| reported by others | " + " | ".join(c.title for c in columns()) + " | source |",
+        "| --- |" + " ---: |" * len(columns()) + " --- |",
     ]
     for row in rows:
         cited = [figure.source for figure in row.figures if figure is not None]

@@ -16,6 +16,7 @@ import numpy as np
 from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 from simmim_bench.results.coco import evaluate_coco
+from simmim_bench.tasks import find_variant
 
 RANKED = 10  # classes an image that are stored
 # What numpy raises of an .npz that is damaged, cut or empty.
@@ -187,15 +188,19 @@ def scores_from_predictions(
     Raises:
         DataError: the predictions or annotations are not there or are damaged.
     """
+    variant = find_variant(task)
+    kind = (
+        variant.task.predictions if variant is not None else "ranking"
+    )  # other few-shot fractions
     try:
-        if task == "coco":
+        if kind == "coco":
             if annotations is None or not annotations.is_file():
                 raise DataError(
                     f"the annotations {annotations} of {predictions} are not there; start from the folder of that run."
                 )
             return evaluate_coco(annotations, predictions, masks=masks).figures
         with np.load(predictions) as stored:
-            if task == "ade20k":
+            if kind == "confusion":
                 classes = int(stored["classes"])
                 confusion = np.zeros((classes, classes), np.int64)
                 _, true, predicted, counts = stored["entries"].T
