@@ -35,7 +35,7 @@ def to_html(board: dict[str, Any]) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("simmim_bench", "templates"),
+        loader=PackageLoader("simmim_bench.leaderboard", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
