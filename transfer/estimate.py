@@ -6,7 +6,6 @@ In: a recipe, a checkpoint, the size of the data. Out: a `Work` whose step can b
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,15 +20,15 @@ from simmim_bench.diagnostics.estimate import (
     checkpoint_bytes,
     epoch_steps,
 )
-from simmim_bench.distributed import DistContext
+from transfer.detection.estimate import plan_coco
 from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.run import loss_and_mixing
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 from transfer.recipes import TransferRecipe
+from transfer.segmentation.estimate import plan_ade20k
 from transfer.segmentation.recipes import Ade20kRecipe
 
-OBJECTS = 7  # of a made-up image: COCO's training images have 7.3 on average
 CHECKPOINTS = f"{KEPT} checkpoints at a time; predictions come on top"
 
 
@@ -51,9 +50,9 @@ def plan_transfer(
         DataError: a checkpoint that does not fit.
     """
     if isinstance(recipe, CocoRecipe):
-        return _coco(recipe, checkpoint, data, device)
+        return plan_coco(recipe, checkpoint, data, device)
     if isinstance(recipe, Ade20kRecipe):
-        return _ade20k(recipe, checkpoint, data, device)
+        return plan_ade20k(recipe, checkpoint, data, device)
     if isinstance(recipe, FinetuneRecipe):
         return _finetune(recipe, checkpoint, data, device)
     return _frozen(recipe, checkpoint, data, device)
@@ -125,90 +124,4 @@ def _frozen(
         disk=2 * row * rows + 2 * OVERHEAD * (crops + 2),  # float16, and descriptions
         written="features, which linear, knn and fewshot share",
         cut=None,
-    )
-
-
-def _coco(recipe: CocoRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device) -> Work:
-    from transfer.detection.run import require_detectron2
-
-    require_detectron2()
-    from detectron2.structures import BitMasks, Boxes, Instances
-    from detectron2.utils.events import EventStorage
-
-    from transfer.detection.loop import estimate_memory
-    from transfer.detection.model import build_detector, find_adapter
-
-    model = build_detector(
-        checkpoint, recipe, num_classes=data.classes, masks=True, seed=0, device=device
-    )
-    model.train()
-    height, width = recipe.img_size
-    objects = Instances((height, width))
-    tops = torch.linspace(0, height / 2, OBJECTS)
-    lefts = torch.linspace(0, width / 2, OBJECTS)
-    sides = torch.stack([lefts, tops, lefts + width / 4, tops + height / 4], 1)
-    objects.gt_boxes = Boxes(sides)
-    objects.gt_classes = torch.arange(OBJECTS) % data.classes
-    objects.gt_masks = BitMasks(torch.ones(OBJECTS, height, width, dtype=torch.bool))
-    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    image = {"image": pixels, "instances": objects, "height": height, "width": width}
-
-    def forward(images: int) -> Tensor:
-        with EventStorage():
-            losses: dict[str, Tensor] = model([image] * images)
-        return torch.stack(list(losses.values())).sum()
-
-    backbone = find_adapter(model).backbone
-    return Work(
-        model=model,
-        forward=forward,
-        precision="fp32",  # the model's own forward pass goes down where the recipe says so
-        batch_size=recipe.batch_size,
-        steps=recipe.max_iters,
-        counted=f"{recipe.max_iters:,} iterations",
-        disk=KEPT * checkpoint_bytes([backbone, model], model.parameters()),
-        written=CHECKPOINTS,
-        cut="by itself",
-        memory=lambda: estimate_memory(model, image, recipe, DistContext(device=device)),
-    )
-
-
-def _ade20k(
-    recipe: Ade20kRecipe, checkpoint: Checkpoint, data: DataSize, device: torch.device
-) -> Work:
-    from transfer.segmentation.run import check_sizes, import_mmseg
-
-    check_sizes(recipe, checkpoint.spec, DistContext(device=device))
-    engine = import_mmseg()
-    from mmengine.structures import PixelData
-    from mmseg.structures import SegDataSample
-
-    model = engine.build_segmentor(checkpoint, recipe, data.classes, 0)
-    model.to(device).train()
-    height, width = recipe.img_size
-
-    def forward(images: int) -> Tensor:
-        pixels = torch.randn(images, checkpoint.spec.in_chans, height, width, device=device)
-        labels = torch.arange(height * width, device=device) % data.classes
-        samples: list[Any] = [
-            SegDataSample(gt_sem_seg=PixelData(data=labels.view(1, height, width)))
-            for _ in range(images)
-        ]
-        for sample in samples:
-            sample.set_metainfo({"img_shape": (height, width)})
-        loss: Tensor = model.parse_losses(model.loss(pixels, samples))[0]
-        return loss
-
-    backbone = model.backbone.backbone
-    return Work(
-        model=model,
-        forward=forward,
-        least=2,  # batch normalisation of whole images
-        precision=recipe.precision,
-        batch_size=recipe.batch_size,
-        steps=recipe.max_iters,
-        counted=f"{recipe.max_iters:,} iterations",
-        disk=KEPT
-        * checkpoint_bytes([backbone, model], [p for p in model.parameters() if p.requires_grad]),
-        written=CHECKPOINTS,
     )

@@ -141,7 +141,8 @@ def _stages() -> Stages:
     from pretrain.estimate import plan_pretraining
     from pretrain.recipes import PretrainRecipe, for_arch
     from transfer.estimate import data_of, plan_transfer
-    from transfer.examine import EXAMINERS, Reading
+    from transfer.examine import EXAMINERS
+    from transfer.inspection import Reading
 
     return Stages(
         examiners=EXAMINERS,

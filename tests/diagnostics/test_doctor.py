@@ -29,9 +29,12 @@ from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
+from transfer.detection.examine import examine_coco
 from transfer.estimate import plan_transfer
-from transfer.examine import SAMPLE, Reading, examine_ade20k, examine_coco, examine_imagenet
+from transfer.examine import examine_imagenet
+from transfer.inspection import SAMPLE, Reading
 from transfer.recipes import RECIPES as TRANSFERS
+from transfer.segmentation.examine import examine_ade20k
 
 CPU = torch.device("cpu")
 
@@ -103,7 +106,7 @@ def test_all_that_is_wrong_is_named_in_one_run(
         f"image {missing} is not there",
         "has image_id 987654, which is not in images",
         "1 annotations with a box without area",
-        f"image {resized} is 7 x 9 pixels, its entry says 32 x 32",
+        f"image {resized} is 7 x 9 pixels, but its entry in the annotations is 32 x 32",
         f"{maps[0]} has label 211, the largest of 16 classes is 16",
         f"{maps[1]} is 5x32 pixels (HxW), its image 32x32",
         f"{maps[2]} has 3 channels",
