@@ -52,6 +52,7 @@ class TaskOption:
         help: what the option does, without naming the tasks.
         default: the value that is used where none is given, for `--help`.
         in_suite: whether `simmim-bench suite` offers the option as well.
+        shapes_result: whether the value changes the score, so that a resumed run must have the same.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TaskOption:
     help: str
     default: str | None = None
     in_suite: bool = False
+    shapes_result: bool = False
 
     @property
     def flag(self) -> str:
@@ -134,12 +136,14 @@ OPTIONS: dict[str, TaskOption] = {
             kind=("1%", "10%"),
             default="1%",
             help="Fraction of the training images to learn from.",
+            shapes_result=True,
         ),
         TaskOption(
             name="split",
             kind="path",
             help="File that lists the training images, NAME or CLASS/NAME per line, such as SimCLR's "
             "1percent.txt; sampled from the seed by default.",
+            shapes_result=True,
         ),
         TaskOption(
             name="features",
@@ -290,3 +294,11 @@ def tasks_with(option: str) -> list[str]:
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the options that were not given: None, or a flag that is off."""
     return {name: value for name, value in options.items() if value not in (None, False)}
+
+
+def record_name(task: str, options: Mapping[str, Any]) -> str:
+    """Return the name under which records keep a task with some options, such as `fewshot-1%`."""
+    for variant in variants_of(TASKS[task]):
+        if variant.options and all(options.get(k) == v for k, v in variant.options.items()):
+            return variant.name
+    return task

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.recipe import Recipe
+from simmim_bench.tasks import record_name
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
@@ -43,5 +44,4 @@ class TransferJob(Generic[AnyRecipe]):
     @property
     def record_name(self) -> str:
         """The task as records and the leaderboard name it, such as `fewshot-1%`."""
-        text = self.options.get("fraction")
-        return self.task if text is None else f"{self.task}-{text}"
+        return record_name(self.task, self.options)

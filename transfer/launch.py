@@ -1,120 +1,128 @@
-"""From what `simmim-bench transfer` is asked to finished runs: one, several seeds, a baseline's beside them.
+"""From a request to finished runs: one seed or several, and a baseline's runs under the same recipe.
 
-In: a task, a CKPT and the command's options. Out: run directories with their records.
+`resolve_transfer` reads the checkpoint and the recipe, `plan_transfer` chooses the run directories, and
+`run_plan` runs every seed.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
-from simmim_bench.distributed import DistContext
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import deviations, find_recipe, override
+from simmim_bench.recipe import Recipe, deviations, find_recipe, override
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
-from transfer.recipes import RECIPES, TransferRecipe, check_kind, default_recipe
-from transfer.run import run_transfer
-
-COMPARED = ("imagenet", "linear", "knn", "fewshot")  # tasks whose score is a top-1 over images
+from simmim_bench.runs.status import RunStatus, run_status
+from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
+from transfer.job import TransferJob
+from transfer.recipes import RECIPES, check_recipe_type, default_recipe
+from transfer.tasks import load_function, protocol_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferRequest:
-    """What a transfer is asked beyond its CKPT.
+    """A task with its options, for any checkpoint.
 
     Attributes:
-        fraction, split: the training images of `fewshot`, of which it takes 1 % by default; see
-            `run_transfer`.
-        features: folder of kept features.
-        accumulate, grad_checkpointing: how `coco` saves memory; see `run_coco`.
-        label_maps: whether `ade20k` keeps the maps that it predicts.
+        task: key of `simmim_bench.tasks.TASKS`.
+        options: the options that every run has.
+        task_options: options of the task by parameter name; None, and a flag that is off, count as
+            not given.
 
     Raises:
-        UsageError: a fraction or a split for a task that sees all training images, or another option that
-            is for another task.
+        UsageError: an option that the task does not take.
     """
 
     task: str
     options: RunOptions
-    fraction: str | None = None
-    split: Path | None = None
-    features: Path | None = None
-    accumulate: int | None = None
-    grad_checkpointing: bool = False
-    label_maps: bool = False
+    task_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = {"--fraction": self.fraction, "--split": self.split}
-        for option, value in given.items():
-            if value is not None and self.task != "fewshot":
+        allowed = TASKS[self.task].options
+        given = given_options(self.task_options)
+        for name in given:
+            if name not in allowed:
                 raise UsageError(
-                    f"{option} {value} is for fewshot; {self.task} learns from all training images."
+                    f"{OPTIONS[name].flag} is for {' and '.join(tasks_with(name))}, not for {self.task}; "
+                    "remove it."
                 )
-        of_one_task = {
-            "--accumulate": ("coco", self.accumulate is not None),
-            "--grad-checkpointing": ("coco", self.grad_checkpointing),
-            "--label-maps": ("ade20k", self.label_maps),
-        }
-        for option, (task, present) in of_one_task.items():
-            if present and self.task != task:
-                raise UsageError(f"{option} is for {task}, not for {self.task}; leave it away.")
+        defaults = {name: OPTIONS[name].default for name in allowed if OPTIONS[name].default}
+        object.__setattr__(self, "task_options", {**defaults, **given})
 
     @property
-    def percent(self) -> float:
-        """How much of the training images `fewshot` sees."""
-        return float((self.fraction or "1%").rstrip("%"))
+    def record_name(self) -> str:
+        """The task as records name it, such as `fewshot-1%`."""
+        return record_name(self.task, self.task_options)
 
     @property
-    def name(self) -> str:
-        """The task with its fraction, as a folder's name."""
-        return f"{self.task}-{self.percent:g}pct" if self.task == "fewshot" else self.task
+    def folder(self) -> str:
+        """The record's name as the name of a folder."""
+        return self.record_name.replace("%", "pct")
+
+    def with_option(self, name: str, value: Any) -> TransferRequest:
+        """Return the request with another value of a task option."""
+        return replace(self, task_options={**self.task_options, name: value})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTransfer:
-    """A transfer that is ready to run, but for its seed and its folder."""
+    """A transfer with its checkpoint read and its recipe resolved; only seed and run directory are open.
 
+    Attributes:
+        deviates: every difference from the named recipe.
+        arguments: what shapes the run besides the recipe and the seed; kept in `recipe.json`.
+    """
+
+    request: TransferRequest
     checkpoint: Checkpoint
-    recipe: TransferRecipe
+    recipe: Recipe
     deviates: dict[str, Any]
     arguments: dict[str, Any]
 
+    def description(self, seed: int) -> dict[str, Any]:
+        """Return what `recipe.json` says of the run of a seed."""
+        return describe_run(self.recipe, self.deviates, {**self.arguments, "seed": seed})
 
-def prepare(
+
+def resolve_transfer(
     request: TransferRequest, ckpt: str, checkpoint: Checkpoint | None = None
 ) -> ResolvedTransfer:
     """Read the checkpoint and resolve the recipe.
 
     Args:
-        checkpoint: what CKPT names, where it has been read.
+        checkpoint: the checkpoint that CKPT names, where it has been read already.
 
     Raises:
-        UsageError: an unknown recipe, one of another task, or an override that it does not take.
+        UsageError: an unknown recipe, a recipe of another task, or an override that it does not take.
         DataError: a checkpoint that cannot be read.
     """
-    options = request.options
+    options, task = request.options, request.task
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
-    named = found or default_recipe(request.task, checkpoint.spec)
+    named = found or default_recipe(task, checkpoint.spec)
     recipe = override(named, options.overrides)
-    check_kind(request.task, recipe)
+    check_recipe_type(task, recipe)
     arguments: dict[str, Any] = {
-        "task": request.task,
+        "task": task,
         "ckpt": ckpt,
         "sha256": checkpoint.sha256,
         "data": str(options.data),
-        **({"fraction": f"{request.percent:g}%"} if request.task == "fewshot" else {}),
-        **({"split": str(request.split)} if request.split is not None else {}),
     }
+    for name, value in request.task_options.items():
+        if OPTIONS[name].shapes_result:
+            arguments[name] = str(value)
     return ResolvedTransfer(
+        request=request,
         checkpoint=checkpoint,
         recipe=recipe,
         deviates=deviations(recipe, named),
@@ -123,61 +131,74 @@ def prepare(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The runs of one CKPT, a place for each seed."""
+class TransferPlan:
+    """The runs of one checkpoint: a run directory for each seed."""
 
-    request: TransferRequest
+    transfer: ResolvedTransfer
     ckpt: str
     seeds: Sequence[int]
     run_dirs: Sequence[Path]
 
 
-def plan(
-    request: TransferRequest, ckpt: str, seeds: Sequence[int], root: Path = Path("runs")
-) -> Plan:
-    """Say where runs and kept features lie.
+def plan_transfer(
+    request: TransferRequest,
+    ckpt: str,
+    seeds: Sequence[int],
+    root: Path = Path("runs"),
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> TransferPlan:
+    """Choose the run directories and the folder of the frozen features.
 
-    That is in --out for one seed and below it for several, with the features beside it; without --out in
-    the folder of this CKPT and task in any case.
+    With --out, one seed runs in it and several run below it, and the features are kept next to it. Without
+    --out, both are below `root/CKPT`.
 
     Args:
-        root: where the folders of CKPTs lie.
+        root: the folder that holds a folder per checkpoint.
+        checkpoint: the checkpoint that CKPT names, where it has been read already.
 
     Raises:
-        UsageError: the folder of the runs is a run itself.
+        UsageError: the folder of the runs is itself a run, or see `resolve_transfer`.
+        DataError: see `resolve_transfer`.
     """
     out = request.options.out
     home = root / slug(ckpt).removeprefix("runs-") if out is None else out.parent
-    request = replace(request, features=request.features or home / "features")
+    if "features" in TASKS[request.task].options and "features" not in request.task_options:
+        request = request.with_option("features", home / "features")
     if out is not None and len(seeds) == 1:
-        return Plan(request=request, ckpt=ckpt, seeds=seeds, run_dirs=[out])
-    folder = out or home / request.name
-    if (folder / "recipe.json").is_file():
-        raise UsageError(
-            f"{folder} is a run itself and takes no runs of several seeds; choose another --out."
-        )
-    run_dirs = [folder / f"seed{seed}" for seed in seeds]
-    return Plan(request=request, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
+        run_dirs = [out]
+    else:
+        folder = out or home / request.folder
+        if (folder / "recipe.json").is_file():
+            raise UsageError(
+                f"{folder} is itself a run and cannot hold the runs of several seeds; choose another --out."
+            )
+        run_dirs = [folder / f"seed{seed}" for seed in seeds]
+    transfer = resolve_transfer(request, ckpt, checkpoint)
+    return TransferPlan(transfer=transfer, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
 
 
-def plan_baseline(request: TransferRequest, ckpt: str, baseline: str, seeds: Sequence[int]) -> Plan:
-    """Plan the runs that those of a checkpoint are compared with, under the same recipe.
+def plan_baseline(plan: TransferPlan, baseline: str) -> TransferPlan:
+    """Plan the baseline's runs for a checkpoint's plan: same task, recipe, data and seeds.
 
-    They lie where a transfer of the baseline itself would, so that several checkpoints share them, or
-    beside --out.
+    Without --out they lie where a transfer of the baseline itself would, so that several checkpoints share
+    them; with --out they lie next to it.
 
     Args:
-        baseline: a CKPT, or "random" for random weights of the checkpoint's arch.
+        baseline: a CKPT, or "random" for random weights of the checkpoint's architecture.
 
     Raises:
-        UsageError: the task gives no top-1, or the folder of the runs is a run itself.
+        UsageError: the task has no top-1 accuracy to compare, or see `plan_transfer`.
+        DataError: see `plan_transfer`.
     """
-    if request.task not in COMPARED:
+    ours = plan.transfer
+    request = ours.request
+    if not TASKS[request.task].images_compared:
         raise UsageError(
-            f"--baseline compares top1, which {request.task} does not give; transfer random:ARCH to it as well "
-            "and read both rows of the leaderboard."
+            f"--baseline compares top1, which {request.task} does not have; run the baseline as a transfer of "
+            "random:ARCH and compare both rows of the leaderboard."
         )
-    spec, options = read_checkpoint(ckpt).spec, request.options
+    spec, options = ours.checkpoint.spec, request.options
     other = f"random:{spec.arch}" if baseline == "random" else baseline
     out = options.out
     options = replace(
@@ -187,97 +208,120 @@ def plan_baseline(request: TransferRequest, ckpt: str, baseline: str, seeds: Seq
         resume=True,
         overwrite=False,
     )
-    return plan(replace(request, options=options), other, seeds)
+    return plan_transfer(replace(request, options=options), other, plan.seeds)
 
 
 def slug(ckpt: str) -> str:
-    """Make a folder's name of a CKPT."""
+    """Convert a CKPT to a folder's name."""
     return ckpt.strip("/").replace(":", "-").replace("/", "-")
 
 
-def check_run_dirs(planned: Plan) -> None:
-    """Refuse, before any work starts, a place that a planned run could not go into.
+def check_run_dirs(plan: TransferPlan) -> None:
+    """Check, before any work starts, that every planned run can use its directory.
 
     Raises:
-        UsageError: a folder that holds something else, or a run that was started differently.
-        DataError: a checkpoint or the description of a run cannot be read.
+        UsageError: a directory that holds something else, or a run that was started differently.
+        DataError: the description of an earlier run cannot be read.
     """
-    options, prepared = planned.request.options, prepare(planned.request, planned.ckpt)
-    for place, seed in zip(planned.run_dirs, planned.seeds, strict=True):
-        arguments = {**prepared.arguments, "seed": seed}
+    options = plan.transfer.request.options
+    for run_dir, seed in zip(plan.run_dirs, plan.seeds, strict=True):
         check_run_dir(
-            place,
-            describe_run(prepared.recipe, prepared.deviates, arguments),
+            run_dir,
+            plan.transfer.description(seed),
             resume=options.resume,
             overwrite=options.overwrite,
         )
 
 
-def start(
-    request: TransferRequest,
-    ckpt: str,
-    out: Path,
+def is_recorded(run_dir: Path) -> bool:
+    """Return whether a run has ended with a record.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = run_dir / "record.json"
+    if not path.is_file():
+        return False
+    read_record(path)
+    return True
+
+
+def transfer_status(transfer: ResolvedTransfer, run_dir: Path, seed: int) -> tuple[RunStatus, str]:
+    """Return the status of a seed's run directory, and why it is blocked where it is."""
+    return run_status(run_dir, transfer.description(seed), is_finished=is_recorded)
+
+
+def run_transfer(
+    transfer: ResolvedTransfer,
+    run_dir: Path,
     *,
     seed: int,
     display: Display,
     dist: DistContext | None = None,
 ) -> Record | None:
-    """Run a transfer in a directory; with `resume`, one that is finished is left as it is.
+    """Run a transfer in a directory; with `resume`, a finished run is left as it is.
 
     Returns:
-        The record, on the main process.
+        The record, on rank 0.
+
+    Raises:
+        MissingFrameworkError: Detectron2 or MMSegmentation is not installed.
+        DataError: images, annotations or weights that cannot be used.
+        DivergedError: the loss is not finite.
     """
-    options, prepared = request.options, prepare(request, ckpt)
+    options = transfer.request.options
     with open_run(
-        out,
-        recipe=prepared.recipe,
-        deviates=prepared.deviates,
-        arguments={**prepared.arguments, "seed": seed},
+        run_dir,
+        recipe=transfer.recipe,
+        deviates=transfer.deviates,
+        arguments={**transfer.arguments, "seed": seed},
         display=display,
         resume=options.resume,
         overwrite=options.overwrite,
         dist=dist,
     ) as run:
-        if options.resume and (out / "record.json").is_file():
-            run.log(f"{out} is finished")
-            return read_record(out / "record.json")
-        return run_transfer(
-            request.task,
-            checkpoint=prepared.checkpoint,
-            data=options.data,
+        if options.resume and (run_dir / "record.json").is_file():
+            run.log(f"{run_dir} is finished")
+            return read_record(run_dir / "record.json")
+        context = RunContext(
             run=run,
-            recipe=prepared.recipe,
-            deviates=prepared.deviates,
             seed=seed,
             resume=options.resume,
-            fraction=request.percent / 100,
-            split=request.split,
-            features=request.features,
-            dist=dist,
-            accumulate=request.accumulate,
-            grad_checkpointing=request.grad_checkpointing,
-            label_maps=request.label_maps,
+            dist=dist or DistContext(device=best_device()),
         )
+        job = TransferJob(
+            task=transfer.request.task,
+            checkpoint=transfer.checkpoint,
+            data=options.data,
+            recipe=transfer.recipe,
+            deviates=transfer.deviates,
+            options=transfer.request.task_options,
+        )
+        record: Record | None = load_function(protocol_of(transfer.recipe).run)(context, job)
+        return record
 
 
-def start_seeds(
-    planned: Plan, *, display: Display, dist: DistContext | None = None
+def run_plan(
+    plan: TransferPlan, *, display: Display, dist: DistContext | None = None
 ) -> list[Record]:
-    """Run a transfer with every seed, each in its place.
+    """Run a transfer with every seed, each in its run directory.
 
     Returns:
-        The records, on the main process.
+        The records, on rank 0.
     """
-    request, ckpt, records = planned.request, planned.ckpt, []
-    with display.task(f"{request.name}, seeds", len(planned.seeds)) as task:
-        for place, seed in zip(planned.run_dirs, planned.seeds, strict=True):
-            records.append(start(request, ckpt, place, seed=seed, display=display, dist=dist))
+    records = []
+    description = f"{plan.transfer.request.folder}, seeds"
+    with display.task(description, len(plan.seeds)) as task:
+        for run_dir, seed in zip(plan.run_dirs, plan.seeds, strict=True):
+            records.append(
+                run_transfer(plan.transfer, run_dir, seed=seed, display=display, dist=dist)
+            )
             task.advance()
     return [record for record in records if record is not None]
 
 
-def over_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Give the mean and sample standard deviation, in percent, of every metric that all records have."""
+def summarise_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Compute the mean and sample standard deviation, in percent, of every metric that all records have."""
     return {
         metric: {
             "mean": statistics.fmean(values),

@@ -1,25 +1,27 @@
-"""What a suite is asked to do."""
+"""What a suite is asked to do, as the command line or a caller gives it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteOptions:
-    """What a suite is to do.
+    """The checkpoints, data sets and changed settings of a suite.
 
     Attributes:
-        data_sets: folders by `imagenet`, `coco`, `ade20k`; the tasks of one that is left out are not done.
-        baseline: "random" for a row of random weights of each arch.
-        tasks: names, or lists of names with commas; empty for all.
+        data_sets: folders by data layout; tasks whose data set is missing are left out.
+        baseline: "random" for a row of random weights of each architecture.
+        tasks: task names, or comma-separated lists of them; empty for all.
         seeds: N for all tasks, TASK=N for one.
         seed: the first seed.
         recipes: TASK=NAME.
         overrides: TASK.KEY=VALUE.
-        accumulate, grad_checkpointing: of `coco`.
-        label_maps: of `ade20k`.
+        task_options: values of the options that `simmim_bench.tasks.OPTIONS` offers to suites; each
+            goes to the tasks that take it.
     """
 
     ckpts: tuple[str, ...]
@@ -31,6 +33,4 @@ class SuiteOptions:
     seed: int = 0
     recipes: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
-    accumulate: int | None = None
-    grad_checkpointing: bool = False
-    label_maps: bool = False
+    task_options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,107 +1,98 @@
-"""The plan of a suite: every task of some checkpoints, what is done of it, and what the rest will cost.
+"""The plan of a suite: every task of its checkpoints, the status of each, and the expected cost of the rest.
 
-In: checkpoints, data sets, what single tasks are to do differently. Out: steps in the order in which they
-are done, each a command of its own. A run lies where `simmim-bench transfer` without --out puts it, below
-another root, so that single transfers and suites share their results. Nothing here writes.
+Each step is a command of its own. A run lies where `simmim-bench transfer` without --out puts it, below the
+suite's folder, so that single transfers and suites share their results. Planning writes nothing.
 """
 
 from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import format_duration
-from simmim_bench.errors import DataError, UsageError, nearest
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.find import find_records
-from simmim_bench.results.record import Record, read_record
+from simmim_bench.results.record import Record
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.runs.run_dir import describe_run
-from simmim_bench.runs.status import RunStatus, run_status
-from simmim_bench.tasks import GROUPS, KINDS
-from transfer.frozen.recipes import FrozenRecipe
-from transfer.launch import TransferRequest, plan, prepare
-from transfer.recipes import TransferRecipe
+from simmim_bench.runs.status import RunStatus
+from simmim_bench.tasks import OPTIONS, TaskVariant, variants
+from transfer.launch import (
+    ResolvedTransfer,
+    TransferPlan,
+    TransferRequest,
+    plan_transfer,
+    transfer_status,
+)
 from transfer.suite.options import SuiteOptions
+from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
+from transfer.tasks import protocol_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteStep:
-    """One process's work: a task of a checkpoint, with one seed or several.
+    """The work of one process: a task of a checkpoint, with one seed or several.
 
     Attributes:
-        name: the task as records call it.
-        places, descriptions: of each seed, its run directory and what its recipe.json says.
-        log: what the process says.
-        words: the arguments of `simmim-bench`, but for seeds and --out.
+        name: the task as records name it.
+        transfer: the checkpoint without its weights, the recipe and the options.
+        run_dirs: the run directory of each seed.
+        log: file with the process's output.
+        split_by_seed: whether every seed of the task is a step of its own.
     """
 
     name: str
     ckpt: str
-    arch: str
-    data: Path
-    recipe: TransferRecipe
-    deviates: dict[str, Any]
+    transfer: ResolvedTransfer
     seeds: tuple[int, ...]
     run_dirs: tuple[Path, ...]
-    descriptions: tuple[dict[str, Any], ...]
     log: Path
-    words: tuple[str, ...]
+    split_by_seed: bool
 
     def __str__(self) -> str:
         return f"{self.name} of {self.ckpt}{self.only_seed}"
 
     @property
     def only_seed(self) -> str:
-        """Which seed it is, where a task's seeds are a step each."""
-        return f" (seed {self.seeds[0]})" if self.log.stem != "suite" else ""
+        """The step's seed in parentheses, where every seed of the task is a step of its own."""
+        return f" (seed {self.seeds[0]})" if self.split_by_seed else ""
 
     @property
     def exclusive_resource(self) -> str | None:
-        """The checkpoint whose frozen features it shares with other steps: one makes the pass."""
-        return self.ckpt if isinstance(self.recipe, FrozenRecipe) else None
+        """The checkpoint whose frozen features the step shares with others; one step computes them."""
+        return self.ckpt if protocol_of(self.transfer.recipe).shares_features else None
 
-    def look(self) -> list[tuple[RunStatus, str]]:
-        """Say of each seed how it stands, and why where it is in the way."""
+    def statuses(self) -> list[tuple[RunStatus, str]]:
+        """Return the status of each seed's run, and why it is blocked where it is."""
         return [
-            run_status(place, description, is_finished=is_recorded)
-            for place, description in zip(self.run_dirs, self.descriptions, strict=True)
+            transfer_status(self.transfer, run_dir, seed)
+            for run_dir, seed in zip(self.run_dirs, self.seeds, strict=True)
         ]
 
     def arguments(self) -> list[str]:
-        """Give the arguments of `simmim-bench` for what is left: from the first seed to the last."""
-        states = [state for state, _ in self.look()]
+        """Return the arguments of `simmim-bench` for the seeds that are left, from first to last."""
+        states = [state for state, _ in self.statuses()]
         left = [i for i, state in enumerate(states) if state != "done"] or [0, len(states) - 1]
         first, last = left[0], left[-1]
         out = ["--out", str(self.run_dirs[first])]
         if first < last:
             out = ["--out", str(self.run_dirs[first].parent), "--seeds", str(last - first + 1)]
-        return [*self.words, "--seed", str(self.seeds[first]), *out, "--resume"]
+        words = command_words(self.transfer.request, self.ckpt)
+        return [*words, "--seed", str(self.seeds[first]), *out, "--resume"]
 
     def command(self) -> str:
-        """Give the command that does it alone, to be pasted into a shell."""
+        """Return the command that runs the step alone, ready to be pasted into a shell."""
         return shlex.join(["simmim-bench", *self.arguments()])
-
-
-def is_recorded(place: Path) -> bool:
-    """Say whether a run has ended with a record.
-
-    Raises:
-        DataError: the record is damaged.
-    """
-    if not (place / "record.json").is_file():
-        return False
-    read_record(place / "record.json")
-    return True
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step will cost, and how that is known."""
+    """The expected cost of a step, and what the expectation rests on."""
 
     seconds: float | None
     source: str
@@ -111,8 +102,8 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A step as it stands."""
+class PlannedStep:
+    """A step with its status and expected cost."""
 
     step: SuiteStep
     seeds: tuple[RunStatus, ...]
@@ -121,8 +112,8 @@ class Planned:
 
     @property
     def state(self) -> str:
-        """How the step stands, in words."""
-        for state in ("in the way", "running elsewhere"):
+        """The status of the whole step, in words."""
+        for state in ("blocked", "running elsewhere"):
             if state in self.seeds:
                 return state
         done = self.seeds.count("done")
@@ -133,15 +124,15 @@ class Planned:
         return "resumable" if "resumable" in self.seeds else "to do"
 
     def to_json(self) -> dict[str, Any]:
-        """Give the plain form."""
+        """Return the plain form."""
         step = self.step
         return {
             "ckpt": step.ckpt,
             "task": step.name,
-            "recipe": step.recipe.name,
-            "deviates": step.deviates,
+            "recipe": step.transfer.recipe.name,
+            "deviates": step.transfer.deviates,
             "seeds": {str(seed): state for seed, state in zip(step.seeds, self.seeds, strict=True)},
-            "runs": [str(place) for place in step.run_dirs],
+            "runs": [str(run_dir) for run_dir in step.run_dirs],
             "state": self.state,
             "obstacle": self.obstacle or None,
             "estimate": asdict(self.estimate),
@@ -152,180 +143,113 @@ class Planned:
 def list_steps(options: SuiteOptions) -> list[SuiteStep]:
     """List the steps of a suite, checkpoint by checkpoint.
 
-    A task on frozen features does all its seeds in one process; one that trains for hours has a step a seed.
+    A task on frozen features runs all its seeds in one step; one that trains for hours has a step per seed.
 
     Raises:
-        UsageError: an unknown task, recipe or override, one of a task that is not in the plan, or two CKPTs
-            whose runs would lie in one place.
-        DataError: a data set is not there, or a checkpoint cannot be read.
+        UsageError: an unknown task, recipe or override, one of a task that is not in the plan, or two
+            checkpoints whose runs would share a folder.
+        DataError: a data set does not exist, or a checkpoint cannot be read.
     """
-    names = _chosen(options)
-    for data in {KINDS[name].data for name in names}:
-        if not options.data_sets[data].is_dir():
-            raise DataError(f"--{data} {options.data_sets[data]} is not there; give its folder.")
-    seeds = _by_task("--seeds", options.seeds, names, _count, everywhere=True)
-    recipes = _by_task("--recipe", options.recipes, names, str)
-    overrides = _overrides(options.overrides, names)
-    archs = {ckpt: read_checkpoint(ckpt).spec.arch for ckpt in options.ckpts}
-    ckpts = list(archs)
-    if options.baseline == "random":
-        ckpts = list(dict.fromkeys([*(f"random:{arch}" for arch in archs.values()), *ckpts]))
-    steps, homes = [], dict[Path, str]()
-    for ckpt in ckpts:
-        checkpoint = read_checkpoint(ckpt)
-        for name in names:
-            kind = KINDS[name]
-            request = TransferRequest(
-                task=kind.task,
-                fraction=kind.fraction,
-                accumulate=options.accumulate if name == "coco" else None,
-                grad_checkpointing=options.grad_checkpointing and name == "coco",
-                label_maps=options.label_maps and name == "ade20k",
-                options=RunOptions(
-                    data=options.data_sets[kind.data],
-                    recipe=recipes.get(name),
-                    overrides=tuple(overrides.get(name, ())),
-                    resume=True,
-                ),
+    every = variants()
+    names = choose_tasks(options)
+    for layout in {every[name].task.data for name in names}:
+        if not options.data_sets[layout].is_dir():
+            raise DataError(
+                f"--{layout} {options.data_sets[layout]} does not exist; pass the data set's folder."
             )
-            prepared = prepare(request, ckpt, checkpoint)
+    seeds = read_seeds(options.seeds, names)
+    recipes = read_recipes(options.recipes, names)
+    overrides = read_overrides(options.overrides, names)
+    steps, folders = list[SuiteStep](), dict[Path, str]()
+    for ckpt, checkpoint in _read_checkpoints(options).items():
+        for name in names:
+            request = _request(options, every[name], recipes.get(name), overrides.get(name, ()))
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
-            planned = plan(request, ckpt, numbers, options.out)
-            folder = planned.run_dirs[0].parent
-            if homes.setdefault(folder, ckpt) != ckpt:
+            plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
+            folder = plan.run_dirs[0].parent
+            if folders.setdefault(folder, ckpt) != ckpt:
                 raise UsageError(
-                    f"the runs of {homes[folder]} and {ckpt} would both lie in {folder}; give them in suites "
-                    "with an --out each."
+                    f"the runs of {folders[folder]} and {ckpt} would share the folder {folder}; run two suites "
+                    "with different --out."
                 )
-            together = isinstance(prepared.recipe, FrozenRecipe)
-            for group in [tuple(numbers)] if together else [(seed,) for seed in numbers]:
-                alone = len(group) < len(numbers)
-                steps.append(
-                    SuiteStep(
-                        name=name,
-                        ckpt=ckpt,
-                        arch=checkpoint.spec.arch,
-                        data=request.options.data,
-                        recipe=prepared.recipe,
-                        deviates=prepared.deviates,
-                        seeds=group,
-                        run_dirs=tuple(folder / f"seed{seed}" for seed in group),
-                        descriptions=tuple(
-                            describe_run(
-                                prepared.recipe,
-                                prepared.deviates,
-                                {**prepared.arguments, "seed": seed},
-                            )
-                            for seed in group
-                        ),
-                        log=folder / (f"suite-seed{group[0]}.log" if alone else "suite.log"),
-                        words=tuple(_words(planned.request, ckpt)),
-                    )
-                )
+            steps += _steps_of(name, plan, folder)
     return steps
 
 
-def _words(request: TransferRequest, ckpt: str) -> list[str]:
+def _read_checkpoints(options: SuiteOptions) -> dict[str, Checkpoint]:
+    """Read each checkpoint once, and keep everything but its weights; baselines come first."""
+    found = {ckpt: replace(read_checkpoint(ckpt), state=None) for ckpt in options.ckpts}
+    if options.baseline != "random":
+        return found
+    baselines = dict.fromkeys(f"random:{checkpoint.spec.arch}" for checkpoint in found.values())
+    return {ckpt: read_checkpoint(ckpt) for ckpt in baselines} | found
+
+
+def _request(
+    options: SuiteOptions, variant: TaskVariant, recipe: str | None, overrides: Sequence[str]
+) -> TransferRequest:
+    """Build the request of one task variant from the suite's options."""
+    task = variant.task
+    shared = {name: value for name, value in options.task_options.items() if name in task.options}
+    return TransferRequest(
+        task=task.name,
+        task_options={**shared, **variant.options},
+        options=RunOptions(
+            data=options.data_sets[task.data],
+            recipe=recipe,
+            overrides=tuple(overrides),
+            resume=True,
+        ),
+    )
+
+
+def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep]:
+    """Yield the steps of one task of one checkpoint."""
+    numbers = tuple(plan.seeds)
+    together = protocol_of(plan.transfer.recipe).shares_features
+    for group in [numbers] if together else [(seed,) for seed in numbers]:
+        split_by_seed = len(group) < len(numbers)
+        yield SuiteStep(
+            name=name,
+            ckpt=plan.ckpt,
+            transfer=plan.transfer,
+            seeds=group,
+            run_dirs=tuple(folder / f"seed{seed}" for seed in group),
+            log=folder / (f"suite-seed{group[0]}.log" if split_by_seed else "suite.log"),
+            split_by_seed=split_by_seed,
+        )
+
+
+def command_words(request: TransferRequest, ckpt: str) -> list[str]:
+    """Return the arguments of `simmim-bench` that repeat a request, without seeds and --out."""
     options = request.options
     words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(options.data)]
-    words += ["--fraction", request.fraction] if request.fraction else []
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
-    words += (
-        ["--features", str(request.features)]
-        if request.task in ("linear", "knn", "fewshot")
-        else []
-    )
-    words += ["--accumulate", str(request.accumulate)] if request.accumulate else []
-    words += ["--grad-checkpointing"] if request.grad_checkpointing else []
-    return words + (["--label-maps"] if request.label_maps else [])
+    for name, value in request.task_options.items():
+        flag = OPTIONS[name].flag
+        words += [flag] if OPTIONS[name].kind == "flag" else [flag, str(value)]
+    return words
 
 
-def _chosen(options: SuiteOptions) -> list[str]:
-    """Give the tasks that are asked for and have their data, in order."""
-    if not options.data_sets:
-        raise UsageError("no data to learn from; give --imagenet, --coco or --ade20k.")
-    known = [name for name, kind in KINDS.items() if kind.data in options.data_sets]
-    request = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
-    if not request:
-        return known
-    names = {name for text in request for name in _find_tasks("--tasks", text)}
-    for name in sorted(names - set(known)):
-        raise UsageError(f"--tasks {name} needs the data of --{KINDS[name].data}; give its folder.")
-    return [name for name in known if name in names]
-
-
-def _find_tasks(option: str, text: str) -> tuple[str, ...]:
-    """Give the tasks that a name means: itself, or both of `fewshot`."""
-    if text not in KINDS and text not in GROUPS:
-        raise UsageError(f"{option}: unknown task '{text}'; {nearest(text, [*KINDS, *GROUPS])}")
-    return GROUPS.get(text, (text,))
-
-
-def _in_plan(option: str, text: str, names: Sequence[str]) -> list[str]:
-    found = [name for name in _find_tasks(option, text) if name in names]
-    if not found:
-        raise UsageError(f"{option}: {text} is not in the plan; it has {', '.join(names)}.")
-    return found
-
-
-def _by_task(
-    option: str,
-    texts: Iterable[str],
-    names: Sequence[str],
-    read: Callable[[str], Any],
-    *,
-    everywhere: bool = False,
-) -> dict[str, Any]:
-    """Read TASK=VALUE texts; a bare VALUE is every task's where that is allowed, whatever the order."""
-    general, special = dict[str, Any](), dict[str, Any]()
-    for text in texts:
-        task, equals, value = text.partition("=")
-        if equals:
-            special |= dict.fromkeys(_in_plan(option, task, names), read(value))
-        elif everywhere:
-            general |= dict.fromkeys(names, read(text))
-        else:
-            raise UsageError(f"{option} {text} names no task; write {option} {names[0]}={text}.")
-    return general | special
-
-
-def _overrides(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Read TASK.KEY=VALUE texts."""
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        task, dot, assignment = text.partition(".")
-        if not dot or "=" in task:
-            raise UsageError(f"-o {text} names no task; write -o {names[0]}.{text}.")
-        for name in _in_plan("-o", task, names):
-            found.setdefault(name, []).append(assignment)
-    return found
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise UsageError(f"--seeds {text} is not a number from 1 to 100.")
-    return int(text)
-
-
-def look_over(steps: Sequence[SuiteStep], out: Path, device: str | None) -> list[Planned]:
-    """Say how every step stands and what it will cost.
+def plan_steps(steps: Sequence[SuiteStep], out: Path, device: str | None) -> list[PlannedStep]:
+    """Add the status and the expected cost to every step.
 
     Args:
-        out: the folder whose records say what such runs have cost.
-        device: what the runs will be on; None where nobody knows.
+        out: the folder whose records tell what similar runs have cost.
+        device: name of the device that the runs will use; None where it is not known.
     """
     records = list(_records(out).values())
     planned = []
     for step in steps:
-        seen = step.look()
-        states = tuple(state for state, _ in seen)
+        statuses = step.statuses()
+        states = tuple(state for state, _ in statuses)
         left = len(states) - states.count("done")
         planned.append(
-            Planned(
+            PlannedStep(
                 step=step,
                 seeds=states,
-                obstacle=next((why for _, why in seen if why), ""),
+                obstacle=next((why for _, why in statuses if why), ""),
                 estimate=_estimate(step, left, records, device),
             )
         )
@@ -333,41 +257,42 @@ def look_over(steps: Sequence[SuiteStep], out: Path, device: str | None) -> list
 
 
 def _records(out: Path) -> dict[Path, Record]:
-    """Read the records of a suite's runs, were there any."""
+    """Read the records of the suite's earlier runs, if there are any."""
     return find_records([out]).records if any(out.glob("*/*/*/record.json")) else {}
 
 
 def _estimate(
     step: SuiteStep, seeds: int, records: Sequence[Record], device: str | None
 ) -> Estimate:
-    """Expect what the same recipe has cost for the same arch, data and device."""
+    """Expect what the same recipe has cost for the same architecture, data and device."""
     if not seeds:
         return Estimate(0.0, "done")
-    alike = [
+    transfer = step.transfer
+    similar = [
         record.wall_time_s
         for record in records
         if record.task == step.name
-        and record.recipe["sha256"] == step.recipe.sha256()
-        and record.checkpoint.get("arch") == step.arch
-        and record.data.get("root") == str(step.data)
+        and record.recipe["sha256"] == transfer.recipe.sha256()
+        and record.checkpoint.get("arch") == transfer.checkpoint.spec.arch
+        and record.data.get("root") == str(transfer.request.options.data)
         and device in (None, record.environment.get("device"))
     ]
-    if alike:
-        return Estimate(seeds * statistics.fmean(alike), f"mean of {len(alike)} runs like it")
-    recipe = step.recipe
+    if similar:
+        return Estimate(seeds * statistics.fmean(similar), f"mean of {len(similar)} similar runs")
+    recipe = transfer.recipe
     work = {key: getattr(recipe, key) for key in ("epochs", "max_iters") if hasattr(recipe, key)}
     shown = ", ".join(f"{key} {value}" for key, value in work.items()) or "no training"
-    return Estimate(None, f"no run like it yet; {shown}")
+    return Estimate(None, f"no similar run yet; {shown}")
 
 
-def check_obstacles(planned: Sequence[Planned]) -> None:
-    """Refuse to start while a run that was started differently lies in a place.
+def check_obstacles(planned: Sequence[PlannedStep]) -> None:
+    """Refuse to start while a run that was started differently is in a step's run directory.
 
     Raises:
-        UsageError: with all of them.
+        UsageError: naming every blocked step.
     """
     found = [f"{one.step}: {one.obstacle}" for one in planned if one.obstacle]
     if found:
         raise UsageError(
-            f"{len(found)} of {len(planned)} steps cannot start, so none did. {' '.join(found)}"
+            f"{len(found)} of {len(planned)} steps are blocked; nothing was started. {' '.join(found)}"
         )

@@ -1,4 +1,4 @@
-"""What a suite prints on stdout: its plan, and in the end what is done, what failed, and the leaderboard."""
+"""What a suite prints on stdout: the plan before, and the leaderboard and the failed steps after."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import click
 
 from simmim_bench.display import format_duration
 from simmim_bench.leaderboard.tables import print_table
-from transfer.suite.plan import Planned
+from transfer.suite.plan import PlannedStep
 from transfer.suite.run import SuiteResult
 
 
-def plan_text(planned: Sequence[Planned]) -> str:
-    """Give a plan as a table of plain text, with its cost below."""
+def plan_text(planned: Sequence[PlannedStep]) -> str:
+    """Return a plan as a plain-text table, with its total cost below."""
     rows = [("checkpoint", "task", "recipe", "seeds", "state", "cost")]
     for one in planned:
         step = one.step
         seeds = f"{step.seeds[0]}-{step.seeds[-1]}" if len(step.seeds) > 1 else str(step.seeds[0])
-        recipe = step.recipe.name + ("*" if step.deviates else "")
+        recipe = step.transfer.recipe.name + ("*" if step.transfer.deviates else "")
         cost = "" if one.state == "done" else str(one.estimate)
         rows.append((step.ckpt, step.name, recipe, seeds, one.state, cost))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -29,7 +29,7 @@ def plan_text(planned: Sequence[Planned]) -> str:
     return "\n".join([*lines, "", *_remarks(planned)])
 
 
-def _remarks(planned: Sequence[Planned]) -> list[str]:
+def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
     left = [one for one in planned if one.state != "done"]
     known = [one.estimate for one in left if one.estimate.seconds is not None]
     total = sum(estimate.seconds or 0.0 for estimate in known)
@@ -37,18 +37,18 @@ def _remarks(planned: Sequence[Planned]) -> list[str]:
     if known:
         unknown = len(left) - len(known)
         remarks[0] += f": {format_duration(total)} of work" + (
-            f", and {unknown} unknown" if unknown else ""
+            f", and {unknown} of unknown cost" if unknown else ""
         )
         remarks.append(
-            "cost: mean wall time of the records here of the same recipe, arch, data and device"
+            "cost: mean wall time of this folder's records with the same recipe, arch, data and device"
         )
-    if any(one.step.deviates for one in planned):
+    if any(one.step.transfer.deviates for one in planned):
         remarks.append("* differs from the named recipe")
     return remarks
 
 
 def print_result(suite: SuiteResult) -> None:
-    """Print the leaderboard, and what failed with the command that does it alone."""
+    """Print the leaderboard, and every failed step with the command that runs it alone."""
     if suite.board is not None:
         print_table(suite.board)
         click.echo(f"leaderboard  {suite.leaderboard / 'leaderboard.html'}")
@@ -61,4 +61,4 @@ def print_result(suite: SuiteResult) -> None:
             f"alone   {result.step.command()}"
         )
     if suite.failed:
-        click.echo("\nMend it and give the same command again: what is done is not done again.")
+        click.echo("\nFix the cause and run the same command again; completed steps are skipped.")

@@ -1,8 +1,6 @@
-"""A suite carried out: its steps as `workers.py` does them, and the leaderboard of their records.
+"""Run the steps of a suite, and build the leaderboard of all records in its folder.
 
-In: the plan, and how many steps at once, on which devices, or through SLURM. Out: runs with their records,
-what became of every step, and the leaderboard of all records below the suite's folder. Started again, a
-suite goes on: what is done is left alone, what was interrupted is resumed.
+Completed steps are skipped and interrupted ones are resumed, so that the same command finishes a suite.
 """
 
 from __future__ import annotations
@@ -21,11 +19,11 @@ from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.write import write_leaderboard
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import Planned, SuiteStep, check_obstacles, list_steps, look_over
+from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
 
 
-def outcome_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
-    """Give the plain form of what became of a step."""
+def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
+    """Return the plain form of a step's result."""
     step = result.step
     return {
         "ckpt": step.ckpt,
@@ -41,7 +39,7 @@ def outcome_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What a suite came to."""
+    """The results of a suite's steps, and its leaderboard; None where no step is done."""
 
     results: tuple[StepResult[SuiteStep], ...]
     board: Board | None
@@ -49,17 +47,17 @@ class SuiteResult:
 
     @property
     def failed(self) -> list[StepResult[SuiteStep]]:
-        """The steps that failed, in the plan's order."""
+        """The failed steps, in the plan's order."""
         return [result for result in self.results if result.state == "failed"]
 
     @property
     def exit_code(self) -> int:
-        """The first failed step's; 0 where all is done."""
+        """The exit code of the first failed step; 0 where all steps are done."""
         return next((result.code for result in self.failed), 0)
 
 
-def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[Planned]:
-    """List the steps of a suite with their states and costs; writes nothing.
+def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[PlannedStep]:
+    """List the steps of a suite with their status and expected cost; write nothing.
 
     Raises:
         UsageError: see `list_steps`.
@@ -68,22 +66,22 @@ def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[Planned]:
     device: str | None = None
     if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return look_over(list_steps(options), options.out, device)
+    return plan_steps(list_steps(options), options.out, device)
 
 
 def run_suite(
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedStep],
     job_options: JobOptions,
     out: Path,
     leaderboard: Path,
     display: Display,
 ) -> SuiteResult:
-    """Do what is left of a plan, and derive the leaderboard of all records below its folder.
+    """Run the steps that are left, and build the leaderboard of all records below `out`.
 
     Raises:
-        UsageError: a run that was started differently is in the way, or devices that there are not.
-        MissingEngineError: submitit is not installed.
-        InterruptedRun: a signal came; the steps that ran were asked to save.
+        UsageError: a blocked step, or more devices than the machine has.
+        MissingFrameworkError: submitit is not installed.
+        InterruptedRun: a signal came; the running steps were asked to save.
     """
     check_obstacles(planned)
     results = tuple(
