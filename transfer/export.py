@@ -23,14 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.convert import Writer, Written, maps_difference
-from simmim_bench.checkpoints.foreign.swin import OPENMMLAB
-from simmim_bench.checkpoints.foreign.swin import openmmlab_merging_order, shift_downsample
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.convert import ExportResult, Writer, maps_difference
+from simmim_bench.checkpoints.foreign.swin import (
+    OPENMMLAB_NAMES,
+    openmmlab_merging_order,
+    shift_downsample,
+)
 from simmim_bench.errors import MissingFrameworkError
-from simmim_bench.models.build import TABLE, Backbone
-
-StateDict = dict[str, Tensor]
+from simmim_bench.models.build import Backbone
+from simmim_bench.models.position_bias import BIAS_TABLE
 
 
 def _for_dense_tasks(checkpoint: Checkpoint) -> Backbone:
@@ -64,7 +66,7 @@ def _require(module: str, extra: str) -> None:
         )
 
 
-def write_detectron2(checkpoint: Checkpoint, path: Path) -> Written:
+def write_detectron2(checkpoint: Checkpoint, path: Path) -> ExportResult:
     """Write a file for `MODEL.WEIGHTS` or `train.init_checkpoint`.
 
     Raises:
@@ -109,10 +111,10 @@ def write_detectron2(checkpoint: Checkpoint, path: Path) -> Written:
     reader = DetectionCheckpointer(holder)
     reader._load_model(torch.load(path, map_location="cpu", weights_only=True))
     net.eval()
-    return Written(maps_difference(lambda x: net(x).values(), model), usage)
+    return ExportResult(maps_difference(lambda x: net(x).values(), model), usage)
 
 
-def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
+def write_mmseg(checkpoint: Checkpoint, path: Path) -> ExportResult:
     """Write a file for `init_cfg=dict(type="Pretrained", checkpoint=FILE)` of a backbone.
 
     Raises:
@@ -125,7 +127,7 @@ def write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
         return _write_mmseg(checkpoint, path)
 
 
-def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
+def _write_mmseg(checkpoint: Checkpoint, path: Path) -> ExportResult:
     """Write the file and load it."""
     from mmseg.models.backbones import BEiT, SwinTransformer
 
@@ -157,7 +159,7 @@ def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
         )
         net.init_weights()
         net.eval()  # gives None
-        return Written(
+        return ExportResult(
             maps_difference(net, model),
             f"backbone=dict(type='SwinTransformer', ..., init_cfg={init})",
         )
@@ -195,7 +197,7 @@ def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
         usage = (
             f"backbone=dict(type='BEiT', norm_cfg=dict(type='LN', eps=1e-6), ..., init_cfg={init})"
         )
-        return Written(maps_difference(normed, model), usage)
+        return ExportResult(maps_difference(normed, model), usage)
     from mmengine.runner import load_checkpoint
 
     from transfer.mmseg_backbone import SimMIMBackbone
@@ -204,11 +206,11 @@ def _write_mmseg(checkpoint: Checkpoint, path: Path) -> Written:
     ours = SimMIMBackbone(replace(checkpoint, state=None, spec=spec), seed=1)
     load_checkpoint(ours, str(path), map_location="cpu", strict=True)
     usage = f"mmengine.runner.load_checkpoint on type='SimMIMBackbone', {path}"
-    return Written(maps_difference(ours.eval(), model), usage)
+    return ExportResult(maps_difference(ours.eval(), model), usage)
 
 
 def _openmmlab_name(name: str) -> str:
-    for theirs, ours in OPENMMLAB:
+    for theirs, ours in OPENMMLAB_NAMES:
         name = (
             name.replace(ours, theirs)
             if ours != "attn."
@@ -222,7 +224,7 @@ def _beit_name(name: str) -> str:
     name = name.replace("blocks.", "layers.").replace(
         "patch_embed.proj.", "patch_embed.projection."
     )
-    name = name.replace(f"rel_pos_bias.{TABLE}", f"attn.{TABLE}")
+    name = name.replace(f"rel_pos_bias.{BIAS_TABLE}", f"attn.{BIAS_TABLE}")
     for theirs, ours in (("ln1.", "norm1."), ("ln2.", "norm2.")):
         name = name.replace(ours, theirs)
     return name.replace("mlp.fc1.", "ffn.layers.0.0.").replace("mlp.fc2.", "ffn.layers.1.")

@@ -1,8 +1,7 @@
-"""Checkpoints: a directory from which the model rebuilds alone, and what CKPT can mean.
+"""Define a `Checkpoint` and write checkpoint directories, from which the model can be rebuilt alone.
 
-In: a path, `random:ARCH` or `timm:NAME`. Out: a `Checkpoint`: spec, form, weights and where they come from.
-On disk: `model.safetensors` (weights) and `meta.json` (spec, form, preprocessing, provenance, hash);
-a run adds `training.pt` with what is needed to go on. No pickle is ever executed.
+A checkpoint directory holds `model.safetensors` (weights) and `meta.json` (spec, form, preprocessing,
+provenance, hash). A run adds `training.pt` with the state that is needed to resume. No pickle is executed.
 """
 
 from __future__ import annotations
@@ -20,34 +19,35 @@ from torch import Tensor
 
 from simmim_bench.errors import DataError
 from simmim_bench.files import replacing, sha256_file, write_json
-from simmim_bench.models.archs import BackboneSpec
-from simmim_bench.models.vit import Form
+from simmim_bench.models.archs import BackboneSpec, Form
 
-FULL = 1 << 20  # bytes left, or fewer, on a disk that has just refused to take more
-FORMAT = 1
+StateDict = dict[str, Tensor]
+
+FORMAT_VERSION = 1
+FULL_DISK_BYTES = 1 << 20  # with less free space, a failed write means that the disk is full
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and SimMIM's (data/data_simmim.py)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A backbone's weights with all that is known of them.
+    """A backbone's weights, spec, preprocessing and provenance.
 
     Attributes:
-        name: as the user gave it.
-        spec: the architecture they fit.
+        name: the CKPT argument of the user.
+        spec: architecture of the weights.
         form: "pretrain" (SimMIM model: encoder, mask token, head) or "transfer" (backbone).
-        state: the weights by name; None for `random:ARCH`, whose weights a seed draws.
+        state: weights by name; None for `random:ARCH`, whose weights are initialised from a seed.
         sha256: hash of the weights file, or of the spec for `random:ARCH`.
-        mean, std: the normalisation the weights expect, for pixels in [0, 1], a value a channel.
-        provenance: recipe, data, epochs and losses of the run that made them.
-        unread: entries of a foreign file that have no place in the model, by their names there.
+        mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
+        provenance: label, method, recipe, data, epochs and losses of the run that trained the weights.
+        unread: names of entries of a third-party file that the model does not have.
     """
 
     name: str
     spec: BackboneSpec
     form: Form
-    state: dict[str, Tensor] | None
+    state: StateDict | None
     sha256: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -56,19 +56,19 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """The row's name in a leaderboard."""
+        """Name of the checkpoint's row in a leaderboard."""
         return str(self.provenance["label"])
 
     @property
     def is_random(self) -> bool:
-        """Whether these are the weights of no training at all."""
+        """Whether the checkpoint is `random:ARCH`, without trained weights."""
         return self.state is None
 
 
 def write_checkpoint(
     directory: Path,
     *,
-    state: dict[str, Tensor],
+    state: StateDict,
     spec: BackboneSpec,
     form: Form,
     mean: tuple[float, ...],
@@ -76,10 +76,17 @@ def write_checkpoint(
     provenance: dict[str, Any],
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint directory whole or not at all; an older one of that name is replaced.
+    """Write a checkpoint directory atomically, replacing an existing one.
 
     Args:
-        training: what `--resume` needs beyond the weights: tensors, numbers and texts only.
+        directory: the checkpoint directory.
+        mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
+        provenance: must contain "label".
+        training: state that `--resume` needs beyond the weights; tensors, numbers and strings only. With
+            it, the replaced checkpoint is kept (`previous_checkpoint`), in case the new one is damaged.
+
+    Raises:
+        DataError: The directory cannot be written.
     """
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +95,7 @@ def write_checkpoint(
         weights = temporary / "model.safetensors"
         save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
         meta = {
-            "format": FORMAT,
+            "format": FORMAT_VERSION,
             "spec": spec.to_json(),
             "form": form,
             "preprocessing": {"mean": mean, "std": std},
@@ -101,15 +108,15 @@ def write_checkpoint(
             meta["training_sha256"] = sha256_file(temporary / "training.pt")
         write_json(temporary / "meta.json", meta)
         if directory.exists():
-            previous = _previous(directory)
+            previous = previous_checkpoint(directory)
             shutil.rmtree(previous, ignore_errors=True)
             directory.rename(previous)
         temporary.rename(directory)
         if training is None:
-            shutil.rmtree(_previous(directory), ignore_errors=True)
+            shutil.rmtree(previous_checkpoint(directory), ignore_errors=True)
     except (OSError, SafetensorError, RuntimeError) as error:
-        # torch.save's is a RuntimeError about positions in a file.
-        full = temporary.exists() and shutil.disk_usage(temporary).free < FULL
+        # On a full disk, torch.save raises a RuntimeError that mentions only file positions.
+        full = temporary.exists() and shutil.disk_usage(temporary).free < FULL_DISK_BYTES
         raise DataError(
             f"cannot write checkpoint {directory}: {'No space left on device' if full else error}; free some "
             "space or choose another --out."
@@ -119,9 +126,12 @@ def write_checkpoint(
 
 
 def keep_checkpoint(directory: Path, name: str) -> None:
-    """Keep a checkpoint's weights beside it under another name; an older one of that name is replaced.
+    """Keep a checkpoint's weights in a sibling directory, replacing an existing one of that name.
 
-    The files are shared, not copied, where the file system can: nobody writes into a checkpoint.
+    The files are hard links where the file system supports them: checkpoint files are never modified.
+
+    Raises:
+        DataError: The directory cannot be written.
     """
     kept, temporary = directory.with_name(name), directory.with_name(f".{name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -130,7 +140,7 @@ def keep_checkpoint(directory: Path, name: str) -> None:
         for file in ("model.safetensors", "meta.json"):
             try:
                 os.link(directory / file, temporary / file)
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 shutil.copyfile(directory / file, temporary / file)
         shutil.rmtree(kept, ignore_errors=True)
         temporary.rename(kept)
@@ -140,6 +150,6 @@ def keep_checkpoint(directory: Path, name: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _previous(directory: Path) -> Path:
-    """Say where the checkpoint before this one lies; a run keeps it, should the last be damaged."""
+def previous_checkpoint(directory: Path) -> Path:
+    """Return the path of the checkpoint that was replaced by the one in `directory`."""
     return directory.with_name("previous" if directory.name == "last" else f".{directory.name}.old")

@@ -1,10 +1,9 @@
-"""Write a checkpoint for others to read, and show that what they read gives the same features.
+"""Convert a checkpoint to another format, and verify that the result computes the same features.
 
-In: a CKPT, another size or window if wanted, a format. Out: a native checkpoint directory, a folder that
-timm loads by `timm.create_model("local-dir:DIR", pretrained=True)`, or, from `transfer/export.py`, a
-file for Detectron2 or MMSegmentation. The feature check loads what was written by the reader's own code.
-
-timm's names are ours but for a ViT's: its key bias is zero, its position tables lie in `attn`.
+The source is a CKPT, optionally resized to another image or window size. The result is a native checkpoint
+directory, a folder for `timm.create_model("local-dir:DIR", pretrained=True)`, or, by the writers of
+`transfer/export.py`, a file for Detectron2 or MMSegmentation. Every writer loads its result with the target's own
+code and compares features.
 """
 
 from __future__ import annotations
@@ -21,22 +20,24 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from simmim_bench.checkpoints.load import LoadReport, restore_backbone
-from simmim_bench.checkpoints.load import load_state as load_into
+from simmim_bench.checkpoints.load import LoadReport, load_state, restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
-from simmim_bench.models.build import TABLE, Backbone, build_backbone
-from simmim_bench.models.convnet import TIMM_PATCH, bottlenecks, timm_name
-from simmim_bench.models.vit import sincos_position
+from simmim_bench.models.build import Backbone, build_backbone
 
-TOLERANCE = 1e-4  # of the features' largest value, in float32
-StateDict = dict[str, Tensor]
+TOLERANCE = 1e-4  # relative to the features' largest value, in float32
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a writer says: how far the features differ, relatively, and how to use the file."""
+class ExportResult:
+    """Result of a writer.
+
+    Attributes:
+        difference: largest difference of the features, relative to their largest value.
+        usage: how to use the written file: a shell command or a line of Python.
+    """
 
     difference: float
     usage: str
@@ -44,7 +45,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` did."""
+    """Report of `convert`; its JSON is the command's output."""
 
     source: str
     destination: str
@@ -61,7 +62,7 @@ class Conversion:
     usage: str = field(default="")
 
 
-Writer = Callable[[Checkpoint, Path], Written]
+Writer = Callable[[Checkpoint, Path], ExportResult]
 
 
 def convert(
@@ -77,54 +78,40 @@ def convert(
     label: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Read, resize, write, check.
+    """Convert a checkpoint: read, resize, write and compare features.
 
     Args:
-        img_size, window_size: what the position tables are made for; None for the checkpoint's own.
-        mean, std: the normalisation the weights expect, where the file does not tell.
-        label: the row's name in a leaderboard.
+        source: a CKPT with weights.
+        destination: the file or folder to write.
+        write: writer of the format.
+        to: name of the format, for messages.
+        img_size, window_size: sizes that position tables are resized to; None keeps the checkpoint's.
+        mean, std: normalisation of the input, if the source does not specify it.
+        label: name of the row in a leaderboard.
+        overwrite: replace an existing destination.
 
     Raises:
-        UsageError: `random:ARCH`, or a destination that is there.
-        DataError: a checkpoint that cannot be read or is not whole.
-        BenchError: what was written gives other features; nothing is left behind.
+        UsageError: The source is `random:ARCH`, or the destination exists.
+        DataError: The source cannot be read or is incomplete, or the destination cannot be written.
+        BenchError: The written file computes other features; the file is removed.
     """
-    if destination.exists() and not overwrite:
-        raise UsageError(f"{destination} is there; choose another DST or add --overwrite.")
-    checkpoint = read_checkpoint(source)
-    if checkpoint.is_random:
-        raise UsageError(
-            f"{source} has no weights to convert; give a checkpoint or a weights file."
-        )
-    if destination.exists() and destination.resolve() == Path(source).resolve():
-        raise UsageError("SRC and DST are the same; choose another DST.")
-    provenance = {**checkpoint.provenance, "label": label or checkpoint.label}
+    checkpoint = _read_source(source, destination, overwrite=overwrite)
+    provenance = {
+        **checkpoint.provenance,
+        "label": label or checkpoint.label,
+        "converted_from": checkpoint.sha256,
+    }
     resized, report = resize(
         replace(
             checkpoint,
             mean=mean or checkpoint.mean,
             std=std or checkpoint.std,
-            provenance={**provenance, "converted_from": checkpoint.sha256},
+            provenance=provenance,
         ),
         img_size,
         window_size,
     )
-    temporary = destination.with_name(f".{destination.name}.tmp")
-    try:
-        _remove(temporary)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        written = write(resized, temporary)
-        if not written.difference <= TOLERANCE:
-            raise BenchError(
-                f"{to} gives other features than {source}: they differ by {written.difference:.1e} of "
-                "their size; nothing was written. Please report it."
-            )
-        _remove(destination)
-        temporary.rename(destination)
-    except OSError as error:
-        raise DataError(f"cannot write {destination}: {error}; choose another DST.") from error
-    finally:
-        _remove(temporary)
+    result = _write_verified(resized, destination, write=write, to=to, source=source)
     spec = resized.spec
     return Conversion(
         source=source,
@@ -138,9 +125,44 @@ def convert(
         resized=report.resized,
         missing=report.missing,
         unused=report.unused,
-        feature_difference=written.difference,
-        usage=written.usage.replace(str(temporary), str(destination)),
+        feature_difference=result.difference,
+        usage=result.usage,
     )
+
+
+def _read_source(source: str, destination: Path, *, overwrite: bool) -> Checkpoint:
+    """Read the checkpoint to convert and check that the destination may be written."""
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination} exists; choose another DST or add --overwrite.")
+    checkpoint = read_checkpoint(source)
+    if checkpoint.is_random:
+        raise UsageError(f"{source} has no weights to convert; use a checkpoint or a weights file.")
+    if destination.exists() and destination.resolve() == Path(source).resolve():
+        raise UsageError(f"SRC and DST are both {destination}; choose another DST.")
+    return checkpoint
+
+
+def _write_verified(
+    checkpoint: Checkpoint, destination: Path, *, write: Writer, to: str, source: str
+) -> ExportResult:
+    """Write to a temporary path and rename it to the destination if the features are equal."""
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    try:
+        _remove(temporary)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        result = write(checkpoint, temporary)
+        if not result.difference <= TOLERANCE:
+            raise BenchError(
+                f"the features of {to} differ from those of {source} by {result.difference:.1e} of their "
+                f"largest value; at most {TOLERANCE:.0e} is allowed. Nothing was written. Please report it."
+            )
+        _remove(destination)
+        temporary.rename(destination)
+    except OSError as error:
+        raise DataError(f"cannot write {destination}: {error}; choose another DST.") from error
+    finally:
+        _remove(temporary)
+    return replace(result, usage=result.usage.replace(str(temporary), str(destination)))
 
 
 def _remove(path: Path) -> None:
@@ -153,31 +175,51 @@ def _remove(path: Path) -> None:
 def resize(
     checkpoint: Checkpoint, img_size: tuple[int, int] | None, window_size: int | None
 ) -> tuple[Checkpoint, LoadReport]:
-    """Make a checkpoint's position tables for another (H, W) or window, in the form that it has."""
+    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form."""
     assert checkpoint.state is not None
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
-    classes = len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
-    model = build_backbone(spec, form=checkpoint.form, num_classes=classes)
-    report = load_into(model, checkpoint)
+    model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
+    report = load_state(model, checkpoint)
     prefix = "encoder." if checkpoint.form == "pretrain" else ""
-    found = model.state_dict()
+    loaded = model.state_dict()
     outside = {k: v for k, v in checkpoint.state.items() if prefix and not k.startswith(prefix)}
-    state = {prefix + k: found[k] for k in report.matched + report.resized} | outside
+    state = {prefix + k: loaded[k] for k in report.matched + report.resized} | outside
     return replace(checkpoint, spec=spec, state=state), report
 
 
+def _num_classes(checkpoint: Checkpoint) -> int:
+    """Return the number of outputs of a checkpoint's classification head; 0 without head."""
+    assert checkpoint.state is not None
+    return len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
+
+
 def probe_images(spec: BackboneSpec) -> Tensor:
-    """Give the two noise images (2, C, H, W) that features are compared on."""
+    """Return the two noise images (2, C, H, W) that features are compared on."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, spec.in_chans, *spec.img_size, generator=generator)
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
-    """Give the largest difference, as a share of the largest wanted value."""
+    """Return the largest absolute difference divided by the largest absolute value of `wanted`."""
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-def write_native(checkpoint: Checkpoint, path: Path) -> Written:
+def maps_difference(theirs: nn.Module | Callable[[Tensor], Any], ours: Backbone) -> float:
+    """Return the largest relative difference of feature maps.
+
+    Args:
+        theirs: maps images to feature maps that are layer-normalised as `forward_maps` does, so that a
+            fine-tuned scale has no effect.
+        ours: the backbone that was exported.
+    """
+    images = probe_images(ours.spec)
+    with torch.no_grad():
+        found, wanted = list(theirs(images)), ours.eval().forward_maps(images)
+    assert len(found) == len(wanted)
+    return max(map(relative_difference, found, wanted))
+
+
+def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
     """Write a checkpoint directory."""
     assert checkpoint.state is not None
     write_checkpoint(
@@ -194,13 +236,16 @@ def write_native(checkpoint: Checkpoint, path: Path) -> Written:
         wanted = restore_backbone(checkpoint).eval().forward_features(images)
         found = restore_backbone(read_checkpoint(str(path))).eval().forward_features(images)
     usage = f"simmim-bench transfer linear --ckpt {path} --data DIR"
-    return Written(relative_difference(found, wanted), usage)
+    return ExportResult(relative_difference(found, wanted), usage)
 
 
-def write_timm(checkpoint: Checkpoint, path: Path) -> Written:
-    """Write timm's `config.json` and `model.safetensors`, the backbone in its transfer form."""
-    assert checkpoint.state is not None
-    classes = len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
+def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    """Write the backbone in its transfer form as timm's `config.json` and `model.safetensors`.
+
+    Raises:
+        UsageError: timm does not implement the architecture.
+    """
+    classes = _num_classes(checkpoint)
     ours = restore_backbone(checkpoint, num_classes=classes).eval()
     if ours.spec.windowed_blocks:
         raise UsageError(
@@ -224,99 +269,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> Written:
         found = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
         wanted = ours.forward_features(images)
     usage = f'timm.create_model("local-dir:{path}", pretrained=True)'
-    return Written(relative_difference(found, wanted), usage)
-
-
-def timm_arguments(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
-    """Give the timm model of a spec and what differs from it.
-
-    Raises:
-        UsageError: a convolutional network with a stem that timm has not.
-    """
-    if spec.is_convolutional:
-        return _timm_convnet(spec)
-    arguments: dict[str, Any] = {
-        "img_size": list(spec.img_size),
-        "patch_size": spec.patch_size,
-        "in_chans": spec.in_chans,
-        "embed_dim": spec.embed_dim,
-        "mlp_ratio": spec.mlp_ratio,
-        "global_pool": "avg",
-    }
-    if spec.family != "vit":
-        arguments |= {
-            "depths": list(spec.depths),
-            "num_heads": list(spec.num_heads),
-            "window_size": spec.window_size,
-        }
-        if spec.pretrained_windows:
-            arguments["pretrained_window_sizes"] = [list(w) for w in spec.pretrained_windows]
-        v2 = spec.family == "swinv2"
-        return "swinv2_base_window8_256" if v2 else "swin_base_patch4_window7_224", arguments
-    arguments |= {
-        "depth": spec.depths[0],
-        "num_heads": spec.num_heads[0],
-        "init_values": spec.init_values or 0.0,  # timm takes None for its own default
-    }
-    if not spec.rel_pos_bias and not spec.sincos_position:
-        return "vit_base_patch16_224", arguments
-    return "beit_base_patch16_224", {
-        **arguments,
-        "use_rel_pos_bias": spec.rel_pos_bias,
-        "use_abs_pos_emb": spec.abs_pos_embed or spec.sincos_position,
-    }
-
-
-def _timm_convnet(spec: BackboneSpec) -> tuple[str, dict[str, Any]]:
-    if spec.patch_size != TIMM_PATCH:
-        raise UsageError(
-            f"timm has no {spec.family} with a stem of stride {spec.patch_size}, as {spec.arch} has; use --to "
-            "native, detectron2 or mmseg."
-        )
-    arguments: dict[str, Any] = {"in_chans": spec.in_chans}
-    if spec.family == "resnet":
-        sizes = {"layers": list(spec.depths), "channels": list(bottlenecks(spec))}
-        return "resnet50", arguments | sizes
-    return "convnext_base", arguments | {
-        "depths": list(spec.depths),
-        "dims": [level.channels for level in spec.feature_levels],
-        "ls_init_value": spec.init_values,
-    }
-
-
-def to_timm(model: Backbone) -> StateDict:
-    """Give a backbone's weights under timm's names."""
-    spec = model.spec
-    plain_vit = spec.family == "vit" and not spec.rel_pos_bias and not spec.sincos_position
-    state: StateDict = {}
-    for name, value in model.state_dict().items():
-        if spec.is_convolutional:
-            name = timm_name(name, spec.family)
-        elif spec.family != "vit":
-            name = f"head.fc.{name.removeprefix('head.')}" if name.startswith("head.") else name
-        else:
-            name = name.replace(f"rel_pos_bias.{TABLE}", f"attn.{TABLE}")
-        if plain_vit and name.endswith(("gamma_1", "gamma_2")):
-            name = f"{name.removesuffix(name[-7:])}ls{name[-1]}.gamma"
-        state[name] = value
-    if plain_vit:
-        for i in range(spec.depths[0]):
-            stem = f"blocks.{i}.attn."
-            query, values = state.pop(f"{stem}q_bias"), state.pop(f"{stem}v_bias")
-            state[f"{stem}qkv.bias"] = torch.cat([query, torch.zeros_like(query), values])
-    if spec.sincos_position:
-        patches = sincos_position(spec.grid, spec.embed_dim).flatten(0, 1)
-        state["pos_embed"] = torch.cat([torch.zeros_like(patches[:1]), patches])[None]
-    return state
-
-
-def maps_difference(theirs: nn.Module | Callable[[Tensor], Any], ours: Backbone) -> float:
-    """Compare feature maps; both sides' levels are layer-normalised, which a fine-tuned scale hides."""
-    images = probe_images(ours.spec)
-    with torch.no_grad():
-        found, wanted = list(theirs(images)), ours.eval().forward_maps(images)
-    assert len(found) == len(wanted)
-    return max(map(relative_difference, found, wanted))
+    return ExportResult(relative_difference(found, wanted), usage)
 
 
 WRITERS: dict[str, Writer] = {"native": write_native, "timm": write_timm}

@@ -1,4 +1,8 @@
-"""Load a checkpoint's weights into a backbone: match by name, resize position tables, report the rest."""
+"""Load a checkpoint's weights into a backbone.
+
+Weights are matched by name, position tables are resized, and a report lists the matched, resized, missing and
+unused weights.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,24 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.errors import DataError
-from simmim_bench.models.build import TABLE, Backbone, build_backbone, table_grids
-from simmim_bench.models.position_bias import Grid, resize_table
-from simmim_bench.models.vit import Form, ViT
+from simmim_bench.models.archs import Form
+from simmim_bench.models.build import Backbone, build_backbone, table_grids
+from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
+from simmim_bench.models.vit import ViT
 
-# A pretraining checkpoint has none of these: they are drawn anew for the task.
+# Weights that a pretraining checkpoint does not have; the task initialises them.
 NEW_IN_TRANSFER = ("fc_norm.", "head.")
-
-
-# Of BatchNorm, and without effect; older files of torchvision do not have it.
-COUNTER = "num_batches_tracked"
-
-
+# A buffer of BatchNorm without effect on the output; older checkpoints of torchvision do not have it.
+BATCHNORM_COUNTER = "num_batches_tracked"
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
+ENCODER_PREFIX = "encoder."
 
 
 @dataclass
 class LoadReport:
-    """Say which weights of a checkpoint went where, by name."""
+    """Names of the weights that were matched, resized, missing from the checkpoint, and unused."""
 
     matched: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
@@ -35,14 +37,34 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        # Records store this text.
         if not (self.matched or self.resized or self.missing or self.unused):
             return "weights: drawn from the seed"
-        parts = [f"{len(self.matched)} matched"]
+        counts = [f"{len(self.matched)} matched"]
         for what in ("resized", "missing", "unused"):
             names = getattr(self, what)
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            parts.append(f"{len(names)} {what}" + (f" ({shown})" if names else ""))
-        return "weights: " + ", ".join(parts)
+            counts.append(f"{len(names)} {what}" + (f" ({shorten(names)})" if names else ""))
+        return "weights: " + ", ".join(counts)
+
+
+@dataclass
+class Fit:
+    """Result of matching a checkpoint's weights with a backbone.
+
+    Attributes:
+        report: names of the weights by outcome.
+        weights: weights in the backbone's shapes, by the backbone's names.
+        faults: one message for every reason why the checkpoint does not fit; empty if it fits.
+    """
+
+    report: LoadReport
+    weights: StateDict
+    faults: list[str]
+
+
+def shorten(names: list[str], limit: int = 4) -> str:
+    """Return the first names, comma-separated, with an ellipsis if the list has more than `limit`."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def restore_backbone(
@@ -57,11 +79,11 @@ def restore_backbone(
 ) -> Backbone:
     """Build the backbone of a checkpoint in its transfer form and load its weights.
 
-    See `simmim_bench.backbones.load_backbone`, which also reads CKPT, for the arguments.
+    The arguments are those of `simmim_bench.backbones.load_backbone`, which also reads a CKPT.
 
     Raises:
-        UsageError: a size that the patches do not divide.
-        DataError: weights that do not fit.
+        UsageError: The image size is not a multiple of the patch size.
+        DataError: The weights do not fit.
     """
     spec = checkpoint.spec.at(img_size, window_size, trained=checkpoint.state is not None)
     spec = replace(spec, in_chans=in_chans or spec.in_chans)
@@ -71,90 +93,88 @@ def restore_backbone(
 
 
 def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
-    """Put a checkpoint's weights into a backbone, in transfer or in pretraining form.
+    """Load a checkpoint's weights into a backbone in transfer or pretraining form.
 
     Raises:
-        DataError: a weight of the encoder is missing or has a shape that no resizing explains.
+        DataError: A weight of the encoder is missing or has a shape that resizing cannot explain.
     """
     fit = fit_state(model, checkpoint)
     if fit.faults:
         raise DataError(fit.faults[0])
-    model.load_state_dict(fit.weights, strict=False)  # what is missing was judged
+    model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
     return fit.report
 
 
-@dataclass
-class Fit:
-    """How a checkpoint's weights fit a backbone.
-
-    Attributes:
-        weights: in the backbone's shapes, by its names.
-        faults: why it does not fit, a message each; none where it does.
-    """
-
-    report: LoadReport
-    weights: dict[str, Tensor]
-    faults: list[str]
-
-
 def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
-    """Find the place of each of a checkpoint's weights in a backbone, which may be without memory (meta)."""
+    """Match a checkpoint's weights with a backbone, which may be on the "meta" device."""
     assert checkpoint.state is not None
     source = dict(checkpoint.state)
     if checkpoint.form == "pretrain":
         source = encoder_state(source)
     form: Form = model.form if isinstance(model, ViT) else "transfer"
     grids, new_grids = table_grids(checkpoint.spec, checkpoint.form), table_grids(model.spec, form)
-    # One table for all blocks while pretraining becomes one a block.
+    # In the pretraining form all blocks share one table; in the transfer form every block has a copy.
     shared = None
     if checkpoint.form == "pretrain" and form == "transfer":
-        shared = source.pop(f"rel_pos_bias.{TABLE}", None)
+        shared = source.pop(f"rel_pos_bias.{BIAS_TABLE}", None)
 
-    report = LoadReport()
-    faults: list[str] = []
-    loaded: dict[str, Tensor] = {}
+    fit = Fit(LoadReport(), {}, [])
     old_grid: Grid | None
     for name, current in model.state_dict().items():
-        if shared is not None and name.endswith(f"rel_pos_bias.{TABLE}"):
+        table = name.removesuffix(f".{BIAS_TABLE}")
+        if shared is not None and name.endswith(f"rel_pos_bias.{BIAS_TABLE}"):
             value, old_grid = shared, grids["rel_pos_bias"]
         elif name in source:
-            value, old_grid = source.pop(name), grids.get(name.removesuffix(f".{TABLE}"))
+            value, old_grid = source.pop(name), grids.get(table)
         else:
-            report.missing.append(name)
+            fit.report.missing.append(name)
             continue
         if name.startswith("head.") and value.shape != current.shape:
-            report.unused.append(name)  # a fine-tuned head for other classes
+            fit.report.unused.append(name)  # a fine-tuned head for other classes
             continue
-        fitted = value
-        if name.endswith(TABLE) and old_grid is not None:
-            fitted = resize_table(value, old_grid, new_grids[name.removesuffix(f".{TABLE}")])
-        elif name == "pos_embed" and value.shape != current.shape:
-            fitted = resample_abs_pos_embed(
-                value, list(model.spec.grid), list(checkpoint.spec.grid)
-            )
-        elif name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
-            fitted = adapt_input_conv(current.shape[1], value, value.shape[1])
+        if name.endswith(BIAS_TABLE) and old_grid is not None:
+            fitted = resize_table(value, old_grid, new_grids[table])
+        else:
+            fitted = _resize_weight(name, value, current, model.spec.grid, checkpoint.spec.grid)
         if fitted.shape != current.shape:
-            faults.append(
+            fit.faults.append(
                 f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
-                f"{model.spec.arch} wants {tuple(current.shape)}."
+                f"but {model.spec.arch} needs {tuple(current.shape)}."
             )
             continue
-        (report.matched if fitted is value else report.resized).append(name)
-        loaded[name] = fitted
-    report.unused += [*sorted(source), *checkpoint.unread]
+        (fit.report.matched if fitted is value else fit.report.resized).append(name)
+        fit.weights[name] = fitted
+    fit.report.unused += [*sorted(source), *checkpoint.unread]
+    _check_missing(fit, f"checkpoint {checkpoint.name}", model.spec.arch)
+    return fit
 
-    lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
-    lost = [n for n in lost if not n.endswith(COUNTER)]
-    if lost:
-        faults.append(
-            f"checkpoint {checkpoint.name} lacks {len(lost)} weights of {model.spec.arch}'s encoder: "
-            f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}"
+
+def _resize_weight(name: str, value: Tensor, current: Tensor, grid: Grid, old_grid: Grid) -> Tensor:
+    """Resize a position embedding or the channels of the first convolution; return other weights unchanged."""
+    if name == "pos_embed" and value.shape != current.shape:
+        resized: Tensor = resample_abs_pos_embed(value, list(grid), list(old_grid))
+        return resized
+    if name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
+        adapted: Tensor = adapt_input_conv(current.shape[1], value, value.shape[1])
+        return adapted
+    return value
+
+
+def _check_missing(fit: Fit, title: str, arch: str) -> None:
+    """Add a fault if weights of the encoder are missing."""
+    missing = [
+        name
+        for name in fit.report.missing
+        if not name.startswith(NEW_IN_TRANSFER) and not name.endswith(BATCHNORM_COUNTER)
+    ]
+    if missing:
+        fit.faults.append(
+            f"{title} lacks {len(missing)} weights of {arch}'s encoder: {shorten(missing)}"
         )
-    return Fit(report, loaded, faults)
 
 
-def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the encoder out of a SimMIM model's weights; mask token and head stay behind."""
-    prefix = "encoder."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+def encoder_state(state: StateDict) -> StateDict:
+    """Return the encoder's weights from a SimMIM model's weights, without mask token and head."""
+    return {
+        k.removeprefix(ENCODER_PREFIX): v for k, v in state.items() if k.startswith(ENCODER_PREFIX)
+    }

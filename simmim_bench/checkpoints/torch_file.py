@@ -1,9 +1,8 @@
-"""Weights files of others: what is in them, without running anything that is in them.
+"""Read third-party weights files, `.safetensors` or written by `torch.save`, without executing their content.
 
-In: a `.safetensors` file, or what `torch.save` wrote. Out: tensors by name, and the plain values beside
-them. A pickle names functions to call; torch's `weights_only` reader calls those of an allow-list, and
-the names below, which published checkpoints hold beside their weights, are read as plain dictionaries.
-A file that names anything else is refused and has created nothing.
+A pickle names functions to call. torch's `weights_only` reader calls only those of an allow-list, and the
+classes below, which published checkpoints hold besides their weights, are read as plain dictionaries. A file that
+names any other function is refused before anything is called.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.errors import DataError
 
-# Configurations, read as dictionaries: yacs in SimMIM and Swin, argparse in MAE and BEiT.
+# Configuration classes that are read as dictionaries: yacs in SimMIM and Swin, argparse in MAE and BEiT.
 AS_DICTIONARIES = (
     "yacs.config.CfgNode",
     "argparse.Namespace",
@@ -32,18 +32,18 @@ AS_DICTIONARIES = (
     "addict.addict.Dict",
     "mmengine.logging.history_buffer.HistoryBuffer",
 )
-# Where the weights are in a file that holds more: SimMIM, Swin, MAE, BEiT; mmpretrain; BEiT v2.
+# Keys of the weights in files with other entries: SimMIM, Swin, MAE, BEiT; mmpretrain; BEiT v2.
 WEIGHTS_KEYS = ("model", "state_dict", "module", "model_state_dict")
 
 
-def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_weights_file(path: Path) -> tuple[StateDict, dict[str, Any]]:
     """Read a weights file.
 
     Returns:
-        The tensors by name, and what else the file holds by its key.
+        The tensors by name, and the file's other entries by key.
 
     Raises:
-        DataError: it cannot be read, is damaged, asks to run code, or holds no weights.
+        DataError: The file cannot be read, is damaged, requests code execution, or holds no weights.
     """
     if path.suffix == ".safetensors":
         try:
@@ -62,15 +62,15 @@ def read_weights_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _load_pickle(path: Path) -> Any:
-    """Read a file of `torch.save` through the allow-list."""
-    harmless: list[Any] = [(OrderedDict, name) for name in AS_DICTIONARIES]
-    harmless += [
+    """Read a file written by `torch.save` with the allow-list."""
+    allowed: list[Any] = [(OrderedDict, name) for name in AS_DICTIONARIES]
+    allowed += [
         np.ndarray,
         np.dtype,
         type(np.dtype(np.float64)),
         type(np.dtype(np.float32)),
         type(np.dtype(np.int64)),
-        # Older files spell numpy's module without the underscore.
+        # Older versions of numpy name the module without the underscore.
         *(
             (function, f"numpy.{core}.multiarray.{function.__name__}")
             for core in ("core", "_core")
@@ -80,7 +80,7 @@ def _load_pickle(path: Path) -> Any:
     try:
         if path.stat().st_size == 0:
             raise DataError(f"weights file {path} is empty; use another copy.")
-        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
@@ -89,30 +89,34 @@ def _load_pickle(path: Path) -> Any:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is not None:
             raise DataError(
-                f"weights file {path} asks to run {wanted[1]}, which no weights need: it was not run and "
-                "the file is refused. Get the weights as safetensors, or saved without that object."
+                f"weights file {path} requests execution of {wanted[1]}, which no weights need; it was not "
+                "executed. Use a safetensors file, or save the weights without that object."
             ) from error
         raise DataError(
-            f"weights file {path} is damaged, or not what torch.save writes; use another copy."
+            f"weights file {path} is damaged, or was not written by torch.save; use another copy."
         ) from error
     except OSError as error:
         raise DataError(
             f"weights file {path} cannot be read: {error}; use another copy."
         ) from error
-    except Exception as error:  # torch.load raises whatever the damaged archive makes it raise
+    except Exception as error:  # torch.load raises many types for a damaged archive
         raise DataError(
-            f"weights file {path} is damaged, or no weights file ({type(error).__name__}); use another copy."
+            f"weights file {path} is damaged, or not a weights file ({type(error).__name__}); use another copy."
         ) from error
 
 
 def _numpy_functions() -> list[Any]:
-    """Give the two functions that rebuild numbers and arrays, wherever this numpy has them."""
+    """Return the two functions that unpickle arrays and scalars, whose module depends on numpy's version."""
     array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     return [array, scalar]
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """Take the tensors out of a dictionary; a file of none is refused."""
+def _tensors(content: Any, path: Path) -> StateDict:
+    """Return the tensors of a dictionary.
+
+    Raises:
+        DataError: `content` is not a dictionary or has no tensors.
+    """
     found = (
         {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
         if isinstance(content, Mapping)
@@ -120,7 +124,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     )
     if not found:
         raise DataError(
-            f"{path} holds no weights by name: neither itself nor its entries "
-            f"{', '.join(WEIGHTS_KEYS)} are a dictionary of tensors."
+            f"{path} holds no weights by name: neither the file's content nor its entries "
+            f"{', '.join(WEIGHTS_KEYS)} are a dictionary of tensors; use a file with a state dict."
         )
     return found

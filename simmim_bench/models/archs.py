@@ -1,11 +1,11 @@
-"""The architectures by name, as plain descriptions: no torch here, so that the command line stays light.
+"""Describe every architecture as a `BackboneSpec`, found by a name such as `vit_b`.
 
-In: a name such as `vit_b`. Out: a `BackboneSpec`, from which the module (`backbones.py`), its feature
-levels and its layer numbers follow. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti" and "s" as
-in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3), Swin V2 (arXiv 2111.09883,
-section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385, table 1). SimMIM's own
-choices (layer scale 0.1, no absolute position embedding, window 6 at 192 pixels while pretraining) are from
-SimMIM's configs/ folder.
+A spec determines the module (`build.py`), its feature levels and its layer numbers. This module does not
+import torch, so that the command line starts fast. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti"
+and "s" as in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3), Swin V2
+(arXiv 2111.09883, section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385,
+table 1). SimMIM's own choices (layer scale 0.1, no absolute position embedding, window 6 at 192 pixels
+during pretraining) are from SimMIM's configs/ folder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any, Literal, NamedTuple
 from simmim_bench.errors import UsageError, nearest
 
 Family = Literal["vit", "swin", "swinv2", "convnext", "resnet"]
-RESNET_STEM = 64  # arXiv 1512.03385, table 1 (conv1)
+Form = Literal["pretrain", "transfer"]
+"""Form of a backbone: the encoder of a SimMIM model, or the backbone that is transferred to a task."""
+
+RESNET_STEM_DIM = 64  # arXiv 1512.03385, table 1 (conv1)
 
 
 class FeatureLevel(NamedTuple):
-    """One feature map that a backbone gives: its channels and its stride in pixels."""
+    """Channels and stride, in pixels, of one feature map of a backbone."""
 
     channels: int
     stride: int
@@ -28,31 +31,34 @@ class FeatureLevel(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """Describe a backbone completely.
+    """Complete description of a backbone.
 
     Attributes:
-        arch: the name it was looked up under.
-        family: which module builds it.
-        img_size: (H, W) in pixels that the position tables and windows are made for. Other sizes run too.
-        patch_size: pixels a side of one token; of a convolutional network, the stride of its stem.
-        embed_dim: channels of the first stage; all but a ViT double them at every later stage.
-        depths: blocks a stage; a ViT has one stage.
-        num_heads: attention heads a stage; a convolutional network has none.
-        window_size: tokens a side of an attention window. A ViT has 0 for attention over the whole image;
-            with windows it is the backbone of ViTDet (see `windowed_blocks`). A convolutional network has 0.
+        arch: name in `ARCHS`.
+        family: determines the module class.
+        img_size: (H, W) in pixels that position tables and windows are built for. The backbone accepts
+            other sizes as well.
+        patch_size: side of one token in pixels; for a convolutional network, the stride of its stem.
+        embed_dim: channels of the first stage; every later stage doubles them. A ViT has one stage.
+        depths: number of blocks of every stage.
+        num_heads: attention heads of every stage; empty for a convolutional network.
+        window_size: side of an attention window in tokens; 0 for a ViT with global attention and for a
+            convolutional network. A ViT with windows is ViTDet's backbone (see `windowed_blocks`).
         in_chans: image channels.
-        mlp_ratio: hidden width of the MLP over the block's width.
-        init_values: initial layer scale of residual branches; None for none, of a ViT. A ConvNeXt has one.
-        rel_pos_bias: give a ViT's attention a learnt relative position bias, as BEiT and SimMIM do.
-        abs_pos_embed: add a learnt embedding of the position to a ViT's tokens, as MAE's and timm's
-            files hold it.
-        sincos_position: add fixed sines and cosines of the position to a ViT's patches, as MAE does
+        mlp_ratio: hidden width of the MLP divided by the block's width.
+        init_values: initial layer scale of the residual branches of a ViT or ConvNeXt; None for a ViT
+            without layer scale.
+        rel_pos_bias: a ViT's attention has a learned relative position bias, as in BEiT and SimMIM.
+        abs_pos_embed: a ViT adds a learned absolute position embedding to its tokens, as in the
+            checkpoints of MAE and timm.
+        sincos_position: a ViT adds a fixed sine-cosine position embedding to its patches, as MAE does
             (arXiv 2111.06377, appendix A.1). SimMIM's own ViT has no absolute position.
-        narrow_init: draw a ViT's weights as narrowly as SimMIM does: from a normal cut off at one
-            deviation while pretraining (models/simmim.py), a new head a thousandfold smaller
+        narrow_init: a ViT uses SimMIM's narrow initialisation: a normal truncated at one standard
+            deviation during pretraining (models/simmim.py), and a new head scaled by 1/1000
             (models/vision_transformer.py, init_scale).
-        pretrained_windows: (h, w) a stage that a Swin V2's weights were trained with, where it is not
-            its own window: the scale of its continuous position bias (arXiv 2111.09883, section 3.3).
+        pretrained_windows: (h, w) of every stage that a Swin V2's weights were trained with, where
+            they differ from the current windows: the scale of the continuous position bias
+            (arXiv 2111.09883, section 3.3).
     """
 
     arch: str
@@ -81,55 +87,55 @@ class BackboneSpec:
 
     @property
     def num_features(self) -> int:
-        """Channels of the last level."""
+        """Channels of the last feature level."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
     def stride(self) -> int:
-        """Pixels a side of one cell of the last level; SimMIM's `encoder_stride`."""
+        """Stride of the last feature level in pixels; SimMIM's `encoder_stride`."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
     def is_convolutional(self) -> bool:
-        """Whether it has no attention: no position tables and no windows either."""
+        """Whether the network has no attention, and hence no position tables and no windows."""
         return self.family in ("convnext", "resnet")
 
     @property
     def has_overlapping_stem(self) -> bool:
-        """Whether a cell of the embedding sees pixels of its neighbours."""
+        """Whether the receptive fields of neighbouring cells of the stem's output overlap."""
         return self.family == "resnet"
 
     @property
     def stem_dim(self) -> int:
-        """Channels of the embedding, and of the mask token that takes a cell's place in it."""
-        return RESNET_STEM if self.family == "resnet" else self.embed_dim
+        """Channels of the embedding, and of the mask token that replaces hidden cells."""
+        return RESNET_STEM_DIM if self.family == "resnet" else self.embed_dim
 
     @property
     def num_blocks(self) -> int:
-        """Blocks in all stages."""
+        """Number of blocks in all stages."""
         return sum(self.depths)
 
     @property
     def probed_blocks(self) -> int:
-        """How many features `forward_pooled` gives of an image: a ViT's blocks, or another's stages."""
+        """Length of dimension 1 of `forward_pooled`: the blocks of a ViT, the stages of other families."""
         return self.depths[0] if self.family == "vit" else len(self.depths)
 
     @property
     def has_class_token(self) -> bool:
-        """Whether tokens are mixed with a class token: in a ViT without windows."""
+        """Whether the transfer form has a class token; only a ViT without windows has one."""
         return self.family == "vit" and not self.windowed_blocks
 
     @property
     def poolings(self) -> tuple[Literal["mean", "cls"], ...]:
-        """What `forward_pooled` gives of a block: the mean patch token and the class token, if there is one."""
+        """Poolings that `forward_pooled` returns for every block: mean patch token, class token."""
         return ("mean", "cls") if self.has_class_token else ("mean",)
 
     @property
     def windowed_blocks(self) -> tuple[int, ...]:
-        """Which blocks of a ViT, counted from 0, attend within windows: all but the last of each quarter.
+        """Indices, from 0, of a ViT's blocks with window attention: all but the last of each quarter.
 
-        That is ViTDet's choice (arXiv 2203.16527, section 3), for ViT-B all but blocks 2, 5, 8 and 11. A
-        ViT of four blocks has none.
+        ViTDet makes this choice (arXiv 2203.16527, section 3): for ViT-B all but blocks 2, 5, 8 and 11.
+        A ViT of four blocks has no windowed block.
         """
         if self.family != "vit" or not self.window_size:
             return ()
@@ -137,7 +143,7 @@ class BackboneSpec:
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
-        """What `forward_maps` gives: the stages, or four equally spaced blocks of a ViT."""
+        """Levels that `forward_maps` returns: the stages, or four equally spaced blocks of a ViT."""
         if self.family == "vit":
             return (FeatureLevel(self.embed_dim, self.patch_size),) * len(self.level_blocks)
         return tuple(
@@ -147,10 +153,10 @@ class BackboneSpec:
 
     @property
     def level_blocks(self) -> tuple[int, ...]:
-        """After which block, counted from 1, each of a ViT's levels is taken.
+        """Block, counted from 1, whose output is each of a ViT's feature levels.
 
-        BEiT takes blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs); quarters of
-        the depth are ours, so that every depth from 4 up has four distinct levels.
+        BEiT uses blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs). simmim-bench
+        uses the quarters of the depth, so that every depth from 4 up has four distinct levels.
         """
         depth = self.depths[0]
         return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
@@ -162,7 +168,7 @@ class BackboneSpec:
 
     @property
     def stage_windows(self) -> tuple[tuple[int, int], ...]:
-        """(h, w) of the attention window of every stage of a Swin: no larger than the stage's map."""
+        """(h, w) of the attention window of every Swin stage, at most the size of the stage's map."""
         return tuple(
             (min(self.window_size, -(-h // 2**i)), min(self.window_size, -(-w // 2**i)))
             for i in range(len(self.depths))
@@ -176,35 +182,37 @@ class BackboneSpec:
         *,
         trained: bool = False,
     ) -> BackboneSpec:
-        """Give the same architecture made for another (H, W) or window; None for its own.
+        """Return this architecture for another image size or window size.
 
         Args:
-            trained: there are weights for this spec's own windows, to which a Swin V2 then scales its
-                position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
+            img_size: (H, W) in pixels; None keeps the current one.
+            window_size: side of an attention window in tokens; None keeps the current one.
+            trained: whether weights were trained with this spec's windows. A Swin V2 then keeps the scale
+                of its position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
 
         Raises:
-            UsageError: a size that the patches do not divide, or a window for a network without attention.
+            UsageError: The size is not a multiple of the patch size, or the network has no attention.
         """
         if window_size and self.is_convolutional:
             raise UsageError(
-                f"window_size {window_size} is of attention, which {self.arch} has none of; leave it out, or "
-                "give -o window_size=none."
+                f"window_size={window_size} does not apply to {self.arch}, which has no attention; remove it or "
+                "use -o window_size=none."
             )
         changed = replace(
             self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
         )
-        moved = changed.stage_windows != self.stage_windows and self.family == "swinv2"
-        if trained and moved and not self.pretrained_windows:
+        rescaled = self.family == "swinv2" and changed.stage_windows != self.stage_windows
+        if trained and rescaled and not self.pretrained_windows:
             changed = replace(changed, pretrained_windows=self.stage_windows)
         return changed
 
     def to_json(self) -> dict[str, Any]:
-        """Give the plain form that `from_json` reads."""
+        """Return the JSON object that `from_json` parses."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
-        """Rebuild a spec from its plain form."""
+        """Build a spec from the JSON object that `to_json` returned."""
         return cls(**{key: _tuples(value) for key, value in fields.items()})
 
 
@@ -236,10 +244,8 @@ def _swin(
     return BackboneSpec(
         arch=arch,
         family="swinv2" if v2 else "swin",
-        img_size=(
-            192,
-            192,
-        ),  # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+        # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+        img_size=(192, 192),
         patch_size=4,
         embed_dim=embed_dim,
         depths=depths,
@@ -286,21 +292,22 @@ ARCHS: dict[str, BackboneSpec] = {
         _swin("swinv2_s", 96, (2, 2, 18, 2), 3, v2=True),
         _swin("swinv2_b", 128, (2, 2, 18, 2), 4, v2=True),
         _swin("swinv2_l", 192, (2, 2, 18, 2), 6, v2=True),
-        # arXiv 2111.09883, section 3.4, without the extra norms that it adds for H and G: timm has none.
+        # arXiv 2111.09883, section 3.4, without the extra norms of H and G, which timm does not implement.
         _swin("swinv2_h", 352, (2, 2, 18, 2), 11, v2=True),
         _swin("swinv2_g", 512, (2, 2, 42, 4), 16, v2=True),
-        # The SwinV2-g of arXiv 2206.04664, whose SimMIM weights are public: the width gives its 1.06 billion.
+        # The SwinV2-g of arXiv 2206.04664, whose SimMIM weights are public. Width 448 yields its 1.06 billion
+        # parameters.
         _swin("swinv2_g1b", 448, (2, 2, 18, 2), 14, v2=True),
         _convnext("convnext_t", 96, (3, 3, 9, 3)),
         _convnext("convnext_s", 96, (3, 3, 27, 3)),
         _convnext("convnext_b", 128, (3, 3, 27, 3)),
         _resnet("resnet50", (3, 4, 6, 3)),
         _resnet("resnet101", (3, 4, 23, 3)),
-        # Ours, for pictures of 32 to 96 pixels and training on a CPU in minutes. A layer scale of 0.1
-        # is for deep models and long runs: four blocks learn faster without one. A position bias
-        # starts at zero and takes thousands of steps to tell near from far: minutes have none to spare.
-        # Narrow weights cost seven points of linear probe after those minutes, a narrow head most of
-        # what two epochs of fine-tuning teach.
+        # simmim-bench's own, for images of 32 to 96 pixels and training on a CPU in minutes. Layer scale 0.1
+        # suits deep models and long runs; four blocks learn faster without it. A relative position bias
+        # starts at zero and needs thousands of steps to distinguish near from far. Narrow initialisation
+        # costs seven points of linear probe after minutes of training, and a narrow head costs most of the
+        # gain of two epochs of fine-tuning.
         replace(
             _vit("vit_pocket", 128, 4, 4),
             img_size=(32, 32),
@@ -309,7 +316,7 @@ ARCHS: dict[str, BackboneSpec] = {
             sincos_position=True,
             narrow_init=False,
         ),
-        # Half as wide: a student of `vit_pocket`.
+        # Half the width of `vit_pocket`, its teacher in distillation.
         replace(
             _vit("vit_mini_pocket", 64, 4, 2),
             img_size=(32, 32),
@@ -324,7 +331,7 @@ ARCHS: dict[str, BackboneSpec] = {
             patch_size=2,
             window_size=4,
         ),
-        # A stem of half the usual stride leaves the last stage four cells of a picture of 32 pixels.
+        # With half the usual stem stride, the last stage has four cells for an image of 32 pixels.
         replace(
             _convnext("convnext_pocket", 32, (1, 1, 2, 1)),
             img_size=(32, 32),
@@ -342,10 +349,10 @@ ARCHS: dict[str, BackboneSpec] = {
 
 
 def find_spec(arch: str) -> BackboneSpec:
-    """Look an architecture up by name.
+    """Return the spec of an architecture.
 
     Raises:
-        UsageError: the name is not known; the nearest one is named.
+        UsageError: The name is unknown; the message suggests the nearest one.
     """
     if arch not in ARCHS:
         raise UsageError(f"unknown arch '{arch}'; {nearest(arch, ARCHS)}")

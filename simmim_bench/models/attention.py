@@ -1,4 +1,4 @@
-"""Choose between torch's fused attention kernel and plain products, for timm's attention modules."""
+"""Choose between torch's fused attention kernel and explicit matrix products in timm's attention modules."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from torch import nn
 
 
 def select_attention(model: nn.Module, *, training: bool) -> None:
-    """Set timm's attention modules to torch's fused kernel, or to plain products and a softmax.
+    """Set timm's attention modules to torch's fused kernel, or to explicit products and a softmax.
 
-    On a CPU, torch has no fused kernel that gives the position bias a gradient; what it falls back to
-    takes about twice the time of the plain way (benchmarks/README.md).
+    On a CPU, torch has no fused kernel that computes the gradient of the position bias; its fallback
+    takes about twice the time of explicit products (benchmarks/README.md).
+
+    Args:
+        training: whether the model is about to be trained.
     """
     on_gpu = next(model.parameters()).is_cuda
     for module in model.modules():

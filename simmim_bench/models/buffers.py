@@ -1,4 +1,4 @@
-"""Keep a model's buffers as they are while it runs."""
+"""Preserve a model's buffers, such as BatchNorm's running statistics, during a forward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def preserve_buffers(model: nn.Module) -> Iterator[None]:
-    """Leave a model's buffers as they were before the block: a forward pass moves BatchNorm's statistics."""
+    """Restore a model's buffers at exit: a forward pass in training mode updates BatchNorm's statistics."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

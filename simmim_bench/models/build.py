@@ -1,20 +1,16 @@
-"""Build a backbone from its spec."""
+"""Build the backbone module of a spec, and list the grids of its position tables."""
 
 from __future__ import annotations
 
 import torch
 
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.convnet import ConvNeXt, ResNet
 from simmim_bench.models.position_bias import Grid
 from simmim_bench.models.swin import Swin
-from simmim_bench.models.vit import Form, ViT
+from simmim_bench.models.vit import ViT
 
 Backbone = ViT | Swin | ConvNeXt | ResNet
-
-
-TABLE = "relative_position_bias_table"
-
 
 _HIERARCHICAL: dict[str, type[Swin | ConvNeXt | ResNet]] = {
     "swin": Swin,
@@ -32,7 +28,14 @@ def build_backbone(
     drop_path_rate: float = 0.0,
     seed: int = 0,
 ) -> Backbone:
-    """Build a backbone with weights drawn from a seed; the caller's random state is left alone."""
+    """Build a backbone with randomly initialised weights; the global random state is preserved.
+
+    Args:
+        form: only a ViT distinguishes the forms.
+        num_classes: outputs of the classification head; 0 for a backbone without head.
+        drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
+        seed: of the initialisation.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if spec.family == "vit":
@@ -43,7 +46,7 @@ def build_backbone(
 
 
 def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
-    """Give the (h, w) that every position table of a backbone is for, by its module's name."""
+    """Return the (h, w) grid or window of every position bias table, by the name of its module."""
     if spec.is_convolutional:
         return {}
     if spec.family == "vit":

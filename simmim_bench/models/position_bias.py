@@ -1,13 +1,12 @@
-"""Relative position bias of a ViT, and its resizing to another grid or window.
+"""Compute a ViT's relative position bias, and resize bias tables to another grid or window.
 
-In: a table with one row for every relative position that two tokens of an (h, w) grid can have.
-Out: the additive attention bias for any grid. A ViT's table has three rows more, for class token to
-patch, patch to class token and class token to itself, in that order.
+A table has one row for every relative position of two tokens of an (h, w) grid. A ViT's table has three
+more rows, for class token to patch, patch to class token and class token to itself, in that order.
 
-The resizing follows the official SimMIM code (utils.py, remap_pretrained_keys_*), which has it from
-BEiT: the old positions are spread geometrically, dense near zero, and a bicubic spline through them is
-read at the new integer positions. A spline through fixed positions is linear in its values, so the
-resizing is one matrix an axis, and gradients pass through it.
+The resizing follows the official SimMIM code (utils.py, remap_pretrained_keys_*), which follows BEiT: the
+old positions are spaced geometrically, dense near zero, and a bicubic spline through them is evaluated at
+the new integer positions. A spline through fixed positions is linear in its values, so the resizing is one
+matrix per axis, and gradients pass through it.
 
 Legend: n heads, h w grid of tokens, L = h * w.
 """
@@ -23,13 +22,14 @@ from timm.models.beit import gen_relative_position_index
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
+BIAS_TABLE = "relative_position_bias_table"  # parameter name of a bias table, in timm and here
 CLASS_TOKEN_ROWS = 3
 
 
 def geometric_positions(length: int, new_length: int) -> np.ndarray:
-    """Place `length` old positions (odd, centred on zero) geometrically over the span of the new ones.
+    """Compute `length` (odd) positions, spaced geometrically around zero over the span of the new ones.
 
-    The ratio is found by bisection between 1.01 and 1.5, the official bounds.
+    The ratio is found by bisection between 1.01 and 1.5, the bounds of the official code.
     """
     half, new_half = length // 2, new_length // 2
     low, high = 1.01, 1.5
@@ -46,7 +46,7 @@ def geometric_positions(length: int, new_length: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def resize_matrix(size: int, new_size: int) -> Tensor:
-    """Give the matrix (2 * new_size - 1, 2 * size - 1) that resizes one axis of a bias table."""
+    """Return the matrix (2 * new_size - 1, 2 * size - 1) that resizes one axis of a bias table."""
     length, new_length = 2 * size - 1, 2 * new_size - 1
     if length == new_length:
         return torch.eye(length)
@@ -54,7 +54,7 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
         return torch.ones(new_length, 1)
     positions = geometric_positions(length, new_length)
     wanted = np.arange(new_length) - new_length // 2
-    # The spline is never read outside its knots: where 1.5 is too small a ratio, the border is kept.
+    # Clip, so that the spline does not extrapolate where the maximum ratio 1.5 is too small.
     wanted = wanted.clip(positions[0], positions[-1])
     return torch.from_numpy(CubicSpline(positions, np.eye(length))(wanted)).float()
 
@@ -63,12 +63,12 @@ def resize_table(table: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
     """Resize a bias table from one grid or window to another.
 
     Args:
-        table: ((2h-1) * (2w-1) [+ 3], n) float; the three rows for a class token, if there, are kept.
-        grid: (h, w) that the table is for.
-        new_grid: (h, w) that is wanted.
+        table: ((2h-1) * (2w-1) [+ 3], n) float; the three optional rows of a class token are kept.
+        grid: (h, w) of the table.
+        new_grid: (h, w) of the result.
 
     Returns:
-        The resized table; the table itself when nothing changes.
+        The resized table; `table` itself if the grids are equal.
     """
     if grid == new_grid:
         return table
@@ -88,7 +88,7 @@ def _relative_position_index(grid: Grid, device: torch.device) -> Tensor:
 
 
 class RelativePositionBias(nn.Module):
-    """Hold a table for one grid and give the bias for any grid."""
+    """Relative position bias with a table for one grid, resized on demand to any other grid."""
 
     def __init__(self, grid: Grid, num_heads: int) -> None:
         super().__init__()
@@ -97,7 +97,11 @@ class RelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
 
     def forward(self, grid: Grid, *, class_token: bool = True) -> Tensor:
-        """Give the bias (1, n, 1 + L, 1 + L), class token first, for an (h, w) grid; or without it."""
+        """Compute the additive attention bias of an (h, w) grid.
+
+        Returns:
+            (1, n, 1 + L, 1 + L) with the class token first, or (1, n, L, L) without class token.
+        """
         table = resize_table(self.relative_position_bias_table, self.grid, grid)
         tokens = 1 + grid[0] * grid[1]
         index = _relative_position_index(grid, table.device)

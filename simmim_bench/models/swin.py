@@ -1,8 +1,8 @@
-"""Swin and Swin V2 as SimMIM uses them, on timm's modules.
+"""Build Swin and Swin V2 as SimMIM uses them, on timm's modules.
 
-In: images (B, C, H, W), normalised. Out: tokens, feature maps, pooled features or logits.
-Follows arXiv 2103.14030 and 2111.09883; with SimMIM (arXiv 2111.09886, section 3) the mask is applied
-to the patch embedding and the features are the normalised last stage.
+The modules map normalised images (B, C, H, W) to tokens, feature maps, pooled features or logits. They follow
+arXiv 2103.14030 and 2111.09883; in SimMIM (arXiv 2111.09886, section 3) the mask is applied to the patch
+embedding and the features are the normalised last stage.
 
 Legend: B batch, C channels, (H, W) image, (h, w) tokens.
 """
@@ -19,19 +19,19 @@ from typing_extensions import Self
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.attention import select_attention
 
-_TIMM_CLASS = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
+_TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
 
 class Swin(nn.Module):
-    """A Swin whose parameters keep timm's names; the same modules serve pretraining and transfer."""
+    """Swin or Swin V2 with timm's parameter names; pretraining and transfer use the same modules."""
 
     def __init__(
         self, spec: BackboneSpec, *, num_classes: int = 0, drop_path_rate: float = 0.0
     ) -> None:
         super().__init__()
         self.spec = spec
-        own = {"pretrained_window_sizes": spec.pretrained_windows or (0,) * len(spec.depths)}
-        timm_model = _TIMM_CLASS[spec.family](
+        v2_options = {"pretrained_window_sizes": spec.pretrained_windows or (0,) * len(spec.depths)}
+        timm_model = _TIMM_CLASSES[spec.family](
             img_size=spec.img_size,
             patch_size=spec.patch_size,
             in_chans=spec.in_chans,
@@ -43,7 +43,7 @@ class Swin(nn.Module):
             mlp_ratio=spec.mlp_ratio,
             drop_path_rate=drop_path_rate,
             strict_img_size=False,
-            **(own if spec.family == "swinv2" else {}),
+            **(v2_options if spec.family == "swinv2" else {}),
         )
         self.patch_embed = timm_model.patch_embed
         self.layers = timm_model.layers
@@ -54,7 +54,7 @@ class Swin(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation, each with its own attention kernel."""
+        """Set training or evaluation mode and select the attention kernel for that mode."""
         select_attention(self, training=mode)
         return super().train(mode)
 
@@ -64,25 +64,25 @@ class Swin(nn.Module):
         return [block for stage in self.layers for block in stage.blocks]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping what is inside them."""
+        """Recompute the activations of blocks in the backward pass instead of storing them."""
         for stage in self.layers:
             stage.grad_checkpointing = enable
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
-        """Channels and stride of each map that `forward_maps` gives."""
+        """Channels and stride of every map that `forward_maps` returns."""
         return self.spec.feature_levels
 
     @property
     def num_layers(self) -> int:
-        """How many values `layer_id` can take."""
+        """Number of values of `layer_id`."""
         return self.spec.num_blocks + 2
 
     def layer_id(self, name: str) -> int:
-        """Say how deep a parameter lies: 0 for the embedding, blocks from 1 on, the last for the rest.
+        """Return the layer of a parameter: 0 for the embedding, 1 + i for block i, the last for the rest.
 
-        timm keeps a downsampling at the start of a stage, the official code at the end of the one
-        before; it is counted with the block before it, as there.
+        timm stores a downsampling at the start of a stage, the official code at the end of the previous
+        stage. As in the official code, a downsampling has the layer of the block before it.
         """
         if name.startswith(("mask_token", "patch_embed.")):
             return 0
@@ -93,7 +93,7 @@ class Swin(nn.Module):
         return self.num_layers - 1
 
     def unused_in_maps(self, last_level: int = -1) -> list[str]:
-        """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
+        """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
         last = range(len(self.layers))[last_level]
         unused = ("head.", *(f"layers.{i}." for i in range(last + 1, len(self.layers))))
         if last < len(self.layers) - 1:
@@ -101,11 +101,11 @@ class Swin(nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
-        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases.
+        """Return whether a parameter is exempt from weight decay beyond the rule for vectors and biases.
 
-        The official code means to spare the position biases always, but while pretraining it looks for
-        "encoder.relative_position_bias_table", which is in no name: there they decay. It spares a
-        Swin's mask token, not a ViT's.
+        The official code intends to exempt the position biases always, but during pretraining it searches
+        for "encoder.relative_position_bias_table", which no name contains; so they decay during
+        pretraining. It exempts a Swin's mask token, but not a ViT's.
         """
         if pretraining:
             return name == "mask_token"
@@ -114,13 +114,13 @@ class Swin(nn.Module):
         )
 
     def embed(self, images: Tensor) -> Tensor:
-        """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""
+        """Split (B, C, H, W) into patches and embed them as (B, h, w, C), zero-padded to whole patches."""
         patch = self.spec.patch_size
         height, width = images.shape[-2:]
         return self.patch_embed(F.pad(images, (0, -width % patch, 0, -height % patch)))
 
     def _run(self, tokens: Tensor) -> list[Tensor]:
-        """Give the tokens (B, h, w, C) after every stage, the last one normalised."""
+        """Return the tokens (B, h, w, C) after every stage, the last one normalised."""
         after_stages = []
         for stage in self.layers:
             tokens = stage(tokens)
@@ -133,30 +133,30 @@ class Swin(nn.Module):
         return self._run(tokens)[-1].permute(0, 3, 1, 2)
 
     def encode_levels(self, tokens: Tensor) -> list[Tensor]:
-        """Give a map (B, C, h, w) for every stage of tokens (B, h, w, C); the last is `encode`'s."""
+        """Map tokens (B, h, w, C) to one map (B, C, h, w) per stage; the last one equals `encode`'s."""
         *earlier, last = self._run(tokens)
         maps = [F.layer_norm(x, x.shape[-1:]) for x in earlier] + [last]
         return [x.permute(0, 3, 1, 2) for x in maps]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Give a map (B, C, h, w) for every stage, h = ceil(H / stride).
+        """Return one map (B, C, h, w) per stage, h = ceil(H / stride).
 
         The earlier stages are layer-normalised without weights. Swin detectors learn a scale and shift
-        there, which the 1x1 convolution that every neck begins with does as well; without them a
-        checkpoint has nothing missing.
+        there, which the first 1x1 convolution of every neck can learn as well; without them, no weight is
+        missing from a checkpoint.
         """
         return [x.contiguous() for x in self.encode_levels(self.embed(images))]
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """Give the mean token after every stage: (B, stages, 1, C), narrower ones filled with zeros."""
+        """Return the mean token after every stage: (B, stages, 1, C), narrower stages padded with zeros."""
         means = [x.mean((1, 2)) for x in self._run(self.embed(images))]
         width = self.spec.num_features
         return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in means], 1).unsqueeze(2)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Give pooled features (B, C): the mean of the last stage."""
+        """Return pooled features (B, C): the mean of the last stage."""
         return self._run(self.embed(images))[-1].mean((1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits (B, num_classes), or pooled features where there is no head."""
+        """Return logits (B, num_classes), or pooled features if the backbone has no head."""
         return self.head(self.forward_features(images))

@@ -1,14 +1,14 @@
-"""SimMIM's vision transformer on timm's BEiT blocks.
+"""Build SimMIM's vision transformer on timm's BEiT blocks.
 
-In: images (B, C, H, W), normalised. Out: tokens, feature maps, pooled features or logits.
-Follows SimMIM (arXiv 2111.09886, section 3) and its models/vision_transformer.py: a class token, no
-absolute position embedding, bias on queries and values only, layer scale. One relative position bias is
-shared by all blocks while pretraining; every block has its own copy while fine-tuning, where the mean
-of the patch tokens passes `fc_norm` instead of the last norm.
+The module maps normalised images (B, C, H, W) to tokens, feature maps, pooled features or logits. It follows
+SimMIM (arXiv 2111.09886, section 3) and its models/vision_transformer.py: a class token, no absolute position
+embedding, bias on queries and values only, layer scale. In the pretraining form all blocks share one relative
+position bias. In the transfer form every block has its own copy, and the mean of the patch tokens is
+normalised by `fc_norm` instead of the last norm.
 
-With a `window_size` the transfer form is ViTDet's backbone (arXiv 2203.16527, section 3): most blocks attend
-within windows, the last of each quarter over the whole image, and there is no class token. SimMIM's position
-bias of a 14 x 14 grid is then that of a 14 x 14 window as it is.
+With a `window_size` the transfer form is ViTDet's backbone (arXiv 2203.16527, section 3): the last block of each
+quarter has global attention, the other blocks have window attention, and the model has no class token.
+SimMIM's position bias of a 14 x 14 grid is then used unchanged for a 14 x 14 window.
 
 Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
 """
@@ -16,7 +16,6 @@ Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,21 +31,24 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from simmim_bench.models.archs import BackboneSpec, FeatureLevel
+from simmim_bench.models.archs import BackboneSpec, FeatureLevel, Form
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.position_bias import Grid, RelativePositionBias
 
-Form = Literal["pretrain", "transfer"]
 HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
-SINCOS_EXTENT = 8.0  # ours: neighbours of an 8 x 8 grid are one apart
+SINCOS_EXTENT = (
+    8.0  # simmim-bench's choice: neighbouring patches of an 8 x 8 grid are at distance 1
+)
 
 
 class ViTBlock(Block):
-    """A BEiT block whose position bias follows the grid of the input.
+    """BEiT block whose position bias is resized to the grid of the input.
 
     Args:
-        class_token: whether the first token is one.
-        window: tokens a side of the windows that attention stays in; 0 for the whole grid.
+        drop_path: stochastic depth rate, in [0, 1).
+        own_position_bias: whether the block has a position bias table, instead of a shared one.
+        class_token: whether the first token is a class token.
+        window: side of an attention window in tokens; 0 for global attention.
     """
 
     def __init__(
@@ -81,20 +83,20 @@ class ViTBlock(Block):
             size = (self.window, self.window) if self.window else grid
             bias = self.rel_pos_bias(size, class_token=self.class_token)
         device = tokens.device.type
-        available = torch.amp.is_autocast_available(device)  # not on shapes alone ("meta")
+        available = torch.amp.is_autocast_available(device)  # False for the "meta" device
         if bias is not None and available and torch.is_autocast_enabled(device):
-            bias = bias.to(torch.get_autocast_dtype(device))  # as queries and keys will be
+            bias = bias.to(torch.get_autocast_dtype(device))  # the dtype of queries and keys
         if not self.window:
             return super().forward(tokens, shared_rel_pos_bias=bias)
-        # As in ViTDet, windows that stick out are filled with zeros, which are attended to.
+        # As in ViTDet, windows at the border are padded with zeros, and attention includes the padding.
         windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window)
-        mixed = self.attn(windows.flatten(1, 2), shared_rel_pos_bias=bias).view_as(windows)
-        mixed = window_unpartition(mixed, self.window, grid, padded).flatten(1, 2)
-        tokens = tokens + self.drop_path1(_scaled(mixed, self.gamma_1))
-        return tokens + self.drop_path2(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
+        attended = self.attn(windows.flatten(1, 2), shared_rel_pos_bias=bias).view_as(windows)
+        attended = window_unpartition(attended, self.window, grid, padded).flatten(1, 2)
+        tokens = tokens + self.drop_path1(_scale(attended, self.gamma_1))
+        return tokens + self.drop_path2(_scale(self.mlp(self.norm2(tokens)), self.gamma_2))
 
 
-def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+def _scale(branch: Tensor, gamma: Tensor | None) -> Tensor:
     return branch if gamma is None else gamma * branch
 
 
@@ -104,10 +106,10 @@ def _norm(dim: int, **factory: object) -> nn.LayerNorm:
 
 @lru_cache(maxsize=64)
 def sincos_position(grid: Grid, dim: int) -> Tensor:
-    """Give the sines and cosines (h, w, dim) of every patch's place in the image.
+    """Compute the sine-cosine position embedding (h, w, dim) of every patch.
 
-    Places are shares of the image, so that another grid sees the same embedding more finely. They are
-    halved, which leaves them of the size of the embedded patches.
+    Positions are relative to the image size, so that another grid samples the same embedding at another
+    density. The embedding is halved to match the magnitude of the embedded patches.
     """
     rows = (torch.arange(grid[0]) + 0.5) / grid[0] * SINCOS_EXTENT
     columns = (torch.arange(grid[1]) + 0.5) / grid[1] * SINCOS_EXTENT
@@ -119,7 +121,7 @@ def sincos_position(grid: Grid, dim: int) -> Tensor:
 
 
 class ViT(nn.Module):
-    """A ViT in its pretraining form (shared bias, last norm) or its transfer form (bias a block, `fc_norm`)."""
+    """ViT in its pretraining form (shared bias, last norm) or its transfer form (one bias per block, `fc_norm`)."""
 
     def __init__(
         self,
@@ -171,9 +173,10 @@ class ViT(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Draw weights as the official code does: normal 0.02, deeper projections scaled down.
+        """Initialise the weights as the official code does: normal 0.02, deeper projections scaled down.
 
-        SimMIM's own models narrow it while pretraining, and the head while fine-tuning.
+        With `narrow_init`, the normal is truncated at one standard deviation in the pretraining form, and
+        the head is scaled down in the transfer form.
         """
         bound = 0.02 if self.form == "pretrain" and self.spec.narrow_init else 2.0
         for module in self.modules():
@@ -192,7 +195,7 @@ class ViT(nn.Module):
             block.mlp.fc2.weight.data.div_((2 * depth) ** 0.5)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation, each with its own attention kernel."""
+        """Set training or evaluation mode and select the attention kernel for that mode."""
         select_attention(self, training=mode)
         return super().train(mode)
 
@@ -202,21 +205,21 @@ class ViT(nn.Module):
         return list(self.blocks)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping what is inside them."""
+        """Recompute the activations of blocks in the backward pass instead of storing them."""
         self.grad_checkpointing = enable
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
-        """Channels and stride of each map that `forward_maps` gives."""
+        """Channels and stride of every map that `forward_maps` returns."""
         return self.spec.feature_levels
 
     @property
     def num_layers(self) -> int:
-        """How many values `layer_id` can take."""
+        """Number of values of `layer_id`."""
         return self.spec.num_blocks + 2
 
     def layer_id(self, name: str) -> int:
-        """Say how deep a parameter lies: 0 for the embedding, i + 1 for block i, the last for the rest."""
+        """Return the layer of a parameter: 0 for the embedding, 1 + i for block i, the last for the rest."""
         if name.startswith(("cls_token", "pos_embed", "mask_token", "patch_embed.")):
             return 0
         if name.startswith("blocks."):
@@ -224,7 +227,7 @@ class ViT(nn.Module):
         return self.num_layers - 1
 
     def unused_in_maps(self, last_level: int = -1) -> list[str]:
-        """Name the parameters that the maps up to a level do not depend on: a detector leaves them alone."""
+        """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
         beyond = [
             f"blocks.{i}." for i in range(self.spec.level_blocks[last_level], len(self.blocks))
         ]
@@ -234,28 +237,28 @@ class ViT(nn.Module):
         return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
     def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
-        """Say whether a parameter is kept from weight decay beyond the rule for vectors and biases."""
+        """Return whether a parameter is exempt from weight decay beyond the rule for vectors and biases."""
         return name in ("cls_token", "pos_embed")
 
     def embed(self, images: Tensor) -> Tensor:
-        """Cut (B, C, H, W) into patches and embed them: (B, h, w, C); a ragged border is filled with zeros."""
+        """Split (B, C, H, W) into patches and embed them as (B, h, w, C), zero-padded to whole patches."""
         patch = self.spec.patch_size
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % patch, 0, -height % patch))
         return self.patch_embed(images).permute(0, 2, 3, 1)
 
     def _run(self, tokens: Tensor) -> list[Tensor]:
-        """Give the patch tokens (B, h, w, C) after every block."""
+        """Return the patch tokens (B, h, w, C) after every block."""
         grid = (tokens.shape[1], tokens.shape[2])
         first = int(self.has_class_token)
-        return [x[:, first:].unflatten(1, grid) for x in self._run_all(tokens)]
+        return [x[:, first:].unflatten(1, grid) for x in self._run_with_class_token(tokens)]
 
-    def _run_all(self, tokens: Tensor, seen: Tensor | None = None) -> list[Tensor]:
-        """Give the class token, if there is one, and the patch tokens (B, [1 +] L, C) after every block.
+    def _run_with_class_token(self, tokens: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """Return the class token, if the model has one, and the patch tokens (B, [1 +] L, C) after every block.
 
         Args:
             tokens: (B, h, w, C).
-            seen: (B, V) long, which of the h * w patches there are, in the pretraining form; None for all.
+            visible: (B, V) long, indices of the patches to encode, for the pretraining form; None for all.
         """
         grid = (tokens.shape[1], tokens.shape[2])
         if self.spec.sincos_position:
@@ -264,11 +267,11 @@ class ViT(nn.Module):
         if self.has_class_token:
             x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            places = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
-            x = x + (places if self.has_class_token else places[:, 1:])
+            positions = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
+            x = x + (positions if self.has_class_token else positions[:, 1:])
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
-        if seen is not None:
-            kept = F.pad(seen + 1, (1, 0))  # the class token stays
+        if visible is not None:
+            kept = F.pad(visible + 1, (1, 0))  # index 0 keeps the class token
             x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
             if shared is not None:
                 shared = shared[0][:, kept.unsqueeze(2), kept.unsqueeze(1)].transpose(0, 1)
@@ -286,39 +289,40 @@ class ViT(nn.Module):
         return self.norm(self._run(tokens)[-1]).permute(0, 3, 1, 2)
 
     def encode_levels(self, tokens: Tensor) -> list[Tensor]:
-        """Give a map (B, C, h, w) for every feature level of tokens (B, h, w, C); the last is `encode`'s."""
+        """Map tokens (B, h, w, C) to one map (B, C, h, w) per feature level; the last one equals `encode`'s."""
         return [x.permute(0, 3, 1, 2) for x in self._normed_levels(self._run(tokens))]
 
-    def encode_visible(self, tokens: Tensor, seen: Tensor) -> list[Tensor]:
-        """Encode some of the patches alone, for a model in its pretraining form without the others.
+    def encode_visible(self, tokens: Tensor, visible: Tensor) -> list[Tensor]:
+        """Encode only the visible patches, in the pretraining form.
 
         Args:
             tokens: (B, h, w, C).
-            seen: (B, V) long, which of the h * w patches the encoder sees, each where it belongs.
+            visible: (B, V) long, indices of the visible patches among the h * w patches.
 
         Returns:
-            A map (B, C, h, w) for every feature level, zero where nothing was seen.
+            One map (B, C, h, w) per feature level, zero at hidden patches.
         """
         grid = (tokens.shape[1], tokens.shape[2])
-        after_blocks = [x[:, 1:] for x in self._run_all(tokens, seen)]
+        after_blocks = [x[:, 1:] for x in self._run_with_class_token(tokens, visible)]
         maps = []
         for level in self._normed_levels(after_blocks):
-            places = seen.unsqueeze(-1).expand_as(level)
+            indices = visible.unsqueeze(-1).expand_as(level)
             empty = level.new_zeros(len(level), grid[0] * grid[1], level.shape[-1])
-            maps.append(empty.scatter(1, places, level).unflatten(1, grid).permute(0, 3, 1, 2))
+            maps.append(empty.scatter(1, indices, level).unflatten(1, grid).permute(0, 3, 1, 2))
         return maps
 
     def _normed_levels(self, after_blocks: list[Tensor]) -> list[Tensor]:
-        """Normalise the earlier levels without weights, as for a detector, and the last as for SimMIM."""
+        """Return the feature levels: the last normalised by `norm`, the earlier ones without weights."""
         levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
         earlier = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels[:-1]]
         return [*earlier, self.norm(levels[-1])]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Give a map (B, C, h, w) for every feature level, h = ceil(H / stride).
+        """Return one map (B, C, h, w) per feature level, h = ceil(H / stride).
 
-        Every level is layer-normalised without weights: what a block adds to grows from block to block
-        and with training, and a neck that is drawn anew learns nothing from inputs of any scale.
+        Every level is layer-normalised without weights: the magnitude of the residual stream grows from
+        block to block and with training, and a newly initialised neck does not learn from inputs of
+        arbitrary scale.
         """
         after_blocks = self._run(self.embed(images))
         levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
@@ -326,17 +330,17 @@ class ViT(nn.Module):
         return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """Give the `poolings` of the spec after every block: (B, blocks, poolings, C), for probing."""
-        after_blocks = self._run_all(self.embed(images))
+        """Return the spec's `poolings` after every block: (B, blocks, poolings, C), for probing."""
+        after_blocks = self._run_with_class_token(self.embed(images))
         if not self.has_class_token:
             return torch.stack([x.mean(1, keepdim=True) for x in after_blocks], 1)
         return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Give pooled features (B, C): the mean of the patch tokens, normalised."""
+        """Return pooled features (B, C): the mean of the patch tokens, normalised."""
         last = self.norm(self._run(self.embed(images))[-1])
         return self.fc_norm(last.mean((1, 2)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give logits (B, num_classes), or pooled features where there is no head."""
+        """Return logits (B, num_classes), or pooled features if the backbone has no head."""
         return self.head(self.forward_features(images))

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.read import recover
+from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import read_json, replacing, write_json, write_text
@@ -50,7 +50,7 @@ class RunDir:
         self.tensorboard = SummaryWriter(str(path / "tensorboard"))
         self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        recovered = recover(self.last_checkpoint)
+        recovered = recover_checkpoint(self.last_checkpoint)
         if recovered is not None:
             self.log(recovered)
 

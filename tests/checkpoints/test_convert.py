@@ -22,7 +22,7 @@ from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.checkpoint import write_checkpoint as write
-from simmim_bench.checkpoints.convert import WRITERS, Conversion, Written, convert
+from simmim_bench.checkpoints.convert import WRITERS, Conversion, ExportResult, convert
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, UsageError
@@ -243,30 +243,30 @@ def files(folder: Path) -> list[str]:
 def test_a_destination_that_is_there_is_left_alone(tmp_path: Path) -> None:
     source = saved(tmp_path / "a", TINY["vit"])
     (tmp_path / "b").write_text("mine")
-    with pytest.raises(UsageError, match="is there; choose another DST or add --overwrite"):
+    with pytest.raises(UsageError, match="exists; choose another DST or add --overwrite"):
         converted(source, tmp_path / "b")
     assert (tmp_path / "b").read_text() == "mine"
     converted(source, tmp_path / "b", overwrite=True)
     assert files(tmp_path / "b") == ["meta.json", "model.safetensors"]
 
 
-def other_features(checkpoint: Checkpoint, path: Path) -> Written:
+def other_features(checkpoint: Checkpoint, path: Path) -> ExportResult:
     path.write_text("half")
-    return Written(0.5, "")
+    return ExportResult(0.5, "")
 
 
-def no_number(checkpoint: Checkpoint, path: Path) -> Written:
-    return Written(float("nan"), "")
+def no_number(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    return ExportResult(float("nan"), "")
 
 
-def a_defect(checkpoint: Checkpoint, path: Path) -> Written:
+def a_defect(checkpoint: Checkpoint, path: Path) -> ExportResult:
     path.write_text("half")
     raise RuntimeError("a defect")
 
 
 @pytest.mark.parametrize("writer", [other_features, no_number, a_defect])
 def test_a_conversion_that_fails_leaves_nothing(
-    tmp_path: Path, writer: Callable[[Checkpoint, Path], Written]
+    tmp_path: Path, writer: Callable[[Checkpoint, Path], ExportResult]
 ) -> None:
     source = saved(tmp_path / "a", TINY["vit"])
     with pytest.raises((BenchError, RuntimeError)):

@@ -259,7 +259,7 @@ def test_a_damaged_or_absent_checkpoint_is_a_problem(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny")
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    for ckpt, said in ((path, "is damaged"), (tmp_path / "none", "is not there")):
+    for ckpt, said in ((path, "is damaged"), (tmp_path / "none", "does not exist")):
         checkpoint, findings = examine_checkpoint(str(ckpt))
         assert checkpoint is None
         assert said in all_text(findings, "problem")

@@ -18,7 +18,7 @@ from torchvision.models import resnet
 
 import pretrain.train as stage
 from pretrain.design import Design
-from pretrain.masking.masks import random_masks
+from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET, for_arch
 from pretrain.simmim import SimMIM
 from pretrain.train import Execution
@@ -53,7 +53,7 @@ def shaken(model: nn.Module) -> Any:
 
 
 def masks(spec: BackboneSpec, count: int) -> Tensor:
-    return random_masks(
+    return sample_masks(
         count,
         spec.img_size,
         mask_patch_size=8,
@@ -132,7 +132,7 @@ def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(str(tmp_path / "net.pth"))
     plain.load_state_dict(blurred.state_dict())
     check_same_features(checkpoint, plain)
-    with pytest.raises(DataError, match="is no plain resnet50"):
+    with pytest.raises(DataError, match="is a variant of resnet50"):
         check_same_features(checkpoint, blurred)
 
 
@@ -140,9 +140,9 @@ def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
     ("config", "problem"),
     [
         ({"architecture": "resnet50"}, None),
-        ({"architecture": "resnetaa50"}, "is no plain resnet50"),
-        ({"architecture": "resnet50", "model_args": {"act_layer": "silu"}}, "is no plain resnet50"),
-        ({"architecture": "resnet50_by_a_fork"}, "timm cannot build what .*config.json describes"),
+        ({"architecture": "resnetaa50"}, "is a variant of resnet50"),
+        ({"architecture": "resnet50", "model_args": {"act_layer": "silu"}}, "is a variant of resnet50"),
+        ({"architecture": "resnet50_by_a_fork"}, "timm cannot build the model of .*config.json"),
     ],
 )
 def test_a_folder_of_timms_is_read_where_its_model_is_a_plain_one(
@@ -236,7 +236,7 @@ def test_layers_are_blocks() -> None:
 
 @both
 def test_a_window_is_refused(family: str) -> None:
-    with pytest.raises(UsageError, match=r"window_size 7 is of attention, .* window_size=none"):
+    with pytest.raises(UsageError, match=r"window_size=7 does not apply to .* window_size=none"):
         TINY[family].at((64, 64), 7)
     assert TINY[family].at((64, 64)).img_size == (64, 64)
 

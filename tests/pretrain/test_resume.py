@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     content[len(content) // 2] ^= 0xFF
     damaged.write_bytes(content[: len(content) - 7])
     run_pretrain(out, pocket / "imagenet", resume=True)
-    assert "the checkpoint before it takes its place" in (out / "log.txt").read_text()
+    assert "restored the previous checkpoint" in (out / "log.txt").read_text()
     assert_same_weights(weights(out), weights(undisturbed))
 
 

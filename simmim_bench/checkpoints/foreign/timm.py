@@ -1,4 +1,4 @@
-"""Read `timm:NAME` and folders that timm wrote, and compare with timm's own model."""
+"""Read `timm:NAME`, build the model of a timm folder, and compare a checkpoint's features with timm's model."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.foreign.importer import import_state
-from simmim_bench.checkpoints.foreign.weights import (
-    as_pair,
-)
+from simmim_bench.checkpoints.foreign.weights import as_pair
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
 
 
 def read_timm(ckpt: str) -> Checkpoint:
-    """Read `timm:NAME`: one of timm's pretrained models, which timm downloads and keeps.
+    """Read `timm:NAME`, one of timm's pretrained models, which timm downloads and caches.
 
     Raises:
         UsageError: timm has no pretrained model of that name.
-        DataError: it cannot be downloaded, or is of no family of ours.
+        DataError: The model cannot be downloaded, or its family is not supported.
     """
     import timm
 
@@ -32,10 +30,10 @@ def read_timm(ckpt: str) -> Checkpoint:
         raise UsageError(f"timm has no pretrained model '{name}'; {nearest(name, known)[:300]}")
     try:
         model = timm.create_model(name, pretrained=True)
-    except Exception as error:  # whatever the hub's client raises where there is no network
+    except Exception as error:  # the hub's client raises many types without a network
         raise DataError(
-            f"{ckpt} cannot be downloaded ({type(error).__name__}); download it where there is a network "
-            "and give the file."
+            f"{ckpt} cannot be downloaded ({type(error).__name__}); download it on a machine with a network "
+            "and pass the file."
         ) from error
     cfg = model.pretrained_cfg
     state = model.state_dict()
@@ -54,31 +52,30 @@ def read_timm(ckpt: str) -> Checkpoint:
 
 
 def build_timm(folder: Path) -> torch.nn.Module:
-    """Build the model that a folder of timm's describes, with its weights.
+    """Build the model that a timm folder describes, with its weights.
 
     Raises:
-        DataError: timm cannot.
+        DataError: timm cannot build the model.
     """
     import timm
 
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
-    except (
-        Exception
-    ) as error:  # whatever timm raises for an architecture or an argument it does not know
+    except Exception as error:  # timm raises many types for an unknown architecture or argument
         raise DataError(
-            f"timm cannot build what {folder / 'config.json'} describes: {type(error).__name__}: {error}"
+            f"timm cannot build the model of {folder / 'config.json'}: {type(error).__name__}: {error}"
         ) from error
 
 
 @torch.no_grad()
 def check_same_features(checkpoint: Checkpoint, theirs: torch.nn.Module) -> None:
-    """Refuse weights that make other features in our backbone than in timm's model.
+    """Check that simmim-bench's backbone computes the same features as timm's model.
 
-    A variant of a convolutional network may differ in what has no weights, such as blurred strides.
+    Variants of a convolutional network may differ in operations without weights, such as anti-aliased
+    downsampling.
 
     Raises:
-        DataError: they do.
+        DataError: The features differ.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, checkpoint.spec.in_chans, 64, 64, generator=generator)
@@ -87,6 +84,6 @@ def check_same_features(checkpoint: Checkpoint, theirs: torch.nn.Module) -> None
     found = restore_backbone(checkpoint).eval().forward_features(image)
     if wanted.shape != found.shape or not torch.allclose(found, wanted, rtol=1e-3, atol=1e-4):
         raise DataError(
-            f"{checkpoint.name} is no plain {checkpoint.spec.arch}: with its weights, ours gives other features; "
-            "give a plain one."
+            f"{checkpoint.name} is a variant of {checkpoint.spec.arch}: timm's model computes other features with "
+            "these weights; use a plain model."
         )

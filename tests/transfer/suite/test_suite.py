@@ -258,7 +258,7 @@ def test_what_is_in_the_way_is_told_before_anything_starts(tmp_path: Path, pocke
         (["-o", "epochs=3"], UsageError, "write -o linear.epochs=3"),
         (["-o", "linear.epoch=3"], UsageError, "did you mean 'epochs'?"),
         (["-o", "lineal.epochs=3"], UsageError, "did you mean 'linear'?"),
-        (["--ckpt", "random/vit_pocket"], DataError, "is not there"),
+        (["--ckpt", "random/vit_pocket"], DataError, "does not exist"),
     ],
 )
 def test_a_wrong_suite_is_refused_before_anything_is_made(
