@@ -1,16 +1,11 @@
-"""`simmim-bench doctor`: engines and machine, and what it is asked about beside them.
-
-In: folders of data, a CKPT, a recipe. Out: findings on stdout, progress on stderr, an exit code.
-Nothing here loads torch before the command needs it; what the stages know comes in as functions, as no
-module of theirs may be imported here.
-"""
+"""`simmim-bench doctor`: check frameworks, machine, data sets, a checkpoint, and the cost of a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,260 +13,251 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench.cli.options import (
+    PATH,
+    all_recipes,
     complete_among,
     complete_arch,
     complete_ckpt,
+    data_set_options,
     open_display,
     override_option,
 )
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
 from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.tasks import frameworks_for, tasks_on
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.checkpoint import Checkpoint
     from simmim_bench.display import Display
-
-_FOLDER = click.Path(path_type=Path)
+    from simmim_bench.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
-    """What the doctor asks of pretraining and of transfer.
+class DoctorRequest:
+    """What to check, after the command line has been validated.
 
     Attributes:
-        examiners: look at a data set, by its kind: "imagenet", "coco", "ade20k".
-        reading: says how many of its files they read.
-        is_pretraining: tells the recipes of the two apart.
-        for_arch: gives a pretraining recipe for another arch.
-        data_of: names the kind of data of a transfer's recipe.
-        plan_pretraining, plan_transfer: give an `estimate.Work`.
+        recipe: the recipe to estimate, with its overrides.
+        out: folder that runs will be written to.
+        every_file: whether to read every file of large splits, too.
     """
 
-    examiners: Mapping[str, Callable[..., list[Finding]]]
-    reading: Callable[..., Any]
-    is_pretraining: Callable[[Any], bool]
-    for_arch: Callable[..., Any]
-    data_of: Callable[..., str]
-    plan_pretraining: Callable[..., Any]
-    plan_transfer: Callable[..., Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What the doctor is asked, checked."""
-
-    data: Mapping[str, Path]
+    data_sets: Mapping[str, Path]
     ckpt: str | None
     arch: str | None
-    recipe: Any
+    recipe: Recipe | None
     out: Path
     every_file: bool
 
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the recipe is one of pretraining, which names its architecture."""
+        return hasattr(self.recipe, "arch")
 
-def make_doctor(
-    recipes: Callable[[], dict[str, Any]], stages: Callable[[], Stages]
-) -> click.Command:
-    """Give the command.
 
-    Args:
-        recipes: gives the recipes of both stages by name.
-        stages: gives the functions of both stages; called when the command needs them.
+@click.command()
+@data_set_options("Check")
+@click.option(
+    "--every-file",
+    is_flag=True,
+    help="Read every image and label map; by default, 500 files of a split of more than 2000.",
+)
+@click.option(
+    "--ckpt",
+    metavar="CKPT",
+    shell_complete=complete_ckpt,
+    help="Check a checkpoint; any that `transfer` takes.",
+)
+@click.option(
+    "--arch",
+    metavar="ARCH",
+    shell_complete=complete_arch,
+    help="Architecture that --ckpt should fit; without --ckpt, the one to estimate --recipe for.",
+)
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME",
+    shell_complete=complete_among(all_recipes),
+    help="Estimate memory, time and disk of a recipe, from one or two steps on this machine.",
+)
+@override_option("Change one number of --recipe, such as batch_size=256; may be repeated.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path(),
+    help="Folder that runs will be written to, for the free disk space; this folder by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all findings and facts as JSON.")
+def doctor(
+    as_json: bool, recipe_name: str | None, overrides: tuple[str, ...], **given: Any
+) -> None:
+    """Check what is installed, what works and what is wrong, and print how to fix it.
+
+    \b
+    frameworks  each with its version, or the command that installs it
+    machine     processors, GPUs, bfloat16, memory, disk
+    data sets   layout, counts, classes, annotations, label ranges; unreadable files
+    checkpoint  whether it can be read, what it is, whether it fits an architecture
+    recipe      estimated memory, time and disk on this machine, and how they were estimated
+
+    \b
+      simmim-bench doctor
+      simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
+      simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
+      simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
+      simmim-bench doctor --recipe coco_vit_100ep --ckpt runs/vit_b --json
+
+    Exit codes: 0 no problem, warnings allowed; 3 a framework is missing or broken, or torch cannot use a
+    GPU of the machine; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is
+    too small; 3 takes precedence over 4. Optional frameworks are required only if --coco, --ade20k or
+    --recipe needs them.
     """
-
-    @click.command()
-    @click.option("--imagenet", type=_FOLDER, help="Look at a folder in ImageNet's layout.")
-    @click.option("--coco", type=_FOLDER, help="Look at a folder in COCO's layout.")
-    @click.option("--ade20k", type=_FOLDER, help="Look at a folder in ADE20K's layout.")
-    @click.option(
-        "--every-file",
-        is_flag=True,
-        help="Read every image and label map, also of splits of more than 2000, of which 500 are read.",
-    )
-    @click.option(
-        "--ckpt",
-        metavar="CKPT",
-        shell_complete=complete_ckpt,
-        help="Look at a checkpoint; any that `transfer` takes.",
-    )
-    @click.option(
-        "--arch",
-        metavar="ARCH",
-        shell_complete=complete_arch,
-        help="What --ckpt should fit; without it, what --recipe is estimated for.",
-    )
-    @click.option(
-        "--recipe",
-        metavar="NAME",
-        shell_complete=complete_among(recipes),
-        help="Estimate memory, time and disk of a recipe, from a step or two taken on this machine.",
-    )
-    @override_option("Change one number of --recipe, such as batch_size=256; may be repeated.")
-    @click.option(
-        "--out",
-        type=_FOLDER,
-        default=Path(),
-        help="Folder that runs will be written to, for the free disk; this one by default.",
-    )
-    @click.option("--json", "as_json", is_flag=True, help="Print all findings and facts as JSON.")
-    def doctor(
-        as_json: bool, recipe: str | None, overrides: tuple[str, ...], **request: Any
-    ) -> None:
-        """Say what is installed, what works, what is wrong, and what to run to mend it.
-
-        \b
-        engines     each with its version, or the command that installs it
-        machine     processors, GPUs, bfloat16, memory, disk
-        data sets   layout, counts, classes, annotations, label ranges; files that cannot be read
-        checkpoint  whether it can be read, what it is, whether it fits an architecture
-        recipe      memory, time and disk that it takes here: estimates, and how they were got
-
-        \b
-          simmim-bench doctor
-          simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
-          simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
-          simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
-          simmim-bench doctor --recipe coco_vit_100ep --ckpt runs/vit_b --json
-
-        Exit codes: 0 all fine, warnings allowed; 3 an engine is missing or broken, or torch cannot use a GPU
-        that is there; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is too
-        small; 3 comes before 4. Optional engines are needed where --coco, --ade20k or --recipe asks for them.
-        """
-        question = _ask(recipes, recipe, overrides, **request)
-        findings = list(_answer(question, stages, open_display(False)))
-        code = exit_code(findings)
-        if as_json:
-            plain = [dataclasses.asdict(finding) for finding in findings]
-            click.echo(json.dumps({"exit_code": code, "findings": plain}, default=str))
-        else:
-            for line in describe(findings):
-                click.echo(line)
-        sys.exit(code)
-
-    return doctor
+    request = _check_request(recipe_name, overrides, **given)
+    findings = list(_examine(request, open_display(False)))
+    code = exit_code(findings)
+    if as_json:
+        plain = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"exit_code": code, "findings": plain}, default=str))
+    else:
+        for line in describe(findings):
+            click.echo(line)
+    sys.exit(code)
 
 
-def _ask(
-    recipes: Callable[[], dict[str, Any]],
-    name: str | None,
-    overrides: tuple[str, ...],
-    *,
-    imagenet: Path | None,
-    coco: Path | None,
-    ade20k: Path | None,
-    **others: Any,
-) -> Question:
-    """Check what is asked before anything slow begins.
+def _check_request(
+    name: str | None, overrides: tuple[str, ...], *, arch: str | None, **given: Any
+) -> DoctorRequest:
+    """Validate the command line before anything slow starts.
 
     Raises:
-        UsageError: an unknown recipe, arch or override, or an option without the one it belongs to.
+        UsageError: an unknown recipe, architecture or override, or an option without the one it needs.
     """
     from simmim_bench.models.archs import find_spec
     from simmim_bench.recipe import find_recipe, override
 
-    if others["arch"] is not None:
-        find_spec(others["arch"])
-        if others["ckpt"] is None and name is None:
-            raise UsageError(f"--arch {others['arch']} belongs to --ckpt or to --recipe; add one.")
+    if arch is not None:
+        find_spec(arch)
+        if given["ckpt"] is None and name is None:
+            raise UsageError(f"--arch {arch} needs --ckpt or --recipe; add one of them.")
     if overrides and name is None:
-        raise UsageError(f"-o {overrides[0]} belongs to --recipe; add it.")
-    recipe = None if name is None else override(find_recipe(recipes(), name), overrides)
-    # A pretraining's recipe names its arch; a transfer's takes any.
-    transfers = recipe is not None and not hasattr(recipe, "arch")
-    if transfers and others["arch"] is None and others["ckpt"] is None:
-        raise UsageError(f"--recipe {name} is for any backbone; say which by --arch or --ckpt.")
-    given = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
-    data = {kind: folder for kind, folder in given.items() if folder is not None}
-    return Question(data=data, recipe=recipe, **others)
+        raise UsageError(f"-o {overrides[0]} needs --recipe; add it.")
+    recipe = None if name is None else override(find_recipe(all_recipes(), name), overrides)
+    request = DoctorRequest(recipe=recipe, arch=arch, **given)
+    if recipe is not None and not request.is_pretraining and arch is None and request.ckpt is None:
+        raise UsageError(
+            f"--recipe {name} fits any backbone; choose one with --arch or with --ckpt."
+        )
+    return request
 
 
-def _answer(
-    question: Question, stages: Callable[[], Stages], display: Display
-) -> Iterator[Finding]:
-    """Give all findings, group by group."""
-    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, NEEDED, examine_frameworks
+def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+    """Yield all findings, group by group."""
+    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, examine_frameworks
 
-    # A recipe's name begins with what it is for, where that needs an engine of its own.
-    for_recipe = NEEDED.get(getattr(question.recipe, "name", "").split("_")[0], ())
-    needed = {engine for kind in question.data for engine in NEEDED.get(kind, ())}
-    display.log(f"importing {len(FRAMEWORKS)} engines")
-    engines = examine_frameworks(FRAMEWORKS, needed | set(for_recipe))
-    yield from engines
-    optional = {engine.name for engine in FRAMEWORKS if engine.optional}
-    lacking = [f.name for f in engines if f.state == "problem" and f.name not in optional]
+    for_recipe = _frameworks_of(request)
+    tasks = [task for layout in request.data_sets for task in tasks_on(layout)]
+    display.log(f"importing {len(FRAMEWORKS)} frameworks")
+    frameworks = examine_frameworks(FRAMEWORKS, frameworks_for(tasks) | for_recipe)
+    yield from frameworks
+    optional = {framework.name for framework in FRAMEWORKS if framework.optional}
+    lacking = [f.name for f in frameworks if f.state == "problem" and f.name not in optional]
     if lacking:
         yield Finding(
             group="machine",
-            name="not looked at",
+            name="skipped",
             state="warning",
-            said=f"nor anything else: this needs {', '.join(lacking)}",
+            said=f"machine, data and checkpoints need {', '.join(lacking)}",
         )
         return
     from simmim_bench.diagnostics.checkpoint import examine_checkpoint
     from simmim_bench.diagnostics.machine import examine_machine
 
-    display.log("looking at the machine")
-    yield from examine_machine(question.out)
-    found: list[Finding] = []
-    known = stages() if question.data or question.recipe is not None else None
-    for kind, folder in question.data.items():
-        assert known is not None
-        reading = known.reading(display=display, every_file=question.every_file)
-        found += known.examiners[kind](folder, reading)
-    yield from found
+    display.log("checking the machine")
+    yield from examine_machine(request.out)
+    of_data = list(_examine_data(request, display))
+    yield from of_data
     checkpoint = None
-    if question.ckpt is not None:
-        checkpoint, of_checkpoint = examine_checkpoint(question.ckpt, question.arch)
+    if request.ckpt is not None:
+        checkpoint, of_checkpoint = examine_checkpoint(request.ckpt, request.arch)
         yield from of_checkpoint
-    if question.recipe is not None and known is not None:
-        missing = any(f.state == "problem" and f.name in for_recipe for f in engines)
-        unread = question.ckpt is not None and checkpoint is None
-        if missing or unread:
-            why = "the engine that it needs is missing" if missing else "the checkpoint is not read"
-            yield Finding(
-                group="estimate", name="not made", state="warning", said=f"no estimate: {why}"
-            )
-            return
-        yield from _estimate(question, known, checkpoint, found, display)
+    if request.recipe is None:
+        return
+    reason = None
+    if any(f.state == "problem" and f.name in for_recipe for f in frameworks):
+        reason = "the framework that the recipe needs is missing"
+    elif request.ckpt is not None and checkpoint is None:
+        reason = "the checkpoint cannot be read"
+    if reason is not None:
+        yield Finding(
+            group="estimate", name="skipped", state="warning", said=f"no estimate: {reason}"
+        )
+        return
+    yield from _estimate(request, checkpoint, of_data, display)
+
+
+def _frameworks_of(request: DoctorRequest) -> set[str]:
+    """Return the frameworks that the recipe needs beyond the core installation."""
+    if request.recipe is None or request.is_pretraining:
+        return set()
+    from transfer.tasks import task_of
+
+    return frameworks_for([task_of(request.recipe)])
+
+
+def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+    """Yield the findings of all data sets."""
+    if not request.data_sets:
+        return
+    from transfer.inspection import Reading
+    from transfer.tasks import EXAMINERS, load_function
+
+    reading = Reading(display=display, every_file=request.every_file)
+    for layout, folder in request.data_sets.items():
+        yield from load_function(EXAMINERS[layout])(folder, reading)
 
 
 def _estimate(
-    question: Question,
-    stages: Stages,
+    request: DoctorRequest,
     checkpoint: Checkpoint | None,
-    found: list[Finding],
+    of_data: list[Finding],
     display: Display,
 ) -> Iterator[Finding]:
-    """Plan the recipe's run and take a step of it."""
+    """Build the recipe's model, take a step or two, and yield the estimates."""
+    from pretrain.estimate import plan_pretraining
+    from pretrain.recipes import PretrainRecipe, for_arch
     from simmim_bench.checkpoints.read import read_checkpoint
     from simmim_bench.diagnostics.estimate import data_size, estimate, too_large
     from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
     from simmim_bench.training.memory import retain_freed_memory
+    from transfer.tasks import load_function, protocol_of, task_of
 
-    device, recipe = best_device(), question.recipe
-    pretraining = stages.is_pretraining(recipe)
-    if pretraining and question.arch is not None:
-        recipe = stages.for_arch(recipe, question.arch)
-    if not pretraining and checkpoint is None:
-        checkpoint = read_checkpoint(f"random:{question.arch}")
-    spec = checkpoint.spec if checkpoint and not pretraining else find_spec(recipe.arch)
+    device, recipe = best_device(), request.recipe
+    assert recipe is not None
+    if isinstance(recipe, PretrainRecipe):
+        recipe = recipe if request.arch is None else for_arch(recipe, request.arch)
+        layout, spec = "imagenet", find_spec(recipe.arch)
+    else:
+        checkpoint = checkpoint or read_checkpoint(f"random:{request.arch}")
+        layout, spec = task_of(recipe).data, checkpoint.spec
     refused = too_large(spec, device)
     if refused is not None:
         yield refused
         return
-    data = data_size("imagenet" if pretraining else stages.data_of(recipe), found)
-    display.log(f"trying {recipe.name} on {spec.arch}")
+    data = data_size(layout, of_data)
+    display.log(f"measuring {recipe.name} on {spec.arch}")
     if device.type == "cpu":
-        retain_freed_memory()  # as the training does
+        retain_freed_memory()  # as training does
     try:
-        if pretraining:
-            work = stages.plan_pretraining(recipe, data, device)
+        if isinstance(recipe, PretrainRecipe):
+            work = plan_pretraining(recipe, data, device)
         else:
-            assert checkpoint is not None
-            work = stages.plan_transfer(recipe, checkpoint, data, device)
+            plan = load_function(protocol_of(recipe).estimate)
+            work = plan(recipe, checkpoint, data, device)
     except UsageError:
         raise
     except BenchError as error:
-        yield Finding(group="estimate", name="not made", state="problem", said=str(error))
+        yield Finding(group="estimate", name="failed", state="problem", said=str(error))
         return
-    yield from estimate(work, device=device, folder=question.out)
+    yield from estimate(work, device=device, folder=request.out)

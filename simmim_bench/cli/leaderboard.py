@@ -1,31 +1,26 @@
-"""`simmim-bench leaderboard build | check | show | keep`.
-
-Nothing here loads torch before a command needs it.
-"""
+"""`simmim-bench leaderboard build | check | show | keep`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from simmim_bench.cli.options import open_display
+from simmim_bench.cli.options import PATH, open_display, transfer_recipes
 from simmim_bench.errors import DriftError
 
 if TYPE_CHECKING:
     from simmim_bench.leaderboard.find import FoundRecords
     from simmim_bench.leaderboard.reported import ReportedRow
-    from simmim_bench.recipe import Recipe
 
 
 @click.group()
 def leaderboard() -> None:
     """Build, check, show or keep the records below some folders.
 
-    A row is a checkpoint; several seeds become mean and standard deviation. Rows under other recipes or on
-    other data stand in groups of their own.
+    There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
+    recipes or on other data are in groups of their own.
 
     \b
       simmim-bench leaderboard build runs --into README.md
@@ -34,10 +29,10 @@ def leaderboard() -> None:
     """
 
 
-_roots = click.argument("roots", nargs=-1, type=click.Path(path_type=Path), default=(Path("runs"),))
+_roots = click.argument("roots", nargs=-1, type=PATH, default=(Path("runs"),))
 _table_folder = click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("leaderboard"),
     show_default=True,
     help="Folder of the tables.",
@@ -45,7 +40,7 @@ _table_folder = click.option(
 _documents = click.option(
     "--into",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="A Markdown document with the table between <!-- leaderboard: begin --> and "
     "<!-- leaderboard: end -->; may be repeated.",
@@ -54,12 +49,12 @@ _published = click.option(
     "--reported/--no-reported",
     default=True,
     show_default=True,
-    help="Show published results beside, clearly apart.",
+    help="Show published results next to the records, clearly separated.",
 )
 
 
 def _find(roots: tuple[Path, ...]) -> FoundRecords:
-    """Read the records, and say which are damaged."""
+    """Read the records, and warn of the damaged ones."""
     from simmim_bench.leaderboard.find import find_records
 
     found = find_records(roots)
@@ -82,10 +77,10 @@ def _read_published(wanted: bool) -> list[ReportedRow]:
 def leaderboard_build(
     roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
 ) -> None:
-    """Write tables and page from the records below ROOTS, which is runs/ by default.
+    """Write tables and page from the records below ROOTS, by default runs/.
 
-    They are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html: one file that works
-    offline. A damaged record is named and left out.
+    The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
+    file that works offline. A damaged record is reported and left out.
     """
     from simmim_bench.leaderboard.tables import print_table
     from simmim_bench.leaderboard.write import write_leaderboard
@@ -101,18 +96,14 @@ def leaderboard_build(
 @_table_folder
 @_documents
 @_published
-@click.pass_obj
 def leaderboard_check(
-    transfer_recipes: Callable[[], dict[str, Recipe]],
-    roots: tuple[Path, ...],
-    out: Path,
-    into: tuple[Path, ...],
-    reported: bool,
+    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
 ) -> None:
-    """Compute every score again from its predictions, and compare hashes and tables.
+    """Recompute every score from its predictions, and compare hashes and tables.
 
-    Compared are predictions, COCO's annotations, recipes with what their names stand for now, checkpoints that are
-    still where they were, and the tables. Exit code 6 when anything differs; everything that does is named.
+    The check covers predictions, COCO's annotations, recipes (against what their names mean now),
+    checkpoints that still exist, and the tables. Exit code 6 when anything differs; every difference is
+    named.
     """
     from simmim_bench.leaderboard.check import check_files, check_records
     from simmim_bench.leaderboard.find import find_records
@@ -127,7 +118,7 @@ def leaderboard_check(
     problems += check_files(wanted)
     if problems:
         raise DriftError("\n       ".join(problems))
-    click.echo(f"{len(found.records)} records and their tables hold.")
+    click.echo(f"verified: {len(found.records)} records, {len(wanted)} tables.")
 
 
 @leaderboard.command("show")
@@ -135,9 +126,9 @@ def leaderboard_check(
 @click.option("--json", "as_json", is_flag=True, help="Print groups and rows as JSON.")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
-    help="Print what differs from an earlier leaderboard.json instead, as Markdown.",
+    help="Print instead the changes since an earlier leaderboard.json, as Markdown.",
 )
 def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
     """Print the table of the records below ROOTS."""
@@ -155,13 +146,11 @@ def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | Non
 
 @leaderboard.command("keep")
 @_roots
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder to put the copies into."
-)
+@click.option("--out", required=True, type=PATH, help="Folder of the copies.")
 def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
-    """Copy the records below ROOTS, with all that a check needs, to where they can be committed.
+    """Copy the records below ROOTS, with everything that a check needs, to where they can be committed.
 
-    That is predictions, descriptions, metrics and COCO's annotations; weights are left where they are.
+    Copied are predictions, descriptions, metrics and COCO's annotations, but no weights.
     """
     from simmim_bench.leaderboard.archive import archive_runs
 

@@ -1,6 +1,6 @@
-"""Options that commands share, their completion, and the texts that they read.
+"""Options that several commands share, their tab completion, and the parsing of their values.
 
-In: click's parameters. Out: one `RunOptions` a run. Nothing here loads torch.
+Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -15,14 +15,38 @@ import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench.errors import UsageError
+from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.runs.options import RunOptions
+from simmim_bench.tasks import LAYOUTS, TaskOption, tasks_on, tasks_with
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
+    from simmim_bench.recipe import Recipe
 
 Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 SEED = click.IntRange(0, 2**32 - 1)
+PATH = click.Path(path_type=Path)
+
+
+def pretrain_recipes() -> dict[str, Recipe]:
+    """Return the named pretraining recipes."""
+    from pretrain.recipes import RECIPES
+
+    return dict(RECIPES)
+
+
+def transfer_recipes() -> dict[str, Recipe]:
+    """Return the named transfer recipes."""
+    from transfer.recipes import RECIPES
+
+    return dict(RECIPES)
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Return all named recipes."""
+    return {**pretrain_recipes(), **transfer_recipes()}
 
 
 def complete_arch(
@@ -35,7 +59,7 @@ def complete_arch(
 
 
 def complete_among(names: Callable[[], Iterable[str]]) -> Completion:
-    """Give a completion by names that are asked for when it is needed."""
+    """Return a completion by names that are computed when they are needed."""
 
     def complete(
         context: click.Context, parameter: click.Parameter, incomplete: str
@@ -61,50 +85,51 @@ def complete_ckpt(
     return [CompletionItem(incomplete, type="file")]
 
 
-def override_option(says: str, *, of: str = "") -> Callable[[Any], Any]:
-    """Give the option that changes a recipe: -o, --override; or that of another recipe beside it.
+def override_option(help_text: str, *, of: str = "") -> Callable[[Any], Any]:
+    """Return the option that changes a recipe: -o, --override, or that of a second recipe.
 
     Args:
-        of: whose recipe, such as "transfer": -t, --transfer-override.
+        of: the second recipe, such as "transfer" for -t, --transfer-override.
     """
     short, name = (f"-{of[0]}", f"{of}-override") if of else ("-o", "override")
     to = f"{name.replace('-', '_')}s"
-    return click.option(short, f"--{name}", to, multiple=True, metavar="KEY=VALUE", help=says)
+    return click.option(short, f"--{name}", to, multiple=True, metavar="KEY=VALUE", help=help_text)
 
 
-_DATA = click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="Folder of the data set."
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."
 )
-_RUN_OPTIONS = (
-    click.option(
-        "--out",
-        type=click.Path(path_type=Path),
-        help="Run directory to write; below runs/ by default.",
-    ),
-    click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-    click.option(
-        "--seed",
-        default=0,
-        show_default=True,
-        type=SEED,
-        help="Seed of all that is drawn.",
-    ),
-    override_option(
-        "Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record."
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."),
-    click.option("--quiet", is_flag=True, help="No log and no progress on stderr."),
+QUIET_OPTION = click.option("--quiet", is_flag=True, help="No log and no progress on stderr.")
+SEED_OPTION = click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Seed of everything that is sampled."
 )
 
 
 def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Command]:
-    """Add the options that every run has, handed to the command as one `options`.
+    """Add the options that every run has, passed to the command as one `options`.
 
     Args:
-        recipes: gives the recipes by name that `--recipe` completes.
+        recipes: returns the recipes by name, for the completion of `--recipe`.
     """
-    names = [f.name for f in dataclasses.fields(RunOptions)]
+    names = [field.name for field in dataclasses.fields(RunOptions)]
+    declared = (
+        click.option("--data", required=True, type=PATH, help="Folder of the data set."),
+        click.option(
+            "--recipe",
+            metavar="NAME",
+            shell_complete=complete_among(recipes),
+            help="Named recipe, see `simmim-bench recipes`; by default the one for the architecture.",
+        ),
+        click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
+        click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
+        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+        SEED_OPTION,
+        override_option(
+            "Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record."
+        ),
+        JSON_OPTION,
+        QUIET_OPTION,
+    )
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
@@ -112,21 +137,126 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
             options = RunOptions(**{name: arguments.pop(name) for name in names})
             command(options=options, **arguments)
 
-        named = click.option(
-            "--recipe",
-            metavar="NAME",
-            shell_complete=complete_among(recipes),
-            help="Named recipe; see `simmim-bench recipes`. The arch's own by default.",
-        )
-        for option in reversed((_DATA, named, *_RUN_OPTIONS)):
-            collect = option(collect)
-        return collect
+        return _apply(declared, collect)
 
     return decorate
 
 
+def data_set_options(verb: str) -> Decorator:
+    """Add an option per data layout, passed to the command as one `data_sets`: folders by layout.
+
+    Args:
+        verb: what the command does with a data set; "" names the tasks that learn from it.
+    """
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**arguments: Any) -> None:
+            folders = {name: arguments.pop(name) for name in LAYOUTS}
+            given = {name: folder for name, folder in folders.items() if folder is not None}
+            command(data_sets=given, **arguments)
+
+        declared = [
+            click.option(
+                f"--{layout.name}",
+                type=PATH,
+                help=f"{verb} a data set in {layout.title}'s layout."
+                if verb
+                else f"Data of {_listed([task.name for task in tasks_on(layout.name)])}.",
+            )
+            for layout in LAYOUTS.values()
+        ]
+        return _apply(declared, collect)
+
+    return decorate
+
+
+def task_option(option: TaskOption) -> click.Option:
+    """Build the command-line option of a task option; its help names the tasks that take it."""
+    help_text = f"For {_listed(tasks_with(option.name))}: {option.help[0].lower()}{option.help[1:]}"
+    if option.kind == "flag":
+        return click.Option([option.flag], is_flag=True, help=help_text)
+    if option.kind == "count":
+        return click.Option([option.flag], type=click.IntRange(1), metavar="N", help=help_text)
+    if option.kind == "path":
+        return click.Option([option.flag], type=PATH, help=help_text)
+    return click.Option(
+        [option.flag],
+        type=click.Choice(option.kind),
+        show_default=option.default or False,
+        help=help_text,
+    )
+
+
+_JOB_OPTIONS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Steps at a time; by default as many as there are GPUs for, 1 on a CPU, all with --slurm.",
+    ),
+    click.option(
+        "--gpus-per-task",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1),
+        metavar="K",
+        help="GPUs per step, one process each; on a CPU, processes per step.",
+    ),
+    click.option("--slurm", is_flag=True, help="Run each step as a SLURM job, through submitit."),
+    click.option("--slurm-partition", metavar="NAME", help="Partition of the jobs."),
+    click.option("--slurm-account", metavar="NAME", help="Account of the jobs."),
+    click.option(
+        "--slurm-time",
+        default="24:00:00",
+        show_default=True,
+        metavar="TIME",
+        help="Time limit of a job, in sbatch's format; a job that needs longer saves and is requeued.",
+    ),
+    click.option(
+        "--slurm-set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other option of sbatch, such as cpus_per_task=12 or qos=high; may be repeated.",
+    ),
+    click.option(
+        "--cluster",
+        type=click.Choice(["slurm", "local"]),
+        default="slurm",
+        show_default=True,
+        help="With --slurm: local runs the same jobs on this machine, to try them out.",
+    ),
+)
+
+
+def job_options(command: Command) -> Command:
+    """Add the options of commands that run several steps, passed to the command as one `job_options`."""
+
+    @functools.wraps(command)
+    def collect(**arguments: Any) -> None:
+        slurm = SlurmOptions(
+            partition=arguments.pop("slurm_partition"),
+            account=arguments.pop("slurm_account"),
+            time=arguments.pop("slurm_time"),
+            more=arguments.pop("slurm_set"),
+            cluster=arguments.pop("cluster"),
+        )
+        chosen = JobOptions(
+            workers=arguments.pop("workers"),
+            gpus_per_task=arguments.pop("gpus_per_task"),
+            slurm=slurm if arguments.pop("slurm") else None,
+        )
+        command(job_options=chosen, **arguments)
+
+    return _apply(_JOB_OPTIONS, collect)
+
+
 def read_size(text: str) -> tuple[int, int]:
-    """Read H or H,W in pixels."""
+    """Parse H or H,W in pixels.
+
+    Raises:
+        UsageError: the text is neither.
+    """
     sizes = text.replace("x", ",").split(",")
     if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
         raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
@@ -134,7 +264,19 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def open_display(quiet: bool) -> Display:
-    """Give the log and progress of a command, or none."""
+    """Return the log and progress display of a command; a silent one if `quiet`."""
     from simmim_bench.display import Display
 
     return Display(quiet=quiet)
+
+
+def _listed(names: list[str]) -> str:
+    """Join names as in a sentence: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _apply(options: Iterable[Callable[[Command], Command]], command: Command) -> Command:
+    """Add options to a command, in their order."""
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command

@@ -1,7 +1,4 @@
-"""`simmim-bench pocket`: generated data in the layouts of the real ones.
-
-Nothing here loads torch before a command needs it.
-"""
+"""`simmim-bench pocket`: write synthetic data sets in the layouts of the real ones."""
 
 from __future__ import annotations
 
@@ -10,14 +7,18 @@ from pathlib import Path
 
 import click
 
-from simmim_bench.cli.options import SEED, open_display, read_size
+from simmim_bench.cli.options import PATH, SEED, open_display, read_size
 from simmim_bench.errors import UsageError
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option(
-    "--seed", default=0, show_default=True, type=SEED, help="Another seed, other pictures."
+    "--seed",
+    default=0,
+    show_default=True,
+    type=SEED,
+    help="Seed of the images; the same seed gives the same bytes.",
 )
 @click.option(
     "--img-size", default="64", show_default=True, metavar="H[,W]", help="Pixels, at least 32."
@@ -29,7 +30,7 @@ from simmim_bench.errors import UsageError
 @click.option(
     "--ade20k", nargs=2, type=int, metavar="TRAIN VAL", help="Images of the ADE20K-like set."
 )
-@click.option("--overwrite", is_flag=True, help="Replace the generated data in DIR.")
+@click.option("--overwrite", is_flag=True, help="Replace the synthetic data in DIR.")
 def pocket(
     folder: Path,
     seed: int,
@@ -39,10 +40,10 @@ def pocket(
     ade20k: tuple[int, int] | None,
     overwrite: bool,
 ) -> None:
-    """Write generated data in the layouts of ImageNet, COCO 2017 and ADE20K.
+    """Write synthetic data in the layouts of ImageNet, COCO 2017 and ADE20K.
 
-    The pictures show things of ten classes, told apart by shape, texture and parts, on stuff of several
-    classes. The same seed gives the same bytes.
+    The images show objects of ten classes, distinguished by shape, texture and parts, on backgrounds of
+    several classes.
 
     \b
       simmim-bench pocket data/pocket
@@ -53,15 +54,15 @@ def pocket(
     size = read_size(img_size)
     splits = {"imagenet": imagenet, "coco": coco, "ade20k": ade20k}
     changes = {
-        f"{k}_{s}": n
-        for k, pair in splits.items()
+        f"{name}_{split}": count
+        for name, pair in splits.items()
         if pair
-        for s, n in zip(("train", "val"), pair, strict=True)
+        for split, count in zip(("train", "val"), pair, strict=True)
     }
-    if any(n < 1 for n in changes.values()):
-        raise UsageError("every count of images must be at least 1.")
+    if any(count < 1 for count in changes.values()):
+        raise UsageError("every number of images must be at least 1.")
     counts = dataclasses.replace(PocketCounts(), **changes)
-    with open_display(False).task("pictures", sum(vars(counts).values())) as task:
+    with open_display(False).task("images", sum(vars(counts).values())) as task:
         written = write_pocket(
             folder,
             seed=seed,
