@@ -19,7 +19,7 @@ from side_by_side import compare, report
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
-from simmim_bench.leaderboard.write import tables, write_leaderboard
+from simmim_bench.leaderboard.write import render_tables, write_leaderboard
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.tasks import columns
 
@@ -45,7 +45,7 @@ def main() -> None:
                     find_records([runs]).board(), out, reported=reported
                 ),
                 "records alone, read and held against the schema": lambda: find_records([runs]),
-                "tables alone": lambda: tables(board, out, reported),
+                "tables alone": lambda: render_tables(board, out, reported),
             },
             rounds=arguments.rounds,
         )

@@ -16,7 +16,7 @@ from side_by_side import markdown
 
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.find import find_records
-from simmim_bench.leaderboard.tables import with_table
+from simmim_bench.leaderboard.tables import insert_table
 from simmim_bench.results.ablation import Ablation, from_json, to_markdown
 from transfer.recipes import RECIPES
 
@@ -44,7 +44,7 @@ def derived() -> Iterator[tuple[Path, str]]:
     results = sorted((HERE / "results").glob("*.json"))
     speed = "\n\n".join(markdown(json.loads(p.read_text(encoding="utf-8"))) for p in results)
     path = HERE / "README.md"
-    yield path, with_table(path.read_text(encoding="utf-8"), speed, path, "speed tables")
+    yield path, insert_table(path.read_text(encoding="utf-8"), speed, path, "speed tables")
     for path, ablation in ablations():
         yield path.with_suffix(".md"), to_markdown(ablation)
 

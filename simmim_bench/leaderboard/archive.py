@@ -1,10 +1,9 @@
-"""Keep records where they can be committed: all that a check and the page need, and nothing else.
+"""Copy the records of runs, and everything that a check and the page need, to a folder that can be committed.
 
-Absolute paths are cut to their ends: they say nothing to others, and may tell names.
-
-In: folders with run directories. Out: a folder of the same runs, each with its record, its predictions,
-its description, metrics and figures by class; COCO's ground truth once a hash, under `annotations/`; and of
-every checkpoint, under `checkpoints/`, the pictures that its pretraining left. Weights are not kept.
+The archive contains for every record its predictions, recipe, metrics and per-class scores; COCO's ground truth
+once per hash, under `annotations/`; and the reconstructions of every checkpoint's pretraining, under
+`checkpoints/`. Weights are not copied. Absolute paths are shortened, because they mean nothing on another machine
+and may contain user names.
 """
 
 from __future__ import annotations
@@ -21,97 +20,127 @@ from simmim_bench.files import read_json, sha256_file, write_json
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.results.record import Record
 
-ABSOLUTE = re.compile(r"(\w+=)?(/.*)")
-BESIDE = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
+ABSOLUTE_PATH = re.compile(r"(\w+=)?(/.*)")
+RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 
 
 def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
-    """Copy what belongs to records into a folder, each under the name of its checkpoint, task and seed.
+    """Copy the runs of some records to `OUT/ARCH-CHECKPOINT/TASK-PROTOCOL/seedN`, replacing earlier copies.
+
+    Args:
+        records: records by the path of their file.
+        out: folder of the archive.
 
     Raises:
-        UsageError: two records have one name, or one would replace another's.
+        UsageError: two records have the same checkpoint, protocol and seed.
     """
-    kept: dict[Path, Path] = {}
+    sources: dict[Path, Path] = {}
     for path, record in records.items():
-        task = record.task.replace("%", "pct")
-        checkpoint = record.checkpoint["sha256"][:8]
-        protocol = protocol_id(record)[:8]
-        folder = (
-            out
-            / f"{record.checkpoint['arch']}-{checkpoint}"
-            / f"{task}-{protocol}"
-            / f"seed{record.seed}"
-        )
-        if folder in kept:
+        folder = out / _archive_name(record)
+        if folder in sources:
             raise UsageError(
-                f"{path} and {kept[folder]} are of one checkpoint, protocol and seed; keep one."
+                f"{path} and {sources[folder]} have the same checkpoint, protocol and seed; remove one of them, "
+                "or pass other folders."
             )
-        kept[folder] = path
-    for folder, path in kept.items():
+        sources[folder] = path
+    for folder, path in sources.items():
         record = records[path]
         shutil.rmtree(folder, ignore_errors=True)
-        predictions = folder / record.predictions["file"]
-        predictions.parent.mkdir(parents=True)
-        shutil.copyfile(path.parent / record.predictions["file"], predictions)
-        for name in BESIDE:
-            _copy(path.parent / name, folder / name)
-        description = folder / "recipe.json"
-        if description.is_file():
-            write_json(description, without_machine(read_json(description, "run description")))
+        _copy_run(path, record, folder)
         annotations = find_annotations(path, record)
         if annotations is not None:
             _copy(annotations, out / "annotations" / f"{record.data['fingerprint'][:16]}.json")
-        run = _pretraining(record)
+        run = _pretraining_run(record)
         if run is not None:
-            kept_of_it = out / "checkpoints" / record.checkpoint["sha256"][:16]
-            _copy(run / "reconstructions.png", kept_of_it / "reconstructions.png")
-        # The last: what has one is whole.
-        write_json(folder / "record.json", without_machine(dataclasses.asdict(record)))
+            checkpoint = out / "checkpoints" / record.checkpoint["sha256"][:16]
+            _copy(run / "reconstructions.png", checkpoint / "reconstructions.png")
+        # Written last, so that a folder with a record is complete.
+        write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
 
 
-def without_machine(value: Any) -> Any:
-    """Cut every absolute path in a JSON value, or after KEY= in it, to its last two parts, such as data/coco."""
+def _archive_name(record: Record) -> Path:
+    """Return the folder of a record in the archive."""
+    task = record.task.replace("%", "pct")
+    checkpoint = record.checkpoint["sha256"][:8]
+    return Path(
+        f"{record.checkpoint['arch']}-{checkpoint}",
+        f"{task}-{protocol_id(record)[:8]}",
+        f"seed{record.seed}",
+    )
+
+
+def _copy_run(path: Path, record: Record, folder: Path) -> None:
+    """Copy the predictions and those of `RUN_FILES` that exist, with shortened paths in the recipe."""
+    predictions = folder / record.predictions["file"]
+    predictions.parent.mkdir(parents=True)
+    shutil.copyfile(path.parent / record.predictions["file"], predictions)
+    for name in RUN_FILES:
+        _copy(path.parent / name, folder / name)
+    recipe = folder / "recipe.json"
+    if recipe.is_file():
+        write_json(recipe, shorten_paths(read_json(recipe, "run description")))
+
+
+def shorten_paths(value: Any) -> Any:
+    """Shorten every absolute path in a JSON value to its last two components, such as `data/coco`.
+
+    A string counts as a path if it starts with `/`, or with `KEY=/`.
+    """
     if isinstance(value, dict):
-        return {key: without_machine(inner) for key, inner in value.items()}
+        return {key: shorten_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [without_machine(inner) for inner in value]
+        return [shorten_paths(inner) for inner in value]
     if not isinstance(value, str) or "\n" in value:
         return value
-    found = ABSOLUTE.fullmatch(value)
+    found = ABSOLUTE_PATH.fullmatch(value)
     if found is None:
         return value
     return (found[1] or "") + "/".join(PurePosixPath(found[2]).parts[1:][-2:])
 
 
 def _copy(source: Path, destination: Path) -> None:
+    """Copy a file if it exists."""
     if source.is_file():
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, destination)
 
 
-def _pretraining(record: Record) -> Path | None:
-    """Give the run directory that a record's checkpoint was made in, where it is still there."""
+def _pretraining_run(record: Record) -> Path | None:
+    """Return the run directory that wrote a record's checkpoint; None if it has no reconstructions.
+
+    A checkpoint's name is either the run directory or `RUN/checkpoints/NAME`.
+    """
     path = Path(record.checkpoint["name"])
     runs = (path, path.parent.parent)
     return next((run for run in runs if (run / "reconstructions.png").is_file()), None)
 
 
-def checkpoint_folder(path: Path, record: Record) -> Path | None:
-    """Give what was kept of a record's checkpoint, in the folder that the record was kept in."""
+def find_archived_checkpoint(path: Path, record: Record) -> Path | None:
+    """Find the archive's folder for a record's checkpoint.
+
+    Args:
+        path: the path of `record` in the archive.
+
+    Returns:
+        None if `path` is not in an archive, or the archive has no files of the checkpoint.
+    """
     name = record.checkpoint["sha256"][:16]
     folders = (parent / "checkpoints" / name for parent in path.parents)
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def find_annotations(path: Path, record: Record) -> Path | None:
-    """Give the ground truth that a record was scored against: where it was, or where it was kept.
+    """Find the ground truth that a record was scored against, in the data set or in the archive.
+
+    Args:
+        path: the path of `record`, which may be in an archive.
 
     Returns:
-        None where neither has a file with the hash that the record names, or the task has no annotations.
+        None if the task has no annotations, or no candidate has the hash in the record.
     """
     if "annotations" not in record.data:
         return None
     fingerprint = record.data["fingerprint"]
-    places = [Path(record.data["annotations"])]
-    places += [parent / "annotations" / f"{fingerprint[:16]}.json" for parent in path.parents]
-    return next((p for p in places if p.is_file() and sha256_file(p) == fingerprint), None)
+    candidates = [Path(record.data["annotations"])]
+    candidates += [parent / "annotations" / f"{fingerprint[:16]}.json" for parent in path.parents]
+    return next((p for p in candidates if p.is_file() and sha256_file(p) == fingerprint), None)

@@ -1,9 +1,9 @@
-"""From records to rows: what stands in the leaderboard, and beside what.
+"""Group records by protocol and rank the checkpoints of each group.
 
-In: records. Out: a `Board`: groups of rows (a checkpoint each) by columns (a metric). Rows of a group follow
-the same protocols and are ranked together; a checkpoint that was measured under other protocols too has
-a row in another group. Several seeds of a cell become mean and standard deviation. What is partial, or made
-with sources that were changed since their commit, is shown, and ranked by nobody. `tables.py` and `page.py` draw it.
+A `Board` has one row per checkpoint and one column per metric. Rows of one group follow the same protocols and
+are ranked together; a checkpoint that was evaluated under several protocols of one task has a row in several
+groups. Seeds are summarised by mean and standard deviation. Partial results, and results of code with
+uncommitted changes, are shown but not ranked. `tables.py` and `page.py` render the board.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from simmim_bench.files import sha256_json
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column, columns
 
+TaskProtocol = tuple[str, str]  # record name of a task, protocol id
+
 
 @dataclass(frozen=True)
 class ScoreCell:
-    """One score with the records behind it; a published one has none.
+    """One score and the records that it was computed from; a published score has no records.
 
     Attributes:
-        values: percent, one a seed.
-        deviates: the protocol differs from the recipe that it is named by.
-        partial: not every image of the split was scored.
-        dirty: made with sources that had been changed since their commit.
+        values: percent, one per seed.
+        deviates: some settings differ from the named recipe.
+        partial: not every image of the split was evaluated.
+        dirty: the code had uncommitted changes.
     """
 
     values: tuple[float, ...]
@@ -38,23 +40,23 @@ class ScoreCell:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Mean over seeds, in percent."""
         return statistics.fmean(self.values)
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation over seeds; None of a single one."""
+        """Sample standard deviation over seeds; None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
-    def is_sound(self) -> bool:
-        """Whether the cell may be ranked."""
+    def is_rankable(self) -> bool:
+        """Whether the score may be ranked."""
         return not (self.partial or self.dirty)
 
     def __str__(self) -> str:
         text = f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
         marks = {"*": self.deviates, "†": self.partial, "‡": self.dirty}
-        return text + "".join(mark for mark, given in marks.items() if given)
+        return text + "".join(mark for mark, applies in marks.items() if applies)
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Row:
     """One checkpoint with its cells, in the order of `simmim_bench.tasks.columns()`.
 
     Attributes:
-        rank: place in its group, from 1; None for the only row of a group, and where a cell that the group is
-            ranked by is missing, partial or dirty.
-        inapplicable: columns whose task was done on data that cannot give the metric, such as boxes without
-            masks.
+        rank: rank in the group, from 1; None for the only row of a group, and where a column that the group is
+            ranked by has no rankable score.
+        inapplicable: indices of columns whose task was run on data that cannot provide the metric, such as
+            mask AP on a data set without masks.
     """
 
     label: str
@@ -77,13 +79,13 @@ class Row:
 
     @property
     def records(self) -> tuple[Path, ...]:
-        """The records behind its cells, each once."""
+        """The records of all cells, without duplicates."""
         paths = (path for cell in self.cells if cell is not None for path in cell.records)
         return tuple(dict.fromkeys(paths))
 
     @property
     def is_partial(self) -> bool:
-        """Whether a cell is."""
+        """Whether any cell is partial."""
         return any(cell is not None and cell.partial for cell in self.cells)
 
 
@@ -93,7 +95,7 @@ class ProtocolGroup:
 
     Attributes:
         name: A, B, ...
-        protocols: of every task, a record that follows its protocol.
+        protocols: for every task, one record that follows the group's protocol.
     """
 
     name: str
@@ -101,24 +103,32 @@ class ProtocolGroup:
     rows: tuple[Row, ...]
 
     def best(self, index: int) -> Row | None:
-        """Give the row with the highest mean in a column; None where none is higher as it is shown."""
-        sound = [
+        """Return the row with the highest rankable mean in a column.
+
+        Returns:
+            None for fewer than two rankable scores, or if the two highest are equal as displayed.
+        """
+        rankable = [
             (cell.mean, row)
             for row in self.rows
-            if (cell := row.cells[index]) is not None and cell.is_sound
+            if (cell := row.cells[index]) is not None and cell.is_rankable
         ]
-        sound.sort(key=lambda pair: -pair[0])
-        if len(sound) < 2 or f"{sound[0][0]:.1f}" == f"{sound[1][0]:.1f}":
+        rankable.sort(key=lambda pair: -pair[0])
+        if len(rankable) < 2 or f"{rankable[0][0]:.1f}" == f"{rankable[1][0]:.1f}":
             return None
-        return sound[0][1]
+        return rankable[0][1]
+
+    def best_rows(self) -> list[Row | None]:
+        """Return `best` of every column."""
+        return [self.best(index) for index in range(len(columns()))]
 
 
 @dataclass(frozen=True)
 class Board:
-    """All groups, what they come from, and what could not be read.
+    """All groups and the records that they were built from.
 
     Attributes:
-        problems: a sentence for every record that is damaged.
+        problems: one sentence for each damaged record.
     """
 
     groups: tuple[ProtocolGroup, ...]
@@ -132,94 +142,102 @@ class Board:
 
 
 def protocol_id(record: Record) -> str:
-    """Give what must agree for two scores to be compared: recipe, deviations, data, a listed split."""
+    """Return the hash of everything that two comparable scores must share.
+
+    Hashed are the recipe, its deviations, the fingerprints of the data, and a listed split.
+    """
     keys = ("train_fingerprint", "listed_split_sha256")
     data = [record.data["fingerprint"], *(record.data.get(key) for key in keys)]
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
-Pair = tuple[str, str]  # task, protocol
-
-
 def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) -> Board:
-    """Derive the groups and their rows.
+    """Group the records by protocol, and build and rank the rows of each group.
+
+    Args:
+        records: records by the path of their file.
+        problems: one sentence for each damaged record.
 
     Raises:
-        DataError: two records of one checkpoint, protocol and seed have different predictions.
+        DataError: two records of the same checkpoint, protocol and seed have different predictions.
     """
-    # `random:ARCH` is drawn anew by every seed, so its records share the spec's hash and one row.
-    measured: dict[tuple[str, str], dict[Pair, list[Path]]] = {}
-    followed: dict[Pair, Record] = {}
+    # Records of `random:ARCH` share one row: every seed samples new weights, but all have the spec's hash.
+    paths_of: dict[tuple[str, str], dict[TaskProtocol, list[Path]]] = {}
+    example_of: dict[TaskProtocol, Record] = {}
     for path, record in records.items():
-        pair = (record.task, protocol_id(record))
-        followed.setdefault(pair, record)
-        key = (record.checkpoint["label"], record.checkpoint["sha256"])
-        measured.setdefault(key, {}).setdefault(pair, []).append(path)
-    labels = [label for label, _ in measured]
-    names = {
-        (label, sha256): label if labels.count(label) == 1 else f"{label} [{sha256[:8]}]"
-        for label, sha256 in measured
-    }
+        followed = (record.task, protocol_id(record))
+        example_of.setdefault(followed, record)
+        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
+        paths_of.setdefault(checkpoint, {}).setdefault(followed, []).append(path)
+    names = _unique_names(paths_of)
+    tasks = dict.fromkeys(column.task for column in columns())
     groups = []
-    for number, protocols in enumerate(group_protocols([[*pairs] for pairs in measured.values()])):
+    for number, protocols in enumerate(group_protocols([[*paths] for paths in paths_of.values()])):
         rows = [
-            _row(
-                names[key],
-                {task: pairs[task, p] for task, p in protocols.items() if (task, p) in pairs},
-                records,
-            )
-            for key, pairs in measured.items()
-            if any((task, p) in pairs for task, p in protocols.items())
+            _build_row(names[checkpoint], by_task, records)
+            for checkpoint, paths in paths_of.items()
+            if (by_task := {t: paths[t, p] for t, p in protocols.items() if (t, p) in paths})
         ]
-        shown = {
-            column.task: followed[column.task, protocols[column.task]]
-            for column in columns()
-            if column.task in protocols
-        }
-        groups.append(ProtocolGroup(_letters(number), shown, _ranked(rows)))
+        examples = {task: example_of[task, protocols[task]] for task in tasks if task in protocols}
+        groups.append(ProtocolGroup(_group_name(number), examples, _rank(rows)))
     return Board(tuple(groups), records, tuple(problems))
 
 
-def group_protocols(measured: Sequence[Sequence[Pair]]) -> list[dict[str, str]]:
-    """Put protocols together, at most one of a task, by the checkpoints that were measured under them.
+def group_protocols(evaluated: Sequence[Sequence[TaskProtocol]]) -> list[dict[str, str]]:
+    """Combine protocols into groups with at most one protocol per task.
 
-    A checkpoint with one protocol a task has a group of its own or fits into one; those with several, such as
-    random weights that were measured on two data sets, then find a group for each. A protocol is in one
-    group only.
+    Checkpoints with a single protocol per task come first; each joins a fitting group or starts a new one.
+    Checkpoints with several protocols of a task, such as random weights on two data sets, follow and have a row
+    in several groups. A protocol belongs to one group only.
 
     Args:
-        measured: the (task, protocol) pairs of every checkpoint.
+        evaluated: the (task, protocol) pairs of every checkpoint.
+
+    Returns:
+        For every group, its protocols by task.
     """
 
-    def most_protocols(pairs: Sequence[Pair]) -> int:
+    def most_protocols(pairs: Sequence[TaskProtocol]) -> int:
         tasks = [task for task, _ in pairs]
         return max(tasks.count(task) for task in tasks)
 
     groups: list[dict[str, str]] = []
-    for pairs in sorted(measured, key=lambda pairs: (most_protocols(pairs), -len(pairs))):
-        mine = [g for g in groups if any(g.get(task) == protocol for task, protocol in pairs)]
+    for pairs in sorted(evaluated, key=lambda pairs: (most_protocols(pairs), -len(pairs))):
+        joined = [g for g in groups if any(g.get(task) == protocol for task, protocol in pairs)]
         for task, protocol in pairs:
             if any(group.get(task) == protocol for group in groups):
                 continue
-            group = next((g for g in mine if task not in g), None)
+            group = next((g for g in joined if task not in g), None)
             if group is None:
                 group = {}
                 groups.append(group)
-                mine.append(group)
+                joined.append(group)
             group[task] = protocol
     return groups
 
 
-def _letters(number: int) -> str:
-    """Count A to Z, AA, AB, ..."""
+def _unique_names(checkpoints: Mapping[tuple[str, str], object]) -> dict[tuple[str, str], str]:
+    """Return a name for every (label, hash); the hash is added where several checkpoints share a label."""
+    labels = [label for label, _ in checkpoints]
+    return {
+        (label, sha256): label if labels.count(label) == 1 else f"{label} [{sha256[:8]}]"
+        for label, sha256 in checkpoints
+    }
+
+
+def _group_name(number: int) -> str:
+    """Return A to Z, AA, AB, ... for 0, 1, 2, ..."""
     head, tail = divmod(number, 26)
-    return (_letters(head - 1) if head else "") + chr(ord("A") + tail)
+    return (_group_name(head - 1) if head else "") + chr(ord("A") + tail)
 
 
-def _row(label: str, tasks: Mapping[str, list[Path]], records: Mapping[Path, Record]) -> Row:
-    cells = tuple(_cell(column, tasks.get(column.task, []), records) for column in columns())
-    first = records[next(iter(tasks.values()))[0]]
-    inapplicable = (i for i, c in enumerate(columns()) if c.task in tasks and cells[i] is None)
+def _build_row(
+    label: str, paths_by_task: Mapping[str, list[Path]], records: Mapping[Path, Record]
+) -> Row:
+    shown = columns()
+    cells = tuple(_build_cell(c, paths_by_task.get(c.task, []), records) for c in shown)
+    first = records[next(iter(paths_by_task.values()))[0]]
+    inapplicable = (i for i, c in enumerate(shown) if c.task in paths_by_task and cells[i] is None)
     return Row(
         label,
         first.checkpoint["sha256"],
@@ -229,46 +247,50 @@ def _row(label: str, tasks: Mapping[str, list[Path]], records: Mapping[Path, Rec
     )
 
 
-def _cell(column: Column, paths: list[Path], records: Mapping[Path, Record]) -> ScoreCell | None:
+def _build_cell(
+    column: Column, paths: list[Path], records: Mapping[Path, Record]
+) -> ScoreCell | None:
+    """Summarise a column's records of one checkpoint; None if none of them has the metric."""
     by_seed: dict[int, Path] = {}
     for path in paths:
         if column.metric not in records[path].metrics:
             continue
-        # A baseline that was run beside each of several checkpoints is one result.
+        # A baseline may be evaluated along with each of several checkpoints; equal predictions count once.
         first = by_seed.setdefault(records[path].seed, path)
         if records[first].predictions["sha256"] != records[path].predictions["sha256"]:
             raise DataError(
-                f"{path} and {first} are of one checkpoint, task and seed, and would count twice, with "
-                "different predictions; remove one, or name other folders."
+                f"{path} and {first} have the same checkpoint, protocol and seed but different predictions; "
+                "remove one of them, or pass other folders."
             )
     if not by_seed:
         return None
-    behind = [records[path] for path in by_seed.values()]
+    used = [records[path] for path in by_seed.values()]
     return ScoreCell(
-        values=tuple(r.metrics[column.metric] for r in behind),
+        values=tuple(r.metrics[column.metric] for r in used),
         records=tuple(by_seed.values()),
-        deviates=any(r.deviates for r in behind),
-        partial=any(r.status == "partial" for r in behind),
-        dirty=any(r.environment.get("dirty") for r in behind),
+        deviates=any(r.deviates for r in used),
+        partial=any(r.status == "partial" for r in used),
+        dirty=any(r.environment.get("dirty") for r in used),
     )
 
 
-def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Order the rows by the mean of the columns that all have, and number those that may be ranked."""
+def _rank(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Sort rows by their mean over the columns that all rows have, and number the rankable rows."""
     shared = [i for i in range(len(columns())) if all(row.cells[i] is not None for row in rows)]
 
-    def cells(row: Row) -> list[ScoreCell]:
+    def shared_cells(row: Row) -> list[ScoreCell]:
         return [cell for i in shared if (cell := row.cells[i]) is not None]
 
-    def unsound(row: Row) -> bool:
-        return not all(cell.is_sound for cell in cells(row))
+    def is_unrankable(row: Row) -> bool:
+        return not all(cell.is_rankable for cell in shared_cells(row))
 
-    def score(row: Row) -> float:
-        return -statistics.fmean([cell.mean for cell in cells(row)] or [0.0])
+    def mean(row: Row) -> float:
+        return statistics.fmean([cell.mean for cell in shared_cells(row)] or [0.0])
 
-    ordered = sorted(rows, key=lambda row: (unsound(row), score(row), row.label))
+    ordered = sorted(rows, key=lambda row: (is_unrankable(row), -mean(row), row.label))
     if len(rows) < 2 or not shared:
         return tuple(ordered)
     return tuple(
-        row if unsound(row) else replace(row, rank=place) for place, row in enumerate(ordered, 1)
+        row if is_unrankable(row) else replace(row, rank=rank)
+        for rank, row in enumerate(ordered, 1)
     )

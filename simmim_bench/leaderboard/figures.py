@@ -1,4 +1,8 @@
-"""The page's figures: score against cost, as inline SVG."""
+"""Plot score against cost for the HTML page, as inline SVG with one link per point.
+
+Matplotlib draws the plots. Afterwards the SVG is adapted to the page: points link to their rows, colours become
+CSS variables, and the board's texts are inserted by an XML writer.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +19,43 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 COSTS = {"device_hours": "device-hours", "params_m": "parameters, millions"}
+GROUP_STYLES = (
+    6  # styles of groups before they repeat; leaderboard.css defines --group-0 to --group-5
+)
+MARKERS = "osD^vP"  # Matplotlib's marker of every group style
 
-
-KINDS = 6  # colours and markers before they repeat; leaderboard.css has as many --group-N
-
-
-# Matplotlib knows no CSS variables: it draws in these colours, which are then replaced.
-_COLOURS = {
-    "#010101": "var(--ink)",
-    "#010102": "var(--line)",
-    "#010103": "var(--muted)",
-    **{f"#0102{k:02x}": f"var(--group-{k})" for k in range(KINDS)},
+# Matplotlib cannot write CSS variables: it draws in the colours on the left, which are replaced afterwards.
+INK, LINE, MUTED = "#010101", "#010102", "#010103"
+GROUP_COLOURS = [f"#0102{style:02x}" for style in range(GROUP_STYLES)]
+CSS_COLOURS = {
+    INK: "var(--ink)",
+    LINE: "var(--line)",
+    MUTED: "var(--muted)",
+    **{colour: f"var(--group-{style})" for style, colour in enumerate(GROUP_COLOURS)},
+}
+PLOT_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
 }
 
 
 class Point(NamedTuple):
-    """One row in a plot: its cost, its score in percent, and its number where it is on a front."""
+    """One row in a plot: its cost, its score in percent, and its number if it is on a Pareto front."""
 
     row: Mapping[str, Any]
     cost: float
@@ -45,17 +64,26 @@ class Point(NamedTuple):
 
 
 class Series(NamedTuple):
-    """Points that share a marker; `front` holds the numbered ones, cheapest first."""
+    """Points that share a marker.
+
+    Attributes:
+        name: name in the legend.
+        style: `group-N` with N < `GROUP_STYLES`, `reported` or `not-ranked`; also a CSS class.
+        points: all points.
+        front: numbered points on the group's Pareto front, the cheapest first.
+    """
 
     name: str
-    kind: str
+    style: str
     points: list[Point]
     front: list[Point]
 
 
 def pareto_front(points: Iterable[tuple[float, float]]) -> list[int]:
-    """Give the indices of the (cost, score) points than which none is cheaper and as good, or as cheap
-    and better; cheapest first."""
+    """Return the indices of the (cost, score) points that no other point dominates, the cheapest first.
+
+    A point dominates another if it is neither more expensive nor worse, and differs in cost or score.
+    """
     front: list[int] = []
     last = (math.nan, -math.inf)
     for cost, minus_score, index in sorted((c, -s, i) for i, (c, s) in enumerate(points)):
@@ -65,69 +93,31 @@ def pareto_front(points: Iterable[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _series(board: Mapping[str, Any], column: int, cost: str) -> list[Series]:
-    """Collect the points of one plot. A front is within a group: other protocols are not compared."""
-    kinds = {group["name"]: k % KINDS for k, group in enumerate(board["groups"])}
-    by_name: dict[str | None, list[Point]] = {name: [] for name in (*kinds, None, "reported")}
-    for row in board["rows"]:
-        cell, price = row["cells"][column], row["cost"][cost]
-        reported = row["status"] == "reported"
-        if cell is None or not price or price <= 0 or (reported and cost == "device_hours"):
-            continue
-        point = Point(row, price, cell["mean"])
-        by_name["reported" if reported else row["group"]].append(point)
-    numbers = count(1)
-    found = []
-    for name, points in by_name.items():
-        if name in kinds:
-            whole = [p for p in points if not p.row["cells"][column]["partial"]]
-            front = [
-                whole[i]._replace(number=next(numbers))
-                for i in pareto_front((p.cost, p.score) for p in whole)
-            ]
-            found.append(Series(f"group {name}", f"group-{kinds[name]}", points, front))
-        else:
-            label = "reported" if name else "not ranked"
-            found.append(Series(label, label.replace(" ", "-"), points, []))
-    return [series for series in found if series.points]
+def plot_scores(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Plot score against cost, for every pair of a column and a cost that some row has both values of.
 
+    Args:
+        board: the page's data; see `page_data.py`.
 
-def _plots(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Draw score against cost for every column and cost that some row has both of."""
+    Returns:
+        For every plot its `column`, the column's `index`, the key `cost` of `COSTS`, its `series` and its `svg`.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
-    ink, line = "#010101", "#010102"
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "font.size": 11,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": line,
-        "xtick.color": line,
-        "ytick.color": line,
-        "xtick.labelcolor": ink,
-        "ytick.labelcolor": ink,
-        "grid.color": line,
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-    }
     plots = []
     for cost, label in COSTS.items():
-        with matplotlib.rc_context(style):
+        with matplotlib.rc_context(PLOT_STYLE):
             figure = Figure(figsize=(5.2, 3.5), facecolor="none")
             axes = figure.add_axes((0.14, 0.165, 0.84, 0.8), facecolor="none", xscale="log")
             axes.set_xlabel(label)
             axes.set_ylabel("score, %")
         for index, column in enumerate(board["columns"]):
-            series = _series(board, index, cost)
+            series = _collect_series(board, index, cost)
             if not series:
                 continue
-            # Ids are hashed with the salt, and those of two plots on a page must differ.
-            with matplotlib.rc_context({**style, "svg.hashsalt": f"{cost}-{index}"}):
+            # Matplotlib hashes ids with the salt, and the ids of two plots on one page must differ.
+            with matplotlib.rc_context({**PLOT_STYLE, "svg.hashsalt": f"{cost}-{index}"}):
                 svg = _draw(figure, axes, series)
             plots.append(
                 {"column": column, "index": index, "cost": cost, "series": series, "svg": svg}
@@ -135,13 +125,50 @@ def _plots(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(plots, key=lambda plot: plot["index"])
 
 
-def _draw(figure: Figure, axes: Axes, series: Sequence[Series]) -> Markup:
-    """Draw one plot into axes that are used again: making axes anew is most of the time."""
-    from matplotlib.ticker import LogLocator, NullLocator
+def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Series]:
+    """Collect the points of one plot, with a Pareto front per group because groups are not comparable."""
+    styles = {group["name"]: k % GROUP_STYLES for k, group in enumerate(board["groups"])}
+    by_name: dict[str | None, list[Point]] = {name: [] for name in (*styles, None, "reported")}
+    for row in board["rows"]:
+        cell, row_cost = row["cells"][column], row["cost"][cost]
+        reported = row["status"] == "reported"
+        # The hardware of published results differs, so their device-hours are not comparable.
+        if cell is None or not row_cost or row_cost <= 0 or (reported and cost == "device_hours"):
+            continue
+        point = Point(row, row_cost, cell["mean"])
+        by_name["reported" if reported else row["group"]].append(point)
+    numbers = count(1)
+    collected = []
+    for name, points in by_name.items():
+        if name in styles:
+            complete = [p for p in points if not p.row["cells"][column]["partial"]]
+            front = [
+                complete[i]._replace(number=next(numbers))
+                for i in pareto_front((p.cost, p.score) for p in complete)
+            ]
+            collected.append(Series(f"group {name}", f"group-{styles[name]}", points, front))
+        else:
+            label = "reported" if name else "not ranked"
+            collected.append(Series(label, label.replace(" ", "-"), points, []))
+    return [series for series in collected if series.points]
 
+
+def _draw(figure: Figure, axes: Axes, all_series: Sequence[Series]) -> Markup:
+    """Draw one plot into existing axes, because creating axes takes most of the time."""
     for artist in (*axes.collections, *axes.lines, *axes.texts):
         artist.remove()
-    points = [point for one in series for point in one.points]
+    _set_limits(axes, [point for series in all_series for point in series.points])
+    for k, series in enumerate(all_series):
+        _draw_series(axes, k, series)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return _adapt_to_page(file.getvalue(), all_series)
+
+
+def _set_limits(axes: Axes, points: Sequence[Point]) -> None:
+    """Fit the axes' limits and the ticks of the logarithmic cost to the points."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     costs, scores = [p.cost for p in points], [p.score for p in points]
     ratio = max(max(costs) / min(costs), 1.5)
     axes.set_xlim(min(costs) / ratio**0.08, max(costs) * ratio**0.08)
@@ -151,82 +178,58 @@ def _draw(figure: Figure, axes: Axes, series: Sequence[Series]) -> Markup:
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    for k, one in enumerate(series):
-        colour, marker = "#010103", "o" if one.kind == "reported" else "X"
-        if one.kind.startswith("group-"):
-            colour = f"#0102{int(one.kind[6:]):02x}"
-            marker = "osD^vP"[int(one.kind[6:])]
-        axes.scatter(
-            [p.cost for p in one.points],
-            [p.score for p in one.points],
-            s=22 if one.kind == "reported" else 42,
-            marker=marker,
-            facecolors="none" if one.kind == "reported" else colour,
-            edgecolors=colour,
-            linewidths=1,
-            clip_on=False,
-            gid=f"points-{k}",
+
+
+def _draw_series(axes: Axes, k: int, series: Series) -> None:
+    """Draw the points and the Pareto front of the k-th series, with ids for `_adapt_to_page`."""
+    reported = series.style == "reported"
+    colour, marker = MUTED, "o" if reported else "X"
+    if series.style.startswith("group-"):
+        style = int(series.style.removeprefix("group-"))
+        colour, marker = GROUP_COLOURS[style], MARKERS[style]
+    axes.scatter(
+        [p.cost for p in series.points],
+        [p.score for p in series.points],
+        s=22 if reported else 42,
+        marker=marker,
+        facecolors="none" if reported else colour,
+        edgecolors=colour,
+        linewidths=1,
+        clip_on=False,
+        gid=f"points-{k}",
+    )
+    if series.front:
+        line = [p.cost for p in series.front], [p.score for p in series.front]
+        axes.step(*line, where="post", color=colour, linewidth=1.2, gid=f"front-{k}")
+    # Points of two groups often have the same cost; alternate offsets keep their numbers apart.
+    offset = (-5, 6) if k % 2 == 0 else (6, -13)
+    for point in series.front:
+        axes.annotate(
+            str(point.number),
+            (point.cost, point.score),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+            gid=f"number-{point.number}",
         )
-        if one.front:
-            line = [p.cost for p in one.front], [p.score for p in one.front]
-            axes.step(*line, where="post", color=colour, linewidth=1.2, gid=f"front-{k}")
-        # Two groups often have points at one cost, and with them numbers in one place.
-        beside = (-5, 6) if k % 2 == 0 else (6, -13)
-        for point in one.front:
-            axes.annotate(
-                str(point.number),
-                (point.cost, point.score),
-                beside,
-                textcoords="offset points",
-                ha="center",
-                fontsize=10,
-                gid=f"number-{point.number}",
-            )
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
-    return _inlined(file.getvalue(), series)
 
 
-def _inlined(svg: str, series: Sequence[Series]) -> Markup:
-    """Make Matplotlib's file a part of the page: points link to their rows, colours follow the page.
+def _adapt_to_page(svg: str, all_series: Sequence[Series]) -> Markup:
+    """Convert Matplotlib's SVG file to an element of the page, with links and the page's colours.
 
-    The board's texts enter here, through an XML writer, and never pass Matplotlib's math syntax.
+    The board's texts are inserted here, through an XML writer; Matplotlib would parse `$` in them as math.
     """
     from markupsafe import Markup
 
-    for colour, variable in _COLOURS.items():
+    for colour, variable in CSS_COLOURS.items():
         svg = svg.replace(colour, variable)
     root = ElementTree.fromstring(svg)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            # Its style element would hold for the whole page.
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-    used = set(re.findall(r"#(\w+)", svg))
+    _remove_file_parts(root)
+    _link_points(root, all_series)
+    referenced = set(re.findall(r"#(\w+)", svg))
     for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]
-        for name in list(element.attrib):
-            if "}" in name:
-                element.set(name.rpartition("}")[2], element.attrib.pop(name))
-    groups = {gid: g for g in root.iter("g") if (gid := g.get("id"))}
-    for k, one in enumerate(series):
-        holder = groups[f"points-{k}"]
-        marks = [
-            (p, m) for p in holder.iter() if p.tag != "defs" for m in p if m.tag in ("use", "path")
-        ]
-        for point, (parent, mark) in zip(one.points, marks, strict=True):
-            link = ElementTree.Element("a", {"href": f"#{point.row['id']}", "tabindex": "-1"})
-            link.set("data-row", point.row["id"])
-            title = ElementTree.SubElement(link, "title")
-            title.text = f"{point.row['label']}: {point.score:.1f} at {number(point.cost)}"
-            parent[list(parent).index(mark)] = link
-            link.append(mark)
-        for point in one.front:
-            groups[f"number-{point.number}"].set("data-row", point.row["id"])
-        if one.front:
-            groups[f"front-{k}"].set("data-front", json.dumps([p.row["id"] for p in one.front]))
-    for element in root.iter():
-        if element.get("id") not in used:
+        if element.get("id") not in referenced:
             element.attrib.pop("id", None)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
@@ -234,8 +237,44 @@ def _inlined(svg: str, series: Sequence[Series]) -> Markup:
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-def number(value: float | None) -> str:
-    """Write a quantity with three digits, or a dash where it is not known."""
+def _remove_file_parts(root: ElementTree.Element) -> None:
+    """Remove metadata, style elements and XML namespaces."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # Inside a page, a style element of an SVG applies to the whole page.
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name in list(element.attrib):
+            if "}" in name:
+                element.set(name.rpartition("}")[2], element.attrib.pop(name))
+
+
+def _link_points(root: ElementTree.Element, all_series: Sequence[Series]) -> None:
+    """Link every point to its row, and store the row ids that the page's script filters plots by."""
+    groups = {gid: g for g in root.iter("g") if (gid := g.get("id"))}
+    for k, series in enumerate(all_series):
+        holder = groups[f"points-{k}"]
+        marks = [
+            (p, m) for p in holder.iter() if p.tag != "defs" for m in p if m.tag in ("use", "path")
+        ]
+        for point, (parent, mark) in zip(series.points, marks, strict=True):
+            link = ElementTree.Element("a", {"href": f"#{point.row['id']}", "tabindex": "-1"})
+            link.set("data-row", point.row["id"])
+            title = ElementTree.SubElement(link, "title")
+            title.text = f"{point.row['label']}: {point.score:.1f} at {format_number(point.cost)}"
+            parent[list(parent).index(mark)] = link
+            link.append(mark)
+        for point in series.front:
+            groups[f"number-{point.number}"].set("data-row", point.row["id"])
+        if series.front:
+            rows = [point.row["id"] for point in series.front]
+            groups[f"front-{k}"].set("data-front", json.dumps(rows))
+
+
+def format_number(value: float | None) -> str:
+    """Format a quantity with three significant digits, or a dash if it is unknown."""
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

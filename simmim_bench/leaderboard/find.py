@@ -1,7 +1,6 @@
-"""The leaderboard: tables and a page derived from records, never typed by hand.
+"""Find the records below some folders.
 
-In: folders with `record.json` files below them. Out: LEADERBOARD.md, leaderboard.csv, .json, .tex and .html, and a
-table between the markers of other documents.
+Every `record.json` is read and validated. A damaged record is reported, and the other records are still used.
 """
 
 from __future__ import annotations
@@ -18,41 +17,50 @@ from simmim_bench.results.record import Record, read_record
 
 @dataclass(frozen=True)
 class FoundRecords:
-    """The records below some folders, and a sentence for every one that is damaged."""
+    """Records by the path of their file.
+
+    Attributes:
+        problems: one sentence for each damaged record.
+    """
 
     records: dict[Path, Record]
     problems: tuple[str, ...] = ()
 
     def board(self) -> Board:
-        """Derive the rows."""
+        """Build the leaderboard of the records.
+
+        Raises:
+            DataError: two records of the same checkpoint, protocol and seed have different predictions.
+        """
         return build_board(self.records, self.problems)
 
 
 def find_records(roots: Iterable[Path]) -> FoundRecords:
-    """Read every `record.json` below some folders; damaged ones are named, and stop nobody.
+    """Read every `record.json` below some folders, each file once.
 
     Raises:
-        DataError: a folder is missing, or none holds a record.
+        DataError: a folder does not exist, or no folder contains a record.
     """
-    found: dict[Path, Record] = {}
+    records: dict[Path, Record] = {}
     problems: list[str] = []
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     roots = list(roots)
     for root in roots:
         if not root.is_dir():
             raise DataError(
-                f"results folder {root} is not there; give a folder with run directories."
+                f"results folder {root} does not exist; pass a folder that contains run directories."
             )
-        for folder, folders, files in os.walk(root):
-            folders.sort()
+        for folder, subfolders, files in os.walk(root):
+            subfolders.sort()
             path = Path(folder, "record.json")
-            if "record.json" not in files or path.resolve() in seen:  # roots may lie in one another
+            # One root may contain another.
+            if "record.json" not in files or path.resolve() in visited:
                 continue
-            seen.add(path.resolve())
+            visited.add(path.resolve())
             try:
-                found[path] = read_record(path)
+                records[path] = read_record(path)
             except DataError as error:
                 problems.append(str(error))
-    if not (found or problems):
+    if not (records or problems):
         raise DataError(f"no record.json below {', '.join(map(str, roots))}; run a transfer first.")
-    return FoundRecords(found, tuple(problems))
+    return FoundRecords(records, tuple(problems))

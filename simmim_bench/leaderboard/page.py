@@ -1,12 +1,8 @@
-"""The leaderboard as one HTML page that works from disk, without a network.
+"""Render the leaderboard as one HTML page that works from disk, without a network.
 
-In: a board, the plain JSON that `leaderboard.py` derives from records. Out: the page's text. The board has
-`version`, `columns` (title, task, metric), `groups` (name, protocols by task: rows of one group are ranked
-together), `rows` (a checkpoint with a cell or null for every column, its rank, lineage and cost), `records`
-(what the cells' indices point at), `reconstructions` (PNG data URLs by checkpoint), `problems` and `notes`.
-
-The table is DataTables' (from itables' wheel), the plots are Matplotlib's, and every text of the board goes
-through Jinja's escaping. Details of a row lie in an inert `<template>`; the script only shows them.
+The input is the plain JSON that `page_data.py` builds from a board. DataTables (from itables' wheel) sorts and
+searches the table, Matplotlib draws the plots, and Jinja escapes every text of the board. The details of a row
+are stored in an inert `<template>`; the page's script only displays them.
 """
 
 from __future__ import annotations
@@ -18,19 +14,20 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from simmim_bench.leaderboard.figures import COSTS, KINDS, _plots, number
-
-if TYPE_CHECKING:
-    pass
+from simmim_bench.leaderboard.figures import COSTS, GROUP_STYLES, format_number, plot_scores
 
 CURVE_POINTS = 150
-PICTURE = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]+=*")
+IMAGE_URL = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]+=*")
 
 
-def to_html(board: dict[str, Any]) -> str:
-    """Give the page of a board; the same board gives the same bytes."""
+def render_page(board: dict[str, Any]) -> str:
+    """Return the page as HTML; the same board always results in the same bytes.
+
+    Args:
+        board: the page's data; see `page_data.page_data`.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -42,47 +39,57 @@ def to_html(board: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     filters: dict[str, Callable[..., Any]] = {
-        "number": number,
-        "value": value_text,
-        "curve": curve,
-        "json": _json,
+        "number": format_number,
+        "value": format_value,
+        "curve": scale_curve,
+        "json": _compact_json,
     }
     environment.filters |= filters
     scripts = [_datatables(), _template_text("leaderboard.js")]
     groups = {group["name"]: group for group in board["groups"]}
-    plots = _plots(board)
+    plots = plot_scores(board)
     return environment.get_template("leaderboard.html").render(
         board=board,
-        group_kind={name: k % KINDS for k, name in enumerate(groups)},
-        details=[(row, tasks_of(board, row, groups.get(row["group"]))) for row in board["rows"]],
-        differences=differences(board),
+        group_style={name: k % GROUP_STYLES for k, name in enumerate(groups)},
+        details=[
+            (row, collect_tasks(board, row, groups.get(row["group"]))) for row in board["rows"]
+        ],
+        differences=protocol_differences(board),
         plots=plots,
-        # What has been compared most is shown first.
+        # The plot with the most points on Pareto fronts is displayed first.
         shown=max(plots, key=lambda plot: sum(len(s.front) for s in plot["series"]), default=None),
         costs=COSTS,
-        pictures={
-            sha256: picture
-            for sha256, picture in board["reconstructions"].items()
-            if PICTURE.fullmatch(picture)
+        images={
+            sha256: url
+            for sha256, url in board["reconstructions"].items()
+            if IMAGE_URL.fullmatch(url)
         },
         style=Markup(_template_text("leaderboard.css")),
         scripts=[Markup(script) for script in scripts],
-        # Scripts by hash: whatever a text of the board might become, it cannot run.
+        # The Content Security Policy allows scripts by hash, so that no text of the board can run as a script.
         script_hashes=" ".join(f"'sha256-{_csp_hash(script)}'" for script in scripts),
     )
 
 
-def value_text(value: Any) -> str:
-    """Write a field of a recipe as a person would: strings bare, mappings as `key=value`."""
+def format_value(value: Any) -> str:
+    """Format a field of a recipe: strings without quotes, mappings as `key=value`, other values as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={value_text(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key}={format_value(item)}" for key, item in value.items()) or "none"
     return json.dumps(value, ensure_ascii=False)
 
 
-def curve(points: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:
-    """Scale (step, loss) pairs into a box of 300 by 80 for a polyline, thinned out; None if too few."""
+def scale_curve(points: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:
+    """Scale (step, loss) pairs to the points of an SVG polyline in a box of 300 by 80 units.
+
+    Args:
+        points: pairs by step; pairs without a finite loss are left out.
+
+    Returns:
+        The polyline's `points`, at most `CURVE_POINTS` + 1, the `first`, `last`, `low`(est) and `high`(est) loss and
+        the last of the `steps`; None for fewer than two finite losses.
+    """
     finite = [(x, y) for x, y in points or [] if y is not None and math.isfinite(y)]
     if len(finite) < 2:
         return None
@@ -103,10 +110,10 @@ def curve(points: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:
     }
 
 
-def tasks_of(
+def collect_tasks(
     board: Mapping[str, Any], row: Mapping[str, Any], group: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Gather a row's cells by task, with the task's protocol and the records behind it once each."""
+    """Collect a row's cells by task, with the task's protocol and its records without duplicates."""
     tasks: dict[str, dict[str, Any]] = {}
     for column, cell in zip(board["columns"], row["cells"], strict=True):
         if cell is None:
@@ -120,12 +127,17 @@ def tasks_of(
     return list(tasks.values())
 
 
-def differences(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Say for every task which fields of its protocol differ between the groups that have it."""
+def protocol_differences(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the protocol fields that differ between groups, for every task of at least two groups.
+
+    Returns:
+        For every such task its name `task`, the names of its `groups`, and its `fields`: field name -> one text
+        per group.
+    """
     found = []
     for task in dict.fromkeys(column["task"] for column in board["columns"]):
         protocols = {
-            group["name"]: _flat(group["protocols"][task])
+            group["name"]: _flatten_protocol(group["protocols"][task])
             for group in board["groups"]
             if task in group["protocols"]
         }
@@ -138,14 +150,14 @@ def differences(board: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """Write a protocol as one level of texts, the resolved recipe's nested fields with dots."""
+def _flatten_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
+    """Convert a protocol to texts by field name; nested fields of the recipe get dotted names."""
     flat = {
-        "recipe": value_text(protocol["recipe"]),
-        "deviates": value_text(protocol["deviates"]),
-        "data": value_text(protocol["data"]),
-        "data fingerprint": value_text(protocol["fingerprint"])[:12],
-        "images": value_text(protocol["images"]),
+        "recipe": format_value(protocol["recipe"]),
+        "deviates": format_value(protocol["deviates"]),
+        "data": format_value(protocol["data"]),
+        "data fingerprint": format_value(protocol["fingerprint"])[:12],
+        "images": format_value(protocol["images"]),
     }
 
     def add(prefix: str, fields: Mapping[str, Any]) -> None:
@@ -153,28 +165,27 @@ def _flat(protocol: Mapping[str, Any]) -> dict[str, str]:
             if isinstance(value, Mapping) and value:
                 add(f"{prefix}{key}.", value)
             else:
-                flat[prefix + key] = value_text(value)
+                flat[prefix + key] = format_value(value)
 
     add("", protocol["fields"])
     return flat
 
 
-def _json(value: Any) -> str:
+def _compact_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _template_text(name: str) -> str:
-    return (resources.files("simmim_bench.leaderboard") / "templates" / name).read_text(
-        encoding="utf-8"
-    )
+    folder = resources.files("simmim_bench.leaderboard") / "templates"
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def _datatables() -> str:
-    """Give itables' bundle as a script that leaves DataTables in `globalThis.DataTable`.
+    """Load itables' JavaScript bundle, changed to assign DataTables to `globalThis.DataTable`.
 
-    An inline module cannot be imported from, so the export at its end becomes an assignment.
+    An inline module cannot be imported from, so the export at the end of the bundle becomes an assignment.
     """
-    # Located rather than imported: itables' import is slow, and looks for data frame libraries.
+    # The file is located without importing itables, whose import is slow and searches for data frame libraries.
     path = metadata.distribution("itables").locate_file("itables/html/dt_bundle.js")
     with open(str(path), encoding="utf-8") as file:
         bundle = file.read()
@@ -184,7 +195,7 @@ def _datatables() -> str:
         bundle,
     )
     assert exports == 1, "this version of itables exports DataTables in another way"
-    # HTML would end or nest the script at these; inside its strings and patterns \x3C is the same.
+    # HTML would end the script at `</script` and nest it at `<script` or `<!--`. JavaScript reads \x3C as `<`.
     return re.sub(r"<(?=!--|/?script)", r"\\x3C", bundle, flags=re.IGNORECASE)
 
 

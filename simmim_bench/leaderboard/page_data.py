@@ -1,7 +1,7 @@
-"""What the page shows, as plain JSON: the board, and what lies beside its records on disk.
+"""Build the data of the HTML page as plain JSON, from a board and the files of its runs.
 
-In: a `Board`, published rows. Out: the dictionary that `page.py` draws: training curves, figures by class and
-reconstructions are read where they are, and left out where they are not.
+Training curves, per-class scores and reconstructions are read from the run directories or the archive; missing
+files are skipped.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,42 +18,49 @@ from typing import Any
 
 from simmim_bench import __version__
 from simmim_bench.files import read_lines
-from simmim_bench.leaderboard.archive import checkpoint_folder
+from simmim_bench.leaderboard.archive import find_archived_checkpoint
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.tables import command_line, describe_group, notes
+from simmim_bench.leaderboard.tables import describe_group, explain_marks
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
 
 CURVE_POINTS = 80
-PICTURE_WIDTH = 900  # pixels; of wider reconstructions the page takes a smaller copy
-LINEAGE = (
+IMAGE_WIDTH = 900  # pixels; wider reconstructions are scaled down for the page
+PROVENANCE_KEYS = (
     *("method", "recipe", "deviates", "data", "images", "epochs"),
     *("held_out_loss", "psnr", "ssim", "effective_rank", "avg_dist"),
 )
 
 
 def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, Any]:
-    """Give the page's content; see `page.py` for its keys."""
-    numbers = {path: number for number, path in enumerate(board.records)}
+    """Return the page's data.
+
+    Returns:
+        `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group are
+        ranked together); `rows` (one per checkpoint, with a cell or null per column, rank, provenance as
+        `lineage`, and cost); `records`, which the cells refer to by index; `reconstructions` (data URLs of
+        images by checkpoint hash); `problems` (one sentence per damaged record) and `notes` (footnotes).
+    """
+    record_numbers = {path: number for number, path in enumerate(board.records)}
     rows = [(group, row) for group in board.groups for row in group.rows]
-    pictures = {}
+    images: dict[str, str | None] = {}
     for _, row in rows:
-        record = board.records[row.records[0]]
-        if row.checkpoint not in pictures:
-            pictures[row.checkpoint] = _reconstruction(row.records[0], record)
+        if row.checkpoint not in images:
+            path = row.records[0]
+            images[row.checkpoint] = _reconstruction(path, board.records[path])
     return {
         "version": __version__,
         "columns": [vars(column) for column in columns()],
         "groups": [{"name": group.name, "protocols": _protocols(group)} for group in board.groups],
         "rows": [
-            *(_row(f"row-{i}", g, r, board, numbers) for i, (g, r) in enumerate(rows, 1)),
-            *(_reported(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
+            *(_row(f"row-{i}", g, r, board, record_numbers) for i, (g, r) in enumerate(rows, 1)),
+            *(_reported_row(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
         ],
         "records": [_record(path, record) for path, record in board.records.items()],
-        "reconstructions": {sha256: data for sha256, data in pictures.items() if data is not None},
+        "reconstructions": {sha256: url for sha256, url in images.items() if url is not None},
         "problems": list(board.problems),
-        "notes": notes(board.rows),
+        "notes": explain_marks(board.rows),
     }
 
 
@@ -65,7 +73,7 @@ def _protocols(group: ProtocolGroup) -> dict[str, Any]:
 
 
 def _row(
-    name: str, group: ProtocolGroup, row: Row, board: Board, numbers: dict[Path, int]
+    name: str, group: ProtocolGroup, row: Row, board: Board, record_numbers: dict[Path, int]
 ) -> dict[str, Any]:
     records = [board.records[path] for path in row.records]
     provenance = records[0].checkpoint["provenance"]
@@ -78,20 +86,20 @@ def _row(
         "arch": row.arch,
         "status": "partial" if row.is_partial else "reproduced",
         "checkpoint": row.checkpoint,
-        "lineage": _lineage(provenance),
+        "lineage": _flatten_provenance(provenance),
         "cost": {
             "device_hours": device_hours(records),
             "params_m": None if params is None else params / 1e6,
         },
         "cells": [
-            None if cell is None else _cell(cell, group.best(i) is row, numbers)
+            None if cell is None else _cell(cell, group.best(i) is row, record_numbers)
             for i, cell in enumerate(row.cells)
         ],
-        "inapplicable": [i in row.inapplicable for i in range(len(columns()))],
+        "inapplicable": [i in row.inapplicable for i in range(len(row.cells))],
     }
 
 
-def _cell(cell: ScoreCell, best: bool, numbers: dict[Path, int]) -> dict[str, Any]:
+def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[str, Any]:
     return {
         "mean": cell.mean,
         "std": cell.std,
@@ -101,12 +109,12 @@ def _cell(cell: ScoreCell, best: bool, numbers: dict[Path, int]) -> dict[str, An
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
-        "records": [numbers[path] for path in cell.records],
+        "records": [record_numbers[path] for path in cell.records],
     }
 
 
-def _lineage(provenance: dict[str, Any]) -> dict[str, Any]:
-    """Flatten what a checkpoint says of its training, as far as it is known."""
+def _flatten_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the known `PROVENANCE_KEYS` of a checkpoint, with names for its recipe and data set."""
     flat = dict(provenance)
     if isinstance(recipe := provenance.get("recipe"), dict):
         flat |= {"recipe": recipe.get("name"), "deviates": recipe.get("deviates")}
@@ -115,11 +123,15 @@ def _lineage(provenance: dict[str, Any]) -> dict[str, Any]:
     for key, value in flat.items():
         if isinstance(value, float):
             flat[key] = int(value) if value.is_integer() else float(f"{value:.4g}")
-    return {key: flat[key] for key in LINEAGE if flat.get(key) not in (None, {}, "")}
+    return {key: flat[key] for key in PROVENANCE_KEYS if flat.get(key) not in (None, {}, "")}
 
 
 def device_hours(records: Sequence[Record]) -> float | None:
-    """Give what a row took: its pretraining, and of each task one seed; None where something is unknown."""
+    """Compute the cost of a row: its pretraining plus the mean over seeds of every task, in device-hours.
+
+    Returns:
+        None if the cost of the pretraining or of any record is unknown. Random weights have no pretraining.
+    """
     by_task: dict[str, list[float]] = {}
     for record in records:
         hours = record.cost["device_hours"]
@@ -136,12 +148,12 @@ def device_hours(records: Sequence[Record]) -> float | None:
     return transfers + seconds * provenance.get("devices", 1) / 3600
 
 
-def _reported(name: str, row: ReportedRow) -> dict[str, Any]:
-    figures = [figure for figure in row.figures if figure is not None]
-    told = [
-        f"{column.title}: {figure.protocol}" + (f" ({figure.note})" if figure.note else "")
-        for column, figure in zip(columns(), row.figures, strict=True)
-        if figure is not None
+def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
+    scores = [score for score in row.scores if score is not None]
+    protocols = [
+        f"{column.title}: {score.protocol}" + (f" ({score.note})" if score.note else "")
+        for column, score in zip(columns(), row.scores, strict=True)
+        if score is not None
     ]
     return {
         "id": name,
@@ -160,20 +172,20 @@ def _reported(name: str, row: ReportedRow) -> dict[str, Any]:
         "cost": {"device_hours": None, "params_m": row.params_m},
         "cells": [
             None
-            if figure is None
+            if score is None
             else {
-                **_cell(ScoreCell((figure.value,)), best=False, numbers={}),
-                "protocol": figure.protocol,
-                "source": figure.source,
-                "confidence": figure.confidence,
-                "note": figure.note,
+                **_cell(ScoreCell((score.value,)), best=False, record_numbers={}),
+                "protocol": score.protocol,
+                "source": score.source,
+                "confidence": score.confidence,
+                "note": score.note,
             }
-            for figure in row.figures
+            for score in row.scores
         ],
-        "inapplicable": [False] * len(columns()),
-        "source": "; ".join(dict.fromkeys(figure.source for figure in figures)),
-        "confidence": "medium" if any(f.confidence == "medium" for f in figures) else "high",
-        "protocol_text": "; ".join(told),
+        "inapplicable": [False] * len(row.scores),
+        "source": "; ".join(dict.fromkeys(score.source for score in scores)),
+        "confidence": "medium" if any(s.confidence == "medium" for s in scores) else "high",
+        "protocol_text": "; ".join(protocols),
     }
 
 
@@ -199,48 +211,53 @@ def _record(path: Path, record: Record) -> dict[str, Any]:
         "dirty": environment.get("dirty"),
         "libraries": environment.get("libraries", {}),
         "predictions_sha256": record.predictions["sha256"],
-        "command": command_line(record),
+        "command": shlex.join(record.command),
         "curve": _curve(path.parent / "metrics.jsonl"),
-        "by_class": _by_class(path.parent),
+        "by_class": _scores_by_class(path.parent),
     }
 
 
 def _curve(path: Path) -> list[tuple[int, float]] | None:
-    """Give at most `CURVE_POINTS` of a run's losses by step."""
+    """Read at most `CURVE_POINTS` (step, loss) pairs of a run; None for fewer than two."""
     points = []
     for line in read_lines(path):
-        with suppress(ValueError, KeyError, TypeError):  # a line that a kill cut short
-            figures = json.loads(line)
-            points.append((int(figures["step"]), float(figures["loss"])))
+        # Lines without a loss are skipped, and a last line that an interrupted run did not complete.
+        with suppress(ValueError, KeyError, TypeError):
+            metrics = json.loads(line)
+            points.append((int(metrics["step"]), float(metrics["loss"])))
     stride = max(1, -(-len(points) // CURVE_POINTS))
     return points[::stride] if len(points) > 1 else None
 
 
-def _by_class(folder: Path) -> dict[str, float] | None:
-    """Give a run's figures by class: IoU, or the AP of boxes and of masks."""
+def _scores_by_class(folder: Path) -> dict[str, float] | None:
+    """Read a run's scores by class: the IoU, or the AP of boxes and of masks; None if it has none."""
     for name in ("iou_by_class.json", "ap_by_class.json"):
         with suppress(OSError, ValueError):
             stored = json.loads((folder / name).read_text(encoding="utf-8"))
-            parts = stored if name.startswith("ap") else {"": stored}
+            by_kind = stored if name.startswith("ap") else {"": stored}
             return {
                 f"{label}, {kind}" if kind else label: float(value)
-                for kind, values in parts.items()
+                for kind, values in by_kind.items()
                 for label, value in values.items()
             }
     return None
 
 
 def _reconstruction(path: Path, record: Record) -> str | None:
-    """Give the picture that the pretraining of a record's checkpoint left, as a data URL."""
+    """Read the reconstructions that a checkpoint's pretraining wrote, as a data URL; None if there are none.
+
+    Args:
+        path: the path of `record`, whose folder or archive may contain the image.
+    """
     from PIL import Image
 
     run = Path(record.checkpoint["name"])
-    kept = checkpoint_folder(path, record)
-    for folder in (run, run.parent.parent, *([kept] if kept is not None else [])):
+    archived = find_archived_checkpoint(path, record)
+    for folder in (run, run.parent.parent, *([archived] if archived is not None else [])):
         with suppress(OSError, ValueError), Image.open(folder / "reconstructions.png") as image:
-            picture = image.convert("RGB")
-            picture.thumbnail((PICTURE_WIDTH, 4 * PICTURE_WIDTH))
+            thumbnail = image.convert("RGB")
+            thumbnail.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
             out = io.BytesIO()
-            picture.save(out, "WEBP", quality=80)
+            thumbnail.save(out, "WEBP", quality=80)
             return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
     return None

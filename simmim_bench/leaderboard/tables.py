@@ -1,6 +1,6 @@
-"""The leaderboard as text: Markdown, CSV, JSON, LaTeX, and a table for a terminal.
+"""Render the leaderboard as Markdown, CSV, JSON and LaTeX, and print it on a terminal.
 
-In: a `Board`. Out: texts that follow from it alone, so that a check can compare them with what is on disk.
+Every text is determined by the board alone, so that a check can render it again and compare it with a file.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import csv
 import io
 import json
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, protocol_id
+from simmim_bench.errors import UsageError
+from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
@@ -31,150 +30,42 @@ LATEX |= {
 }
 
 
-def cell_texts(row: Row) -> list[str]:
-    """Give what stands in a row's cells."""
+def format_cells(row: Row) -> list[str]:
+    """Return the text of every cell of a row, with `MISSING` or `INAPPLICABLE` for cells without a score."""
     return [
         str(cell) if cell is not None else INAPPLICABLE if i in row.inapplicable else MISSING
         for i, cell in enumerate(row.cells)
     ]
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """Explain the marks that rows use."""
+def explain_marks(rows: Sequence[Row]) -> list[str]:
+    """Return one footnote for each of the marks *, †, ‡ and ± that some row uses."""
     cells = [cell for row in rows for cell in row.cells if cell is not None]
-    explained = []
+    footnotes = []
     if any(cell.deviates for cell in cells):
-        explained.append("* differs from the named recipe; the record says in what.")
+        footnotes.append("* Some settings differ from the named recipe; the record lists them.")
     if any(cell.partial for cell in cells):
-        explained.append("† not every image of the split was evaluated; not ranked.")
+        footnotes.append("† Partial: not every image of the split was evaluated. Not ranked.")
     if any(cell.dirty for cell in cells):
-        explained.append("‡ made with sources that were changed since their commit; not ranked.")
+        footnotes.append("‡ The code had uncommitted changes. Not ranked.")
     if any(len(cell.values) > 1 for cell in cells):
-        explained.append(
-            "± is the standard deviation over seeds; a checkpoint is one training, whatever the seed of "
-            "its transfers, while random weights are drawn anew by each."
+        footnotes.append(
+            "± is the standard deviation over transfer seeds. Each checkpoint comes from a single pretraining run; "
+            "random weights are initialised anew for each seed."
         )
-    return explained
+    return footnotes
 
 
 def describe_protocol(record: Record) -> str:
-    """Say in a few words what a score was measured by and on."""
+    """Describe a record's protocol in a few words: recipe, deviations, data set and number of images."""
     changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
-    by = record.recipe["name"] + (f" with {changed}" if changed else "")
-    return (
-        f"{by} on {Path(record.data['root']).name or record.data['root']}, {record.expected} images"
-    )
-
-
-def to_markdown(board: Board) -> str:
-    """Give a table a group, the best of a column in bold; several groups with their protocols."""
-    parts = []
-    for group in board.groups:
-        if len(board.groups) > 1:
-            lines = [f"- {task}: {describe_protocol(r)}" for task, r in group.protocols.items()]
-            parts.append(f"### Protocols {group.name}\n\n" + _plain("\n".join(lines)) + "\n")
-        parts.append(_markdown_table(group.rows, [group.best(i) for i in range(len(columns()))]))
-    parts += [f"{note}\n" for note in notes(board.rows)]
-    parts += [f"{_plain(problem)}\n" for problem in board.problems]
-    return "\n".join(parts)
-
-
-def _markdown_table(rows: Sequence[Row], best: Sequence[Row | None]) -> str:
-    lines = [
-        "| checkpoint | " + " | ".join(column.title for column in columns()) + " |",
-        "| --- |" + " ---: |" * len(columns()),
-    ]
-    for row in rows:
-        texts = [f"**{t}**" if best[i] is row else t for i, t in enumerate(cell_texts(row))]
-        lines.append("| " + " | ".join([_plain(row.label), *texts]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    """Take the meaning that Markdown and HTML would see out of a name."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
-
-
-def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
-    """Give the rows as CSV: means and deviations in full precision, an empty cell for a missing one.
-
-    Published rows come last, with `reported` for their group.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{c.task}/{c.metric}" for c in columns()]
-    writer.writerow(
-        ["group", "rank", "checkpoint", "sha256", *titles, *(f"{title} std" for title in titles)]
-    )
-    for group in board.groups:
-        for row in group.rows:
-            means = ["" if cell is None else repr(cell.mean) for cell in row.cells]
-            stds = ["" if c is None or c.std is None else repr(c.std) for c in row.cells]
-            writer.writerow([group.name, row.rank or "", row.label, row.checkpoint, *means, *stds])
-    for published in reported:
-        means = ["" if figure is None else repr(figure.value) for figure in published.figures]
-        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(columns())])
-    return out.getvalue()
-
-
-def to_latex(board: Board) -> str:
-    r"""Give a `tabular` a group, for \usepackage{booktabs}; the best of a column in bold."""
-    parts = []
-    for group in board.groups:
-        best = [group.best(i) for i in range(len(columns()))]
-        lines = [
-            r"\begin{tabular}{l" + "r" * len(columns()) + "}",
-            r"\toprule",
-            " & ".join(["checkpoint", *(_latex(column.title) for column in columns())]) + r" \\",
-            r"\midrule",
-        ]
-        for row in group.rows:
-            texts = [_latex(text) for text in cell_texts(row)]
-            marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
-            lines.append(" & ".join([_latex(row.label), *marked]) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    said = [f"% {' '.join(text.split())}\n" for text in (*notes(board.rows), *board.problems)]
-    return "\n".join(parts) + "".join(said)
-
-
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def to_json(board: Board) -> str:
-    """Give the board's groups and rows as JSON: everything of the tables, without the records' content."""
-    rows = [
-        {
-            "group": group.name,
-            "rank": row.rank,
-            "label": row.label,
-            "arch": row.arch,
-            "checkpoint": row.checkpoint,
-            "scores": {
-                f"{column.task}/{column.metric}": None
-                if cell is None
-                else {
-                    "mean": cell.mean,
-                    "std": cell.std,
-                    "seeds": len(cell.values),
-                    "deviates": cell.deviates,
-                    "partial": cell.partial,
-                    "dirty": cell.dirty,
-                }
-                for column, cell in zip(columns(), row.cells, strict=True)
-            },
-        }
-        for group in board.groups
-        for row in group.rows
-    ]
-    groups = {group.name: describe_group(group) for group in board.groups}
-    plain = {"groups": groups, "rows": rows, "problems": list(board.problems)}
-    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+    recipe = record.recipe["name"] + (f" with {changed}" if changed else "")
+    data = Path(record.data["root"]).name or record.data["root"]
+    return f"{recipe} on {data}, {record.expected} images"
 
 
 def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
-    """Give the protocol of every task of a group."""
+    """Return the protocol of every task of a group as plain JSON."""
     return {
         task: {
             "id": protocol_id(record)[:12],
@@ -189,111 +80,190 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
     }
 
 
-def print_table(board: Board) -> None:
-    """Print the groups on stdout, drawn for a terminal."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def to_markdown(board: Board) -> str:
+    """Return one Markdown table per group, with the best score of every column in bold.
 
-    # A pipe has no width of its own; a table cut in words would be of no use there.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    Several groups are listed with their protocols. Footnotes and damaged records follow the tables.
+    """
+    parts = []
     for group in board.groups:
-        title = f"protocols {group.name}" if len(board.groups) > 1 else None
-        table = Table(
-            title=title, caption=" ".join(notes(group.rows)) or None, caption_justify="left"
-        )
-        table.add_column("checkpoint")
-        for column in columns():
-            table.add_column(column.title, justify="right")
-        best = [group.best(i) for i in range(len(columns()))]
-        for row in group.rows:
-            texts = [
-                f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(cell_texts(row))
-            ]
-            table.add_row(escape(row.label), *texts)
-        console.print(table)
+        if len(board.groups) > 1:
+            lines = [f"- {task}: {describe_protocol(r)}" for task, r in group.protocols.items()]
+            parts.append(
+                f"### Protocols {group.name}\n\n" + escape_markdown("\n".join(lines)) + "\n"
+            )
+        parts.append(_markdown_table(group))
+    parts += [f"{footnote}\n" for footnote in explain_marks(board.rows)]
+    parts += [f"{escape_markdown(problem)}\n" for problem in board.problems]
+    return "\n".join(parts)
 
 
-def with_table(document: str, table: str, path: Path, name: str = "leaderboard") -> str:
-    """Put a table between its markers in a document.
+def _markdown_table(group: ProtocolGroup) -> str:
+    shown, best = columns(), group.best_rows()
+    lines = [
+        "| checkpoint | " + " | ".join(column.title for column in shown) + " |",
+        "| --- |" + " ---: |" * len(shown),
+    ]
+    for row in group.rows:
+        texts = [f"**{t}**" if best[i] is row else t for i, t in enumerate(format_cells(row))]
+        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Escape the characters of a text that Markdown or HTML would interpret."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
+
+
+def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
+    """Return published results as a separate, collapsed Markdown table with numbered sources."""
+    shown = columns()
+    sources: list[str] = []
+    lines = [
+        "| published | " + " | ".join(column.title for column in shown) + " | source |",
+        "| --- |" + " ---: |" * len(shown) + " --- |",
+    ]
+    for row in rows:
+        cited = [score.source for score in row.scores if score is not None]
+        sources += [source for source in cited if source not in sources]
+        numbers = sorted({sources.index(source) + 1 for source in cited})
+        texts = [f"{score.value:.1f}" if score is not None else MISSING for score in row.scores]
+        texts.append(", ".join(map(str, numbers)))
+        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
+    references = [f"{number}. {escape_markdown(s)}" for number, s in enumerate(sources, 1)]
+    return (
+        "<details><summary>Published results, copied from the sources listed below. They were not reproduced "
+        "here, and their protocols differ.</summary>\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + "\n".join(references)
+        + "\n\n</details>\n"
+    )
+
+
+def insert_table(document: str, table: str, path: Path, name: str = "leaderboard") -> str:
+    """Insert a table between its markers in a document.
+
+    Args:
+        document: the text of the document.
+        path: the document's path, for the error message.
+        name: name in the markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
 
     Raises:
         UsageError: the document has no markers of that name.
     """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    head, found, rest = document.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (found and closed):
-        raise UsageError(f"{path} has no place for the table; put {begin} and {end} into it.")
+    head, has_begin, rest = document.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not (has_begin and has_end):
+        raise UsageError(f"{path} has no markers for the table; add {begin} and {end}.")
     return f"{head}{begin}\n{table.strip()}\n{end}{tail}"
 
 
-def command_line(record: Record) -> str:
-    """Give the command that makes a record again; empty where it is not known."""
-    return shlex.join(record.command)
+def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
+    """Return the rows as CSV: means and standard deviations in full precision, empty where missing.
 
-
-def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
-    """Give published results as a table of their own, folded up."""
-    sources: list[str] = []
-    lines = [
-        "| reported by others | " + " | ".join(c.title for c in columns()) + " | source |",
-        "| --- |" + " ---: |" * len(columns()) + " --- |",
-    ]
-    for row in rows:
-        cited = [figure.source for figure in row.figures if figure is not None]
-        sources += [source for source in cited if source not in sources]
-        numbers = sorted({sources.index(source) + 1 for source in cited})
-        texts = [f"{f.value:.1f}" if f is not None else MISSING for f in row.figures]
-        texts.append(", ".join(map(str, numbers)))
-        lines.append("| " + " | ".join([_plain(row.label), *texts]) + " |")
-    cited = [f"{number}. {_plain(source)}" for number, source in enumerate(sources, 1)]
-    return (
-        "<details><summary>Reported by others: read in the sources named below, computed again by nobody "
-        "here, under protocols of their own.</summary>\n\n"
-        + "\n".join(lines)
-        + "\n\n"
-        + "\n".join(cited)
-        + "\n\n</details>\n"
-    )
-
-
-def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
-    """Say which cells of the leaderboard are others than before, as a pull request's comment.
-
-    Args:
-        before: the content of an earlier `leaderboard.json`.
-
-    Raises:
-        DataError: it has no rows of that kind.
+    Published rows come last; their group is `reported`.
     """
-    try:
-        old, new = _scores(before), _scores(json.loads(to_json(board)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the earlier leaderboard is no leaderboard.json ({error}).") from error
-    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    if not changed:
-        return "The leaderboard is as before.\n"
-    lines = ["| checkpoint | score | recipe | before | now |", "| --- | --- | --- | ---: | ---: |"]
-    for key in changed:
-        label, _, score, recipe, _ = key
-        was, now = (MISSING if t is None else t for t in (old.get(key), new.get(key)))
-        lines.append(f"| {_plain(label)} | {score} | {_plain(recipe)} | {was} | {now} |")
-    rows = len({key[:2] for key in changed})
-    return f"The leaderboard has changed in {rows} rows.\n\n" + "\n".join(lines) + "\n"
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    writer.writerow(
+        ["group", "rank", "checkpoint", "sha256", *titles, *(f"{title} std" for title in titles)]
+    )
+    for group in board.groups:
+        for row in group.rows:
+            means = ["" if cell is None else repr(cell.mean) for cell in row.cells]
+            stds = ["" if c is None or c.std is None else repr(c.std) for c in row.cells]
+            writer.writerow([group.name, row.rank or "", row.label, row.checkpoint, *means, *stds])
+    for published in reported:
+        means = ["" if score is None else repr(score.value) for score in published.scores]
+        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(titles)])
+    return out.getvalue()
 
 
-def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
-    """Give every score of a `leaderboard.json` by label, checkpoint, column, recipe and protocol."""
-    found: dict[tuple[str, ...], str] = {}
-    for row in leaderboard["rows"]:
-        protocols = leaderboard["groups"][row["group"]]
-        for column, score in row["scores"].items():
-            if score is not None:
-                protocol = protocols[column.partition("/")[0]]
-                key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
-                spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
-                found[key] = f"{score['mean']:.2f}{spread} ({score['seeds']})"
-    return found
+def to_latex(board: Board) -> str:
+    r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best of every column in bold."""
+    shown = columns()
+    parts = []
+    for group in board.groups:
+        best = group.best_rows()
+        lines = [
+            r"\begin{tabular}{l" + "r" * len(shown) + "}",
+            r"\toprule",
+            " & ".join(["checkpoint", *(_escape_latex(column.title) for column in shown)]) + r" \\",
+            r"\midrule",
+        ]
+        for row in group.rows:
+            texts = [_escape_latex(text) for text in format_cells(row)]
+            marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
+            lines.append(" & ".join([_escape_latex(row.label), *marked]) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+    comments = (*explain_marks(board.rows), *board.problems)
+    return "\n".join(parts) + "".join(f"% {' '.join(text.split())}\n" for text in comments)
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def to_json(board: Board) -> str:
+    """Return groups, rows and problems as JSON, without the content of the records."""
+    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    rows = [
+        {
+            "group": group.name,
+            "rank": row.rank,
+            "label": row.label,
+            "arch": row.arch,
+            "checkpoint": row.checkpoint,
+            "scores": {
+                title: None if cell is None else _plain_cell(cell)
+                for title, cell in zip(titles, row.cells, strict=True)
+            },
+        }
+        for group in board.groups
+        for row in group.rows
+    ]
+    groups = {group.name: describe_group(group) for group in board.groups}
+    plain = {"groups": groups, "rows": rows, "problems": list(board.problems)}
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def _plain_cell(cell: ScoreCell) -> dict[str, Any]:
+    return {
+        "mean": cell.mean,
+        "std": cell.std,
+        "seeds": len(cell.values),
+        "deviates": cell.deviates,
+        "partial": cell.partial,
+        "dirty": cell.dirty,
+    }
+
+
+def print_table(board: Board) -> None:
+    """Print one table per group on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # A pipe has no width, and rich would wrap the cells at 80 characters.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    shown = columns()
+    for group in board.groups:
+        title = f"protocols {group.name}" if len(board.groups) > 1 else None
+        footnotes = " ".join(explain_marks(group.rows)) or None
+        table = Table(title=title, caption=footnotes, caption_justify="left")
+        table.add_column("checkpoint")
+        for column in shown:
+            table.add_column(column.title, justify="right")
+        best = group.best_rows()
+        for row in group.rows:
+            texts = [
+                f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(format_cells(row))
+            ]
+            table.add_row(escape(row.label), *texts)
+        console.print(table)

@@ -18,7 +18,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from simmim_bench.leaderboard.figures import pareto_front
-from simmim_bench.leaderboard.page import differences, to_html
+from simmim_bench.leaderboard.page import differences, render_page
 
 COLUMNS = (
     ("ImageNet top-1", "imagenet", "top1"),
@@ -186,7 +186,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     file = tmp_path / "leaderboard.html"
 
     def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Page:
-        file.write_text(to_html(board), encoding="utf-8")
+        file.write_text(render_page(board), encoding="utf-8")
         contexts.append(
             browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
         )
@@ -498,7 +498,7 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(
     board: dict[str, Any], browser: Browser, tmp_path: Path
 ) -> None:
     file = tmp_path / "page.html"
-    file.write_text(to_html(board).replace("</main>", "<script>window.__pwned = 1</script></main>"))
+    file.write_text(render_page(board).replace("</main>", "<script>window.__pwned = 1</script></main>"))
     page = browser.new_page()
     page.goto(file.as_uri())
     assert page.evaluate("window.__pwned") is None
@@ -609,7 +609,7 @@ def test_one_board_gives_one_page(board: dict[str, Any]) -> None:
         capture_output=True,
         check=True,
     )
-    assert again.stdout == to_html(board).encode()
+    assert again.stdout == render_page(board).encode()
 
 
 def test_a_board_without_rows_is_a_page(show: Callable[..., Page]) -> None:

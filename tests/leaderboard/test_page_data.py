@@ -13,7 +13,7 @@ from PIL import Image
 from support.records import board_of, change, make_record
 
 from simmim_bench.cli.main import cli
-from simmim_bench.leaderboard.page import to_html
+from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.reported import read_reported
 
@@ -99,4 +99,4 @@ def test_published_rows_carry_protocol_and_source_and_no_rank(tmp_path: Path) ->
     assert all(row["rank"] is None and row["group"] is None for row in published)
     assert all(row["source"] and row["protocol_text"] for row in published)
     assert len({row["id"] for row in data["rows"]}) == len(data["rows"])
-    assert "SimMIM, Swin-L (IN1K, 800 epochs)" in to_html(data)
+    assert "SimMIM, Swin-L (IN1K, 800 epochs)" in render_page(data)

@@ -1,15 +1,16 @@
-// Sorting and search are DataTables'; this file joins them to the filters, the plots and the details.
+// Connects DataTables, which sorts and searches the table, with the filters, the plots and the details dialog.
 const DataTable = globalThis.DataTable;
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-// A missing score comes last in both directions.
+// Missing scores are sorted last in both directions.
 const missingLast = (sign) => (a, b) =>
   a === b ? 0 : a === "" ? 1 : b === "" ? -1 : sign * (Number(a) - Number(b));
 DataTable.ext.type.order["known-asc"] = missingLast(1);
 DataTable.ext.type.order["known-desc"] = missingLast(-1);
 
-const GROUP = 1;
+const GROUP_COLUMN = 1;
+const RANK_COLUMN = 2;
 const filters = one("#filters");
 const table = new DataTable("#scores", {
   paging: false,
@@ -22,61 +23,61 @@ const table = new DataTable("#scores", {
     { targets: ".low", type: "known", orderSequence: ["asc", "desc", ""] },
     { targets: ".text", type: "string" },
   ],
-  language: { zeroRecords: "No row fits these filters.", emptyTable: "No rows yet." },
+  language: { zeroRecords: "No row matches these filters.", emptyTable: "No rows yet." },
 });
 
 table.search.fixed("form", (_text, _data, index) => {
   const { arch, group, status } = table.row(index).node().dataset;
-  const wanted = filters.elements;
+  const fields = filters.elements;
   return (
-    (!wanted.arch.value || wanted.arch.value === arch) &&
-    (!wanted.group?.value || wanted.group.value === group) &&
-    (status === "reported" ? wanted.reported.checked : wanted.reproduced.checked)
+    (!fields.arch.value || fields.arch.value === arch) &&
+    (!fields.group?.value || fields.group.value === group) &&
+    (status === "reported" ? fields.reported.checked : fields.reproduced.checked)
   );
 });
 
-function filter() {
-  const { text, task, group, apart } = filters.elements;
+function applyFilters() {
+  const { text, task, group, grouped } = filters.elements;
   table.columns("[data-task]").every(function () {
     this.visible(!task.value || this.header().dataset.task === task.value, false);
   });
-  table.order.fixed({ pre: apart?.checked ? [[GROUP, "asc"]] : [] });
+  table.order.fixed({ pre: grouped?.checked ? [[GROUP_COLUMN, "asc"]] : [] });
   table.search(text.value).draw();
-  for (const chosen of all("[data-chosen]")) {
-    chosen.hidden = chosen.dataset.chosen !== group.value;
+  for (const protocols of all("[data-selected-group]")) {
+    protocols.hidden = protocols.dataset.selectedGroup !== group.value;
   }
 }
 
-function tell() {
+function updatePlotsAndCount() {
   const rows = table.rows({ search: "applied" }).nodes().toArray();
   const ids = new Set(rows.map((row) => row.dataset.row));
-  for (const part of all("#cost [data-row]")) {
-    part.classList.toggle("off", !ids.has(part.dataset.row));
+  for (const element of all("#cost [data-row]")) {
+    element.classList.toggle("off", !ids.has(element.dataset.row));
   }
-  // A front through rows that are not shown would say something of those that are.
+  // A front through rows that the filters exclude would be wrong for the remaining rows.
   for (const front of all("#cost [data-front]")) {
     front.classList.toggle("off", !JSON.parse(front.dataset.front).every((id) => ids.has(id)));
   }
   const groups = new Set(rows.map((row) => row.dataset.group || row.dataset.status));
-  const mixed = groups.size > 1 && table.order().some(([column]) => column > GROUP + 1);
+  const mixed = groups.size > 1 && table.order().some(([column]) => column > RANK_COLUMN);
   one("#count").textContent =
     `${rows.length} of ${table.rows().count()} rows.` +
-    (mixed && !filters.elements.apart?.checked
-      ? " They follow different protocols, so their order is not a ranking."
+    (mixed && !filters.elements.grouped?.checked
+      ? " Their protocols differ, so the order is not a ranking."
       : "");
 }
 
-table.on("draw", tell);
-filters.addEventListener("input", filter);
+table.on("draw", updatePlotsAndCount);
+filters.addEventListener("input", applyFilters);
 filters.addEventListener("submit", (event) => event.preventDefault());
-// The fields still hold their old values while a form is being reset.
-filters.addEventListener("reset", () => setTimeout(filter));
+// The fields still have their old values while the reset event is dispatched.
+filters.addEventListener("reset", () => setTimeout(applyFilters));
 filters.hidden = false;
-// A browser may restore what was chosen before the page was loaded again.
-filter();
+// A browser may restore the fields of the form when the page is reloaded.
+applyFilters();
 
 const axes = one("#axes");
-function plot() {
+function showPlot() {
   const { column, cost } = axes.elements;
   let found = false;
   for (const figure of all("figure.plot")) {
@@ -87,16 +88,16 @@ function plot() {
   one("#no-plot").hidden = found;
 }
 if (axes) {
-  axes.addEventListener("input", plot);
+  axes.addEventListener("input", showPlot);
   filters.elements.task.addEventListener("input", () => {
     const option = one(`option[data-task="${CSS.escape(filters.elements.task.value)}"]`, axes);
     if (option) {
       axes.elements.column.value = option.value;
-      plot();
+      showPlot();
     }
   });
   axes.hidden = false;
-  plot();
+  showPlot();
 }
 
 const dialog = one("#detail");
@@ -107,7 +108,7 @@ function templateOf(hash) {
   try {
     return document.getElementById(`detail-${decodeURIComponent(hash.slice(1))}`);
   } catch {
-    return null; // an address with a broken % sign
+    return null; // the address contains an invalid % sequence
   }
 }
 
@@ -130,23 +131,23 @@ function classTable(scores) {
     row.append(cell);
     const value = row.insertCell();
     value.textContent = score === null ? "–" : score.toFixed(1);
-    value.style.setProperty("--share", `${score ?? 0}%`);
+    value.style.setProperty("--score", `${score ?? 0}%`);
   }
   return table;
 }
 
-function show() {
+function showDetails() {
   const template = templateOf(location.hash);
   if (!(template instanceof HTMLTemplateElement)) {
     dialog.close();
     return;
   }
   body.replaceChildren(template.content.cloneNode(true));
-  for (const figure of all("[data-picture]", body)) {
-    const picture = all("img", one("#pictures").content).find(
-      (image) => image.dataset.picture === figure.dataset.picture,
+  for (const figure of all("[data-reconstruction]", body)) {
+    const image = all("img", one("#reconstructions").content).find(
+      (candidate) => candidate.dataset.reconstruction === figure.dataset.reconstruction,
     );
-    figure.prepend(picture.cloneNode());
+    figure.prepend(image.cloneNode());
   }
   for (const holder of all("[data-by-class]", body)) {
     holder.append(classTable(JSON.parse(holder.dataset.byClass)));
@@ -158,24 +159,29 @@ function show() {
   dialog.scrollTop = 0;
 }
 
-document.addEventListener("click", async (event) => {
+async function copyCommand(button) {
+  const code = one("code", button.parentElement);
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch {
+    // Without permission to write to the clipboard, the text is selected for Ctrl+C.
+    getSelection().selectAllChildren(code);
+    button.textContent = "Selected";
+  }
+}
+
+document.addEventListener("click", (event) => {
   const link = event.target.closest("a[href^='#']");
   if (link && templateOf(link.getAttribute("href"))) {
-    // The browser would scroll to the row, away from the plot that was clicked.
+    // By default, the browser would scroll to the row, away from a plot that was clicked.
     event.preventDefault();
     history.pushState(null, "", link.getAttribute("href"));
-    show();
+    showDetails();
   }
   const button = event.target.closest("[data-copy]");
   if (button) {
-    const code = one("code", button.parentElement);
-    try {
-      await navigator.clipboard.writeText(code.textContent);
-      button.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(code); // no leave to write: ready for Ctrl+C
-      button.textContent = "Selected";
-    }
+    copyCommand(button);
   }
 });
 dialog.addEventListener("close", () => {
@@ -183,12 +189,12 @@ dialog.addEventListener("close", () => {
   if (location.hash) {
     history.replaceState(null, "", location.pathname + location.search);
   }
-  // Opened by its address or from a plot, there is nothing to go back to but the row.
-  const back = opener && opener !== document.body ? opener : row && one("a", row);
-  back?.focus();
+  // Details that were opened by the address or from a plot return the focus to the row's link.
+  const target = opener && opener !== document.body ? opener : row && one("a", row);
+  target?.focus();
 });
-addEventListener("hashchange", show);
-addEventListener("popstate", show);
+addEventListener("hashchange", showDetails);
+addEventListener("popstate", showDetails);
 if (location.hash) {
-  show();
+  showDetails();
 }
