@@ -148,8 +148,8 @@ OPTIONS: dict[str, TaskOption] = {
         TaskOption(
             name="features",
             kind="path",
-            help="Folder that keeps the frozen features, shared by linear, knn and fewshot; by default "
-            "next to --out, or runs/CKPT/features.",
+            help="Folder that keeps the frozen features, which these tasks share; by default next to --out, "
+            "or runs/CKPT/features.",
         ),
         TaskOption(
             name="accumulate",

@@ -178,7 +178,7 @@ def _make_study(
     out: Path | None,
 ) -> AblationStudy:
     """Validate the command line before any work."""
-    from pretrain.axes import make_grid
+    from pretrain.axes import build_grid
     from pretrain.launch import resolve_recipe
 
     for axis in axes:
@@ -195,7 +195,7 @@ def _make_study(
     words += [word for text in transfer_overrides for word in ("-t", text)]
     return AblationStudy(
         arch=arch,
-        grid=make_grid(resolved, axes),
+        grid=build_grid(resolved, axes),
         recipe=resolved,
         named=named,
         data=data,

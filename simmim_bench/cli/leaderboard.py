@@ -107,14 +107,15 @@ def leaderboard_check(
     """
     from simmim_bench.leaderboard.check import check_files, check_records
     from simmim_bench.leaderboard.find import find_records
-    from simmim_bench.leaderboard.write import documents, tables
+    from simmim_bench.leaderboard.write import render_documents, render_tables
 
     found = find_records(roots)
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:
         problems += check_records(found.records, transfer_recipes(), task.advance)
     board = found.board()
-    wanted = tables(board, out, _read_published(reported)) | documents(board, into)
+    wanted = render_tables(board, out, _read_published(reported))
+    wanted |= render_documents(board, into)
     problems += check_files(wanted)
     if problems:
         raise DriftError("\n       ".join(problems))
@@ -133,7 +134,8 @@ def leaderboard_check(
 def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
     """Print the table of the records below ROOTS."""
     from simmim_bench.files import read_json
-    from simmim_bench.leaderboard.tables import changes_to_markdown, print_table, to_json
+    from simmim_bench.leaderboard.changes import changes_to_markdown
+    from simmim_bench.leaderboard.tables import print_table, to_json
 
     board = _find(roots).board()
     if against is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from simmim_bench.results.record import Record
 
 
-class TaskType(click.ParamType):
+class TaskType(click.ParamType):  # type: ignore[type-arg]
     """The name of a task in the registry."""
 
     name = "task"
@@ -57,9 +58,8 @@ class TransferCommand(click.Command):
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the docstring with the table of tasks in place of its marker."""
         assert self.help is not None
-        before, after = self.help.split("TASKS\n", 1)
-        table = "\b\n" + task_table()
-        self.help, text = f"{before}{table}\n{after}", self.help
+        before, after = inspect.cleandoc(self.help).split("TASKS\n", 1)
+        self.help, text = f"{before}\b\n{task_table()}\n{after}", self.help
         try:
             super().format_help_text(ctx, formatter)
         finally:

@@ -1,7 +1,4 @@
-"""Look at a checkpoint before a run does: can it be read, what is it, does it fit an architecture.
-
-In: a CKPT, and perhaps the name of an architecture. Out: findings; and the checkpoint, where it can be read.
-"""
+"""Check a checkpoint: whether it can be read, what it is, and whether it fits an architecture."""
 
 from __future__ import annotations
 
@@ -29,13 +26,16 @@ def _finding(name: str, state: Severity, said: str, **more: Any) -> Finding:
 def examine_checkpoint(
     ckpt: str, arch: str | None = None
 ) -> tuple[Checkpoint | None, list[Finding]]:
-    """Look at what CKPT names.
+    """Check the checkpoint that CKPT names.
 
     Args:
-        arch: that it should fit; None for the one that it says it is of.
+        arch: the architecture that it should fit; None for the checkpoint's own.
+
+    Returns:
+        The checkpoint, or None if it cannot be read; and the findings.
 
     Raises:
-        UsageError: an unknown arch.
+        UsageError: an unknown architecture.
     """
     if arch is not None:
         find_spec(arch)
@@ -43,10 +43,10 @@ def examine_checkpoint(
         checkpoint = read_checkpoint(ckpt)
     except DataError as error:
         return None, [_finding("file", "problem", str(error))]
-    return checkpoint, [_what(checkpoint), *_weights(checkpoint), *_fit(checkpoint, arch)]
+    return checkpoint, [_describe(checkpoint), *_weights(checkpoint), *_fit(checkpoint, arch)]
 
 
-def _what(checkpoint: Checkpoint) -> Finding:
+def _describe(checkpoint: Checkpoint) -> Finding:
     spec = checkpoint.spec
     size = " x ".join(map(str, spec.img_size))
     window = f", window {spec.window_size}" if spec.window_size else ""
@@ -70,9 +70,9 @@ def _what(checkpoint: Checkpoint) -> Finding:
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Look at the numbers themselves."""
+    """Check that all weights are finite."""
     if checkpoint.state is None:
-        yield _finding("weights", "ok", "drawn from the seed of a run")
+        yield _finding("weights", "ok", "initialised from a run's seed")
         return
     numbers = {n: t for n, t in checkpoint.state.items() if t.is_floating_point()}
     norms = {name: float(tensor.double().norm()) for name, tensor in numbers.items()}
@@ -84,19 +84,19 @@ def _weights(checkpoint: Checkpoint) -> Iterator[Finding]:
         yield _finding(
             "weights",
             "problem",
-            f"{len(broken)} of {len(numbers)} tensors have a number that is not finite",
-            remedy="the training that made it diverged, or the file is damaged; use an earlier checkpoint",
+            f"{len(broken)} of {len(numbers)} tensors contain a value that is not finite",
+            remedy="the training diverged, or the file is damaged; use an earlier checkpoint",
             items=broken,
             facts=facts,
         )
         return
     yield _finding(
-        "weights", "ok", f"{count / 1e6:.1f} M numbers, all finite, of norm {norm:.4g}", facts=facts
+        "weights", "ok", f"{count / 1e6:.1f} M weights, all finite, norm {norm:.4g}", facts=facts
     )
 
 
 def _fit(checkpoint: Checkpoint, arch: str | None) -> Iterator[Finding]:
-    """Say which weights would go where, without taking memory for them."""
+    """Match the weights with the architecture's, on the meta device."""
     own = checkpoint.spec
     if checkpoint.state is None and arch in (None, own.arch):
         return
@@ -112,8 +112,8 @@ def _fit(checkpoint: Checkpoint, arch: str | None) -> Iterator[Finding]:
         yield _finding(
             "fit",
             "problem",
-            f"it does not fit {spec.arch}: {_counts(fit.report)}, {len(fit.faults)} faults",
-            remedy=f"use --arch {own.arch}, which it is" if spec is not own else None,
+            f"does not fit {spec.arch}: {_counts(fit.report)}, {len(fit.faults)} faults",
+            remedy=f"use --arch {own.arch}, its own architecture" if spec is not own else None,
             items=fit.faults,
             facts=facts,
         )
@@ -124,7 +124,7 @@ def _fit(checkpoint: Checkpoint, arch: str | None) -> Iterator[Finding]:
         yield _finding(
             "fit",
             "ok",
-            f"it differs from this project's own {own.arch}, and is built as it is: {', '.join(odd)}",
+            f"differs from {own.arch} as defined here, and is built as it is: {', '.join(odd)}",
         )
 
 
@@ -133,7 +133,7 @@ def _counts(report: LoadReport) -> str:
 
 
 def _differences(spec: BackboneSpec) -> list[str]:
-    """Say in what an architecture of others differs from ours of that name, its sizes aside."""
+    """List the fields in which a spec differs from the architecture of that name, except sizes."""
     ours = ARCHS.get(spec.arch)
     if ours is None:
         return []

@@ -1,12 +1,11 @@
-"""What a run will take, before it is begun: memory, time and disk, from a step or two taken on this machine.
+"""Estimate the memory, time and disk of a run from one or two steps on this machine.
 
-In: a `Work`, which a stage makes of a recipe. Out: findings that say what was measured and what was
-calculated from it. They are estimates: loading images, scoring and writing checkpoints are not in the time.
+The findings say what was measured and what was computed from it. The time leaves out loading images, scoring and
+writing checkpoints.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.diagnostics.machine import free_disk
+from simmim_bench.display import format_duration
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.training.memory import (
@@ -34,17 +34,17 @@ from simmim_bench.training.memory import (
 )
 from simmim_bench.training.precision import autocast
 
-ROUNDS = 3  # of a trial, after those that find its number of images
-SHORT_S = 2.0  # a step of so many seconds is long enough: more images are hardly faster each
-LONG_S = 20.0  # a step of so many seconds is not repeated
+ROUNDS = 3  # timed steps, after those that find the number of images
+SHORT_S = 2.0  # a step this long is enough: with more images, each is hardly faster
+LONG_S = 20.0  # a step this long is not repeated
 KEPT = 3  # checkpoints of a run at a time: the last, the one before it, the one being written
-OVERHEAD = 1024  # bytes in a file beside a tensor's own: its name, its place, its alignment
+OVERHEAD = 1024  # bytes per tensor in a file for its name, offset and alignment
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class DataSize:
-    """How much data a run has, and how that is known."""
+    """The size of a data set, and whose it is, such as "COCO 2017's"."""
 
     train: int
     val: int
@@ -53,7 +53,7 @@ class DataSize:
 
     @property
     def images(self) -> str:
-        """Say how many images are learnt from."""
+        """The number of training images, in words."""
         return f"{self.known} {self.train:,} images"
 
 
@@ -65,7 +65,7 @@ PUBLISHED = {
 
 
 def data_size(group: str, findings: Iterable[Finding]) -> DataSize:
-    """Give what was counted in the user's data set of a kind, or the published one's size."""
+    """Return the size counted in the user's data set of a layout, or the published size."""
     facts: dict[str, Mapping[str, Any]] = {
         finding.name: finding.facts for finding in findings if finding.group == group
     }
@@ -87,27 +87,28 @@ def data_size(group: str, findings: Iterable[Finding]) -> DataSize:
 
 
 def epoch_steps(images: int, batch_size: int) -> int:
-    """Give the optimizer steps of an epoch of so many images."""
-    images_alone = cast(Any, range(images))  # of a data set, the loader asks for its length alone
-    return len(EpochLoader(images_alone, batch_size=batch_size, num_workers=0, seed=0))
+    """Return the number of optimizer steps in an epoch."""
+    only_length = cast(Any, range(images))  # the loader needs nothing else of a data set
+    return len(EpochLoader(only_length, batch_size=batch_size, num_workers=0, seed=0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A run as far as it is known before it is begun.
+    """A run as it is known before it starts.
 
     Attributes:
         model: on its device, in training mode where it is trained.
-        forward: gives the loss of so many made-up images, or what a frozen backbone gives.
-        least: images that `forward` takes at least.
+        forward: maps a number of random images to their loss, or to a frozen backbone's features.
+        least: the smallest number of images that `forward` takes.
         precision: "fp32", "bf16" or "auto" as `autocast` takes it.
-        steps: of the optimizer; of a frozen backbone, forward passes.
+        steps: optimizer steps; for a frozen backbone, forward passes.
         counted: how the steps are counted, in words.
-        left_out: what takes time beside the steps.
-        disk: bytes that the run writes at most at a time.
-        written: what they are, in words.
-        cut: how a batch too large for the memory is cut into parts: "by itself", an option, or None.
-        memory: measures a step; None for `forward` of the least images.
+        left_out: what takes time besides the steps, in words.
+        disk: the largest number of bytes that the run occupies at a time.
+        written: what these bytes are, in words.
+        cut: how a batch too large for memory is split into gradient-accumulation steps: "by itself", an
+            option, or None.
+        memory: measures the memory of a step; None to measure `forward` of the fewest images.
     """
 
     model: nn.Module
@@ -125,14 +126,14 @@ class Work:
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """An optimizer that takes its time and memory, but changes nothing; None of a frozen backbone."""
+        """AdamW with learning rate 0, for its time and memory; None for a frozen backbone."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         return torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True) if trained else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a trial gave: seconds an image, of the optimizer a step, and how many images were tried."""
+    """Measured seconds per image and per optimizer step, with the number of images and timed steps."""
 
     per_image: float
     optimizer: float
@@ -140,19 +141,19 @@ class Measured:
     rounds: int
 
     def step(self, batch_size: int) -> float:
-        """Give the seconds of a step."""
+        """Return the seconds of one step."""
         return batch_size * self.per_image + self.optimizer
 
 
 def checkpoint_bytes(saved: Sequence[nn.Module], trained: Iterable[nn.Parameter]) -> int:
-    """Give the size of a checkpoint: the state of some modules, and AdamW's two moments of what is trained."""
+    """Return the size of a checkpoint: the modules' state, and AdamW's two moments per trained weight."""
     tensors = [tensor for module in saved for tensor in module.state_dict().values()]
     moments = [parameter for parameter in trained for _ in range(COPIES - 2)]
     return sum(t.nbytes + OVERHEAD for t in (*tensors, *moments))
 
 
 def too_large(spec: BackboneSpec, device: torch.device) -> Finding | None:
-    """Say that not even a backbone's weights with their gradients and moments fit, before they are made."""
+    """Return a problem if not even the weights, gradients and moments fit in memory; allocate nothing."""
     with torch.device("meta"):
         weights = sum(p.nbytes for p in build_backbone(spec).parameters())
     left = available_memory(device)
@@ -161,18 +162,18 @@ def too_large(spec: BackboneSpec, device: torch.device) -> Finding | None:
     return _finding(
         "memory",
         "problem",
-        f"{spec.arch}'s weights, gradients and moments take {COPIES * weights / GIB:.1f} GiB, {left / GIB:.1f} "
-        "are available; nothing was tried",
-        remedy="use a machine with more memory; `pretrain --shard` spreads a model over several GPUs",
+        f"{spec.arch}'s weights, gradients and moments need {COPIES * weights / GIB:.1f} GiB, "
+        f"{left / GIB:.1f} GiB are available; nothing was measured",
+        remedy="use a machine with more memory, or `pretrain --shard` to shard the model over several GPUs",
         facts={"needed": COPIES * weights, "available": left},
     )
 
 
 def estimate(work: Work, *, device: torch.device, folder: Path) -> list[Finding]:
-    """Take a step or two, and say what the whole run takes.
+    """Take one or two steps, and estimate the whole run.
 
     Args:
-        folder: that the run will be written to.
+        folder: the folder that the run will be written to.
     """
     return [*_measure(work, device), _disk(work, folder)]
 
@@ -181,15 +182,15 @@ def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
     try:
         memory = _memory(work, device)
         yield _fits(work, memory)
-        if memory.parts(work.least) != 1:
+        if memory.accumulation_steps(work.least) != 1:
             return
-        yield _time(work, _try(work, memory, device), device)
+        yield _time(work, _measure_steps(work, memory, device), device)
     except torch.OutOfMemoryError:
         yield _finding(
             "memory",
             "problem",
-            f"{work.least} images at a time do not fit into the GPU's memory",
-            remedy="use a smaller -o img_size=..., or `--grad-checkpointing` where the command has it",
+            f"{work.least} images at a time do not fit in the GPU's memory",
+            remedy="use a smaller -o img_size=..., or `--grad-checkpointing` if the command has it",
         )
 
 
@@ -205,7 +206,7 @@ def _forward(work: Work, images: int, device: torch.device) -> Tensor:
 
 
 def _fits(work: Work, memory: StepMemory) -> Finding:
-    needed, parts = memory.needed(work.batch_size), memory.parts(work.batch_size)
+    needed, steps = memory.needed(work.batch_size), memory.accumulation_steps(work.batch_size)
     left = "unknown" if memory.available is None else f"{memory.available / GIB:.1f} GiB"
     facts = {
         "needed": round(needed),
@@ -213,7 +214,7 @@ def _fits(work: Work, memory: StepMemory) -> Finding:
         "per_image": round(memory.per_image),
         "available": memory.available,
         "batch_size": work.batch_size,
-        "parts": parts,
+        "parts": steps,
     }
     said = (
         f"about {needed / GIB:.2f} GiB for {work.batch_size:,} images at a time, available {left}"
@@ -224,31 +225,37 @@ def _fits(work: Work, memory: StepMemory) -> Finding:
         return _finding("memory", "ok", said, items=items, facts=facts)
     items = [
         f"measured: {memory.fixed / GIB:.2f} GiB for weights, gradients and moments, "
-        f"{memory.per_image / 2**20:.1f} MiB an image that a forward pass keeps",
-        "not included: the libraries themselves, processes that load images",
+        f"{memory.per_image / 2**20:.1f} MiB per image kept by a forward pass",
+        "not included: the libraries themselves, data-loading workers",
     ]
-    if parts == 1:
+    if steps == 1:
         return _finding("memory", "ok", said, items=items, facts=facts)
-    at_once = -(-work.batch_size // parts) if parts else 1
+    at_once = -(-work.batch_size // steps) if steps else 1
     least = f"{memory.needed(at_once) / GIB:.2f} GiB for {at_once}"
-    if parts is None or at_once < work.least:
+    if steps is None or at_once < work.least:
         said, remedy = f"{said}; not even {least}", "use a smaller -o img_size=..., or more memory"
         return _finding("memory", "problem", said, remedy=remedy, items=items, facts=facts)
     if work.cut == "by itself":
-        said = f"{said}; the run cuts its batches into {parts} parts: {least}"
+        said = (
+            f"{said}; the run splits its batches into {steps} gradient-accumulation steps: {least}"
+        )
         return _finding("memory", "ok", said, items=items, facts=facts)
-    remedy = f"-o batch_size={at_once}, which is another protocol, or more processes"
+    remedy = f"-o batch_size={at_once}, which changes the protocol, or more processes"
     if work.cut is not None:
-        remedy = f"{work.cut} {parts}, which takes {least}"
+        remedy = f"{work.cut} {steps}, which needs {least}"
     return _finding("memory", "problem", said, remedy=remedy, items=items, facts=facts)
 
 
-def _try(work: Work, memory: StepMemory, device: torch.device) -> Measured:
-    """Take some steps, after others that get libraries ready and find how many images are worth trying."""
+def _measure_steps(work: Work, memory: StepMemory, device: torch.device) -> Measured:
+    """Time some steps, after warm-up steps that also find a suitable number of images."""
     images, took = work.least, _step(work, work.least, device)
-    with suppress(torch.OutOfMemoryError):  # a frozen backbone's forward pass was not measured
+    with suppress(
+        torch.OutOfMemoryError
+    ):  # of a frozen backbone, whose forward pass was not measured
         while (
-            sum(took) < SHORT_S and 2 * images <= work.batch_size and memory.parts(2 * images) == 1
+            sum(took) < SHORT_S
+            and 2 * images <= work.batch_size
+            and memory.accumulation_steps(2 * images) == 1
         ):
             took = _step(work, 2 * images, device)
             images *= 2
@@ -264,7 +271,7 @@ def _try(work: Work, memory: StepMemory, device: torch.device) -> Measured:
 
 
 def _step(work: Work, images: int, device: torch.device) -> tuple[float, float]:
-    """Take one step; give the seconds of its passes and of its optimizer."""
+    """Take one step; return the seconds of its forward and backward passes and of the optimizer."""
     started = _now(device)
     result = _forward(work, images, device)
     if work.optimizer is None:
@@ -287,18 +294,18 @@ def _time(work: Work, measured: Measured, device: torch.device) -> Finding:
     total = work.steps * step
     others = torch.cuda.device_count() if device.type == "cuda" else 1
     items = [
-        f"measured: {measured.images} made-up image(s) in {measured.per_image * measured.images:.3g} s"
+        f"measured: {measured.images} random image(s) in {measured.per_image * measured.images:.3g} s"
         + (f", the optimizer in {measured.optimizer:.3g} s" if work.optimizer else "")
         + f", median of {measured.rounds}; scaled to batches of {work.batch_size:,}",
         f"not included: {work.left_out}",
     ]
     if others > 1:
-        items.append(f"on {others} GPUs at best {_duration(total / others)}")
+        items.append(f"on {others} GPUs at best {format_duration(total / others)}")
     return _finding(
         "time",
         "ok",
-        f"about {_duration(total)} on one {'GPU' if device.type == 'cuda' else 'machine'}: {work.counted}, "
-        f"{step:.3g} s a step",
+        f"about {format_duration(total)} on one {'GPU' if device.type == 'cuda' else 'machine'}: {work.counted}, "
+        f"{step:.3g} s per step",
         items=items,
         facts={
             "seconds": total,
@@ -312,19 +319,10 @@ def _time(work: Work, measured: Measured, device: torch.device) -> Finding:
     )
 
 
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{max(1, math.ceil(seconds))} s"
-
-
 def _disk(work: Work, folder: Path) -> Finding:
-    place, free = free_disk(folder)
-    said = (
-        f"about {work.disk / GIB:.2f} GiB for {work.written}; {free / GIB:.1f} GiB free in {place}"
-    )
-    facts = {"needed": work.disk, "free": free, "folder": str(place)}
+    existing, free = free_disk(folder)
+    said = f"about {work.disk / GIB:.2f} GiB for {work.written}; {free / GIB:.1f} GiB free in {existing}"
+    facts = {"needed": work.disk, "free": free, "folder": str(existing)}
     if work.disk <= free:
         return _finding("disk", "ok", said, facts=facts)
     remedy = "free some space, or choose another --out"

@@ -1,8 +1,4 @@
-"""What the doctor has found: one `Finding` a thing looked at, and the exit code of them all.
-
-In: findings of engines, machine, data sets, a checkpoint, an estimate. Out: lines for people, plain values
-for scripts, an exit code.
-"""
+"""The result of a check, and the text and exit code of many."""
 
 from __future__ import annotations
 
@@ -16,22 +12,23 @@ import click
 from simmim_bench.errors import DataError, MissingFrameworkError
 
 Severity = Literal["ok", "warning", "problem"]
-INSTALLED = ("engines", "machine")  # groups whose problems are not of what the user gave
+# Problems of these groups are not about data or checkpoints: they have an exit code of their own.
+INSTALLED = ("frameworks", "machine")
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
-SHOWN = 5  # of many names; --json has them all
-NAMES = 16  # columns
+SHOWN_ITEMS = 5  # --json lists all
+NAME_WIDTH = 16  # columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        group: "engines", "machine", "imagenet", "coco", "ade20k", "checkpoint" or "estimate".
-        said: what was found, in words.
-        remedy: what to do about it; None where `said` or an item says so itself, or nothing is to be done.
-        items: the names or messages that `said` counts.
-        facts: the figures, for scripts.
+        group: "frameworks", "machine", a data layout, "checkpoint" or "estimate".
+        said: the result, in words.
+        remedy: how to fix it; None where there is nothing to fix, or `said` or an item already says how.
+        items: the names or messages that `said` only counts.
+        facts: the figures, for `--json`.
     """
 
     group: str
@@ -44,7 +41,7 @@ class Finding:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Give 0 where nothing is worse than a warning, 3 where an engine has a problem, else 4."""
+    """Return 0 without a problem, 3 for a problem of a framework or the machine, else 4."""
     groups = {finding.group for finding in findings if finding.state == "problem"}
     if groups & set(INSTALLED):
         return MissingFrameworkError.exit_code
@@ -52,22 +49,22 @@ def exit_code(findings: Iterable[Finding]) -> int:
 
 
 def describe(findings: Sequence[Finding]) -> Iterator[str]:
-    """Give the lines that a person reads, group by group."""
+    """Yield the lines of the report, group by group."""
     for group, members in itertools.groupby(findings, lambda finding: finding.group):
         yield click.style(group, bold=True)
         for finding in members:
             state = click.style(f"{finding.state:<8}", fg=COLOURS[finding.state])
-            yield f"  {state} {finding.name:<{NAMES}} {finding.said}".rstrip()
-            left = " " * (12 + NAMES)
-            yield from (f"{left}- {item}" for item in finding.items[:SHOWN])
-            if finding.items[SHOWN:]:
-                yield f"{left}- ... and {len(finding.items) - SHOWN} more; --json has them all"
+            yield f"  {state} {finding.name:<{NAME_WIDTH}} {finding.said}".rstrip()
+            left = " " * (12 + NAME_WIDTH)
+            yield from (f"{left}- {item}" for item in finding.items[:SHOWN_ITEMS])
+            if finding.items[SHOWN_ITEMS:]:
+                yield f"{left}- ... and {len(finding.items) - SHOWN_ITEMS} more; --json lists all"
             if finding.remedy is not None:
-                yield f"{left}mend it: {finding.remedy}"
+                yield f"{left}fix: {finding.remedy}"
         yield ""
     counts = [
         f"{count} {state}{'s' if count > 1 else ''}"
         for state in ("problem", "warning")
         if (count := sum(finding.state == state for finding in findings))
     ]
-    yield ", ".join(counts) or "all fine"
+    yield ", ".join(counts) or "no problem found"

@@ -1,28 +1,31 @@
-"""Which engines are installed, which of them work, and what to run to mend the others.
+"""Check which frameworks and libraries are installed and work; name the command that installs each.
 
-In: what is going to be needed. Out: a `Finding` an engine, with its version or the command that installs it.
-Engines are imported in another process, so that a broken one cannot take this one along.
+They are imported in another process, so that a broken one cannot crash this one.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from simmim_bench.diagnostics.findings import Finding
 
 CORE = "pip install simmim-bench"
 SEG = "pip install 'simmim-bench[seg]'"
+# The wheel of Detectron2's Python sources, with the SHA-256 that pip verifies.
+DETECTRON2_REQUIREMENT = Path(__file__).with_name("detectron2.txt")
 DETECTRON2_SOURCES = (
-    "pip install --no-deps --only-binary=:all: --python-version 3.10 "
+    "pip install --require-hashes --no-deps --only-binary=:all: --python-version 3.10 "
     '--target "$(python -c \'import sysconfig; print(sysconfig.get_path("purelib"))\')" '
-    "sal-detectron2==0.7.2"
+    "-r"
 )
-MARK = "simmim-bench doctor: "  # before our lines: engines print what they like
+MARK = "simmim-bench doctor: "  # marks our lines among those that frameworks print
 PROBES = f"""
 import contextlib, json, sys
 for name, probe in json.loads(sys.argv[1]).items():
@@ -41,14 +44,14 @@ for name, probe in json.loads(sys.argv[1]).items():
 
 @dataclass(frozen=True)
 class Framework:
-    """Something that may be missing.
+    """A package that may be missing or broken.
 
     Attributes:
-        name: of the package that is imported.
-        serves: what needs it.
-        probe: code that uses it a little and leaves its version in `v`.
+        name: the package that is imported.
+        serves: what it is used for.
+        probe: code that uses the package and leaves its version in `v`.
         remedy: the command that installs it.
-        optional: whether it may be missing where nobody asks for what it serves.
+        optional: whether it may be missing as long as its use is not requested.
     """
 
     name: str
@@ -59,7 +62,7 @@ class Framework:
 
 
 def _installed(package: str) -> str:
-    """Give code that looks a version up, for packages that do not say their own."""
+    """Return a probe that looks the version up, for packages without `__version__`."""
     return f"from importlib.metadata import version; v = version({package!r})"
 
 
@@ -90,7 +93,8 @@ FRAMEWORKS = (
         "transfer coco",
         "import detectron2, shapely.geometry; from detectron2.modeling import SimpleFeaturePyramid\n"
         "v = detectron2.__version__",
-        f"pip install 'simmim-bench[det]' && {DETECTRON2_SOURCES}",
+        f"pip install 'simmim-bench[det]' && {DETECTRON2_SOURCES} "
+        f"{shlex.quote(str(DETECTRON2_REQUIREMENT))}",
         optional=True,
     ),
     Framework(
@@ -132,31 +136,33 @@ FRAMEWORKS = (
         optional=True,
     ),
 )
-NEEDED = {"coco": ("detectron2",), "ade20k": ("mmengine", "mmcv", "mmseg")}
 
 
 def examine_frameworks(
-    engines: Sequence[Framework] = FRAMEWORKS, needed: Collection[str] = ()
+    frameworks: Sequence[Framework] = FRAMEWORKS, needed: Collection[str] = ()
 ) -> list[Finding]:
-    """Import engines in another process and use each a little.
+    """Import and use each framework in another process.
 
-    All share one process, as most load torch; what did not work in it is tried again in one of its own, so
-    that no engine is blamed for another.
+    All share one process, since most load torch. One that failed there is tried again in a process without
+    the others, so that no framework is blamed for another.
 
     Args:
-        needed: names of optional ones that may not be missing.
+        needed: names of optional frameworks that are required this time.
     """
-    found = _probe(engines)
-    for engine in engines:
-        outcome = found.get(engine.name, {"missing": False})
-        if "version" not in outcome and not outcome["missing"]:
-            found |= _probe([engine])
-    return [_judge(engine, found[engine.name], engine.name in needed) for engine in engines]
+    found = _probe(frameworks)
+    for framework in frameworks:
+        result = found.get(framework.name, {"missing": False})
+        if "version" not in result and not result["missing"]:
+            found |= _probe([framework])
+    return [
+        _to_finding(framework, found[framework.name], framework.name in needed)
+        for framework in frameworks
+    ]
 
 
-def _probe(engines: Sequence[Framework]) -> dict[str, dict[str, Any]]:
-    """Give what was found of each engine; the last one alone where the process did not end well."""
-    probes = {engine.name: engine.probe for engine in engines}
+def _probe(frameworks: Sequence[Framework]) -> dict[str, dict[str, Any]]:
+    """Return each framework's version or error; one that ended a process shared with others is absent."""
+    probes = {framework.name: framework.probe for framework in frameworks}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROBES, json.dumps(probes)],
         capture_output=True,
@@ -166,30 +172,30 @@ def _probe(engines: Sequence[Framework]) -> dict[str, dict[str, Any]]:
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     found: dict[str, dict[str, Any]] = dict(json.loads(line.removeprefix(MARK)) for line in lines)
-    if len(engines) == 1:
+    if len(frameworks) == 1:
         died = {"missing": False, "error": f"its import ends Python with code {done.returncode}"}
-        found = {engines[0].name: died} | found
+        found = {frameworks[0].name: died} | found
     return found
 
 
-def _judge(engine: Framework, outcome: dict[str, Any], needed: bool) -> Finding:
-    version, error = outcome.get("version"), outcome.get("error")
-    facts = {"version": version, "error": error, "serves": engine.serves}
+def _to_finding(framework: Framework, result: dict[str, Any], needed: bool) -> Finding:
+    version, error = result.get("version"), result.get("error")
+    facts = {"version": version, "error": error, "serves": framework.serves}
     if version is not None:
         return Finding(
-            group="engines",
-            name=engine.name,
+            group="frameworks",
+            name=framework.name,
             state="ok",
-            said=f"{version:<14} {engine.serves}",
+            said=f"{version:<14} {framework.serves}",
             facts=facts,
         )
-    # Somebody wanted a broken one, and it may break what could do without it.
-    spared = outcome["missing"] and engine.optional and not needed
+    # A broken package was installed on purpose, and may break what would work without it.
+    is_optional = result["missing"] and framework.optional and not needed
     return Finding(
-        group="engines",
-        name=engine.name,
-        state="warning" if spared else "problem",
-        said=f"{'missing' if outcome['missing'] else f'broken: {error}'}; for {engine.serves}",
-        remedy=engine.remedy,
+        group="frameworks",
+        name=framework.name,
+        state="warning" if is_optional else "problem",
+        said=f"{'missing' if result['missing'] else f'broken: {error}'}; for {framework.serves}",
+        remedy=framework.remedy,
         facts=facts,
     )

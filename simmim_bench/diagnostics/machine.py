@@ -1,7 +1,4 @@
-"""What the machine has: processors, GPUs, bfloat16, memory, disk.
-
-In: the folder that runs will be written to. Out: a `Finding` each. torch must work; it is asked in this process.
-"""
+"""Check the machine: processors, GPUs, bfloat16, memory, disk. torch must be importable."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import torch
 
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.training.memory import GIB, available_memory
-from simmim_bench.training.precision import NARROWEST, decide_precision
+from simmim_bench.training.precision import MIN_WIDTH, decide_precision
 
 CPU = torch.device("cpu")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup version 2: microseconds of each period, or "max"
@@ -28,10 +25,10 @@ GET_STARTED = "PyTorch's page 'Get Started' has the command"
 
 
 def examine_machine(folder: Path) -> list[Finding]:
-    """Look at the machine.
+    """Check the machine.
 
     Args:
-        folder: that runs will be written to; it need not be there yet.
+        folder: the folder that runs will be written to; it need not exist yet.
     """
     return [_python(), _processor(), _threads(), *examine_gpus(), _memory(), _disk(folder)]
 
@@ -52,7 +49,7 @@ def _python() -> Finding:
 
 
 def _processor() -> Finding:
-    """Say which processor it is, and whether bfloat16 pays on it, which its flags do not tell."""
+    """Report the processor, and by a trial whether bfloat16 is faster on it; flags do not tell."""
     text = ""
     with suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -60,11 +57,11 @@ def _processor() -> Finding:
     listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
     model = named[1] if named else platform.processor() or platform.machine()
     flags = [flag for flag in BF16_FLAGS if listed and flag in listed[1].split()]
-    precision = decide_precision("auto", CPU, NARROWEST)
+    precision = decide_precision("auto", CPU, MIN_WIDTH)
     return _finding(
         "processor",
-        f"{model}; bfloat16 instructions: {', '.join(flags) or 'none'}; by a trial, precision auto is "
-        f"{precision} for models of {NARROWEST} channels and more",
+        f"{model}; bfloat16 instructions: {', '.join(flags) or 'none'}; measured: precision=auto is "
+        f"{precision} for models with {MIN_WIDTH} or more channels",
         model=model,
         bf16_flags=flags,
         precision=precision,
@@ -72,7 +69,7 @@ def _processor() -> Finding:
 
 
 def usable_cores() -> float:
-    """Give the processors that this process may use, by its affinity and its container's quota."""
+    """Return the number of processors that the affinity and the container's quota allow."""
     affinity = getattr(os, "sched_getaffinity", None)
     cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
     with suppress(OSError, ValueError):
@@ -83,15 +80,15 @@ def usable_cores() -> float:
 
 def _threads() -> Finding:
     cores, threads = usable_cores(), torch.get_num_threads()
-    request = os.environ.get("OMP_NUM_THREADS")
+    from_environment = os.environ.get("OMP_NUM_THREADS")
     finding = _finding(
         "threads",
-        f"torch computes with {threads} on {cores:g} usable of {os.cpu_count()} processors"
-        + (f"; OMP_NUM_THREADS is {request}" if request else ""),
+        f"torch uses {threads} threads; {cores:g} of {os.cpu_count()} processors are usable"
+        + (f"; OMP_NUM_THREADS={from_environment}" if from_environment else ""),
         torch=threads,
         usable=cores,
         processors=os.cpu_count(),
-        omp_num_threads=request,
+        omp_num_threads=from_environment,
     )
     if threads <= max(1, cores):
         return finding
@@ -99,24 +96,24 @@ def _threads() -> Finding:
         group="machine",
         name="threads",
         state="warning",
-        said=f"{finding.said}: more threads than processors slow each other down",
+        said=f"{finding.said}: more threads than processors wait for each other",
         remedy=f"export OMP_NUM_THREADS={max(1, int(cores))}",
         facts=finding.facts,
     )
 
 
 def examine_gpus() -> list[Finding]:
-    """Look at the GPUs, those that the driver lists and those that torch can compute on."""
+    """Check the GPUs: those that the driver lists, and those that torch can compute on."""
     build = f"torch {torch.__version__}, built for " + (
-        f"CUDA {torch.version.cuda}" if torch.version.cuda else "processors alone"
+        f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     )
     if torch.cuda.is_available():
         return [_gpu(number, build) for number in range(torch.cuda.device_count())]
-    listed = _ask_driver("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    listed = _query_driver("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     facts = {"torch": torch.__version__, "built_for_cuda": torch.version.cuda, "listed": listed}
     if not listed:
         return [_finding("gpu", f"none; {build}", **facts)]
-    what = f"nvidia-smi lists {'; '.join(listed)}, torch sees none"
+    what = f"nvidia-smi lists {'; '.join(listed)}, but torch sees no GPU"
     hidden = os.environ.get(HIDING)
     if hidden is not None and (not hidden or hidden.startswith("-")):
         return [
@@ -137,8 +134,8 @@ def examine_gpus() -> list[Finding]:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as error:
             why = str(error).splitlines()[0]
-        driven = re.search(r"CUDA Version: *([\d.]+)", " ".join(_ask_driver()))
-        older = f"CUDA {driven[1]}" if driven else "what the driver has"
+        driven = re.search(r"CUDA Version: *([\d.]+)", " ".join(_query_driver()))
+        older = f"CUDA {driven[1]}" if driven else "the driver's CUDA version"
         remedy = (
             f"update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a torch and "
             f"torchvision built for {older} or older; {GET_STARTED}"
@@ -155,8 +152,8 @@ def examine_gpus() -> list[Finding]:
     ]
 
 
-def _ask_driver(*arguments: str) -> list[str]:
-    """Give the lines that nvidia-smi answers; none where it is not there or finds no driver."""
+def _query_driver(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none if it is missing or finds no driver."""
     try:
         done = subprocess.run(
             ["nvidia-smi", *arguments], capture_output=True, text=True, check=True, timeout=60
@@ -167,9 +164,9 @@ def _ask_driver(*arguments: str) -> list[str]:
 
 
 def _gpu(number: int, build: str) -> Finding:
-    """Look at one GPU, and compute on it: torch may have no kernels for an old or a new one."""
+    """Check one GPU by computing on it: torch may lack kernels for old or new ones."""
     properties = torch.cuda.get_device_properties(number)
-    driver = _ask_driver("--query-gpu=driver_version", "--format=csv,noheader")
+    driver = _query_driver("--query-gpu=driver_version", "--format=csv,noheader")
     name, total = properties.name, properties.total_memory
     facts = {
         "name": name,
@@ -190,7 +187,7 @@ def _gpu(number: int, build: str) -> Finding:
             group="machine",
             name=f"gpu {number}",
             state="problem",
-            said=f"{said}, on which torch cannot compute: {str(error).splitlines()[0]}",
+            said=f"{said}, torch cannot compute on it: {str(error).splitlines()[0]}",
             remedy=f"install a torch and torchvision with kernels for it ({build}); {GET_STARTED}",
             facts=facts,
         )
@@ -206,18 +203,19 @@ def _gpu(number: int, build: str) -> Finding:
 
 def _memory() -> Finding:
     left = available_memory(CPU)
-    said = "the system does not say" if left is None else f"{left / GIB:.1f} GiB available"
+    said = "unknown on this system" if left is None else f"{left / GIB:.1f} GiB available"
     return _finding("memory", said, available=left)
 
 
 def free_disk(folder: Path) -> tuple[Path, int]:
-    """Give the nearest folder that is there, and the bytes that its file system has left."""
-    place = folder.absolute()
-    while not place.is_dir():
-        place = place.parent
-    return place, shutil.disk_usage(place).free
+    """Return the nearest existing folder, and the free bytes of its file system."""
+    existing = folder.absolute()
+    while not existing.is_dir():
+        existing = existing.parent
+    return existing, shutil.disk_usage(existing).free
 
 
 def _disk(folder: Path) -> Finding:
-    place, free = free_disk(folder)
-    return _finding("disk", f"{free / GIB:.1f} GiB free in {place}", folder=str(place), free=free)
+    existing, free = free_disk(folder)
+    said = f"{free / GIB:.1f} GiB free in {existing}"
+    return _finding("disk", said, folder=str(existing), free=free)

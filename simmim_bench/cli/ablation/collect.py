@@ -38,10 +38,10 @@ def collect_results(study: AblationStudy) -> Ablation:
 
 def _protocol(study: AblationStudy, done: Sequence[AblationStep]) -> dict[str, str]:
     """Return what all cells have in common."""
-    from simmim_bench.leaderboard.archive import without_machine
+    from simmim_bench.leaderboard.archive import shorten_paths
     from simmim_bench.recipe import deviations
 
-    changed = without_machine(deviations(study.recipe, study.named))
+    changed = shorten_paths(deviations(study.recipe, study.named))
     return {
         "arch": study.arch,
         "pretraining": _with_changes(
@@ -85,7 +85,7 @@ def _measured(
     study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
 ) -> Measured:
     """Collect a cell's scores, facts of its checkpoints, and its difference to the recipe's own cell."""
-    from simmim_bench.leaderboard.archive import without_machine
+    from simmim_bench.leaderboard.archive import shorten_paths
     from simmim_bench.results.ablation import FACTS, Measured, Score
     from simmim_bench.results.record import read_record
 
@@ -105,7 +105,7 @@ def _measured(
     cell = steps[0].cell
     return Measured(
         name=steps[0].name,
-        changes={} if cell is None else without_machine(cell.changes),
+        changes={} if cell is None else shorten_paths(cell.changes),
         scores=tuple(scores),
         facts=facts,
         above=_difference(study, steps, own),
