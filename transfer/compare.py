@@ -1,8 +1,7 @@
-"""Is it worth it? The difference between two starts under one recipe, with its interval.
+"""Compare two initialisations under one recipe: the difference in top-1 with its 95 % interval.
 
-In: the run directories of a checkpoint's transfers and of a baseline's, seed by seed. Out: the difference
-in top-1 and a 95 % interval, paired: both starts have seen the same images, and an image that is hard for
-one is hard for the other.
+The comparison is paired: both fine-tuned models are scored on the same images, and an image that is hard for one
+is hard for the other. Runs are paired by seed as well.
 """
 
 from __future__ import annotations
@@ -19,12 +18,16 @@ from simmim_bench.files import sha256_file
 from simmim_bench.results.metrics import correct_from_predictions
 from simmim_bench.results.record import Record, read_record
 
-MUST_AGREE = ("recipe", "data", "task", "deviates")
+MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of paired records
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in top-1, in percentage points, and its 95 % interval."""
+    """A difference in top-1 with its 95 % interval, in percentage points.
+
+    Attributes:
+        images, seeds: the numbers of images and seeds that the difference is the mean over.
+    """
 
     points: float
     low: float
@@ -38,58 +41,68 @@ class Difference:
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Compare two starts by which images each gets right.
+    """Compute the difference in top-1 of two models from the images that each classifies correctly.
 
-    The variance is that of the images' mean differences, by images, plus that of the seeds' differences, by
-    seeds; what both share is counted twice, so that the interval is rather too wide than too narrow. Few
-    seeds say little of their own spread: the interval is Student's, with Satterthwaite's degrees of freedom.
+    The variance is the variance of the images' mean differences, divided by the number of images, plus the
+    variance of the seeds' mean differences, divided by the number of seeds. Their common part is counted twice,
+    so that the interval is too wide rather than too narrow. Few seeds estimate their variance poorly; the
+    interval is therefore Student's, with Satterthwaite's degrees of freedom.
 
     Args:
         ours, theirs: (seeds, images) of 0 and 1, the same seeds and images in the same order.
     """
     gains = ours.astype(np.float64) - theirs
     seeds, images = gains.shape
-    parts = [
+    terms = [
         (gains.mean(axis).var(ddof=1) / n, n - 1) for axis, n in enumerate((images, seeds)) if n > 1
     ]
-    variance = sum(part for part, _ in parts)
-    weight = sum(part**2 / freedom for part, freedom in parts)
+    variance = sum(term for term, _ in terms)
+    weight = sum(term**2 / freedom for term, freedom in terms)
     quantile = stdtrit(variance**2 / weight, 0.975) if weight else 0.0
-    points, spread = 100 * gains.mean(), 100 * quantile * variance**0.5
-    return Difference(float(points), float(points - spread), float(points + spread), images, seeds)
+    points, margin = 100 * gains.mean(), 100 * quantile * variance**0.5
+    return Difference(float(points), float(points - margin), float(points + margin), images, seeds)
 
 
 def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:
     """Compare finished runs, the first with the first and so on.
 
+    Args:
+        ours, theirs: run directories of the same tasks and seeds.
+
     Raises:
-        UsageError: two runs that cannot be compared: another task, recipe, data or seed.
+        UsageError: two runs differ in task, recipe, data or seed.
         DataError: a record or its predictions cannot be read, or the predictions are not the record's.
     """
-    pairs = [
-        (read_record(a / "record.json"), read_record(b / "record.json"))
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    for (one, other), path in zip(pairs, theirs, strict=True):
-        differing = [name for name in MUST_AGREE if getattr(one, name) != getattr(other, name)]
-        if one.seed != other.seed:
-            differing.append("seed")
-        if differing:
-            raise UsageError(f"{path} is no baseline for this run: another {', '.join(differing)}.")
-    right = [
-        np.stack([_correct(run, record) for run, record in side])
-        for side in (
-            zip(ours, (a for a, _ in pairs), strict=True),
-            zip(theirs, (b for _, b in pairs), strict=True),
+    our_records = [read_record(run / "record.json") for run in ours]
+    their_records = [read_record(run / "record.json") for run in theirs]
+    for record, other, path in zip(our_records, their_records, theirs, strict=True):
+        _check_comparable(record, other, path)
+    return paired_difference(
+        np.stack([_correct(*pair) for pair in zip(ours, our_records, strict=True)]),
+        np.stack([_correct(*pair) for pair in zip(theirs, their_records, strict=True)]),
+    )
+
+
+def _check_comparable(record: Record, baseline: Record, path: Path) -> None:
+    """Raise an error if a record cannot serve as a baseline.
+
+    Args:
+        path: the baseline's run directory.
+    """
+    differing = [name for name in MUST_AGREE if getattr(record, name) != getattr(baseline, name)]
+    if differing:
+        raise UsageError(
+            f"{path} cannot serve as the baseline of this run: different {', '.join(differing)}; run the baseline "
+            "with the same recipe, data and seed."
         )
-    ]
-    return paired_difference(*right)
 
 
 def _correct(run: Path, record: Record) -> np.ndarray:
-    """Say of every image whether a run gets it right; its predictions must be those that were scored."""
+    """Return whether a run classifies each image correctly, (N,) bool, from the predictions that were scored."""
     predictions = run / record.predictions["file"]
     correct = correct_from_predictions(predictions)
     if sha256_file(predictions) != record.predictions["sha256"]:
-        raise DataError(f"{predictions} are not the predictions that were scored; run {run} again.")
+        raise DataError(
+            f"predictions {predictions} are not the ones that were scored; run {run} again."
+        )
     return correct

@@ -12,9 +12,11 @@ from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from transfer.frozen.recipes import LINEAR_POCKET
 from transfer.frozen.run import run_probe
+from transfer.job import TransferJob
 
 
 @pytest.mark.slow
@@ -45,14 +47,13 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
             arguments={},
             display=display,
         ) as run:
-            record = run_probe(
-                "linear",
+            job = TransferJob(
+                task="linear",
                 checkpoint=read_checkpoint(ckpt),
                 data=data,
-                run=run,
                 recipe=LINEAR_POCKET,
                 deviates={},
-                seed=0,
             )
+            record = run_probe(RunContext(run=run, seed=0), job)
         top1[ckpt] = record.metrics["top1"]
     assert top1[str(checkpoint)] > top1["random:vit_pocket"] + 10

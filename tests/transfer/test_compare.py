@@ -1,4 +1,4 @@
-"""Claims about differences: their interval is honest, and only what can be compared is."""
+"""The interval of a difference has its nominal coverage, and only comparable runs are compared."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from simmim_bench.results.metrics import write_logits
 from transfer.compare import compare_runs, paired_difference
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    # Images of differing hardness, known to both starts; ours is right a tenth more often.
+def test_the_interval_has_its_nominal_coverage() -> None:
+    # Images of varying hardness, the same for both models; ours is correct 10 points more often.
     generator = np.random.default_rng(0)
-    held = 0
+    covered = 0
     for _ in range(400):
         hardness = generator.uniform(0.0, 0.9, 300)
-        draws = generator.uniform(size=(2, 1, 300))
-        found = paired_difference(draws[0] < hardness + 0.1, draws[1] < hardness)
-        held += found.low <= 10 <= found.high
-    assert 0.92 < held / 400 < 0.98
+        samples = generator.uniform(size=(2, 1, 300))
+        found = paired_difference(samples[0] < hardness + 0.1, samples[1] < hardness)
+        covered += found.low <= 10 <= found.high
+    assert 0.92 < covered / 400 < 0.98
 
 
-def test_pairing_narrows_the_interval_and_seeds_count() -> None:
+def test_pairing_narrows_the_interval_and_seed_variance_widens_it() -> None:
     generator = np.random.default_rng(0)
     ours = generator.uniform(size=(3, 500)) < 0.7
     theirs = ours & (generator.uniform(size=(3, 500)) < 0.9)
@@ -43,15 +43,17 @@ def test_pairing_narrows_the_interval_and_seeds_count() -> None:
     )
     assert paired.high - paired.low < 0.6 * (shuffled.high - shuffled.low)
     assert (paired.images, paired.seeds) == (500, 3)
-    # The interval of few seeds that differ holds the truth as often as it says.
-    held = 0
+    # With few seeds that differ, the interval still has its nominal coverage.
+    covered = 0
     for _ in range(400):
-        luck = generator.normal(0.0, 0.05, (2, 3, 1))
-        draws = generator.uniform(size=(2, 3, 300))
-        found = paired_difference(draws[0] < 0.6 + luck[0], draws[1] < 0.5 + luck[1])
-        held += found.low <= 10 <= found.high
-    assert 0.90 < held / 400 < 0.98
-    # Seeds that disagree leave a wide interval, however many images there are.
+        seed_effect = generator.normal(0.0, 0.05, (2, 3, 1))
+        samples = generator.uniform(size=(2, 3, 300))
+        found = paired_difference(
+            samples[0] < 0.6 + seed_effect[0], samples[1] < 0.5 + seed_effect[1]
+        )
+        covered += found.low <= 10 <= found.high
+    assert 0.90 < covered / 400 < 0.98
+    # Seeds that disagree give a wide interval, whatever the number of images.
     gains = np.zeros((2, 100_000), bool)
     gains[0, :20_000] = True
     wide = paired_difference(gains, np.zeros_like(gains))
@@ -62,7 +64,9 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(cli, ["transfer", *arguments, "--quiet"])
 
 
-def test_a_baseline_is_run_once_and_the_difference_is_told(tmp_path: Path, pocket: Path) -> None:
+def test_a_baseline_is_run_once_and_the_difference_is_reported(
+    tmp_path: Path, pocket: Path
+) -> None:
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
     common += ["--seed", "1", "--baseline", "random:swin_pocket"]
     done = invoke(*common, "--out", str(tmp_path / "knn"))
@@ -103,15 +107,15 @@ def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, poc
     assert done.stdout.rstrip().endswith("over 30 images and 2 seeds")
     before = (out / "seed4" / "record.json").stat().st_mtime_ns
     more = invoke(*common, "--seeds", "3", "--resume", "--json")
-    told = json.loads(more.stdout)
-    assert [record["seed"] for record in told["seeds"]] == [4, 5, 6]
-    assert told["metrics"]["top1"]["std"] > 0
+    reported = json.loads(more.stdout)
+    assert [record["seed"] for record in reported["seeds"]] == [4, 5, 6]
+    assert reported["metrics"]["top1"]["std"] > 0
     assert (out / "seed4" / "record.json").stat().st_mtime_ns == before
     refused = invoke(*common, "--seeds", "2")
     assert "is not empty" in str(refused.exception)
 
 
-def test_runs_have_one_place_each_and_checkpoints_share_a_baseline(
+def test_runs_have_one_directory_each_and_checkpoints_share_a_baseline(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -126,8 +130,8 @@ def test_runs_have_one_place_each_and_checkpoints_share_a_baseline(
     monkeypatch.setitem(ARCHS, "vit_other", replace(spec, arch="vit_other"))
     assert invoke(*common, "--ckpt", "random:vit_other").exception is None
     assert shared.stat().st_mtime_ns == before
-    places = sorted(path.parent.as_posix() for path in Path("runs").rglob("record.json"))
-    assert places == [
+    run_dirs = sorted(path.parent.as_posix() for path in Path("runs").rglob("record.json"))
+    assert run_dirs == [
         "runs/random-swin_pocket/knn/seed0",
         "runs/random-swin_pocket/knn/seed1",
         "runs/random-vit_other/knn/seed0",
@@ -142,7 +146,7 @@ def test_runs_have_one_place_each_and_checkpoints_share_a_baseline(
     assert len(find_records([Path("runs")]).board().rows) == 3
 
 
-def test_several_seeds_do_not_go_into_a_run(tmp_path: Path, pocket: Path) -> None:
+def test_several_seeds_are_refused_in_the_directory_of_a_run(tmp_path: Path, pocket: Path) -> None:
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
     common += ["--out", str(tmp_path / "knn")]
     assert invoke(*common).exception is None
@@ -153,7 +157,7 @@ def test_several_seeds_do_not_go_into_a_run(tmp_path: Path, pocket: Path) -> Non
 
 
 @pytest.mark.parametrize("obstacle", ["seed1", "baseline"])
-def test_what_is_in_the_way_is_told_before_any_work(
+def test_an_occupied_run_directory_is_refused_before_any_run_starts(
     tmp_path: Path, pocket: Path, obstacle: str
 ) -> None:
     data = ["knn", "--data", str(pocket / "imagenet")]
@@ -163,8 +167,8 @@ def test_what_is_in_the_way_is_told_before_any_work(
         (tmp_path / "knn" / "seed1" / "thesis.txt").touch()
         message = "seed1 is not empty"
     else:
-        place = tmp_path / "knn-from-random-swin_pocket" / "seed0"
-        other = ["--ckpt", "random:swin_pocket", "--out", str(place), "-o", "k=3"]
+        run_dir = tmp_path / "knn-from-random-swin_pocket" / "seed0"
+        other = ["--ckpt", "random:swin_pocket", "--out", str(run_dir), "-o", "k=3"]
         assert invoke(*data, *other).exception is None
         message = r"seed0 was started with another recipe (k [3], now [10, 20, 100])"
     refused = invoke(*common, "--baseline", "random:swin_pocket")
@@ -174,7 +178,7 @@ def test_what_is_in_the_way_is_told_before_any_work(
 
 
 @pytest.mark.parametrize("more", [["--split", "split.txt"], ["--fraction", "1%"]])
-def test_what_only_fewshot_takes_is_refused_elsewhere(
+def test_options_of_fewshot_are_refused_for_other_tasks(
     tmp_path: Path, pocket: Path, more: list[str]
 ) -> None:
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
@@ -184,17 +188,19 @@ def test_what_only_fewshot_takes_is_refused_elsewhere(
     assert not (tmp_path / "knn").exists()
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path, pocket: Path) -> None:
+def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     data = ["--data", str(pocket / "imagenet"), "--ckpt", "random:vit_pocket"]
     for name, more in (("a", []), ("b", ["-o", "k=3"]), ("c", ["--seed", "2"])):
         assert invoke("knn", *data, *more, "--out", str(tmp_path / name)).exception is None
-    with pytest.raises(UsageError, match="no baseline for this run: another recipe, deviates"):
+    with pytest.raises(
+        UsageError, match="cannot serve as the baseline .* different recipe, deviates"
+    ):
         compare_runs([tmp_path / "a"], [tmp_path / "b"])
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match="different seed"):
         compare_runs([tmp_path / "a"], [tmp_path / "c"])
     for path in (tmp_path / "a" / "predictions").iterdir():
         write_logits(path, np.zeros((30, 10)), np.zeros(30))
-    with pytest.raises(DataError, match=r"are not the predictions that were scored; run .*a again"):
+    with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
         compare_runs([tmp_path / "a"], [tmp_path / "a"])
     refused = invoke("coco", *data, "--baseline", "random", "--out", str(tmp_path / "coco"))
     assert "--baseline compares top1, which coco does not give" in str(refused.exception)

@@ -1,4 +1,4 @@
-"""Claims about recipes, overrides and schedules."""
+"""Recipes, their overrides, and the schedules that follow from them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_overrides_take_the_type_of_their_field() -> None:
         ("base_lr=0", "base_lr 0.0 .* must be above 0"),
     ],
 )
-def test_a_wrong_override_is_named_with_its_remedy(assignment: str, message: str) -> None:
+def test_an_invalid_override_is_reported_with_its_fix(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         override(POCKET, [assignment])
 
 
 @pytest.mark.parametrize("name", ["imagenet_vit_b_800ep", "linear_mae"])
-def test_a_training_that_never_leaves_its_warm_up_is_refused(name: str) -> None:
+def test_a_warm_up_as_long_as_the_training_is_refused(name: str) -> None:
     warmup = TRANSFER[name].warmup_epochs
     with pytest.raises(UsageError, match=f"warmup_epochs {warmup} .* of 10 .* -o warmup_epochs=2"):
         override(TRANSFER[name], ["epochs=10", f"warmup_epochs={warmup}"])
@@ -72,14 +72,14 @@ def test_a_training_that_never_leaves_its_warm_up_is_refused(name: str) -> None:
         ("knn", "k=10,20,10", "k .* has 10 twice"),
     ],
 )
-def test_lists_of_nothing_and_of_one_thing_twice_are_refused(
+def test_empty_lists_and_duplicate_items_are_refused(
     name: str, assignment: str, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         override(TRANSFER[name], [assignment])
 
 
-def test_lists_that_may_repeat_or_be_empty_do() -> None:
+def test_lists_that_may_repeat_or_be_empty_are_accepted() -> None:
     assert override(POCKET, ["milestones=()"]).milestones == ()
     assert override(TRANSFER["linear"], ["img_size=32,32"]).img_size == (32, 32)
 
@@ -89,18 +89,18 @@ def test_an_unknown_augmentation_policy_is_refused() -> None:
         override(IMAGENET_POCKET, ["auto_augment=foo"])
 
 
-def test_deviations_are_exactly_what_was_changed() -> None:
+def test_deviations_are_exactly_the_changed_fields() -> None:
     changed = override(POCKET, ["epochs=3", f"batch_size={POCKET.batch_size}"])
     assert deviations(changed, POCKET) == {"epochs": 3}
 
 
-def test_the_hash_follows_the_numbers_and_not_the_name() -> None:
+def test_the_hash_depends_on_the_numbers_and_not_on_the_name() -> None:
     renamed = dataclasses.replace(POCKET, name="other", source="elsewhere")
     assert renamed.sha256() == POCKET.sha256()
     assert override(POCKET, ["epochs=3"]).sha256() != POCKET.sha256()
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+def test_the_error_for_an_unknown_recipe_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="unknown recipe 'poket'; did you mean 'pocket'"):
         find_recipe(PRETRAIN, "poket")
 
@@ -118,12 +118,12 @@ def test_every_recipe_names_its_source() -> None:
         assert len(recipe.source) > 10
 
 
-def test_the_learning_rate_is_given_for_512_images() -> None:
+def test_the_base_learning_rate_is_for_512_images() -> None:
     # SimMIM, main_simmim.py: base * batch * world / 512; ViT-B's 2048 images at 1e-4 give 4e-4.
     assert scaled_lr(1e-4, 2048) == pytest.approx(4e-4)
 
 
-def test_the_cosine_ends_at_its_minimum_and_starts_under_the_warm_up() -> None:
+def test_the_cosine_schedule_starts_with_the_warm_up_and_ends_at_its_minimum() -> None:
     schedule = Schedule(
         kind="cosine", peak_lr=1.0, total_steps=100, warmup_steps=20, warmup_lr=0.1, min_lr=0.01
     )
@@ -133,7 +133,7 @@ def test_the_cosine_ends_at_its_minimum_and_starts_under_the_warm_up() -> None:
     assert schedule.lr(101) == pytest.approx(0.01)
 
 
-def test_multistep_falls_tenfold_at_its_milestones() -> None:
+def test_the_multistep_schedule_divides_by_ten_at_its_milestones() -> None:
     schedule = Schedule(
         kind="multistep", peak_lr=1.0, total_steps=100, warmup_steps=0, milestones=[70]
     )
@@ -141,7 +141,7 @@ def test_multistep_falls_tenfold_at_its_milestones() -> None:
     assert schedule.lr(71) == pytest.approx(0.1)
 
 
-def test_layer_decay_halves_the_rate_a_layer_going_down() -> None:
+def test_layer_decay_halves_the_rate_of_each_lower_layer() -> None:
     model = build_backbone(find_spec("vit_pocket"), num_classes=3)
     groups = parameter_groups(model, model, lr=1.0, weight_decay=0.05, layer_decay=0.5)
     by_parameter = {id(p): g for g in groups for p in g["params"]}
@@ -153,7 +153,7 @@ def test_layer_decay_halves_the_rate_a_layer_going_down() -> None:
     assert sum(len(g["params"]) for g in groups) == len(named)
 
 
-def test_vectors_biases_and_the_class_token_do_not_decay() -> None:
+def test_vectors_biases_and_the_class_token_have_no_weight_decay() -> None:
     model = build_backbone(find_spec("vit_pocket"), num_classes=3)
     groups = parameter_groups(model, model, lr=1.0, weight_decay=0.05)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
@@ -162,7 +162,7 @@ def test_vectors_biases_and_the_class_token_do_not_decay() -> None:
         assert (id(parameter) in decayed) != exempt, name
 
 
-def test_parameters_outside_the_backbone_count_as_the_last_layer() -> None:
+def test_parameters_outside_the_backbone_have_the_rate_of_the_last_layer() -> None:
     backbone = build_backbone(find_spec("vit_pocket"))
     model = torch.nn.ModuleDict({"backbone": backbone, "neck": torch.nn.Linear(4, 4)})
     groups = parameter_groups(model, backbone, lr=1.0, weight_decay=0.05, layer_decay=0.5)
@@ -170,7 +170,7 @@ def test_parameters_outside_the_backbone_count_as_the_last_layer() -> None:
     assert neck["lr_scale"] == 1.0
 
 
-def test_what_suits_the_machine_is_no_deviation() -> None:
+def test_settings_for_the_machine_are_not_deviations() -> None:
     found = TRANSFER["linear"]
     changed = override(found, ["num_workers=3", "forward_batch_size=7"])
     assert changed != found

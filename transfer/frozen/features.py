@@ -1,11 +1,7 @@
-"""Features of a frozen backbone, computed once and kept on disk for every task that asks for them.
+"""Feature vectors that a frozen backbone offers: the pooled tokens after each of its blocks.
 
-In: a checkpoint, images, a recipe's preprocessing. Out: the pooled tokens of every image after every block,
-in a file that is mapped, not read: ImageNet's under a ViT-B are 48 GB. A file belongs to one combination of
-weights, images and preprocessing; its folder's name is a hash of them, and `features.json` beside it says
-what they are.
-
-Legend: N images, D channels.
+A `FeatureSet` names one kind of vector. `feature_sets` lists the feature sets of a recipe and checks them
+against the backbone.
 """
 
 from __future__ import annotations
@@ -19,20 +15,31 @@ from transfer.frozen.recipes import FrozenRecipe, Pooling
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One way to make a vector of an image: after which block, counted from 1, and of which tokens."""
+    """One kind of feature vector of an image.
+
+    Attributes:
+        block: the block after which tokens are pooled, counted from 1; of a Swin or ResNet: the stage.
+        pooling: the tokens that make the vector.
+    """
 
     block: int
     pooling: Pooling
 
     @property
-    def parts(self) -> list[str]:
-        """What is laid side by side."""
+    def poolings(self) -> list[str]:
+        """The single poolings that are concatenated: "cls+mean" has two."""
         return self.pooling.split("+")
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A random crop of every image: which one, and how it is drawn."""
+class RandomCrop:
+    """One random crop of every image.
+
+    Attributes:
+        number: counted from 0; crops of other numbers are sampled independently.
+        scale: range of the fraction of the image's area that the crop covers.
+        hflip: probability of a horizontal flip.
+    """
 
     number: int
     scale: tuple[float, float]
@@ -40,10 +47,10 @@ class Crop:
 
 
 def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
-    """Give all feature sets that a recipe asks for.
+    """Return the feature sets of a recipe: every block with every pooling.
 
     Raises:
-        UsageError: a block that is not there, or the class token of a backbone without one.
+        UsageError: the backbone does not have a block, or has no class token.
     """
     count = spec.probed_blocks
     blocks = recipe.blocks or tuple(range(1, count + 1))
@@ -57,8 +64,10 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
     poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
     for pooling in recipe.pooling or ():
         if pooling not in poolings:
-            raise UsageError(f"{spec.arch} has no class token; use -o pooling=mean.")
-    # Written as -1 or as 12, a block is one.
+            raise UsageError(
+                f"pooling={pooling} is not available: {spec.arch} has no class token; use -o pooling=mean."
+            )
+    # -1 and the last block's number name one block, which is listed once.
     numbers = dict.fromkeys(block % (count + 1) for block in blocks)
     return [
         FeatureSet(block, pooling) for block in numbers for pooling in recipe.pooling or poolings
@@ -66,7 +75,7 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
 
 
 def block_width(spec: BackboneSpec, block: int) -> int:
-    """Give the channels after a block, counted from 1: a Swin's early stages are narrower."""
+    """Return the channels after a block, counted from 1; early stages of a Swin are narrower."""
     if spec.family == "vit":
         return spec.num_features
     return spec.feature_levels[block - 1].channels

@@ -1,4 +1,4 @@
-"""A vote of the nearest training images by cosine similarity, as in DINO (arXiv 2104.14294, section 4.1).
+"""k-nearest-neighbour classification by cosine similarity, as in DINO (arXiv 2104.14294, section 4.1).
 
 Legend: N training images, M queries, D channels, K classes.
 """
@@ -7,143 +7,192 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.results.metrics import join_rankings, rank_logits
+from simmim_bench.results.metrics import Ranking, join_rankings, rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, best
-from transfer.frozen.feature_store import Features
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate
+from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import KnnRecipe, Norm
 
-SHORTEST = 1e-12  # torch's for a cosine: a row of zeros is like nothing
-SIMILARITIES = 2**27  # at a time; half a GiB
+MIN_NORM = 1e-12  # as in torch's cosine similarity: a row of zeros is similar to nothing
+SIMILARITIES = 2**27  # computed at a time; half a GiB
 
 
 def knn_votes(
     train: Tensor,
     labels: Tensor,
     queries: Tensor | None,
-    classes: int,
+    num_classes: int,
     *,
     ks: Sequence[int],
     temperature: float,
-    own_rows: Tensor | None = None,
+    query_rows: Tensor | None = None,
 ) -> Iterator[list[Tensor]]:
-    """Let the k nearest training images vote, for several k, on some queries after others.
+    """Sum the votes of the k nearest training images, for several k, one chunk of queries after another.
 
     Args:
         train: (N, D) float32, each of length 1; labels: (N,); queries: (M, D), as `train`. All on one device.
-        own_rows: (M,) rows of `train` that are asked instead of `queries`, and do not vote on themselves.
+        query_rows: (M,) rows of `train` that are queried instead of `queries`; they do not vote on themselves.
 
-    Returns:
-        Sums of exp((similarity - 1) / temperature) on the CPU, (queries at a time, K) for each k.
+    Yields:
+        For each k, sums of exp((similarity - 1) / temperature): (queries of the chunk, K), on the CPU.
     """
-    request = own_rows if queries is None else queries
-    assert request is not None
-    most = min(max(ks), len(train) - (queries is None))
-    for part in request.to(train.device).split(max(1, SIMILARITIES // len(train))):
-        similarity = (train[part] if queries is None else part) @ train.T
+    rows_or_vectors = query_rows if queries is None else queries
+    assert rows_or_vectors is not None
+    max_k = min(max(ks), len(train) - (queries is None))
+    for chunk in rows_or_vectors.to(train.device).split(max(1, SIMILARITIES // len(train))):
+        similarity = (train[chunk] if queries is None else chunk) @ train.T
         if queries is None:
-            similarity.scatter_(1, part[:, None], -torch.inf)
-        nearest, index = similarity.topk(most, dim=1)
+            similarity.scatter_(1, chunk[:, None], -torch.inf)
+        nearest, index = similarity.topk(max_k, dim=1)
         weight = ((nearest - 1) / temperature).exp()
-        found = []
+        votes = []
         for k in ks:
-            sums = torch.zeros(len(part), classes, device=train.device)
-            found.append(sums.scatter_add_(1, labels[index[:, :k]], weight[:, :k]).cpu())
-        yield found
+            sums = torch.zeros(len(chunk), num_classes, device=train.device)
+            votes.append(sums.scatter_add_(1, labels[index[:, :k]], weight[:, :k]).cpu())
+        yield votes
 
 
 def probe_knn(
-    seen: TrainingSubset,
-    val: Features | None,
-    sets: Sequence[FeatureSet],
+    train: TrainingSubset,
+    val: StoredFeatures | None,
+    feature_sets: Sequence[FeatureSet],
     recipe: KnnRecipe,
     *,
     seed: int,
     run: RunDir,
     device: torch.device,
 ) -> ProbeResult:
-    """Choose feature set, norm and k on some training images, each among all others, and score `val`.
+    """Choose feature set, norm and k on some training images, each against all others, and score `val`.
 
     Args:
-        val: None to score the other training images instead, each among all others.
+        val: None to score the other training images instead, each against all others.
 
     Raises:
         DataError: too few images to choose on some and score others.
     """
-    labels = seen.labels.to(device)
-    # Where the others are scored, they are the same for every seed: one protocol, one set of images.
-    generator = torch.Generator().manual_seed(0 if val is None else seed)
-    order = torch.randperm(len(labels), generator=generator)
-    share = 1.0 if val is not None else 0.5
-    choosing = order[: min(recipe.choose_on, int(share * len(labels)))].sort().values
+    labels = train.labels.to(device)
+    # Leave-one-out scores the same images for every seed, so that scores of several seeds are comparable.
+    choosing = (
+        _sample_images(len(labels), min(recipe.choose_on, len(labels) // 2), seed=0)
+        if val is None
+        else _sample_images(len(labels), recipe.choose_on, seed)
+    )
     if not len(choosing):
         raise DataError(
-            f"{len(labels)} training image is too few for knn: none would be left to vote."
+            f"leave_one_out=true needs at least 2 training images, got {len(labels)}; none would be left to score."
         )
+    compared = _compare(train, labels, feature_sets, recipe, choosing, run)
+    chosen = best_candidate(compared)
+    if val is not None:
+        return ProbeResult(_rank(train, labels, chosen, recipe, val), chosen, compared)
+    others = torch.ones(len(labels), dtype=torch.bool)
+    others[choosing] = False
+    scored = others.nonzero()[:, 0]
+    ranking = _rank(train, labels, chosen, recipe, scored)
+    return ProbeResult(ranking, chosen, compared, scored.tolist())
 
-    def vote(
-        one: FeatureSet, norm: Norm, ks: Sequence[int], queries: Features | Tensor
-    ) -> Iterator[list[Tensor]]:
-        features = seen.read(one)
-        normalise = Normaliser([norm], features, device)
-        if isinstance(queries, Tensor):
-            own_rows, request = queries, None
-        else:
-            own_rows, request = None, _to_length_one(normalise.whole(queries.read(one)))
-        return knn_votes(
-            _to_length_one(normalise.whole(features)),
-            labels,
-            request,
-            seen.classes,
-            ks=ks,
-            temperature=recipe.temperature,
-            own_rows=own_rows,
-        )
 
+def _sample_images(images: int, count: int, seed: int) -> Tensor:
+    """Sample the indices, ascending, of at most `count` images."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(images, generator=generator)[:count].sort().values
+
+
+def _compare(
+    train: TrainingSubset,
+    labels: Tensor,
+    feature_sets: Sequence[FeatureSet],
+    recipe: KnnRecipe,
+    choosing: Tensor,
+    run: RunDir,
+) -> list[dict[str, Any]]:
+    """Return every candidate with its top-1 on the `choosing` images, in percent."""
     compared = []
-    wanted = seen.labels[choosing]
-    with run.display.task("compare", len(sets) * len(recipe.norm)) as task:
-        for one in sets:
+    truth = train.labels[choosing]
+    with run.display.task("compare", len(feature_sets) * len(recipe.norm)) as task:
+        for feature_set in feature_sets:
             for norm in recipe.norm:
-                right, done = [0] * len(recipe.k), 0
-                for votes in vote(one, norm, recipe.k, choosing):
-                    truth = wanted[done : done + len(votes[0])]
-                    right = [
-                        r + int((v.argmax(1) == truth).sum())
-                        for r, v in zip(right, votes, strict=True)
-                    ]
-                    done += len(truth)
+                chunks = _vote(train, labels, feature_set, norm, recipe.k, recipe, choosing)
+                correct = _count_correct(chunks, truth, len(recipe.k))
                 compared += [
-                    {**asdict(one), "norm": norm, "k": k, "held_out_top1": 100 * r / len(choosing)}
-                    for k, r in zip(recipe.k, right, strict=True)
+                    {
+                        **asdict(feature_set),
+                        "norm": norm,
+                        "k": k,
+                        "held_out_top1": 100 * count / len(choosing),
+                    }
+                    for k, count in zip(recipe.k, correct, strict=True)
                 ]
                 task.advance()
-    chosen = best(compared)
-    one = FeatureSet(chosen["block"], chosen["pooling"])
-    scored = None
-    if val is None:
-        others = torch.ones(len(labels), dtype=torch.bool)
-        others[choosing] = False
-        scored = others.nonzero()[:, 0]
-    request = val if scored is None else scored
-    assert request is not None
+    return compared
+
+
+def _count_correct(chunks: Iterator[list[Tensor]], truth: Tensor, num_ks: int) -> list[int]:
+    """Count, for each k, the queries whose label has the most votes."""
+    correct, done = [0] * num_ks, 0
+    for votes in chunks:
+        labels = truth[done : done + len(votes[0])]
+        for number, sums in enumerate(votes):
+            correct[number] += int((sums.argmax(1) == labels).sum())
+        done += len(labels)
+    return correct
+
+
+def _rank(
+    train: TrainingSubset,
+    labels: Tensor,
+    chosen: dict[str, Any],
+    recipe: KnnRecipe,
+    queries: StoredFeatures | Tensor,
+) -> Ranking:
+    """Rank the classes of the queries by the chosen candidate."""
+    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
+    chunks = _vote(train, labels, feature_set, chosen["norm"], [chosen["k"]], recipe, queries)
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
-    ranking = join_rankings(
-        [
-            rank_logits(votes.numpy())
-            for (votes,) in vote(one, chosen["norm"], [chosen["k"]], request)
-        ]
+    return join_rankings([rank_logits(votes.numpy()) for (votes,) in chunks])
+
+
+def _vote(
+    train: TrainingSubset,
+    labels: Tensor,
+    feature_set: FeatureSet,
+    norm: Norm,
+    ks: Sequence[int],
+    recipe: KnnRecipe,
+    queries: StoredFeatures | Tensor,
+) -> Iterator[list[Tensor]]:
+    """Let the training images vote on the queries; see `knn_votes`.
+
+    Args:
+        labels: class numbers of the training images, on the device that computes.
+        queries: features of other images, or indices of training images.
+    """
+    features = train.read(feature_set)
+    normaliser = Normaliser([norm], features, labels.device)
+    vectors = query_rows = None
+    if isinstance(queries, Tensor):
+        query_rows = queries
+    else:
+        vectors = _to_unit_length(normaliser.normalise_all(queries.read(feature_set)))
+    return knn_votes(
+        _to_unit_length(normaliser.normalise_all(features)),
+        labels,
+        vectors,
+        train.num_classes,
+        ks=ks,
+        temperature=recipe.temperature,
+        query_rows=query_rows,
     )
-    return ProbeResult(ranking, chosen, compared, None if scored is None else scored.tolist())
 
 
-def _to_length_one(features: Tensor) -> Tensor:
-    """Scale each row to length 1, in place: another copy may not fit."""
-    return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(SHORTEST))
+def _to_unit_length(features: Tensor) -> Tensor:
+    """Scale each row to length 1, in place: another copy may not fit in memory."""
+    return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM))

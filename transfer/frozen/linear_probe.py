@@ -1,7 +1,14 @@
-"""The linear probe: every feature set, norm and learning rate side by side, then the best one on all images.
+"""The linear-probe protocol: a linear classifier on the features of a frozen backbone.
 
-In: features of training and validation images. Out: logits of the validation images. Processes share the
-feature sets among them.
+1. The backbone runs once over the images; `feature_store.py` stores its pooled tokens after every block.
+2. Every candidate (feature set x norm x learning rate) is trained on a part of the training images and compared
+   by its top-1 on the held-out rest. All norms and rates of a feature set are trained jointly
+   (`parallel_heads.py`); several processes divide the feature sets.
+3. The best candidate is trained again on all training images, and the validation set is evaluated once.
+
+The recipes are in `recipes.py`: LINEAR (the default), LINEAR_MAE, LINEAR_SIMMIM and LINEAR_BEIT (the published
+protocols), LINEAR_POCKET and LINEAR_CIFAR (small images). The published ones name a single candidate or few, and
+train on random crops, which the backbone processes anew (`LinearRecipe.crops`).
 
 Legend: N images, D channels, S norms, R learning rates.
 """
@@ -17,18 +24,17 @@ from torch import Tensor
 
 from simmim_bench.display import Task
 from simmim_bench.results.metrics import rank_logits
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, best, hold_out
-from transfer.frozen.feature_store import Features, FeatureStore
-from transfer.frozen.features import Crop, FeatureSet
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate, hold_out
+from transfer.frozen.feature_store import FeatureStore, StoredFeatures
+from transfer.frozen.features import FeatureSet, RandomCrop
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.recipes import LinearRecipe
 
 
 def probe_linear(
-    seen: TrainingSubset,
-    val: Features,
-    sets: Sequence[FeatureSet],
+    train: TrainingSubset,
+    val: StoredFeatures,
     recipe: LinearRecipe,
     *,
     store: FeatureStore,
@@ -37,129 +43,174 @@ def probe_linear(
     """Choose feature set, norm and rate on held-out training images, train on all, and score `val`.
 
     Returns:
-        None on all processes but the main one.
+        The result on rank 0; None on the other processes.
 
     Raises:
-        DataError: too few images a class to hold some out.
+        DataError: the classes have too few images to hold some out.
     """
     dist, number = store.dist, 0
-    candidates = list_candidates(sets, recipe)
+    candidates = list_candidates(store.feature_sets, recipe)
     compared: list[dict[str, Any]] = []
     if len(candidates) > 1:
-        top1 = _compare(seen, sets, recipe, store, seed)
+        top1 = _held_out_top1(train, recipe, store, seed)
         if dist.is_main:
             compared = [
                 {**candidate, "held_out_top1": score}
                 for candidate, score in zip(candidates, top1, strict=True)
             ]
-            number = compared.index(best(compared))
-            _say_by_block(compared, store)
+            number = compared.index(best_candidate(compared))
+            _log_best_by_block(compared, store)
         number = dist.all_max(number)
-    chosen = candidates[number]
-    one = FeatureSet(chosen["block"], chosen["pooling"])
-    single = replace(recipe, norm=(chosen["norm"],), base_lr=(chosen["base_lr"],))
-    with store.run.display.task("linear", recipe.epochs) as task:
-        mine = [one] if dist.is_main else []
-        trained = [t for _, t in _train(mine, single, seen, None, store, seed, task)]
-    if not dist.is_main:
+    heads = _train_chosen(candidates[number], train, recipe, store, seed)
+    if heads is None:
         return None
-    ranking = rank_logits(trained[0].predict(val.read(one))[0, 0].numpy())
-    return ProbeResult(ranking, compared[number] if compared else chosen, compared)
+    logits = heads.predict(val.read(_feature_set(candidates[number])))[0, 0]
+    chosen = compared[number] if compared else candidates[number]
+    return ProbeResult(rank_logits(logits.numpy()), chosen, compared)
 
 
-def list_candidates(sets: Sequence[FeatureSet], recipe: LinearRecipe) -> list[dict[str, Any]]:
-    """Give everything that a recipe tries."""
+def list_candidates(
+    feature_sets: Sequence[FeatureSet], recipe: LinearRecipe
+) -> list[dict[str, Any]]:
+    """Return all candidates of a recipe: every feature set with every norm and every rate."""
     return [
-        {**asdict(one), "norm": norm, "base_lr": rate}
-        for one in sets
+        {**asdict(feature_set), "norm": norm, "base_lr": rate}
+        for feature_set in feature_sets
         for norm in recipe.norm
         for rate in recipe.base_lr
     ]
 
 
-def _compare(
-    seen: TrainingSubset,
-    sets: Sequence[FeatureSet],
-    recipe: LinearRecipe,
-    store: FeatureStore,
-    seed: int,
+def _feature_set(candidate: dict[str, Any]) -> FeatureSet:
+    return FeatureSet(candidate["block"], candidate["pooling"])
+
+
+def _held_out_top1(
+    train: TrainingSubset, recipe: LinearRecipe, store: FeatureStore, seed: int
 ) -> list[float]:
-    """Give every candidate's top-1 on held-out training images, in percent; the main process gets them."""
-    dist, labels = store.dist, seen.labels
+    """Return every candidate's top-1 on held-out training images, in percent, on rank 0."""
+    dist, labels = store.dist, train.labels
     learnt, held_out = hold_out(labels, recipe.held_out, seed)
-    mine = sets[dist.rank :: dist.size]
-    found = torch.zeros(len(mine), len(recipe.norm) * len(recipe.base_lr))
-    with store.run.display.task("compare", recipe.epochs * (1 if recipe.crops else len(mine))) as t:
-        for one, trained in _train(mine, recipe, seen, learnt, store, seed, t):
-            right = trained.accuracy(seen.read(one, held_out), labels[held_out])
-            found[mine.index(one)] = 100 * right.flatten()
-    shares = dist.gather(found)
-    top1 = torch.zeros(len(sets), found.shape[1])
-    for rank, share in enumerate(shares):
-        top1[rank :: dist.size] = share
+    own_sets = store.feature_sets[dist.rank :: dist.size]
+    own_top1 = torch.zeros(len(own_sets), len(recipe.norm) * len(recipe.base_lr))
+    steps = recipe.epochs * (1 if recipe.crops else len(own_sets))
+    with store.run.display.task("compare", steps) as task:
+        for feature_set, heads in _train(own_sets, recipe, train, learnt, store, seed, task):
+            accuracy = heads.accuracy(train.read(feature_set, held_out), labels[held_out])
+            own_top1[own_sets.index(feature_set)] = 100 * accuracy.flatten()
+    top1 = torch.zeros(len(store.feature_sets), own_top1.shape[1])
+    for rank, gathered in enumerate(dist.gather(own_top1)):
+        top1[rank :: dist.size] = gathered
     return top1.flatten().tolist()
 
 
-def _train(
-    sets: Sequence[FeatureSet],
+def _train_chosen(
+    candidate: dict[str, Any],
+    train: TrainingSubset,
     recipe: LinearRecipe,
-    seen: TrainingSubset,
-    part: Tensor | None,
+    store: FeatureStore,
+    seed: int,
+) -> ParallelLinearHeads | None:
+    """Train one candidate on all training images, on rank 0; the other processes compute crops."""
+    single = replace(recipe, norm=(candidate["norm"],), base_lr=(candidate["base_lr"],))
+    own_sets = [_feature_set(candidate)] if store.dist.is_main else []
+    with store.run.display.task("linear", recipe.epochs) as task:
+        trained = [heads for _, heads in _train(own_sets, single, train, None, store, seed, task)]
+    return trained[0] if trained else None
+
+
+def _train(
+    feature_sets: Sequence[FeatureSet],
+    recipe: LinearRecipe,
+    train: TrainingSubset,
+    indices: Tensor | None,
     store: FeatureStore,
     seed: int,
     task: Task,
 ) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
-    """Train on each of some feature sets; give each when it is done.
-
-    Centre crops are read once a set. Random crops are made by all processes together, an epoch at a time,
-    and every set learns from them before they are dropped.
+    """Train the heads of some feature sets; yield each feature set with its trained heads.
 
     Args:
-        part: numbers of the images to learn from; None for all.
+        indices: positions of the images to learn from; None for all.
     """
-    device = store.dist.device
-    labels = (seen.labels if part is None else seen.labels[part]).to(device)
+    run_epochs = _train_on_random_crops if recipe.crops else _train_on_centre_crops
+    return run_epochs(feature_sets, recipe, train, indices, store, seed, task)
 
-    def begin(features: Tensor) -> ParallelLinearHeads:
-        normaliser = Normaliser(recipe.norm, features.to(device))
-        return ParallelLinearHeads(
-            normaliser, features.shape[1], seen.classes, recipe, seed=seed, device=device
-        )
 
-    if not recipe.crops:
-        for one in sets:
-            features = seen.read(one, part).to(device)
-            trained = begin(features)
-            for epoch in range(recipe.epochs):
-                train_epoch(trained, features, labels, recipe, seed=seed, epoch=epoch)
-                task.advance()
-            yield one, trained
-        return
+def _train_on_centre_crops(
+    feature_sets: Sequence[FeatureSet],
+    recipe: LinearRecipe,
+    train: TrainingSubset,
+    indices: Tensor | None,
+    store: FeatureStore,
+    seed: int,
+    task: Task,
+) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
+    """Train one feature set after another; the features of each are read once."""
+    labels = _labels(train, indices, store)
+    for feature_set in feature_sets:
+        features = train.read(feature_set, indices).to(store.dist.device)
+        heads = _build_heads(features, train.num_classes, recipe, seed)
+        for epoch in range(recipe.epochs):
+            train_epoch(heads, features, labels, recipe, seed=seed, epoch=epoch)
+            task.advance()
+        yield feature_set, heads
 
-    all_trained: dict[FeatureSet, ParallelLinearHeads] = {}
-    # A crop is drawn by its image's number: among those learnt from, whatever else the store has.
-    images, rows = seen.images, None if part is None else part.tolist()
+
+def _train_on_random_crops(
+    feature_sets: Sequence[FeatureSet],
+    recipe: LinearRecipe,
+    train: TrainingSubset,
+    indices: Tensor | None,
+    store: FeatureStore,
+    seed: int,
+    task: Task,
+) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
+    """Train all feature sets together, epoch by epoch.
+
+    All processes compute an epoch's crops together. The features of a crop are removed after its last epoch.
+    """
+    labels = _labels(train, indices, store)
+    all_heads: dict[FeatureSet, ParallelLinearHeads] = {}
+    # Crops are seeded by an image's index among the images learnt from, whatever else is stored.
+    images, rows = train.images, None if indices is None else indices.tolist()
     for epoch in range(recipe.epochs):
-        crop = Crop(epoch % recipe.crops, recipe.crop_scale, recipe.hflip)
-        crops = store.of(images, crop)
-        for one in sets:
-            features = crops.read(one, rows).to(device)
-            if one not in all_trained:
-                all_trained[one] = begin(features)
-            train_epoch(all_trained[one], features, labels, recipe, seed=seed, epoch=epoch)
+        crop = RandomCrop(epoch % recipe.crops, recipe.crop_scale, recipe.hflip)
+        stored = store.load_or_compute(images, crop)
+        for feature_set in feature_sets:
+            features = stored.read(feature_set, rows).to(store.dist.device)
+            if feature_set not in all_heads:
+                all_heads[feature_set] = _build_heads(features, train.num_classes, recipe, seed)
+            train_epoch(all_heads[feature_set], features, labels, recipe, seed=seed, epoch=epoch)
         if epoch + recipe.crops >= recipe.epochs:
-            store.drop(images, crop)
+            store.discard(images, crop)
         task.advance()
-    yield from all_trained.items()
+    yield from all_heads.items()
 
 
-def _say_by_block(compared: list[dict[str, Any]], store: FeatureStore) -> None:
-    """Log the best of every block: where in the network the classes can be read."""
+def _labels(train: TrainingSubset, indices: Tensor | None, store: FeatureStore) -> Tensor:
+    """Return the class numbers of the images to learn from, (N,), on the run's device."""
+    labels = train.labels
+    return (labels if indices is None else labels[indices]).to(store.dist.device)
+
+
+def _build_heads(
+    features: Tensor, num_classes: int, recipe: LinearRecipe, seed: int
+) -> ParallelLinearHeads:
+    """Build S x R untrained heads for features (N, D), on the features' device."""
+    normaliser = Normaliser(recipe.norm, features)
+    return ParallelLinearHeads(
+        normaliser, features.shape[1], num_classes, recipe, seed=seed, device=features.device
+    )
+
+
+def _log_best_by_block(compared: list[dict[str, Any]], store: FeatureStore) -> None:
+    """Log the best held-out top-1 of every block."""
     blocks: dict[int, float] = {}
     for candidate in compared:
         block, top1 = candidate["block"], candidate["held_out_top1"]
         blocks[block] = max(top1, blocks.get(block, 0.0))
     store.run.log(
-        "best on held-out training images, by block: "
+        "linear: best held-out top-1 by block: "
         + ", ".join(f"{block} {top1:.1f}" for block, top1 in blocks.items())
     )

@@ -1,6 +1,7 @@
-"""Logistic regression by L-BFGS: where it stops depends on neither a seed nor a rate.
+"""Logistic regression by L-BFGS, which needs neither a learning rate nor a seed.
 
-That is its end, or after `MOST_STEPS` steps where the weights are hardly bound; the log says so.
+The fit stops at convergence, or after `MAX_ITERATIONS` iterations if the weights are hardly regularised; the
+log reports the latter.
 
 Legend: N images, D channels, K classes.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,33 +18,34 @@ from torch import Tensor
 
 from simmim_bench.results.metrics import rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, assign_folds, best
-from transfer.frozen.feature_store import Features
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, assign_folds, best_candidate
+from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import LogisticRecipe, Norm
 
-MOST_STEPS, MOST_EVALUATIONS = 100, 125  # of L-BFGS; of the loss, as torch has it for so many steps
+# Of L-BFGS; evaluations of the loss are limited to torch's default for this number of iterations.
+MAX_ITERATIONS, MAX_EVALUATIONS = 100, 125
 
 
 def fit_logistic(
-    features: Tensor, labels: Tensor, classes: int, l2: float
+    features: Tensor, labels: Tensor, num_classes: int, l2: float
 ) -> tuple[Tensor, Tensor, bool]:
     """Fit a multinomial logistic regression by L-BFGS.
 
     Args:
         features: (N, D) float32, normalised; labels: (N,).
-        l2: weight of the squared norm of the classifier's weights, per element of the mean loss.
+        l2: weight of the squared norm of the classifier's weights, added to the mean loss.
 
     Returns:
-        Weights (D, K), bias (K,), and whether the end was reached.
+        Weights (D, K), bias (K,), and whether the fit converged.
     """
-    weight = torch.zeros(features.shape[1], classes, device=features.device, requires_grad=True)
-    bias = torch.zeros(classes, device=features.device, requires_grad=True)
+    weight = torch.zeros(features.shape[1], num_classes, device=features.device, requires_grad=True)
+    bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=MOST_STEPS,
-        max_eval=MOST_EVALUATIONS,
+        max_iter=MAX_ITERATIONS,
+        max_eval=MAX_EVALUATIONS,
         history_size=10,
         line_search_fn="strong_wolfe",
     )
@@ -54,15 +57,15 @@ def fit_logistic(
         return value
 
     optimizer.step(loss)
-    done = optimizer.state[weight]
-    ended = done["n_iter"] < MOST_STEPS and done["func_evals"] < MOST_EVALUATIONS
-    return weight.detach(), bias.detach(), ended
+    state = optimizer.state[weight]
+    converged = state["n_iter"] < MAX_ITERATIONS and state["func_evals"] < MAX_EVALUATIONS
+    return weight.detach(), bias.detach(), converged
 
 
 def probe_logistic(
-    seen: TrainingSubset,
-    val: Features,
-    sets: Sequence[FeatureSet],
+    train: TrainingSubset,
+    val: StoredFeatures,
+    feature_sets: Sequence[FeatureSet],
     recipe: LogisticRecipe,
     *,
     seed: int,
@@ -71,53 +74,71 @@ def probe_logistic(
 ) -> ProbeResult:
     """Choose feature set, norm and l2 by cross-validation, fit on all training images, and score `val`.
 
-    A class of one image is learnt in every fold. Where no class has two there is nothing to compare on:
-    the last of each and the strongest l2 serve.
+    A class of one image is learnt in every fold. If no class has two images, nothing can be compared; then
+    the last feature set, the last norm and the strongest l2 are taken.
     """
-    labels = seen.labels.to(device)
-    folds = assign_folds(seen.labels, recipe.folds, seed)
-    compared, remark = [], None
-    if folds is not None:
-        with run.display.task("compare", len(sets) * len(recipe.norm) * len(recipe.l2)) as task:
-            for one in sets:
-                features = seen.read(one).to(device)
-                for norm in recipe.norm:
-                    for l2 in recipe.l2:
-                        top1 = _cross_validate(
-                            features, norm, l2, labels, seen.classes, folds.to(device)
-                        )
-                        compared.append(
-                            {**asdict(one), "norm": norm, "l2": l2, "held_out_top1": top1}
-                        )
-                        task.advance()
-        chosen = best(compared)
-        if single := int((folds < 0).sum()):
-            remark = (
-                f"compared on classes of two images or more: {single} of {seen.classes} have one"
-            )
+    folds = assign_folds(train.labels, recipe.folds, seed)
+    compared: list[dict[str, Any]] = []
+    note: str | None = "nothing compared: no class has two images"
+    if folds is None:
+        chosen = {**asdict(feature_sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
     else:
-        remark = "nothing compared: no class has two images"
-        chosen = {**asdict(sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
-    one = FeatureSet(chosen["block"], chosen["pooling"])
-    features = seen.read(one).to(device)
-    normalise = Normaliser([chosen["norm"]], features)
-    weight, bias, ended = fit_logistic(
-        normalise.whole(features), labels, seen.classes, chosen["l2"]
+        compared = _compare(train, feature_sets, recipe, folds.to(device), run)
+        chosen, note = best_candidate(compared), _single_image_note(folds, train.num_classes)
+    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
+    features = train.read(feature_set).to(device)
+    normaliser = Normaliser([chosen["norm"]], features)
+    weight, bias, converged = fit_logistic(
+        normaliser.normalise_all(features),
+        train.labels.to(device),
+        train.num_classes,
+        chosen["l2"],
     )
-    if not ended:
-        run.log(f"stopped after {MOST_STEPS} steps of L-BFGS, short of the end")
-    logits = normalise.whole(val.read(one)) @ weight + bias
-    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, remark=remark)
+    if not converged:
+        run.log(f"logistic: not converged after iterations={MAX_ITERATIONS} of L-BFGS")
+    logits = normaliser.normalise_all(val.read(feature_set)) @ weight + bias
+    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, note=note)
+
+
+def _compare(
+    train: TrainingSubset,
+    feature_sets: Sequence[FeatureSet],
+    recipe: LogisticRecipe,
+    folds: Tensor,
+    run: RunDir,
+) -> list[dict[str, Any]]:
+    """Return every candidate with its cross-validated top-1, in percent."""
+    device = folds.device
+    labels, compared = train.labels.to(device), []
+    candidates = len(feature_sets) * len(recipe.norm) * len(recipe.l2)
+    with run.display.task("compare", candidates) as task:
+        for feature_set in feature_sets:
+            features = train.read(feature_set).to(device)
+            for norm in recipe.norm:
+                for l2 in recipe.l2:
+                    top1 = _cross_validate(features, norm, l2, labels, train.num_classes, folds)
+                    candidate = {**asdict(feature_set), "norm": norm, "l2": l2}
+                    compared.append({**candidate, "held_out_top1": top1})
+                    task.advance()
+    return compared
+
+
+def _single_image_note(folds: Tensor, num_classes: int) -> str | None:
+    """Return the record's note on classes of one image, which no fold could hold out."""
+    single = int((folds < 0).sum())
+    if not single:
+        return None
+    return f"compared on classes of two images or more: {single} of {num_classes} have one"
 
 
 def _cross_validate(
-    features: Tensor, norm: Norm, l2: float, labels: Tensor, classes: int, folds: Tensor
+    features: Tensor, norm: Norm, l2: float, labels: Tensor, num_classes: int, folds: Tensor
 ) -> float:
-    """Give the top-1, in percent, of predicting each fold from all other images."""
-    right = 0
+    """Return the top-1, in percent, of predicting each fold from all other images."""
+    correct = 0
     for fold in folds[folds >= 0].unique():
-        request = folds == fold
-        x = Normaliser([norm], features[~request]).whole(features)
-        weight, bias, _ = fit_logistic(x[~request], labels[~request], classes, l2)
-        right += int(((x[request] @ weight + bias).argmax(1) == labels[request]).sum())
-    return 100 * right / int((folds >= 0).sum())
+        held_out = folds == fold
+        x = Normaliser([norm], features[~held_out]).normalise_all(features)
+        weight, bias, _ = fit_logistic(x[~held_out], labels[~held_out], num_classes, l2)
+        correct += int(((x[held_out] @ weight + bias).argmax(1) == labels[held_out]).sum())
+    return 100 * correct / int((folds >= 0).sum())

@@ -1,4 +1,4 @@
-"""The norms between a backbone's features and a classifier, several at once.
+"""The norms between a backbone's features and a classifier, several in one pass.
 
 Legend: N images, B of them in a batch, D channels, S norms.
 """
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from transfer.frozen.recipes import Norm
 
 EPSILON = 1e-6  # MAE: main_linprobe.py (BatchNorm1d)
-CHUNK = 4096  # images at a time
+CHUNK = 4096  # images normalised at a time
 
 
 class Normaliser(nn.Module):
-    """Normalise features (B, D) in several ways at once: (S, B, D).
+    """Normalise features (B, D) by each of S norms: (S, B, D).
 
     Args:
         norms: see `FrozenRecipe.norm`.
-        features: training features (N, D), whose means and deviations "batch" takes.
-        device: to normalise on; that of `features` by default.
+        features: training features (N, D), whose means and deviations the norm "batch" uses.
+        device: where to normalise; the device of `features` by default.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class Normaliser(nn.Module):
         means, deviations = [], []
         for norm in self.norms:
             total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=device)
-            for part in features.split(CHUNK):
-                x = _before_batch(norm, part.to(device).float()).double()
+            for chunk in features.split(CHUNK):
+                x = _layer_norm(norm, chunk.to(device).float()).double()
                 total += torch.stack([x.sum(0), x.square().sum(0)])
             mean, square = total / len(features)
             variance = (square - mean.square()).clamp_min(0)
@@ -49,19 +49,20 @@ class Normaliser(nn.Module):
         self.register_buffer("deviations", torch.stack(deviations).float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give (S, B, D) float32."""
+        """Return (S, B, D) float32."""
         x = features.float()
-        before = torch.stack([_before_batch(norm, x) for norm in self.norms])
+        before = torch.stack([_layer_norm(norm, x) for norm in self.norms])
         result: Tensor = (before - self.means[:, None]) / self.deviations[:, None]
         return result
 
-    def whole(self, features: Tensor) -> Tensor:
-        """Give all of features (N, D) by the only norm: (N, D) float32, made a part at a time."""
+    def normalise_all(self, features: Tensor) -> Tensor:
+        """Return features (N, D) float32 under the only norm, computed in chunks."""
         result = torch.empty(features.shape, device=self.means.device)
-        for part, into in zip(features.split(CHUNK), result.split(CHUNK), strict=True):
-            into.copy_(self(part.to(result.device))[0])
+        for chunk, into in zip(features.split(CHUNK), result.split(CHUNK), strict=True):
+            into.copy_(self(chunk.to(result.device))[0])
         return result
 
 
-def _before_batch(norm: Norm, x: Tensor) -> Tensor:
+def _layer_norm(norm: Norm, x: Tensor) -> Tensor:
+    """Apply the layer norm that `norm` starts with, if any."""
     return F.layer_norm(x, x.shape[-1:], eps=EPSILON) if norm.startswith("layer") else x

@@ -1,6 +1,7 @@
-"""Recipes of scores on frozen features, each number with its source.
+"""Recipes of the protocols on frozen features, each number with its source.
 
-Learning rates are for 256 images a step, as MAE and BEiT give them.
+LINEAR and its variants are linear probes, LOGISTIC is logistic regression, KNN is k-nearest-neighbour
+classification. Learning rates are for 256 images a step, as in MAE and BEiT.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ Norm = Literal["none", "layer", "batch", "layer+batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenRecipe(Recipe):
-    """What is made of a frozen backbone: features of images, in as many ways as are to be tried.
+    """The features of a frozen backbone, and the candidates among them.
 
-    Every combination of `blocks`, `pooling` and `norm` is a candidate, beside what a task adds. The choice
-    is made on training images alone.
+    Every combination of `blocks`, `pooling`, `norm` and the classifier's own settings is a candidate. The
+    candidate is chosen on training images alone.
 
     Attributes:
         img_size: (H, W) in pixels.
-        blocks: after which block, counted from 1 (of a Swin: stage), -1 being the last; None for each.
-        pooling: the mean of the patch tokens, the class token, or both side by side; None for all that
+        blocks: blocks after which tokens are pooled, counted from 1 (of a Swin: stages), -1 being the
+            last; None for all.
+        pooling: the mean of the patch tokens, the class token, or both concatenated; None for all that
             the backbone has.
-        norm: of the pooled features: "layer" over an image's channels, "batch" over the training images
+        norm: norm of the pooled features: "layer" over an image's channels, "batch" over the training images
             (BatchNorm without weights, with exact instead of running statistics), or one after the other.
-        test_crop_ratio: share of the shorter side that the centre crop covers.
+        test_crop_ratio: fraction of the shorter side that the centre crop covers.
         forward_batch_size: images a forward pass; it does not change the result.
-        window_size: of a Swin; None for the checkpoint's own.
+        window_size: window size of a Swin; None for the checkpoint's.
     """
 
     img_size: tuple[int, int]
@@ -50,19 +52,19 @@ class FrozenRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRecipe(FrozenRecipe):
-    """A linear classifier, trained by steps: `linear`.
+    """A linear classifier trained by gradient steps: the linear probe; see `linear_probe.py`.
 
     Attributes:
-        epochs, warmup_epochs: passes over the features; the rate falls by a cosine, step by step.
+        epochs, warmup_epochs: passes over the features; the rate follows a cosine, updated every step.
         batch_size: images a step.
         base_lr: candidates for the rate, for 256 images a step.
-        optimizer: "lars" is SGD with each weight's rate scaled by its norm over its gradient's
-            (arXiv 1708.03888).
-        held_out: share of the training images on which the candidates are compared, in (0, 1).
-        crops: so many random crops of every training image take turns, one an epoch; 0 for the centre
-            crop alone, which the candidates are compared on in any case.
-        crop_scale: share of the image's area that a random crop covers.
-        hflip: share of the random crops that are mirrored.
+        optimizer: "lars" is SGD with the rate of each weight scaled by the ratio of the weight's norm to
+            its gradient's norm (arXiv 1708.03888).
+        held_out: fraction of the training images on which the candidates are compared, in (0, 1).
+        crops: number of random crops of every training image, used in turn, one an epoch; 0 for the centre
+            crop alone. Candidates are always compared on centre crops.
+        crop_scale: range of the fraction of the image's area that a random crop covers.
+        hflip: probability that a random crop is flipped horizontally.
     """
 
     epochs: int
@@ -85,11 +87,11 @@ class LinearRecipe(FrozenRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticRecipe(FrozenRecipe):
-    """A logistic regression by L-BFGS: `fewshot`, and `linear` on few images.
+    """Logistic regression by L-BFGS: `fewshot`, and `linear` on few images.
 
     Attributes:
-        folds: the candidates are compared by cross-validation: each part of the training images is
-            predicted from the other ones. Few images are too few to hold out a part for good.
+        folds: folds of the cross-validation that compares the candidates; few-shot images are too few to
+            hold out a fixed part.
         l2: candidates for the weight of the squared norm of the classifier's weights.
     """
 
@@ -99,14 +101,15 @@ class LogisticRecipe(FrozenRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class KnnRecipe(FrozenRecipe):
-    """A vote of the nearest training images: `knn`.
+    """k-nearest-neighbour classification: `knn`.
 
     Attributes:
         k: candidates for the number of neighbours.
-        temperature: of the votes.
-        choose_on: so many training images, drawn by the seed, compare the candidates, each among all others.
-        leave_one_out: score the other training images in that way, instead of val/; they are then the same
-            for every seed.
+        temperature: temperature of the votes.
+        choose_on: number of training images, sampled by the seed, on which the candidates are compared, each
+            image against all others.
+        leave_one_out: score the other training images in the same way, instead of val/; the scored images are
+            then the same for every seed.
     """
 
     k: tuple[int, ...]

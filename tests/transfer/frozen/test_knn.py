@@ -1,4 +1,4 @@
-"""Claims about k-NN: equal to a naive loop, chosen without val/, leave-one-out."""
+"""k-NN equals a naive loop, chooses its candidate without val/, and can score leave-one-out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import transfer.frozen.knn as module
+import transfer.frozen.knn as knn_module
 from simmim_bench.cli.main import cli
 from simmim_bench.data.sources import ImageList
 from simmim_bench.display import Display
@@ -25,7 +25,7 @@ from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import TrainingSubset
-from transfer.frozen.feature_store import Features
+from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.knn import knn_votes, probe_knn
 from transfer.frozen.recipes import KNN_POCKET
@@ -35,34 +35,34 @@ from transfer.frozen.recipes import KNN_POCKET
 def test_votes_equal_a_naive_loop_for_every_k(
     at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SIMILARITIES", at_a_time)
+    monkeypatch.setattr(knn_module, "SIMILARITIES", at_a_time)
     generator = torch.Generator().manual_seed(0)
     train = torch.randn(60, 8, generator=generator)
     queries = torch.randn(20, 8, generator=generator)
     labels = torch.arange(60) % 4
     ks = (5, 1, 100)
     train, queries = F.normalize(train), F.normalize(queries)
-    parts = knn_votes(train, labels, queries, 4, ks=ks, temperature=0.07)
-    found = [torch.cat(votes) for votes in zip(*parts, strict=True)]
+    chunks = knn_votes(train, labels, queries, 4, ks=ks, temperature=0.07)
+    found = [torch.cat(votes) for votes in zip(*chunks, strict=True)]
     for q in range(20):
         similarity = sorted(
             ((float(queries[q] @ x), i) for i, x in enumerate(train)),
             reverse=True,
         )
         for k, votes in zip(ks, found, strict=True):
-            wanted = torch.zeros(4)
+            expected = torch.zeros(4)
             for s, i in similarity[:k]:
-                wanted[labels[i]] += np.exp((s - 1) / 0.07)
-            torch.testing.assert_close(votes[q], wanted, rtol=1e-4, atol=1e-9)
+                expected[labels[i]] += np.exp((s - 1) / 0.07)
+            torch.testing.assert_close(votes[q], expected, rtol=1e-4, atol=1e-9)
 
 
-def test_leave_one_out_never_asks_the_image_itself() -> None:
+def test_no_image_votes_on_itself_in_leave_one_out() -> None:
     train = torch.eye(6)
     labels = torch.arange(6)
     rows = torch.tensor([4, 0, 2])
-    ((votes,),) = knn_votes(train, labels, None, 6, ks=[1], temperature=0.07, own_rows=rows)
+    ((votes,),) = knn_votes(train, labels, None, 6, ks=[1], temperature=0.07, query_rows=rows)
     assert (votes.argmax(1) != rows).all()
-    ((every,),) = knn_votes(train, labels, None, 6, ks=[9], temperature=0.07, own_rows=rows)
+    ((every,),) = knn_votes(train, labels, None, 6, ks=[9], temperature=0.07, query_rows=rows)
     assert ((every > 0).sum(1) == 5).all()
 
 
@@ -75,7 +75,7 @@ def record_of(out: Path) -> dict:
     return json.loads((out / "record.json").read_text())
 
 
-def test_the_choice_knows_nothing_of_val(tmp_path: Path, pocket: Path) -> None:
+def test_the_choice_does_not_depend_on_val(tmp_path: Path, pocket: Path) -> None:
     shutil.copytree(pocket / "imagenet", tmp_path / "data")
     folders = sorted((tmp_path / "data" / "val").iterdir())
     for folder in folders:
@@ -90,7 +90,7 @@ def test_the_choice_knows_nothing_of_val(tmp_path: Path, pocket: Path) -> None:
     assert ks == {10, 20, 100}
 
 
-def test_leave_one_out_scores_the_training_images_that_chose_nothing(
+def test_leave_one_out_scores_the_training_images_not_used_for_the_choice(
     tmp_path: Path, pocket: Path
 ) -> None:
     done = knn(
@@ -105,8 +105,10 @@ def test_leave_one_out_scores_the_training_images_that_chose_nothing(
     assert row.cells[2] is not None
     assert len(row.cells[2].values) == 2
     assert record["details"]["scored"] == "train, each by all others"
-    kept = {sha256_json(json.loads(p.read_text())) for p in tmp_path.rglob("features.json")}
-    assert set(record["details"]["features_sha256"].values()) < kept
+    stored_hashes = {
+        sha256_json(json.loads(p.read_text())) for p in tmp_path.rglob("features.json")
+    }
+    assert set(record["details"]["features_sha256"].values()) < stored_hashes
     assert knn(tmp_path / "val", pocket / "imagenet").exception is None
     assert record["data"]["fingerprint"] != record_of(tmp_path / "val")["data"]["fingerprint"]
     with np.load(tmp_path / "run" / record["predictions"]["file"]) as stored:
@@ -114,32 +116,34 @@ def test_leave_one_out_scores_the_training_images_that_chose_nothing(
 
 
 class BigCopies(TorchDispatchMode):
-    """Count the operations that give so many bytes that none of their inputs has."""
+    """Count the operations that allocate an output of at least `min_bytes`."""
 
-    def __init__(self, bytes_: int) -> None:
+    def __init__(self, min_bytes: int) -> None:
         super().__init__()
-        self.bytes, self.count = bytes_, 0
+        self.min_bytes, self.count = min_bytes, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = func(*args, **(kwargs or {}))
-        ours = {x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, Tensor)}
-        for found in tree_leaves(given):
-            if isinstance(found, Tensor) and found.untyped_storage().nbytes() >= self.bytes:
-                self.count += found.untyped_storage().data_ptr() not in ours
-        return given
+        outputs = func(*args, **(kwargs or {}))
+        inputs = {
+            x.untyped_storage().data_ptr() for x in tree_leaves(args) if isinstance(x, Tensor)
+        }
+        for found in tree_leaves(outputs):
+            if isinstance(found, Tensor) and found.untyped_storage().nbytes() >= self.min_bytes:
+                self.count += found.untyped_storage().data_ptr() not in inputs
+        return outputs
 
 
 @pytest.mark.parametrize("leave_one_out", [False, True])
-def test_the_features_are_copied_once_and_votes_not_kept(
+def test_features_are_copied_once_and_votes_are_not_kept(
     leave_one_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, channels, classes = 20_000, 64, 300
-    monkeypatch.setattr(module, "SIMILARITIES", images * 50)
+    monkeypatch.setattr(knn_module, "SIMILARITIES", images * 50)
     array = np.random.default_rng(0).normal(size=(1, 1, images, channels)).astype(np.float16)
-    features = Features(array, {"blocks": [1], "poolings": ["mean"]}, [channels])
+    features = StoredFeatures(array, {"blocks": [1], "poolings": ["mean"]}, [channels])
     numbers = range(images)
     names, labels = tuple(Path(f"{n}") for n in numbers), tuple(n % classes for n in numbers)
-    listed = ImageList(Path(), names, labels, tuple(f"{c}" for c in range(classes)))
+    stored = ImageList(Path(), names, labels, tuple(f"{c}" for c in range(classes)))
     recipe = replace(
         KNN_POCKET, norm=("batch",), k=(10,), choose_on=100, leave_one_out=leave_one_out
     )
@@ -147,11 +151,11 @@ def test_the_features_are_copied_once_and_votes_not_kept(
     val = (
         None
         if leave_one_out
-        else Features(array[:, :, :99], {"blocks": [1], "poolings": ["mean"]}, [channels])
+        else StoredFeatures(array[:, :, :99], {"blocks": [1], "poolings": ["mean"]}, [channels])
     )
     with BigCopies(4 * images * channels) as copies:
-        outcome = probe_knn(
-            TrainingSubset(listed, None, features),
+        result = probe_knn(
+            TrainingSubset(stored, None, features),
             val,
             [FeatureSet(1, "mean")],
             recipe,
@@ -159,5 +163,5 @@ def test_the_features_are_copied_once_and_votes_not_kept(
             run=run,
             device=torch.device("cpu"),
         )
-    assert len(outcome.ranking) == (images - 100 if leave_one_out else 99)
+    assert len(result.ranking) == (images - 100 if leave_one_out else 99)
     assert copies.count == 2  # one to choose, one to score

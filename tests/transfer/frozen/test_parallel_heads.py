@@ -1,4 +1,4 @@
-"""Claims about linear classifiers side by side: each is what it would be alone, and reaches closed forms."""
+"""Jointly trained linear heads equal separately trained ones, and reach closed-form solutions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from simmim_bench.errors import DataError, UsageError
 from transfer.frozen.logistic import fit_logistic
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import (
-    INITIAL_DEVIATION,
+    INITIAL_STD,
     ParallelLinearHeads,
     epoch_steps,
-    rate_factor,
+    lr_factor,
     train_epoch,
 )
 from transfer.frozen.recipes import LINEAR_POCKET, LinearRecipe
@@ -44,26 +44,26 @@ def train(
     features: Tensor, labels: Tensor, recipe: LinearRecipe, **more: object
 ) -> ParallelLinearHeads:
     normaliser = Normaliser(recipe.norm, features)
-    trained = ParallelLinearHeads(
+    heads = ParallelLinearHeads(
         normaliser, features.shape[1], int(labels.max()) + 1, recipe, seed=3, device=CPU, **more
     )
     for epoch in range(recipe.epochs):
-        train_epoch(trained, features, labels, recipe, seed=3, epoch=epoch)
-    return trained
+        train_epoch(heads, features, labels, recipe, seed=3, epoch=epoch)
+    return heads
 
 
-def alone(x: Tensor, labels: Tensor, recipe: LinearRecipe, rate: float) -> Tensor:
-    """Train one classifier by torch's and timm's own means; give its logits."""
+def train_separately(x: Tensor, labels: Tensor, recipe: LinearRecipe, rate: float) -> Tensor:
+    """Train one classifier with torch's optimizers and autograd; return its logits."""
     layer = nn.Linear(x.shape[1], int(labels.max()) + 1)
     generator = torch.Generator().manual_seed(3)
-    drawn = torch.randn(layer.weight.shape, generator=generator)
-    layer.weight.data.copy_(drawn * INITIAL_DEVIATION)
+    initial = torch.randn(layer.weight.shape, generator=generator)
+    layer.weight.data.copy_(initial * INITIAL_STD)
     layer.bias.data.zero_()
     peak = rate * recipe.batch_size / 256
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(layer.parameters(), lr=peak, weight_decay=1e-4)
     elif recipe.optimizer == "lars":
-        # MAE's scales no bias.
+        # MAE's LARS scales no bias.
         optimizer = torch.optim.SGD(layer.parameters(), lr=peak, momentum=0.9)
     else:
         optimizer = torch.optim.SGD(layer.parameters(), lr=peak, momentum=0.9, weight_decay=1e-4)
@@ -81,7 +81,7 @@ def alone(x: Tensor, labels: Tensor, recipe: LinearRecipe, rate: float) -> Tenso
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
-def test_each_of_many_classifiers_is_what_it_would_be_alone(optimizer: str) -> None:
+def test_jointly_trained_heads_equal_separately_trained_ones(optimizer: str) -> None:
     features, labels = data()
     decay = 0.0 if optimizer == "lars" else 1e-4
     recipe = replace(RECIPE, optimizer=optimizer, weight_decay=decay)
@@ -94,11 +94,11 @@ def test_each_of_many_classifiers_is_what_it_would_be_alone(optimizer: str) -> N
     }
     for s, norm in enumerate(recipe.norm):
         for r, rate in enumerate(recipe.base_lr):
-            wanted = alone(versions[norm], labels, recipe, rate)
-            torch.testing.assert_close(found[s, r], wanted, rtol=1e-3, atol=1e-4)
+            expected = train_separately(versions[norm], labels, recipe, rate)
+            torch.testing.assert_close(found[s, r], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_batches_cover_every_image_once_an_epoch_in_another_order() -> None:
+def test_batches_cover_every_image_once_per_epoch_in_a_new_order() -> None:
     recipe = replace(RECIPE, batch_size=10)
     orders = [
         torch.cat([rows for rows, _ in epoch_steps(50, recipe, seed=0, epoch=e)]) for e in (0, 1)
@@ -109,55 +109,57 @@ def test_batches_cover_every_image_once_an_epoch_in_another_order() -> None:
     assert len(list(epoch_steps(29, recipe, seed=0, epoch=0))) == 2
 
 
-def test_the_rate_rises_and_falls_as_in_mae() -> None:
+def test_the_learning_rate_follows_the_schedule_of_mae() -> None:
     recipe = replace(RECIPE, epochs=90, warmup_epochs=10)
-    assert [rate_factor(e, recipe) for e in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    assert [lr_factor(e, recipe) for e in (0, 5, 10)] == [0.0, 0.5, 1.0]
     # MAE: util/lr_sched.py
-    assert rate_factor(33.3, recipe) == pytest.approx(
+    assert lr_factor(33.3, recipe) == pytest.approx(
         0.5 * (1 + math.cos(math.pi * (33.3 - 10) / (90 - 10)))
     )
-    assert rate_factor(90, recipe) == pytest.approx(0.0)
+    assert lr_factor(90, recipe) == pytest.approx(0.0)
 
 
-def test_least_squares_is_reached() -> None:
+def test_the_squared_error_reaches_the_least_squares_solution() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(64, 5, generator=generator)
     labels = torch.randint(0, 3, (64,), generator=generator)
 
-    def squared_error_slope(logits: Tensor, wanted: Tensor) -> Tensor:
-        return 2 * (logits - wanted)
+    def squared_error_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+        return 2 * (logits - targets)
 
     recipe = replace(RECIPE, norm=("none",), epochs=400, batch_size=64, base_lr=(0.4,))
-    found = train(features, labels, recipe, slope=squared_error_slope).predict(features)[0, 0]
+    found = train(features, labels, recipe, loss_gradient=squared_error_gradient).predict(features)[
+        0, 0
+    ]
     with_bias = torch.cat([features, torch.ones(64, 1)], 1)
     answer = torch.linalg.lstsq(with_bias, F.one_hot(labels, 3).float()).solution
     torch.testing.assert_close(found, with_bias @ answer, rtol=1e-4, atol=1e-4)
 
 
 def test_cross_entropy_reaches_the_frequencies_of_a_table() -> None:
-    # Four kinds of image that look alike among themselves: the best guess is each class's share.
+    # Images of one kind have equal features: the optimum is the frequency of each class within the kind.
     counts = torch.tensor([[8, 1, 1], [2, 6, 2], [1, 1, 8], [5, 4, 1]])
     kinds = torch.arange(4).repeat_interleave(10)
     labels = torch.cat([torch.arange(3).repeat_interleave(row) for row in counts])
     features = F.one_hot(kinds, 4).float()
-    wanted = counts[kinds] / 10
+    expected = counts[kinds] / 10
     recipe = replace(RECIPE, norm=("none",), epochs=600, batch_size=40, base_lr=(20.0,))
     trained = train(features, labels, recipe).predict(features)[0, 0].softmax(1)
-    torch.testing.assert_close(trained, wanted, rtol=0, atol=1e-3)
-    weight, bias, ended = fit_logistic(features, labels, 3, 0.0)
-    assert ended
-    torch.testing.assert_close((features @ weight + bias).softmax(1), wanted, rtol=0, atol=1e-3)
+    torch.testing.assert_close(trained, expected, rtol=0, atol=1e-3)
+    weight, bias, converged = fit_logistic(features, labels, 3, 0.0)
+    assert converged
+    torch.testing.assert_close((features @ weight + bias).softmax(1), expected, rtol=0, atol=1e-3)
 
 
-def test_a_regression_without_an_end_says_so() -> None:
+def test_a_regression_that_does_not_converge_is_reported() -> None:
     generator = torch.Generator().manual_seed(0)
-    stretched = torch.randn(400, 60, generator=generator) * torch.logspace(-2, 2, 60)
+    ill_conditioned = torch.randn(400, 60, generator=generator) * torch.logspace(-2, 2, 60)
     labels = torch.randint(0, 3, (400,), generator=generator)
-    assert not fit_logistic(stretched, labels, 3, 0.0)[2]
+    assert not fit_logistic(ill_conditioned, labels, 3, 0.0)[2]
     assert fit_logistic(torch.randn(400, 60, generator=generator), labels, 3, 1e-2)[2]
 
 
-def test_a_rate_that_diverges_counts_as_wrong_and_harms_no_other() -> None:
+def test_a_diverged_head_has_accuracy_zero_and_affects_no_other() -> None:
     features, labels = data()
     features = features * 1000
     recipe = replace(RECIPE, norm=("none",), base_lr=(1e-5, 1e38))
@@ -177,7 +179,9 @@ def linear(out: Path, pocket: Path, *more: str, ckpt: str = "random:vit_pocket")
 FEW_EPOCHS = ("-o", "epochs=3", "-o", "batch_size=32")
 
 
-def test_every_candidate_is_compared_and_the_best_one_serves(tmp_path: Path, pocket: Path) -> None:
+def test_every_candidate_is_compared_and_the_best_one_is_scored(
+    tmp_path: Path, pocket: Path
+) -> None:
     done = linear(tmp_path / "run", pocket, *FEW_EPOCHS)
     assert done.exception is None
     compared = json.loads((tmp_path / "run" / "compared.json").read_text())
@@ -187,7 +191,7 @@ def test_every_candidate_is_compared_and_the_best_one_serves(tmp_path: Path, poc
     assert details["held_out_top1"] == max(c["held_out_top1"] for c in compared)
     assert {k: details[k] for k in compared[0]} in compared
     assert details["candidates"] == len(compared)
-    # Asked for by name, it gives the same logits as chosen among all.
+    # The candidate alone has the same logits as the candidate chosen among all.
     named = [f"blocks={details['block']}", *(f"{k}={details[k]}" for k in ("pooling", "norm"))]
     named.append(f"base_lr={details['base_lr']}")
     more = [x for assignment in named for x in ("-o", assignment)]
@@ -208,7 +212,7 @@ def test_every_candidate_is_compared_and_the_best_one_serves(tmp_path: Path, poc
         ("linear_beit", ["-o", "crops=0"]),
     ],
 )
-def test_named_protocols_run_on_random_crops_and_leave_none(
+def test_published_protocols_train_on_random_crops_and_remove_their_features(
     tmp_path: Path, pocket: Path, recipe: str, more: list[str]
 ) -> None:
     small = ["-o", "img_size=32", "-o", "num_workers=0", "-o", "epochs=3", "-o", "warmup_epochs=1"]
@@ -217,9 +221,9 @@ def test_named_protocols_run_on_random_crops_and_leave_none(
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["recipe"]["name"] == recipe
     assert {"epochs", "img_size"} <= set(record["deviates"])
-    kept = [json.loads(p.read_text()) for p in tmp_path.rglob("features.json")]
-    assert [k["count"] for k in kept if "number" in k["crop"]] == []
-    assert sorted(k["count"] for k in kept) == [30, 60]
+    stored = [json.loads(p.read_text()) for p in tmp_path.rglob("features.json")]
+    assert [k["count"] for k in stored if "number" in k["crop"]] == []
+    assert sorted(k["count"] for k in stored) == [30, 60]
 
 
 def test_too_few_images_and_too_long_a_warm_up_are_refused(tmp_path: Path, pocket: Path) -> None:
@@ -233,7 +237,7 @@ def test_too_few_images_and_too_long_a_warm_up_are_refused(tmp_path: Path, pocke
                 image.save(tmp_path / "data" / split / label / f"{number}.png")
     done = CliRunner().invoke(cli, [*few, "--out", str(tmp_path / "few")])
     assert isinstance(done.exception, DataError)
-    assert "2 images in 2 classes are too few to hold some out" in str(done.exception)
+    assert "2 images in 2 classes are too few to hold out some of each class" in str(done.exception)
     named = [f"-o{x}" for x in ("blocks=2", "pooling=mean", "norm=batch", "base_lr=0.1")]
     done = CliRunner().invoke(cli, [*few, *named, "--out", str(tmp_path / "named")])
     assert done.exception is None
