@@ -193,7 +193,7 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     for name, more in (("a", []), ("b", ["-o", "k=3"]), ("c", ["--seed", "2"])):
         assert invoke("knn", *data, *more, "--out", str(tmp_path / name)).exception is None
     with pytest.raises(
-        UsageError, match="cannot serve as the baseline .* different recipe, deviates"
+        UsageError, match=r"cannot serve as the baseline .* different recipe, deviates"
     ):
         compare_runs([tmp_path / "a"], [tmp_path / "b"])
     with pytest.raises(UsageError, match="different seed"):

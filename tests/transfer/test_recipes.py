@@ -14,10 +14,10 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import deviations, find_recipe, override
+from simmim_bench.tasks import TASKS
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from transfer.finetune.recipes import IMAGENET_POCKET
 from transfer.recipes import RECIPES as TRANSFER
-from transfer.recipes import TASKS
 from transfer.recipes import default_recipe as transfer_recipe
 
 
