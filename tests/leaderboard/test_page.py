@@ -498,7 +498,9 @@ def test_a_script_that_is_not_the_pages_own_does_not_run(
     board: dict[str, Any], browser: Browser, tmp_path: Path
 ) -> None:
     file = tmp_path / "page.html"
-    file.write_text(render_page(board).replace("</main>", "<script>window.__pwned = 1</script></main>"))
+    file.write_text(
+        render_page(board).replace("</main>", "<script>window.__pwned = 1</script></main>")
+    )
     page = browser.new_page()
     page.goto(file.as_uri())
     assert page.evaluate("window.__pwned") is None

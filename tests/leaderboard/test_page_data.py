@@ -1,4 +1,4 @@
-"""Claims about what the page is given: costs, curves, figures by class, pictures."""
+"""Tests of the page's data: costs, curves, per-class scores, reconstructions, published rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
-from support.records import board_of, change, make_record
+from support.records import board_of, change, make_record, run_leaderboard
 
-from simmim_bench.cli.main import cli
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.reported import read_reported
 
 
-def test_a_row_costs_its_pretraining_and_one_seed_of_each_task(tmp_path: Path) -> None:
+def test_a_row_costs_its_pretraining_and_the_mean_over_seeds_of_each_task(tmp_path: Path) -> None:
     for task, seed, hours in (("linear", 0, 1.0), ("linear", 1, 2.0), ("knn", 0, 0.25)):
         path = make_record(tmp_path, task=task, seed=seed)
         change(path, cost=json.loads(path.read_text())["cost"] | {"device_hours": hours})
@@ -29,7 +27,7 @@ def test_a_row_costs_its_pretraining_and_one_seed_of_each_task(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("unknown", ["transfer", "pretraining"])
-def test_a_cost_that_is_not_known_in_full_is_not_shown(tmp_path: Path, unknown: str) -> None:
+def test_a_partly_unknown_cost_is_not_shown(tmp_path: Path, unknown: str) -> None:
     path = make_record(tmp_path)
     content = json.loads(path.read_text())
     if unknown == "transfer":
@@ -40,17 +38,17 @@ def test_a_cost_that_is_not_known_in_full_is_not_shown(tmp_path: Path, unknown: 
     assert row["cost"]["device_hours"] is None
 
 
-def test_random_weights_cost_their_transfers_alone(tmp_path: Path) -> None:
+def test_random_weights_cost_only_their_transfers(tmp_path: Path) -> None:
     path = make_record(tmp_path)
     checkpoint = json.loads(path.read_text())["checkpoint"]
     change(path, checkpoint=checkpoint | {"provenance": {"method": "random"}})
     assert page_data(board_of(tmp_path))["rows"][0]["cost"]["device_hours"] == 0.5
 
 
-def test_curves_and_figures_by_class_are_those_of_the_run(tmp_path: Path) -> None:
+def test_curves_and_per_class_scores_are_read_from_the_run(tmp_path: Path) -> None:
     folder = make_record(tmp_path).parent
     lines = [json.dumps({"step": 10 * i, "loss": 1 / i}) for i in range(1, 301)]
-    lines[5] = lines[5][:7]  # a line that a kill cut short
+    lines[5] = lines[5][:7]  # a line that an interrupted run did not complete
     lines.append(json.dumps({"step": 3000, "held_out_loss": 0.5}))
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     (folder / "ap_by_class.json").write_text(json.dumps({"box": {"cat": 1.5}, "mask": {"cat": 2}}))
@@ -62,7 +60,7 @@ def test_curves_and_figures_by_class_are_those_of_the_run(tmp_path: Path) -> Non
     assert record["by_class"] == {"cat, box": 1.5, "cat, mask": 2.0}
 
 
-def test_a_run_without_curves_and_pictures_is_shown_without_them(tmp_path: Path) -> None:
+def test_a_run_without_curves_and_reconstructions_is_shown_without_them(tmp_path: Path) -> None:
     make_record(tmp_path)
     data = page_data(board_of(tmp_path))
     assert data["records"][0]["curve"] is None
@@ -70,28 +68,27 @@ def test_a_run_without_curves_and_pictures_is_shown_without_them(tmp_path: Path)
     assert data["reconstructions"] == {}
 
 
-def test_the_pictures_of_a_pretraining_are_kept_with_its_records(tmp_path: Path) -> None:
+def test_the_archive_contains_the_reconstructions_of_the_pretraining(tmp_path: Path) -> None:
     run = tmp_path / "pretraining"
     run.mkdir()
     Image.new("RGB", (2000, 100), (200, 30, 30)).save(run / "reconstructions.png")
     path = make_record(tmp_path / "runs")
     content = json.loads(path.read_text())["checkpoint"]
     change(path, checkpoint=content | {"name": str(run)})
-    kept = tmp_path / "kept"
-    arguments = ["leaderboard", "keep", str(tmp_path / "runs"), "--out", str(kept)]
-    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    archive = tmp_path / "archive"
+    assert run_leaderboard("keep", tmp_path / "runs", "--out", archive).exit_code == 0
     (run / "reconstructions.png").unlink()
-    ((sha256, url),) = page_data(board_of(kept))["reconstructions"].items()
+    ((sha256, url),) = page_data(board_of(archive))["reconstructions"].items()
     assert sha256 == content["sha256"]
     head, _, encoded = url.partition(",")
     assert head == "data:image/webp;base64"
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as picture:
-        assert picture.size == (900, 45)
-        red, green, _ = picture.convert("RGB").getpixel((450, 20))
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+        assert image.size == (900, 45)
+        red, green, _ = image.convert("RGB").getpixel((450, 20))
         assert red > 150 > green
 
 
-def test_published_rows_carry_protocol_and_source_and_no_rank(tmp_path: Path) -> None:
+def test_published_rows_have_a_protocol_and_a_source_but_no_rank(tmp_path: Path) -> None:
     make_record(tmp_path)
     data = page_data(board_of(tmp_path), read_reported())
     published = [row for row in data["rows"] if row["status"] == "reported"]

@@ -8,17 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from support.records import board_of, change, make_record
+from support.records import board_of, change, make_record, run_leaderboard
 
-from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
 
 
-def test_a_row_is_a_checkpoint_and_a_missing_cell_a_dash(tmp_path: Path) -> None:
+def test_there_is_one_row_per_checkpoint_and_a_dash_for_a_missing_score(tmp_path: Path) -> None:
     make_record(tmp_path, label="a", correct=6)
     make_record(tmp_path, label="b", correct=8)
     make_record(tmp_path, label="b", correct=9, task="knn")
@@ -29,7 +27,7 @@ def test_a_row_is_a_checkpoint_and_a_missing_cell_a_dash(tmp_path: Path) -> None
     assert lines[3].startswith("| a | – | 60.0 | – | – |")
 
 
-def test_what_the_data_cannot_give_is_not_applicable(tmp_path: Path) -> None:
+def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: Path) -> None:
     record = make_record(tmp_path, label="a")
     change(record, task="coco", metrics={"box_ap": 30.0})
     make_record(tmp_path, label="b", task="knn")
@@ -37,13 +35,15 @@ def test_what_the_data_cannot_give_is_not_applicable(tmp_path: Path) -> None:
     assert "| a | – | – | – | – | – | 30.0 | n/a | – |" in lines
 
 
-def test_seeds_become_mean_and_standard_deviation(tmp_path: Path) -> None:
+def test_seeds_are_summarised_by_mean_and_standard_deviation(tmp_path: Path) -> None:
     for seed, correct in enumerate((5, 6, 7)):
         make_record(tmp_path, correct=correct, seed=seed)
     assert "60.0 ± 10.0" in to_markdown(board_of(tmp_path))
 
 
-def test_scores_of_different_protocols_share_no_group_no_rank_and_no_crown(tmp_path: Path) -> None:
+def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
+    tmp_path: Path,
+) -> None:
     make_record(tmp_path, label="a", correct=6)
     other = make_record(tmp_path, label="a", correct=9, seed=1)
     change(other, deviates={"l2": 1})
@@ -56,7 +56,7 @@ def test_scores_of_different_protocols_share_no_group_no_rank_and_no_crown(tmp_p
     assert "with l2=1 on d, 10 images" in text
 
 
-def test_equals_have_no_best(tmp_path: Path) -> None:
+def test_equal_best_scores_are_not_bold(tmp_path: Path) -> None:
     for label in "abc":
         make_record(tmp_path, label=label, correct=6 if label == "c" else 7)
     assert "**" not in to_markdown(board_of(tmp_path))
@@ -83,7 +83,7 @@ def test_partial_and_dirty_results_are_marked_and_not_ranked(
     assert f"\n{mark} " in text
 
 
-def test_csv_and_json_have_the_means_in_full(tmp_path: Path) -> None:
+def test_csv_and_json_have_means_in_full_precision(tmp_path: Path) -> None:
     for seed, correct in enumerate((7, 7, 6)):
         make_record(tmp_path, correct=correct, seed=seed)
     board = board_of(tmp_path)
@@ -96,7 +96,7 @@ def test_csv_and_json_have_the_means_in_full(tmp_path: Path) -> None:
     assert plain["groups"]["A"]["linear"]["recipe"] == "linear"
 
 
-def test_names_in_records_mean_nothing_to_markdown_and_latex(tmp_path: Path) -> None:
+def test_names_in_records_are_escaped_in_markdown_and_latex(tmp_path: Path) -> None:
     path = make_record(tmp_path)
     name = "<script>x</script>|y_1 50% & $z$ \\input{f} [l](u) `c`"
     change(path, checkpoint=json.loads(path.read_text())["checkpoint"] | {"label": name})
@@ -110,58 +110,58 @@ def test_names_in_records_mean_nothing_to_markdown_and_latex(tmp_path: Path) -> 
     assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
 
 
-def test_published_results_stand_apart_and_win_nothing(tmp_path: Path) -> None:
+def test_published_results_are_listed_separately_and_not_ranked(tmp_path: Path) -> None:
     make_record(tmp_path / "runs")
-    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli, ["leaderboard", "build", *arguments])
-    assert done.exit_code == 0, done.output
-    ours, _, theirs = (tmp_path / "out" / "LEADERBOARD.md").read_text().partition("<details>")
-    assert "60.0" in ours
-    assert "MAE" not in ours
-    assert "**" not in theirs
-    (swin,) = (line for line in theirs.splitlines() if line.startswith("| SimMIM, Swin-L"))
+    result = run_leaderboard("build", tmp_path / "runs", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    computed, _, published = (
+        (tmp_path / "out" / "LEADERBOARD.md").read_text().partition("<details>")
+    )
+    assert "60.0" in computed
+    assert "MAE" not in computed
+    assert "**" not in published
+    (swin,) = (line for line in published.splitlines() if line.startswith("| SimMIM, Swin-L"))
     assert "| 85.4 |" in swin  # Swin-L, 800 epochs: the README of the official implementation
     table = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert {row["rank"] for row in table if row["group"] == "reported"} == {""}
 
 
-def test_every_published_figure_has_its_source_and_a_believable_value() -> None:
-    figures = [figure for row in read_reported() for figure in row.figures if figure is not None]
-    assert len(figures) > 400
-    for figure in figures:
-        assert 0 < figure.value < 100
-        assert figure.source
-        assert figure.confidence in ("high", "medium")
+def test_every_published_score_has_a_source_and_a_plausible_value() -> None:
+    scores = [score for row in read_reported() for score in row.scores if score is not None]
+    assert len(scores) > 400
+    for score in scores:
+        assert 0 < score.value < 100
+        assert score.source
+        assert score.confidence in ("high", "medium")
 
 
-def test_a_damaged_record_stops_no_table(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_and_left_out(tmp_path: Path) -> None:
     make_record(tmp_path / "runs", label="a")
     half = make_record(tmp_path / "runs", label="b")
     half.write_text(half.read_text()[:50])
-    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli, ["leaderboard", "build", "--no-reported", *arguments])
-    assert done.exit_code == 0
-    assert f"warning: record {half} cannot be read" in done.stderr
+    result = run_leaderboard("build", "--no-reported", tmp_path / "runs", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert f"warning: record {half} cannot be read" in result.stderr
     text = (tmp_path / "out" / "LEADERBOARD.md").read_text()
     assert "| a |" in text
     assert "b-linear-0/record.json cannot be read" in text
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         find_records([tmp_path / "nothing"])
 
 
-def test_changed_cells_are_listed_and_no_others(tmp_path: Path) -> None:
+def test_only_changed_scores_are_listed(tmp_path: Path) -> None:
     for label in "ab":
         make_record(tmp_path / "runs", label=label)
     before = tmp_path / "before.json"
     before.write_text(to_json(board_of(tmp_path / "runs")))
-    arguments = ["leaderboard", "show", str(tmp_path / "runs"), "--against", str(before)]
-    assert CliRunner().invoke(cli, arguments).output == "The leaderboard is as before.\n"
+    arguments = ("show", tmp_path / "runs", "--against", before)
+    assert run_leaderboard(*arguments).output == "The leaderboard has not changed.\n"
     make_record(tmp_path / "runs", label="b", correct=8)
     make_record(tmp_path / "runs", label="c", correct=9, task="knn")
-    said = CliRunner().invoke(cli, arguments).output
-    assert "in 2 rows" in said
-    assert "| b | linear/top1 | linear | 60.00 (1) | 80.00 (1) |" in said
-    assert "| c | knn/top1 | knn | – | 90.00 (1) |" in said
-    assert "| a |" not in said
+    changes = run_leaderboard(*arguments).output
+    assert "in 2 rows" in changes
+    assert "| b | linear/top1 | linear | 60.00 (1) | 80.00 (1) |" in changes
+    assert "| c | knn/top1 | knn | – | 90.00 (1) |" in changes
+    assert "| a |" not in changes
     before.write_text("[]")
-    assert "no leaderboard.json" in str(CliRunner().invoke(cli, arguments).exception)
+    assert "is not a leaderboard.json" in str(run_leaderboard(*arguments).exception)

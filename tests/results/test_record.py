@@ -34,7 +34,7 @@ from simmim_bench.results.record import Record, read_record
         ({"schema": 3}, "schema 3"),
     ],
 )
-def test_a_record_that_the_schema_does_not_allow_is_named_with_the_key(
+def test_the_error_names_the_record_and_the_invalid_key(
     tmp_path: Path, fields: dict[str, object], where: str
 ) -> None:
     path = make_record(tmp_path)
@@ -44,21 +44,23 @@ def test_a_record_that_the_schema_does_not_allow_is_named_with_the_key(
     assert where in str(raised.value)
 
 
-def test_the_schema_says_of_every_key_what_it_is_for() -> None:
+def test_the_schema_describes_every_key() -> None:
     text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text()
     schema = json.loads(text)
     Draft202012Validator.check_schema(schema)
     assert set(schema["properties"]) == {field.name for field in fields(Record)}
 
-    def lacking(part: dict[str, Any], name: str) -> list[str]:
+    def undescribed(part: dict[str, Any], name: str) -> list[str]:
         inner = part.get("properties", {})
         missing = [] if part.get("description") else [name]
-        return missing + [n for key, sub in inner.items() for n in lacking(sub, f"{name}.{key}")]
+        return missing + [
+            n for key, sub in inner.items() for n in undescribed(sub, f"{name}.{key}")
+        ]
 
-    assert lacking(schema, "record") == []
+    assert undescribed(schema, "record") == []
 
 
-def test_a_record_of_version_1_is_read(tmp_path: Path) -> None:
+def test_a_record_of_schema_version_1_is_read(tmp_path: Path) -> None:
     path = make_record(tmp_path)
     old = json.loads(path.read_text())
     for key in ("status", "cost", "command"):
@@ -71,7 +73,7 @@ def test_a_record_of_version_1_is_read(tmp_path: Path) -> None:
     assert "60.0†" in to_markdown(board_of(tmp_path))
 
 
-def test_processes_that_write_at_once_lose_no_record(tmp_path: Path) -> None:
+def test_concurrent_writers_lose_no_record(tmp_path: Path) -> None:
     template = make_record(tmp_path / "template")
     script = (
         "import json, pathlib, sys; from simmim_bench.files import write_json\n"

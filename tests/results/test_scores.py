@@ -18,6 +18,7 @@ from simmim_bench.results.metrics import (
 
 
 def scores_of(folder: Path, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Store logits and compute the scores from the file."""
     write_logits(folder / "logits.npz", logits, labels)
     return scores_from_predictions("linear", folder / "logits.npz", None)
 
@@ -31,12 +32,12 @@ def test_top1_and_top5_equal_a_naive_ranking(tmp_path: Path) -> None:
     assert scores["top5"] == pytest.approx(100 * np.mean([r < 5 for r in ranks]))
 
 
-def test_equal_logits_are_not_all_correct(tmp_path: Path) -> None:
+def test_constant_logits_score_at_chance_level(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, np.zeros((10, 10)), np.arange(10))
     assert scores == {"top1": 10.0, "top5": 50.0}
 
 
-def test_stored_logits_are_small_and_ranked_before_they_are_rounded(tmp_path: Path) -> None:
+def test_stored_logits_are_small_and_are_ranked_before_rounding(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(2000, 1000)), generator.integers(0, 1000, 2000)
     logits[0, :2], labels[0] = (100.0, 100.001), 1  # equal as float16
@@ -55,7 +56,7 @@ def test_stored_logits_are_small_and_ranked_before_they_are_rounded(tmp_path: Pa
         ("logits", np.zeros((2, 3)), "do not fall from rank to rank"),
     ],
 )
-def test_stored_logits_that_contradict_themselves_are_refused(
+def test_inconsistent_stored_logits_are_rejected(
     tmp_path: Path, key: str, value: np.ndarray, message: str
 ) -> None:
     file = tmp_path / "logits.npz"
@@ -67,7 +68,7 @@ def test_stored_logits_that_contradict_themselves_are_refused(
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed"])
-def test_predictions_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> None:
+def test_the_error_names_unreadable_predictions(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "logits.npz"
     write_logits(file, np.random.default_rng(0).normal(size=(500, 20)), np.arange(500) % 20)
     content = bytearray(file.read_bytes())
@@ -82,7 +83,7 @@ def test_predictions_that_cannot_be_read_are_named(tmp_path: Path, damage: str) 
             read(file)
 
 
-def test_miou_equals_a_loop_over_classes_and_leaves_absent_ones_out(tmp_path: Path) -> None:
+def test_miou_equals_a_loop_over_classes_without_the_absent_ones(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     confusions = [generator.integers(0, 50, (4, 4)) for _ in range(3)]
     for confusion in confusions:
@@ -91,13 +92,13 @@ def test_miou_equals_a_loop_over_classes_and_leaves_absent_ones_out(tmp_path: Pa
     ious = [total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in range(3)]
     write_confusion(tmp_path / "c.npz", confusions, ["a", "b", "c"])
     with np.load(tmp_path / "c.npz") as stored:
-        again = np.zeros((4, 4))
+        restored = np.zeros((4, 4))
         for _, true, predicted, count in stored["entries"]:
-            again[true, predicted] += count
-    assert (again == total).all()
+            restored[true, predicted] += count
+    assert (restored == total).all()
     assert segmentation_scores(total)["miou"] == pytest.approx(100 * np.mean(ious))
 
 
-def test_logits_that_are_not_numbers_are_no_predictions(tmp_path: Path) -> None:
+def test_non_finite_logits_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match="not finite"):
         write_logits(tmp_path / "logits.npz", np.full((2, 2), np.nan), np.arange(2))

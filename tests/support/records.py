@@ -1,4 +1,4 @@
-"""Records written to disk, and the board of them."""
+"""Records of small runs on disk, the board of them, and the leaderboard's commands."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from click.testing import CliRunner, Result
 
+from simmim_bench.cli.main import cli
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
-from simmim_bench.results.metrics import (
-    scores_from_predictions,
-    write_logits,
-)
+from simmim_bench.results.metrics import scores_from_predictions, write_logits
 from simmim_bench.results.record import Record
 from transfer.recipes import RECIPES
 
@@ -22,7 +21,11 @@ from transfer.recipes import RECIPES
 def make_record(
     root: Path, *, task: str = "linear", label: str = "a", correct: int = 6, seed: int = 0
 ) -> Path:
-    """Write a run of ten images of which `correct` are right, as a runner would."""
+    """Write the files of a run on ten images of which `correct` are classified correctly.
+
+    Returns:
+        The path of the record.
+    """
     folder = root / f"{label}-{task}-{seed}"
     labels = np.arange(10) % 6
     logits = np.eye(6)[labels] * 5.0
@@ -73,8 +76,15 @@ def make_record(
 
 
 def change(path: Path, **fields: object) -> None:
+    """Replace fields of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def board_of(*roots: Path) -> Board:
+    """Build the board of the records below some folders."""
     return find_records(roots).board()
+
+
+def run_leaderboard(*arguments: object) -> Result:
+    """Run `simmim-bench leaderboard` in this process."""
+    return CliRunner().invoke(cli, ["leaderboard", *map(str, arguments)])
