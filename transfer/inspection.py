@@ -11,8 +11,8 @@ import numpy as np
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
-from transfer.segmentation.ade20k_layout import CHECK_AT_ONCE
 
+CHECK_AT_ONCE = 2000  # files; larger splits are sampled, or checked when they are loaded
 SAMPLE = 500  # files that are read of a split with more than CHECK_AT_ONCE files
 SEED = 0
 
