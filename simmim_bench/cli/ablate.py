@@ -254,7 +254,7 @@ def _run_steps(
 ) -> list[StepResult[AblationStep]]:
     """Run the steps that are left; when interrupted, write the results of the completed ones first."""
     from simmim_bench.jobs.runner import run_steps
-    from simmim_bench.results.ablation import write_ablation
+    from simmim_bench.results.ablation_report import write_ablation
 
     try:
         study.out.mkdir(parents=True, exist_ok=True)
@@ -278,7 +278,8 @@ def _write_results(study: AblationStudy, *, only_table: bool, as_json: bool) -> 
     Raises:
         UsageError: --only-table without a completed step.
     """
-    from simmim_bench.results.ablation import to_json, to_markdown, write_ablation
+    from simmim_bench.results.ablation import to_json
+    from simmim_bench.results.ablation_report import to_markdown, write_ablation
 
     ablation = collect_results(study)
     if ablation.rows:

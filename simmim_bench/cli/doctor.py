@@ -21,6 +21,7 @@ from simmim_bench.cli.options import (
     data_set_options,
     open_display,
     override_option,
+    pop_data_sets,
 )
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
 from simmim_bench.errors import BenchError, UsageError
@@ -55,8 +56,16 @@ class DoctorRequest:
         return hasattr(self.recipe, "arch")
 
 
-@click.command()
-@data_set_options("Check")
+class DoctorCommand(click.Command):
+    """A command with an option for a data set in each layout of the registry."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's parameters with these options."""
+        data_sets = data_set_options(lambda layout: f"Check a data set in {layout.title}'s layout.")
+        return [*data_sets, *super().get_params(ctx)]
+
+
+@click.command(cls=DoctorCommand)
 @click.option(
     "--every-file",
     is_flag=True,
@@ -113,7 +122,8 @@ def doctor(
     too small; 3 takes precedence over 4. Optional frameworks are required only if --coco, --ade20k or
     --recipe needs them.
     """
-    request = _check_request(recipe_name, overrides, **given)
+    data_sets = pop_data_sets(given)
+    request = _check_request(recipe_name, overrides, data_sets=data_sets, **given)
     findings = list(_examine(request, open_display(False)))
     code = exit_code(findings)
     if as_json:

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.tasks import LAYOUTS, TaskOption, tasks_on, tasks_with
+from simmim_bench.tasks import LAYOUTS, DataLayout, TaskOption, tasks_with
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
@@ -142,38 +142,25 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
     return decorate
 
 
-def data_set_options(verb: str) -> Decorator:
-    """Add an option per data layout, passed to the command as one `data_sets`: folders by layout.
+def data_set_options(help_of: Callable[[DataLayout], str]) -> list[click.Parameter]:
+    """Build an option per data layout, such as --imagenet DIR."""
+    return [
+        click.Option([f"--{layout.name}"], type=PATH, help=help_of(layout))
+        for layout in LAYOUTS.values()
+    ]
 
-    Args:
-        verb: what the command does with a data set; "" names the tasks that learn from it.
-    """
 
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def collect(**arguments: Any) -> None:
-            folders = {name: arguments.pop(name) for name in LAYOUTS}
-            given = {name: folder for name, folder in folders.items() if folder is not None}
-            command(data_sets=given, **arguments)
-
-        declared = [
-            click.option(
-                f"--{layout.name}",
-                type=PATH,
-                help=f"{verb} a data set in {layout.title}'s layout."
-                if verb
-                else f"Data of {_listed([task.name for task in tasks_on(layout.name)])}.",
-            )
-            for layout in LAYOUTS.values()
-        ]
-        return _apply(declared, collect)
-
-    return decorate
+def pop_data_sets(arguments: dict[str, Any]) -> dict[str, Path]:
+    """Take the values of `data_set_options` out of a command's arguments: given folders by layout."""
+    folders = {name: arguments.pop(name) for name in LAYOUTS}
+    return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 def task_option(option: TaskOption) -> click.Option:
     """Build the command-line option of a task option; its help names the tasks that take it."""
-    help_text = f"For {_listed(tasks_with(option.name))}: {option.help[0].lower()}{option.help[1:]}"
+    help_text = (
+        f"For {join_names(tasks_with(option.name))}: {option.help[0].lower()}{option.help[1:]}"
+    )
     if option.kind == "flag":
         return click.Option([option.flag], is_flag=True, help=help_text)
     if option.kind == "count":
@@ -270,7 +257,7 @@ def open_display(quiet: bool) -> Display:
     return Display(quiet=quiet)
 
 
-def _listed(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """Join names as in a sentence: `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 

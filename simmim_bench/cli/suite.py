@@ -18,22 +18,27 @@ from simmim_bench.cli.options import (
     complete_ckpt,
     data_set_options,
     job_options,
+    join_names,
     open_display,
+    pop_data_sets,
     task_option,
     transfer_recipes,
 )
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.tasks import OPTIONS, TASKS, given_options, variants
+from simmim_bench.tasks import OPTIONS, TASKS, given_options, tasks_on, variants
 
 
 class SuiteCommand(click.Command):
-    """A command with the task options that the registry offers to suites at the time of the call."""
+    """A command whose data sets and task options are those of the registry at the time of the call."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the command's parameters with those options."""
-        *declared, help_option = super().get_params(ctx)
+        """Return the command's parameters with an option per data layout and per offered task option."""
+        ckpt, *declared, help_option = super().get_params(ctx)
+        data_sets = data_set_options(
+            lambda layout: f"Data of {join_names([task.name for task in tasks_on(layout.name)])}."
+        )
         offered = [task_option(option) for option in OPTIONS.values() if option.in_suite]
-        return [*declared, *offered, help_option]
+        return [ckpt, *data_sets, *declared, *offered, help_option]
 
 
 def complete_task(
@@ -66,7 +71,6 @@ def complete_recipe(
     shell_complete=complete_ckpt,
     help="Checkpoint, as for `transfer`; may be repeated, for a row each.",
 )
-@data_set_options("")
 @click.option(
     "--out",
     type=PATH,
@@ -84,7 +88,7 @@ def complete_recipe(
     multiple=True,
     metavar="TASK,...",
     shell_complete=complete_task,
-    help=f"Run only these tasks of {', '.join(variants())}; fewshot means both.",
+    help="Run only these tasks, such as linear,knn; fewshot means 1% and 10%. May be repeated.",
 )
 @click.option(
     "--seeds",
@@ -138,7 +142,8 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     from transfer.suite.run import plan_suite, result_json, run_suite
 
     offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
-    options = SuiteOptions(task_options=given_options(offered), **given)
+    data_sets = pop_data_sets(given)
+    options = SuiteOptions(data_sets=data_sets, task_options=given_options(offered), **given)
     planned = plan_suite(options, job_options)
     if not as_json:
         click.echo(plan_text(planned) + "\n")

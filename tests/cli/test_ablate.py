@@ -16,21 +16,21 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from support.commands import two_processes
 
-from pretrain.axes import AXES, make_grid
+from pretrain.axes import AXES, build_grid
+from pretrain.build import check_sizes
 from pretrain.recipes import PretrainRecipe, default_recipe
-from pretrain.train import check_sizes
 from simmim_bench.cli import ablate as ablate_command
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.results.ablation import (
     Ablation,
-    Measured,
-    Published,
-    Score,
+    CellResult,
+    PublishedScore,
+    SeedScore,
     from_json,
     to_json,
-    to_markdown,
 )
+from simmim_bench.results.ablation_report import to_markdown
 
 QUICK = ("-o", "epochs=1", "-o", "warmup_epochs=0", "-t", "epochs=2", "-t", "warmup_epochs=0")
 
@@ -46,7 +46,7 @@ def refused(result: Result) -> BenchError:
 
 
 def names(recipe: PretrainRecipe, *axes: str) -> list[str]:
-    return [cell.name for cell in make_grid(recipe, axes).cells]
+    return [cell.name for cell in build_grid(recipe, axes).cells]
 
 
 def test_the_command_offers_every_axis() -> None:
@@ -59,7 +59,7 @@ def test_a_grid_has_the_recipes_own_cell_first_and_cells_that_can_be_trained(
     arch: str, axis: str
 ) -> None:
     recipe = default_recipe(arch)
-    grid = make_grid(recipe, [axis])
+    grid = build_grid(recipe, [axis])
     assert grid.cells[0].changes == {}
     assert grid.cells[0].recipe == recipe
     assert len({repr(cell.changes) for cell in grid.cells}) == len(grid.cells) > 1
@@ -77,32 +77,32 @@ def test_axes_are_those_of_the_paper_at_192_pixels() -> None:
     assert sizes == [f"{n} points" for n in (6, 12, 24, 48, 96)]
 
 
-def test_a_recipe_beside_the_axis_has_a_cell_of_its_own() -> None:
+def test_a_recipe_off_the_axis_gets_its_own_cell() -> None:
     recipe = replace(default_recipe("vit_pocket"), mask_ratio=0.55)
     assert names(recipe, "ratio") == ["as given", *(f"ratio 0.{n}" for n in range(1, 10))]
 
 
-def test_cells_that_cannot_be_are_left_out_with_the_reason() -> None:
-    grid = make_grid(default_recipe("swin_b"), ["encoder-input"])
+def test_impossible_cells_are_left_out_with_the_reason() -> None:
+    grid = build_grid(default_recipe("swin_b"), ["encoder-input"])
     assert [cell.name for cell in grid.cells] == ["tokens", "zeros"]
-    assert "is for a ViT" in grid.left_out["visible"]
-    combined = make_grid(default_recipe("vit_pocket"), ["target", "loss"])
+    assert "needs a ViT" in grid.left_out["visible"]
+    combined = build_grid(default_recipe("vit_pocket"), ["target", "loss"])
     assert "patch norm, l2" in [cell.name for cell in combined.cells]
     assert "8 bins, l2" in combined.left_out
 
 
 def test_resolutions_are_named_by_the_points_that_are_predicted() -> None:
     recipe = default_recipe("vit_pocket")
-    tokens = make_grid(replace(recipe, target="tokens"), ["resolution"])
+    tokens = build_grid(replace(recipe, target="tokens"), ["resolution"])
     assert [cell.name for cell in tokens.cells] == ["8 points", "16 points"]
     assert [cell.changes for cell in tokens.cells][1] == {"target_size": 16}
     features = replace(recipe, target="teacher_features", teacher="random:vit_pocket")
-    grid = make_grid(features, ["resolution"])
+    grid = build_grid(features, ["resolution"])
     assert [cell.name for cell in grid.cells] == ["8 points"]
 
 
 def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
-    cells = {cell.name: cell for cell in make_grid(default_recipe("vit_b"), ["target"]).cells}
+    cells = {cell.name: cell for cell in build_grid(default_recipe("vit_b"), ["target"]).cells}
     # 16 x 16 pixels x 3 channels x 256 classes are 196,608 numbers a cell; a quarter of that may be.
     assert cells["256 bins"].changes == {"target": "bins", "bins": 256, "target_size": 112}
     assert cells["8 bins"].changes == {"target": "bins"}
@@ -111,7 +111,7 @@ def test_targets_of_many_numbers_are_predicted_less_finely() -> None:
 def test_a_recipe_with_a_teacher_is_compared_with_those_that_have_none() -> None:
     changes = {"target": "teacher_features", "teacher": "random:vit_pocket", "pixel_weight": 0.5}
     recipe = replace(default_recipe("vit_pocket"), **changes)  # type: ignore[arg-type]
-    grid = make_grid(recipe, ["target"])
+    grid = build_grid(recipe, ["target"])
     cells = {cell.name: cell.changes for cell in grid.cells}
     assert cells["as given"] == {}
     assert cells["teacher's features"] == {"pixel_weight": 0.0}
@@ -122,9 +122,9 @@ def test_a_recipe_with_a_teacher_is_compared_with_those_that_have_none() -> None
     assert "teacher's pixels" not in names(default_recipe("vit_pocket"), "target")
 
 
-def test_published_scores_stand_beside_the_papers_own_choices_alone() -> None:
+def test_published_scores_appear_only_at_the_papers_own_choices() -> None:
     def published(recipe: PretrainRecipe, axis: str) -> dict[str, float]:
-        cells = make_grid(recipe, [axis]).cells
+        cells = build_grid(recipe, [axis]).cells
         return {cell.name: cell.published.value for cell in cells if cell.published}
 
     recipe = default_recipe("swin_b")
@@ -136,9 +136,9 @@ def test_published_scores_stand_beside_the_papers_own_choices_alone() -> None:
 
 def measured(
     name: str, *scores: float, above: tuple[float, float, float] | None = None
-) -> Measured:
-    told = tuple(Score(seed, value, "", "") for seed, value in enumerate(scores))
-    return Measured(
+) -> CellResult:
+    told = tuple(SeedScore(seed, value, "", "") for seed, value in enumerate(scores))
+    return CellResult(
         name=name,
         changes={} if name == "own" else {"masking": "square"},
         scores=told,
@@ -147,7 +147,7 @@ def measured(
     )
 
 
-def test_the_table_says_means_deviations_and_what_is_missing() -> None:
+def test_the_table_lists_means_deviations_and_missing_cells() -> None:
     rows = (
         measured("own", 50.0, 52.0),
         measured("other one", 60.0, 62.0, above=(10.0, 8.5, 11.5)),
@@ -171,9 +171,11 @@ def test_the_table_says_means_deviations_and_what_is_missing() -> None:
     # Of fewer seeds than the others: said, and never the best.
     assert "| no pretraining | – | 90.0 (of 1) |  |" in text
     assert "x; 2 seeds." in text
-    assert "Not done: square 8." in text
+    assert "Not run: square 8." in text
     assert "Left out: a and 1 more: too large" in text
-    with_published = replace(ablation, rows=(replace(rows[0], published=Published(82.8, "s")),))
+    with_published = replace(
+        ablation, rows=(replace(rows[0], published=PublishedScore(82.8, "s")),)
+    )
     for one in (ablation, with_published):
         assert from_json(json.loads(json.dumps(to_json(one)))) == one
 
@@ -183,7 +185,7 @@ def scores_in(table: str) -> dict[str, float]:
     return {name: float(score) for name, score in rows}
 
 
-def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
+def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
@@ -247,7 +249,7 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
     assert "seed 0 done, seed 1 done" in lines["no pretraining"]
     assert "seed 0 to do" in lines["l2"]
 
-    # A cell that was started differently is in the way, and nothing is begun.
+    # A cell that was started differently is blocked, and nothing is started.
     changed = ablate(*common, "-o", "mask_ratio=0.5", data=pocket, out=out)
     assert isinstance(refused(changed), UsageError)
     assert "mask_ratio 0.6, now 0.5" in str(changed.exception)
@@ -275,12 +277,12 @@ def test_cells_are_done_once_shared_by_axes_and_told_as_their_records_say(
         (("scope", "--recipe", "pockt"), UsageError, "did you mean 'pocket'"),
         (("scope", "-o", "scop=all"), UsageError, "did you mean 'scope'"),
         (("scope", "-t", "epoch=3"), UsageError, "did you mean 'epochs'"),
-        (("scope", "--transfer-data", "nowhere"), DataError, "nowhere is not there"),
+        (("scope", "--transfer-data", "nowhere"), DataError, "nowhere does not exist"),
         (("scope", "--data", "hfds:cifar10"), UsageError, "--transfer-data DIR"),
         (("target", "-o", "target_size=7"), UsageError, "target_size 7 does not divide"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(
+def test_invalid_requests_are_refused_before_any_work(
     words: Sequence[str], kind: type[BenchError], says: str, tmp_path: Path, pocket: Path
 ) -> None:
     fixed = ("--arch", "vit_pocket", "--data", str(pocket / "imagenet"), *QUICK)
@@ -291,7 +293,7 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, pocket: Path) -> None:
+def test_a_file_as_output_folder_is_refused(tmp_path: Path, pocket: Path) -> None:
     (tmp_path / "out").write_text("a file")
     result = ablate("scope", data=pocket, out=tmp_path / "out")
     assert "is a file; choose a directory" in str(refused(result))
@@ -300,7 +302,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, pocket: Pa
 
 
 @pytest.mark.slow
-def test_two_processes_do_a_cell_as_a_run_and_its_transfer(tmp_path: Path, pocket: Path) -> None:
+def test_two_processes_run_a_cell(tmp_path: Path, pocket: Path) -> None:
     data, out = str(pocket / "imagenet"), tmp_path / "out"
     words = ("ablate", "scope", "--arch", "vit_pocket", "--data", data, "--out", str(out))
     quick = ("-o", "epochs=1", "-o", "warmup_epochs=0", "--transfer", "knn")
@@ -310,7 +312,7 @@ def test_two_processes_do_a_cell_as_a_run_and_its_transfer(tmp_path: Path, pocke
     assert record["evaluated"] == record["expected"] == 30
 
 
-def test_a_cell_that_fails_stops_no_other_and_its_code_is_the_commands(
+def test_an_ablation_continues_after_a_failed_cell_and_exits_with_its_code(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))

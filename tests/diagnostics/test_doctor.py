@@ -1,4 +1,4 @@
-"""Claims about the doctor: it names all that is wrong, and its estimates hold where they can be checked."""
+"""Claims about `doctor`: it lists every fault, and its estimates are right where they can be checked."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
 from transfer.detection.examine import examine_coco
-from transfer.estimate import plan_transfer
 from transfer.examine import examine_imagenet
 from transfer.inspection import SAMPLE, Reading
 from transfer.recipes import RECIPES as TRANSFERS
 from transfer.segmentation.examine import examine_ade20k
+from transfer.tasks import load_function, protocol_of
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def data(tmp_path: Path, pocket: Path) -> Path:
-    """A copy of the generated data, to be damaged."""
+    """A copy of the synthetic data, to be damaged."""
     return Path(shutil.copytree(pocket, tmp_path / "data"))
 
 
@@ -51,8 +51,8 @@ def reading(display: Display) -> Reading:
 
 
 def all_text(findings: list[Finding], *states: str) -> str:
-    told = [f for f in findings if f.state in (states or ("ok", "warning", "problem"))]
-    return "\n".join(" ".join((f.name, f.said, *f.items, f.remedy or "")) for f in told)
+    chosen = [f for f in findings if f.state in (states or ("ok", "warning", "problem"))]
+    return "\n".join(" ".join((f.name, f.said, *f.items, f.remedy or "")) for f in chosen)
 
 
 def change_coco(data: Path, split: str, change: Any) -> None:
@@ -62,7 +62,7 @@ def change_coco(data: Path, split: str, change: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_all_that_is_wrong_is_named_in_one_run(
+def test_every_fault_is_reported_in_one_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_named_in_one_run(
         f"- {classes[0]}",
         f"class folder {data / 'imagenet' / 'train' / classes[1]} has no images",
         f"image {cut} cannot be read",
-        f"image {missing} is not there",
+        f"image {missing} does not exist",
         "has image_id 987654, which is not in images",
         "1 annotations with a box without area",
         f"image {resized} is 7 x 9 pixels, but its entry in the annotations is 32 x 32",
@@ -117,16 +117,16 @@ def test_all_that_is_wrong_is_named_in_one_run(
     assert "Traceback" not in err
 
 
-def test_sound_data_are_counted_and_the_answer_is_for_scripts_too(pocket: Path) -> None:
+def test_valid_data_are_counted_and_reported_as_json(pocket: Path) -> None:
     folders = [f"--{kind}={pocket / kind}" for kind in ("imagenet", "coco", "ade20k")]
     code, out, _ = run("doctor", "--json", *folders, "--recipe", "pocket", "-o", "epochs=3")
     answer = json.loads(out)
     facts = {(f["group"], f["name"]): f["facts"] for f in answer["findings"] if f["facts"]}
     bad = {f["group"] for f in answer["findings"] if f["state"] == "problem"}
-    assert bad <= {"engines", "machine"}
+    assert bad <= {"frameworks", "machine"}
     assert code == answer["exit_code"] == (3 if bad else 0)
-    assert {name for group, name in facts if group == "engines"} == {e.name for e in FRAMEWORKS}
-    assert facts["engines", "torch"]["version"] == torch.__version__
+    assert {name for group, name in facts if group == "frameworks"} == {e.name for e in FRAMEWORKS}
+    assert facts["frameworks", "torch"]["version"] == torch.__version__
     content = json.loads((pocket / "coco/annotations/instances_train2017.json").read_text())
     seen = {a["image_id"] for a in content["annotations"]}
     assert facts["imagenet", "train"]["images"] == 60
@@ -137,7 +137,7 @@ def test_sound_data_are_counted_and_the_answer_is_for_scripts_too(pocket: Path) 
     assert facts["machine", "disk"]["free"] > 0
 
 
-def test_objects_that_runs_can_leave_out_are_a_warning(data: Path, reading: Reading) -> None:
+def test_objects_that_runs_can_skip_are_a_warning(data: Path, reading: Reading) -> None:
     def flatten(content: dict[str, Any]) -> None:
         content["annotations"][1]["bbox"][2] = 0
 
@@ -182,29 +182,27 @@ def test_splits_of_other_categories_are_a_problem(data: Path, reading: Reading) 
     assert "id 77 is in one of them only" in found
 
 
-def test_what_the_runs_leave_unused_is_a_warning(data: Path, reading: Reading) -> None:
+def test_unused_files_are_a_warning(data: Path, reading: Reading) -> None:
     image = next((data / "imagenet" / "train").rglob("*.JPEG"))
     stray = shutil.copy(image, data / "imagenet" / "train" / "stray.JPEG")
     lonely = data / "ade20k" / "annotations" / "validation" / "lonely.png"
     Image.new("L", (32, 32)).save(lonely)
     findings = examine_imagenet(data / "imagenet", reading)
     findings += examine_ade20k(data / "ade20k", reading)
-    told = all_text(findings, "warning")
-    assert str(stray) in told
-    assert str(lonely) in told
+    chosen = all_text(findings, "warning")
+    assert str(stray) in chosen
+    assert str(lonely) in chosen
     assert exit_code(findings) == 0
 
 
 @pytest.mark.parametrize("examine", [examine_imagenet, examine_coco, examine_ade20k])
-def test_folders_that_are_not_there_are_named(
-    examine: Any, tmp_path: Path, reading: Reading
-) -> None:
+def test_missing_folders_are_named(examine: Any, tmp_path: Path, reading: Reading) -> None:
     findings = examine(tmp_path / "nowhere", reading)
     assert str(tmp_path / "nowhere") in all_text(findings, "problem")
     assert exit_code(findings) == 4
 
 
-def test_of_large_splits_the_same_sample_is_read_and_all_on_demand(display: Display) -> None:
+def test_large_splits_are_sampled_unless_every_file_is_requested(display: Display) -> None:
     chosen = Reading(display=display).choose(100_000)
     assert len(set(chosen)) == SAMPLE
     assert chosen == Reading(display=display).choose(100_000)
@@ -229,7 +227,7 @@ def write_tiny(folder: Path, spoil: Any = None) -> Path:
     return folder
 
 
-def test_a_checkpoint_says_what_it_is_and_where_it_fits(tmp_path: Path) -> None:
+def test_a_checkpoint_is_described_and_matched_with_architectures(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny")
     checkpoint, findings = examine_checkpoint(str(path))
     assert checkpoint is not None
@@ -237,12 +235,12 @@ def test_a_checkpoint_says_what_it_is_and_where_it_fits(tmp_path: Path) -> None:
     (fit,) = [f for f in findings if "matched" in f.facts]
     assert len(fit.facts["matched"]) == weights
     assert exit_code(findings) == 0
-    # It is called vit_pocket, of which ours is four times as wide.
+    # It is named vit_pocket, but the registered vit_pocket is four times as wide.
     assert "embed_dim 32" in all_text(findings)
     for other in ("swin_pocket", "vit_b"):
         _, findings = examine_checkpoint(str(path), other)
         assert f"does not fit {other}" in all_text(findings, "problem")
-        assert "use --arch vit_pocket, which it is" in all_text(findings, "problem")
+        assert "use --arch vit_pocket, its own architecture" in all_text(findings, "problem")
         assert exit_code(findings) == 4
 
 
@@ -265,42 +263,46 @@ def test_a_damaged_or_absent_checkpoint_is_a_problem(tmp_path: Path) -> None:
         assert said in all_text(findings, "problem")
 
 
-def test_a_missing_engine_is_a_problem_only_where_it_is_needed() -> None:
-    absent = Framework("no_such_engine", "nothing", "import no_such_engine", "pip install it", True)
+def test_a_missing_framework_is_a_problem_only_where_it_is_needed() -> None:
+    absent = Framework(
+        "no_such_package", "nothing", "import no_such_package", "pip install it", True
+    )
     (finding,) = examine_frameworks([absent])
     assert (finding.state, finding.remedy) == ("warning", "pip install it")
     assert exit_code([finding]) == 0
-    (finding,) = examine_frameworks([absent], ["no_such_engine"])
+    (finding,) = examine_frameworks([absent], ["no_such_package"])
     assert finding.state == "problem"
     assert exit_code([finding]) == 3
 
 
-def test_a_broken_engine_takes_no_other_along(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_broken_framework_does_not_affect_the_others(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "halting.py").write_text("import os; os._exit(7)")
     (tmp_path / "torn.py").write_text("import no_such_part")
     (tmp_path / "shy.py").write_text("import sys\nif 'torn' in sys.argv[1]: raise OSError('shy')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     names = ("torn", "shy", "halting", "json")
-    engines = [Framework(n, "tests", f"import {n}; v = '1.0'", f"mend {n}", True) for n in names]
-    found = {f.name: f for f in examine_frameworks(engines)}
+    frameworks = [
+        Framework(n, "tests", f"import {n}; v = '1.0'", f"install {n}", True) for n in names
+    ]
+    found = {f.name: f for f in examine_frameworks(frameworks)}
     assert "broken: its import ends Python with code 7" in found["halting"].said
-    # What an installed engine lacks makes it broken, not missing.
+    # What an installed package lacks makes it broken, not missing.
     assert "broken: ModuleNotFoundError: No module named 'no_such_part'" in found["torn"].said
     assert found["torn"].state == found["halting"].state == "problem"
     assert found["json"].state == found["shy"].state == "ok"
 
 
-def test_a_missing_engine_comes_before_bad_data() -> None:
+def test_a_missing_framework_takes_precedence_over_bad_data() -> None:
     def problem(group: str) -> Finding:
         return Finding(group=group, name="x", state="problem", said="broken")
 
-    assert exit_code([problem("coco"), problem("engines")]) == 3
+    assert exit_code([problem("coco"), problem("frameworks")]) == 3
     assert exit_code([problem("coco")]) == 4
     assert exit_code([]) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU here")
-def test_a_gpu_that_torch_cannot_use_is_told_with_its_remedy(
+def test_a_gpu_that_torch_cannot_use_is_reported_with_a_fix(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     driver = tmp_path / "nvidia-smi"
@@ -316,14 +318,14 @@ def test_a_gpu_that_torch_cannot_use_is_told_with_its_remedy(
     assert f"unset {HIDING}" in all_text(examine_gpus(), "warning")
 
 
-def test_what_belongs_together_is_asked_for_together() -> None:
+def test_options_that_need_each_other_are_checked() -> None:
     assert "did you mean 'vit_b_800ep'" in fails(2, "doctor", "--recipe", "vit_b_80ep")
-    assert "say which by --arch or --ckpt" in fails(2, "doctor", "--recipe", "coco_pocket")
-    assert "belongs to --recipe" in fails(2, "doctor", "-o", "epochs=3")
-    assert "belongs to --ckpt or to --recipe" in fails(2, "doctor", "--arch", "vit_b")
+    assert "choose one with --arch or with --ckpt" in fails(2, "doctor", "--recipe", "coco_pocket")
+    assert "needs --recipe" in fails(2, "doctor", "-o", "epochs=3")
+    assert "needs --ckpt or --recipe" in fails(2, "doctor", "--arch", "vit_b")
 
 
-def test_a_pretraining_takes_the_steps_and_no_more_than_the_disk_that_were_told(
+def test_pretraining_takes_the_estimated_steps_and_disk(
     tmp_path: Path, pocket: Path, reading: Reading
 ) -> None:
     recipe = override(PRETRAINING["pocket"], ["epochs=2", "warmup_epochs=0"])
@@ -342,7 +344,7 @@ def test_a_pretraining_takes_the_steps_and_no_more_than_the_disk_that_were_told(
 
 
 def check_disk(work: Work, written: Path) -> None:
-    """Expect what is written not to be more than told, nor so much less that the telling is of no use."""
+    """Check that the estimate is an upper bound, and not more than four times what was written."""
     used = sum(p.stat().st_size for p in written.rglob("*") if p.is_file())
     assert work.disk / 4 < used <= work.disk
 
@@ -361,7 +363,7 @@ def check_disk(work: Work, written: Path) -> None:
         ("ade20k", "ade20k_pocket", ["max_iters=1", "batch_size=2"], "run/checkpoints"),
     ],
 )
-def test_a_transfer_takes_no_more_than_the_disk_that_was_told(
+def test_transfers_take_no_more_disk_than_estimated(
     task: str, name: str, changes: list[str], written: str, tmp_path: Path, pocket: Path
 ) -> None:
     if task in ("coco", "ade20k"):
@@ -369,7 +371,8 @@ def test_a_transfer_takes_no_more_than_the_disk_that_was_told(
     kind = task if task in ("coco", "ade20k") else "imagenet"
     recipe = override(TRANSFERS[name], changes)
     size = DataSize(60, 30, {"imagenet": 10, "coco": 10, "ade20k": 16}[kind], "these")
-    work = plan_transfer(recipe, read_checkpoint("random:vit_pocket"), size, CPU)
+    plan = load_function(protocol_of(recipe).estimate)
+    work = plan(recipe, read_checkpoint("random:vit_pocket"), size, CPU)
     code, _, err = run(
         *("transfer", task, "--ckpt", "random:vit_pocket", "--data", pocket / kind),
         *("--out", tmp_path / "run", "--quiet"),
@@ -383,7 +386,7 @@ def test_a_transfer_takes_no_more_than_the_disk_that_was_told(
     assert facts["seconds"] == pytest.approx(facts["steps"] * facts["seconds_per_step"])
 
 
-def test_a_recipe_that_memory_or_disk_are_too_small_for_is_told(tmp_path: Path) -> None:
+def test_a_recipe_that_does_not_fit_in_memory_or_disk_is_reported(tmp_path: Path) -> None:
     model = nn.Linear(4, 4)
     common: dict[str, Any] = {
         "model": model,
@@ -395,19 +398,19 @@ def test_a_recipe_that_memory_or_disk_are_too_small_for_is_told(tmp_path: Path) 
         "written": "nothing",
     }
 
-    def told(cut: str | None, gib: float, disk: int) -> list[Finding]:
+    def findings_for(cut: str | None, gib: float, disk: int) -> list[Finding]:
         memory = StepMemory(fixed=GIB, per_image=GIB, available=round(gib * GIB))
         work = Work(**common, cut=cut, memory=lambda: memory, disk=disk)
         return estimate(work, device=CPU, folder=tmp_path)
 
     # 0.9 of 30 GiB hold the fixed one and 16 images of 1.25, but not 32.
-    memory, _, disk = told("--accumulate", 30, 1 << 60)
-    assert "--accumulate 4, which takes 21.00 GiB for 16" in (memory.remedy or "")
+    memory, _, disk = findings_for("--accumulate", 30, 1 << 60)
+    assert "--accumulate 4, which needs 21.00 GiB for 16" in (memory.remedy or "")
     assert memory.state == disk.state == "problem"
-    memory, _, disk = told("by itself", 30, 0)
+    memory, _, disk = findings_for("by itself", 30, 0)
     assert memory.state == disk.state == "ok"
-    assert "cuts its batches into 4 parts" in memory.said
-    memory, _, _ = told(None, 30, 0)
+    assert "splits its batches into 4 gradient-accumulation steps" in memory.said
+    memory, _, _ = findings_for(None, 30, 0)
     assert "batch_size=16" in (memory.remedy or "")
     # Not even one image: no step is tried.
-    assert [f.name for f in told("--accumulate", 2, 0)] == ["memory", "disk"]
+    assert [f.name for f in findings_for("--accumulate", 2, 0)] == ["memory", "disk"]

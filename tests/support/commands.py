@@ -12,9 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from simmim_bench.jobs.process import launch_words
+from simmim_bench.jobs.process import command_line
 
-IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.run"]
+IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.launch"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def two_processes(*arguments: str) -> Ended:
 
 def under_torchrun(*arguments: str) -> Ended:
     """Run a command as two processes of torchrun's, and expect it to end well."""
-    command = launch_words(arguments, 2)
+    command = command_line(arguments, 2)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
     return Ended(done.stdout, done.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.cli.ablation.study import AblationStep, AblationStudy
 
 if TYPE_CHECKING:
-    from simmim_bench.results.ablation import Ablation, Measured
+    from simmim_bench.results.ablation import Ablation, CellResult
 
 
 def collect_results(study: AblationStudy) -> Ablation:
@@ -83,10 +83,11 @@ def _with_changes(name: str, changes: Sequence[str]) -> str:
 
 def _measured(
     study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
-) -> Measured:
+) -> CellResult:
     """Collect a cell's scores, facts of its checkpoints, and its difference to the recipe's own cell."""
     from simmim_bench.leaderboard.archive import shorten_paths
-    from simmim_bench.results.ablation import FACTS, Measured, Score
+    from simmim_bench.results.ablation import CellResult, SeedScore
+    from simmim_bench.results.ablation_report import FACT_COLUMNS
     from simmim_bench.results.record import read_record
 
     scores = []
@@ -95,15 +96,15 @@ def _measured(
         record = read_record(path)
         relative = path.relative_to(study.out).as_posix()
         value, predictions = record.metrics[study.metric], record.predictions["sha256"]
-        scores.append(Score(step.seed, value, relative, predictions))
+        scores.append(SeedScore(step.seed, value, relative, predictions))
     facts: dict[str, list[float]] = {}
     for step in steps:
         if step.cell is not None:
             for name, value in _facts(step.pretraining).items():
-                if name in FACTS and value is not None:
+                if name in FACT_COLUMNS and value is not None:
                     facts.setdefault(name, []).append(value)
     cell = steps[0].cell
-    return Measured(
+    return CellResult(
         name=steps[0].name,
         changes={} if cell is None else shorten_paths(cell.changes),
         scores=tuple(scores),

@@ -232,7 +232,7 @@ def step_json(step: AblationStep, statuses: Sequence[tuple[RunStatus, str]]) -> 
 
 def plan_text(plan: Sequence[dict[str, Any]], left_out: dict[str, str]) -> str:
     """Return the grid as plain text: one line per cell, with the status of each seed."""
-    from simmim_bench.results.ablation import NO_PRETRAINING, differing, left_out_texts
+    from simmim_bench.results.ablation import NO_PRETRAINING, describe_changes, describe_left_out
 
     names = list(dict.fromkeys(one["cell"] for one in plan))
     width = max(map(len, names))
@@ -240,9 +240,9 @@ def plan_text(plan: Sequence[dict[str, Any]], left_out: dict[str, str]) -> str:
     for name in names:
         of_cell = [one for one in plan if one["cell"] == name]
         seeds = ", ".join(f"seed {one['seed']} {one['state']}" for one in of_cell)
-        changes = "" if name == NO_PRETRAINING else differing(of_cell[0]["changes"])
+        changes = "" if name == NO_PRETRAINING else describe_changes(of_cell[0]["changes"])
         lines.append(f"{name:<{width}}  {seeds}  {changes}".rstrip())
-    lines += left_out_texts(left_out)
+    lines += describe_left_out(left_out)
     left = sum(one["state"] != "done" for one in plan)
     return "\n".join([*lines, "", f"{left} of {len(plan)} steps to do"])
 

@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
-from simmim_bench.jobs.options import Execution, SlurmOptions
-from simmim_bench.jobs.process import exit_code, last_error, launch_words
-from simmim_bench.jobs.slurm import Cluster, job_code, read_minutes
-from simmim_bench.jobs.workers import Machine, share_devices
+from simmim_bench.jobs.options import JobOptions, SlurmOptions
+from simmim_bench.jobs.process import command_line, exit_code, last_error
+from simmim_bench.jobs.slurm import Cluster, job_result, read_minutes
+from simmim_bench.jobs.workers import Machine, gpu_groups
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.lock import exclusive_lock, is_locked
 
@@ -110,7 +110,7 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_suite_is_what_its_tasks_are_one_by_one_and_finds_them_done(
+def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,7 +147,7 @@ def test_a_suite_is_what_its_tasks_are_one_by_one_and_finds_them_done(
     spent = [record.wall_time_s for record in one.values() if record.task == "knn"]
     assert knn["state"] == "2 of 4 seeds done"
     assert knn["estimate"]["seconds"] == pytest.approx(2 * sum(spent) / 2)
-    assert knn["estimate"]["source"] == "mean of 2 runs like it"
+    assert knn["estimate"]["source"] == "mean of 2 similar runs"
     assert "--seed 2" in knn["command"]
     assert "--seeds 2" in knn["command"]
     assert linear["estimate"]["seconds"] == 0
@@ -157,9 +157,7 @@ def test_a_suite_is_what_its_tasks_are_one_by_one_and_finds_them_done(
     assert unlike["estimate"]["seconds"] is None
 
 
-def test_a_suite_killed_at_any_moment_goes_on_and_redoes_nothing(
-    tmp_path: Path, pocket: Path
-) -> None:
+def test_a_killed_suite_continues_and_skips_completed_steps(tmp_path: Path, pocket: Path) -> None:
     common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "linear,knn")
     common += ("--seeds", "2", *QUICK)
     killed = start(*common)
@@ -180,7 +178,7 @@ def test_a_suite_killed_at_any_moment_goes_on_and_redoes_nothing(
     assert not list(tmp_path.rglob(".lock"))
 
 
-def test_a_signal_reaches_the_step_which_saves(tmp_path: Path, pocket: Path) -> None:
+def test_a_signal_is_passed_to_the_step_which_saves(tmp_path: Path, pocket: Path) -> None:
     common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "imagenet,coco")
     common += ("--coco", pocket / "coco", "-o", "imagenet.epochs=400")
     stopped = start(*common)
@@ -199,7 +197,7 @@ def test_a_signal_reaches_the_step_which_saves(tmp_path: Path, pocket: Path) -> 
     assert (one["state"], two["state"]) == ("resumable", "to do")
 
 
-def test_a_failed_step_stops_no_other_and_the_end_says_how_to_go_on(
+def test_a_suite_continues_after_a_failed_step_and_prints_its_command(
     tmp_path: Path, pocket: Path
 ) -> None:
     coco = Path(shutil.copytree(pocket / "coco", tmp_path / "coco"))
@@ -229,14 +227,14 @@ def test_a_failed_step_stops_no_other_and_the_end_says_how_to_go_on(
     assert "0 of 2 steps to do" in ok(*common, "--dry-run")
 
 
-def test_what_is_in_the_way_is_told_before_anything_starts(tmp_path: Path, pocket: Path) -> None:
+def test_blocked_steps_are_reported_before_anything_starts(tmp_path: Path, pocket: Path) -> None:
     data = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "linear,knn")
     place = tmp_path / HOME / "knn" / "seed0"
     single = ["transfer", "knn", "--ckpt", CKPT, "--data", str(pocket / "imagenet"), "-o", "k=3"]
     assert CliRunner().invoke(cli, [*single, "--out", str(place)]).exit_code == 0
     refused = suite(*data)
     assert isinstance(refused.exception, UsageError)
-    assert "1 of 2 steps cannot start, so none did." in str(refused.exception)
+    assert "1 of 2 steps are blocked; nothing was started." in str(refused.exception)
     assert f"{place} was started with another recipe (k [3], now [10, 20, 100])" in str(
         refused.exception
     )
@@ -261,7 +259,7 @@ def test_what_is_in_the_way_is_told_before_anything_starts(tmp_path: Path, pocke
         (["--ckpt", "random/vit_pocket"], DataError, "does not exist"),
     ],
 )
-def test_a_wrong_suite_is_refused_before_anything_is_made(
+def test_an_invalid_suite_is_refused_before_anything_is_written(
     tmp_path: Path,
     pocket: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -277,7 +275,7 @@ def test_a_wrong_suite_is_refused_before_anything_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_checkpoints_that_would_share_a_place_are_refused(
+def test_two_checkpoints_that_would_share_a_folder_are_refused(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -287,7 +285,7 @@ def test_two_checkpoints_that_would_share_a_place_are_refused(
     monkeypatch.setitem(ARCHS, "vit-pocket", ARCHS["vit_pocket"])
     common = ("--imagenet", pocket / "imagenet", "--ckpt", "random:vit-pocket")
     refused = suite(*common, ckpt="random:vit/pocket")
-    assert "would both lie in runs/random-vit-pocket/linear" in str(refused.exception)
+    assert "would share the folder runs/random-vit-pocket/linear" in str(refused.exception)
 
 
 def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
@@ -301,9 +299,7 @@ def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_warned_saves_is_queued_again_and_goes_on(
-    tmp_path: Path, pocket: Path
-) -> None:
+def test_a_job_near_its_time_limit_saves_and_is_requeued(tmp_path: Path, pocket: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     words = ["transfer", "imagenet", "--ckpt", CKPT, "--data", str(pocket / "imagenet")]
     words += ["--out", str(out), "--resume", "-o", "epochs=15"]
@@ -319,14 +315,16 @@ def test_a_job_that_is_warned_saves_is_queued_again_and_goes_on(
     run = (out / ".lock").read_text().split()[1]
     parent = subprocess.run(["ps", "-o", "ppid=", "-p", run], capture_output=True, check=True)
     os.kill(int(parent.stdout), signal.SIGUSR2)
-    assert job_code(job) == (0, "")
+    assert job_result(job) == (0, "")
     said = log.read_text()
     assert "stopped by SIGTERM after step" in said
     assert "resumed" in said.partition("stopped by")[2]
     assert (out / "record.json").is_file()
 
 
-def test_slurm_is_told_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbatch_receives_the_requested_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """submitit writes the batch file; sbatch is a stand-in that keeps it."""
     tools = tmp_path / "bin"
     tools.mkdir()
@@ -375,17 +373,17 @@ def test_slurm_is_told_what_was_asked(tmp_path: Path, monkeypatch: pytest.Monkey
     ("text", "minutes"),
     [("90", 90), ("90:30", 91), ("12:00:00", 720), ("2-0", 2880), ("1-02:30", 1590)],
 )
-def test_times_are_read_as_sbatch_reads_them(text: str, minutes: int) -> None:
+def test_times_are_parsed_as_sbatch_does(text: str, minutes: int) -> None:
     assert read_minutes(text) == minutes
 
 
 @pytest.mark.parametrize("text", ["", "a", "1:2:3:4", "-3", "0", "1-"])
-def test_other_times_are_refused(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--slurm-time"):
         read_minutes(text)
 
 
-def test_without_submitit_the_extra_is_named(
+def test_without_submitit_the_message_names_the_extra(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
@@ -397,9 +395,7 @@ def test_without_submitit_the_extra_is_named(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_directory_is_one_process_s_until_that_ends_in_any_way(
-    tmp_path: Path, pocket: Path
-) -> None:
+def test_a_run_directory_is_locked_until_its_process_ends(tmp_path: Path, pocket: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
         "from simmim_bench.runs.lock import alone_in\n"
@@ -434,11 +430,11 @@ def test_overwriting_a_run_empties_it_and_keeps_it_locked(tmp_path: Path, pocket
 
 
 @pytest.mark.slow
-def test_under_torchrun_the_exit_code_and_the_error_are_those_of_the_process_that_failed(
+def test_torchrun_ends_with_the_failed_process_s_code_and_error(
     tmp_path: Path,
 ) -> None:
     words = ["transfer", "knn", "--ckpt", CKPT, "--data", str(tmp_path / "nowhere")]
-    command = launch_words([*words, "--out", str(tmp_path / "run")], 2)
+    command = command_line([*words, "--out", str(tmp_path / "run")], 2)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 1
@@ -455,7 +451,7 @@ def test_under_torchrun_the_exit_code_and_the_error_are_those_of_the_process_tha
         (None, 5, ["0,1,2,3,4"]),
     ],
 )
-def test_gpus_are_shared_out_without_overlap(
+def test_gpus_are_split_into_disjoint_groups(
     monkeypatch: pytest.MonkeyPatch, seen: str | None, size: int, groups: list[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -463,16 +459,16 @@ def test_gpus_are_shared_out_without_overlap(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    machine = Machine(Execution(gpus_per_task=size))
-    assert machine.places == len(groups)
-    assert share_devices(size) == groups
+    machine = Machine(JobOptions(gpus_per_task=size))
+    assert machine.slots == len(groups)
+    assert gpu_groups(size) == groups
     with pytest.raises(UsageError, match=f"use --workers {len(groups)}"):
-        Machine(Execution(gpus_per_task=size, workers=len(groups) + 1))
+        Machine(JobOptions(gpus_per_task=size, workers=len(groups) + 1))
     with pytest.raises(UsageError, match="more than the 5 GPUs"):
-        Machine(Execution(gpus_per_task=6))
+        Machine(JobOptions(gpus_per_task=6))
 
 
-def test_a_process_sees_its_own_devices_and_ends_with_who_started_it(tmp_path: Path) -> None:
+def test_a_process_sees_only_its_devices_and_ends_with_its_parent(tmp_path: Path) -> None:
     tell = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], os.getpid()); time.sleep(60)"
     code = (
         "import pathlib, sys, time\n"
@@ -511,9 +507,9 @@ def test_checkpoints_and_recipes_are_completed() -> None:
     assert "random:vit_pocket" in offered("--ckpt", "random:vit")
 
 
-def test_what_ends_a_step_is_told() -> None:
+def test_the_reason_a_step_ended_is_reported() -> None:
     assert exit_code(-9, "") == 137
-    assert "SIGKILL, perhaps for want of memory" in last_error(137, "step 3\n")
+    assert "SIGKILL, possibly out of memory" in last_error(137, "step 3\n")
     assert last_error(1, "Traceback\n  File\nValueError: 3\n") == "ValueError: 3"
     assert last_error(4, "a\nerror: b\nc\n") == "b"
     assert "exit code 1" in last_error(1, "")
