@@ -50,10 +50,10 @@ def test_stored_logits_are_small_and_are_ranked_before_rounding(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("labels", np.array([0, 7]), "a class is not among the 6"),
-        ("ranked", np.full((2, 6), 9), "a class is not among the 6"),
-        ("logits", np.arange(12.0).reshape(2, 6), "do not fall from rank to rank"),
-        ("logits", np.zeros((2, 3)), "do not fall from rank to rank"),
+        ("labels", np.array([0, 7]), r"a class number is not in \[0, 6\)"),
+        ("ranked", np.full((2, 6), 9), r"a class number is not in \[0, 6\)"),
+        ("logits", np.arange(12.0).reshape(2, 6), "are not sorted in descending order"),
+        ("logits", np.zeros((2, 3)), "are not sorted in descending order"),
     ],
 )
 def test_inconsistent_stored_logits_are_rejected(
@@ -88,7 +88,7 @@ def test_miou_equals_a_loop_over_classes_without_the_absent_ones(tmp_path: Path)
     confusions = [generator.integers(0, 50, (4, 4)) for _ in range(3)]
     for confusion in confusions:
         confusion[3], confusion[:, 3] = 0, 0
-    total = sum(confusions)
+    total = np.sum(confusions, axis=0)
     ious = [total[c, c] / (total[c].sum() + total[:, c].sum() - total[c, c]) for c in range(3)]
     write_confusion(tmp_path / "c.npz", confusions, ["a", "b", "c"])
     with np.load(tmp_path / "c.npz") as stored:
