@@ -60,7 +60,7 @@ def test_the_readmes_lines_for_a_yaml_project_give_a_detector(project: None) -> 
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    exec(readme_lines("**In a Detectron2 project of your own**, from yaml"), {"cfg": cfg})
+    exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
     assert backbone.spec.embed_dim == 32
@@ -95,9 +95,9 @@ def test_the_readmes_lines_for_an_mmsegmentation_config_train(
     from mmengine.optim import build_optim_wrapper
     from mmseg.registry import MODELS
 
-    from transfer.segmentation.run import import_mmseg
+    from transfer.segmentation.run import require_mmseg
 
-    import_mmseg()  # quietly
+    require_mmseg()  # quietly
     save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the README says 768 channels
     monkeypatch.chdir(tmp_path)
     Path("base.py").write_text(BASE)
