@@ -17,7 +17,8 @@ from side_by_side import markdown
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.tables import insert_table
-from simmim_bench.results.ablation import Ablation, from_json, to_markdown
+from simmim_bench.results.ablation import Ablation, from_json
+from simmim_bench.results.ablation_report import to_markdown
 from transfer.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent

@@ -1,6 +1,7 @@
-"""Scores from stored predictions; runners and the leaderboard's check both come here.
+"""Store predictions and compute scores from them.
 
-In: the files under a run's `predictions/`. Out: scores in percent, [0, 100], by their record keys.
+Runners and `leaderboard check` compute scores with the same functions, from the files in a run's `predictions/`.
+Scores are in percent, [0, 100], by their keys in the record.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from simmim_bench.files import replacing
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.tasks import find_variant
 
-RANKED = 10  # classes an image that are stored
-# What numpy raises of an .npz that is damaged, cut or empty.
+RANKED = 10  # classes stored per image
+# The errors that numpy raises for a damaged, truncated or empty .npz file.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
 
 
 def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
-    """Give top1 and top5 from the classes that were ranked first.
+    """Compute top1 and top5 from ranked classes.
 
-    top5 is left out where there are not more than five classes, as it could not fail.
+    With five classes or fewer, top5 is always 100 and is left out.
 
     Args:
         ranked: (N, at least 5 or all) class numbers, best first.
         labels: (N,).
-        classes: how many there are to choose from.
+        classes: number of classes.
     """
-    right = ranked == labels[:, None]
-    scores = {"top1": 100.0 * float(np.mean(right[:, 0]))}
+    correct = ranked == labels[:, None]
+    scores = {"top1": 100.0 * float(np.mean(correct[:, 0]))}
     if classes > 5:
-        scores["top5"] = 100.0 * float(np.mean(right[:, :5].any(1)))
+        scores["top5"] = 100.0 * float(np.mean(correct[:, :5].any(1)))
     return scores
 
 
 def correct_from_predictions(predictions: Path) -> np.ndarray:
-    """Say of every image whether its label is ranked first, from what `write_ranking` stored: (N,) bool.
+    """Return whether each image's label is ranked first, (N,) bool, from a file of `write_ranking`.
 
     Raises:
-        DataError: the predictions are not there or are damaged.
+        DataError: the predictions do not exist or are damaged.
     """
     try:
         with np.load(predictions) as stored:
@@ -56,49 +57,51 @@ def correct_from_predictions(predictions: Path) -> np.ndarray:
 
 
 def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Give ranked classes, labels and the number of classes of a stored file, which must be consistent."""
+    """Return the ranked classes, the labels and the number of classes of a stored file; check them."""
     ranked, logits = stored["ranked"].astype(np.int64), stored["logits"].astype(np.float32)
     labels, classes = stored["labels"].astype(np.int64), int(stored["classes"])
     if not np.isfinite(logits).all():
         raise ValueError("a logit is not finite")
     if logits.shape != ranked.shape or (np.diff(logits, axis=1) > 0).any():
-        raise ValueError("the logits do not fall from rank to rank")
+        raise ValueError("the logits are not sorted in descending order")
     if len(labels) and not (labels.min() >= 0 and max(labels.max(), ranked.max()) < classes):
-        raise ValueError(f"a class is not among the {classes}")
+        raise ValueError(f"a class number is not in [0, {classes})")
     return ranked, labels, classes
 
 
 def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
-    """Give miou, macc and aacc from a confusion matrix (classes, classes), rows the truth.
+    """Compute miou, macc and aacc from a confusion matrix (classes, classes) with true classes as rows.
 
-    Ignored pixels are not in the matrix. A class that neither truth nor prediction has is left out of
-    the means, as MMSegmentation does with NaN.
+    Ignored pixels are not in the matrix. A class that occurs neither in the ground truth nor in the predictions
+    is left out of the means, as MMSegmentation does with NaN.
     """
     matrix = confusion.astype(np.float64)
-    hit, truth, found = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    union = truth + found - hit
+    correct, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    union = true + predicted - correct
     return {
-        "miou": 100.0 * float(np.mean(hit[union > 0] / union[union > 0])),
-        "macc": 100.0 * float(np.mean(hit[truth > 0] / truth[truth > 0])),
-        "aacc": 100.0 * float(hit.sum() / matrix.sum()),
+        "miou": 100.0 * float(np.mean(correct[union > 0] / union[union > 0])),
+        "macc": 100.0 * float(np.mean(correct[true > 0] / true[true > 0])),
+        "aacc": 100.0 * float(correct.sum() / matrix.sum()),
     }
 
 
 def iou_by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Give the IoU of every class that truth or prediction has, from a confusion matrix, rows the truth."""
-    hit = np.diag(confusion)
-    union = confusion.sum(1) + confusion.sum(0) - hit
-    return {name: 100.0 * float(hit[k] / union[k]) for k, name in enumerate(names) if union[k] > 0}
+    """Compute the IoU of every class in the ground truth or the predictions; see `segmentation_scores`."""
+    correct = np.diag(confusion)
+    union = confusion.sum(1) + confusion.sum(0) - correct
+    return {
+        name: 100.0 * float(correct[k] / union[k]) for k, name in enumerate(names) if union[k] > 0
+    }
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What is kept of logits: 40 bytes an image, however many classes there are.
+    """The best classes of N images: 40 bytes per image, whatever the number of classes.
 
     Attributes:
         ranked: (N, at most 10) class numbers, best first.
-        logits: theirs, float16.
-        classes: how many there are to choose from.
+        logits: logits of the ranked classes, float16.
+        classes: number of classes.
     """
 
     ranked: np.ndarray
@@ -110,15 +113,15 @@ class Ranking:
 
 
 def rank_logits(logits: np.ndarray) -> Ranking:
-    """Keep the ten best classes of logits (N, K).
+    """Return the ten best classes of logits (N, K).
 
-    Ties are ranked by class number, so that the ranking does not depend on a sort.
+    Ties are ranked by class number, so that the ranking does not depend on the sorting algorithm.
 
     Raises:
-        DivergedError: a logit is not finite, so that no ranking of the classes means anything.
+        DivergedError: a logit is not finite, so that the classes cannot be ranked.
     """
     if not np.isfinite(logits).all():
-        raise DivergedError("the model gives logits that are not finite; lower -o base_lr=...")
+        raise DivergedError("the model's logits are not finite; lower -o base_lr=...")
     classes = logits.shape[1]
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :RANKED]
     limit = float(np.finfo(np.float16).max)
@@ -126,22 +129,22 @@ def rank_logits(logits: np.ndarray) -> Ranking:
     return Ranking(ranked.astype(np.min_scalar_type(classes)), best.astype(np.float16), classes)
 
 
-def join_rankings(parts: Sequence[Ranking]) -> Ranking:
-    """Put the rankings of several parts of the images, at least one, one after the other."""
+def join_rankings(rankings: Sequence[Ranking]) -> Ranking:
+    """Concatenate rankings, at least one, of consecutive images."""
     return Ranking(
-        np.concatenate([part.ranked for part in parts]),
-        np.concatenate([part.logits for part in parts]),
-        parts[0].classes,
+        np.concatenate([ranking.ranked for ranking in rankings]),
+        np.concatenate([ranking.logits for ranking in rankings]),
+        rankings[0].classes,
     )
 
 
 def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Store what is needed of logits (N, K) and labels (N,); see `rank_logits`."""
+    """Write the ranking of logits (N, K) with the labels (N,); see `rank_logits`."""
     write_ranking(path, rank_logits(logits), labels)
 
 
 def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
-    """Store a ranking and the labels (N,): 2 MB for ImageNet's 50,000 images instead of 100."""
+    """Write a ranking with the labels (N,): 2 MB for ImageNet's 50,000 images instead of 100 MB of logits."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
@@ -153,9 +156,9 @@ def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
 
 
 def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) -> None:
-    """Store a confusion matrix (classes, classes) an image, as its entries above zero.
+    """Write one confusion matrix (classes, classes) per image, as its entries above zero.
 
-    Columns of `entries`: image, true class, predicted class, pixels.
+    The columns of `entries` are image, true class, predicted class, pixels.
     """
     entries = []
     for image, confusion in enumerate(confusions):
@@ -177,26 +180,26 @@ def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) 
 def scores_from_predictions(
     task: str, predictions: Path, annotations: Path | None, *, masks: bool = True
 ) -> dict[str, float]:
-    """Compute a task's scores from what a run stored, and from nothing else.
+    """Compute a task's scores from the stored predictions alone.
 
     Args:
-        task: a task of `simmim-bench transfer`.
+        task: the task as records name it, such as `fewshot-1%`.
         predictions: the file that the record names.
         annotations: the ground truth of `coco`, which is not copied into the run.
-        masks: whether the detector of `coco` gives masks.
+        masks: whether the detector of `coco` predicts masks.
 
     Raises:
-        DataError: the predictions or annotations are not there or are damaged.
+        DataError: the predictions or annotations do not exist or are damaged.
     """
     variant = find_variant(task)
-    kind = (
-        variant.task.predictions if variant is not None else "ranking"
-    )  # other few-shot fractions
+    # A few-shot fraction without a column of the leaderboard is no variant; its predictions are a ranking.
+    kind = "ranking" if variant is None else variant.task.predictions
     try:
         if kind == "coco":
             if annotations is None or not annotations.is_file():
                 raise DataError(
-                    f"the annotations {annotations} of {predictions} are not there; start from the folder of that run."
+                    f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
+                    "in which the run was started."
                 )
             return evaluate_coco(annotations, predictions, masks=masks).figures
         with np.load(predictions) as stored:

@@ -1,8 +1,7 @@
-"""The record: one task's result with all that is needed to trust it; one JSON file.
+"""The record: one task's result, with everything that is needed to verify and repeat it, in one JSON file.
 
-In: what a runner knows at its end. Out: `record.json`, laid out as `record.schema.json` says, which gives the
-reason for each key. The scores in it are computed from the stored predictions, so that
-`leaderboard check` can compute them again.
+`record.schema.json` describes each key of `record.json`. The scores are computed from the stored predictions, so
+that `leaderboard check` can compute them again.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import datetime
 import functools
 import json
 import math
-import sys
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -37,7 +35,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One task's result; `record.schema.json` says what every key is, and why."""
+    """One task's result; `record.schema.json` describes every key."""
 
     task: str
     metrics: dict[str, float]
@@ -78,12 +76,16 @@ def write_record(
     """Score the stored predictions and write the run's record.
 
     Args:
+        task: the task as records name it, such as `fewshot-1%`.
         data: `root` (as given), `fingerprint`, and for `coco` the `annotations` file.
         predictions: the file under the run's `predictions/` that the score is computed from.
-        images_seen: images that went through the model, in training and scoring, each time counted.
-        team: the processes of the run, each with a device of its own.
+        evaluated, expected: images that were scored, and images of the split.
+        images_seen: images that the model processed in training and scoring, counting repetitions.
+        dist: the processes of the run, one device each.
+        details: figures of the run that do not follow from the predictions.
     """
     from simmim_bench.runs.environment import environment
+    from simmim_bench.training.memory import peak_memory
 
     annotations = Path(data["annotations"]) if "annotations" in data else None
     metrics = scores_from_predictions(task, predictions, annotations, masks=with_masks(details))
@@ -120,11 +122,11 @@ def write_record(
         cost={
             "devices": dist.size,
             "device_hours": wall_time_s * dist.size / 3600,
-            "peak_memory_bytes": peak_memory(dist),
+            "peak_memory_bytes": peak_memory(dist.device),
             "images_seen": images_seen,
             "images_per_s": images_seen / wall_time_s,
         },
-        command=reproduction(task, checkpoint, data, recipe, deviates, seed),
+        command=reproduction_command(task, checkpoint, data, recipe, deviates, seed),
         wall_time_s=round(wall_time_s, 1),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -135,7 +137,7 @@ def write_record(
 
 
 def count_params(spec: BackboneSpec) -> int:
-    """Count the weights of a backbone without heads."""
+    """Count the parameters of a backbone without heads."""
     import torch
 
     from simmim_bench.models.build import build_backbone
@@ -144,19 +146,7 @@ def count_params(spec: BackboneSpec) -> int:
         return sum(p.numel() for p in build_backbone(spec).parameters())
 
 
-def peak_memory(dist: DistContext) -> int:
-    """Give the most bytes that this process has held: of its GPU, else of main memory since it began."""
-    import torch
-
-    if dist.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(dist.device)
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reproduction(
+def reproduction_command(
     task: str,
     checkpoint: Checkpoint,
     data: dict[str, Any],
@@ -164,7 +154,7 @@ def reproduction(
     deviates: dict[str, Any],
     seed: int,
 ) -> list[str]:
-    """Give the command that makes a record again."""
+    """Return the command that reproduces a record."""
     name, _, fraction = task.partition("-")
     command = ["simmim-bench", "transfer", name, "--ckpt", checkpoint.name, "--data", data["root"]]
     if "listed_split" in data:
@@ -179,7 +169,7 @@ def reproduction(
 
 
 def with_masks(details: dict[str, Any] | None) -> bool:
-    """Say whether the detector of a record gives masks."""
+    """Return whether the detector of a record predicts masks; `details` are the record's."""
     return bool((details or {}).get("masks", True))
 
 
@@ -199,10 +189,10 @@ def _schema_of(tasks: tuple[str, ...]) -> Validator:
 
 
 def read_record(path: Path) -> Record:
-    """Read a record of this version or of an older one.
+    """Read a record of the current schema or an older one.
 
     Raises:
-        DataError: the file is damaged, or of a schema that this version does not know.
+        DataError: the file is damaged, or has a newer schema.
     """
     from jsonschema.exceptions import best_match
 
@@ -211,14 +201,16 @@ def read_record(path: Path) -> Record:
     if found == 1:
         fields = _from_version_1(fields)
     elif found != SCHEMA:
-        raise DataError(f"record {path} has schema {found}, this version reads 1 to {SCHEMA}.")
+        raise DataError(
+            f"record {path} has schema {found}; this version of simmim-bench reads schemas 1 to {SCHEMA}."
+        )
     fault = best_match(_schema().iter_errors(fields))
     if fault is not None:
         where = ".".join(map(str, fault.absolute_path)) or "its keys"
         raise DataError(f"record {path} is damaged ({where}: {fault.message}); run its task again.")
     record = Record(**fields)
     for name, score in record.metrics.items():
-        if not math.isfinite(score):  # JSON's numbers are, Python's reader takes NaN as well
+        if not math.isfinite(score):  # Python's JSON reader accepts NaN, which the schema lets pass
             raise DataError(
                 f"record {path} is damaged ({name} is not a finite number); run its task again."
             )
@@ -226,18 +218,18 @@ def read_record(path: Path) -> Record:
 
 
 def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """Bring a record of version 1 into this version's layout; what it did not count stays unknown."""
+    """Convert a record of schema version 1 to the current one; figures that it lacks are None."""
     recipe, wall_time_s = fields.get("recipe"), fields.get("wall_time_s")
-    uncounted = ("devices", "device_hours", "peak_memory_bytes", "images_seen", "images_per_s")
-    whole = fields.get("evaluated") == fields.get("expected")
+    missing = ("devices", "device_hours", "peak_memory_bytes", "images_seen", "images_per_s")
+    complete = fields.get("evaluated") == fields.get("expected")
     devices = (fields.get("details") or {}).get("processes")
-    cost: dict[str, Any] = dict.fromkeys(uncounted)
+    cost: dict[str, Any] = dict.fromkeys(missing)
     if isinstance(devices, int) and isinstance(wall_time_s, int | float):
         cost |= {"devices": devices, "device_hours": wall_time_s * devices / 3600}
     return {
         **fields,
         "schema": SCHEMA,
-        "status": "reproduced" if whole else "partial",
+        "status": "reproduced" if complete else "partial",
         "recipe": {"fields": {}, **recipe} if isinstance(recipe, dict) else recipe,
         "cost": cost,
         "command": [],
