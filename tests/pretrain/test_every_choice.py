@@ -6,18 +6,15 @@ Minutes in all: `make test-slow` runs it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
-from pretrain.launch import resolve, start
+from pretrain.launch import resolve_recipe, run_pretraining
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.runs.options import RunOptions
-from transfer.launch import TransferRequest
-from transfer.launch import start as transfer
+from transfer.launch import TransferRequest, resolve_transfer, run_transfer
 
 pytestmark = pytest.mark.slow
 
@@ -75,15 +72,6 @@ CHOICES: dict[str, tuple[str, str | None, list[str]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = PocketCounts(
@@ -106,8 +94,8 @@ def taught(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretrained(arch: str, named_as: str | None, changes: list[str], data: Path, out: Path) -> Path:
-    recipe, named = resolve(arch=arch, recipe=named_as, overrides=[*STEPS, *changes])
-    start(
+    recipe, named = resolve_recipe(arch=arch, recipe=named_as, overrides=[*STEPS, *changes])
+    run_pretraining(
         recipe=recipe,
         named=named,
         data=data / "imagenet",
@@ -119,7 +107,7 @@ def pretrained(arch: str, named_as: str | None, changes: list[str], data: Path, 
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
+def test_choice_learns_and_transfers_to_linear_probe_and_segmentation(
     name: str, generated: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     arch, named_as, changes = CHOICES[name]
@@ -144,7 +132,8 @@ def test_it_learns_and_its_checkpoint_goes_through_linear_and_a_dense_transfer(
             task=task, options=RunOptions(data=generated / folder, overrides=quick)
         )
         out = tmp_path / task
-        record = transfer(request, str(tmp_path / "run"), out, seed=0, display=Display(quiet=True))
+        transfer = resolve_transfer(request, str(tmp_path / "run"))
+        record = run_transfer(transfer, out, seed=0, display=Display(quiet=True))
         assert record is not None
         assert 0 <= record.metrics[metric] <= 100
         assert record.evaluated == record.expected

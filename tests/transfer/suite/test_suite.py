@@ -244,10 +244,10 @@ def test_blocked_steps_are_reported_before_anything_starts(tmp_path: Path, pocke
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ([], UsageError, "give --imagenet, --coco or --ade20k"),
-        (["--imagenet", "nowhere"], DataError, "--imagenet nowhere is not there"),
+        ([], UsageError, "pass --imagenet, --coco or --ade20k"),
+        (["--imagenet", "nowhere"], DataError, "--imagenet nowhere does not exist"),
         (["--tasks", "knnn"], UsageError, "did you mean 'knn'?"),
-        (["--tasks", "coco"], UsageError, "--tasks coco needs the data of --coco"),
+        (["--tasks", "coco"], UsageError, "--tasks coco needs a data set; pass its folder with --coco"),
         (["--seeds", "0"], UsageError, "--seeds 0 is not a number from 1 to 100"),
         (["--seeds", "coco=2"], UsageError, "--seeds: coco is not in the plan"),
         (["--recipe", "knn"], UsageError, "write --recipe linear=knn"),
@@ -398,8 +398,8 @@ def test_without_submitit_the_message_names_the_extra(
 def test_a_run_directory_is_locked_until_its_process_ends(tmp_path: Path, pocket: Path) -> None:
     code = (
         "import pathlib, sys, time\n"
-        "from simmim_bench.runs.lock import alone_in\n"
-        "with alone_in(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+        "from simmim_bench.runs.lock import exclusive_lock\n"
+        "with exclusive_lock(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
