@@ -1,10 +1,10 @@
-"""Time the loading of images for pretraining: by the official chain of transforms, and by this project.
+"""Time the loading of pretraining images by SimMIM's official transforms and by simmim-bench.
 
     python benchmarks/data_loading.py --data imagenet
 
-One process, one thread: images a second of a core. The chain is that of SimMIM's data/data_simmim.py in a
-DataLoader over torchvision's ImageFolder, without its masks; ours is measured to the batch of bytes that a
-loader's process hands over, and to the normalised batch that the model takes.
+One process with one thread loads images: the result is images per second and core. The official alternative is the
+transform of SimMIM's data/data_simmim.py in a DataLoader over torchvision's ImageFolder, without its masks. Ours is
+timed up to the uint8 batch that a loader's worker returns, and up to the normalised batch that the model takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from side_by_side import compare, report
+from timing import compare, report
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
@@ -30,16 +30,16 @@ CROP_SCALE = (0.67, 1.0)
 
 
 def main() -> None:
-    """Read the arguments, time, print."""
+    """Parse the arguments, time the alternatives and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
-        sys.exit("--rounds must be at least 3: quartiles need them.")
+        sys.exit(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
     torch.set_num_threads(1)
     size = (arguments.img_size, arguments.img_size)
     crop = [
@@ -73,16 +73,16 @@ def main() -> None:
         for batch in ours.epoch(0):
             normalise(batch[0], IMAGENET_MEAN, IMAGENET_STD, cpu)
 
-    def only_decode() -> None:
+    def decode_only() -> None:
         for index in range(len(ours) * arguments.batch_size):
             decode_image(images.read(index), images.name(index))
 
     timings = compare(
         {
-            "the official chain": read_official,
-            "ours, to bytes": read_ours,
-            "ours, to the model's input": read_ours_normalised,
-            "decoding alone, by PIL": only_decode,
+            "official transforms": read_official,
+            "ours, up to uint8": read_ours,
+            "ours, up to the model's input": read_ours_normalised,
+            "decoding only, by PIL": decode_only,
         },
         rounds=arguments.rounds,
     )
@@ -91,7 +91,7 @@ def main() -> None:
         f"loading {count} images, {size[0]}x{size[1]}, one core",
         timings,
         arguments.json,
-        images_per_s_of_the_official_chain=round(count / timings[0].seconds, 1),
+        images_per_s_of_the_official_transforms=round(count / timings[0].seconds, 1),
         images_per_s_of_ours=round(count / timings[1].seconds, 1),
     )
 

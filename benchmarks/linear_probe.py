@@ -1,11 +1,11 @@
-"""Time a linear probe: with the backbone run again every epoch, and on features that are kept.
+"""Time a linear probe that runs the backbone every epoch, and one on stored features.
 
     python benchmarks/linear_probe.py --ckpt runs/vit --data imagenet --recipe linear_cifar
 
-The first way trains one classifier: one block, pooling, norm and rate. Ours trains all of them on one pass of
-the backbone, compares them on held-out images, and trains the best one again on all images. The first way is
-given that best setting, the features' means and deviations, the same batches in the same order and no
-augmentation either, so that both should come to the same top-1. The pass over val/ is in neither's time.
+The first alternative trains one classifier: one block, pooling, norm and rate. Ours trains all settings on one pass of
+the backbone, compares them on held-out images, and trains the best one again on all images. The first alternative
+gets this best setting, the same batches in the same order, the features' means and deviations and no augmentation,
+so that both should reach the same top-1. The pass over val/ is timed in neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from side_by_side import compare, report
+from timing import compare, report
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -30,7 +30,7 @@ from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.recipe import find_recipe
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
-from transfer.frozen.candidates import Outcome, TrainingSubset
+from transfer.frozen.candidates import ProbeResult, TrainingSubset
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.features import FeatureSet, block_width, feature_sets
 from transfer.frozen.linear_probe import probe_linear
@@ -43,23 +43,26 @@ SEED = 0
 
 
 def main() -> None:
-    """Read the arguments, time, print."""
+    """Parse the arguments, time the alternatives and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--ckpt", required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder in ImageNet's layout")
     parser.add_argument("--recipe", default="linear")
-    parser.add_argument("--images", type=int, default=228, help="of each class, to train on")
+    parser.add_argument("--images", type=int, default=228, help="training images per class")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
-        sys.exit("--rounds must be at least 3: quartiles need them.")
+        sys.exit(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
     recipe = find_recipe(RECIPES, arguments.recipe)
     if not isinstance(recipe, LinearRecipe) or recipe.crops:
-        sys.exit("--recipe must be a linear one on centre crops.")
+        sys.exit(
+            f"--recipe {arguments.recipe} is not a linear probe on centre crops; use linear, linear_pocket or "
+            "linear_cifar."
+        )
     checkpoint = read_checkpoint(arguments.ckpt)
     train, val = (class_folders(arguments.data, split) for split in ("train", "val"))
-    train = first_of_each(train, arguments.images)
+    train = first_per_class(train, arguments.images)
     device = best_device()
     load = eval_transform(
         recipe.img_size,
@@ -76,25 +79,25 @@ def main() -> None:
         folder / "f", checkpoint, recipe, sets, SEED, run, DistContext(device=device)
     )
 
-    val_features = store.of(val)
-    kept = set(store.folder.iterdir())
+    val_features = store.load_or_compute(val)
+    stored = set(store.folder.iterdir())
 
-    def sweep() -> Outcome:
-        for folder in set(store.folder.iterdir()) - kept:
+    def sweep() -> ProbeResult:
+        for folder in set(store.folder.iterdir()) - stored:
             shutil.rmtree(folder)
-        seen = TrainingSubset(train, None, store.of(train))
-        outcome = probe_linear(seen, val_features, sets, recipe, store=store, seed=SEED)
-        assert outcome is not None
-        top1["ours"] = 100 * float((outcome.ranking.ranked[:, 0] == labels.numpy()).mean())
-        return outcome
+        subset = TrainingSubset(train, None, store.load_or_compute(train))
+        result = probe_linear(subset, val_features, recipe, store=store, seed=SEED)
+        assert result is not None
+        top1["ours"] = 100 * float((result.ranking.ranked[:, 0] == labels.numpy()).mean())
+        return result
 
     chosen = sweep().chosen
     single = replace(recipe, norm=(chosen["norm"],), base_lr=(chosen["base_lr"],))
-    one = FeatureSet(chosen["block"], chosen["pooling"])
-    normaliser = Normaliser(single.norm, store.of(train).read(one))
+    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
+    normaliser = Normaliser(single.norm, store.load_or_compute(train).read(feature_set))
     model = load_backbone(checkpoint, recipe.img_size, seed=SEED).to(device).eval()
-    columns = [checkpoint.spec.poolings.index(part) for part in one.parts]
-    width = block_width(checkpoint.spec, one.block)
+    columns = [checkpoint.spec.poolings.index(name) for name in feature_set.poolings]
+    width = block_width(checkpoint.spec, feature_set.block)
 
     @torch.no_grad()
     def features_of(images: ImageList) -> torch.Tensor:
@@ -106,7 +109,7 @@ def main() -> None:
         for pixels, _ in batches:
             with autocast(device, recipe.precision):
                 pooled = model.forward_pooled(pixels.to(device))
-                rows.append(pooled[:, one.block - 1, columns, :width])
+                rows.append(pooled[:, feature_set.block - 1, columns, :width])
         return torch.cat(rows).float().flatten(1)
 
     scored = features_of(val)
@@ -126,7 +129,7 @@ def main() -> None:
     candidates = len(sets) * len(recipe.norm) * len(recipe.base_lr)
     timings = compare(
         {
-            "one setting, the backbone run every epoch": run_backbone_every_epoch,
+            "one setting, backbone run every epoch": run_backbone_every_epoch,
             f"ours: all {candidates} settings": sweep,
         },
         rounds=arguments.rounds,
@@ -144,13 +147,13 @@ def main() -> None:
     )
 
 
-def first_of_each(images: ImageList, count: int) -> ImageList:
-    """Keep the first so many images of every class."""
-    taken: dict[int, int] = {}
+def first_per_class(images: ImageList, count: int) -> ImageList:
+    """Return the first `count` images of every class."""
+    counts: dict[int, int] = {}
     kept = []
     for number, label in enumerate(images.labels):
-        taken[label] = taken.get(label, 0) + 1
-        if taken[label] <= count:
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= count:
             kept.append(number)
     return images.subset(kept)
 
