@@ -130,7 +130,8 @@ def test_a_vit_of_timm_gives_its_blocks(tmp_path: Path, layer_scale: float | Non
     wanted = [torch.stack([x.mean((2, 3)), tokens[:, 0]], 1) for x, tokens in blocks]
     assert close(ours.forward_pooled(IMAGES), torch.stack(wanted, dim=1))
     # Its key biases are random and are not kept: softmax does not see them.
-    assert "blocks.0.attn.k_bias" in ours.load_report.unused  # type: ignore[union-attr]
+    report: Any = ours.load_report
+    assert "blocks.0.attn.k_bias" in report.unused
 
 
 def test_mae_is_read_with_its_arguments_unpickled_by_nobody(tmp_path: Path) -> None:
@@ -196,6 +197,7 @@ def test_openmmlab_swins_give_their_features(tmp_path: Path) -> None:
     ckpt = saved(content, tmp_path / "mm.pth")
     assert close(load_backbone(ckpt, (64, 64)).eval().forward_maps(LARGE)[-1], model(LARGE)[-1])
     simmim = load_simmim(ckpt)
+    assert simmim.mask_token is not None
     assert torch.equal(simmim.mask_token, pretraining["backbone.mask_token"])
     assert torch.equal(simmim.decoder.bias, pretraining["neck.decoder.0.bias"])  # type: ignore[arg-type]
 
@@ -258,7 +260,8 @@ def test_a_malicious_pickle_is_refused_and_creates_nothing(
     assert not victim.exists()
     if kind != "plain":  # a pickle that torch did not write is no weights file at all
         assert re.search(
-            r"requests execution of [\w.]+, which no weights need; it was not executed", str(refusal.value)
+            r"requests execution of [\w.]+, which no weights need; it was not executed",
+            str(refusal.value),
         )
 
 

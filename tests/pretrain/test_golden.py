@@ -182,7 +182,9 @@ def test_every_parameter_is_in_its_official_fine_tuning_group(family: str, decay
     official = NUMBERS[f"{family}_layer_decay_{decay}"]
     assert {our_name(name) for name in official} == set(ours)
     for name, (scale, weight_decay) in official.items():
-        assert ours[our_name(name)] == (pytest.approx(scale, rel=1e-12), weight_decay), name
+        our_scale, our_weight_decay = ours[our_name(name)]
+        assert our_scale == pytest.approx(scale, rel=1e-12), name
+        assert our_weight_decay == weight_decay, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

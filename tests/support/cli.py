@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
+import click
 from click.testing import CliRunner
 
 from simmim_bench.cli import main as cli_module
@@ -12,7 +14,7 @@ from simmim_bench.cli import main as cli_module
 def run(*arguments: object) -> tuple[int, str, str]:
     """Run the command line as a user does, in this process, and give code, stdout and stderr."""
     out, err = CliRunner(), []
-    result = out.invoke(_entry, [str(a) for a in arguments])
+    result = out.invoke(cast(click.Command, _entry), [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     err.append(result.stderr)

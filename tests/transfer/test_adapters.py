@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.vit import ViT
 
 SIZES = [(32, 32), (48, 64), (37, 51)]
 SPECS = {**TINY, "vit in windows": replace(TINY["vit"], depths=(8,), window_size=3)}
@@ -67,9 +68,11 @@ def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
     vit = pytest.importorskip("detectron2.modeling.backbone.vit")
     spec = replace(SPECS["vit in windows"], sincos_position=False)
     ours = build_backbone(spec, seed=3).eval()
+    assert isinstance(ours, ViT)
     tokens = torch.randn(2, 7, 11, spec.embed_dim)
     x = tokens
     for i, block in enumerate(ours.blocks):
+        attention: Any = block.attn
         theirs = vit.Block(
             spec.embed_dim,
             spec.num_heads[0],
@@ -77,7 +80,7 @@ def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
             window_size=spec.window_size if i in spec.windowed_blocks else 0,
         )
         state = {k: v for k, v in block.state_dict().items() if k in theirs.state_dict()}
-        query, value = block.attn.q_bias, block.attn.v_bias
+        query, value = attention.q_bias, attention.v_bias
         state["attn.qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
         theirs.load_state_dict(state)
         x = theirs(x)
@@ -126,6 +129,7 @@ class TestEveryAdapter:
     def test_reports_a_full_match_of_the_encoder(self, name: str, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = load_backbone(checkpoint, seed=9).state_dict()
         module, _, _ = ADAPTERS[name](replace(checkpoint, state=state))
-        report = module.backbone.load_report
+        backbone: Any = module.backbone
+        report = backbone.load_report
         assert (report.resized, report.missing, report.unused) == ([], [], [])
         assert len(report.matched) == len(state)

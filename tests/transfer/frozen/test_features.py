@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_tensor
 
-import transfer.frozen.feature_file as feature_file
 import transfer.frozen.feature_store as feature_store
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -158,7 +157,7 @@ def test_features_larger_than_the_free_disk_space_are_refused_before_the_pass(
     images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(run.path)._replace(free=1000)
-    monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("transfer.frozen.feature_file.shutil.disk_usage", lambda _: usage)
     with pytest.raises(
         DataError, match=r"need 0.0 GB, but .* has 0.0 GB free; choose another --features"
     ):
@@ -225,7 +224,7 @@ def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
 def test_an_interrupted_pass_leaves_no_files(
     images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = feature_store.forward_batches
+    batches = forward_batches
 
     def stop_in_the_middle(*arguments: Any, **named: Any) -> Any:
         for number, batch in enumerate(batches(*arguments, **named)):
@@ -242,7 +241,7 @@ def test_an_interrupted_pass_leaves_no_files(
 def test_two_runs_that_write_the_same_features_do_not_disturb_each_other(
     images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, passes = feature_store.forward_batches, 0
+    batches, passes = forward_batches, 0
 
     def run_another_pass(*arguments: Any, **named: Any) -> Any:
         nonlocal passes
@@ -280,7 +279,7 @@ def test_unfinished_or_partly_removed_features_are_computed_again(
 def test_disk_space_is_reserved_before_the_pass(
     images: ImageList, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, reserved = feature_store.forward_batches, []
+    batches, reserved = forward_batches, []
 
     def measure(*arguments: Any, **named: Any) -> Any:
         (file,) = (run.path / "store").rglob("features.npy")
@@ -294,7 +293,7 @@ def test_disk_space_is_reserved_before_the_pass(
     def disk_full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feature_file.os, "posix_fallocate", disk_full)
+    monkeypatch.setattr("transfer.frozen.feature_file.os.posix_fallocate", disk_full)
     with pytest.raises(DataError, match=r"No space left .* another --features"):
         features(images.subset(range(9)), run)
 
@@ -312,7 +311,7 @@ def test_a_norm_ignores_the_padding_of_a_narrow_stage(images: ImageList, run: Ru
 def test_each_process_forwards_consecutive_images_and_each_image_once(
     run: RunDir, count: int, size: int
 ) -> None:
-    dataset = [(torch.full((3, 4, 4), float(number)), 0) for number in range(count)]
+    dataset: Any = [(torch.full((3, 4, 4), float(number)), 0) for number in range(count)]
     by_process = [
         [
             number

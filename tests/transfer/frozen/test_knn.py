@@ -71,8 +71,9 @@ def knn(out: Path, data: Path, *more: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--out", str(out), *more])
 
 
-def record_of(out: Path) -> dict:
-    return json.loads((out / "record.json").read_text())
+def record_of(out: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((out / "record.json").read_text())
+    return record
 
 
 def test_the_choice_does_not_depend_on_val(tmp_path: Path, pocket: Path) -> None:
