@@ -1,10 +1,9 @@
-"""Backbones: from a spec to a module, from a checkpoint to a module with its weights in.
+"""Load a backbone from a checkpoint: the entry point for users and adapters.
 
-In: a `BackboneSpec`, or a CKPT. Out: an `nn.Module` with `.forward(images) -> logits`,
-`.forward_features(images) -> (B, C)`, `.forward_maps(images) -> list of (B, C, h, w)`,
-`.feature_levels` and `.layer_id(parameter name)`. Loading is strict: what may be missing is listed by
-name, the position tables are resized as the official code does when it goes from pretraining to
-fine-tuning (SimMIM: utils.py, load_pretrained), and a report says what was done.
+The module has `.forward(images) -> logits`, `.forward_features(images) -> (B, C)`,
+`.forward_maps(images) -> list of (B, C, h, w)`, `.feature_levels` and `.layer_id(parameter name)`. Loading is
+strict: the names of weights that may be missing are listed, position tables are resized as in the official
+code's step from pretraining to fine-tuning (SimMIM: utils.py, load_pretrained), and a report lists the outcome.
 """
 
 from __future__ import annotations
@@ -25,24 +24,25 @@ def load_backbone(
     drop_path_rate: float = 0.0,
     seed: int = 0,
 ) -> Backbone:
-    """Give the backbone of a checkpoint in its transfer form.
+    """Load the backbone of a checkpoint in its transfer form.
 
     Args:
-        ckpt: what `read_checkpoint` takes, or a checkpoint already read.
-        img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
+        ckpt: an argument of `read_checkpoint`, or a checkpoint that was read.
+        img_size: (H, W) for position tables and windows; None for the checkpoint's.
         num_classes: outputs of a new classification head; 0 for pooled features.
-        window_size: tokens a side of an attention window; None for the checkpoint's own, a ViT's being none.
-        in_chans: image channels; None for the checkpoint's own. The kernels of the first convolution are
-            summed for one channel and repeated, scaled, for more than the checkpoint's, as timm does.
+        window_size: side of an attention window in tokens; None for the checkpoint's. By default, a ViT has
+            global attention.
+        in_chans: image channels; None for the checkpoint's. As in timm, the kernels of the first
+            convolution are summed for one channel, and repeated and scaled for additional channels.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
-        seed: draws all that the checkpoint does not hold.
+        seed: of the initialisation of weights that the checkpoint does not hold.
 
     Returns:
-        The module; its `load_report` attribute says matched / resized / missing / unused.
+        The module; its `load_report` attribute lists the matched, resized, missing and unused weights.
 
     Raises:
-        UsageError: an unknown arch, or a size that the patches do not divide.
-        DataError: a checkpoint that cannot be read, or does not fit.
+        UsageError: The architecture is unknown, or the image size is not a multiple of the patch size.
+        DataError: The checkpoint cannot be read, or its weights do not fit.
     """
     checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
     return restore_backbone(

@@ -1,8 +1,4 @@
-"""From a source of images to batches: datasets, transforms, seeds, loaders, subsets.
-
-In: an `ImageSource` and what to do with each image. Out: batches whose content follows from a seed, an
-epoch and the images, whatever processes make them.
-"""
+"""Build datasets of decoded, transformed images from an `ImageSource`, and class-balanced subsets."""
 
 from __future__ import annotations
 
@@ -21,27 +17,28 @@ from simmim_bench.data.decode import decode_image
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError, UsageError
 
-Load = Callable[[bytes, str], Tensor]  # a file's content and name to an image's tensor
+LoadImage = Callable[[bytes, str], Tensor]  # from the content and name of an image file
 
 
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images of a source, loaded, and their labels.
+    """Transformed images of a source and their labels.
 
     Args:
-        load: maps an image's content and name to a tensor.
-        skip_unreadable: so many images that cannot be read are replaced by the next one of the list and
-            counted; one more, or by default the first, ends the run.
+        images: the source.
+        load: maps the content and name of an image file to a tensor.
+        skip_unreadable: allowed number of unreadable images; the next image of the source replaces each of
+            them. One more raises a `DataError`.
     """
 
     def __init__(
         self,
         images: ImageSource,
-        load: Load,
+        load: LoadImage,
         *,
         skip_unreadable: int = 0,
     ) -> None:
         self.images, self.load, self.limit = images, load, skip_unreadable
-        # Shared with the processes of a loader.
+        # In shared memory, because the worker processes of a loader update it.
         self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -49,33 +46,35 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def skipped(self) -> int:
-        """How many different images could not be read so far."""
+        """Number of distinct images that could not be read so far."""
         return int(self._unreadable.sum())
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         for offset in range(len(self)):
-            at = (index + offset) % len(self)
+            candidate = (index + offset) % len(self)
             try:
-                image = self.load(self.images.read(at), self.images.name(at))
+                image = self.load(self.images.read(candidate), self.images.name(candidate))
             except DataError as error:
-                self._unreadable[at] = True
+                self._unreadable[candidate] = True
                 if self.skipped <= self.limit:
                     continue
                 if not self.limit:
                     raise
                 raise DataError(
-                    f"{error} It is number {self.skipped}, --skip-unreadable allows {self.limit}."
+                    f"{error} It is unreadable image number {self.skipped}; --skip-unreadable allows {self.limit}."
                 ) from error
-            return image, self.images.labels[at]
-        raise DataError(f"none of the {len(self)} images can be read.")
+            return image, self.images.labels[candidate]
+        raise DataError(f"none of the {len(self)} images can be read; check --data.")
 
 
-def through(transform: Callable[[Image.Image], Tensor]) -> Load:
-    """Load an image whole, and pass it through a transform of PIL images."""
-    return functools.partial(_load_whole, transform)
+def decode_then(transform: Callable[[Image.Image], Tensor]) -> LoadImage:
+    """Return a function that decodes a whole image and applies a transform of PIL images."""
+    return functools.partial(_decode_and_transform, transform)
 
 
-def _load_whole(transform: Callable[[Image.Image], Tensor], content: bytes, name: str) -> Tensor:
+def _decode_and_transform(
+    transform: Callable[[Image.Image], Tensor], content: bytes, name: str
+) -> Tensor:
     return transform(decode_image(content, name))
 
 
@@ -89,13 +88,17 @@ def train_transform(
     color_jitter: float = 0.0,
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
-) -> Load:
-    """Build timm's training augmentation; without the last three, a random crop and flip.
+) -> LoadImage:
+    """Build timm's training augmentation; by default, a random crop and flip only.
 
     Args:
-        crop_scale: share of the image's area that a crop covers.
-        hflip, random_erasing: shares of the images, in [0, 1].
-        auto_augment: timm's name of a policy.
+        img_size: (H, W) of the result, in pixels.
+        mean, std: normalisation, for pixels in [0, 1].
+        crop_scale: range of the crop's area as a fraction of the image's.
+        hflip: probability of a horizontal flip, in [0, 1].
+        color_jitter: strength of timm's colour jitter; 0 for none.
+        auto_augment: name of a policy in timm; None for none.
+        random_erasing: probability of random erasing, in [0, 1].
     """
     transform: Callable[[Image.Image], Tensor] = create_transform(
         (3, *img_size),
@@ -110,13 +113,19 @@ def train_transform(
         mean=tuple(mean),
         std=tuple(std),
     )
-    return through(transform)
+    return decode_then(transform)
 
 
 def covering_size(
     size: tuple[int, int], img_size: tuple[int, int], crop_ratio: float
 ) -> tuple[int, int]:
-    """Give the (H, W) that an image is resized to, so that a crop covers a share of its shorter side."""
+    """Compute the (H, W) to resize an image to, so that a crop covers a fraction of its shorter side.
+
+    Args:
+        size: (H, W) of the image.
+        img_size: (H, W) of the crop.
+        crop_ratio: covered fraction of the shorter side, in (0, 1].
+    """
     cover = [round(side / crop_ratio) for side in img_size]
     factor = max(cover[0] / size[0], cover[1] / size[1])
     return max(cover[0], round(size[0] * factor)), max(cover[1], round(size[1] * factor))
@@ -128,31 +137,32 @@ def eval_transform(
     crop_ratio: float,
     mean: Sequence[float],
     std: Sequence[float],
-) -> Load:
-    """Resize so that the crop covers `crop_ratio` of the shorter side, cut the centre, normalise."""
+) -> LoadImage:
+    """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise."""
 
     def resize(image: Image.Image) -> Image.Image:
         size = covering_size((image.height, image.width), img_size, crop_ratio)
         resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
         return resized
 
-    return through(
+    return decode_then(
         T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
     )
 
 
 def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Choose a share of the images, the same number from every class, at least one.
+    """Sample a fraction of the images, with the same number of images for every class.
 
     Args:
         labels: class of every image.
-        fraction: share to keep, in (0, 1]; each class gives round(fraction * n / classes) images.
+        fraction: in (0, 1]; every class keeps max(1, round(fraction * images / classes)) images.
+        seed: of the sampling.
 
     Returns:
-        Indices, ascending. The same labels, fraction and seed give the same indices on every machine.
+        Indices, ascending. Equal arguments return equal indices on every machine.
 
     Raises:
-        UsageError: the fraction is out of range.
+        UsageError: The fraction is out of range.
     """
     if not 0 < fraction <= 1:
         raise UsageError(f"fraction {fraction} is not in (0, 1]; use 1% or 10%.")

@@ -1,9 +1,9 @@
-"""From an image file's bytes to pixels: whole, or a random crop of it, fast.
+"""Decode image files to a whole PIL image, or fast to a random crop as a (3, H, W) uint8 tensor.
 
-In: the content of a file and its name. Out: a PIL image, or a (3, H, W) tensor of bytes.
-The crop is that of SimMIM's data/data_simmim.py (torchvision's RandomResizedCrop and flip, which draw the
-same from the same seed); its pixels differ from PIL's by at most one level of 255, and where a large JPEG
-is decoded at a half, a quarter or an eighth of its size by about one on average (tests/test_images.py).
+The crop is that of SimMIM's data/data_simmim.py: torchvision's RandomResizedCrop and flip, with equal random
+numbers for equal seeds. Its pixels differ from PIL's by at most one of 255 levels. For a large JPEG, which is
+decoded at a half, a quarter or an eighth of its size, they differ by about one level on average
+(tests/data/test_decode.py).
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
+from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.errors import DataError
-from simmim_bench.data.sources import FORMATS
 
-# The one file of ImageNet-1K whose name lies: a PNG among the JPEGs.
+# The only file of ImageNet-1K with a wrong suffix: a PNG among the JPEGs.
 MISNAMED_IN_IMAGENET = "n02105855_2933.JPEG"
-BOMB = Image.DecompressionBombError  # more pixels than any photograph has
-CROP_RATIO = (3 / 4, 4 / 3)  # SimMIM: data/data_simmim.py
-SCALES = (8, 4, 2)  # parts of its size that a JPEG is decoded at: libjpeg-turbo is fast at these
-GAP = 2.0  # the part is still so many times the result's size: Pillow's reducing_gap for thumbnails
+ASPECT_RATIO = (3 / 4, 4 / 3)  # of a crop; SimMIM: data/data_simmim.py
+REDUCTIONS = (8, 4, 2)  # divisors of a JPEG's size at which libjpeg-turbo decodes fast
+MIN_REDUCED_SIZE = (
+    2.0  # size of a reduced crop relative to the result, at least; Pillow's reducing_gap
+)
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image file whole, as RGB.
+    """Read and decode an image file as RGB.
 
     Raises:
-        DataError: it cannot be decoded, or its content is not what its name says.
+        DataError: The image cannot be decoded, or its format does not match its suffix.
     """
     try:
         content = path.read_bytes()
@@ -45,23 +46,30 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode an image whole, as RGB.
+    """Decode an image as RGB.
 
     Args:
-        name: of the file, for messages; its suffix, where it has one, must tell the format.
+        content: content of the file.
+        name: name of the file, for messages; a known suffix must match the format.
 
     Raises:
-        DataError: it cannot be decoded, or its content is not what its name says.
+        DataError: The image cannot be decoded, or its format does not match its suffix.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
-            wanted = FORMATS.get(PurePath(name).suffix.lower(), image.format)
-            if image.format not in (wanted, "MPO") and not name.endswith(MISNAMED_IN_IMAGENET):
+            expected = IMAGE_FORMATS.get(PurePath(name).suffix.lower(), image.format)
+            if image.format not in (expected, "MPO") and not name.endswith(MISNAMED_IN_IMAGENET):
                 raise DataError(
-                    f"image {name} is a {image.format} file by its content, not {wanted}; rename it or convert it."
+                    f"image {name} is a {image.format} file, not {expected}; rename it or convert it."
                 )
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, BOMB) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise _unreadable(name, error) from error
 
 
@@ -72,19 +80,21 @@ def _unreadable(name: str, error: Exception) -> DataError:
 def random_crop_flip(
     content: bytes, name: str, img_size: tuple[int, int], crop_scale: tuple[float, float]
 ) -> Tensor:
-    """Cut a random part out of an image, resize it, and mirror it half of the time.
+    """Crop a random region of an image, resize it, and flip it horizontally with probability 1/2.
 
-    Draws from torch's global generator.
+    Uses torch's global random generator.
 
     Args:
+        content: content of the file.
+        name: name of the file, for messages.
         img_size: (H, W) of the result.
-        crop_scale: share of the image's area that the crop covers.
+        crop_scale: range of the crop's area as a fraction of the image's.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        DataError: it cannot be decoded, or its content is not what its name says.
+        DataError: The image cannot be decoded, or its format does not match its suffix.
     """
     height, width = _jpeg_size(content, name)
     pixels = None if height else np.array(decode_image(content, name))
@@ -92,25 +102,32 @@ def random_crop_flip(
         height, width = pixels.shape[:2]
     bounds = torch.empty((1, height, width), device="meta")
     top, left, rows, columns = RandomResizedCrop.get_params(
-        bounds, list(crop_scale), list(CROP_RATIO)
+        bounds, list(crop_scale), list(ASPECT_RATIO)
     )
-    mirrored = bool(torch.rand(1) < 0.5)
+    flipped = bool(torch.rand(1) < 0.5)
     if pixels is None:
         pixels = _decode_jpeg(content, name, (height, width), (rows, columns), img_size)
     resized = _resize(pixels, (top, left, rows, columns), (height, width), img_size)
-    return resized.flip(2) if mirrored else resized
+    return resized.flip(2) if flipped else resized
 
 
 def _resize(
     pixels: np.ndarray, crop: tuple[int, ...], size: tuple[int, int], wanted: tuple[int, int]
 ) -> Tensor:
-    """Resize a crop, given in pixels of the image at its own size, of the image at this or a smaller one."""
+    """Crop and resize an image that may have been decoded at a reduced size.
+
+    Args:
+        pixels: (h, w, 3) uint8, the image, possibly reduced.
+        crop: (top, left, rows, columns) in pixels of the full-size image.
+        size: (H, W) of the full-size image.
+        wanted: (H, W) of the result.
+    """
     top, left, rows, columns = crop
     if pixels.shape[:2] == size:
-        part = torch.from_numpy(pixels[top : top + rows, left : left + columns])
-        # Several times as fast as PIL's, which it equals to one level.
+        region = torch.from_numpy(pixels[top : top + rows, left : left + columns])
+        # Several times as fast as PIL's resizing, and equal to it within one level.
         return F.interpolate(
-            part.permute(2, 0, 1).unsqueeze(0), wanted, mode="bilinear", antialias=True
+            region.permute(2, 0, 1).unsqueeze(0), wanted, mode="bilinear", antialias=True
         )[0]
     y, x = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
     box = (left * x, top * y, (left + columns) * x, (top + rows) * y)
@@ -119,13 +136,9 @@ def _resize(
 
 
 def _jpeg_size(content: bytes, name: str) -> tuple[int, int]:
-    """Give (H, W) of a JPEG that the fast decoder takes, (0, 0) of anything else."""
-    if not content.startswith(b"\xff\xd8\xff") or FORMATS.get(
-        PurePath(name).suffix.lower()
-    ) not in (
-        "JPEG",
-        None,
-    ):
+    """Return (H, W) of a JPEG that the fast decoder supports, and (0, 0) for any other file."""
+    expected = IMAGE_FORMATS.get(PurePath(name).suffix.lower())
+    if not content.startswith(b"\xff\xd8\xff") or expected not in ("JPEG", None):
         return 0, 0
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
@@ -141,17 +154,26 @@ def _decode_jpeg(
     crop: tuple[int, int],
     wanted: tuple[int, int],
 ) -> np.ndarray:
-    """Decode a JPEG at the smallest part of its size that still gives the crop its pixels."""
+    """Decode a JPEG at the smallest size at which the crop still has enough pixels.
+
+    Args:
+        size: (H, W) of the image.
+        crop: (rows, columns) of the crop.
+        wanted: (H, W) of the result.
+    """
     at_least = (0, 0)
-    for part in SCALES:
-        if all(side >= GAP * part * goal for side, goal in zip(crop, wanted, strict=True)):
-            at_least = (-(-size[0] // part), -(-size[1] // part))
+    for divisor in REDUCTIONS:
+        if all(
+            side >= MIN_REDUCED_SIZE * divisor * goal
+            for side, goal in zip(crop, wanted, strict=True)
+        ):
+            at_least = (-(-size[0] // divisor), -(-size[1] // divisor))
             break
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(
             content, "RGB", min_height=at_least[0], min_width=at_least[1], min_factor=1
         )
-    except ValueError:  # it minds what PIL may not
+    except ValueError:  # PIL may decode what simplejpeg refuses
         return np.array(decode_image(content, name))
     return pixels
 
@@ -159,10 +181,10 @@ def _decode_jpeg(
 def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
-    """Take a batch (B, 3, H, W) of bytes to a device, and normalise it there.
+    """Move a uint8 batch (B, 3, H, W) to a device and normalise it.
 
     Args:
-        mean, std: of pixels in [0, 1].
+        mean, std: one value per channel, for pixels in [0, 1].
     """
     scale = 1 / (255 * torch.tensor(std, device=device)).view(-1, 1, 1)
     shift = -torch.tensor(mean, device=device).view(-1, 1, 1) * scale * 255

@@ -1,4 +1,4 @@
-"""Loaders whose batches follow from a seed, an epoch and the images."""
+"""Load batches that depend only on the seed, the epoch and the images, not on processes or workers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from simmim_bench.distributed import per_process_batch
 
 
 def seed_everything(*key: int) -> None:
-    """Seed torch's, numpy's and Python's global generators, which augmentations draw from, by a key."""
+    """Seed the global generators of torch, numpy and Python, which augmentations use, from a key."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    # torch.manual_seed keeps a stack trace a call where CUDA is not initialised: milliseconds an image.
+    # Without initialised CUDA, torch.manual_seed stores a stack trace per call: milliseconds per image.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
@@ -24,8 +24,8 @@ def seed_everything(*key: int) -> None:
     random.seed(seed)
 
 
-class Seeded(Dataset[tuple[Tensor, int, int]]):
-    """Images of one epoch, each augmented by its own seed; gives (image, label, index)."""
+class SeededDataset(Dataset[tuple[Tensor, int, int]]):
+    """Images of one epoch as (image, label, index), each augmented with a seed for that image and epoch."""
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
         self.dataset, self.key = dataset, (seed, epoch)
@@ -39,16 +39,21 @@ class Seeded(Dataset[tuple[Tensor, int, int]]):
 
 
 class EpochLoader:
-    """Shuffled batches (images, labels, indices) in which all follows from seed, epoch and image.
+    """Shuffled batches (images, labels, indices) that depend only on seed, epoch and image.
 
-    Neither the number of processes nor of workers changes what an image looks like, nor does a restart:
-    a run that goes on in the middle of an epoch sees what it would have seen.
+    The number of processes and workers does not change the augmentation of an image. A run that resumes in
+    the middle of an epoch gets the batches that it would have had without interruption.
 
     Args:
-        batch_size: images a step of all processes together; each takes every `world_size`-th of them.
+        dataset: images and labels.
+        batch_size: total batch of all processes; each process loads every `world_size`-th image.
+        num_workers: worker processes per training process.
+        seed: of order and augmentation.
+        rank: of this process.
+        world_size: number of processes.
 
     Raises:
-        UsageError: the batch cannot be shared evenly.
+        UsageError: The number of processes does not divide the batch.
     """
 
     def __init__(
@@ -62,9 +67,9 @@ class EpochLoader:
         world_size: int = 1,
     ) -> None:
         self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
-        self._rank, self._team_size = rank, world_size
+        self._rank, self._world_size = rank, world_size
         self._images = len(dataset)  # type: ignore[arg-type]
-        # A last small batch is dropped, unless it is the only one.
+        # A last incomplete batch is dropped, unless it is the only one.
         self._batch_size = min(batch_size, self._images)
         per_process_batch(self._batch_size, world_size)
 
@@ -72,22 +77,22 @@ class EpochLoader:
         return self._images // self._batch_size
 
     def epoch(self, number: int, first_step: int = 0) -> DataLoader[Any]:
-        """Give the batches of an epoch from a step on."""
+        """Return the batches of an epoch, starting at `first_step`."""
         generator = torch.Generator()
         generator.manual_seed(
             int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         )
         order = torch.randperm(self._images, generator=generator)
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
-        share = order[first_step:, self._rank :: self._team_size]
+        batches = order[first_step:, self._rank :: self._world_size]
         return DataLoader(
-            Seeded(self._dataset, self._seed, number),
-            batch_sampler=share.tolist(),
+            SeededDataset(self._dataset, self._seed, number),
+            batch_sampler=batches.tolist(),
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
 
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
-    """Give every image once, in order."""
+    """Return a loader of every image once, in order."""
     return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)

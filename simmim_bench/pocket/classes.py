@@ -1,4 +1,8 @@
-"""The classes of synthetic objects and of stuff: silhouette, pattern, parts."""
+"""Define the classes of synthetic images: objects, clutter and stuff, with silhouettes, patterns and parts.
+
+Some classes share a silhouette (ball and target, house and birdhouse, mushroom and umbrella) or a pattern (ball and
+umbrella, fish and birdhouse, mushroom and butterfly), so that neither alone determines the class.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import numpy as np
 
 from simmim_bench.pocket.shapes import (
     Field,
-    both_sides,
     box,
     bricks,
     checks,
@@ -16,29 +19,25 @@ from simmim_bench.pocket.shapes import (
     disc,
     dots,
     ellipse,
-    minus,
+    mirror,
     plain,
     rings,
     stripes,
+    subtract,
     union,
     wedges,
     zigzag,
 )
 
 BASE, ACCENT, TRIM, INK, LIGHT = range(5)
-
+"""Tones, as indices of an item's palette. Patterns alternate between `BASE` and `ACCENT`."""
 
 Layer = tuple[Field, int | Field]
-
+"""A shape, and its tone or its pattern of base and accent."""
 
 _ROOF = convex((0, -0.95), (0.92, -0.12), (-0.92, -0.12))
-
-
 _WALLS = box(0, 0.36, 0.68, 0.54)
-
-
-_DOME = minus(ellipse(0, 0.12, 0.95, 0.98), box(0, 1.12, 2, 1))
-
+_DOME = subtract(ellipse(0, 0.12, 0.95, 0.98), box(0, 1.12, 2, 1))
 
 THINGS: dict[str, tuple[Layer, ...]] = {
     "ball": (
@@ -53,7 +52,7 @@ THINGS: dict[str, tuple[Layer, ...]] = {
     ),
     "butterfly": (
         (
-            both_sides(union(ellipse(0.5, -0.33, 0.46, 0.5), ellipse(0.4, 0.45, 0.36, 0.42))),
+            mirror(union(ellipse(0.5, -0.33, 0.46, 0.5), ellipse(0.4, 0.45, 0.36, 0.42))),
             dots(0.46),
         ),
         (ellipse(0, 0, 0.12, 0.72), INK),
@@ -73,7 +72,7 @@ THINGS: dict[str, tuple[Layer, ...]] = {
         (box(0.3, 0.3, 0.2, 0.18), LIGHT),
     ),
     "mug": (
-        (minus(disc(0.5, 0.05, 0.46), disc(0.5, 0.05, 0.24)), TRIM),
+        (subtract(disc(0.5, 0.05, 0.46), disc(0.5, 0.05, 0.24)), TRIM),
         (box(-0.2, 0, 0.65, 0.78), zigzag(0.5, 0.26)),
         (box(-0.2, -0.7, 0.65, 0.1), LIGHT),
     ),
@@ -86,26 +85,29 @@ THINGS: dict[str, tuple[Layer, ...]] = {
         (disc(0, 0, 0.13), TRIM),
     ),
     "turtle": (
-        (both_sides(union(disc(0.42, -0.56, 0.2), disc(0.42, 0.56, 0.2))), TRIM),
+        (mirror(union(disc(0.42, -0.56, 0.2), disc(0.42, 0.56, 0.2))), TRIM),
         (union(disc(-0.78, 0, 0.22), convex((0.6, -0.12), (0.98, 0), (0.6, 0.12))), TRIM),
         (disc(-0.84, -0.08, 0.07), INK),
         (ellipse(0, 0, 0.68, 0.6), checks(0.3)),
     ),
     "umbrella": (
         (box(0, 0.5, 0.07, 0.42), INK),
-        (minus(minus(disc(0.17, 0.78, 0.24), disc(0.17, 0.78, 0.1)), box(0, 0, 2, 0.78)), INK),
+        (
+            subtract(subtract(disc(0.17, 0.78, 0.24), disc(0.17, 0.78, 0.1)), box(0, 0, 2, 0.78)),
+            INK,
+        ),
         (_DOME, wedges(9, 0, -1.0)),
     ),
 }
-
+"""Layers of every object class from back to front, in a frame from -1 to 1."""
 
 CLUTTER: dict[str, tuple[Layer, ...]] = {
     "pebble": ((ellipse(0, 0, 0.9, 0.65), plain()),),
     "plank": ((box(0, 0, 0.95, 0.2), plain()),),
     "shard": ((convex((0, -0.9), (0.7, 0.6), (-0.8, 0.5)), plain()),),
-    "crescent": ((minus(disc(0, 0, 0.85), disc(0.4, 0, 0.7)), plain()),),
+    "crescent": ((subtract(disc(0, 0, 0.85), disc(0.4, 0, 0.7)), plain()),),
 }
-
+"""Layers of shapes without a class, which occlude objects and lie around; they are not annotated."""
 
 STUFF: dict[str, Field] = {
     "sky": lambda x, y: np.sin(5 * x + 2 * np.sin(9 * y)) * np.sin(11 * y),
@@ -115,9 +117,7 @@ STUFF: dict[str, Field] = {
     "sand": lambda x, y: np.sin(42 * x) * np.sin(42 * y),
     "floor": lambda x, y: np.sign(np.sin(26 * (x + y))),
 }
-
+"""Texture of every stuff class, from -1 to 1, as a function of position in short sides of the image."""
 
 THING_CLASSES = tuple(THINGS)
-
-
 STUFF_CLASSES = tuple(STUFF)

@@ -1,15 +1,11 @@
-"""Describe generated pictures and render them.
+"""Sample scenes, complete numeric descriptions of synthetic images, from a random generator.
 
-In: a random generator and the extent of the picture in short sides, from which `object_scene`
-(one dominant thing, as in ImageNet) or `open_scene` (several things on stuff, as in COCO and
-ADE20K) draw a `Scene`, a complete description in plain numbers.
-Out: `render` turns a scene into an image, the class of stuff at each pixel and the item on top.
+`object_scene` has one dominant object, as in ImageNet; `open_scene` has several objects on stuff, as in COCO and
+ADE20K. An object's class determines its silhouette, pattern and parts; colours, light, pose, size and background are
+random. So colour does not predict the class, and hidden pixels can be predicted from visible ones by a model that
+knows the classes.
 
-A thing's class fixes its silhouette, its pattern and its parts; colours, light, pose, size and
-surroundings are drawn at random. Classes share silhouettes (ball and target, house and birdhouse,
-mushroom and umbrella) and patterns (ball and umbrella, fish and birdhouse, mushroom and butterfly),
-so that neither alone tells them apart, and colour tells nothing. That is what makes hidden pixels
-worth predicting: they follow from the visible ones for whoever knows the classes.
+Lengths are in short sides of the image, and an extent is an image's (height, width) in this unit.
 """
 
 from __future__ import annotations
@@ -17,41 +13,26 @@ from __future__ import annotations
 import colorsys
 import math
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simmim_bench.pocket.classes import BASE, CLUTTER, STUFF, STUFF_CLASSES, THINGS, Layer
-from simmim_bench.pocket.shapes import (
-    Array,
-)
+from simmim_bench.pocket.classes import CLUTTER, STUFF_CLASSES, THINGS, Layer
 
-"""A function of the plane: below 0 inside a shape, or above 0 where a pattern has its accent."""
 Colour = tuple[float, float, float]
-
-SAMPLES_PER_PIXEL = 3
-"""Samples along each axis of a pixel; odd, for one at the centre, where labels are read."""
-
-"""Tones: places in an item's palette. Patterns alternate `BASE` and `ACCENT`."""
-
-
-"""A shape and how it is painted: in one tone, or in a pattern of base and accent."""
-
-
-"""Classes of things: layers from back to front, in a frame that reaches from -1 to 1."""
-
-"""Shapes of no class, that hide parts of things and lie about; never annotated."""
-
-"""Classes of stuff: a texture from -1 to 1, in short sides of the picture."""
+"""(R, G, B) in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stuff:
-    """Cover the picture below a wavy, tilted line with stuff of one class.
+    """A region of one stuff class below a wavy, tilted line.
 
-    `top` is the line's height at the left in short sides (minus infinity covers everything),
-    `wave` its amplitude, wavelength and phase, `shift` moves the texture.
+    Attributes:
+        kind: stuff class.
+        colours: colours of the texture's minimum and maximum.
+        shift: (x, y) offset of the texture.
+        top: height of the line at the left border; minus infinity covers the whole image.
+        tilt: slope of the line.
+        wave: amplitude, wavelength and phase of the line.
     """
 
     kind: str
@@ -64,10 +45,17 @@ class Stuff:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Place a thing or a piece of clutter.
+    """An object or a piece of clutter.
 
-    `center` (x, y) and `size`, the side of its frame, are in short sides of the picture; `angle`
-    is in radians; `palette` has a colour a tone. Members of a `crowd` form one region together.
+    Attributes:
+        kind: object class, or kind of clutter.
+        center: (x, y).
+        size: side of the item's frame.
+        angle: rotation in radians.
+        mirrored: whether the item is mirrored horizontally.
+        shear: horizontal shear.
+        palette: a colour for every tone.
+        crowd: whether the object belongs to the crowd, which is annotated as one region.
     """
 
     kind: str
@@ -81,13 +69,19 @@ class Item:
 
     @property
     def is_thing(self) -> bool:
-        """Say whether the item is of one of the classes."""
+        """Whether the item is an object of one of the classes, and not clutter."""
         return self.kind in THINGS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Light a scene from `angle` (radians); `relief` is how strongly it models, `gain` a factor."""
+    """Light of a scene.
+
+    Attributes:
+        angle: direction in radians.
+        gain: factor of the brightness.
+        relief: strength of the shading.
+    """
 
     angle: float
     gain: float
@@ -96,7 +90,15 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Describe one picture: stuff and items from back to front, light, and sensor noise."""
+    """Description of one image.
+
+    Attributes:
+        stuff: stuff regions from back to front.
+        items: items from back to front.
+        light: the light.
+        noise: standard deviation of the sensor noise, for pixels in [0, 1].
+        noise_seed: seed of the sensor noise.
+    """
 
     stuff: tuple[Stuff, ...]
     items: tuple[Item, ...]
@@ -105,59 +107,43 @@ class Scene:
     noise_seed: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rendering:
-    """Hold a picture and what is seen at each pixel's centre.
-
-    `image` is (H, W, 3) uint8; `stuff` (H, W) indexes `STUFF_CLASSES`, under the items too;
-    `item` (H, W) indexes the scene's items and is -1 where none is.
-    """
-
-    image: NDArray[np.uint8]
-    stuff: NDArray[np.int16]
-    item: NDArray[np.int16]
-
-
 def object_scene(rng: np.random.Generator, kind: str, extent: tuple[float, float]) -> Scene:
-    """Draw a scene around one large thing of class `kind`.
-
-    `extent` is the picture's (height, width) in short sides.
-    """
+    """Sample a scene with one large object of class `kind`."""
     height, width = extent
     size = rng.uniform(0.7, 1.0)
-    # Anywhere, if need be cut a little by the border.
+    # The image border may crop the object a little.
     reach = 0.42 * size
     center = (rng.uniform(reach, width - reach), rng.uniform(reach, height - reach))
-    thing = _item(rng, kind, center, size)
-    items = [*_litter(rng, extent, int(rng.integers(0, 4))), thing]
+    main = _sample_item(rng, kind, center, size)
+    items = [*_sample_clutter(rng, extent, int(rng.integers(0, 4))), main]
     if rng.random() < 0.25:
         direction = rng.uniform(0, 2 * math.pi)
         rim = (
             center[0] + 0.45 * size * math.cos(direction),
             center[1] + 0.45 * size * math.sin(direction),
         )
-        items.append(_item(rng, _pick(rng, CLUTTER), rim, rng.uniform(0.2, 0.4) * size))
-    return _scene(rng, extent, items, max_stuff=2)
+        items.append(
+            _sample_item(rng, _sample_kind(rng, CLUTTER), rim, rng.uniform(0.2, 0.4) * size)
+        )
+    return _complete_scene(rng, extent, items, max_stuff=2)
 
 
 def open_scene(
     rng: np.random.Generator, extent: tuple[float, float], *, things: int, crowd: bool = False
 ) -> Scene:
-    """Draw a scene of up to `things` things that hide each other at most in part.
+    """Sample a scene of up to `things` objects that occlude each other at most in part.
 
-    `extent` is the picture's (height, width) in short sides. With `crowd`, a heap of small things
-    of one class comes first.
+    Args:
+        things: maximum number of objects outside of the crowd.
+        crowd: add a group of 8 to 12 small objects of one class behind the other objects.
     """
     height, width = extent
-    items = _litter(rng, extent, int(rng.integers(0, 4)))
+    items = _sample_clutter(rng, extent, int(rng.integers(0, 4)))
     taken: list[tuple[float, float, float]] = []
     if crowd:
         x, y = rng.uniform(0.3, width - 0.3), rng.uniform(0.3, height - 0.3)
         taken.append((x, y, 0.6))
-        kind = _pick(rng, THINGS)
-        for _ in range(int(rng.integers(8, 13))):
-            spot = (x + rng.uniform(-0.22, 0.22), y + rng.uniform(-0.18, 0.18))
-            items.append(_item(rng, kind, spot, rng.uniform(0.17, 0.22), crowd=True))
+        items += _sample_crowd(rng, x, y)
     for _ in range(12 * things):
         if len(taken) == things + crowd:
             break
@@ -166,97 +152,26 @@ def open_scene(
         x, y = rng.uniform(reach, width - reach), rng.uniform(reach, height - reach)
         if all(math.hypot(x - a, y - b) > 0.36 * (size + s) for a, b, s in taken):
             taken.append((x, y, size))
-            items.append(_item(rng, _pick(rng, THINGS), (x, y), size))
+            items.append(_sample_item(rng, _sample_kind(rng, THINGS), (x, y), size))
     if rng.random() < 0.3:
-        items += _litter(rng, extent, 1)
-    return _scene(rng, extent, items, max_stuff=3)
+        items += _sample_clutter(rng, extent, 1)
+    return _complete_scene(rng, extent, items, max_stuff=3)
 
 
-def render(scene: Scene, img_size: tuple[int, int]) -> Rendering:
-    """Render a scene at `img_size` (H, W)."""
-    height, width = img_size
-    step = 1 / (SAMPLES_PER_PIXEL * min(img_size))
-    x = ((np.arange(SAMPLES_PER_PIXEL * width) + 0.5) * step).astype(np.float32)
-    y = ((np.arange(SAMPLES_PER_PIXEL * height) + 0.5) * step).astype(np.float32)[:, None]
-    canvas = np.zeros((3, len(y), len(x)), np.float32)
-    stuff_at = np.zeros(canvas.shape[1:], np.int16)
-    item_at = np.full(canvas.shape[1:], -1, np.int16)
-    for stuff in scene.stuff:
-        _lay(canvas, stuff_at, stuff, x, y)
-    for index, item in enumerate(scene.items):
-        _draw(canvas, item_at, item, index, scene.light, x, y)
-    n = SAMPLES_PER_PIXEL
-    image = reduce(np.add, [canvas[:, i::n, j::n] for i in range(n) for j in range(n)]) / n**2
-    towards = math.cos(scene.light.angle), math.sin(scene.light.angle)
-    slope = towards[0] * (x[n // 2 :: n] - x.mean()) + towards[1] * (y[n // 2 :: n] - y.mean())
-    image *= scene.light.gain * (1 + 0.5 * scene.light.relief * slope)
-    noise = np.random.default_rng(scene.noise_seed).standard_normal(image.shape, np.float32)
-    image += scene.noise * noise
-    return Rendering(
-        image=(image.clip(0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0),
-        stuff=stuff_at[n // 2 :: n, n // 2 :: n],
-        item=item_at[n // 2 :: n, n // 2 :: n],
-    )
+def _sample_crowd(rng: np.random.Generator, x: float, y: float) -> list[Item]:
+    """Sample a group of small objects of one class around (x, y)."""
+    kind = _sample_kind(rng, THINGS)
+    items = []
+    for _ in range(int(rng.integers(8, 13))):
+        center = (x + rng.uniform(-0.22, 0.22), y + rng.uniform(-0.18, 0.18))
+        items.append(_sample_item(rng, kind, center, rng.uniform(0.17, 0.22), crowd=True))
+    return items
 
 
-def _lay(canvas: Array, stuff_at: NDArray[np.int16], stuff: Stuff, x: Array, y: Array) -> None:
-    """Paint stuff over the part of the canvas that it covers."""
-    amplitude, wavelength, phase = stuff.wave
-    edge = stuff.top + stuff.tilt * x + amplitude * np.sin(x * (2 * math.pi / wavelength) + phase)
-    covered = y > edge
-    texture = STUFF[stuff.kind](x + stuff.shift[0], y + stuff.shift[1])
-    for channel, low, high in zip(canvas, *stuff.colours, strict=True):
-        np.copyto(channel, (low + high) / 2 + (high - low) / 2 * texture, where=covered)
-    stuff_at[covered] = STUFF_CLASSES.index(stuff.kind)
-
-
-def _draw(
-    canvas: Array,
-    item_at: NDArray[np.int16],
-    item: Item,
-    index: int,
-    light: Light,
-    x: Array,
-    y: Array,
-) -> None:
-    """Paint an item, its soft shadow first, and note its index where it is seen."""
-    reach = 0.85 * item.size
-    columns = slice(*np.searchsorted(x, (item.center[0] - reach, item.center[0] + reach)))
-    rows = slice(*np.searchsorted(y[:, 0], (item.center[1] - reach, item.center[1] + reach)))
-    dx = (x[columns] - item.center[0]) * (2 / item.size)
-    dy = (y[rows] - item.center[1]) * (2 / item.size)
-    cos, sin = math.cos(item.angle), math.sin(item.angle)
-    flip = -1 if item.mirrored else 1
-    to_light = math.cos(light.angle), math.sin(light.angle)
-
-    def frame(dx: Array, dy: Array) -> tuple[Array, Array]:
-        v = cos * dy - sin * dx
-        return flip * (cos * dx + sin * dy + item.shear * v), v
-
-    layers = (THINGS | CLUTTER)[item.kind]
-    u, v = frame(dx, dy)
-    distances = [shape(u, v) for shape, _ in layers]
-    distance = reduce(np.minimum, distances)
-    shifted = frame(dx + 0.12 * to_light[0], dy + 0.12 * to_light[1])
-    shadow = reduce(np.minimum, [shape(*shifted) for shape, _ in layers])
-    canvas[:, rows, columns] *= 1 - (0.25 - 1.5 * shadow).clip(0, 0.45)
-
-    tone = np.full(u.shape, BASE, np.int8)
-    for (_, paint), part in zip(layers, distances, strict=True):
-        painted = paint if isinstance(paint, int) else (paint(u, v) > 0).astype(np.int8)
-        tone = np.where(part < 0, painted, tone)
-    shade = 1 + light.relief * (to_light[0] * dx + to_light[1] * dy)
-    shade *= 1 - 0.55 * (1 + distance * 9).clip(0, 1)
-    inside = distance < 0
-    for channel, tones in zip(canvas, np.asarray(item.palette, np.float32).T, strict=True):
-        np.copyto(channel[rows, columns], tones.take(tone) * shade, where=inside)
-    item_at[rows, columns][inside] = index
-
-
-def _scene(
+def _complete_scene(
     rng: np.random.Generator, extent: tuple[float, float], items: list[Item], *, max_stuff: int
 ) -> Scene:
-    """Put stuff behind items, the first kind above, and light them."""
+    """Sample the stuff behind the items, from top to bottom, and the light."""
     height = extent[0]
     count = int(rng.integers(1, max_stuff + 1))
     kinds = rng.permutation(STUFF_CLASSES)[:count]
@@ -264,7 +179,7 @@ def _scene(
     stuff = tuple(
         Stuff(
             kind=str(kind),
-            colours=_stuff_colours(rng),
+            colours=_sample_stuff_colours(rng),
             shift=(rng.uniform(0, 9), rng.uniform(0, 9)),
             top=float(top),
             tilt=rng.uniform(-0.2, 0.2),
@@ -281,7 +196,7 @@ def _scene(
     )
 
 
-def _item(
+def _sample_item(
     rng: np.random.Generator,
     kind: str,
     center: tuple[float, float],
@@ -289,17 +204,20 @@ def _item(
     *,
     crowd: bool = False,
 ) -> Item:
-    """Draw an item's pose and colours; things contrast in themselves, clutter is subdued."""
+    """Sample an item's pose and colours: high contrast within objects, subdued colours for clutter."""
     if kind in THINGS:
-        pair = _colour(rng, (0.15, 0.6), (0.9, 1.0)), _colour(rng, (0.5, 1.0), (0.1, 0.5))
-        trim = _colour(rng, (0.5, 1.0), (0.35, 0.9))
+        pair = (
+            _sample_colour(rng, (0.15, 0.6), (0.9, 1.0)),
+            _sample_colour(rng, (0.5, 1.0), (0.1, 0.5)),
+        )
+        trim = _sample_colour(rng, (0.5, 1.0), (0.35, 0.9))
         angle = rng.uniform(-0.45, 0.45)
     else:
-        trim = _colour(rng, (0.0, 0.4), (0.3, 0.7))
+        trim = _sample_colour(rng, (0.0, 0.4), (0.3, 0.7))
         pair = trim, trim
         angle = rng.uniform(-math.pi, math.pi)
     details = (0.08, 0.07, 0.1), (0.95, 0.94, 0.9)
-    # Which of two tones is the dark one is chance, or brightness would give the class away.
+    # The darker of two tones is random, so that brightness does not predict the class.
     base, accent = pair if rng.random() < 0.5 else pair[::-1]
     ink, light = details if rng.random() < 0.5 else details[::-1]
     return Item(
@@ -314,13 +232,15 @@ def _item(
     )
 
 
-def _litter(rng: np.random.Generator, extent: tuple[float, float], count: int) -> list[Item]:
-    """Scatter small clutter over the picture."""
+def _sample_clutter(
+    rng: np.random.Generator, extent: tuple[float, float], count: int
+) -> list[Item]:
+    """Sample small pieces of clutter anywhere in the image."""
     height, width = extent
     return [
-        _item(
+        _sample_item(
             rng,
-            _pick(rng, CLUTTER),
+            _sample_kind(rng, CLUTTER),
             (rng.uniform(0, width), rng.uniform(0, height)),
             rng.uniform(0.1, 0.24),
         )
@@ -328,21 +248,21 @@ def _litter(rng: np.random.Generator, extent: tuple[float, float], count: int) -
     ]
 
 
-def _stuff_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    """Draw two close colours of one hue, of middle brightness: things are brighter and darker."""
+def _sample_stuff_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    """Sample two similar colours of medium brightness; the tones of objects are brighter and darker."""
     hue, saturation, value = rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.42, 0.8)
     low = colorsys.hsv_to_rgb(hue, saturation, value - 0.04)
     high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + 0.04)
     return low, high
 
 
-def _colour(
+def _sample_colour(
     rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
 ) -> Colour:
-    """Draw a colour of any hue, its saturation and value from ranges."""
+    """Sample a colour of any hue, with saturation and value from the given ranges."""
     return colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))
 
 
-def _pick(rng: np.random.Generator, kinds: dict[str, tuple[Layer, ...]]) -> str:
-    """Draw one of the kinds, all equally likely."""
+def _sample_kind(rng: np.random.Generator, kinds: dict[str, tuple[Layer, ...]]) -> str:
+    """Sample one of the kinds uniformly."""
     return list(kinds)[int(rng.integers(len(kinds)))]

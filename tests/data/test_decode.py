@@ -1,4 +1,4 @@
-"""Claims about decoding and cropping, against PIL and torchvision's own chain."""
+"""Tests of decoding and cropping, compared with PIL and torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.errors import DataError
 from simmim_bench.data.decode import decode_image, normalise, random_crop_flip
+from simmim_bench.errors import DataError
 
 # SimMIM: data/data_simmim.py, SimMIMTransform, without and with its last two steps.
 OFFICIAL_CROP = [
@@ -25,8 +25,8 @@ OFFICIAL_CROP = [
 OFFICIAL = [*OFFICIAL_CROP, T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
 
 
-def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
-    """Give a smooth picture with some edges, as photographs are."""
+def smooth_image(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """Render a smooth image with some edges, similar to a photograph."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (9 + c) + c) + np.cos(y / (7 + 2 * c)) for c in range(3)]
     shades = np.stack(waves, -1) * 50 + 128
@@ -34,7 +34,7 @@ def picture(height: int, width: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(shades.astype(np.uint8)).convert(mode)
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -50,36 +50,36 @@ def both_crops(content: bytes, name: str, seed: int) -> tuple[np.ndarray, np.nda
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_crops_are_the_official_ones_to_one_level(kind: str, mode: str) -> None:
-    content = encoded(picture(80, 70, mode), kind)
+def test_crops_equal_the_official_ones_within_one_level(kind: str, mode: str) -> None:
+    content = encode(smooth_image(80, 70, mode), kind)
     for seed in range(8):
         ours, theirs = both_crops(content, f"a.{kind.lower()}", seed)
         assert np.abs(ours - theirs).max() <= 1
-    # Where scaling leaves no doubt, the crop and its mirroring are the same as well: another seed differs.
+    # Another seed yields another crop, so equal pixels imply an equal crop and flip.
     assert np.abs(both_crops(content, "", 1)[0] - both_crops(content, "", 2)[0]).max() > 20
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("quality", [75, 95])
-def test_a_large_jpeg_decoded_small_differs_little(factor: int, quality: int) -> None:
+def test_a_large_jpeg_decoded_at_reduced_size_differs_little(factor: int, quality: int) -> None:
     size = (150 * factor + 3, 160 * factor + 5)
-    image = picture(75, 80).resize(size[::-1], Image.Resampling.BICUBIC)
-    content = encoded(image, "JPEG", quality=quality)
+    image = smooth_image(75, 80).resize(size[::-1], Image.Resampling.BICUBIC)
+    content = encode(image, "JPEG", quality=quality)
     decoded = simplejpeg.decode_jpeg(content, "RGB", min_height=size[0] // factor)
-    assert decoded.shape[0] == -(-size[0] // factor)  # so small is what the crop is cut from
+    assert decoded.shape[0] == -(-size[0] // factor)  # the size that the crop is taken from
     for seed in range(8):
         ours, theirs = both_crops(content, "a.jpg", seed)
         assert np.abs(ours - theirs).mean() < 1.5
 
 
-def test_cmyk_jpegs_are_read_as_pil_reads_them() -> None:
-    content = encoded(picture(80, 70, "CMYK"), "JPEG")
+def test_cmyk_jpegs_equal_pils() -> None:
+    content = encode(smooth_image(80, 70, "CMYK"), "JPEG")
     ours, theirs = both_crops(content, "a.jpg", 0)
     assert np.abs(ours - theirs).max() <= 1
 
 
-def test_a_normalised_batch_is_the_official_chains() -> None:
-    content = encoded(picture(80, 70), "PNG")
+def test_a_normalised_batch_equals_the_official_transforms() -> None:
+    content = encode(smooth_image(80, 70), "PNG")
     torch.manual_seed(3)
     crop = random_crop_flip(content, "a.png", (48, 48), (0.67, 1.0))
     torch.manual_seed(3)
@@ -93,23 +93,23 @@ def test_a_normalised_batch_is_the_official_chains() -> None:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        (encoded(picture(40, 40), "JPEG")[:300], "cut.jpg"),
-        (encoded(picture(40, 40), "JPEG")[:12], "stub.jpeg"),
+        (encode(smooth_image(40, 40), "JPEG")[:300], "cut.jpg"),
+        (encode(smooth_image(40, 40), "JPEG")[:12], "stub.jpeg"),
         (b"", "empty.png"),
-        (b"no picture at all", "text.webp"),
-        (encoded(picture(40, 40), "PNG"), "liar.jpg"),
-        (encoded(picture(40, 40), "JPEG"), "liar.png"),
+        (b"not an image", "text.webp"),
+        (encode(smooth_image(40, 40), "PNG"), "misnamed.jpg"),
+        (encode(smooth_image(40, 40), "JPEG"), "misnamed.png"),
     ],
 )
-def test_what_cannot_be_decoded_is_named(content: bytes, name: str) -> None:
+def test_the_error_names_an_image_that_cannot_be_decoded(content: bytes, name: str) -> None:
     with pytest.raises(DataError, match=name):
         random_crop_flip(content, name, (32, 32), (0.5, 1.0))
     with pytest.raises(DataError, match=name):
         decode_image(content, name)
 
 
-def test_an_image_of_too_many_pixels_is_named() -> None:
-    content = bytearray(encoded(picture(40, 40), "PNG"))
+def test_the_error_names_an_image_with_too_many_pixels() -> None:
+    content = bytearray(encode(smooth_image(40, 40), "PNG"))
     content[16:24] = struct.pack(">II", 60000, 60000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     for read in (decode_image, lambda *image: random_crop_flip(*image, (32, 32), (0.5, 1.0))):
@@ -117,6 +117,6 @@ def test_an_image_of_too_many_pixels_is_named() -> None:
             read(bytes(content), "huge.png")
 
 
-def test_a_name_without_a_suffix_may_be_any_format() -> None:
+def test_a_name_without_suffix_allows_any_format() -> None:
     for kind in ("JPEG", "PNG"):
-        assert decode_image(encoded(picture(40, 30), kind), "row 7").size == (30, 40)
+        assert decode_image(encode(smooth_image(40, 30), kind), "row 7").size == (30, 40)

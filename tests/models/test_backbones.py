@@ -325,7 +325,9 @@ def test_a_damaged_checkpoint_is_told_from_a_whole_one(
 
 def test_a_text_file_is_not_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_text("not weights")
-    with pytest.raises(DataError, match=r"weights\.pth is damaged, or was not written by torch\.save"):
+    with pytest.raises(
+        DataError, match=r"weights\.pth is damaged, or was not written by torch\.save"
+    ):
         read_checkpoint(str(tmp_path / "weights.pth"))
     with pytest.raises(DataError, match="does not exist"):
         read_checkpoint(str(tmp_path / "nothing"))

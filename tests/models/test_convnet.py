@@ -1,4 +1,4 @@
-"""Claims about ConvNeXt and ResNet as encoders: what they see, what they compute, where they go."""
+"""Tests of ConvNeXt and ResNet as encoders: hidden pixels, features, layers, checkpoints and transfer."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.tiny import TINY
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-import pretrain.train as stage
+import pretrain.train as training
 from pretrain.design import Design
 from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET, for_arch
+from pretrain.setup import TrainOptions
 from pretrain.simmim import SimMIM
-from pretrain.train import Execution
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.foreign.timm import check_same_features
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -31,20 +31,22 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.models.buffers import preserve_buffers
 from simmim_bench.models.build import build_backbone
+from simmim_bench.recipe import Recipe
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from transfer.detection.recipes import COCO_POCKET
 from transfer.frozen.recipes import LINEAR_POCKET
-from transfer.recipes import TransferRecipe
-from transfer.run import run_transfer
+from transfer.job import TransferJob
 from transfer.segmentation.recipes import ADE20K_POCKET
+from transfer.tasks import load_function, protocol_of
 
 CONVNETS = ("convnext", "resnet")
 POCKETS = ("convnext_pocket", "resnet_pocket")
 both = pytest.mark.parametrize("family", CONVNETS)
 
 
-def shaken(model: nn.Module) -> Any:
-    """Move norms, layer scales and statistics, and whatever else starts at a constant, away from it."""
+def perturb(model: nn.Module) -> Any:
+    """Perturb norms, layer scales, statistics and other vectors, which are initialised to constants."""
     generator = torch.Generator().manual_seed(0)
     for value in (*model.parameters(), *model.buffers()):
         if value.is_floating_point() and value.ndim == 1:
@@ -65,37 +67,37 @@ def masks(spec: BackboneSpec, count: int) -> Tensor:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("encoder_input", ["tokens", "zeros"])
-def test_no_hidden_pixel_is_seen(
+def test_hidden_pixels_do_not_change_the_features(
     tiny_spec: BackboneSpec, encoder_input: Any, training: bool
 ) -> None:
-    """The features, and in training the running statistics of BatchNorm, are the same to the last bit."""
+    """The features, and in training mode BatchNorm's running statistics, are bit-identical."""
     mask = masks(tiny_spec, 3)
     patch = tiny_spec.patch_size
     hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
     images = torch.randn(3, 3, *tiny_spec.img_size)
     others = torch.where(hidden > 0, 9 * torch.randn_like(images), images)
-    seen = []
-    for pictures in (images, others):
-        model = shaken(SimMIM(tiny_spec, Design(encoder_input=encoder_input))).train(training)
-        seen.append((model(pictures, mask).features, dict(model.named_buffers())))
-    (features, buffers), (other_features, other_buffers) = seen
+    results = []
+    for batch in (images, others):
+        model = perturb(SimMIM(tiny_spec, Design(encoder_input=encoder_input))).train(training)
+        results.append((model(batch, mask).features, dict(model.named_buffers())))
+    (features, buffers), (other_features, other_buffers) = results
     assert torch.equal(features, other_features)
     assert all(torch.equal(value, other_buffers[name]) for name, value in buffers.items())
 
 
-def test_a_resnets_stem_would_show_hidden_pixels() -> None:
-    """The claim above is not empty: without blanking, cells beside hidden ones see into them."""
-    encoder = shaken(build_backbone(TINY["resnet"]))
+def test_a_resnets_stem_overlaps_neighbouring_cells() -> None:
+    """Without blanking, cells next to hidden ones would depend on hidden pixels."""
+    encoder = perturb(build_backbone(TINY["resnet"]))
     images = torch.randn(1, 3, 32, 32, requires_grad=True)
     encoder.embed(images)[0, 8, 8].sum().backward()
     assert images.grad is not None
     rows = images.grad[0].abs().sum((0, 2)).nonzero().flatten()
-    assert (int(rows.min()), int(rows.max())) == (13, 19)  # 7 rows around its own two, 16 and 17
+    assert (int(rows.min()), int(rows.max())) == (13, 19)  # 7 rows around the cell's rows 16 and 17
 
 
 @both
-def test_the_token_stands_where_a_cell_is_hidden(family: str) -> None:
-    model = shaken(SimMIM(TINY[family]))
+def test_the_mask_token_replaces_hidden_cells(family: str) -> None:
+    model = perturb(SimMIM(TINY[family]))
     images, mask = torch.randn(2, 3, 32, 32), masks(model.spec, 2)
     blanked = images * nn.functional.interpolate(1 - mask.unsqueeze(1), scale_factor=2)
     tokens = model.encoder.embed(blanked)
@@ -108,8 +110,8 @@ def test_the_token_stands_where_a_cell_is_hidden(family: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
 )
-def test_features_and_logits_are_those_of_timms_model(arch: str, name: str, tmp_path: Path) -> None:
-    theirs = shaken(timm.create_model(name, num_classes=5))
+def test_features_and_logits_equal_timms(arch: str, name: str, tmp_path: Path) -> None:
+    theirs = perturb(timm.create_model(name, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     checkpoint = read_checkpoint(str(tmp_path / "net.pth"))
     assert (checkpoint.spec, checkpoint.form) == (find_spec(arch), "transfer")
@@ -124,9 +126,9 @@ def test_features_and_logits_are_those_of_timms_model(arch: str, name: str, tmp_
         torch.testing.assert_close(last[:, 0], pooled.flatten(1))
 
 
-def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
-    blurred = shaken(timm.create_model("resnetaa50", num_classes=5)).eval()
-    plain = shaken(timm.create_model("resnet50", num_classes=5)).eval()
+def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None:
+    blurred = perturb(timm.create_model("resnetaa50", num_classes=5)).eval()
+    plain = perturb(timm.create_model("resnet50", num_classes=5)).eval()
     assert blurred.state_dict().keys() == plain.state_dict().keys()
     torch.save(blurred.state_dict(), tmp_path / "net.pth")
     checkpoint = read_checkpoint(str(tmp_path / "net.pth"))
@@ -141,16 +143,19 @@ def test_a_variant_of_the_same_weights_is_refused(tmp_path: Path) -> None:
     [
         ({"architecture": "resnet50"}, None),
         ({"architecture": "resnetaa50"}, "is a variant of resnet50"),
-        ({"architecture": "resnet50", "model_args": {"act_layer": "silu"}}, "is a variant of resnet50"),
+        (
+            {"architecture": "resnet50", "model_args": {"act_layer": "silu"}},
+            "is a variant of resnet50",
+        ),
         ({"architecture": "resnet50_by_a_fork"}, "timm cannot build the model of .*config.json"),
     ],
 )
-def test_a_folder_of_timms_is_read_where_its_model_is_a_plain_one(
+def test_a_timm_folder_is_read_only_for_a_plain_model(
     config: dict[str, object], problem: str | None, tmp_path: Path
 ) -> None:
-    """What has no weights may differ all the same: only the model that config.json describes tells."""
+    """Operations without weights may differ, so the model of config.json is built and compared."""
     save_file(
-        shaken(timm.create_model("resnet50", num_classes=5)).state_dict(),
+        perturb(timm.create_model("resnet50", num_classes=5)).state_dict(),
         tmp_path / "model.safetensors",
     )
     (tmp_path / "config.json").write_text(
@@ -163,7 +168,7 @@ def test_a_folder_of_timms_is_read_where_its_model_is_a_plain_one(
         read_checkpoint(str(tmp_path))
 
 
-def test_blocks_without_statistics_are_compiled_and_computed_again(
+def test_compilation_and_checkpointing_need_blocks_without_batchnorm(
     tmp_path: Path, pocket: Path
 ) -> None:
     model = build_backbone(TINY["convnext"]).train()
@@ -171,15 +176,17 @@ def test_blocks_without_statistics_are_compiled_and_computed_again(
     images = torch.randn(2, 3, 32, 32)
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(images), model(images))
-    where = ("--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run"))
-    how = ("--compile", "--grad-checkpointing")
-    refused = CliRunner().invoke(cli, ["pretrain", "--arch", "resnet_pocket", *where, *how])
+    arguments = ["--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run")]
+    arguments += ["--compile", "--grad-checkpointing"]
+    refused = CliRunner().invoke(cli, ["pretrain", "--arch", "resnet_pocket", *arguments])
     assert isinstance(refused.exception, UsageError)
-    assert "give one of them" in str(refused.exception)
+    assert "--compile does not work with --grad-checkpointing for resnet_pocket" in str(
+        refused.exception
+    )
 
 
-def test_torchvisions_resnet_is_read_with_or_without_its_counters(tmp_path: Path) -> None:
-    theirs = shaken(resnet.ResNet(resnet.Bottleneck, [1, 1, 2, 1]))
+def test_torchvisions_resnet_is_read_with_or_without_batchnorm_counters(tmp_path: Path) -> None:
+    theirs = perturb(resnet.ResNet(resnet.Bottleneck, [1, 1, 2, 1]))
     images = torch.randn(1, 3, 64, 64)
     for number, counters in enumerate((True, False)):
         state = {k: v for k, v in theirs.state_dict().items() if counters or "num_batches" not in k}
@@ -191,9 +198,9 @@ def test_torchvisions_resnet_is_read_with_or_without_its_counters(tmp_path: Path
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 64), (37, 51), (33, 16)])
 @both
-def test_maps_are_the_stages_before_the_head(family: str, size: tuple[int, int]) -> None:
-    """Each stage computed by hand from timm's modules, at sizes that the strides do not divide as well."""
-    model = shaken(build_backbone(TINY[family]))
+def test_maps_equal_the_outputs_of_the_stages(family: str, size: tuple[int, int]) -> None:
+    """Compare with timm's modules applied stage by stage, also at sizes that no stride divides."""
+    model = perturb(build_backbone(TINY[family]))
     images = torch.randn(1, 3, *size)
     maps = model.forward_maps(images)
     if family == "resnet":
@@ -211,7 +218,7 @@ def test_maps_are_the_stages_before_the_head(family: str, size: tuple[int, int])
         torch.testing.assert_close(level, model.norm(x) if number == 3 else normed)
 
 
-def test_layers_are_blocks() -> None:
+def test_every_block_is_a_layer() -> None:
     convnext, resnet = (build_backbone(TINY[family], num_classes=2) for family in CONVNETS)
     wanted = {
         "stem.0.weight": 0,
@@ -235,13 +242,13 @@ def test_layers_are_blocks() -> None:
 
 
 @both
-def test_a_window_is_refused(family: str) -> None:
+def test_a_window_size_is_refused(family: str) -> None:
     with pytest.raises(UsageError, match=r"window_size=7 does not apply to .* window_size=none"):
         TINY[family].at((64, 64), 7)
     assert TINY[family].at((64, 64)).img_size == (64, 64)
 
 
-def test_computing_blocks_again_moves_no_statistics() -> None:
+def test_recomputation_does_not_change_batchnorm_statistics() -> None:
     states = []
     for checkpointing in (False, True):
         model = SimMIM(TINY["resnet"]).train()
@@ -253,7 +260,7 @@ def test_computing_blocks_again_moves_no_statistics() -> None:
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_a_trial_moves_no_statistics() -> None:
+def test_preserve_buffers_restores_batchnorm_statistics() -> None:
     model = build_backbone(TINY["resnet"]).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with preserve_buffers(model):
@@ -267,23 +274,22 @@ def test_a_frozen_batchnorm_keeps_its_statistics() -> None:
         parameter.requires_grad_(model.layer_id(name) > 2)
     before = {name: value.clone() for name, value in model.named_buffers()}
     model.train()(torch.randn(4, 3, 32, 32))
-    moved = {name for name, value in model.named_buffers() if not torch.equal(value, before[name])}
-    assert moved == {name for name in before if not name.startswith(("bn1.", "layer1."))}
+    changed = {
+        name for name, value in model.named_buffers() if not torch.equal(value, before[name])
+    }
+    assert changed == {name for name in before if not name.startswith(("bn1.", "layer1."))}
 
 
 def run(out: Path, data: Path, arch: str, *, resume: bool = False, epochs: int = 2) -> Path:
     recipe = replace(for_arch(POCKET, arch), epochs=epochs, batch_size=20, warmup_epochs=0)
     options = {"deviates": {}, "arguments": {}, "display": Display(quiet=True)}
     with open_run(out, recipe=recipe, resume=resume, **options) as opened:  # type: ignore[arg-type]
-        execution = Execution(accumulate=2, pictures_every=9)
-        return stage.pretrain(
+        return training.pretrain(
+            RunContext(run=opened, seed=0, resume=resume),
             recipe=recipe,
             deviates={},
             data=data,
-            run=opened,
-            seed=0,
-            resume=resume,
-            execution=execution,
+            options=TrainOptions(accumulate=2, visualize_every=9),
         )
 
 
@@ -294,7 +300,7 @@ def pretrained(
     return run(tmp_path_factory.mktemp("run") / "run", pocket / "imagenet", request.param)
 
 
-TASKS: dict[str, TransferRecipe] = {
+TASKS: dict[str, Recipe] = {
     "linear": replace(LINEAR_POCKET, epochs=2),
     "coco": replace(COCO_POCKET, max_iters=2, warmup_iters=1, batch_size=2),
     "ade20k": replace(ADE20K_POCKET, max_iters=2, warmup_iters=1, batch_size=2),
@@ -303,13 +309,13 @@ TASKS: dict[str, TransferRecipe] = {
 
 @pytest.mark.parametrize(
     "task",
-    # The others of every choice are in test_every_choice.py.
+    # tests/pretrain/test_every_choice.py covers every other choice.
     [
         pytest.param(task, marks=[] if task == "coco" else pytest.mark.slow)
         for task in sorted(TASKS)
     ],
 )
-def test_what_is_pretrained_reaches_every_kind_of_transfer(
+def test_a_pretrained_checkpoint_is_transferred_to_every_kind_of_task(
     task: str, pretrained: Path, pocket: Path, tmp_path: Path
 ) -> None:
     if task == "coco":
@@ -322,28 +328,27 @@ def test_what_is_pretrained_reaches_every_kind_of_transfer(
     with open_run(
         tmp_path / "run", recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True)
     ) as opened:
-        record = run_transfer(
-            task,
+        job = TransferJob(
+            task=task,
             checkpoint=checkpoint,
             data=data,
-            run=opened,
             recipe=recipe,
             deviates={},
-            seed=0,
-            features=tmp_path / "features",
+            options={"features": tmp_path / "features"} if task == "linear" else {},
         )
+        record = load_function(protocol_of(recipe).run)(RunContext(run=opened, seed=0), job)
     assert record is not None
     assert record.checkpoint["sha256"] == checkpoint.sha256
     if task != "linear":
         trained = load_backbone(str(tmp_path / "run"))
         started = load_backbone(checkpoint)
-        moved = [
+        changed = [
             name
             for name, value in trained.state_dict().items()
             if not torch.equal(value, started.state_dict()[name])
         ]
         statistics = [name for name, _ in trained.named_buffers()]
-        assert set(statistics) <= set(moved)
+        assert set(statistics) <= set(changed)
 
 
 class Killed(Exception):
@@ -351,16 +356,16 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("pretrained", ["resnet_pocket"], indirect=True)
-def test_a_resnet_goes_on_exactly_where_it_stopped(
+def test_a_resumed_resnet_equals_an_uninterrupted_one(
     pretrained: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = stage.write_checkpoint
+    write = training.write_checkpoint  # type: ignore[attr-defined]
 
     def write_and_die(*arguments: Any, **named: Any) -> None:
         write(*arguments, **named)
         raise Killed
 
-    monkeypatch.setattr(stage, "write_checkpoint", write_and_die)
+    monkeypatch.setattr(training, "write_checkpoint", write_and_die)
     with pytest.raises(Killed):
         run(tmp_path / "run", pocket / "imagenet", "resnet_pocket")
     monkeypatch.undo()

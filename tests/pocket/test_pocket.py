@@ -1,4 +1,4 @@
-"""Claims about the generated data: its layouts, its determinism, and that colour tells nothing."""
+"""Tests of the synthetic data set: layouts, determinism, annotations, and colours that do not predict classes."""
 
 import hashlib
 import json
@@ -11,16 +11,11 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.pocket import write as pocket
-from simmim_bench.pocket.scenes import object_scene, open_scene, render
-from simmim_bench.pocket.write import (
-    COCO_CATEGORY_IDS,
-    STUFF_CLASSES,
-    THING_CLASSES,
-    PocketCounts,
-    coco_annotations,
-    write_pocket,
-)
+from simmim_bench.pocket.annotations import COCO_CATEGORY_IDS, coco_annotations
+from simmim_bench.pocket.classes import STUFF_CLASSES, THING_CLASSES
+from simmim_bench.pocket.render import render
+from simmim_bench.pocket.scenes import object_scene, open_scene
+from simmim_bench.pocket.write import OWNED, PocketCounts, write_pocket
 
 COUNTS = PocketCounts(
     imagenet_train=300,
@@ -62,13 +57,13 @@ def shoelace(polygon: list[float]) -> float:
     return 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
 
 
-def test_same_seed_gives_same_bytes(tmp_path: Path) -> None:
+def test_equal_seeds_write_equal_bytes(tmp_path: Path) -> None:
     write_pocket(tmp_path / "a", seed=3, counts=FEW)
     write_pocket(tmp_path / "elsewhere" / "b", seed=3, counts=FEW)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "elsewhere" / "b")
 
 
-def test_other_seed_gives_other_pictures(tmp_path: Path) -> None:
+def test_different_seeds_write_different_images(tmp_path: Path) -> None:
     write_pocket(tmp_path / "a", seed=3, counts=FEW)
     write_pocket(tmp_path / "b", seed=4, counts=FEW)
     a, b = fingerprint(tmp_path / "a"), fingerprint(tmp_path / "b")
@@ -76,17 +71,17 @@ def test_other_seed_gives_other_pictures(tmp_path: Path) -> None:
     assert not [name for name in a if "jp" in name.lower() and a[name] == b[name]]
 
 
-def test_no_two_pictures_are_the_same(data: Path) -> None:
+def test_all_images_are_distinct(data: Path) -> None:
     hashes = [digest for name, digest in fingerprint(data).items() if "jp" in name.lower()]
     assert len(set(hashes)) == len(hashes)
 
 
-def test_counts_change_no_picture(data: Path, tmp_path: Path) -> None:
+def test_counts_do_not_change_images(data: Path, tmp_path: Path) -> None:
     write_pocket(tmp_path / "few", counts=replace(FEW, coco_val=5))
     few, many = fingerprint(tmp_path / "few"), fingerprint(data)
-    pictures = [name for name in few if name.lower().endswith(("jpg", "jpeg", "png"))]
-    assert len(pictures) == 10 + 10 + 2 + 5 + 2 * (2 + 2)
-    assert all(few[name] == many[name] for name in pictures)
+    images = [name for name in few if name.lower().endswith(("jpg", "jpeg", "png"))]
+    assert len(images) == 10 + 10 + 2 + 5 + 2 * (2 + 2)
+    assert all(few[name] == many[name] for name in images)
 
 
 def test_imagenet_classes_are_balanced(data: Path) -> None:
@@ -97,8 +92,8 @@ def test_imagenet_classes_are_balanced(data: Path) -> None:
     assert (data / "imagenet" / "train" / "fish" / "fish_00030.JPEG").exists()
 
 
-def test_colour_does_not_tell_the_class(data: Path) -> None:
-    # The nearest class mean of mean colour and contrast; chance is 10 %.
+def test_colour_does_not_predict_the_class(data: Path) -> None:
+    # Nearest class mean of the mean colour; chance is 10 %.
     def statistics(split: str) -> tuple[np.ndarray, np.ndarray]:
         paths = sorted((data / "imagenet" / split).glob("*/*.JPEG"))
         images = load_images(paths)
@@ -112,7 +107,7 @@ def test_colour_does_not_tell_the_class(data: Path) -> None:
     assert np.mean(predicted == val_labels) < 0.2
 
 
-def test_pictures_have_contrast(data: Path) -> None:
+def test_images_have_contrast(data: Path) -> None:
     images = load_images(sorted((data / "imagenet" / "val").glob("*/*.JPEG")))
     assert images.std((1, 2, 3)).min() > 20
     assert 90 < images.mean() < 165
@@ -139,7 +134,7 @@ def test_coco_ids_have_gaps() -> None:
     assert max(COCO_CATEGORY_IDS) > 10
 
 
-def test_coco_has_crowds_and_empty_pictures(data: Path) -> None:
+def test_coco_has_crowds_and_images_without_objects(data: Path) -> None:
     for split in ("train", "val"):
         coco = load_coco(data, split)
         crowds = [a for a in coco.dataset["annotations"] if a["iscrowd"]]
@@ -148,13 +143,13 @@ def test_coco_has_crowds_and_empty_pictures(data: Path) -> None:
         assert [i for i in coco.getImgIds() if not coco.getAnnIds(imgIds=i)]
 
 
-def test_coco_things_are_large_enough_to_be_found(data: Path) -> None:
+def test_coco_objects_are_large_enough_to_detect(data: Path) -> None:
     coco = load_coco(data, "train")
     sides = np.array([a["bbox"][2:] for a in coco.dataset["annotations"]])
     assert np.mean(sides.min(1) >= 8) > 0.98
 
 
-def test_polygons_give_the_visible_mask_back() -> None:
+def test_polygons_decode_to_the_visible_mask() -> None:
     checked = 0
     for seed in range(20):
         scene = open_scene(np.random.default_rng(seed), (1, 1.5), things=5, crowd=seed % 4 == 0)
@@ -163,9 +158,9 @@ def test_polygons_give_the_visible_mask_back() -> None:
         coco = COCO()
         coco.imgs = {1: image}
         annotations = list(coco_annotations(scene, rendering))
-        alone = [i for i, item in enumerate(scene.items) if item.is_thing and not item.crowd]
+        single = [i for i, item in enumerate(scene.items) if item.is_thing and not item.crowd]
         crowd = [i for i, item in enumerate(scene.items) if item.crowd]
-        regions = [np.isin(rendering.item, i) for i in [*alone, *([crowd] if crowd else [])]]
+        regions = [np.isin(rendering.item, i) for i in [*single, *([crowd] if crowd else [])]]
         for visible in regions:
             if visible.sum() < 100:
                 continue
@@ -179,7 +174,7 @@ def test_polygons_give_the_visible_mask_back() -> None:
 def test_ade20k_labels_cover_every_class(data: Path) -> None:
     names = (data / "ade20k" / "classes.txt").read_text().split()
     assert names == [*STUFF_CLASSES, *THING_CLASSES]
-    seen: set[int] = set()
+    found: set[int] = set()
     for folder, prefix, count in (("training", "ADE_train", 40), ("validation", "ADE_val", 12)):
         images = sorted((data / "ade20k" / "images" / folder).glob(f"{prefix}_*.jpg"))
         labels = sorted((data / "ade20k" / "annotations" / folder).glob(f"{prefix}_*.png"))
@@ -189,24 +184,24 @@ def test_ade20k_labels_cover_every_class(data: Path) -> None:
             label = Image.open(label_path)
             assert label.mode == "L"
             assert label.size == Image.open(image_path).size
-            seen |= set(np.unique(np.asarray(label)).tolist())
-    assert seen == set(range(len(names) + 1))
+            found |= set(np.unique(np.asarray(label)).tolist())
+    assert found == set(range(len(names) + 1))
 
 
-def test_labels_lie_where_the_thing_is_painted() -> None:
-    # The same scene without the thing differs where the thing is, and about its shadow only.
+def test_labels_cover_the_rendered_object() -> None:
+    # Without the object, the image differs only at the object and its shadow.
     scene = object_scene(np.random.default_rng(5), "fish", (1, 1))
     [index] = [i for i, item in enumerate(scene.items) if item.is_thing]
     without = replace(scene, items=scene.items[:index] + scene.items[index + 1 :])
-    seen, bare = render(scene, (64, 64)), render(without, (64, 64))
-    change = np.abs(seen.image.astype(int) - bare.image).sum(2)
-    visible = seen.item == index
+    full, empty = render(scene, (64, 64)), render(without, (64, 64))
+    change = np.abs(full.image.astype(int) - empty.image).sum(2)
+    visible = full.item == index
     assert np.mean(change[visible] > 10) > 0.95
     assert change[visible].mean() > 5 * change[~visible].mean()
 
 
 @pytest.mark.parametrize("img_size", [(32, 32), (48, 96), (96, 48), (128, 128)])
-def test_any_size_works(tmp_path: Path, img_size: tuple[int, int]) -> None:
+def test_every_image_size_works(tmp_path: Path, img_size: tuple[int, int]) -> None:
     write_pocket(tmp_path / "data", img_size=img_size, counts=FEW)
     height, width = img_size
     for pattern in ("*/*/*/*.JPEG", "coco/*/*.jpg", "ade20k/*/*/*.*"):
@@ -235,13 +230,13 @@ def test_progress_counts_every_image(tmp_path: Path) -> None:
         ({"counts": replace(FEW, coco_val=0)}, "coco_val 0 .* use 1"),
     ],
 )
-def test_values_out_of_range_are_refused(tmp_path: Path, arguments: dict, message: str) -> None:
+def test_values_out_of_range_raise_an_error(tmp_path: Path, arguments: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         write_pocket(tmp_path / "data", **arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UsageError, match="not empty; pass --overwrite"):
         write_pocket(tmp_path, counts=FEW)
@@ -252,24 +247,24 @@ def test_directory_in_use_is_refused_and_untouched(tmp_path: Path) -> None:
         write_pocket(tmp_path / "thesis.tex", counts=FEW)
 
 
-def test_overwrite_spares_real_data_sets(tmp_path: Path) -> None:
+def test_overwrite_does_not_remove_real_data_sets(tmp_path: Path) -> None:
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
     with pytest.raises(UsageError, match="'imagenet', which pocket did not write"):
         write_pocket(tmp_path, counts=FEW, overwrite=True)
     assert (tmp_path / "imagenet" / "train").exists()
 
 
-def test_overwrite_replaces_earlier_data(tmp_path: Path) -> None:
+def test_overwrite_replaces_an_earlier_synthetic_data_set(tmp_path: Path) -> None:
     write_pocket(tmp_path / "a", counts=replace(FEW, coco_val=6))
     write_pocket(tmp_path / "a", seed=1, counts=FEW, overwrite=True)
     write_pocket(tmp_path / "b", seed=1, counts=FEW)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == list(pocket.OWNED)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == list(OWNED)
 
 
 @pytest.mark.parametrize("cause", [OSError("No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("existing", [True, False])
-def test_failure_half_way_leaves_nothing_behind(
+def test_a_failed_write_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cause: BaseException, existing: bool
 ) -> None:
     out = tmp_path / "data"
