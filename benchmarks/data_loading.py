@@ -13,6 +13,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from timing import compare, report
@@ -31,35 +32,16 @@ CROP_SCALE = (0.67, 1.0)
 
 def main() -> None:
     """Parse the arguments, time the alternatives and report."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/")
-    parser.add_argument("--img-size", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="JSON file for the figures")
-    arguments = parser.parse_args()
-    if arguments.rounds < 3:
-        sys.exit(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
+    arguments = parse_arguments()
     torch.set_num_threads(1)
     size = (arguments.img_size, arguments.img_size)
-    crop = [
-        T.RandomResizedCrop(size, scale=CROP_SCALE, ratio=(3 / 4, 4 / 3)),
-        T.RandomHorizontalFlip(),
-        T.ToTensor(),
-        T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-    ]
-    official = DataLoader(
-        ImageFolder(str(arguments.data / "train"), T.Compose(crop)),
-        batch_size=arguments.batch_size,
-        shuffle=True,
-        drop_last=True,
-    )
+    official = official_loader(arguments.data, size, arguments.batch_size)
     images = any_images(arguments.data)
     load = partial(random_crop_flip, img_size=size, crop_scale=CROP_SCALE)
     ours = EpochLoader(
         ImageDataset(images, load), batch_size=arguments.batch_size, num_workers=0, seed=0
     )
-    cpu = torch.device("cpu")
+    count = len(ours) * arguments.batch_size
 
     def read_official() -> None:
         for _ in official:
@@ -71,10 +53,10 @@ def main() -> None:
 
     def read_ours_normalised() -> None:
         for batch in ours.epoch(0):
-            normalise(batch[0], IMAGENET_MEAN, IMAGENET_STD, cpu)
+            normalise(batch[0], IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
 
     def decode_only() -> None:
-        for index in range(len(ours) * arguments.batch_size):
+        for index in range(count):
             decode_image(images.read(index), images.name(index))
 
     timings = compare(
@@ -86,13 +68,42 @@ def main() -> None:
         },
         rounds=arguments.rounds,
     )
-    count = len(ours) * arguments.batch_size
     report(
         f"loading {count} images, {size[0]}x{size[1]}, one core",
         timings,
         arguments.json,
         images_per_s_of_the_official_transforms=round(count / timings[0].seconds, 1),
         images_per_s_of_ours=round(count / timings[1].seconds, 1),
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with train/CLASS/")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    if arguments.rounds < 3:
+        sys.exit(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
+    return arguments
+
+
+def official_loader(data: Path, size: tuple[int, int], batch_size: int) -> DataLoader[Any]:
+    """Return a loader with the transforms of SimMIM's data/data_simmim.py."""
+    transforms = [
+        T.RandomResizedCrop(size, scale=CROP_SCALE, ratio=(3 / 4, 4 / 3)),
+        T.RandomHorizontalFlip(),
+        T.ToTensor(),
+        T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ]
+    return DataLoader(
+        ImageFolder(str(data / "train"), T.Compose(transforms)),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
     )
 
 

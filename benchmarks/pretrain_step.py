@@ -123,7 +123,7 @@ def _our_step(
     images, masks = _batch(recipe, batch_size)
     model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate).to(device)
     groups = parameter_groups(model, model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True)
-    options = {"fused": False, "foreach": False} if plain else {"fused": True}
+    options: dict[str, Any] = {"fused": False, "foreach": False} if plain else {"fused": True}
     optimizer = torch.optim.AdamW(groups, **options)
     model.train()
     if plain:
@@ -136,8 +136,8 @@ def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> C
     """Build the official model; return a function that takes one step in float32, with the official loss."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # from its outdated timm imports
     sys.path.insert(0, str(checkout))
-    from config import _C
-    from models import build_model
+    from config import _C  # type: ignore[import-not-found]
+    from models import build_model  # type: ignore[attr-defined]
 
     device = best_device()
     images, masks = _batch(recipe, batch_size)

@@ -85,7 +85,6 @@ def write_record(
         details: figures of the run that do not follow from the predictions.
     """
     from simmim_bench.runs.environment import environment
-    from simmim_bench.training.memory import peak_memory
 
     annotations = Path(data["annotations"]) if "annotations" in data else None
     metrics = scores_from_predictions(task, predictions, annotations, masks=with_masks(details))
@@ -95,20 +94,8 @@ def write_record(
         metrics=metrics,
         details=details or {},
         status="reproduced" if evaluated == expected else "partial",
-        checkpoint={
-            "label": checkpoint.label,
-            "name": checkpoint.name,
-            "sha256": checkpoint.sha256,
-            "arch": checkpoint.spec.arch,
-            "params": count_params(checkpoint.spec),
-            "provenance": checkpoint.provenance,
-        },
-        recipe={
-            "name": recipe.name,
-            "sha256": recipe.sha256(),
-            "source": recipe.source,
-            "fields": recipe.fields(),
-        },
+        checkpoint=_describe_checkpoint(checkpoint),
+        recipe=_describe_recipe(recipe),
         deviates=deviates,
         seed=seed,
         data=data,
@@ -119,13 +106,7 @@ def write_record(
             "sha256": sha256_file(predictions),
         },
         environment=environment(),
-        cost={
-            "devices": dist.size,
-            "device_hours": wall_time_s * dist.size / 3600,
-            "peak_memory_bytes": peak_memory(dist.device),
-            "images_seen": images_seen,
-            "images_per_s": images_seen / wall_time_s,
-        },
+        cost=_compute_cost(wall_time_s, images_seen, dist),
         command=reproduction_command(task, checkpoint, data, recipe, deviates, seed),
         wall_time_s=round(wall_time_s, 1),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -134,6 +115,38 @@ def write_record(
     shown = ", ".join(f"{k} {v:.2f}" for k, v in record.metrics.items() if "_ap_" not in k)
     run.log(f"{task}: {shown}")
     return record
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "label": checkpoint.label,
+        "name": checkpoint.name,
+        "sha256": checkpoint.sha256,
+        "arch": checkpoint.spec.arch,
+        "params": count_params(checkpoint.spec),
+        "provenance": checkpoint.provenance,
+    }
+
+
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "sha256": recipe.sha256(),
+        "source": recipe.source,
+        "fields": recipe.fields(),
+    }
+
+
+def _compute_cost(wall_time_s: float, images_seen: int, dist: DistContext) -> dict[str, Any]:
+    from simmim_bench.training.memory import peak_memory
+
+    return {
+        "devices": dist.size,
+        "device_hours": wall_time_s * dist.size / 3600,
+        "peak_memory_bytes": peak_memory(dist.device),
+        "images_seen": images_seen,
+        "images_per_s": images_seen / wall_time_s,
+    }
 
 
 def count_params(spec: BackboneSpec) -> int:
@@ -183,7 +196,7 @@ def _schema_of(tasks: tuple[str, ...]) -> Validator:
 
     text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
     schema = json.loads(text)
-    # A fraction of the training images makes another task; fractions without a column are read too.
+    # A few-shot fraction is a part of the task's name; records of fractions without a column are valid too.
     schema["properties"]["task"]["pattern"] = f"^({'|'.join(tasks)})(-[0-9]+%)?$"
     return Draft202012Validator(schema)
 

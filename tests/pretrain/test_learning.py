@@ -14,13 +14,13 @@ from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
-from transfer.frozen.recipes import LINEAR_POCKET
+from transfer.frozen.recipes import LINEAR_POCKET, FrozenRecipe
 from transfer.frozen.run import run_probe
 from transfer.job import TransferJob
 
 
 @pytest.mark.slow
-def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_path: Path) -> None:
+def test_linear_probe_of_simmim_beats_random_weights_by_ten_points(tmp_path: Path) -> None:
     """Thirty thousand pictures seen; in trials the gap was over thirty points, seeds differ by two."""
     counts = PocketCounts(
         imagenet_train=1500,
@@ -37,8 +37,8 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
     with open_run(
         tmp_path / "pretrain", recipe=recipe, deviates={}, arguments={}, display=display
     ) as run:
-        checkpoint = pretrain(recipe=recipe, deviates={}, data=data, run=run, seed=0)
-    top1 = {}
+        checkpoint = pretrain(RunContext(run=run, seed=0), recipe=recipe, deviates={}, data=data)
+    top1: dict[str, float] = {}
     for ckpt in (str(checkpoint), "random:vit_pocket"):
         with open_run(
             tmp_path / str(len(top1)),
@@ -47,7 +47,7 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
             arguments={},
             display=display,
         ) as run:
-            job = TransferJob(
+            job = TransferJob[FrozenRecipe](
                 task="linear",
                 checkpoint=read_checkpoint(ckpt),
                 data=data,
@@ -55,5 +55,6 @@ def test_a_linear_probe_of_simmim_beats_one_of_random_weights_by_ten_points(tmp_
                 deviates={},
             )
             record = run_probe(RunContext(run=run, seed=0), job)
+        assert record is not None
         top1[ckpt] = record.metrics["top1"]
     assert top1[str(checkpoint)] > top1["random:vit_pocket"] + 10

@@ -17,6 +17,7 @@ from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.tasks import TASKS
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from transfer.finetune.recipes import IMAGENET_POCKET
+from transfer.frozen.recipes import LINEAR
 from transfer.recipes import RECIPES as TRANSFER
 from transfer.recipes import default_recipe as transfer_recipe
 
@@ -53,23 +54,24 @@ def test_an_invalid_override_is_reported_with_its_fix(assignment: str, message: 
 
 @pytest.mark.parametrize("name", ["imagenet_vit_b_800ep", "linear_mae"])
 def test_a_warm_up_as_long_as_the_training_is_refused(name: str) -> None:
-    warmup = TRANSFER[name].warmup_epochs
+    warmup = TRANSFER[name].fields()["warmup_epochs"]
     with pytest.raises(UsageError, match=f"warmup_epochs {warmup} .* of 10 .* -o warmup_epochs=2"):
         override(TRANSFER[name], ["epochs=10", f"warmup_epochs={warmup}"])
-    assert override(TRANSFER[name], ["epochs=10", "warmup_epochs=2"]).warmup_epochs == 2
+    changed = override(TRANSFER[name], ["epochs=10", "warmup_epochs=2"])
+    assert changed.fields()["warmup_epochs"] == 2
 
 
 @pytest.mark.parametrize(
     ("name", "assignment", "message"),
     [
-        ("knn", "k=()", "k of recipe 'knn' is empty; give k=A,B"),
+        ("knn", "k=()", "k of recipe 'knn' is empty; use k=A,B"),
         ("linear", "base_lr=()", "base_lr .* is empty"),
         ("logistic", "l2=[]", "l2 .* is empty"),
         ("linear", "norm=()", "norm .* is empty"),
         ("linear", "blocks=()", "blocks .* is empty"),
         ("coco_pocket", "anchor_sizes=()", "anchor_sizes .* is empty"),
-        ("linear", "pooling=mean,mean", "pooling .* has mean twice"),
-        ("knn", "k=10,20,10", "k .* has 10 twice"),
+        ("linear", "pooling=mean,mean", "pooling .* lists mean twice"),
+        ("knn", "k=10,20,10", "k .* lists 10 twice"),
     ],
 )
 def test_empty_lists_and_duplicate_items_are_refused(
@@ -81,7 +83,7 @@ def test_empty_lists_and_duplicate_items_are_refused(
 
 def test_lists_that_may_repeat_or_be_empty_are_accepted() -> None:
     assert override(POCKET, ["milestones=()"]).milestones == ()
-    assert override(TRANSFER["linear"], ["img_size=32,32"]).img_size == (32, 32)
+    assert override(LINEAR, ["img_size=32,32"]).img_size == (32, 32)
 
 
 def test_an_unknown_augmentation_policy_is_refused() -> None:

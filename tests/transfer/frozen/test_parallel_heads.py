@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from transfer.frozen.logistic import fit_logistic
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import (
     INITIAL_STD,
+    LossGradient,
     ParallelLinearHeads,
+    cross_entropy_gradient,
     epoch_steps,
     lr_factor,
     train_epoch,
@@ -41,11 +44,19 @@ def data(images: int = 50, channels: int = 6, classes: int = 3) -> tuple[Tensor,
 
 
 def train(
-    features: Tensor, labels: Tensor, recipe: LinearRecipe, **more: object
+    features: Tensor,
+    labels: Tensor,
+    recipe: LinearRecipe,
+    loss_gradient: LossGradient = cross_entropy_gradient,
 ) -> ParallelLinearHeads:
-    normaliser = Normaliser(recipe.norm, features)
     heads = ParallelLinearHeads(
-        normaliser, features.shape[1], int(labels.max()) + 1, recipe, seed=3, device=CPU, **more
+        Normaliser(recipe.norm, features),
+        features.shape[1],
+        int(labels.max()) + 1,
+        recipe,
+        seed=3,
+        device=CPU,
+        loss_gradient=loss_gradient,
     )
     for epoch in range(recipe.epochs):
         train_epoch(heads, features, labels, recipe, seed=3, epoch=epoch)
@@ -60,6 +71,7 @@ def train_separately(x: Tensor, labels: Tensor, recipe: LinearRecipe, rate: floa
     layer.weight.data.copy_(initial * INITIAL_STD)
     layer.bias.data.zero_()
     peak = rate * recipe.batch_size / 256
+    optimizer: torch.optim.Optimizer
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(layer.parameters(), lr=peak, weight_decay=1e-4)
     elif recipe.optimizer == "lars":
@@ -81,7 +93,9 @@ def train_separately(x: Tensor, labels: Tensor, recipe: LinearRecipe, rate: floa
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
-def test_jointly_trained_heads_equal_separately_trained_ones(optimizer: str) -> None:
+def test_jointly_trained_heads_equal_separately_trained_ones(
+    optimizer: Literal["sgd", "lars", "adamw"],
+) -> None:
     features, labels = data()
     decay = 0.0 if optimizer == "lars" else 1e-4
     recipe = replace(RECIPE, optimizer=optimizer, weight_decay=decay)
@@ -243,4 +257,4 @@ def test_too_few_images_and_too_long_a_warm_up_are_refused(tmp_path: Path, pocke
     assert done.exception is None
     late = linear(tmp_path / "late", pocket, "-o", "epochs=2", "-o", "warmup_epochs=2")
     assert isinstance(late.exception, UsageError)
-    assert "warmup_epochs 2 leave nothing of 2 epochs" in str(late.exception)
+    assert "warmup_epochs=2 is not less than epochs=2" in str(late.exception)
