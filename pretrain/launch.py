@@ -1,7 +1,4 @@
-"""From what `simmim-bench pretrain` is asked to a run: its recipe, its directory, how that stands.
-
-In: an arch, a recipe's name, overrides, a place. Out: a checkpoint directory.
-"""
+"""Run `simmim-bench pretrain`: resolve its recipe, open its run directory, and report the run's status."""
 
 from __future__ import annotations
 
@@ -12,26 +9,27 @@ from typing import Any
 from pretrain.recipes import RECIPES, PretrainRecipe, default_recipe, for_arch
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.display import Display
-from simmim_bench.distributed import DistContext
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.files import read_json
 from simmim_bench.recipe import deviations, find_recipe, override
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 
 
-def resolve(
+def resolve_recipe(
     *, arch: str, recipe: str | None, overrides: Iterable[str]
 ) -> tuple[PretrainRecipe, PretrainRecipe]:
-    """Give the recipe with its overrides, and the named one; the arch's own where none is named.
+    """Return the recipe with its overrides, and the named one; the arch's default where none is named.
 
     Raises:
-        UsageError: an unknown arch or recipe, or an override that it does not take.
+        UsageError: an unknown arch or recipe, or an override that the recipe does not have.
     """
     named = default_recipe(arch) if recipe is None else for_arch(find_recipe(RECIPES, recipe), arch)
     return override(named, overrides), named
 
 
-def start(
+def run_pretraining(
     *,
     recipe: PretrainRecipe,
     named: PretrainRecipe,
@@ -45,12 +43,18 @@ def start(
     overwrite: bool = False,
     options: TrainOptions | None = None,
 ) -> Path:
-    """Pretrain in a directory; with `resume`, a run that is finished is left as it is.
+    """Pretrain in a run directory; with `resume`, a finished run is left unchanged.
+
+    Args:
+        named: the recipe before its overrides.
+        dist: the processes of the run; None for a single one.
+        init_from: CKPT of the initial weights; None to initialise them from the seed.
 
     Returns:
         The checkpoint directory.
     """
     deviates = deviations(recipe, named)
+    dist = dist or DistContext(device=best_device())
     with open_run(
         out,
         recipe=recipe,
@@ -62,30 +66,27 @@ def start(
         dist=dist,
     ) as run:
         return pretrain(
+            RunContext(run=run, seed=seed, resume=resume, dist=dist),
             recipe=recipe,
             deviates=deviates,
             data=data,
-            run=run,
-            seed=seed,
             init_from=init_from,
-            resume=resume,
-            dist=dist,
             options=options,
         )
 
 
-def look(
-    *, place: Path, recipe: PretrainRecipe, named: PretrainRecipe, data: Path, seed: int
+def pretraining_status(
+    *, run_dir: Path, recipe: PretrainRecipe, named: PretrainRecipe, data: Path, seed: int
 ) -> tuple[RunStatus, str]:
-    """Say how a run directory stands, and why where it is in the way."""
+    """Return the status of a run directory, and the reason where it is blocked."""
     description = describe_run(recipe, deviations(recipe, named), _arguments(data, seed, None))
-    return run_status(place, description, is_finished=_is_finished)
+    return run_status(run_dir, description, is_finished=_is_finished)
 
 
 def _arguments(data: Path, seed: int, init_from: str | None) -> dict[str, Any]:
     return {"data": str(data), "seed": seed, "init_from": init_from}
 
 
-def _is_finished(place: Path) -> bool:
-    meta = place / "checkpoints" / "last" / "meta.json"
+def _is_finished(run_dir: Path) -> bool:
+    meta = run_dir / "checkpoints" / "last" / "meta.json"
     return meta.is_file() and "wall_time_s" in read_json(meta, "checkpoint file")["provenance"]

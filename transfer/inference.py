@@ -1,8 +1,4 @@
-"""One pass over images: each once, in the order of the list, whatever the number of processes.
-
-In: images, a function from a batch to a row for each image. Out: the rows, batch by batch, or all of them
-on the main process.
-"""
+"""Forward a model over images, each image exactly once, with any number of processes."""
 
 from __future__ import annotations
 
@@ -30,34 +26,39 @@ def forward_batches(
     dist: DistContext,
     description: str,
 ) -> Iterator[tuple[range, Tensor]]:
-    """Give this process's images, batch by batch: their numbers in the data set, and `forward` of them.
+    """Forward this process's images batch by batch.
 
-    Each of the processes takes a run of neighbours, so that what it writes is apart from what others write;
-    no image is taken twice to fill a batch, which would count it twice.
+    Each process forwards a contiguous range of the data set, so that processes write separate regions of a
+    file. No image is repeated to fill a batch, which would count it twice.
 
     Args:
         forward: maps (B, C, H, W), normalised, to (B, ...).
-        dataset: gives an image first.
+        dataset: returns tuples whose first element is the image.
+        batch_size: images of a forward pass.
 
-    Returns:
-        Numbers, neighbours in order, and rows (B, ...) float32 on the CPU.
+    Yields:
+        The batch's indices in the data set, consecutive, and its rows (B, ...), float32 on the CPU.
     """
     count = len(dataset)  # type: ignore[arg-type]
-    numbers = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
-    loader = eval_loader(Subset(dataset, numbers), batch_size=batch_size, num_workers=num_workers)
+    indices = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
+    loader = eval_loader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
     done = 0
-    with run.display.task(description, len(numbers)) as task:
+    with run.display.task(description, len(indices)) as task:
         for batch, *_ in loader:
             with torch.no_grad(), autocast(dist.device, precision):
                 rows = forward(batch.to(dist.device, non_blocking=True)).float().cpu()
-            yield numbers[done : done + len(batch)], rows
+            yield indices[done : done + len(batch)], rows
             done += len(batch)
             task.advance(len(batch))
 
 
-def collect(batches: Iterator[tuple[range, Tensor]], dist: DistContext) -> Tensor:
-    """Give the rows of all processes' batches, (images, ...), to the main one; the others get nothing."""
+def gather_rows(batches: Iterator[tuple[range, Tensor]], dist: DistContext) -> Tensor:
+    """Gather the rows of all processes on rank 0.
+
+    Returns:
+        (images, ...) in the data set's order on rank 0; empty on the other processes.
+    """
     rows = [row for _, row in batches]
-    # One process may have none: of fewer images than processes.
-    shares = dist.gather(torch.cat(rows) if rows else torch.zeros(0))
-    return torch.cat([share for share in shares if len(share)] or [torch.zeros(0)])
+    # A process has no rows where images are fewer than processes.
+    gathered = dist.gather(torch.cat(rows) if rows else torch.zeros(0))
+    return torch.cat([part for part in gathered if len(part)] or [torch.zeros(0)])

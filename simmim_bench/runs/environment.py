@@ -1,4 +1,4 @@
-"""Describe what a run was made with: code, libraries, machine."""
+"""Describe the environment of a run: version of the code, libraries, machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIBRARIES = (
 
 
 def environment() -> dict[str, Any]:
-    """Say what a run was made with: code, libraries, machine."""
+    """Describe the code, the libraries, the machine and the command, as `env.json` and records store them."""
     import torch
 
     return {
@@ -44,7 +44,7 @@ def environment() -> dict[str, Any]:
 
 
 def _version(library: str) -> str | None:
-    """Give the version of a library; None where it is not installed."""
+    """Return the version of a library; None where it is not installed."""
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def _version(library: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """Give the commit of the sources and whether they were changed since; None outside a git checkout."""
+    """Return the commit of the sources and whether they have uncommitted changes; None outside a git checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

@@ -1,7 +1,7 @@
-"""A folder for one process alone: a lock that the system takes back when its process ends, however it ends.
+"""An exclusive lock on a folder, which the system releases when its process ends, however it ends.
 
-In: a folder. Out: a block during which every other process is refused, also on another machine where the
-file system carries such locks. Where it cannot, nobody is refused.
+Every other process is refused while the lock is held, also on another machine if the file system supports
+such locks. On a system or file system without them nobody is refused.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from pathlib import Path
 from simmim_bench.errors import UsageError
 
 LOCK = ".lock"
-TRIES, PAUSE_S = 5, 0.2  # `is_locked` holds a lock itself for a moment
+TRIES, PAUSE_S = 5, 0.2  # `is_locked` itself holds the lock for a moment
 
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process for the block.
+    """Lock a folder for the block.
 
     Raises:
-        UsageError: another process has it.
+        UsageError: another process holds the lock.
     """
-    held = _take(folder)
+    held = _acquire(folder)
     try:
         yield
     finally:
         if held is not None:
-            # First the name, then the lock: who opened the file meanwhile finds that it has none, and looks again.
+            # The name goes before the lock: a process that has opened the file meanwhile finds it unnamed and
+            # opens a new one.
             (folder / LOCK).unlink(missing_ok=True)
             os.close(held)
 
 
 def is_locked(folder: Path) -> bool:
-    """Say whether a process has a folder to itself."""
+    """Return whether a process holds the lock of a folder."""
     try:
         import fcntl
 
@@ -55,8 +56,8 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def _take(folder: Path) -> int | None:
-    """Give the open file that holds the lock; None where the system has no such locks."""
+def _acquire(folder: Path) -> int | None:
+    """Return the open file that holds the lock; None where the system does not support locks."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -89,7 +90,7 @@ def _take(folder: Path) -> int | None:
 
 
 def _is_still_named(file: int, path: Path) -> bool:
-    """Say whether an open file is the one of that name, and not one that its owner has removed since."""
+    """Return whether an open file is the one at `path`, rather than one that its owner has removed since."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file), path.stat())
     return False

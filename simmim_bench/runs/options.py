@@ -1,18 +1,24 @@
-"""The options that every run has."""
+"""The options that every command with a run directory has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options that every run has."""
+    """The options that every run has.
+
+    Attributes:
+        data: the data set's folder, or `hfds:NAME`.
+        recipe: name of the recipe; None for the default.
+        out: run directory; None for the default below `runs/`.
+        resume, overwrite: what to do where the run directory is not empty.
+        overrides: `key=value` texts that change the recipe.
+        as_json: print results as JSON.
+        quiet: no log and no progress on stderr.
+    """
 
     data: Path
     recipe: str | None = None

@@ -1,9 +1,8 @@
-"""The run directory: everything that a run leaves behind, in one layout.
+"""The run directory: the files of a run, in one layout.
 
-In: a path, the resolved recipe, what differs from the named one. Out:
-`recipe.json, env.json, metrics.jsonl, log.txt, tensorboard/, checkpoints/last/`, and for a transfer
-`predictions/` and `record.json`. A directory that is not empty is refused unless the run is resumed or
-overwritten; only a run directory is ever overwritten.
+A run directory holds `recipe.json`, `env.json`, `metrics.jsonl`, `log.txt`, `tensorboard/`,
+`checkpoints/last/`, and for a transfer `predictions/` and `record.json`. A directory that is not empty is
+refused unless the run is resumed or overwritten; only a run directory is ever overwritten.
 """
 
 from __future__ import annotations
@@ -18,19 +17,25 @@ from typing import Any
 
 from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import read_json, replacing, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock
-from simmim_bench.distributed import DistContext
+
+METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl, in every training loop
 
 
 class RunDir:
-    """An open run directory: a log, metrics by step, and the paths of what is kept.
+    """An open run directory: its log, its metrics by step, and the paths of its results.
 
-    Only the main process of a run writes; the others' log and metrics go nowhere. A batch that could not
-    be learnt from is kept by each.
+    Only rank 0 writes log and metrics; on the other ranks these methods do nothing. Every rank writes a
+    batch whose loss is not finite.
+
+    Attributes:
+        last_checkpoint: directory of the checkpoint that a resumed run continues from.
+        predictions: folder of the raw predictions that scores are computed from.
     """
 
     def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
@@ -40,11 +45,11 @@ class RunDir:
         self.predictions = path / "predictions"
         self._writes = writes
         self._started = time.monotonic()
-        self._spent_before = 0.0  # seconds of earlier processes
+        self._spent_before = 0.0  # seconds, by earlier processes of the run
         if not writes:
             return
         self._spent_before = max(self.read_metric("wall_time_s"), default=0.0)
-        # A second to import: only where it is used.
+        # Takes a second to import, so it is imported only here.
         from torch.utils.tensorboard import SummaryWriter
 
         self.tensorboard = SummaryWriter(str(path / "tensorboard"))
@@ -62,11 +67,11 @@ class RunDir:
         self.display.log(text)
 
     def wall_time_s(self) -> float:
-        """Give the seconds that the run has taken, those of earlier processes as far as they told."""
+        """Return the seconds that the run has taken, earlier processes included up to their last metrics."""
         return self._spent_before + time.monotonic() - self._started
 
     def metrics(self, step: int, **figures: float) -> None:
-        """Write figures of a step to metrics.jsonl and to TensorBoard."""
+        """Write the figures of a step to metrics.jsonl and to TensorBoard."""
         if not self._writes:
             return
         line = {"step": step, **figures, "wall_time_s": round(self.wall_time_s(), 1)}
@@ -75,17 +80,17 @@ class RunDir:
             self.tensorboard.add_scalar(name, value, step)
 
     def read_metric(self, name: str) -> list[float]:
-        """Give the values that a metric has had so far, in order."""
+        """Read the values of a metric so far, in order."""
         path = self.path / "metrics.jsonl"
         values = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError):  # a line that a kill cut short
+            with suppress(ValueError):  # a line that a kill has truncated
                 figures = json.loads(line)
                 values += [figures[name]] if name in figures else []
         return values
 
-    def picture(self, name: str, step: int, path: Path | None) -> None:
-        """Show a PNG in TensorBoard."""
+    def add_image(self, name: str, step: int, path: Path | None) -> None:
+        """Add a PNG to TensorBoard."""
         if not self._writes or path is None:
             return
         import numpy as np
@@ -95,23 +100,23 @@ class RunDir:
             self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics of a step and later ones, which will be taken again."""
+        """Remove the metrics of a step and of later ones, which a resumed run computes again."""
         if not self._writes:
             return
         path = self.path / "metrics.jsonl"
         self._metrics.close()
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that a kill cut short
+            with suppress(ValueError):  # a line that a kill has truncated
                 if json.loads(line)["step"] < step:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
 
-    def keep_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
-        """Keep the tensors of a process's share of a batch that a step could not be taken on.
+    def save_bad_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
+        """Write the tensors of a process's part of a batch whose loss is not finite; return the file.
 
-        Each process keeps its own: the fault may be in any of them.
+        Every rank writes its own file, as the fault may be in the images of any of them.
         """
         import torch
 
@@ -141,15 +146,17 @@ def open_run(
     overwrite: bool = False,
     dist: DistContext | None = None,
 ) -> Iterator[RunDir]:
-    """Prepare a run directory and keep it open for the block.
+    """Create or reopen a run directory, lock it, and keep it open for the block.
 
     Args:
-        team: the processes of the run; only the main one touches the directory.
-        arguments: what shapes the run beside the recipe, such as checkpoint, data and seed.
+        deviates: differences of the recipe from the named one.
+        arguments: what shapes the run besides the recipe, such as checkpoint, data and seed.
+        dist: the processes of the run, of which rank 0 alone writes to the directory; None for a single
+            process.
 
     Raises:
         UsageError: the directory is not empty, another process works in it, or a resumed run was started
-            differently.
+            with other arguments.
         DataError: the directory cannot be written.
     """
     if dist is not None and not dist.is_main:
@@ -164,7 +171,7 @@ def open_run(
         try:
             path.mkdir(parents=True, exist_ok=True)
             closing.enter_context(exclusive_lock(path))
-            check_run_dir(path, description, **how)  # another process may have been here meanwhile
+            check_run_dir(path, description, **how)  # may have changed before the lock was held
             if occupied and overwrite:
                 _empty(path)
             write_json(path / "recipe.json", description)
@@ -180,7 +187,7 @@ def open_run(
         try:
             yield run
         except (UsageError, DataError, MissingFrameworkError):
-            # A start that could not be made leaves nothing, so that the mended command meets no obstacle.
+            # A run that failed to start leaves no directory, so that the corrected command is not refused.
             if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
                 shutil.rmtree(path, ignore_errors=True)
             raise
@@ -189,7 +196,7 @@ def open_run(
 def describe_run(
     recipe: Recipe, deviates: dict[str, Any], arguments: dict[str, Any]
 ) -> dict[str, Any]:
-    """Give what `recipe.json` says of a run, in JSON's types."""
+    """Return the content of a run's `recipe.json`, in JSON's types."""
     description = {
         "recipe": recipe.to_json(),
         "recipe_sha256": recipe.sha256(),
@@ -200,15 +207,21 @@ def describe_run(
     return plain
 
 
-def check_run_dir(path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Refuse a directory that a run cannot go into.
+def check_run_dir(
+    path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Check that a run can use a directory.
+
+    Args:
+        description: content of the run's `recipe.json`, as `describe_run` returns it.
 
     Raises:
-        UsageError: the directory is not empty, or a resumed run was started differently.
-        DataError: the description of the run to go on with cannot be read.
+        UsageError: the directory is not empty, or a resumed run was started with another recipe or
+            arguments.
+        DataError: the description of the run to resume cannot be read.
     """
     if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other; give one of them.")
+        raise UsageError("--resume and --overwrite contradict each other; use one of them.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a directory.")
     if not is_occupied(path):
@@ -216,7 +229,9 @@ def check_run_dir(path: Path, description: dict[str, Any], *, resume: bool, over
     if resume:
         before = read_json(path / "recipe.json", "run description")
         if not isinstance(before, dict):
-            raise DataError(f"run description {path / 'recipe.json'} is damaged; start anew.")
+            raise DataError(
+                f"run description {path / 'recipe.json'} is damaged; start anew with another --out."
+            )
         changed = _changes(before, description)
         if changed:
             raise UsageError(
@@ -225,23 +240,23 @@ def check_run_dir(path: Path, description: dict[str, Any], *, resume: bool, over
             )
     elif not overwrite:
         raise UsageError(
-            f"{path} is not empty; go on with --resume, replace it with --overwrite, or choose another --out."
+            f"{path} is not empty; continue with --resume, replace it with --overwrite, or choose another --out."
         )
     elif not (path / "recipe.json").is_file():
         raise UsageError(
-            f"{path} is not a run directory (no recipe.json), so --overwrite leaves it alone; choose another --out."
+            f"{path} is not a run directory (no recipe.json), so --overwrite does not replace it; choose another --out."
         )
 
 
 def is_occupied(path: Path) -> bool:
-    """Say whether a directory holds more than a killed process leaves of a start."""
+    """Return whether a directory holds more than a process that was killed at its start leaves."""
     if not path.is_dir():
         return False
     return any(p.name != LOCK and not p.match(".recipe.json.*.tmp") for p in path.iterdir())
 
 
 def _empty(path: Path) -> None:
-    """Remove all that a directory holds but the lock on it."""
+    """Remove the content of a directory, except its lock."""
     for entry in path.iterdir():
         if entry.name == LOCK:
             continue
@@ -252,7 +267,7 @@ def _empty(path: Path) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what shapes a run and is not as before, with both values."""
+    """Name what shapes a run and has changed, with both values."""
     changed = []
     if before.get("recipe_sha256") != now["recipe_sha256"]:
         fields = _differences(before, now, "recipe", leave_out=(*ABOUT, *MACHINE))
@@ -263,9 +278,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _differences(
-    before: dict[str, Any], now: dict[str, Any], part: str, leave_out: Sequence[str] = ()
+    before: dict[str, Any], now: dict[str, Any], section: str, leave_out: Sequence[str] = ()
 ) -> list[str]:
-    old, new = before.get(part), now[part]
+    old, new = before.get(section), now[section]
     old = old if isinstance(old, dict) else {}
     return [
         f"{key} {old.get(key)}, now {new.get(key)}"

@@ -1,182 +1,207 @@
-"""The one training loop, for pretraining and fine-tuning alike, and what it needs of the machine.
+"""The training loop that pretraining and fine-tuning share.
 
-In: a model, an optimizer, a schedule, an epoch loader and a function from batch to loss.
-Out: the trained model, metrics by step, a checkpoint after every epoch and when a signal asks to stop.
-Detection and segmentation are trained by the loops of their own frameworks.
+`fit` advances a `TrainState` to its last epoch, logs metrics by step, and saves a checkpoint after every
+epoch and when a signal asks to stop. Detectron2 and MMSegmentation train with their own loops.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.data.loader import seed_everything
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DivergedError
-from simmim_bench.runs.run_dir import RunDir
-from simmim_bench.training.accumulation import accumulate_gradients
-from simmim_bench.training.flops import product_flops_per_s
-from simmim_bench.training.memory import retain_freed_memory
-from simmim_bench.training.optim import Schedule
-from simmim_bench.training.stopping import METRICS_EVERY, raise_if_stopped, stop_on_signals
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
+from simmim_bench.training.accumulation import LossFunction, accumulate_gradients
+from simmim_bench.training.flops import peak_flops_per_s
+from simmim_bench.training.memory import GIB, peak_memory, retain_freed_memory
+from simmim_bench.training.state import TrainState
+from simmim_bench.training.stopping import raise_if_stopped, stop_on_signals
 
 
 def fit(
+    context: RunContext,
+    state: TrainState,
+    compute_loss: LossFunction,
     *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    loader: EpochLoader,
-    loss_of: Callable[[Any, int], Tensor],
-    epochs: int,
-    first_step: int,
-    clip_grad: float,
-    precision: str,
-    seed: int,
-    run: RunDir,
     description: str,
-    save: Callable[[int], None],
-    dist: DistContext,
-    accumulate: int = 1,
-    watch: Callable[[float, float], str | None] | None = None,
-    after_step: Callable[[int], None] | None = None,
+    epochs: int,
+    clip_grad: float,
+    save: Callable[[], None],
+    monitor: Callable[[float, float], str | None] | None = None,
     flops_per_image: float | None = None,
 ) -> None:
-    """Train from a step on to the end of `epochs` epochs.
+    """Train from `state.step` to the end of `epochs` epochs.
 
-    What a step draws (dropped paths, mixed pictures) follows from the seed, the step and the process, so
-    that a run that goes on after any step ends as one that was never stopped.
+    What a step samples (dropped paths, Mixup) follows from the seed, the step and the process, so that a
+    resumed run ends with the weights of an uninterrupted one.
 
     Args:
-        loss_of: maps a part of a batch and its epoch to a scalar loss, a mean over the part's images.
+        compute_loss: maps (batch, epoch) to the mean loss of the batch's images, a scalar.
+        description: the phase, as the progress bar and messages name it.
         clip_grad: largest norm of the gradient; 0 for no clipping.
-        save: called with the number of steps done, after each epoch and when asked to stop.
-        accumulate: parts that each process cuts its share of a batch into, one after the other.
-        watch: hears every loss and gradient norm that is written down, and may answer with a warning.
-        after_step: called with the number of steps done, after each.
-        flops_per_image: floating-point operations of an image's forward and backward pass; their rate,
-            and its share of a large matrix product's, go into the metrics.
+        save: writes the checkpoint; called after each epoch and when asked to stop.
+        monitor: receives every logged loss and gradient norm, and may return a warning.
+        flops_per_image: floating-point operations of an image's forward and backward pass; metrics then
+            include their rate, and its fraction of a large matrix product's rate.
 
     Raises:
-        DivergedError: the loss is not finite; the last checkpoint stays, the batch is kept beside it.
+        DivergedError: the loss is not finite; the last checkpoint is kept, and the batch is written.
         InterruptedRun: a signal came; its step is saved.
     """
+    run, dist = context.run, context.dist
     if dist.device.type == "cpu":
         retain_freed_memory()
-    steps_per_epoch = len(loader)
+    steps_per_epoch = len(state.loader)
     total = epochs * steps_per_epoch
-    step = first_step
-    limit = product_flops_per_s(dist.device, precision) if flops_per_image else math.inf
+    throughput = Throughput(dist, state.precision, flops_per_image)
     with stop_on_signals() as stop, run.display.task(description, total) as task:
-        task.advance(first_step)
-        while step < total:
-            epoch, index = divmod(step, steps_per_epoch)
-            model.train()
-            started, images, waited = time.monotonic(), 0, 0.0
-            batches = iter(loader.epoch(epoch, index))
-            while step < (epoch + 1) * steps_per_epoch:
-                request = time.monotonic()
-                batch = next(batches)
-                waited += time.monotonic() - request
-                seed_everything(seed, step, dist.rank)
-                lr = schedule.apply(optimizer, step)
-                optimizer.zero_grad(set_to_none=True)
-                loss = accumulate_gradients(
-                    model, batch, epoch, loss_of, precision, dist.device, accumulate
+        task.advance(state.step)
+        while state.step < total:
+            epoch, index = divmod(state.step, steps_per_epoch)
+            state.wrapped.train()
+            throughput.start()
+            batches = iter(state.loader.epoch(epoch, index))
+            while state.step < (epoch + 1) * steps_per_epoch:
+                with throughput.waiting():
+                    batch = next(batches)
+                step = state.step
+                seed_everything(context.seed, step, dist.rank)
+                lr = state.schedule.apply(state.optimizer, step)
+                loss, grad_norm = _compute_gradients(
+                    state, batch, epoch, compute_loss, clip_grad, dist.device
                 )
-                grad_norm = _whole(
-                    nn.utils.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
-                )
-                if not _finite(loss, grad_norm, step, dist):
-                    _refuse_step(description, run, batch, step, loss, grad_norm, dist.rank)
-                optimizer.step()
-                images += len(batch[0]) * dist.size
-                step += 1
-                if after_step is not None:
-                    after_step(step)
+                if not _is_finite(loss, grad_norm, step, dist):
+                    raise_diverged(description, run, batch, step, loss, grad_norm, dist.rank)
+                state.optimizer_step()
+                throughput.images += len(batch[0]) * dist.size
 
-                ended = step % steps_per_epoch == 0
-                if (step - 1) % METRICS_EVERY == 0 or ended:
-                    elapsed = time.monotonic() - started
-                    figures = {"loss": dist.all_mean(loss.item()), "images_per_s": images / elapsed}
-                    rate = images / elapsed * (flops_per_image or 0.0) / dist.size
-                    run.metrics(
-                        step - 1,
-                        epoch=epoch,
-                        lr=lr,
-                        grad_norm=grad_norm.item(),
-                        data_wait=round(waited / elapsed, 4),
-                        **_memory(dist.device),
-                        **({"gflop_per_s": rate / 1e9, "flop_share": rate / limit} if rate else {}),
-                        **figures,
-                    )
-                    task.advance(0, **figures)
-                    warning = watch(figures["loss"], grad_norm.item()) if watch else None
+                epoch_ended = state.step % steps_per_epoch == 0
+                if step % METRICS_EVERY == 0 or epoch_ended:
+                    rates = throughput.metrics()
+                    mean_loss, norm = dist.all_mean(loss.item()), grad_norm.item()
+                    run.metrics(step, epoch=epoch, lr=lr, loss=mean_loss, grad_norm=norm, **rates)
+                    task.advance(0, loss=mean_loss, images_per_s=rates["images_per_s"])
+                    warning = monitor(mean_loss, norm) if monitor else None
                     if warning is not None:
-                        run.log(warning)
+                        run.log(f"{description}: {warning}")
                 task.advance(1)
-                if ended:
-                    _check_weights(model, description, epoch)
-                    save(step)
-                unsaved = None if ended else partial(save, step)
-                raise_if_stopped(stop, description, step, total, run=run, dist=dist, save=unsaved)
+                if epoch_ended:
+                    _check_weights(state.wrapped, description, epoch)
+                    save()
+                raise_if_stopped(
+                    stop,
+                    description,
+                    state.step,
+                    total,
+                    run=run,
+                    dist=dist,
+                    save=None if epoch_ended else save,
+                )
 
 
-def _whole(norm: Tensor) -> Tensor:
-    """Give the number that a sharded model's gradient norm stands for."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+class Throughput:
+    """Images per second of an epoch, the fraction of time spent waiting for data, and peak memory.
+
+    Args:
+        flops_per_image: floating-point operations of a training image; None to log no rate of them.
+    """
+
+    def __init__(self, dist: DistContext, precision: str, flops_per_image: float | None) -> None:
+        self.images = 0
+        self._dist = dist
+        self._flops_per_image = flops_per_image or 0.0
+        self._peak_flops = peak_flops_per_s(dist.device, precision) if flops_per_image else math.inf
+        self.start()
+
+    def start(self) -> None:
+        """Start an epoch."""
+        self.images, self._started, self._waited = 0, time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def metrics(self) -> dict[str, float]:
+        """Return the epoch's figures so far, by their keys in `metrics.jsonl`."""
+        elapsed = time.monotonic() - self._started
+        images_per_s = self.images / elapsed
+        figures = {"images_per_s": images_per_s, "data_wait": round(self._waited / elapsed, 4)}
+        peak = peak_memory(self._dist.device)
+        if peak is not None:
+            figures["memory_gib"] = round(peak / GIB, 3)
+        if self._flops_per_image:
+            flops_per_s = images_per_s * self._flops_per_image / self._dist.size
+            figures["gflop_per_s"] = flops_per_s / 1e9
+            figures["flop_share"] = flops_per_s / self._peak_flops
+        return figures
 
 
-def _finite(loss: Tensor, grad_norm: Tensor, step: int, dist: DistContext) -> bool:
-    """Say whether a step may be taken; a GPU is asked now and then, as an answer stops its queue."""
+def _compute_gradients(
+    state: TrainState,
+    batch: list[Tensor],
+    epoch: int,
+    compute_loss: LossFunction,
+    clip_grad: float,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Compute and clip the gradients of a batch; return the mean loss and the norm before clipping."""
+    state.optimizer.zero_grad(set_to_none=True)
+    steps = state.accumulation_steps or 1
+    loss = accumulate_gradients(
+        state.wrapped, batch, epoch, compute_loss, state.precision, device, steps
+    )
+    norm = nn.utils.clip_grad_norm_(state.wrapped.parameters(), clip_grad or math.inf)
+    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _is_finite(loss: Tensor, grad_norm: Tensor, step: int, dist: DistContext) -> bool:
+    """Return whether loss and gradient are finite on every process.
+
+    On a GPU only the steps that log metrics are checked, as reading a value waits for the device.
+    """
     if dist.device.type == "cuda" and step % METRICS_EVERY:
         return True
-    fine = bool(loss.isfinite()) and bool(grad_norm.isfinite())
-    return not dist.all_max(not fine)
+    finite = bool(loss.isfinite()) and bool(grad_norm.isfinite())
+    return not dist.all_max(not finite)
 
 
-def _refuse_step(
+def raise_diverged(
     description: str,
     run: RunDir,
     batch: list[Tensor],
     step: int,
     loss: Tensor,
-    norm: Tensor,
+    grad_norm: Tensor,
     rank: int,
 ) -> None:
-    """Keep the batch of a step that is not finite, and end the run."""
-    kept = run.keep_batch(step, batch, rank)
+    """Write the batch of a step whose loss or gradient is not finite, and end the run.
+
+    Raises:
+        DivergedError: always.
+    """
+    path = run.save_bad_batch(step, batch, rank)
     raise DivergedError(
-        f"{description}: loss {loss.item()}, gradient norm {norm.item()} at step {step}; the last "
-        f"checkpoint stays, the batch is in {kept}. Lower the rate with -o base_lr=..., or mend the data."
+        f"{description}: loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}; the last "
+        f"checkpoint is kept, the batch is written to {path}. Use a lower -o base_lr=..., or fix the data."
     )
 
 
 def _check_weights(model: nn.Module, description: str, epoch: int) -> None:
+    """Refuse to save weights that are not finite."""
     if not all(bool(p.isfinite().all()) for p in model.parameters()):
         raise DivergedError(
             f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
-            "before it stays, lower the rate with -o base_lr=..."
+            "before it is kept. Use a lower -o base_lr=..."
         )
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    """Give the peak of the device's memory that this process had, in GiB."""
-    if device.type == "cuda":
-        return {"memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 3)}
-    with suppress(ImportError):  # Windows has none
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"memory_gib": round(peak / 2**30, 3)}
-    return {}

@@ -1,7 +1,7 @@
-"""Parameter groups, learning-rate scaling and schedules, as the official SimMIM has them.
+"""Parameter groups, learning-rate scaling and schedules of the official SimMIM.
 
-In: a model with a backbone, a recipe's numbers. Out: groups for AdamW, the learning rate of every step.
-Sources: SimMIM's optimizer.py, lr_scheduler.py and main_*.py; shown equal by tests/test_golden.py.
+They follow SimMIM's optimizer.py, lr_scheduler.py and main_*.py; tests/pretrain/test_golden.py shows that
+their numbers are equal.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import nn
 
 from simmim_bench.models.build import Backbone
 
-REFERENCE_BATCH = 512  # SimMIM scales its learning rates to this many images a step
+REFERENCE_BATCH = 512  # images per step for which SimMIM states its learning rates
 
 
 def scaled_lr(base_lr: float, batch_size: int) -> float:
-    """Scale a learning rate that is given for 512 images to a total batch."""
+    """Scale a learning rate stated for 512 images per step to the total batch size."""
     return base_lr * batch_size / REFERENCE_BATCH
 
 
@@ -34,16 +34,17 @@ def parameter_groups(
     layer_decay: float = 1.0,
     pretraining: bool = False,
 ) -> list[dict[str, Any]]:
-    """Group a model's parameters by depth and by whether they decay.
+    """Group a model's parameters by depth and by weight decay.
 
     Args:
-        model: holds `backbone` somewhere; what lies outside of it counts as the last layer.
+        model: contains `backbone`; parameters outside of the backbone count as its last layer.
         lr: learning rate of the last layer.
-        layer_decay: factor a layer going down, in (0, 1]; 1 for one rate.
-        pretraining: `model` is a SimMIM model.
+        layer_decay: factor per layer from the last to the first, in (0, 1]; 1 for one learning rate.
+        pretraining: whether `model` is a SimMIM model.
 
     Returns:
-        A dict a group with `params`, `lr`, `weight_decay` and `lr_scale`. Vectors and biases do not decay.
+        One dict per group with `params`, `lr`, `weight_decay` and `lr_scale`. Vectors and biases do not
+        decay.
     """
     names_in_backbone = {id(p): name for name, p in backbone.named_parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -53,7 +54,9 @@ def parameter_groups(
         inner = names_in_backbone.get(id(parameter))
         layer = backbone.num_layers - 1 if inner is None else backbone.layer_id(inner)
         exempt = parameter.ndim <= 1 or name.endswith(".bias")
-        known = inner or (name if pretraining else None)  # SimMIM's mask token is no encoder's
+        known = inner or (
+            name if pretraining else None
+        )  # SimMIM's mask token lies outside of the encoder
         if known is not None:
             exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
         scale = layer_decay ** (backbone.num_layers - 1 - layer)
@@ -68,13 +71,13 @@ def parameter_groups(
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then cosine or steps, in optimizer steps.
+    """Linear warm-up, then cosine or multistep decay; all lengths in optimizer steps.
 
     Attributes:
-        peak_lr: the rate that the warm-up leads to.
-        warmup_lr: where the warm-up starts.
-        min_lr: where the cosine ends.
-        milestones: steps at which `multistep` multiplies by `gamma`.
+        peak_lr: learning rate at the end of the warm-up.
+        warmup_lr: learning rate at the start of the warm-up.
+        min_lr: learning rate at the end of the cosine.
+        milestones: steps at which `multistep` multiplies the learning rate by `gamma`.
     """
 
     kind: Literal["cosine", "multistep"]
@@ -87,14 +90,17 @@ class Schedule:
     gamma: float = 0.1
 
     def lr(self, step: int, scale: float = 1.0) -> float:
-        """Give the learning rate of a step, counted from 0, for a group whose peak is scaled.
+        """Return the learning rate of a step, counted from 0.
 
         The warm-up starts and the cosine ends at the same rate for all groups: the official code scales
-        their peaks only. (Under a timm newer than 0.5 it scales the whole of the scaled schedule once
-        more, by the group's `lr_scale`; SimMIM's published scores are older.)
+        only the peak. (With a timm newer than 0.5 it scales the scaled schedule once more by the group's
+        `lr_scale`; SimMIM's published scores are older.)
 
         The official loop sets the rate after a step, from that step's number: step 1 still has the
-        rate of step 0, and everything is one step late.
+        rate of step 0, and the whole schedule is one step late.
+
+        Args:
+            scale: factor of the group's peak, its `lr_scale`.
         """
         t = max(step - 1, 0)
         peak = self.peak_lr * scale
@@ -102,12 +108,12 @@ class Schedule:
             return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
         if self.kind == "multistep":
             return peak * self.gamma ** bisect_right(list(self.milestones), t)
-        # The cosine starts at step 0, under the warm-up, as timm's does without warmup_prefix.
+        # The cosine starts at step 0, during the warm-up, as timm's does without warmup_prefix.
         progress = min(t / self.total_steps, 1.0)
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * progress))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Set every group's rate for a step by its `lr_scale`; give the last layer's."""
+        """Set the learning rate of every group for a step; return that of the last layer."""
         for group in optimizer.param_groups:
             group["lr"] = self.lr(step, group["lr_scale"])
         return self.lr(step)

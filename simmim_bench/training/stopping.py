@@ -1,4 +1,4 @@
-"""Stop a run on a signal: finish the step, save it, requeue a SLURM job."""
+"""Signals: finish the current step, save it, requeue the SLURM job, and end the run."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from types import FrameType
 
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import InterruptedRun
-from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
 
-METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
 
 
 class StopRequest:
-    """Which signal asked the run to stop, if any."""
+    """The signal that asked the run to stop.
+
+    Attributes:
+        number: the signal's number; None while no signal has come.
+    """
 
     number: int | None = None
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # USR1 is what SLURM is asked to send
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step."""
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step.
+
+    A second signal raises KeyboardInterrupt at once.
+    """
     request = StopRequest()
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if request.number is not None:  # a second one means it
+        if request.number is not None:
             raise KeyboardInterrupt
         request.number = number
 
     try:
         before = {s: signal.signal(s, remember) for s in SIGNALS}
-    except ValueError:  # not in the main thread: the caller keeps its own handling
+    except ValueError:  # not in the main thread: the caller keeps its own handlers
         yield request
         return
     try:
@@ -57,43 +61,48 @@ def raise_if_stopped(
     dist: DistContext,
     save: Callable[[], None] | None,
 ) -> None:
-    """Save and end the run where any of its processes got a signal and there are steps left.
+    """Save and end the run if any of its processes got a signal and steps are left.
 
     Args:
-        done: optimizer steps, of `total`.
-        save: None where the step has been saved.
+        description: the phase or task, as log lines name it.
+        done: completed optimizer steps, of `total`.
+        save: writes the checkpoint; None where this step is saved already.
 
     Raises:
-        InterruptedRun: with what was done.
+        InterruptedRun: a signal came; the message names the step.
     """
     signal_number = _agree_to_stop(stop, done, dist)
     if not signal_number or done >= total:
         return
     if save is not None:
         save()
-    dist.barrier()  # the main process writes: a launcher kills it when another has ended
-    _requeue(signal_number, run, dist)
+    # Rank 0 is still writing; a launcher would kill it as soon as another process ends.
+    dist.barrier()
+    _requeue(signal_number, description, run, dist)
     raise InterruptedRun(
         f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
-        "saved; go on with --resume.",
+        "saved; continue with --resume.",
         signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
     )
 
 
 def _agree_to_stop(stop: StopRequest, step: int, dist: DistContext) -> int:
-    """Give the signal that any process got, 0 for none; several processes ask each other now and then."""
+    """Return the signal that any process got, 0 for none.
+
+    Several processes communicate only on the steps on which they log metrics, as they synchronise there.
+    """
     if dist.size > 1 and step % METRICS_EVERY:
         return 0
     return dist.all_max(stop.number or 0)
 
 
-def _requeue(signal_number: int, run: RunDir, dist: DistContext) -> None:
-    """Put a SLURM job that was warned by SIGUSR1 back into the queue."""
+def _requeue(signal_number: int, description: str, run: RunDir, dist: DistContext) -> None:
+    """Requeue a SLURM job that got SIGUSR1, the warning before its time limit."""
     job = os.environ.get("SLURM_JOB_ID")
     if signal_number != signal.SIGUSR1 or job is None or not dist.is_main:
         return
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
-        run.log(f"SLURM job {job} is requeued")
+        run.log(f"{description}: requeued SLURM job {job}")
     except (OSError, subprocess.SubprocessError) as error:
-        run.log(f"SLURM job {job} could not be requeued: {error}")
+        run.log(f"{description}: failed to requeue SLURM job {job}: {error}")

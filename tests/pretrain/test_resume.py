@@ -1,4 +1,4 @@
-"""Claims that a pretraining run can be shared, stopped, killed and damaged, and ends the same."""
+"""Test that a run that is distributed, stopped, killed or damaged ends with the same weights."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from safetensors.torch import load_file
 from support.commands import Ended, start, two_processes, under_torchrun
 
 from pretrain.recipes import POCKET, PretrainRecipe
-from pretrain.train import Execution, pretrain
-from simmim_bench import distributed as dist
+from pretrain.train import TrainOptions, pretrain
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import random_crop_flip
-from simmim_bench.data.loader import EpochLoader, Seeded
+from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader, SeededDataset
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
-from simmim_bench.distributed import read_launcher_env
+from simmim_bench.distributed import init_distributed, read_launcher_env
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir, open_run
-from simmim_bench.training.loop import _refuse_step, fit
+from simmim_bench.training.loop import raise_diverged
 
 RECIPE = replace(
     POCKET, epochs=3, batch_size=16, precision="fp32"
@@ -48,24 +48,18 @@ def run_pretrain(
     recipe: PretrainRecipe = RECIPE,
     *,
     resume: bool = False,
-    execution: Execution | None = None,
+    options: TrainOptions | None = None,
+    display: Display | None = None,
 ) -> Path:
-    display = Display(quiet=True)
+    display = display or Display(quiet=True)
     with open_run(
         out, recipe=recipe, deviates={}, arguments={}, display=display, resume=resume
     ) as run:
-        return pretrain(
-            recipe=recipe,
-            deviates={},
-            data=data,
-            run=run,
-            seed=0,
-            resume=resume,
-            execution=execution,
-        )
+        context = RunContext(run=run, seed=0, resume=resume)
+        return pretrain(context, recipe=recipe, deviates={}, data=data, options=options)
 
 
-def words(out: Path, data: Path, *more: str) -> list[str]:
+def arguments_of(out: Path, data: Path, *more: str) -> list[str]:
     arguments = ("pretrain", "--arch", "vit_pocket", "--data", str(data), "--out", str(out))
     return [*arguments, *ARGUMENTS, *more]
 
@@ -98,14 +92,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     return out
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     ("launch", "how"),
     [(under_torchrun, ()), (two_processes, ("--shard",))],
@@ -115,16 +101,15 @@ def test_two_processes_train_as_one(
     tmp_path: Path,
     pocket: Path,
     undisturbed: Path,
-    one_thread: None,
     launch: Callable[..., Ended],
     how: tuple[str, ...],
 ) -> None:
-    done = launch(*words(tmp_path / "two", pocket / "imagenet", *how))
+    done = launch(*arguments_of(tmp_path / "two", pocket / "imagenet", *how))
     assert done.stdout.strip() == str(
         tmp_path / "two" / "checkpoints" / "last"
-    )  # one of them speaks
+    )  # only rank 0 prints
     assert losses(tmp_path / "two") == pytest.approx(losses(undisturbed), rel=1e-5)
-    # What two processes save, one can go on from: the same names, shapes and values.
+    # One process can resume what two saved: names, shapes and values are the same.
     saved, wanted = (
         read_training_state(out / "checkpoints" / "last")["optimizer"]
         for out in (tmp_path / "two", undisturbed)
@@ -136,41 +121,41 @@ def test_two_processes_train_as_one(
         torch.testing.assert_close(value, weights(undisturbed)[name], rtol=1e-3, atol=1e-4)
 
 
-def test_accumulating_parts_trains_as_the_whole(
-    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None
+def test_accumulation_does_not_change_the_losses(
+    tmp_path: Path, pocket: Path, undisturbed: Path
 ) -> None:
-    run_pretrain(tmp_path / "parts", pocket / "imagenet", execution=Execution(accumulate=4))
-    assert losses(tmp_path / "parts") == pytest.approx(losses(undisturbed), rel=1e-5)
+    run_pretrain(tmp_path / "run", pocket / "imagenet", options=TrainOptions(accumulate=4))
+    assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     "stop", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name
 )
-def test_a_signal_saves_the_step_and_the_run_ends_the_same(
+def test_a_signal_saves_the_step_and_the_resumed_run_ends_the_same(
     tmp_path: Path,
     pocket: Path,
     undisturbed: Path,
-    one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
     stop: signal.Signals,
 ) -> None:
-    request = 0
-    read = Seeded.__getitem__
+    reads = 0
+    read, start_epoch = SeededDataset.__getitem__, EpochLoader.epoch
 
-    def raise_within_step_five(self: Seeded, index: int) -> Any:
-        nonlocal request
-        request += 1
-        if request == 4 * 16 + 3:
+    def raise_within_step_five(self: SeededDataset, index: int) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads == 4 * 16 + 3:
             signal.raise_signal(stop)
         return read(self, index)
 
-    def begin(**arguments: Any) -> None:
-        nonlocal request
-        request = 0  # some images have been looked at before
-        fit(**arguments)
+    def count_from_first_epoch(self: EpochLoader, number: int, first_step: int = 0) -> Any:
+        nonlocal reads
+        if number == 0:
+            reads = 0  # images are read before the training as well
+        return start_epoch(self, number, first_step)
 
-    monkeypatch.setattr(Seeded, "__getitem__", raise_within_step_five)
-    monkeypatch.setattr("pretrain.train.fit", begin)
+    monkeypatch.setattr(SeededDataset, "__getitem__", raise_within_step_five)
+    monkeypatch.setattr(EpochLoader, "epoch", count_from_first_epoch)
     with pytest.raises(InterruptedRun, match=f"after step 5 of {STEPS}") as stopped:
         run_pretrain(tmp_path / "run", pocket / "imagenet")
     assert stopped.value.exit_code == (130 if stop == signal.SIGINT else 143)
@@ -181,12 +166,12 @@ def test_a_signal_saves_the_step_and_the_run_ends_the_same(
 
 
 def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
-    """Kill a run at random moments and let it go on each time; give how often it was killed at work."""
+    """Kill a run at random times and resume it each time; return how often it was killed while it trained."""
     generator = np.random.default_rng(seed)
     at_work = 0
-    resumed = words(out, data, "--resume")
+    resumed = arguments_of(out, data, "--resume")
     for _ in range(kills):
-        # Most of what precedes the work reads data: the clock runs from the run directory's first sign of life.
+        # Imports and reading data come first: the time is counted from the first file in the run directory.
         sign = out / "env.json"
         before = sign.stat().st_mtime_ns if sign.exists() else 0
         process = start(out.parent, *resumed)
@@ -225,10 +210,10 @@ from simmim_bench.cli.main import main
 
 class Held:
     def __del__(self, abort=os.abort):
-        abort()  # as a thread does that needs Python when Python is gone
+        abort()  # as a thread does that needs the interpreter after its finalisation
 
 held = Held()
-atexit.register(print, "tidied")
+atexit.register(print, "cleaned up")
 sys.argv = ["simmim-bench", *sys.argv[1:]]
 main()
 """
@@ -238,28 +223,26 @@ main()
     ("arguments", "code"),
     [(["--version"], 0), pytest.param(["transfer", "foo"], 2, marks=pytest.mark.slow)],
 )
-def test_one_of_several_ends_with_its_code_whatever_still_holds_what(
-    arguments: list[str], code: int
-) -> None:
+def test_one_of_several_processes_ends_with_its_exit_code(arguments: list[str], code: int) -> None:
     alone, several = (
         subprocess.run(
             [sys.executable, "-c", ENDING, *arguments],
-            env={**os.environ, **place},
+            env={**os.environ, **variables},
             capture_output=True,
             text=True,
             check=False,
         )
-        for place in ({}, {"RANK": "1", "WORLD_SIZE": "2"})
+        for variables in ({}, {"RANK": "1", "WORLD_SIZE": "2"})
     )
     assert alone.returncode == -signal.SIGABRT
     assert several.returncode == code
-    assert several.stdout.endswith("tidied\n")
+    assert several.stdout.endswith("cleaned up\n")
     assert several.stdout == alone.stdout
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "meta.json"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    tmp_path: Path, pocket: Path, undisturbed: Path, one_thread: None, file: str
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
+    tmp_path: Path, pocket: Path, undisturbed: Path, file: str
 ) -> None:
     out = tmp_path / "run"
     run_pretrain(out, pocket / "imagenet")
@@ -272,16 +255,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert_same_weights(weights(out), weights(undisturbed))
 
 
-def test_a_poisoned_batch_ends_the_run_and_is_kept(
+def test_a_batch_with_nan_ends_the_run_and_is_written(
     tmp_path: Path,
     pocket: Path,
     undisturbed: Path,
-    one_thread: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import pretrain.train as module
-
-    normalise, batches = module.normalise, []
+    batches: list[torch.Tensor] = []
 
     def poison_step_five(pixels: torch.Tensor, *rest: Any) -> torch.Tensor:
         batches.append(pixels)
@@ -290,9 +270,9 @@ def test_a_poisoned_batch_ends_the_run_and_is_kept(
             inputs[3, 0, 0, 0] = float("nan")
         return inputs
 
-    monkeypatch.setattr(module, "normalise", poison_step_five)
+    monkeypatch.setattr("pretrain.setup.normalise", poison_step_five)
     with pytest.raises(
-        DivergedError, match=r"loss nan, .* at step 4; the last checkpoint stays"
+        DivergedError, match=r"loss nan, .* at step 4; the last checkpoint is kept"
     ) as end:
         run_pretrain(tmp_path / "run", pocket / "imagenet")
     assert end.value.exit_code == 5
@@ -304,18 +284,18 @@ def test_a_poisoned_batch_ends_the_run_and_is_kept(
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
 
 
-def test_every_process_keeps_its_own_share_of_a_bad_batch(tmp_path: Path) -> None:
-    shares = [torch.full((2,), float(rank)) for rank in range(3)]
-    for rank, share in enumerate(shares):
+def test_every_process_writes_its_part_of_a_bad_batch(tmp_path: Path) -> None:
+    parts = [torch.full((2,), float(rank)) for rank in range(3)]
+    for rank, part in enumerate(parts):
         run = RunDir(tmp_path, Display(quiet=True), writes=False)
         with pytest.raises(DivergedError, match="bad_batch_step7"):
-            _refuse_step("train", run, [share], 7, torch.tensor(1.0), torch.tensor(1.0), rank)
+            raise_diverged("train", run, [part], 7, torch.tensor(1.0), torch.tensor(1.0), rank)
     names = ("bad_batch_step7.pt", "bad_batch_step7_rank1.pt", "bad_batch_step7_rank2.pt")
-    for name, share in zip(names, shares, strict=True):
-        assert torch.equal(torch.load(tmp_path / name, weights_only=True)[0], share)
+    for name, part in zip(names, parts, strict=True):
+        assert torch.equal(torch.load(tmp_path / name, weights_only=True)[0], part)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+def test_a_failed_write_leaves_the_previous_checkpoint(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
@@ -343,23 +323,21 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB: room for two of the run's checkpoints, not for a third."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    """Mount a file system of 24 MiB: room for two of the run's checkpoints, not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)],
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)],
         capture_output=True,
         check=False,
     )
     if mounted.returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_full_disk_loses_nothing(
-    small_disk: Path, pocket: Path, undisturbed: Path, one_thread: None
-) -> None:
+def test_a_full_disk_loses_no_checkpoint(small_disk: Path, pocket: Path, undisturbed: Path) -> None:
     out = small_disk / "run"
     with pytest.raises(DataError, match=r"cannot write .*No space left.*free some space"):
         run_pretrain(out, pocket / "imagenet")
@@ -377,7 +355,7 @@ def loader_of(data: Path, **options: int) -> EpochLoader:
     return EpochLoader(dataset, batch_size=16, seed=3, **{"num_workers": 0, **options})
 
 
-def test_batches_follow_from_seed_and_epoch_alone(pocket: Path) -> None:
+def test_batches_depend_on_seed_and_epoch_alone(pocket: Path) -> None:
     whole = [batch[0] for batch in loader_of(pocket / "imagenet").epoch(2)]
     with_workers = [batch[0] for batch in loader_of(pocket / "imagenet", num_workers=2).epoch(2)]
     later = [batch[0] for batch in loader_of(pocket / "imagenet").epoch(2, first_step=1)]
@@ -388,19 +366,21 @@ def test_batches_follow_from_seed_and_epoch_alone(pocket: Path) -> None:
     assert not torch.equal(other, whole[0])
 
 
-def test_processes_share_a_batch_without_overlap(pocket: Path) -> None:
+def test_processes_split_a_batch_without_overlap(pocket: Path) -> None:
     whole = next(iter(loader_of(pocket / "imagenet").epoch(0)))[2]
     parts = [
         next(iter(loader_of(pocket / "imagenet", rank=rank, world_size=2).epoch(0)))[2]
         for rank in range(2)
     ]
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
-    with pytest.raises(UsageError, match=r"cannot be shared by 3 processes; use -o batch_size=15"):
+    with pytest.raises(
+        UsageError, match=r"not a multiple of the 3 processes; use -o batch_size=15"
+    ):
         loader_of(pocket / "imagenet", world_size=3)
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, (0, 1, 0)),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
@@ -413,36 +393,36 @@ def test_processes_share_a_batch_without_overlap(pocket: Path) -> None:
             },
             (5, 16, 5),
         ),
-        # A batch script without srun is one process, whatever the job asked for.
+        # A batch script without srun is one process, however many tasks the job has.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, (0, 1, 0)),
     ],
 )
-def test_the_place_in_the_team_is_the_launchers(
-    environment: dict[str, str], place: tuple[int, int, int]
+def test_rank_and_size_come_from_the_launcher(
+    environment: dict[str, str], expected: tuple[int, int, int]
 ) -> None:
-    assert read_launcher_env(environment) == place
+    assert read_launcher_env(environment) == expected
 
 
 @pytest.mark.parametrize(("seen", "wanted"), [(8, 5), (1, 0), (4, 1)])
-def test_a_process_takes_a_gpu_that_it_sees_and_waits_for_hours(
+def test_a_process_uses_a_visible_gpu_and_waits_for_hours(
     monkeypatch: pytest.MonkeyPatch, seen: int, wanted: int
 ) -> None:
-    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}
-    for name, value in place.items():
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"}
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    request: list[Any] = []
-    monkeypatch.setattr(dist.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(dist.torch.cuda, "device_count", lambda: seen)
-    monkeypatch.setattr(dist.torch.cuda, "set_device", request.append)
+    calls: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
     monkeypatch.setattr(
-        dist.torch_dist, "init_process_group", lambda *_, **how: request.append(how)
+        torch.distributed, "init_process_group", lambda *_, **options: calls.append(options)
     )
-    monkeypatch.setattr(dist.torch_dist, "destroy_process_group", lambda: None)
-    with dist.init_distributed() as joined:
-        assert joined.device == request[0] == torch.device("cuda", wanted)
-    assert request[1]["timeout"] >= timedelta(hours=12)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with init_distributed() as joined:
+        assert joined.device == calls[0] == torch.device("cuda", wanted)
+    assert calls[1]["timeout"] >= timedelta(hours=12)
 
 
-def test_contradicting_launchers_are_refused() -> None:
+def test_contradicting_launcher_variables_are_refused() -> None:
     with pytest.raises(UsageError, match="RANK 4 is not below WORLD_SIZE 4"):
         read_launcher_env({"RANK": "4", "WORLD_SIZE": "4"})

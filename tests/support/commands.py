@@ -1,4 +1,4 @@
-"""The command in processes of their own, which come from one that has imported everything: a start takes no time."""
+"""Run the command in separate processes, forked from a server that has imported everything, to start fast."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.launch"
 
 @dataclass(frozen=True)
 class Ended:
-    """What all processes of a command wrote, together."""
+    """The output of all processes of a command."""
 
     stdout: str
     stderr: str
 
 
 def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
-    """Start the command; `out` is a folder for what it writes to stdout and stderr."""
+    """Start the command; its stdout and stderr are written to files of these names in the folder `out`."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_be_the_command, args=(out, arguments, variables))
+    process = context.Process(target=_run_command, args=(out, arguments, variables))
     process.start()
     return process
 
 
 def two_processes(*arguments: str) -> Ended:
-    """Run a command as two processes, with the variables that torchrun sets, and expect it to end well."""
+    """Run a command as two processes with torchrun's variables, and check that both succeed."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
         dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
@@ -43,7 +43,9 @@ def two_processes(*arguments: str) -> Ended:
         while any(process.is_alive() for process in ranks):
             ranks[0].join(0.1)
             ranks[1].join(0.1)
-            if any(process.exitcode for process in ranks):  # the other one would wait for it
+            if any(
+                process.exitcode for process in ranks
+            ):  # the other process would wait for it forever
                 for process in ranks:
                     process.kill()
         ended = Ended((out / "stdout").read_text(), (out / "stderr").read_text())
@@ -53,7 +55,7 @@ def two_processes(*arguments: str) -> Ended:
 
 
 def under_torchrun(*arguments: str) -> Ended:
-    """Run a command as two processes of torchrun's, and expect it to end well."""
+    """Run a command as two processes under torchrun, and check that it succeeds."""
     command = command_line(arguments, 2)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
@@ -66,7 +68,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _be_the_command(out: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+def _run_command(out: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         with (out / name).open("ab") as file:
             os.dup2(file.fileno(), number)

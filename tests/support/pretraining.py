@@ -1,4 +1,4 @@
-"""Small inputs and pretraining runs that tests of designs, teachers and tokens share."""
+"""Small inputs and pretraining runs shared by tests of designs, targets, teachers and tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.masking.masks import random_masks
+from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from pretrain.train import pretrain
@@ -20,14 +20,15 @@ from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.recipe import override
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from simmim_bench.training.loop import fit
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 
 
-def pictures(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
-    """Give normalised pictures of smooth colours with pixels in [0, 1]."""
+def smooth_images(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
+    """Return normalised images (B, 3, H, W) of smooth colours, whose pixels are in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, spec.img_size, mode="bilinear")
@@ -35,8 +36,9 @@ def pictures(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
     return (fine - MEAN) / STD
 
 
-def masks(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
-    return random_masks(
+def half_masks(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
+    """Return random masks (B, h, w) that hide half of the units of one cell of the last map."""
+    return sample_masks(
         count,
         spec.img_size,
         mask_patch_size=spec.stride,
@@ -46,11 +48,13 @@ def masks(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
     )
 
 
-def at_pixels(mask: Tensor, spec: BackboneSpec) -> Tensor:
+def pixel_mask(mask: Tensor, spec: BackboneSpec) -> Tensor:
+    """Upsample a mask (B, h, w) of patches to pixels (B, H, W)."""
     return mask.repeat_interleave(spec.patch_size, 1).repeat_interleave(spec.patch_size, 2)
 
 
-def save(model: SimMIM, path: Path) -> str:
+def save_checkpoint(model: SimMIM, path: Path) -> str:
+    """Write a checkpoint of a model without training; return CKPT."""
     write_checkpoint(
         path,
         state=model.state_dict(),
@@ -63,38 +67,37 @@ def save(model: SimMIM, path: Path) -> str:
     return str(path)
 
 
-def run(
+def pretrain_pocket(
     out: Path, data: Path, *assignments: str, init_from: str | None = None, resume: bool = False
 ) -> Path:
+    """Pretrain the pocket ViT for two epochs, unless an assignment changes it; return the checkpoint."""
     recipe = override(POCKET, ["epochs=2", "batch_size=30", "mask_patch_size=8", *assignments])
     quiet = Display(quiet=True)
     with open_run(
         out, recipe=recipe, deviates={}, arguments={}, display=quiet, resume=resume
     ) as opened:
         return pretrain(
+            RunContext(run=opened, seed=0, resume=resume),
             recipe=recipe,
             deviates={},
             data=data,
-            run=opened,
-            seed=0,
             init_from=init_from,
-            resume=resume,
         )
 
 
-def run_one_epoch(
+def pretrain_first_epoch(
     out: Path, data: Path, *assignments: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stop a run after the first of its epochs, which is saved."""
+    """Interrupt a run after its first epoch, which is saved."""
 
-    def stopped(*, save: Callable[[int], None], **how: Any) -> None:
-        def save_and_stop(done: int) -> None:
-            save(done)
+    def stopped(*state: Any, save: Callable[[], None], **options: Any) -> None:
+        def save_and_stop() -> None:
+            save()
             raise InterruptedRun("stopped", 15)
 
-        fit(save=save_and_stop, **how)
+        fit(*state, save=save_and_stop, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr("pretrain.train.fit", stopped)
         with pytest.raises(InterruptedRun):
-            run(out, data, *assignments)
+            pretrain_pocket(out, data, *assignments)

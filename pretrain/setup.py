@@ -1,0 +1,200 @@
+"""Set up a pretraining run: its options, its data, its model with a fitted target, and its train state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from pretrain.build import (
+    build_model,
+    build_optimizer,
+    build_schedule,
+    check_same_teacher,
+    check_sizes,
+    load_teacher,
+)
+from pretrain.masking.masks import mask_generator, sample_recipe_masks
+from pretrain.monitor import sample_images
+from pretrain.recipes import PretrainRecipe
+from pretrain.simmim import SimMIM
+from pretrain.targets.models import TargetSource
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.data.datasets import ImageDataset
+from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.data.sources import ImageSource, any_images, held_out_images
+from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.precision import decide_precision
+from simmim_bench.training.state import TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a run is carried out: options that change speed and memory, not what is computed.
+
+    Attributes:
+        accumulate: gradient-accumulation steps of each process; None for the smallest number that fits.
+        grad_checkpointing: recompute activations in the backward pass.
+        shard: shard weights, gradients and optimizer state over the processes (FSDP2).
+        compiled: use torch.compile.
+        skip_unreadable: the most unreadable images that are skipped; one more ends the run.
+        keep_every: epochs between checkpoints that are kept; 0 for the last and the best alone.
+        visualize_every: epochs between figures of reconstructions.
+    """
+
+    accumulate: int | None = None
+    grad_checkpointing: bool = False
+    shard: bool = False
+    compiled: bool = False
+    skip_unreadable: int = 0
+    keep_every: int = 0
+    visualize_every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """One pretraining run, built.
+
+    Attributes:
+        images: the training images; `dataset` loads and crops them.
+        held_out: images of the validation set, or the training images where the data has none.
+        teacher: the frozen teacher or tokenizer that the target comes from; None for other targets.
+        fitted: figures of what the target was fitted to, such as the tokenizer's error.
+        state: the model under training, its optimizer and schedule.
+    """
+
+    context: RunContext
+    recipe: PretrainRecipe
+    options: TrainOptions
+    spec: BackboneSpec
+    images: ImageSource
+    dataset: ImageDataset
+    held_out: ImageSource
+    model: SimMIM
+    teacher: TargetSource | None
+    fitted: dict[str, float]
+    state: TrainState
+
+    def compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
+        """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
+        pixels, _, indices = batch
+        device, seed = self.context.dist.device, self.context.seed
+        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
+        inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+        mask = sample_recipe_masks(self.recipe, self.spec.patch_size, inputs, generators)
+        loss: Tensor = self.state.wrapped(inputs, mask.to(device, non_blocking=True)).loss
+        return loss
+
+
+def build(
+    context: RunContext,
+    recipe: PretrainRecipe,
+    data: Path,
+    init_from: str | None,
+    options: TrainOptions,
+    saved: Checkpoint | None,
+) -> Pretraining:
+    """Build the model, its data and its optimizer, and fit the target to the training images.
+
+    Args:
+        saved: the checkpoint that the run continues from; its target is fitted already.
+    """
+    dist = context.dist
+    spec = check_sizes(recipe)
+    if options.compiled and options.grad_checkpointing and spec.family == "resnet":
+        raise UsageError(
+            f"--compile does not work with --grad-checkpointing for {spec.arch}, whose BatchNorm statistics must "
+            "be preserved while activations are recomputed; use one of the two."
+        )
+    images = any_images(data)
+    held_out = held_out_images(data) or images
+    decided = decide_precision(recipe.precision, dist.device, spec.num_features)
+    precision = "bf16" if dist.all_max(decided == "bf16") else "fp32"
+    dataset = ImageDataset(
+        images,
+        partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
+        skip_unreadable=options.skip_unreadable,
+    )
+    teacher = load_teacher(recipe, spec)
+    model = build_model(
+        recipe, spec, teacher, init_from=init_from, seed=context.seed, device=dist.device
+    )
+    if saved is None:
+        fitted = fit_target(context, model, dataset, init_from)
+    else:
+        check_same_teacher(teacher, saved)
+        fitted = saved.provenance.get("fitted", {})
+    model.encoder.set_grad_checkpointing(options.grad_checkpointing)
+    wrapped = dist.wrap_model(
+        model,
+        shard=options.shard,
+        parts=model.encoder.blocks_in_order,
+        compiled=options.compiled,
+    )
+    loader = EpochLoader(
+        dataset,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        seed=context.seed,
+        rank=dist.rank,
+        world_size=dist.size,
+    )
+    return Pretraining(
+        context=context,
+        recipe=recipe,
+        options=options,
+        spec=spec,
+        images=images,
+        dataset=dataset,
+        held_out=held_out,
+        model=model,
+        teacher=teacher,
+        fitted=fitted,
+        state=TrainState(
+            model=model,
+            wrapped=wrapped,
+            optimizer=build_optimizer(recipe, model),
+            schedule=build_schedule(recipe, len(loader)),
+            loader=loader,
+            precision=precision,
+            accumulation_steps=options.accumulate,
+        ),
+    )
+
+
+def fit_target(
+    context: RunContext, model: SimMIM, dataset: ImageDataset, init_from: str | None
+) -> dict[str, float]:
+    """Fit the target to training images on rank 0, unless the initial weights come with a fitted target.
+
+    Returns:
+        Figures of the fit, by name; empty for targets that are not fitted, and on other ranks.
+    """
+    dist, seed, target = context.dist, context.seed, model.target
+    if init_from is not None and target.inherited:
+        context.run.log(
+            f"pretrain: {target.inherited} are those of {init_from}; they are not fitted again"
+        )
+        return {}
+    seed_everything(seed)
+    figures: dict[str, float] = {}
+    if dist.is_main:
+        images = sample_training_images(context, dataset, target.fitted_images)
+        figures = target.fit(images, seed, display=context.display)
+    dist.broadcast_buffers(target)
+    return figures
+
+
+def sample_training_images(
+    context: RunContext, dataset: ImageDataset, *most: int
+) -> Iterator[Tensor]:
+    """Load a sample of the training images, (1, C, H, W), normalised; `most` limits their number."""
+    return sample_images(
+        dataset, context.seed, IMAGENET_MEAN, IMAGENET_STD, context.dist.device, *most
+    )
