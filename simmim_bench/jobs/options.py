@@ -1,7 +1,4 @@
-"""How steps are carried out, as options of a command: how many at once, on what, or through SLURM.
-
-In: click's parameters. Out: an `JobOptions`. Nothing here loads torch.
-"""
+"""Options of commands that run several steps: parallel workers, GPUs per step, SLURM. Loads no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What SLURM is told of a job.
+    """How a step is submitted to SLURM.
 
     Attributes:
-        time: after which a job is put back into the queue, as sbatch takes it.
-        more: KEY=VALUE of sbatch's options.
-        cluster: "slurm", or "local" for jobs of submitit on this machine.
+        time: time limit in sbatch's format; a job that reaches it saves and is requeued.
+        more: further sbatch options as KEY=VALUE.
+        cluster: "slurm", or "local" for submitit's jobs on this machine.
     """
 
     partition: str | None = None
@@ -27,12 +24,12 @@ class SlurmOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """How steps are carried out; it changes no result.
+    """How steps are run; no option changes a result.
 
     Attributes:
-        workers: steps at once; None for as many as there are GPUs for.
-        gpus_per_task: GPUs, and with them processes, of a step.
-        slurm: None for this machine.
+        workers: steps that run in parallel; None for one per group of GPUs.
+        gpus_per_task: GPUs, and therefore processes, of a step.
+        slurm: how steps are submitted to SLURM; None to run them on this machine.
     """
 
     workers: int | None = None

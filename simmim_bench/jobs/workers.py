@@ -12,147 +12,151 @@ import torch
 
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.process import kill, launch, launch_words
-from simmim_bench.jobs.slurm import Cluster, job_code
-from simmim_bench.runs.status import RunStatus
-
-
-class Step(Protocol):
-    """One process's work."""
-
-    @property
-    def log(self) -> Path:
-        """The file that its process writes to."""
-
-    @property
-    def exclusive_resource(self) -> str | None:
-        """What steps share that are not to run at once; None for nothing."""
-
-    def look(self) -> list[tuple[RunStatus, str]]:
-        """Say of each of its runs how it stands, and why where it is in the way."""
-
-    def arguments(self) -> list[str]:
-        """Give the arguments of `simmim-bench` for what is left."""
+from simmim_bench.jobs.process import command_line, kill, launch
+from simmim_bench.jobs.slurm import Cluster, job_result
+from simmim_bench.jobs.step import Step
 
 
 class Worker(Protocol):
-    """A step that runs somewhere."""
+    """A started step."""
 
     def poll(self) -> tuple[int, str] | None:
-        """Give the exit code, and why it ended where its log does not say; None while it runs."""
+        """Return the exit code, and the reason where the log does not contain it; None while it runs."""
 
     def stop(self, number: int) -> None:
-        """Ask it to save and stop."""
+        """Send a signal that asks the step to save and stop."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the step at once."""
 
 
 class LocalWorker:
-    """A step as a process of this machine."""
+    """A step as a process of this machine.
 
-    def __init__(self, process: subprocess.Popen[bytes], free: Callable[[], None]) -> None:
-        self._process, self._free = process, free
+    Args:
+        release: frees the step's devices; called when the process has ended.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], release: Callable[[], None]) -> None:
+        self._process, self._release = process, release
 
     def poll(self) -> tuple[int, str] | None:
-        """Give the exit code; None while it runs."""
+        """Return the exit code; None while the process runs."""
         code = self._process.poll()
         if code is None:
             return None
-        self._free()
+        self._release()
         return code, ""
 
     def stop(self, number: int) -> None:
-        """Pass a signal on."""
+        """Send a signal to the process."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the process and its children."""
         kill(self._process)
 
 
 class JobWorker:
-    """A step as a job, which outlives who submitted it."""
+    """A step as a SLURM job, which outlives the process that submitted it."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
 
     def poll(self) -> tuple[int, str] | None:
-        """Give the exit code and what SLURM says; None while it waits or runs."""
-        return job_code(self.job) if self.job.done() else None
+        """Return the exit code and SLURM's reason; None while the job is queued or runs."""
+        return job_result(self.job) if self.job.done() else None
 
     def stop(self, number: int) -> None:
-        """Leave it: who starts the same again finds it."""
+        """Leave the job unchanged; the same command finds it again."""
 
     def kill(self) -> None:
-        """Leave it."""
+        """Leave the job unchanged."""
 
 
 class Machine:
-    """This machine, its devices shared out to so many steps at once."""
+    """This machine, its GPUs split into one group per parallel step.
 
-    outlives = False
+    Attributes:
+        processes: processes of a step.
+        slots: steps that run in parallel.
+
+    Raises:
+        UsageError: more GPUs are requested than are visible.
+    """
+
+    outlives_parent = False
 
     def __init__(self, job_options: JobOptions) -> None:
         self.processes = job_options.gpus_per_task
-        groups = share_devices(self.processes)
-        self.places = job_options.workers or max(1, len(groups))
-        if groups and self.places > len(groups):
+        groups = gpu_groups(self.processes)
+        self.slots = job_options.workers or max(1, len(groups))
+        if groups and self.slots > len(groups):
             raise UsageError(
-                f"--workers {self.places} with --gpus-per-task {self.processes} need more GPUs than there are; "
-                f"use --workers {len(groups)}."
+                f"--workers {self.slots} with --gpus-per-task {self.processes} needs "
+                f"{self.slots * self.processes} GPUs, more than are visible; use --workers {len(groups)}."
             )
-        self._free: list[str | None] = list(groups) or [None] * self.places
+        self._free: list[str | None] = list(groups) or [None] * self.slots
 
     def may_start(self, step: Step, running: Sequence[Step]) -> bool:
-        """Say whether a step may start: what shares a thing takes turns."""
-        turn = step.exclusive_resource
-        return turn is None or all(turn != other.exclusive_resource for other in running)
+        """Return whether no running step uses the step's exclusive resource."""
+        resource = step.exclusive_resource
+        return resource is None or all(resource != other.exclusive_resource for other in running)
 
     def start(self, step: Step) -> LocalWorker:
-        """Start a step."""
+        """Start a step on a free group of GPUs."""
         devices = self._free.pop(0)
-        command = launch_words(step.arguments(), self.processes)
+        command = command_line(step.arguments(), self.processes)
         return LocalWorker(launch(command, step.log, devices), lambda: self._free.append(devices))
 
 
 class Queue:
-    """SLURM, which shares out its machines itself."""
+    """SLURM, which assigns machines and devices itself.
 
-    outlives = True
+    Attributes:
+        slots: jobs that are queued or run at the same time.
+    """
+
+    outlives_parent = True
 
     def __init__(self, job_options: JobOptions, folder: Path, steps: int) -> None:
         assert job_options.slurm is not None
         self.cluster = Cluster(folder, job_options.slurm, job_options.gpus_per_task)
-        self.places = job_options.workers or max(1, steps)
-        self._last: dict[str, str] = {}  # what is shared -> the job that uses it last
+        self.slots = job_options.workers or max(1, steps)
+        self._last_job: dict[str, str] = {}  # exclusive resource -> the last job that uses it
 
     def may_start(self, step: Step, running: Sequence[Step]) -> bool:
-        """Say whether a step may start; SLURM keeps the order."""
+        """Return True: SLURM's dependencies keep exclusive resources apart."""
         return True
 
     def start(self, step: Step) -> JobWorker:
-        """Submit a step, or find the job of an earlier attempt."""
-        job, turn = self.cluster.find(step.log), step.exclusive_resource
+        """Submit a step, or find the job that an earlier attempt submitted."""
+        job, resource = self.cluster.find(step.log), step.exclusive_resource
         if job is None:
-            after = None if turn is None else self._last.get(turn)
+            after = None if resource is None else self._last_job.get(resource)
             job = self.cluster.submit(step.arguments(), step.log, str(step), after)
-        if turn is not None and self.cluster.name == "slurm":
-            self._last[turn] = job.job_id
+        if resource is not None and self.cluster.name == "slurm":
+            self._last_job[resource] = job.job_id
         return JobWorker(job)
 
 
-def share_devices(size: int) -> list[str]:
-    """Give the GPUs that this process sees, in groups; none on a CPU.
+def gpu_groups(size: int) -> list[str]:
+    """Split the GPUs that this process sees into groups.
+
+    Args:
+        size: GPUs of a group; the GPUs left over are not used.
+
+    Returns:
+        The values of CUDA_VISIBLE_DEVICES; an empty list on a machine without a GPU.
 
     Raises:
-        UsageError: a group has more than there are.
+        UsageError: a group has more GPUs than are visible.
     """
     if not torch.cuda.is_available():
         return []
     count = torch.cuda.device_count()
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = seen.split(",")[:count] if seen else [str(number) for number in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",")[:count] if visible else [str(number) for number in range(count)]
     if size > count:
-        raise UsageError(f"--gpus-per-task {size} is more than the {count} GPUs that there are.")
+        raise UsageError(f"--gpus-per-task {size} is more than the {count} GPUs that are visible.")
     return [",".join(names[i : i + size]) for i in range(0, count - size + 1, size)]
