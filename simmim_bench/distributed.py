@@ -1,7 +1,7 @@
-"""The processes of one run: alone, under `torchrun`, or under `srun`.
+"""Distributed training: the processes of one run, alone, under `torchrun`, or under `srun`.
 
-In: the environment that the launcher sets. Out: a `DistContext`: which process this is, how many there are, its
-device, and the few things they do together. Gloo on CPUs, NCCL on GPUs.
+`init_distributed` reads the launcher's environment and yields a `DistContext`, which carries rank, number of
+processes, device and the collective operations of the project. The backend is Gloo on CPUs, NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -33,13 +33,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simmim_bench.errors import UsageError
 
-# One process may compare classifiers for hours while the others wait for it; torch waits 10 to 30 minutes.
+# Rank 0 may compare classifiers for hours while the others wait; torch's default is 10 to 30 minutes.
 COLLECTIVE_TIMEOUT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class DistContext:
-    """One process among `size`; rank 0 writes and speaks for all."""
+    """One process of a run; rank 0 writes files, logs and prints results.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        device: the device of this process.
+    """
 
     rank: int = 0
     size: int = 1
@@ -47,16 +53,16 @@ class DistContext:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process is rank 0."""
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             torch_dist.barrier()
 
     def all_max(self, value: int) -> int:
-        """Give the largest of all processes' values to each of them."""
+        """Return the largest of all processes' values, on every process."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=self.device)
@@ -64,7 +70,7 @@ class DistContext:
         return int(shared)
 
     def all_mean(self, value: float) -> float:
-        """Give the mean of all processes' values to each of them."""
+        """Return the mean of all processes' values, on every process."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, device=self.device, dtype=torch.float64)
@@ -74,10 +80,13 @@ class DistContext:
         return float(shared) / self.size
 
     def gather(self, own: Any) -> list[Any]:
-        """Give what every process has, in order of rank, to the main one; the others get nothing.
+        """Gather one object per process on rank 0.
 
         Args:
-            own: of any kind that can be pickled, its tensors on the CPU; shapes may differ.
+            own: this process's object; picklable, with its tensors on the CPU. Shapes may differ.
+
+        Returns:
+            The objects in order of rank on rank 0; an empty list on the other processes.
         """
         if self.size == 1:
             return [own]
@@ -86,7 +95,7 @@ class DistContext:
         return found or []
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process the main one's buffers, such as the statistics of batch normalisation."""
+        """Copy rank 0's buffers, such as BatchNorm's running statistics, to every process."""
         if self.size > 1:
             for buffer in model.buffers():
                 torch_dist.broadcast(buffer, 0)
@@ -99,22 +108,26 @@ class DistContext:
         parts: Sequence[nn.Module] = (),
         compiled: bool = False,
     ) -> nn.Module:
-        """Let all processes train one model; call what is given back for its forward pass.
+        """Wrap a model for training by all processes: DDP, or FSDP2 with `shard`.
 
-        On GPUs, BatchNorm normalises over the images of all processes; torch has no such kernel for CPUs,
-        where each takes its own images and the main process' running statistics are kept.
+        On GPUs, BatchNorm is converted to normalise over the images of all processes. torch has no such
+        kernel for CPUs, where each process normalises over its own images, and rank 0's running statistics
+        are kept.
 
         Args:
-            shard: spread it over the processes (FSDP2), each of `parts` gathered when it is needed;
-                otherwise each has a copy and gradients are averaged.
-            compiled: through torch.compile.
+            shard: shard weights, gradients and optimizer state (FSDP2) instead of copying the model.
+            parts: modules that FSDP2 gathers one at a time.
+            compiled: use torch.compile.
+
+        Returns:
+            The module to call in the forward pass.
 
         Raises:
             UsageError: sharding with one process.
         """
         if shard and self.size == 1:
             raise UsageError(
-                "--shard spreads a model over several processes; start them by torchrun."
+                "--shard splits a model over several processes, but there is one; start them by torchrun."
             )
         if compiled:
             model.compile()
@@ -123,7 +136,7 @@ class DistContext:
         if self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if shard:
-            # SimMIM's features are a view, which nobody writes into.
+            # SimMIM's features are a view; no code writes into them.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             mesh = init_device_mesh(self.device.type, (self.size,))
             for part in parts:
@@ -135,31 +148,32 @@ class DistContext:
 
 
 def per_process_batch(batch_size: int, processes: int) -> int:
-    """Say how many images of a batch each process takes.
+    """Return the images of a batch per process.
 
     Raises:
-        UsageError: the batch cannot be shared evenly.
+        UsageError: the batch size is not a multiple of the number of processes.
     """
     if batch_size % processes:
         raise UsageError(
-            f"a batch of {batch_size} images cannot be shared by {processes} processes; use "
+            f"batch_size={batch_size} is not a multiple of the {processes} processes; use "
             f"-o batch_size={max(1, batch_size // processes) * processes}."
         )
     return batch_size // processes
 
 
-def no_sync(model: nn.Module) -> Any:
-    """Keep a shared model's gradients to this process for the block: all but the last of a step's parts."""
+def no_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context without DDP's gradient synchronisation, for all accumulation steps but the last."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def full_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, dist: DistContext
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather the weights and the optimizer's state, by parameter names; every process must ask.
+    """Gather the weights and the optimizer's state by parameter name; every process must call.
 
     Returns:
-        Both on the CPU, the same whatever the number of processes; of use to the main one only.
+        Both on the CPU, independent of the number of processes, on rank 0; on other processes empty or
+        partial.
     """
     if dist.size > 1 and not dist.is_main and not _is_sharded(model):
         return {}, {}
@@ -174,12 +188,18 @@ def load_full_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: dict[str, Any],
-    of_optimizer: dict[str, Any],
+    optimizer_state: dict[str, Any],
 ) -> None:
-    """Put back what `full_state` gave, in a team of any size."""
+    """Load what `full_state` returned, with any number of processes.
+
+    An optimizer state whose keys are indices, as fine-tuning wrote it until version 0.1, is loaded as well.
+    """
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, weights, options=options)
-    set_optimizer_state_dict(model, optimizer, of_optimizer, options=options)
+    if any(isinstance(key, int) for key in optimizer_state["state"]):
+        optimizer.load_state_dict(optimizer_state)
+    else:
+        set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -187,7 +207,10 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def read_launcher_env(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Read (rank, size, rank on this machine) as `torchrun` or `srun` set them; (0, 1, 0) for neither.
+    """Read (rank, number of processes, local rank) from torchrun's or srun's variables.
+
+    Returns:
+        (0, 1, 0) where neither launcher has set its variables.
 
     Raises:
         UsageError: the variables contradict each other.
@@ -201,14 +224,14 @@ def read_launcher_env(environment: Mapping[str, str]) -> tuple[int, int, int]:
     try:
         rank, size, local = (int(environment.get(name, "0")) for name in names)
     except ValueError as error:
-        raise UsageError(f"{', '.join(names)} are not all numbers: {error}.") from error
+        raise UsageError(f"{', '.join(names)} are not all integers: {error}.") from error
     if not 0 <= rank < size:
         raise UsageError(f"{names[0]} {rank} is not below {names[1]} {size}.")
     return rank, size, local
 
 
-def _meet_under_slurm() -> None:
-    """Let all processes of a SLURM step find the first one."""
+def _set_slurm_rendezvous() -> None:
+    """Set MASTER_ADDR and MASTER_PORT from the first node of a SLURM step."""
     if "MASTER_ADDR" in os.environ:
         return
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", ""))
@@ -218,19 +241,19 @@ def _meet_under_slurm() -> None:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise UsageError(
-            f"the nodes {nodes} of this SLURM step cannot be listed ({error}); set MASTER_ADDR to the first."
+            f"the nodes {nodes} of this SLURM step cannot be listed ({error}); set MASTER_ADDR to the first node."
         ) from error
     os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
     job = int(os.environ.get("SLURM_JOB_ID", "0"))
-    os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))  # ours: another port a job
+    os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))  # ours: a different port per job
 
 
 @contextmanager
 def init_distributed() -> Iterator[DistContext]:
-    """Meet the other processes of this run, where there are any, for as long as the block runs.
+    """Join the process group of this run for the block; a single process joins none.
 
     Raises:
-        UsageError: the launcher's variables are not usable.
+        UsageError: the launcher's variables contradict each other.
     """
     rank, size, local = read_launcher_env(os.environ)
     cuda = torch.cuda.is_available()
@@ -242,7 +265,7 @@ def init_distributed() -> Iterator[DistContext]:
         yield DistContext(device=torch.device("cuda") if cuda else device)
         return
     if "RANK" not in os.environ:
-        _meet_under_slurm()
+        _set_slurm_rendezvous()
     if cuda:
         torch.cuda.set_device(device)
     torch_dist.init_process_group(
@@ -255,20 +278,20 @@ def init_distributed() -> Iterator[DistContext]:
 
 
 def exit_process(code: int) -> None:
-    """End a process that is one of several, at once; let one that is alone end as it does.
+    """Exit immediately if this is one of several processes; return if it is the only one.
 
-    Python's last clean-up takes away what gloo's threads need to let go of a tensor: a thread that still
-    holds one then aborts the process, after all of its work is done (pytorch/pytorch, 179291).
-    `destroy_process_group` ends these threads only where nothing else holds the group, as Detectron2 and
+    Python's finalisation destroys what Gloo's threads need to release a tensor: a thread that still holds a
+    tensor then aborts the process after all of its work is done (pytorch/pytorch, 179291).
+    `destroy_process_group` ends these threads only if nothing else refers to the group, as Detectron2 and
     mmengine do.
 
     Args:
-        code: what the process exits with.
+        code: the exit code.
     """
     try:
         if read_launcher_env(os.environ)[1] == 1:
             return
-    except UsageError:  # they never met
+    except UsageError:  # the process group was never joined
         return
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -277,5 +300,5 @@ def exit_process(code: int) -> None:
 
 
 def best_device() -> torch.device:
-    """Give the GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

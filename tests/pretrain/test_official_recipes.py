@@ -1,4 +1,4 @@
-"""Claims that the official recipes hold the official numbers, each of them."""
+"""Test that the official recipes have the official numbers, field by field."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ COMMON = {
 OURS_ALONE = {"precision"}
 
 
-def held(recipe: Any, found: dict[str, Any], keys: dict[str, str]) -> set[str]:
-    """Hold the fields of a recipe against official values; give the fields that were held."""
+def checked_fields(recipe: Any, found: dict[str, Any], keys: dict[str, str]) -> set[str]:
+    """Compare the fields of a recipe with official values; return the names of the compared fields."""
     for theirs, ours in keys.items():
         assert getattr(recipe, ours) == found[theirs], (recipe.name, ours)
     assert recipe.img_size == (found["DATA.IMG_SIZE"],) * 2
@@ -41,13 +41,13 @@ def held(recipe: Any, found: dict[str, Any], keys: dict[str, str]) -> set[str]:
     return {*keys.values(), "img_size", "batch_size"}
 
 
-def unheld(recipe: Any, fields: set[str]) -> set[str]:
+def unchecked_fields(recipe: Any, fields: set[str]) -> set[str]:
     every = {f.name for f in dataclasses.fields(recipe)}
     return every - fields - set(ABOUT) - OURS_ALONE
 
 
 @pytest.mark.parametrize("name", sorted(official.PRETRAIN))
-def test_pretraining_recipes_hold_the_official_numbers(name: str) -> None:
+def test_pretraining_recipes_have_the_official_numbers(name: str) -> None:
     recipe, found = PRETRAIN[name], {**official.DEFAULTS, **official.PRETRAIN[name]}
     assert isinstance(recipe, PretrainRecipe)
     keys = {
@@ -58,7 +58,7 @@ def test_pretraining_recipes_hold_the_official_numbers(name: str) -> None:
         "TRAIN.LR_SCHEDULER.MULTISTEPS": "milestones",
         "TRAIN.OPTIMIZER.BETAS": "betas",
     }
-    fields = held(recipe, found, keys)
+    fields = checked_fields(recipe, found, keys)
     norm_target = found.get("MODEL.SIMMIM.NORM_TARGET.PATCH_SIZE", 0)
     assert recipe.design == Design(norm_target=norm_target)
     assert recipe.crop_scale == (0.67, 1.0)  # data/data_simmim.py
@@ -66,11 +66,11 @@ def test_pretraining_recipes_hold_the_official_numbers(name: str) -> None:
     sizes = (spec.embed_dim, spec.depths, spec.num_heads)
     assert sizes == (found["EMBED_DIM"], found["DEPTHS"], found["NUM_HEADS"])
     fields |= {f.name for f in dataclasses.fields(Design)}
-    assert not unheld(recipe, fields | {"crop_scale", "masking", "arch"})
+    assert not unchecked_fields(recipe, fields | {"crop_scale", "masking", "arch"})
 
 
 @pytest.mark.parametrize("name", sorted(official.FINETUNE))
-def test_fine_tuning_recipes_hold_the_official_numbers(name: str) -> None:
+def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     recipe, found = TRANSFER[name], {**official.DEFAULTS, **official.FINETUNE[name]}
     assert isinstance(recipe, FinetuneRecipe)
     keys = {
@@ -83,13 +83,13 @@ def test_fine_tuning_recipes_hold_the_official_numbers(name: str) -> None:
         "AUG.MIXUP": "mixup",
         "AUG.CUTMIX": "cutmix",
     }
-    fields = held(recipe, found, keys)
-    assert found["TRAIN.LR_SCHEDULER.NAME"] == "cosine"  # the runner's only one
+    fields = checked_fields(recipe, found, keys)
+    assert found["TRAIN.LR_SCHEDULER.NAME"] == "cosine"  # the only schedule of fine-tuning
     assert recipe.test_crop_ratio == 224 / 256  # data/data_finetune.py
     assert recipe.crop_scale == (0.08, 1.0)  # timm's create_transform, by default
     assert recipe.hflip == 0.5
     assert recipe.ema_decay == 0  # main_finetune.py scores the last weights
-    assert not unheld(recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"})
+    assert not unchecked_fields(recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"})
 
 
 @pytest.mark.parametrize(("names", "score"), official.SCORES.items())
@@ -103,10 +103,10 @@ def test_recipes_name_the_published_score_and_each_other(
 
 
 @pytest.mark.parametrize("name", [*official.PRETRAIN, *official.FINETUNE])
-def test_official_recipes_give_every_number_a_source(name: str) -> None:
+def test_official_recipes_have_a_source_for_every_number(name: str) -> None:
     recipe = {**PRETRAIN, **TRANSFER}[name]
     assert recipe.source.endswith(".yaml")
     assert set(recipe.sources) <= {f.name for f in dataclasses.fields(recipe)}
-    # What the yaml files do not say, config.py or a data file says.
+    # These fields are not in the yaml files, but in config.py or a data file.
     for key in ("batch_size", "clip_grad", "num_workers", "crop_scale"):
         assert recipe.source_of(key) != recipe.source
