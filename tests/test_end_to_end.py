@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ def test_the_pretraining_loss_decreases(tmp_path: Path, pocket: Path) -> None:
 def test_every_classification_record_follows_from_its_predictions(
     task: str, tmp_path: Path, pocket: Path, pretrained: Path
 ) -> None:
-    options = {"fraction": "50%"} if task == "fewshot" else {}
+    options: dict[str, Any] = {"fraction": "50%"} if task == "fewshot" else {}
     record = run_task(
         task, tmp_path / "run", pocket / "imagenet", TINY[task], ckpt=str(pretrained), **options
     )

@@ -128,11 +128,11 @@ def test_choice_learns_and_transfers_to_linear_probe_and_segmentation(
             "miou",
         ),
     ):
-        request = TransferRequest(
+        wanted = TransferRequest(
             task=task, options=RunOptions(data=generated / folder, overrides=quick)
         )
         out = tmp_path / task
-        transfer = resolve_transfer(request, str(tmp_path / "run"))
+        transfer = resolve_transfer(wanted, str(tmp_path / "run"))
         record = run_transfer(transfer, out, seed=0, display=Display(quiet=True))
         assert record is not None
         assert 0 <= record.metrics[metric] <= 100

@@ -158,8 +158,8 @@ def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
 
 
 def test_a_killed_suite_continues_and_skips_completed_steps(tmp_path: Path, pocket: Path) -> None:
-    common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "linear,knn")
-    common += ("--seeds", "2", *QUICK)
+    data = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "linear,knn")
+    common = (*data, "--seeds", "2", *QUICK)
     killed = start(*common)
     wait_for(lambda: len(records(tmp_path)) >= 1, killed)
     time.sleep(random.Random(os.getpid()).uniform(0, 4))
@@ -179,8 +179,8 @@ def test_a_killed_suite_continues_and_skips_completed_steps(tmp_path: Path, pock
 
 
 def test_a_signal_is_passed_to_the_step_which_saves(tmp_path: Path, pocket: Path) -> None:
-    common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "imagenet,coco")
-    common += ("--coco", pocket / "coco", "-o", "imagenet.epochs=400")
+    data = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "imagenet,coco")
+    common = (*data, "--coco", pocket / "coco", "-o", "imagenet.epochs=400")
     stopped = start(*common)
     place = tmp_path / HOME / "imagenet" / "seed0"
     metrics = place / "metrics.jsonl"
@@ -205,8 +205,8 @@ def test_a_suite_continues_after_a_failed_step_and_prints_its_command(
     whole = annotations.read_bytes()
     annotations.write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "runs"
-    common = ("--imagenet", pocket / "imagenet", "--coco", coco, "--out", out, "--quiet")
-    common += ("--tasks", "knn,coco", "-o", "coco.max_iters=1", "-o", "coco.warmup_iters=0")
+    data = ("--imagenet", pocket / "imagenet", "--coco", coco, "--out", out, "--quiet")
+    common = (*data, "--tasks", "knn,coco", "-o", "coco.max_iters=1", "-o", "coco.warmup_iters=0")
     done = suite(*common, "--workers", "2")
     assert done.exit_code == 4
     assert "1 of 2 steps done" in done.stdout
@@ -247,7 +247,11 @@ def test_blocked_steps_are_reported_before_anything_starts(tmp_path: Path, pocke
         ([], UsageError, "pass --imagenet, --coco or --ade20k"),
         (["--imagenet", "nowhere"], DataError, "--imagenet nowhere does not exist"),
         (["--tasks", "knnn"], UsageError, "did you mean 'knn'?"),
-        (["--tasks", "coco"], UsageError, "--tasks coco needs a data set; pass its folder with --coco"),
+        (
+            ["--tasks", "coco"],
+            UsageError,
+            "--tasks coco needs a data set; pass its folder with --coco",
+        ),
         (["--seeds", "0"], UsageError, "--seeds 0 is not a number from 1 to 100"),
         (["--seeds", "coco=2"], UsageError, "--seeds: coco is not in the plan"),
         (["--recipe", "knn"], UsageError, "write --recipe linear=knn"),
