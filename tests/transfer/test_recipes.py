@@ -87,7 +87,7 @@ def test_lists_that_may_repeat_or_be_empty_are_accepted() -> None:
 
 
 def test_an_unknown_augmentation_policy_is_refused() -> None:
-    with pytest.raises(UsageError, match="auto_augment foo is no policy"):
+    with pytest.raises(UsageError, match="auto_augment=foo is not a policy"):
         override(IMAGENET_POCKET, ["auto_augment=foo"])
 
 

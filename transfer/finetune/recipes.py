@@ -1,6 +1,6 @@
 """Recipes of end-to-end classification, each number with its source.
 
-Learning rates are for 512 images a step, as SimMIM gives them.
+Learning rates are stated for 512 images per step, as in SimMIM, and are scaled to the total batch size.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ POLICIES = ("rand", "augmix", "original", "v0", "3a")
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
-    """End-to-end classification, of `imagenet` and of `fewshot` with fine-tuning.
+    """End-to-end classification: `imagenet`, and `fewshot` with fine-tuning.
 
     Attributes:
         img_size: (H, W) in pixels.
         epochs, warmup_epochs: passes over the training set.
-        batch_size: images a step, in total.
-        base_lr, warmup_lr, min_lr: for 512 images a step; scaled to the batch.
-        layer_decay: learning-rate factor a layer going down.
-        mixup, cutmix: their alpha; 0 for off.
-        auto_augment: timm's name of a policy; None for crop and flip alone.
-        crop_scale: share of the image's area that a random crop covers.
-        ema_decay: of a moving average of the weights, which is then what is scored and kept; its warm-up
-            is timm's. 0 for the last weights.
-        window_size: of a Swin; None for the checkpoint's own.
-        precision: "auto" is bfloat16 on GPUs that have it, else float32.
+        batch_size: images per step, in total over all processes.
+        base_lr, warmup_lr, min_lr: learning rates for 512 images per step.
+        layer_decay: learning-rate factor per layer from the last to the first.
+        mixup, cutmix: alpha of Mixup and CutMix; 0 for off.
+        auto_augment: timm's name of an augmentation policy; None for crop and flip alone.
+        crop_scale: range of the fraction of the image's area that a random crop covers.
+        ema_decay: decay of a moving average of the weights, which then is scored and saved; its warm-up is
+            timm's. 0 for the last weights.
+        window_size: a Swin's window; None for the checkpoint's own.
+        precision: "auto" is bfloat16 on GPUs that support it, else float32.
     """
 
     img_size: tuple[int, int]
@@ -63,7 +63,7 @@ class FinetuneRecipe(Recipe):
         check_warmup(self.warmup_epochs, self.epochs)
         if self.auto_augment is not None and not self.auto_augment.startswith(POLICIES):
             raise UsageError(
-                f"auto_augment {self.auto_augment} is no policy of timm's; it begins with "
+                f"auto_augment={self.auto_augment} is not a policy of timm; it starts with one of "
                 f"{', '.join(POLICIES)}, such as rand-m9-mstd0.5-inc1, or is none."
             )
 
