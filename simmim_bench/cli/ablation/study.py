@@ -13,13 +13,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import TaskVariant, variants
 
 if TYPE_CHECKING:
+    from pretrain.recipes import PretrainRecipe
     from simmim_bench.checkpoints.checkpoint import Checkpoint
     from simmim_bench.display import Display
     from simmim_bench.distributed import DistContext
@@ -152,7 +153,7 @@ class AblationStep:
             found.append(
                 pretraining_status(
                     run_dir=self.pretraining,
-                    recipe=self.cell.recipe,
+                    recipe=cast("PretrainRecipe", self.cell.recipe),
                     named=self.study.named,
                     data=self.study.data,
                     seed=self.seed,
@@ -175,7 +176,7 @@ class AblationStep:
         features = self.folder / "features"
         if self.cell is not None:
             run_pretraining(
-                recipe=self.cell.recipe,
+                recipe=cast("PretrainRecipe", self.cell.recipe),
                 named=self.study.named,
                 data=self.study.data,
                 out=self.pretraining,
