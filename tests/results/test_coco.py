@@ -1,4 +1,4 @@
-"""Claims about COCO's figures: those of pycocotools, in all cases that it knows."""
+"""Tests of COCO's metrics: they equal those of pycocotools, including its edge cases."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SIDE = 96
 
 
 def scene(folder: Path, *, with_masks: bool = True, images: int = 12) -> tuple[Path, Path]:
-    """Write annotations with crowds, an image without any, a class without an object; and detections."""
+    """Write annotations with crowds, an image without objects and a class without objects; and detections."""
     generator = np.random.default_rng(0)
-    objects, found = [], []
+    objects: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for image in range(1, images):  # the last image has no annotation, but detections
         for _ in range(6):
             x, y = generator.uniform(0, 50, 2)
@@ -71,7 +72,7 @@ def scene(folder: Path, *, with_masks: bool = True, images: int = 12) -> tuple[P
     return annotations, results
 
 
-def test_all_figures_are_those_of_pycocotools(tmp_path: Path) -> None:
+def test_all_metrics_equal_those_of_pycocotools(tmp_path: Path) -> None:
     annotations, results = scene(tmp_path)
     scores = evaluate_coco(annotations, results)
     assert evaluate_coco(annotations, results, "pycocotools") == scores
@@ -92,46 +93,46 @@ def test_all_figures_are_those_of_pycocotools(tmp_path: Path) -> None:
         assert scores.figures[f"{prefix}_ap"] == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
-def test_boxes_alone_have_no_mask_figures_and_nothing_found_is_zero(
-    tmp_path: Path, engine: str
+@pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
+def test_boxes_alone_have_no_mask_metrics_and_no_detections_score_zero(
+    tmp_path: Path, library: Any
 ) -> None:
     annotations, results = scene(tmp_path, with_masks=False)
-    figures = evaluate_coco(annotations, results, engine).figures
+    figures = evaluate_coco(annotations, results, library).figures
     assert figures["box_ap"] == pytest.approx(
         100 * referee(annotations, results, "bbox").stats[0], abs=1e-6
     )
     assert not any(name.startswith("mask") for name in figures)
     results.write_text("[]")
-    assert evaluate_coco(annotations, results, engine).figures == {"box_ap": 0.0}
+    assert evaluate_coco(annotations, results, library).figures == {"box_ap": 0.0}
     annotations, results = scene(tmp_path)
     results.write_text("[]")
-    assert evaluate_coco(annotations, results, engine).figures == {"box_ap": 0.0, "mask_ap": 0.0}
+    assert evaluate_coco(annotations, results, library).figures == {"box_ap": 0.0, "mask_ap": 0.0}
 
 
 DETECTION = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 1}
 
 
-@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+@pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ({"a": 1}, "is no list of detections"),
+        ({"a": 1}, "is not a list of detections"),
         ([{**DETECTION, "image_id": 99}], "image_id 99"),
         ([{**DETECTION, "category_id": 4}], "category_id 4"),
         ([{"score": 1}], "cannot be evaluated: .*image_id"),
     ],
 )
-def test_results_of_something_else_are_refused(
-    tmp_path: Path, found: Any, message: str, engine: Any
+def test_files_that_are_not_results_are_refused(
+    tmp_path: Path, found: Any, message: str, library: Any
 ) -> None:
     annotations, results = scene(tmp_path)
     results.write_text(json.dumps(found))
     with pytest.raises(DataError, match=message):
-        evaluate_coco(annotations, results, engine)
+        evaluate_coco(annotations, results, library)
 
 
-def test_what_is_indented_or_ordered_otherwise_is_read_the_same(tmp_path: Path) -> None:
+def test_indentation_and_order_of_keys_do_not_change_the_scores(tmp_path: Path) -> None:
     annotations, results = scene(tmp_path)
     scores = evaluate_coco(annotations, results)
     found = json.loads(results.read_text())

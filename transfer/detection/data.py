@@ -1,6 +1,6 @@
-"""Detectron2's mappers and loaders on a `CocoSplit`.
+"""Load training and validation images of a `CocoSplit` through Detectron2's mappers and loaders.
 
-In: a split, a recipe, a seed. Out: loaders of mapped images. Crowd regions are not trained on.
+Crowd regions are not trained on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transfer.detection.recipes import CocoRecipe
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
-    """The endless, shuffled, augmented stream of training images, addressed by position.
+    """The endless, shuffled, augmented stream of training images, indexed by position.
 
-    What is at a position depends on the seed alone, so that a resumed run, and any number of workers,
-    see the same images. Detectron2's `TrainingSampler` can only start at the beginning.
+    The image at a position depends on the seed alone, so that a resumed run, with any number of workers,
+    gets the same images. Detectron2's `TrainingSampler` can only start at the beginning.
     """
 
     def __init__(self, dicts: list[dict[str, Any]], mapper: Any, seed: int) -> None:
@@ -33,14 +33,14 @@ class TrainingStream(Dataset[dict[str, Any]]):
         self.mapper, self.seed = mapper, seed
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Give the mapped image at a position, counted from 0 over all epochs."""
+        """Return the mapped image at a position, counted from 0 over all epochs."""
         epoch, offset = divmod(position, len(self.dicts))
-        # Detectron2's augmentations draw from numpy's global generator.
+        # Detectron2's augmentations sample from numpy's global generator.
         before = np.random.get_state()
         np.random.seed(np.random.SeedSequence((self.seed, position)).generate_state(1))
         try:
             mapped: dict[str, Any] = self.mapper(
-                self.dicts[int(shuffled(len(self.dicts), self.seed, epoch)[offset])]
+                self.dicts[int(epoch_order(len(self.dicts), self.seed, epoch)[offset])]
             )
         finally:
             np.random.set_state(before)
@@ -48,18 +48,18 @@ class TrainingStream(Dataset[dict[str, Any]]):
 
 
 @lru_cache(maxsize=2)
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """Give the order of an epoch's images."""
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch's images, a permutation (count,)."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-class Positions(Sampler[int]):
-    """The positions of a process's share of the iterations that are still to be done."""
+class PositionSampler(Sampler[int]):
+    """Yields the stream positions of one process, from an iteration to the recipe's last."""
 
     def __init__(self, first_iter: int, recipe: CocoRecipe, dist: DistContext) -> None:
-        share = per_process_batch(recipe.batch_size, dist.size)
+        images = per_process_batch(recipe.batch_size, dist.size)
         self.positions = [
-            range(start := i * recipe.batch_size + dist.rank * share, start + share)
+            range(start := i * recipe.batch_size + dist.rank * images, start + images)
             for i in range(first_iter, recipe.max_iters)
         ]
 
@@ -70,8 +70,8 @@ class Positions(Sampler[int]):
         return sum(map(len, self.positions))
 
 
-class ReadingMapper:
-    """A Detectron2 mapper whose failures say which image file is at fault."""
+class CheckedMapper:
+    """A Detectron2 mapper whose errors name the image file."""
 
     def __init__(self, mapper: Any) -> None:
         self.mapper = mapper
@@ -80,7 +80,7 @@ class ReadingMapper:
         """Map one dataset dict.
 
         Raises:
-            DataError: the image cannot be decoded, or has not the size that the annotations say.
+            DataError: the image cannot be decoded, or its size differs from the annotations'.
         """
         from detectron2.data.detection_utils import SizeMismatchError
 
@@ -89,20 +89,20 @@ class ReadingMapper:
             mapped: dict[str, Any] = self.mapper(dataset_dict)
         except SizeMismatchError as error:
             raise DataError(
-                f"image {path} is not {dataset_dict['width']} x {dataset_dict['height']} pixels, as its "
-                "entry in the annotations says; correct one of them."
+                f"image {path} is not {dataset_dict['width']} x {dataset_dict['height']} pixels, the size of "
+                "its entry in the annotations; correct one of them."
             ) from error
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+        except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow for damaged files
             raise DataError(
                 f"image {path}, or an annotation of it, cannot be read: {error}; replace it or remove its entry."
             ) from error
         return mapped
 
 
-class PlainErrors:
-    """A loader whose workers' errors keep their own message.
+class ErrorUnwrappingLoader:
+    """A loader that raises the DataError of a worker with its original one-line message.
 
-    A DataLoader packs a worker's traceback into the message of the exception that it raises here.
+    A DataLoader puts the worker's traceback into the message of the exception that it raises.
     """
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -120,9 +120,9 @@ class PlainErrors:
 
 
 def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> TrainingStream:
-    """Give the stream of training images, augmented by large-scale jitter (arXiv 2012.07177).
+    """Build the stream of training images, augmented by large-scale jitter (arXiv 2012.07177).
 
-    Images that have no object, or only a crowd, are left out, as Detectron2 does.
+    Images without objects, or with crowds only, are left out, as in Detectron2.
     """
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
@@ -137,31 +137,31 @@ def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> Training
         ],
         image_format="RGB",
         use_instance_mask=split.has_masks,
-        instance_mask_format="bitmask",  # unlike polygons, right for objects given as run lengths
-        recompute_boxes=split.has_masks,  # a crop makes the boxes of what it cuts too large
+        instance_mask_format="bitmask",  # unlike polygons, correct for objects given as run lengths
+        recompute_boxes=split.has_masks,  # after a crop, the boxes of cut objects are too large
     )
     dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
-    return TrainingStream(dicts, ReadingMapper(mapper), seed)
+    return TrainingStream(dicts, CheckedMapper(mapper), seed)
 
 
 def train_loader(
     stream: TrainingStream, recipe: CocoRecipe, first_iter: int = 0, dist: DistContext | None = None
-) -> PlainErrors:
-    """Give a process's share of the batches from an iteration to the recipe's last."""
+) -> ErrorUnwrappingLoader:
+    """Build the loader of one process's batches, from an iteration to the recipe's last."""
     from detectron2.data import build_batch_data_loader
 
     loader = build_batch_data_loader(
         stream,
-        Positions(first_iter, recipe, dist or DistContext()),
+        PositionSampler(first_iter, recipe, dist or DistContext()),
         recipe.batch_size,  # of all processes; Detectron2 divides it
         num_workers=recipe.num_workers,
-        seed=stream.seed,  # else starting the loader draws from the generator that the model samples with
+        seed=stream.seed,  # otherwise the loader advances the generator that the model samples with
     )
-    return PlainErrors(loader)
+    return ErrorUnwrappingLoader(loader)
 
 
-def val_loader(split: CocoSplit, recipe: CocoRecipe) -> PlainErrors:
-    """Give all images of a split once, in the order of their ids; each process its part of them."""
+def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
+    """Build the loader of one process's validation images; all images are read once, in the order of their ids."""
     from detectron2.data import DatasetMapper, build_detection_test_loader
     from detectron2.data import transforms as T
 
@@ -172,9 +172,9 @@ def val_loader(split: CocoSplit, recipe: CocoRecipe) -> PlainErrors:
     )
     loader = build_detection_test_loader(
         split.dataset_dicts(),
-        mapper=ReadingMapper(mapper),
-        # Every batch is padded to the same square, so that its size does not change the result.
+        mapper=CheckedMapper(mapper),
+        # Every batch is padded to the same square, so that the batch size does not change the result.
         batch_size=min(recipe.batch_size, 8),
         num_workers=recipe.num_workers,
     )
-    return PlainErrors(loader)
+    return ErrorUnwrappingLoader(loader)

@@ -10,8 +10,8 @@ from torch import Tensor
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes
 from simmim_bench.distributed import DistContext
+from transfer.detection.framework import require_detectron2
 from transfer.detection.recipes import CocoRecipe
-from transfer.detection.run import require_detectron2
 
 OBJECTS = 7  # of a synthetic image: COCO's training images have 7.3 on average
 
@@ -29,7 +29,7 @@ def plan_coco(
     require_detectron2()
     from detectron2.utils.events import EventStorage
 
-    from transfer.detection.loop import estimate_memory
+    from transfer.detection.memory import estimate_memory
     from transfer.detection.model import build_detector, find_adapter
 
     model = build_detector(

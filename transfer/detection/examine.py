@@ -16,7 +16,7 @@ from simmim_bench.data.decode import read_image
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json
-from transfer.detection.coco_layout import (
+from transfer.detection.coco_faults import (
     MISREAD,
     category_faults,
     entry_faults,
@@ -24,10 +24,9 @@ from transfer.detection.coco_layout import (
     image_faults,
     is_box,
     missing_images,
-    read_splits,
     reference_faults,
-    split_paths,
 )
+from transfer.detection.coco_layout import read_splits, split_paths
 from transfer.inspection import FindingGroup, Reading
 
 
@@ -51,7 +50,8 @@ def examine_coco(data: Path, reading: Reading) -> list[Finding]:
             categories[split] = [category["id"] for category in content["categories"]]
             findings += _examine_split(data, split, content, reading, group)
     if len(categories) == 2:
-        faults = list(category_faults(data, sorted(categories["train"]), sorted(categories["val"])))
+        paths = [split_paths(data, split)[0] for split in categories]
+        faults = list(category_faults(paths, categories["train"], categories["val"]))
         findings += group.problems("categories", faults)
     if all(finding.state != "problem" for finding in findings):
         try:  # what a run requires beyond the checks above

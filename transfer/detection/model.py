@@ -1,8 +1,7 @@
-"""Mask R-CNN, or Cascade Mask R-CNN, of Detectron2's own parts.
+"""Build Mask R-CNN, or Cascade Mask R-CNN, from Detectron2's modules on a checkpoint's backbone.
 
-In: a checkpoint and a recipe. Out: a `GeneralizedRCNN`.
-Follows arXiv 1703.06870 and 1712.00726 with the heads of ViTDet (arXiv 2203.16527, appendix A.2) where the
-recipe says so. Imports Detectron2 at the top: `detection.py` loads it only after it made sure of it.
+Follows arXiv 1703.06870 and 1712.00726, with the heads of ViTDet (arXiv 2203.16527, appendix A.2) where the recipe
+has them. Imports Detectron2 at the top: import this module after `framework.require_detectron2` has passed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,11 @@ from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
 
-POSITIVE_FRACTION = 0.25  # of the regions learnt from, at most
+POSITIVE_FRACTION = (
+    0.25  # upper limit of the fraction of positive regions among the sampled regions
+)
+POSITIVE_IOU = 0.5  # of a region with a ground-truth box, without a cascade
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # detectron2, config/defaults.py (ROI_BOX_HEAD)
 
 
 def build_detector(
@@ -43,24 +46,30 @@ def build_detector(
     seed: int,
     device: torch.device,
 ) -> GeneralizedRCNN:
-    """Build Mask R-CNN, or Faster R-CNN without masks; what the checkpoint lacks comes from the seed."""
+    """Build the detector of a recipe.
+
+    Args:
+        masks: Mask R-CNN; otherwise Faster R-CNN, which has no mask head.
+        seed: initialises the weights that the checkpoint does not have.
+    """
     backbone = build_detection_backbone(checkpoint, recipe, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GeneralizedRCNN(
             backbone=backbone,
-            proposal_generator=_rpn(backbone, recipe),
-            roi_heads=_roi_heads(backbone, recipe, num_classes=num_classes, masks=masks),
+            proposal_generator=build_rpn(backbone, recipe),
+            roi_heads=build_roi_heads(backbone, recipe, num_classes=num_classes, masks=masks),
             pixel_mean=[255 * value for value in checkpoint.mean],
             pixel_std=[255 * value for value in checkpoint.std],
             input_format="RGB",
         )
-    # Detectron2's own AMPTrainer needs CUDA; as a decorator, autocast serves inference as well.
+    # Detectron2's AMPTrainer needs CUDA; as a decorator, autocast covers inference as well.
     model.forward = autocast(device, recipe.precision)(model.forward)  # type: ignore[operator]
     return model.to(device)
 
 
-def _rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
+def build_rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
+    """Build the region proposal network on all levels of a pyramid."""
     levels = backbone.output_shape()
     return RPN(
         in_features=list(levels),
@@ -85,83 +94,106 @@ def _rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
     )
 
 
-def _roi_heads(
+def build_roi_heads(
     backbone: Backbone, recipe: CocoRecipe, *, num_classes: int, masks: bool
 ) -> StandardROIHeads:
-    levels, width = backbone.output_shape(), recipe.neck_channels
-    # A level pooled from another is for proposals only, as in Detectron2's FPN models.
+    """Build the box head, or the stages of a cascade, and the mask head.
+
+    The mask head is initialised first, then the box heads, then the predictors: the random numbers of a
+    seed are consumed in this order.
+    """
+    levels = backbone.output_shape()
+    # A level that is pooled from another is for proposals only, as in Detectron2's FPN models.
     names = list(levels)[: len(levels) - (0 if backbone.top_block is None else 1)]
-
-    def pooler(size: int) -> ROIPooler:
-        return ROIPooler(
-            output_size=size,
-            scales=[1 / levels[name].stride for name in names],
-            sampling_ratio=0,
-            pooler_type="ROIAlignV2",
-            # 224 pixels at stride 16, for COCO's anchors: 7/4 of the level's anchor.
-            canonical_box_size=recipe.anchor_sizes[0] * 7 / 4,
-            canonical_level=int(math.log2(recipe.strides[0])),
-        )
-
-    def box_head() -> FastRCNNConvFCHead:
-        return FastRCNNConvFCHead(
-            ShapeSpec(channels=width, height=recipe.box_pool, width=recipe.box_pool),
-            conv_dims=[width] * recipe.box_head_convs,
-            fc_dims=[recipe.box_head_dim] * recipe.box_head_fcs,
-            conv_norm=recipe.head_norm,
-        )
-
-    def box_predictor(head: FastRCNNConvFCHead, scale: float = 1.0) -> FastRCNNOutputLayers:
-        x, y, w, h = (scale * weight for weight in (10.0, 10.0, 5.0, 5.0))
-        return FastRCNNOutputLayers(
-            head.output_shape,
-            box2box_transform=Box2BoxTransform(weights=(x, y, w, h)),
-            num_classes=num_classes,
-            test_score_thresh=recipe.score_threshold,
-            test_topk_per_image=recipe.detections,
-            # The stages of a cascade pass boxes on, which are of no class yet.
-            cls_agnostic_bbox_reg=recipe.class_agnostic or bool(recipe.cascade),
-        )
-
-    def matcher(overlap: float) -> Matcher:
-        return Matcher([overlap], [0, 1], allow_low_quality_matches=False)
-
-    mask_parts: dict[str, Any] = {}
+    scales = [1 / levels[name].stride for name in names]
+    mask_arguments: dict[str, Any] = {}
     if masks:
-        mask_parts = {
+        mask_arguments = {
             "mask_in_features": names,
-            "mask_pooler": pooler(recipe.mask_pool),
-            "mask_head": MaskRCNNConvUpsampleHead(
-                ShapeSpec(channels=width, height=recipe.mask_pool, width=recipe.mask_pool),
-                num_classes=1 if recipe.class_agnostic else num_classes,
-                conv_dims=[width] * (recipe.mask_head_convs + 1),  # the last one doubles the size
-                conv_norm=recipe.head_norm,
-            ),
+            "mask_pooler": _pooler(recipe, recipe.mask_pool, scales),
+            "mask_head": _mask_head(recipe, num_classes),
         }
     common: dict[str, Any] = {
         "num_classes": num_classes,
         "batch_size_per_image": recipe.roi_samples,
         "positive_fraction": POSITIVE_FRACTION,
         "box_in_features": names,
-        "box_pooler": pooler(recipe.box_pool),
-        **mask_parts,
+        "box_pooler": _pooler(recipe, recipe.box_pool, scales),
+        **mask_arguments,
     }
     if recipe.cascade:
-        heads = [box_head() for _ in recipe.cascade]
+        heads = [_box_head(recipe) for _ in recipe.cascade]
         return CascadeROIHeads(
             box_heads=heads,
             # detectron2, config/defaults.py (ROI_BOX_CASCADE_HEAD): each stage regresses more finely
-            box_predictors=[box_predictor(head, stage) for stage, head in enumerate(heads, 1)],
-            proposal_matchers=[matcher(overlap) for overlap in recipe.cascade],
+            box_predictors=[
+                _box_predictor(head, recipe, num_classes, scale=stage)
+                for stage, head in enumerate(heads, 1)
+            ],
+            proposal_matchers=[_matcher(iou) for iou in recipe.cascade],
             **common,
         )
-    head = box_head()
+    head = _box_head(recipe)
     return StandardROIHeads(
-        proposal_matcher=matcher(0.5), box_head=head, box_predictor=box_predictor(head), **common
+        proposal_matcher=_matcher(POSITIVE_IOU),
+        box_head=head,
+        box_predictor=_box_predictor(head, recipe, num_classes),
+        **common,
     )
 
 
+def _pooler(recipe: CocoRecipe, size: int, scales: list[float]) -> ROIPooler:
+    return ROIPooler(
+        output_size=size,
+        scales=scales,
+        sampling_ratio=0,
+        pooler_type="ROIAlignV2",
+        # 224 pixels at stride 16, for COCO's anchors: 7/4 of the level's anchor.
+        canonical_box_size=recipe.anchor_sizes[0] * 7 / 4,
+        canonical_level=int(math.log2(recipe.strides[0])),
+    )
+
+
+def _box_head(recipe: CocoRecipe) -> FastRCNNConvFCHead:
+    width = recipe.neck_channels
+    return FastRCNNConvFCHead(
+        ShapeSpec(channels=width, height=recipe.box_pool, width=recipe.box_pool),
+        conv_dims=[width] * recipe.box_head_convs,
+        fc_dims=[recipe.box_head_dim] * recipe.box_head_fcs,
+        conv_norm=recipe.head_norm,
+    )
+
+
+def _box_predictor(
+    head: FastRCNNConvFCHead, recipe: CocoRecipe, num_classes: int, scale: float = 1.0
+) -> FastRCNNOutputLayers:
+    x, y, w, h = (scale * weight for weight in BOX_WEIGHTS)
+    return FastRCNNOutputLayers(
+        head.output_shape,
+        box2box_transform=Box2BoxTransform(weights=(x, y, w, h)),
+        num_classes=num_classes,
+        test_score_thresh=recipe.score_threshold,
+        test_topk_per_image=recipe.detections,
+        # The stages of a cascade pass on boxes that have no class yet.
+        cls_agnostic_bbox_reg=recipe.class_agnostic or bool(recipe.cascade),
+    )
+
+
+def _mask_head(recipe: CocoRecipe, num_classes: int) -> MaskRCNNConvUpsampleHead:
+    width = recipe.neck_channels
+    return MaskRCNNConvUpsampleHead(
+        ShapeSpec(channels=width, height=recipe.mask_pool, width=recipe.mask_pool),
+        num_classes=1 if recipe.class_agnostic else num_classes,
+        conv_dims=[width] * (recipe.mask_head_convs + 1),  # the last one doubles the size
+        conv_norm=recipe.head_norm,
+    )
+
+
+def _matcher(iou: float) -> Matcher:
+    return Matcher([iou], [0, 1], allow_low_quality_matches=False)
+
+
 def find_adapter(model: GeneralizedRCNN) -> SimMIMBackbone:
-    """Find our backbone's adapter within a detector."""
+    """Return the backbone adapter within a detector."""
     (adapter,) = (m for m in model.modules() if isinstance(m, SimMIMBackbone))
     return adapter

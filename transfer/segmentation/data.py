@@ -1,7 +1,7 @@
-"""A segmentation data set as MMSegmentation reads it: transforms, data set, loaders.
+"""Load a segmentation data set through MMSegmentation: transforms, data set, loaders.
 
-In: the splits of a data set, the recipe's sizes. Out: loaders of packed images with their label maps.
-The transforms are MMSegmentation's, but for reading files, where ours know what to tell a user.
+The transforms are MMSegmentation's, except those that read files: ours raise errors that name the file and the
+remedy. Imports MMSegmentation at the top: import this module after `run.require_mmseg` has passed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
 from transfer.segmentation.recipes import Ade20kRecipe
 
-IGNORED = 255  # MMSegmentation's label of pixels without a class
+IGNORED = 255  # MMSegmentation's label for pixels without a class
 ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
 
 
@@ -44,7 +44,7 @@ class LoadImage(BaseTransform):
 
 
 class LoadLabels(BaseTransform):
-    """Read the label map at `seg_map_path`, label 1 becoming class 0 and label 0 ignored."""
+    """Read the label map at `seg_map_path`; label 1 becomes class 0, label 0 is ignored."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
@@ -58,14 +58,14 @@ class LoadLabels(BaseTransform):
 
 
 class CoverResize(BaseTransform):
-    """Resize by a factor of `scale_range` of what makes the image cover `img_size` (H, W)."""
+    """Resize so that the image covers `img_size` (H, W), times a random factor of `scale_range`."""
 
     def __init__(self, img_size: tuple[int, int], scale_range: tuple[float, float]) -> None:
         self.img_size, self.scale_range = img_size, scale_range
         self.resize = Resize(scale=(1, 1))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Change `img` and `gt_seg_map`."""
+        """Resize `img` and, if loaded, `gt_seg_map`."""
         height, width = results["img_shape"]
         factor = max(self.img_size[0] / height, self.img_size[1] / width)
         factor *= np.random.uniform(*self.scale_range)
@@ -75,7 +75,7 @@ class CoverResize(BaseTransform):
 
 
 class PairDataset(BaseSegDataset):
-    """A split as MMSegmentation's data set."""
+    """A split as an MMSegmentation data set."""
 
     def __init__(
         self, split: SegmentationSplit, names: Sequence[str], pipeline: list[BaseTransform]
@@ -89,7 +89,7 @@ class PairDataset(BaseSegDataset):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Give what the transforms start from, a dict an image."""
+        """Return the input of the transforms, one dict per image."""
         pairs = zip(self.split.images, self.split.masks, strict=True)
         return [
             {"img_path": image, "seg_map_path": mask, "reduce_zero_label": True, "seg_fields": []}
@@ -97,30 +97,30 @@ class PairDataset(BaseSegDataset):
         ]
 
 
-class Draws(Dataset[dict[str, Any]]):
-    """The endless shuffled training set: draw number n depends on (seed, n) alone.
+class TrainingSamples(Dataset[dict[str, Any]]):
+    """The endless shuffled training set: sample number n depends on (seed, n) alone.
 
-    So neither the number of worker processes nor a resumption changes what is drawn. mmengine's own
-    loop would fetch all earlier batches again to go on from the same place.
+    Neither the number of worker processes nor resuming changes the samples. mmengine's own loop would load
+    all earlier batches again to resume at an iteration.
     """
 
     def __init__(self, dataset: PairDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
-        self.metainfo = dataset.metainfo  # the loop asks for it
+        self.metainfo = dataset.metainfo  # read by mmengine's loop
         self._epoch, self._order = -1, np.zeros(0, np.int64)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        epoch, place = divmod(draw, len(self.dataset))
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, offset = divmod(number, len(self.dataset))
         if epoch != self._epoch:
             self._epoch = epoch
             self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(
                 len(self.dataset)
             )
-        # The transforms draw from the global generators of numpy and of Python.
-        state = int(np.random.SeedSequence([self.seed, 1, draw]).generate_state(1)[0])
+        # The transforms sample from the global generators of numpy and of Python.
+        state = int(np.random.SeedSequence([self.seed, 1, number]).generate_state(1)[0])
         np.random.seed(state)
         random.seed(state)
-        item: dict[str, Any] = self.dataset[int(self._order[place])]
+        item: dict[str, Any] = self.dataset[int(self._order[offset])]
         return item
 
 
@@ -134,47 +134,64 @@ def build_loaders(
     first_iteration: int,
     dist: DistContext | None = None,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Give the loaders of the training batches still to come and of the validation images, one by one.
+    """Build the loaders of one process.
 
     Args:
-        team: the processes that share each batch, and the images to predict: of `size`, process r has image
-            r, r + size, ...; None for this one alone.
+        names: class names; class i is label i + 1 of the label maps.
+        first_iteration: iterations that are already done.
+        dist: the processes of the run, a single one by default. Each loads its slice of every training
+            batch; process r of n loads validation images r, r + n, ...
+
+    Returns:
+        The loader of the training batches from `first_iteration` to the recipe's last, and the loader of the
+        validation images, one by one.
     """
     dist = dist or DistContext()
-    augment: list[BaseTransform] = [
-        LoadImage(),
-        LoadLabels(len(names)),
-        CoverResize(recipe.img_size, recipe.scale_range),
-        RandomCrop(recipe.img_size, cat_max_ratio=0.75),
-        RandomFlip(prob=0.5),
-    ]
-    if recipe.photometric:
-        augment.append(PhotoMetricDistortion())
-    # The truth is loaded after resizing: scores are of the original size.
-    ending = [LoadLabels(len(names)), PackSegInputs()]
-    scale = recipe.test_scales[0]
-    plain = [LoadImage(), CoverResize(recipe.img_size, (scale, scale)), *ending]
-    if recipe.views > 1:
-        sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
-        mirrored = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
-        plain = [LoadImage(), TestTimeAug([sizes, mirrored, *([step] for step in ending)])]
-    share = per_process_batch(recipe.batch_size, dist.size)
-    draws = [
-        iteration * recipe.batch_size + dist.rank * share + i
+    images = per_process_batch(recipe.batch_size, dist.size)
+    numbers = [
+        iteration * recipe.batch_size + dist.rank * images + i
         for iteration in range(first_iteration, recipe.max_iters)
-        for i in range(share)
+        for i in range(images)
     ]
     common: dict[str, Any] = {"num_workers": recipe.num_workers, "collate_fn": pseudo_collate}
     train_loader: DataLoader[Any] = DataLoader(
-        Draws(PairDataset(training, names, [*augment, PackSegInputs()]), seed),
-        batch_size=share,
-        sampler=draws,
+        TrainingSamples(PairDataset(training, names, train_pipeline(recipe, len(names))), seed),
+        batch_size=images,
+        sampler=numbers,
         **common,
     )
     val_loader: DataLoader[Any] = DataLoader(
-        PairDataset(validation, names, plain),
+        PairDataset(validation, names, eval_pipeline(recipe, len(names))),
         batch_size=1,
         sampler=range(dist.rank, len(validation), dist.size),
         **common,
     )
     return train_loader, val_loader
+
+
+def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+    """Return the training transforms: random scale, crop, flip and, if the recipe has it, colour."""
+    colour = [PhotoMetricDistortion()] if recipe.photometric else []
+    return [
+        LoadImage(),
+        LoadLabels(classes),
+        CoverResize(recipe.img_size, recipe.scale_range),
+        RandomCrop(recipe.img_size, cat_max_ratio=0.75),
+        RandomFlip(prob=0.5),
+        *colour,
+        PackSegInputs(),
+    ]
+
+
+def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+    """Return the test transforms, one view of the image or all views of test-time augmentation.
+
+    The label map is loaded after resizing, because scores are computed at the original size.
+    """
+    ending = [LoadLabels(classes), PackSegInputs()]
+    scale = recipe.test_scales[0]
+    if recipe.views == 1:
+        return [LoadImage(), CoverResize(recipe.img_size, (scale, scale)), *ending]
+    sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
+    flips = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
+    return [LoadImage(), TestTimeAug([sizes, flips, *([step] for step in ending)])]

@@ -11,7 +11,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes
 from simmim_bench.distributed import DistContext
 from transfer.segmentation.recipes import Ade20kRecipe
-from transfer.segmentation.run import check_sizes, import_mmseg
+from transfer.segmentation.run import check_sizes, require_mmseg
 
 
 def plan_ade20k(
@@ -25,8 +25,10 @@ def plan_ade20k(
         DataError: the weights do not fit the backbone.
     """
     check_sizes(recipe, checkpoint.spec, DistContext(device=device))
-    mmseg_loop = import_mmseg()
-    model = mmseg_loop.build_segmentor(checkpoint, recipe, data.classes, 0)
+    require_mmseg()
+    from transfer.segmentation.model import build_segmentor
+
+    model = build_segmentor(checkpoint, recipe, data.classes, 0)
     model.to(device).train()
 
     def forward(images: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""What is claimed of COCO transfer in parts and on several processes."""
+"""Tests of COCO transfer with gradient accumulation, recomputed activations and several processes."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ SMALL = {
     "neck_channels": "16",
     "box_head_dim": "16",
     "post_nms_topk": "8,8",
-    # All anchors and regions are taken, so that nothing is drawn.
+    # All anchors and regions are used, so that nothing is sampled.
     "rpn_samples": "1000",
     "roi_samples": "1000",
 }
@@ -53,7 +54,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one_with_two_accumulation_steps(
+    pocket: Path, tmp_path: Path
+) -> None:
     two_processes(*arguments(tmp_path / "two", pocket), "--accumulate", "1")
     one = transfer(*arguments(tmp_path / "one", pocket), "--accumulate", "2")
     two = json.loads((tmp_path / "two" / "record.json").read_text())
@@ -62,7 +65,7 @@ def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Pa
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
 
-    # Every image is detected in once, and found in the same order.
+    # Every image is predicted once, in the same order.
     assert (two["evaluated"], two["expected"]) == (6, 6)
     detections = [
         json.loads((tmp_path / run / "predictions" / "coco_results.json").read_text())
@@ -75,22 +78,26 @@ def test_two_processes_train_as_one_does_in_two_parts(pocket: Path, tmp_path: Pa
         assert a["score"] == pytest.approx(b["score"], abs=1e-3)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(pocket: Path, tmp_path: Path) -> None:
+def test_a_batch_that_processes_cannot_split_evenly_is_refused(
+    pocket: Path, tmp_path: Path
+) -> None:
     from simmim_bench.checkpoints.read import read_checkpoint
     from simmim_bench.distributed import DistContext
+    from simmim_bench.runs.context import RunContext
     from transfer.detection.recipes import COCO_POCKET
     from transfer.detection.run import run_coco
+    from transfer.job import TransferJob
 
-    with pytest.raises(UsageError, match="a batch of 8 images cannot be shared by 3 processes"):
-        run_coco(
-            checkpoint=read_checkpoint("random:swin_pocket"),
-            data=pocket / "coco",
-            run=None,
-            recipe=COCO_POCKET,
-            deviates={},
-            seed=0,
-            dist=DistContext(rank=0, size=3),
-        )
+    job = TransferJob(
+        task="coco",
+        checkpoint=read_checkpoint("random:swin_pocket"),
+        data=pocket / "coco",
+        recipe=COCO_POCKET,
+        deviates={},
+    )
+    context = RunContext(run=None, seed=0, dist=DistContext(rank=0, size=3))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size=8 is not a multiple of the 3 processes"):
+        run_coco(context, job)
 
 
 def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
@@ -99,10 +106,10 @@ def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
     assert {"box_ap", "mask_ap"} <= set(record["metrics"])
     assert len(record["details"]["losses"]) == 10, (
         stages
-    )  # two a stage, two of proposals, mask, the sum
+    )  # two per stage, two of proposals, mask, the sum
 
 
-def test_checkpointed_blocks_train_the_same(
+def test_recomputed_blocks_train_the_same(
     pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = []
@@ -112,7 +119,7 @@ def test_checkpointed_blocks_train_the_same(
         return torch.utils.checkpoint.checkpoint(*given, **options)
 
     monkeypatch.setattr("simmim_bench.models.vit.checkpoint", counted)
-    vit = ["--ckpt", "random:vit_pocket"]  # the later one counts
+    vit = ["--ckpt", "random:vit_pocket"]  # overrides the earlier --ckpt
     plain = transfer(*arguments(tmp_path / "a", pocket), *vit)
     assert not again
     saving = transfer(*arguments(tmp_path / "b", pocket), *vit, "--grad-checkpointing")
@@ -121,22 +128,20 @@ def test_checkpointed_blocks_train_the_same(
 
 
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
-def test_checkpointed_blocks_keep_less(arch: str) -> None:
+def test_recomputed_blocks_save_fewer_activations(arch: str) -> None:
     kept = {}
     for again in (False, True):
         model = load_backbone(f"random:{arch}", (64, 64))
         model.set_grad_checkpointing(again)
         images = torch.randn(1, 3, 64, 64)
-        memory = step_memory(
-            model, lambda m=model, i=images: m.forward_maps(i), 1, torch.device("cpu")
-        )
+        memory = step_memory(model, partial(model.forward_maps, images), 1, torch.device("cpu"))
         kept[again] = memory.per_image
     assert kept[True] < kept[False] / 2
 
 
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
-def test_nothing_trained_is_beyond_a_pyramids_last_level(arch: str) -> None:
-    """Several processes wait for the gradient of every weight that wants one."""
+def test_no_trained_weight_is_beyond_a_pyramids_last_level(arch: str) -> None:
+    """DistributedDataParallel waits for the gradient of every trained weight."""
     pyramid = build_pyramid(SimMIMBackbone(f"random:{arch}"), (2, 4, 8), 16)
     maps = pyramid(torch.randn(1, 3, 64, 64))
     sum(m.square().mean() for m in maps.values()).backward()
@@ -145,7 +150,9 @@ def test_nothing_trained_is_beyond_a_pyramids_last_level(arch: str) -> None:
     assert arch == "vit_pocket" or not pyramid.bottom_up.backbone.norm.weight.requires_grad
 
 
-def test_a_run_goes_on_in_its_own_parts_and_with_its_own_data(pocket: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_accumulation_steps_and_refuses_changed_data(
+    pocket: Path, tmp_path: Path
+) -> None:
     run, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(pocket, data)
     record = transfer(*arguments(run, data), "--accumulate", "4")
@@ -155,11 +162,11 @@ def test_a_run_goes_on_in_its_own_parts_and_with_its_own_data(pocket: Path, tmp_
     annotations = data / "coco" / "annotations" / "instances_train2017.json"
     annotations.write_text(annotations.read_text() + " ")
     (run / "record.json").unlink()
-    with pytest.raises(DataError, match=r"instances_train2017.json is not what"):
+    with pytest.raises(DataError, match=r"instances_train2017.json has changed since"):
         transfer(*arguments(run, data), "--resume")
 
 
-def test_more_parts_than_images_are_refused(pocket: Path, tmp_path: Path) -> None:
+def test_more_accumulation_steps_than_images_are_refused(pocket: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--accumulate 5 is more than the 4 images"):
         transfer(*arguments(tmp_path / "run", pocket), "--accumulate", "5")
 
