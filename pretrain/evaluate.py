@@ -1,7 +1,6 @@
-"""Reconstruction of images that training does not see: its loss and other measures, and a picture of some.
+"""Evaluation of a SimMIM model on held-out images: loss, reconstruction metrics and `reconstructions.png`.
 
-In: a SimMIM model, a recipe, images. Out: means under masks that are the same each time, and
-`reconstructions.png`.
+The masks are the same at every evaluation, so that epochs and runs are comparable.
 """
 
 from __future__ import annotations
@@ -10,24 +9,24 @@ from pathlib import Path
 
 import torch
 
-from pretrain.masking.masks import at_pixels, recipe_masks
-from pretrain.metrics import Reconstruction, effective_rank
+from pretrain.masking.masks import sample_recipe_masks, upsample_mask
+from pretrain.metrics import ReconstructionMetrics, effective_rank
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from pretrain.visualize import draw, evenly, load_whole
+from pretrain.visualize import evenly_spaced, load_uncropped, save_reconstruction_grid
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.training.precision import autocast
 
-HELD_OUT_IMAGES = 512  # enough for the third digit of the loss
+HELD_OUT_IMAGES = 512  # determine the third digit of the loss
 BATCH = 64
-PICTURES = 8
+VISUALIZED_IMAGES = 8
 
 
 @torch.no_grad()
-def held_out_measures(
+def held_out_metrics(
     model: SimMIM,
     recipe: PretrainRecipe,
     images: ImageSource,
@@ -35,14 +34,16 @@ def held_out_measures(
     device: torch.device,
     precision: str,
 ) -> dict[str, float]:
-    """Measure at most 512 evenly spaced images, whole, each under a mask of its own.
+    """Evaluate at most 512 evenly spaced images, uncropped, each with a different mask.
+
+    Args:
+        precision: "fp32" or "bf16", of the forward pass.
 
     Returns:
-        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels, as `Reconstruction` says, where the
-        model's prediction can be drawn; and `effective_rank` of the pooled features of the images without
-        masks.
+        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels (`ReconstructionMetrics`), if the
+        target can be visualised; and `effective_rank` of the pooled features of the unmasked images.
     """
-    images = evenly(images, HELD_OUT_IMAGES)
+    images = evenly_spaced(images, HELD_OUT_IMAGES)
     transform = eval_transform(
         recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
@@ -54,32 +55,36 @@ def held_out_measures(
     scale, shift = (
         torch.tensor(x, device=device).view(-1, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN)
     )
-    total, pooled, seen = 0.0, [], Reconstruction()
+    total, pooled, metrics = 0.0, [], ReconstructionMetrics()
     for pixels, _ in loader:
-        images_there = pixels.to(device)
-        mask = recipe_masks(recipe, model.spec.patch_size, images_there, generator).to(device)
+        inputs = pixels.to(device)
+        mask = sample_recipe_masks(recipe, model.spec.patch_size, inputs, generator).to(device)
         with autocast(device, precision):
-            output = model(images_there, mask)
-            whole = model(images_there, torch.zeros_like(mask)).features
+            output = model(inputs, mask)
+            unmasked = model(inputs, torch.zeros_like(mask)).features
         total += float(output.loss) * len(pixels)
-        pooled.append(whole.float().mean((2, 3)))
-        if model.drawn.draws:
-            predicted = model.drawn.denormalise(output.reconstruction, images_there)
-            hidden = at_pixels(mask, recipe.img_size).unsqueeze(1)
-            seen.add(predicted * scale + shift, images_there * scale + shift, hidden)
+        pooled.append(unmasked.float().mean((2, 3)))
+        if model.reconstruction_target.can_visualize:
+            predicted = model.reconstruction_target.denormalise(output.reconstruction, inputs)
+            hidden = upsample_mask(mask, recipe.img_size).unsqueeze(1)
+            metrics.update(predicted * scale + shift, inputs * scale + shift, hidden)
     return {
         "held_out_loss": total / len(images),
-        **seen.figures(),
+        **metrics.compute(),
         "effective_rank": effective_rank(torch.cat(pooled)),
     }
 
 
-def draw_held_out(
+def visualize_held_out(
     model: SimMIM, recipe: PretrainRecipe, images: ImageSource, out: Path | None
 ) -> None:
-    """Draw eight of the images, masked and reconstructed; `out` is None for a process that only helps."""
-    chosen = evenly(images, PICTURES)
+    """Write eight images, masked and reconstructed, as a grid.
+
+    Args:
+        out: PNG file; None for the other processes of a sharded model, which only take part in the forward pass.
+    """
+    chosen = evenly_spaced(images, VISUALIZED_IMAGES)
     generator = torch.Generator().manual_seed(0)
-    pixels = load_whole(chosen, recipe.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    mask = recipe_masks(recipe, model.spec.patch_size, pixels, generator)
-    draw(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    pixels = load_uncropped(chosen, recipe.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mask = sample_recipe_masks(recipe, model.spec.patch_size, pixels, generator)
+    save_reconstruction_grid(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -1,8 +1,7 @@
-"""Signs of a sick run, told while there is time: the trivial loss, and the monitor of a collapse.
+"""Training monitor: the loss of a constant prediction as a baseline, and a warning when training collapses to it.
 
-In: the training images and what is predicted of them; then losses and gradient norms as they come. Out: the
-loss of the best constant picture, which a model that has learnt nothing reaches, and a warning when a run
-falls back to it.
+`trivial_loss` computes the loss of the best prediction that ignores its input, which a model that has learnt nothing
+reaches. `CollapseMonitor` compares the running loss and gradient norm with it.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from torch.utils.data import Dataset
 from pretrain.targets.base import Target
 from simmim_bench.data.decode import normalise
 
-TRIVIAL_IMAGES = 256  # enough for the second digit of the loss
-WINDOW = 20  # figures that the monitor averages
-LEARNT = 0.9  # ours: a loss below this share of the trivial one has learnt something
-LOST = 0.98  # ours: above this one it has lost it again
-VANISHED = 0.1  # ours: of the gradient's median norm
+TRIVIAL_IMAGES = 256  # determine the second digit of the loss
+WINDOW = 20  # loss values that the monitor averages
+LEARNT = 0.9  # ours: a loss below this fraction of the trivial loss shows that the model has learnt
+LOST = 0.98  # ours: a loss above this fraction shows that the model has collapsed
+VANISHED = 0.1  # ours: a gradient norm below this fraction of its median has vanished
 
 
 def sample_images(
@@ -31,39 +30,41 @@ def sample_images(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device,
-    most: int = TRIVIAL_IMAGES,
+    max_images: int = TRIVIAL_IMAGES,
 ) -> Iterator[Tensor]:
-    """Give at most 256 or so many images (1, C, H, W), normalised, on a device.
+    """Sample images of a data set without repetition; yield each as (1, C, H, W), normalised, on a device.
 
     Args:
-        dataset: gives (image (C, H, W) uint8, label).
-        seed: chooses which images are looked at.
+        dataset: items are (image (C, H, W) uint8, label).
+        seed: determines which images are sampled.
         mean, std: normalise pixels in [0, 1].
+        max_images: number of images; all are used where the data set has fewer.
     """
     count = len(dataset)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
-    for i in torch.randperm(count, generator=generator)[:most].tolist():
+    for i in torch.randperm(count, generator=generator)[:max_images].tolist():
         yield normalise(dataset[i][0].unsqueeze(0), mean, std, device)
 
 
 def trivial_loss(
     target: Target, images: Iterable[Tensor], mask_of: Callable[[Tensor], Tensor] | None = None
 ) -> float:
-    """Give the loss of the best prediction that is the same for every point of images (1, C, H, W).
+    """Return the loss of the constant-prediction baseline: the best prediction that is the same for every point.
 
     Args:
-        mask_of: gives an image's mask (1, h, w), for targets that depend on what is hidden.
+        images: (1, C, H, W) each, normalised.
+        mask_of: returns an image's mask (1, h, w), for targets that depend on what is hidden.
     """
-    seen = []
+    sampled = []
     for image in images:
-        points = target.of(image, mask_of(image) if mask_of else None)[0].flatten(1)
-        # One point in so many is enough of a large image.
-        seen.append(points[:, :: max(1, points.shape[1] // 4096)])
-    return target.trivial_loss(torch.cat(seen, dim=1))
+        points = target.from_images(image, mask_of(image) if mask_of else None)[0].flatten(1)
+        # Subsample large images to at most about 4096 points.
+        sampled.append(points[:, :: max(1, points.shape[1] // 4096)])
+    return target.trivial_loss(torch.cat(sampled, dim=1))
 
 
 class CollapseMonitor:
-    """Warn once when a run that had learnt is back at the trivial loss with a vanishing gradient."""
+    """Warn once when a model that had learnt returns to the trivial loss with a vanishing gradient."""
 
     def __init__(self, trivial: float) -> None:
         self.trivial = trivial
@@ -74,7 +75,7 @@ class CollapseMonitor:
         self._warned = False
 
     def update(self, loss: float, grad_norm: float) -> str | None:
-        """Take the next figures; give the warning when it is time for it."""
+        """Add the loss and gradient norm of a step; return a warning if the training has collapsed, else None."""
         self._losses.append(loss)
         self._norms.append(grad_norm)
         if len(self._losses) < WINDOW or self._warned:
@@ -90,7 +91,7 @@ class CollapseMonitor:
             return None
         self._warned = True
         return (
-            f"collapse: the loss is back at {mean:.4f}, that of a constant picture is {self.trivial:.4f}, "
-            f"and the gradient's norm fell from {usual:.3g} to {fmean(self._norms):.3g}. Start again from an "
-            "earlier checkpoint with a lower -o base_lr=... or a longer -o warmup_epochs=..."
+            f"training collapsed: the loss is back at {mean:.4f} (constant-prediction baseline {self.trivial:.4f}) and "
+            f"the gradient norm fell from {usual:.3g} to {fmean(self._norms):.3g}; restart from an earlier checkpoint "
+            "with a lower -o base_lr=... or a longer -o warmup_epochs=..."
         )

@@ -1,6 +1,6 @@
-"""Reconstruction pictures: original, masked, reconstruction pasted into the visible part.
+"""Reconstruction grids: original, masked image, and the reconstruction of the hidden part, as in the paper's figures.
 
-In: a SimMIM model, normalised images and masks. Out: one PNG, three tiles an image, as in the paper's figures.
+`visualize_folder` does the work of `simmim-bench visualize`; pretraining uses `save_reconstruction_grid`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from pretrain.masking.masks import (
-    at_pixels,
     box_mask,
     centre_mask,
     check_mask_sizes,
     masking_unit,
-    random_masks,
+    sample_masks,
+    upsample_mask,
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
@@ -30,50 +30,49 @@ from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, replacing
 
-Shown = Masking | Literal["centre", "boxes"]
+VisualizedMasking = Masking | Literal["centre", "boxes"]
 
 GREY = 0.5
-SHOWN_PIXELS = 160
-LARGEST_BOX = 0.7  # ours: share of the picture that an object's box may hide
-ROWS_BESIDE = 2  # images in one row of the grid, three tiles each
+MIN_TILE_SIZE = 160  # pixels; smaller images are enlarged by an integer factor
+MAX_BOX_AREA = 0.7  # ours: largest fraction of the image that an object's box may hide
+IMAGES_PER_ROW = 2  # of the grid, three tiles each
 
 
 @torch.no_grad()
 def reconstruction_grid(
     model: SimMIM, images: Tensor, mask: Tensor, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Draw (B, 3, H, W) images as tiles, three an image, pixels in [0, 1]."""
+    """Render normalised images (B, 3, H, W) as a grid (3, height, width) of three tiles per image, pixels in [0, 1]."""
     model.eval()
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
-    hidden = at_pixels(mask, size).unsqueeze(1)
-    reconstruction = model.drawn.denormalise(output.reconstruction, images)
+    hidden = upsample_mask(mask, size).unsqueeze(1)
+    reconstruction = model.reconstruction_target.denormalise(output.reconstruction, images)
     scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
     original = images * scale + shift
     pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden
-    # Small pictures are enlarged, pixel by pixel, so that they can be looked at.
-    factor = max(1, SHOWN_PIXELS // max(images.shape[-2:]))
+    factor = max(1, MIN_TILE_SIZE // max(images.shape[-2:]))
     rows = torch.stack([original, original * (1 - hidden) + GREY * hidden, pasted], dim=1)
     tiles = F.interpolate(rows.flatten(0, 1).clamp(0, 1).cpu(), scale_factor=factor)
-    grid: Tensor = make_grid(tiles, nrow=3 * ROWS_BESIDE, padding=4, pad_value=1.0)
+    grid: Tensor = make_grid(tiles, nrow=3 * IMAGES_PER_ROW, padding=4, pad_value=1.0)
     return grid
 
 
-def evenly(images: ImageSource, count: int) -> ImageSource:
-    """Choose evenly spaced images of a source, all where there are fewer."""
+def evenly_spaced(images: ImageSource, count: int) -> ImageSource:
+    """Return `count` evenly spaced images of a source, or all if it has fewer."""
     count = min(count, len(images))
     return images.subset([i * len(images) // count for i in range(count)])
 
 
-def load_whole(
+def load_uncropped(
     images: ImageSource, img_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Load images whole, but for their borders: (B, 3, H, W), normalised."""
+    """Load images as (B, 3, H, W), normalised, resized to cover `img_size` and centre-cropped to its aspect."""
     transform = eval_transform(img_size, crop_ratio=1.0, mean=mean, std=std)
     return torch.stack([transform(images.read(i), images.name(i)) for i in range(len(images))])
 
 
-def draw(
+def save_reconstruction_grid(
     model: SimMIM,
     images: Tensor,
     mask: Tensor,
@@ -82,7 +81,11 @@ def draw(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> None:
-    """Draw images (B, 3, H, W), each under its mask of (B, h, w), into a PNG, where `out` names one."""
+    """Write normalised images (B, 3, H, W) under masks (B, h, w) as a reconstruction grid.
+
+    Args:
+        out: PNG file; None runs the model only.
+    """
     device = next(model.parameters()).device
     grid = reconstruction_grid(model, images.to(device), mask.to(device), mean=mean, std=std)
     if out is None:
@@ -91,78 +94,100 @@ def draw(
         save_image(grid, str(temporary), format="png")
 
 
-def draw_folder(
+def visualize_folder(
     ckpt: str,
     data: Path,
     out: Path,
     *,
     count: int,
-    masking: Shown,
+    masking: VisualizedMasking,
     annotations: Path | None,
     mask_patch_size: int | None,
     mask_ratio: float,
     seed: int,
 ) -> None:
-    """Draw images of a folder through a pretraining checkpoint.
+    """Write the reconstruction grid of images of a folder by a pretraining checkpoint.
 
     Args:
-        masking: a strategy of pretraining, a "centre" square, or the "boxes" of objects: each image's
-            largest.
-        annotations: COCO's JSON of instances, which names the images with boxes.
+        out: PNG file.
+        count: number of images, evenly spaced in the folder.
+        masking: a masking strategy of pretraining, a "centre" square, or "boxes", each image's largest object.
+        annotations: JSON file of COCO instances with the images' boxes; for "boxes" only.
+        mask_patch_size: masking unit in pixels; None for the model's stride.
 
     Raises:
-        UsageError: a mask_patch_size that does not fit, boxes without annotations, or a checkpoint whose
-            prediction cannot be drawn.
+        UsageError: a mask_patch_size that does not fit, boxes without annotations, or a checkpoint whose target cannot
+            be visualised.
         DataError: a checkpoint, an image or annotations that cannot be used.
     """
     if (masking == "boxes") != (annotations is not None):
-        raise UsageError("--mask boxes and --annotations go together: the boxes are read there.")
-    model = load_simmim(ckpt)
-    if not model.drawn.draws:
         raise UsageError(
-            f"{ckpt} predicts {model.target.describe()}, which cannot be drawn; pretrain with "
-            "-o pixel_weight=... to have pixels predicted as well."
+            "--mask boxes and --annotations go together: the annotations contain the boxes."
+        )
+    model = load_simmim(ckpt)
+    if not model.reconstruction_target.can_visualize:
+        raise UsageError(
+            f"{ckpt} predicts {model.target.describe()}, which cannot be visualised; pretrain with "
+            "-o pixel_weight=... to predict pixels as well."
         )
     size, patch = model.spec.img_size, model.spec.patch_size
     unit = masking_unit(masking, mask_patch_size or model.spec.stride)
     check_mask_sizes(size, unit, patch)
     checkpoint = read_checkpoint(ckpt)
-    images, boxes = any_images(data), {}
+    images = any_images(data)
     if annotations is not None:
         boxes = largest_boxes(annotations, size)
-        known = [i for i in range(len(images)) if Path(images.name(i)).name in boxes]
-        if not known:
-            raise DataError(f"{annotations} has no object in any image of {data}.")
-        images = images.subset(known)
-    images = evenly(images, count)
-    pixels = load_whole(images, size, mean=checkpoint.mean, std=checkpoint.std)
-    if masking == "boxes":
+        images = evenly_spaced(_annotated(images, boxes, data, annotations), count)
+        pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
         names = [Path(images.name(i)).name for i in range(len(images))]
-        masks = [box_mask(boxes[n], size, mask_patch_size=unit, patch_size=patch) for n in names]
-        mask = torch.stack(masks)
-    elif masking == "centre":
-        one = centre_mask(size, mask_patch_size=unit, patch_size=patch, mask_ratio=mask_ratio)
-        mask = one.expand(len(images), -1, -1)
-    else:
-        mask = random_masks(
-            len(images),
-            size,
-            masking=masking,
-            mask_patch_size=unit,
-            patch_size=patch,
-            mask_ratio=mask_ratio,
-            generator=torch.Generator().manual_seed(seed),
-            images=pixels,
+        mask = torch.stack(
+            [box_mask(boxes[n], size, mask_patch_size=unit, patch_size=patch) for n in names]
         )
-    draw(model, pixels, mask, out, mean=checkpoint.mean, std=checkpoint.std)
+    else:
+        images = evenly_spaced(images, count)
+        pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+        sizes = {"mask_patch_size": unit, "patch_size": patch}
+        mask = _masks(pixels, masking, sizes, mask_ratio, seed)
+    save_reconstruction_grid(model, pixels, mask, out, mean=checkpoint.mean, std=checkpoint.std)
+
+
+def _annotated(
+    images: ImageSource, boxes: dict[str, list[float]], data: Path, annotations: Path
+) -> ImageSource:
+    """Return the images that have a box."""
+    known = [i for i in range(len(images)) if Path(images.name(i)).name in boxes]
+    if not known:
+        raise DataError(
+            f"{annotations} has no object in any image of {data}; use the annotations of these images."
+        )
+    return images.subset(known)
+
+
+def _masks(
+    images: Tensor, masking: str, sizes: dict[str, int], mask_ratio: float, seed: int
+) -> Tensor:
+    """Return one mask for each of the images (B, 3, H, W), by a pretraining strategy or of the centre."""
+    img_size = (images.shape[2], images.shape[3])
+    if masking == "centre":
+        mask = centre_mask(img_size, mask_ratio=mask_ratio, **sizes)
+        return mask.expand(len(images), -1, -1)
+    return sample_masks(
+        len(images),
+        img_size,
+        masking=masking,
+        mask_ratio=mask_ratio,
+        generator=torch.Generator().manual_seed(seed),
+        images=images,
+        **sizes,
+    )
 
 
 def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, list[float]]:
-    """Read each image's largest box from COCO's JSON, moved to where the drawn image shows it.
+    """Read each image's largest box from COCO annotations, in the coordinates of the resized and cropped image.
 
     Returns:
-        By file name: (left, top, right, bottom) in pixels of the image resized and cut to `img_size`.
-        Boxes that cover more than 70 % of it leave too little to look at and are passed over, and crowds.
+        By file name: (left, top, right, bottom) in pixels of the image resized and cropped to `img_size`.
+        Crowds are skipped, and so are boxes over more than 70 % of the image, which leave too little visible.
     """
     content = read_json(annotations, "annotations")
     try:
@@ -180,11 +205,12 @@ def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, lis
             box += [(x + width) * by_column - left, (y + height) * by_row - top]
             box = [min(max(b, 0.0), float(img_size[1 - i % 2])) for i, b in enumerate(box)]
             key = Path(name).name
-            if 0 < _area(box) <= LARGEST_BOX * img_size[0] * img_size[1]:
+            if 0 < _area(box) <= MAX_BOX_AREA * img_size[0] * img_size[1]:
                 found[key] = max(found.get(key, box), box, key=_area)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise DataError(
-            f"annotations {annotations} are not COCO's instances ({type(error).__name__}: {error})."
+            f"annotations {annotations} are not COCO instances ({type(error).__name__}: {error}); use a file such as "
+            "instances_val2017.json."
         ) from error
     return found
 

@@ -1,8 +1,8 @@
-"""Masks by SimMIM's strategies and ours (arXiv 2111.09886, sections 3.2 and 4.1.1), and two to look through.
+"""Masks for pretraining (arXiv 2111.09886, sections 3.2 and 4.1.1) and for visualisation, 1 = hidden.
 
-In: the image's (H, W), the masking unit in pixels, and the share to hide with a generator, or boxes.
-Out: masks at the model's patch resolution, 1 where a patch is hidden; at the image's, 1 where a pixel is
-hidden, for units that are smaller than a patch.
+`sample_masks` samples masks by a strategy of `STRATEGIES`, `sample_recipe_masks` with the settings of a recipe.
+`centre_mask` and `box_mask` are for visualisation. Masks have the resolution of the model's patches, or that of pixels
+if a masking unit is smaller than a patch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pretrain.masking.strategies import MaskRequest, Strategy, blocks, random_un
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.errors import UsageError
 
-MASKS = 1  # tells an image's mask from its augmentation, which are drawn from the same seed
+MASK_STREAM = 1  # separates the generator of an image's mask from that of its augmentation
 STRATEGIES: dict[str, Strategy] = {
     "random": random_units,
     "square": square,
@@ -32,14 +32,16 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size: int) -> None:
-    """Refuse sizes that do not divide each other.
+    """Check that the masking unit divides the image and consists of whole patches or is smaller than one.
 
     Args:
-        mask_patch_size: side of the masking unit, as `masking_unit` gives it; below patch_size the
-            model hides pixels instead of patches.
+        img_size: (H, W) in pixels.
+        mask_patch_size: side of the masking unit in pixels, from `masking_unit`; below patch_size, pixels are hidden
+            instead of patches.
+        patch_size: side of the model's patches in pixels.
 
     Raises:
-        UsageError: with the sizes that would do.
+        UsageError: the sizes do not fit; the message names sizes that do.
     """
     if mask_patch_size < 1 or (mask_patch_size > patch_size and mask_patch_size % patch_size):
         raise UsageError(
@@ -56,12 +58,12 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
 
 
 def mask_generator(seed: int, epoch: int, image: int) -> torch.Generator:
-    """Give the generator of an image's mask in an epoch, the same in any batch and process."""
-    key = np.random.SeedSequence([seed, epoch, image, MASKS]).generate_state(2, np.uint32)
+    """Return the generator of an image's mask in an epoch, which does not depend on batches or processes."""
+    key = np.random.SeedSequence([seed, epoch, image, MASK_STREAM]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(key[0]) << 32 | int(key[1]))
 
 
-def random_masks(
+def sample_masks(
     count: int,
     img_size: tuple[int, int],
     *,
@@ -72,17 +74,22 @@ def random_masks(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     images: Tensor | None = None,
 ) -> Tensor:
-    """Hide exactly ceil(mask_ratio * n) of an image's n masking units, chosen by a strategy.
+    """Sample masks that each hide exactly ceil(mask_ratio * n) of an image's n masking units.
 
     Args:
-        masking: a name of `STRATEGIES`.
-        generator: one for all masks, in turn, or one a mask: then a mask depends on its own generator
-            (and its image) alone, whatever batch or process it falls into.
-        images: (count, C, H, W), in any scale, for the strategies that look at them.
+        count: number of masks.
+        img_size: (H, W) in pixels.
+        masking: name of the strategy, a key of `STRATEGIES`.
+        mask_patch_size: side of the masking unit in pixels.
+        patch_size: side of the model's patches in pixels.
+        mask_ratio: fraction of the units to hide, in (0, 1).
+        generator: one generator, used for all masks in order, or one per mask: then a mask depends on its generator
+            (and image) alone, regardless of batch and process.
+        images: (count, C, H, W), in any scale, for strategies that depend on the image.
 
     Returns:
-        Float of 0 and 1: (count, H / patch_size, W / patch_size), or (count, H, W) where a unit is not
-        made of whole patches.
+        Float masks of 0 and 1: (count, H / patch_size, W / patch_size), or (count, H, W) if a unit does not consist of
+        whole patches.
     """
     unit = masking_unit(masking, mask_patch_size)
     rows, columns = img_size[0] // unit, img_size[1] // unit
@@ -95,21 +102,21 @@ def random_masks(
         else [generator or torch.default_generator] * count,
         images=images,
     )
-    # Products in bfloat16, which a step under autocast takes, would move the borders of regions.
+    # Autocast would compute products in bfloat16 and shift the borders of regions.
     device = "cpu" if images is None else images.device.type
     with torch.no_grad(), torch.autocast(device, enabled=False):
         units = STRATEGIES[masking](request)
-    return _repeated(units, unit if unit % patch_size else unit // patch_size)
+    return _repeat_cells(units, unit if unit % patch_size else unit // patch_size)
 
 
-def recipe_masks(
+def sample_recipe_masks(
     recipe: PretrainRecipe,
     patch_size: int,
     images: Tensor,
     generator: torch.Generator | Sequence[torch.Generator],
 ) -> Tensor:
-    """Give the masks of a recipe for images (B, C, H, W), as `random_masks` does."""
-    return random_masks(
+    """Sample masks for images (B, C, H, W) with the settings of a recipe; see `sample_masks`."""
+    return sample_masks(
         len(images),
         recipe.img_size,
         masking=recipe.masking,
@@ -122,47 +129,47 @@ def recipe_masks(
 
 
 def masking_unit(masking: str, mask_patch_size: int) -> int:
-    """Give the side of a strategy's units in pixels: of single pixels it is 1."""
+    """Return the side of a strategy's masking unit in pixels: 1 for the strategy "pixels"."""
     return 1 if masking == "pixels" else mask_patch_size
 
 
-def at_pixels(masks: Tensor, img_size: tuple[int, int]) -> Tensor:
-    """Give masks (B, h, w) of patches or of pixels at the image's resolution (B, H, W)."""
-    return _repeated(masks, img_size[0] // masks.shape[1])
+def upsample_mask(masks: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """Upsample masks (B, h, w) of patches to the image's resolution (B, H, W); masks of pixels stay as they are."""
+    return _repeat_cells(masks, img_size[0] // masks.shape[1])
 
 
 def hidden_patches(masks: Tensor, patch_size: int) -> Tensor:
-    """Tell which patches have no visible pixel: (B, H, W) of pixels to (B, H / p, W / p)."""
+    """Convert masks of pixels (B, H, W) to patches (B, H / p, W / p): 1 where all pixels are hidden."""
     return 1 - F.max_pool2d(1 - masks, patch_size)
 
 
-def _repeated(masks: Tensor, times: int) -> Tensor:
-    """Repeat every cell of (..., h, w) so many times in both directions."""
+def _repeat_cells(masks: Tensor, times: int) -> Tensor:
+    """Repeat every cell of (..., h, w) `times` times in both directions."""
     return masks.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)
 
 
 def centre_mask(
     img_size: tuple[int, int], *, mask_patch_size: int, patch_size: int, mask_ratio: float
 ) -> Tensor:
-    """Hide a rectangle in the middle that covers about `mask_ratio`, in whole masking units.
+    """Return a mask that hides a centred rectangle of about `mask_ratio` of the image, in whole masking units.
 
     Returns:
         (H / patch_size, W / patch_size) float of 0 and 1.
     """
     units = torch.zeros(img_size[0] // mask_patch_size, img_size[1] // mask_patch_size)
-    shown = 1 - mask_ratio**0.5
-    top, left = (min(round(side * shown / 2), (side - 1) // 2) for side in units.shape)
+    margin = 1 - mask_ratio**0.5
+    top, left = (min(round(side * margin / 2), (side - 1) // 2) for side in units.shape)
     units[top : units.shape[0] - top, left : units.shape[1] - left] = 1
-    return _repeated(units, mask_patch_size // patch_size)
+    return _repeat_cells(units, mask_patch_size // patch_size)
 
 
 def box_mask(
     box: Sequence[float], img_size: tuple[int, int], *, mask_patch_size: int, patch_size: int
 ) -> Tensor:
-    """Hide every masking unit that a box touches.
+    """Return a mask that hides every masking unit that a box touches.
 
     Args:
-        box: (left, top, right, bottom) in pixels; what lies outside of the image does not count.
+        box: (left, top, right, bottom) in pixels; it may extend beyond the image.
 
     Returns:
         (H / patch_size, W / patch_size) float of 0 and 1.
@@ -174,4 +181,4 @@ def box_mask(
     hidden_rows = (rows < bottom) & (rows + mask_patch_size > top)
     hidden_columns = (columns < right) & (columns + mask_patch_size > left)
     units = (hidden_rows[:, None] & hidden_columns[None]).float()
-    return _repeated(units, mask_patch_size // patch_size)
+    return _repeat_cells(units, mask_patch_size // patch_size)

@@ -1,10 +1,9 @@
-"""Masks that do not look at the image: units at random, a square, blocks.
+"""Masking strategies that do not depend on the image: random units, a square, blocks.
 
-In: a `MaskRequest`: a grid of masking units, how many of them to hide, a generator a mask.
-Out: masks (B, rows, columns) float, 1 where a unit is hidden, each hiding exactly as many as asked.
-From SimMIM (arXiv 2111.09886, section 4.1.1: random, a square that moves, block-wise) and BEiT
-(arXiv 2106.08254, section 2.3). Every strategy draws the same number of numbers from a generator for
-each mask, so that masks drawn in turn from one generator depend on their place alone.
+Each strategy maps a `MaskRequest` to masks (B, rows, columns) float, 1 where a unit is hidden, and hides exactly the
+requested number of units. They follow SimMIM (arXiv 2111.09886, section 4.1.1: random, a square at a random position,
+block-wise) and BEiT (arXiv 2106.08254, section 2.3). Every strategy consumes the same number of random numbers for each
+mask, so that a mask sampled from a common generator depends on its index alone.
 """
 
 from __future__ import annotations
@@ -18,20 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BEIT_SHARE = 16 / 196  # BEiT: at least 16 of 14 x 14 patches a block (section 2.3)
-BEIT_ASPECT = 0.3  # BEiT: a block's height over its width is in (0.3, 1 / 0.3) (section 2.3)
+BEIT_MIN_AREA = 16 / 196  # BEiT: a block has at least 16 of the 14 x 14 patches (section 2.3)
+BEIT_ASPECT = (
+    0.3  # BEiT: the ratio of a block's height to its width is in (0.3, 1 / 0.3) (section 2.3)
+)
 BEIT_ATTEMPTS = 10  # BEiT: beit/masking_generator.py
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRequest:
-    """What a strategy makes masks from.
+    """Input of a masking strategy.
 
     Attributes:
-        rows, columns: the grid of masking units, at least one each.
+        rows, columns: size of the grid of masking units, at least 1 each.
         hidden: units to hide in each mask, 1 to rows * columns.
-        generators: one a mask; a generator may stand for several masks, which it then serves in turn.
-        images: (B, C, H, W), in any scale; None where the strategy is known not to look at them.
+        generators: one per mask; the same generator may occur several times and is then used in order.
+        images: (B, C, H, W), in any scale; None for a strategy that does not depend on the image.
     """
 
     rows: int
@@ -45,20 +46,20 @@ Strategy = Callable[[MaskRequest], Tensor]
 
 
 def random_units(request: MaskRequest) -> Tensor:
-    """Hide units at random, each choice equally likely (SimMIM, section 3.2)."""
+    """Hide random units; all combinations are equally likely (SimMIM, section 3.2)."""
     units = request.rows * request.columns
     noise = torch.stack([torch.rand(units, generator=own) for own in request.generators])
-    # Not sorted, as there may be tens of thousands of single pixels.
+    # Unsorted, because the strategy "pixels" has tens of thousands of units.
     smallest = noise.topk(request.hidden, largest=False, sorted=False).indices
     return first_hidden(smallest, request)
 
 
 def square(request: MaskRequest) -> Tensor:
-    """Hide one square, each place within the image equally likely (SimMIM, section 4.1.1).
+    """Hide one square; all positions within the image are equally likely (SimMIM, section 4.1.1).
 
-    The side is the root of the number of hidden units, rounded up, and the last columns stay visible
-    where fewer do; of the last one that is hidden the lower units stay visible, so that the number is
-    exact. Where the image is too low or too narrow, the square is a rectangle from border to border.
+    The side is the root of the number of hidden units, rounded up. Columns beyond that number stay visible, as do the
+    lower units of the last hidden column, so that the number is exact. If the square is higher or wider than the image,
+    it becomes a rectangle from border to border.
     """
     height = min(math.isqrt(request.hidden - 1) + 1, request.rows)
     width = math.ceil(request.hidden / height)
@@ -68,36 +69,36 @@ def square(request: MaskRequest) -> Tensor:
         width = request.columns
         height = math.ceil(request.hidden / width)
         row, column = index // width, index % width
-    places = torch.tensor([request.rows - height + 1, request.columns - width + 1])
-    drawn = [torch.rand(2, generator=own, dtype=torch.float64) for own in request.generators]
-    top, left = (torch.stack(drawn) * places).long().unbind(1)
+    positions = torch.tensor([request.rows - height + 1, request.columns - width + 1])
+    samples = [torch.rand(2, generator=own, dtype=torch.float64) for own in request.generators]
+    top, left = (torch.stack(samples) * positions).long().unbind(1)
     order = (top[:, None] + row) * request.columns + left[:, None] + column
     return first_hidden(order, request)
 
 
 def blocks(request: MaskRequest) -> Tensor:
-    """Hide blocks of random size, shape and place until enough is hidden (BEiT, section 2.3).
+    """Hide blocks of random size, shape and position until enough units are hidden (BEiT, section 2.3).
 
-    From BEiT: a block's area is uniform between the smallest and what is left to hide, its aspect
-    log-uniform, its place uniform; a shape that does not fit is drawn anew, at most ten times (the
-    official beit/masking_generator.py). Ours: the smallest block is the share of the grid that BEiT's 16
-    patches have; a shape that still does not fit is cut to the grid, so that narrow grids have masks; the
-    last block is cut, row by row from below, where BEiT's code hides fewer units than asked.
+    As in BEiT, a block's area is uniform between the minimum and the number of units left to hide, its aspect ratio is
+    log-uniform and its position uniform; a shape that does not fit is resampled, at most ten times (the official
+    beit/masking_generator.py). Ours: the minimum area is the fraction of the grid that BEiT's 16 patches are; a shape
+    that still does not fit is clipped to the grid, so that narrow grids have masks; the last block is truncated, row by
+    row from below, where BEiT's code hides fewer units than requested.
     """
-    # Python's numbers are many times as fast as torch's when they are drawn one at a time.
+    # Python's random is many times faster than torch for single numbers.
     seeds = [int(torch.randint(2**62, (), generator=own)) for own in request.generators]
-    return torch.from_numpy(np.stack([_blocks(request, Random(seed)) for seed in seeds]))
+    return torch.from_numpy(np.stack([_block_mask(request, Random(seed)) for seed in seeds]))
 
 
-def _blocks(request: MaskRequest, draw: Random) -> np.ndarray:
-    """Give one mask (rows, columns) of blocks."""
+def _block_mask(request: MaskRequest, rng: Random) -> np.ndarray:
+    """Return one mask (rows, columns) of blocks."""
     mask = np.zeros((request.rows, request.columns), np.float32)
-    smallest = max(1, round(mask.size * BEIT_SHARE))
+    smallest = max(1, round(mask.size * BEIT_MIN_AREA))
     left = request.hidden
     while left:
-        height, width = _block_shape(mask.shape, smallest, max(smallest, left), draw)
-        top = int(draw.random() * (request.rows - height + 1))
-        start = int(draw.random() * (request.columns - width + 1))
+        height, width = _block_shape(mask.shape, smallest, max(smallest, left), rng)
+        top = int(rng.random() * (request.rows - height + 1))
+        start = int(rng.random() * (request.columns - width + 1))
         block = mask[top : top + height, start : start + width]
         rows, columns = np.nonzero(block == 0)
         block[rows[:left], columns[:left]] = 1
@@ -106,16 +107,17 @@ def _blocks(request: MaskRequest, draw: Random) -> np.ndarray:
 
 
 def _block_shape(
-    grid: tuple[int, ...], smallest: int, largest: int, draw: Random
+    grid: tuple[int, ...], smallest: int, largest: int, rng: Random
 ) -> tuple[int, int]:
-    """Draw the (height, width) of a block that fits into a grid.
+    """Sample the (height, width) of a block that fits into a grid.
 
     Args:
-        smallest, largest: the block's area in units.
+        grid: (rows, columns).
+        smallest, largest: range of the block's area in units.
     """
     for _ in range(BEIT_ATTEMPTS):
-        area = draw.uniform(smallest, largest)
-        aspect = math.exp(draw.uniform(math.log(BEIT_ASPECT), -math.log(BEIT_ASPECT)))
+        area = rng.uniform(smallest, largest)
+        aspect = math.exp(rng.uniform(math.log(BEIT_ASPECT), -math.log(BEIT_ASPECT)))
         height = max(1, round(math.sqrt(area * aspect)))
         width = max(1, round(math.sqrt(area / aspect)))
         if height <= grid[0] and width <= grid[1]:
@@ -124,10 +126,10 @@ def _block_shape(
 
 
 def first_hidden(order: Tensor, request: MaskRequest) -> Tensor:
-    """Hide the units that come first in an order.
+    """Return masks that hide the first `request.hidden` units of an order.
 
     Args:
-        order: (B, at least `hidden`) numbers of units, row by row of the grid.
+        order: (B, at least `hidden`) indices of units, row by row of the grid.
     """
     masks = torch.zeros(len(order), request.rows * request.columns)
     masks.scatter_(1, order[:, : request.hidden], 1.0)

@@ -1,11 +1,10 @@
-"""What is predicted of an image, and how a prediction is scored.
+"""What a target is: computed from images, compared with the head's prediction by a loss, and converted back to pixels.
 
-In: images (B, C, H, W), normalised; the head's prediction (B, K, H/t, W/t), t the pixels a side of one
-predicted point; a mask. Out: the loss, pictures of what was predicted, and the loss of the best prediction
-that ignores its input. SimMIM compares them in section 4.1 of arXiv 2111.09886. Here is what any target is,
-and pixels; `target_table.py` lists the others.
+`Target` defines the interface and the loss: the mean distance over the hidden pixels, SimMIM's equation in section 3.4
+of arXiv 2111.09886. `RegressionTarget` adds the distances L1, smooth L1 and L2. `table.py` lists all targets.
 
-Legend: B batch, C channels, K numbers predicted a point, G what is scored a point (channels, or one class).
+Legend: B batch, C channels, K numbers predicted per point, G distances per point (one per channel, or one per class
+label), t side in pixels of the square that a point covers.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.design import Design, TargetModel, point_channels, target_stride
-from pretrain.masking.masks import at_pixels
+from pretrain.design import Design, TargetModelInfo, point_channels, target_stride
+from pretrain.masking.masks import upsample_mask
 from simmim_bench.display import Display
 from simmim_bench.models.archs import BackboneSpec
 
-FITTED_IMAGES = 256  # that `fit` is given: enough for the colours of a data set
+FITTED_IMAGES = 256  # images that `fit` receives; they cover the colours of a data set
 
 
 def _median(values: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _huber_centre(values: Tensor) -> Tensor:
-    """Give each row's c with sum(clamp(x - c, -1, 1)) = 0, where the smooth L1 distance is least."""
+    """Return each row's c with sum(clamp(x - c, -1, 1)) = 0, which minimises the smooth L1 distance."""
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     for _ in range(40):
         middle = (low + high) / 2
@@ -44,9 +43,14 @@ def _huber_centre(values: Tensor) -> Tensor:
 
 
 class Distance(NamedTuple):
-    """A distance of each number to its target, and the constant (G, 1) nearest to targets (G, N)."""
+    """An elementwise distance to the target.
 
-    of: Callable[[Tensor, Tensor], Tensor]
+    Attributes:
+        elementwise: maps a prediction and a target of the same shape to the distance of each element.
+        nearest_constant: maps targets (G, N) to the constants (G, 1) with the least mean distance to them.
+    """
+
+    elementwise: Callable[[Tensor, Tensor], Tensor]
     nearest_constant: Callable[[Tensor], Tensor]
 
 
@@ -61,142 +65,146 @@ DISTANCES: dict[str, Distance] = {
 
 
 class Target(nn.Module):
-    """What any target is: a picture in numbers, a distance to it, and the way back to pixels.
+    """Interface of a prediction target.
 
-    A subclass gives `describe`, `of`, `distance`, `to_pixels` and `trivial_loss`.
+    A subclass implements `describe`, `from_images`, `distance`, `to_pixels` and `trivial_loss`.
 
     Attributes:
-        needs_model: it comes from another model, which `follow` gives it; without, there is no `of`.
-        draws: whether a prediction can be drawn; where not, `to_pixels` gives no numbers.
-        fitted_images: how many images `fit` wants to look at.
-        inherited: what `fit` finds and a prediction's classes mean, so that weights go on with it; empty for
-            none, and where `fit` finds nothing else than pictures of the classes.
+        needs_model: the target is the output of another model, which `attach_model` sets; without it `from_images`
+            cannot be called.
+        can_visualize: a prediction can be converted to an image; if not, `to_pixels` returns NaN.
+        fitted_images: maximum number of images that `fit` receives.
+        inherited: what a run started with `--init-from` keeps instead of fitting it anew, because the predicted classes
+            refer to it; empty if nothing is fitted or the fit affects visualisation only.
     """
 
     needs_model = False
-    draws = True
+    can_visualize = True
     inherited = ""
     fitted_images = FITTED_IMAGES
 
     def __init__(
-        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+        self, design: Design, spec: BackboneSpec, model: TargetModelInfo | None = None
     ) -> None:
         super().__init__()
         self.scope = design.scope
         self.stride = target_stride(design, spec, model)
         self.channels = point_channels(design, spec.in_chans, model)
-        # In a tuple, where it is no part of the student: not saved, trained, shared out or moved with it.
+        # A tuple hides the model from nn.Module: it is not saved, trained, sharded or moved with the student.
         self._model: tuple[nn.Module, ...] = ()
 
     def describe(self) -> str:
-        """Say in a few words what is predicted."""
+        """Return a short description of what is predicted, for logs and messages."""
         raise NotImplementedError
 
     def attach_model(self, model: nn.Module) -> None:
-        """Take the model that the target comes from: (images, hidden pixels) to what `ask` gives."""
+        """Set the model that the target comes from; it maps (images, hidden pixels) to what `query_model` returns."""
         self._model = (model.eval(),)
 
     @property
     def ready(self) -> bool:
-        """Whether all is there that `of` needs."""
+        """Whether `from_images` can be called."""
         return bool(self._model) or not self.needs_model
 
     @torch.compiler.disable
     @torch.no_grad()
     def query_model(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """Let the model that the target comes from look at the images, and at what is hidden of them."""
+        """Return the attached model's output for the images and the mask of hidden pixels."""
         if mask is None:
             hidden = images.new_zeros(len(images), *images.shape[2:])
         else:
-            hidden = at_pixels(mask, (images.shape[2], images.shape[3])).to(images)
-        answer: Tensor = self._model[0](images, hidden)
-        return answer
+            hidden = upsample_mask(mask, (images.shape[2], images.shape[3])).to(images)
+        output: Tensor = self._model[0](images, hidden)
+        return output
 
     def fit(
         self, images: Iterable[Tensor], seed: int, display: Display | None = None
     ) -> dict[str, float]:
-        """Learn what the target needs to know of the data.
+        """Fit the target's data-dependent state, such as a palette or a tokenizer.
 
         Args:
-            images: (1, C, H, W), normalised; `fitted_images` of them at most.
-            display: shows the progress where there is some to be shown.
+            images: (1, C, H, W) each, normalised; at most `fitted_images` of them.
+            seed: seed of the run.
+            display: shows the progress of a long fit; None for none.
 
         Returns:
-            What is worth telling of it, by name.
+            Metrics of the fit by name, for the log and the checkpoint; empty if there are none.
         """
         return {}
 
-    def of(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Give what is to be predicted.
+    def from_images(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Compute what is to be predicted.
 
         Args:
-            images: (B, C, H, W), whole.
-            mask: what is hidden of them, as `SimMIM.forward` has it; None for nothing.
+            images: (B, C, H, W), normalised, without masking.
+            mask: mask of patches or pixels, as in `SimMIM.forward`; None if nothing is hidden.
 
         Returns:
-            (B, G, H/t, W/t), numbers or classes.
+            (B, G, H/t, W/t), numbers or class indices.
         """
         raise NotImplementedError
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Score (B, K, h, w) by (B, G, h, w): (B, G, h, w), 0 the best."""
+        """Return the distance (B, G, h, w) of a prediction (B, K, h, w) to a target (B, G, h, w); 0 is perfect."""
         raise NotImplementedError
 
     def to_pixels(self, prediction: Tensor) -> Tensor:
-        """Draw a prediction (B, K, H/t, W/t) as (B, C, H, W)."""
+        """Convert a prediction (B, K, H/t, W/t) to an image (B, C, H, W) in the target's units."""
         raise NotImplementedError
 
     def denormalise(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        """Lend a reconstruction what the target leaves out, from the images; (B, C, H, W) both."""
+        """Undo the target's normalisation of a reconstruction with the images' statistics; (B, C, H, W) both."""
         return reconstruction
 
     def trivial_loss(self, targets: Tensor) -> float:
-        """Give the mean distance of targets (G, N) to the best prediction that is the same for all N."""
+        """Return the mean distance of targets (G, N) to the best prediction that is the same for all N points."""
         raise NotImplementedError
 
     def loss(self, prediction: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
-        """Give the mean distance over what counts.
+        """Return the mean distance over the hidden points, or over all points if the scope is "all".
 
         Args:
-            hidden: (B, 1, H, W), 1 where a pixel is hidden; a point counts by its hidden share.
+            prediction: (B, K, H/t, W/t) from the head.
+            target: (B, G, H/t, W/t) from `from_images`.
+            hidden: (B, 1, H, W), 1 where a pixel is hidden; a point is weighted by its fraction of hidden pixels.
         """
-        counts = torch.ones_like(hidden) if self.scope == "all" else hidden
-        counts = self.reduce(counts).to(prediction)
+        weights = torch.ones_like(hidden) if self.scope == "all" else hidden
+        weights = self.reduce(weights).to(prediction)
         distance = self.distance(prediction, target)
         # 1e-5: the official guard against a mask that hides nothing.
-        return (distance * counts).sum() / (counts.sum() + 1e-5) / distance.shape[1]
+        return (distance * weights).sum() / (weights.sum() + 1e-5) / distance.shape[1]
 
     def reduce(self, pixels: Tensor) -> Tensor:
-        """Average the pixels of every point: (B, C, H, W) to (B, C, H/t, W/t)."""
+        """Average the pixels that every point covers: (B, C, H, W) to (B, C, H/t, W/t)."""
         return pixels if self.stride == 1 else F.avg_pool2d(pixels, self.stride)
 
     def enlarge(self, points: Tensor) -> Tensor:
-        """Draw every point as the square of pixels that it stands for."""
+        """Repeat every point over the pixels that it covers: (B, C, H/t, W/t) to (B, C, H, W)."""
         if self.stride == 1:
             return points
         return F.interpolate(points, scale_factor=float(self.stride), mode="nearest")
 
 
-class Numbers(Target):
-    """Numbers, to which there is a distance of the recipe's choice."""
+class RegressionTarget(Target):
+    """A target of real numbers, compared by one of `DISTANCES`."""
 
     def __init__(
-        self, design: Design, spec: BackboneSpec, model: TargetModel | None = None
+        self, design: Design, spec: BackboneSpec, model: TargetModelInfo | None = None
     ) -> None:
         super().__init__(design, spec, model)
         self.loss_name = design.loss
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Score every number of every point."""
-        return DISTANCES[self.loss_name].of(prediction, target)
+        """Return the elementwise distance, (B, G, h, w)."""
+        return DISTANCES[self.loss_name].elementwise(prediction, target)
 
     def trivial_loss(self, targets: Tensor) -> float:
-        """Give the mean distance to the best constant of each channel."""
+        """Return the mean distance to the best constant of each channel."""
         distance = DISTANCES[self.loss_name]
         constant = distance.nearest_constant(targets)
-        return float(distance.of(constant.expand_as(targets), targets).mean())
+        return float(distance.elementwise(constant.expand_as(targets), targets).mean())
 
 
-def averaged(stride: int) -> str:
-    """Say that points are means of pixels, where they are."""
+def averaging_suffix(stride: int) -> str:
+    """Return the suffix of a description for points that average several pixels; empty for single pixels."""
     return f", averaged over {stride} x {stride}" if stride > 1 else ""

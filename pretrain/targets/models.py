@@ -1,17 +1,15 @@
-"""The models that targets come from: teachers and tokenizers, read as a design names them.
+"""Load the models that targets come from: teachers and tokenizers, by the name in a design.
 
-In: a design and the student's backbone. Out: the frozen model, which maps images (B, C, H, W), normalised as
-the student has them, and hidden pixels (B, H, W) to what the student is to predict; and what is kept of it
-with the student.
+`load_target_model` returns the frozen model, which maps images (B, C, H, W), normalised as the student's, and hidden
+pixels (B, H, W) to the student's target, and the metadata that is stored with the student.
 
-`-o teacher=CKPT` is any checkpoint for teacher_features, one with a SimMIM head for teacher_pixels.
-`-o tokenizer=CKPT` is a run with target=tokens, or a checkpoint of one. `-o tokenizer=module:function` is a
-user's own function, imported and called without arguments. It gives an `nn.Module` that maps images
-(B, 3, H, W), pixels in [0, 1], to integer ids (B, H / stride, W / stride) in [0, vocabulary), and has the
-attributes `vocabulary` and `stride` (pixels a side of one token); where it has a method `decode`, that maps
-ids back to images and draws them. Every process calls the function anew, and again on resuming, each time with
-torch's, NumPy's and Python's global generators at the same fixed seed, so that weights drawn from these are
-the same; a function with a generator of its own must seed it.
+`-o teacher=CKPT` takes any checkpoint for teacher_features, and one with a SimMIM head for teacher_pixels.
+`-o tokenizer=CKPT` takes a run with target=tokens, or a checkpoint of one. `-o tokenizer=module:function` names a
+user-defined function, which is imported and called without arguments. It must return an `nn.Module` that maps images
+(B, 3, H, W), pixels in [0, 1], to integer ids (B, H / stride, W / stride) in [0, vocabulary), with the attributes
+`vocabulary` and `stride` (pixels per side of a token). An optional method `decode` maps ids back to images for
+visualisation. Every process calls the function, also when a run is resumed, with torch's, NumPy's and Python's global
+generators at the same fixed seed, so that random weights are the same; a function with another generator must seed it.
 """
 
 from __future__ import annotations
@@ -31,9 +29,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pretrain.design import Design, TargetModel
+from pretrain.design import Design, TargetModelInfo
 from pretrain.simmim import SimMIM, load_simmim
-from pretrain.targets.tokens import Tokens
+from pretrain.targets.tokens import TokenTarget
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -43,37 +41,39 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.training.precision import full_precision
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-NAMES = ("random", "timm")  # what a checkpoint's name may begin with before a colon
-USERS_SEED = 0  # not the run's: runs of several seeds compare on the same tokens
+# CKPT may be random:ARCH or timm:NAME, which look like module:function.
+CKPT_PREFIXES = ("random", "timm")
+# Not the seed of the run: runs with several seeds are compared on the same tokens.
+USER_TOKENIZER_SEED = 0
 
 
 class TargetSource(NamedTuple):
-    """A model that a target comes from, and what is kept of it with the student."""
+    """A model that a target comes from, and the metadata of it that is stored with the student."""
 
-    known: TargetModel
+    known: TargetModelInfo
     model: nn.Module
 
 
-class Renormalised(nn.Module):
-    """Images normalised for the student, as another model wants them."""
+class Renormalise(nn.Module):
+    """Convert images from the student's normalisation to another model's."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        our_mean, our_std, their_mean, their_std = (
+        student_mean, student_std, model_mean, model_std = (
             torch.tensor(x).view(-1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
         )
-        self.register_buffer("scale", our_std / their_std)
-        self.register_buffer("shift", (our_mean - their_mean) / their_std)
+        self.register_buffer("scale", student_std / model_std)
+        self.register_buffer("shift", (student_mean - model_mean) / model_std)
 
     scale: Tensor
     shift: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Give (B, C, H, W) in the other model's normalisation."""
+        """Convert (B, C, H, W) to the other model's normalisation."""
         return images * self.scale + self.shift
 
-    def back(self, images: Tensor) -> Tensor:
-        """Give (B, C, H, W) in the student's."""
+    def inverse(self, images: Tensor) -> Tensor:
+        """Convert (B, C, H, W) to the student's normalisation."""
         return (images - self.shift) / self.scale
 
 
@@ -82,71 +82,72 @@ class FeatureTeacher(nn.Module):
 
     def __init__(self, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.backbone, self.seen = backbone, Renormalised(mean, std)
+        self.backbone, self.renormalise = backbone, Renormalise(mean, std)
 
     def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """Give (B, D, h, w) of the images, whole."""
-        features = self.backbone.forward_maps(self.seen(images))[-1].float()
+        """Return the features (B, D, h, w) of the unmasked images."""
+        features = self.backbone.forward_maps(self.renormalise(images))[-1].float()
         channels_last = features.permute(0, 2, 3, 1)
         normed = nn.functional.layer_norm(channels_last, channels_last.shape[-1:], eps=1e-6)
         return normed.permute(0, 3, 1, 2)
 
 
 class PixelTeacher(nn.Module):
-    """A SimMIM model's reconstruction, with what its own target leaves out of an image put back."""
+    """A SimMIM model's reconstruction, with its target's normalisation undone."""
 
     def __init__(self, model: SimMIM, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.model, self.seen = model, Renormalised(mean, std)
+        self.model, self.renormalise = model, Renormalise(mean, std)
 
     def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """Give (B, C, H, W) as the teacher paints the images without their hidden pixels.
+        """Return the teacher's reconstruction (B, C, H, W) of the masked images.
 
-        A teacher whose own target is normalised, by surroundings or by patch, is lent their means and
-        deviations in the whole image: of the hidden pixels, it is told these.
+        If the teacher's target is normalised, by surroundings or by patch, its reconstruction is denormalised with the
+        statistics of the unmasked image: the only information about the hidden pixels that the teacher receives.
         """
-        seen = self.seen(images)
-        found = self.model(seen, hidden).reconstruction
-        return self.seen.back(self.model.drawn.denormalise(found, seen))
+        inputs = self.renormalise(images)
+        reconstruction = self.model(inputs, hidden).reconstruction
+        denormalised = self.model.reconstruction_target.denormalise(reconstruction, inputs)
+        return self.renormalise.inverse(denormalised)
 
 
 class UserTokenizer(nn.Module):
-    """A user's tokenizer, its answers checked."""
+    """A user-defined tokenizer, whose outputs are checked."""
 
     def __init__(self, name: str, model: nn.Module, vocabulary: int, stride: int) -> None:
         super().__init__()
         self.name, self.model, self.vocabulary, self.stride = name, model, vocabulary, stride
-        self.pixels = Renormalised((0.0,), (1.0,))
+        self.to_unit_range = Renormalise((0.0,), (1.0,))
 
     def forward(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """Give the ids (B, 1, h, w) of the images, whole.
+        """Return the token ids (B, 1, h, w) of the unmasked images.
 
         Raises:
-            UsageError: they are of another shape, no integers, or outside of the vocabulary.
+            UsageError: the ids have another shape, are not integers, or are outside the vocabulary.
         """
         with full_precision(images.device):
-            ids = self.model(self.pixels(images.float()).clamp(0, 1))
-        wanted = (len(images), *(side // self.stride for side in images.shape[2:]))
-        if not isinstance(ids, Tensor) or tuple(ids.shape) != wanted:
+            ids = self.model(self.to_unit_range(images.float()).clamp(0, 1))
+        expected = (len(images), *(side // self.stride for side in images.shape[2:]))
+        if not isinstance(ids, Tensor) or tuple(ids.shape) != expected:
             shape = tuple(ids.shape) if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
             raise UsageError(
-                f"tokenizer {self.name} gives {shape} for images {tuple(images.shape)}; with its stride of "
-                f"{self.stride} it must give ids {wanted}."
+                f"tokenizer {self.name} returned {shape} for images {tuple(images.shape)}; with its stride of "
+                f"{self.stride} it must return ids {expected}."
             )
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise UsageError(
-                f"tokenizer {self.name} gives {ids.dtype}; it must give integers, such as torch.int64."
+                f"tokenizer {self.name} returned {ids.dtype}; it must return integers, such as torch.int64."
             )
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= self.vocabulary:
             raise UsageError(
-                f"tokenizer {self.name} gives ids from {low} to {high}; with its vocabulary of "
+                f"tokenizer {self.name} returned ids from {low} to {high}; with its vocabulary of "
                 f"{self.vocabulary} they must be from 0 to {self.vocabulary - 1}."
             )
         return ids.long().unsqueeze(1)
 
     def decode(self, ids: Tensor) -> Tensor | None:
-        """Give the images (B, C, H, W) of ids (B, h, w), in [0, 1]; None where the tokenizer cannot."""
+        """Decode ids (B, h, w) to images (B, C, H, W) in [0, 1]; None if the tokenizer has no `decode`."""
         if not hasattr(self.model, "decode"):
             return None
         with full_precision(ids.device):
@@ -155,21 +156,22 @@ class UserTokenizer(nn.Module):
         if not isinstance(images, Tensor) or tuple(images.shape) != (len(ids), 3, height, width):
             shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise UsageError(
-                f"decode of tokenizer {self.name} gives {shape} for ids {tuple(ids.shape)}; it must give "
+                f"decode of tokenizer {self.name} returned {shape} for ids {tuple(ids.shape)}; it must return "
                 f"images {(len(ids), 3, height, width)}."
             )
         return images
 
 
 def load_target_model(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
-    """Read the teacher or tokenizer that a design names; None where it needs none.
+    """Load the teacher or tokenizer that a design names; None if it names none.
 
     Args:
-        unit: pixels a side of what the student's masks are made of (`masking_unit`).
+        spec: the student's backbone.
+        unit: side in pixels of the student's masking unit (`masking_unit`).
 
     Raises:
-        UsageError: it does not fit the student, or the user's function does not give what it should.
-        DataError: it cannot be read.
+        UsageError: the model does not fit the student, or a user-defined function does not return a valid tokenizer.
+        DataError: the checkpoint cannot be read.
     """
     load = LOADERS.get(design.target)
     source = None if load is None else load(design, spec, unit)
@@ -178,7 +180,7 @@ def load_target_model(design: Design, spec: BackboneSpec, unit: int) -> TargetSo
     return source
 
 
-def _feature_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
+def _load_feature_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
     checkpoint = _read_teacher(design, spec)
     stride = checkpoint.spec.stride
     if any(side % stride for side in spec.img_size):
@@ -187,32 +189,32 @@ def _feature_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSou
             f"use {tuple(-(-side // stride) * stride for side in spec.img_size)}."
         )
     backbone = load_backbone(checkpoint, img_size=spec.img_size)
-    known = _known(checkpoint, channels=backbone.feature_levels[-1].channels, stride=stride)
+    known = _info(checkpoint, channels=backbone.feature_levels[-1].channels, stride=stride)
     return TargetSource(known, FeatureTeacher(backbone, checkpoint.mean, checkpoint.std))
 
 
-def _pixel_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
+def _load_pixel_teacher(design: Design, spec: BackboneSpec, unit: int) -> TargetSource:
     checkpoint = _read_teacher(design, spec)
     model = load_simmim(checkpoint)
     if model.spec.img_size != spec.img_size:
         raise UsageError(
-            f"teacher {checkpoint.name} reconstructs images of {model.spec.img_size} pixels, not of "
-            f"{spec.img_size}; give -o img_size={'x'.join(map(str, model.spec.img_size))}."
+            f"teacher {checkpoint.name} reconstructs images of {model.spec.img_size} pixels, but the student has "
+            f"{spec.img_size}; use -o img_size={'x'.join(map(str, model.spec.img_size))}."
         )
-    if not model.drawn.draws:
+    if not model.reconstruction_target.can_visualize:
         raise UsageError(
-            f"teacher {checkpoint.name} predicts {model.target.describe()}, which are no pixels; use "
-            "-o target=teacher_features, or a teacher that reconstructs."
+            f"teacher {checkpoint.name} predicts {model.target.describe()}, which cannot be converted to pixels; use "
+            "-o target=teacher_features, or a teacher that predicts pixels."
         )
     patch = model.spec.patch_size
-    # Every strategy hides as many units in each image: of whole units, patches are as many too.
+    # Every strategy hides the same number of units in each image, and thus of patches if units are whole patches.
     if model.design.encoder_input == "visible" and unit % patch:
         raise UsageError(
-            f"teacher {checkpoint.name} sees visible patches of {patch} pixels alone, and the student's masks, of "
-            f"units of {unit}, hide parts of these; use -o mask_patch_size={math.lcm(patch, spec.patch_size)} and any "
-            "masking but pixels, or a teacher with encoder_input tokens or zeros."
+            f"teacher {checkpoint.name} encodes visible patches of {patch} pixels only, but the student's masking "
+            f"units of {unit} pixels hide parts of them; use -o mask_patch_size={math.lcm(patch, spec.patch_size)} and "
+            "any masking but pixels, or a teacher with encoder_input tokens or zeros."
         )
-    known = _known(checkpoint, channels=spec.in_chans, stride=1)
+    known = _info(checkpoint, channels=spec.in_chans, stride=1)
     return TargetSource(known, PixelTeacher(model, checkpoint.mean, checkpoint.std))
 
 
@@ -221,14 +223,14 @@ def _read_teacher(design: Design, spec: BackboneSpec) -> Checkpoint:
     checkpoint = read_checkpoint(design.teacher)
     if checkpoint.spec.in_chans != spec.in_chans:
         raise UsageError(
-            f"teacher {design.teacher} is for images of {checkpoint.spec.in_chans} channels, not "
-            f"{spec.in_chans}; use another."
+            f"teacher {design.teacher} needs images of {checkpoint.spec.in_chans} channels, but the student has "
+            f"{spec.in_chans}; use a teacher of {spec.in_chans} channels."
         )
     return checkpoint
 
 
-def _known(checkpoint: Checkpoint, *, channels: int, stride: int) -> TargetModel:
-    return TargetModel(
+def _info(checkpoint: Checkpoint, *, channels: int, stride: int) -> TargetModelInfo:
+    return TargetModelInfo(
         name=checkpoint.name,
         label=checkpoint.label,
         sha256=checkpoint.sha256,
@@ -237,24 +239,28 @@ def _known(checkpoint: Checkpoint, *, channels: int, stride: int) -> TargetModel
     )
 
 
-def _tokenizer(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
+def _load_tokenizer(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
     name = design.tokenizer
     if name is None:
         return None
-    named = FUNCTION.fullmatch(name) and name.split(":")[0] not in NAMES
-    return _user_tokenizer(name) if named and not Path(name).exists() else _our_tokenizer(name)
+    named = FUNCTION.fullmatch(name) and name.split(":")[0] not in CKPT_PREFIXES
+    return (
+        _load_user_tokenizer(name)
+        if named and not Path(name).exists()
+        else _load_fitted_tokenizer(name)
+    )
 
 
-def _our_tokenizer(name: str) -> TargetSource:
+def _load_fitted_tokenizer(name: str) -> TargetSource:
     checkpoint = read_checkpoint(name)
     model = load_simmim(checkpoint)
-    if not isinstance(model.target, Tokens):
+    if not isinstance(model.target, TokenTarget):
         raise UsageError(
-            f"{name} holds no tokenizer: it predicts {model.target.describe()}. Give a run with "
+            f"{name} contains no tokenizer: it predicts {model.target.describe()}; use a run with "
             "-o target=tokens whose tokenizer was fitted, or module:function."
         )
     tokenizer = model.target.tokenizer
-    known = TargetModel(
+    known = TargetModelInfo(
         name=name,
         label=f"the tokenizer of {checkpoint.label}",
         sha256=_hash(tokenizer),
@@ -265,31 +271,31 @@ def _our_tokenizer(name: str) -> TargetSource:
     return TargetSource(known, tokenizer)
 
 
-def _user_tokenizer(name: str) -> TargetSource:
+def _load_user_tokenizer(name: str) -> TargetSource:
     module, _, function = name.partition(":")
     try:
-        with _seeded(USERS_SEED):
-            made = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # whatever the user's code raises
+        with _seeded(USER_TOKENIZER_SEED):
+            built = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # the user's code may raise anything
         raise UsageError(
-            f"tokenizer {name} cannot be made ({type(error).__name__}: {error}); give module:function, importable "
-            "from here (PYTHONPATH), of a function without arguments, or a run with -o target=tokens."
+            f"tokenizer {name} cannot be built ({type(error).__name__}: {error}); use module:function, importable "
+            "from the current PYTHONPATH, of a function without arguments, or a run with -o target=tokens."
         ) from error
-    if not isinstance(made, nn.Module):
+    if not isinstance(built, nn.Module):
         raise UsageError(
-            f"tokenizer {name} gives a {type(made).__name__}; it must give a torch.nn.Module."
+            f"tokenizer {name} returned a {type(built).__name__}; it must return a torch.nn.Module."
         )
-    vocabulary, stride = (_whole_number(name, made, key) for key in ("vocabulary", "stride"))
-    known = TargetModel(
-        name=name, label=name, sha256=_hash(made), channels=vocabulary, stride=stride
+    vocabulary, stride = (_read_integer(name, built, key) for key in ("vocabulary", "stride"))
+    known = TargetModelInfo(
+        name=name, label=name, sha256=_hash(built), channels=vocabulary, stride=stride
     )
-    return TargetSource(known, UserTokenizer(name, made, vocabulary, stride))
+    return TargetSource(known, UserTokenizer(name, built, vocabulary, stride))
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's, NumPy's and Python's global generators for the block; put the CPU's back after it."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()
+    """Seed torch's, NumPy's and Python's global generators for the block; restore the CPU generators afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -297,28 +303,28 @@ def _seeded(seed: int) -> Iterator[None]:
             random.seed(seed)
             yield
     finally:
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
-def _whole_number(name: str, tokenizer: nn.Module, key: str) -> int:
-    least = {"vocabulary": 2, "stride": 1}[key]
+def _read_integer(name: str, tokenizer: nn.Module, key: str) -> int:
+    minimum = {"vocabulary": 2, "stride": 1}[key]
     value = getattr(tokenizer, key, None)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise UsageError(
-            f"tokenizer {name} has {key} {value!r}; it must be a whole number of {least} or more."
+            f"tokenizer {name} has {key} {value!r}; it must be an integer of {minimum} or more."
         )
     return value
 
 
 def _hash(module: nn.Module) -> str:
-    """Give the SHA-256 of a module's weights."""
+    """Return the SHA-256 of a module's weights."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     return hashlib.sha256(save({key: value.clone() for key, value in state.items()})).hexdigest()
 
 
 LOADERS: dict[str, Callable[[Design, BackboneSpec, int], TargetSource | None]] = {
-    "tokens": _tokenizer,
-    "teacher_features": _feature_teacher,
-    "teacher_pixels": _pixel_teacher,
+    "tokens": _load_tokenizer,
+    "teacher_features": _load_feature_teacher,
+    "teacher_pixels": _load_pixel_teacher,
 }

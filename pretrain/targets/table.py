@@ -1,27 +1,23 @@
-"""The targets by name: what `-o target=...` chooses from.
-
-In: a design, a backbone, and what is known of the teacher or tokenizer where the target comes from one.
-Out: a `Target`.
-"""
+"""All targets by name: the values of `-o target=...`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from pretrain.design import Design, TargetModel
+from pretrain.design import Design, TargetModelInfo
 from pretrain.targets.base import Target
-from pretrain.targets.classes import Bins, Clusters
-from pretrain.targets.pixels import PatchNorm, Pixels
-from pretrain.targets.teacher import TeacherFeatures, TeacherPixels
-from pretrain.targets.tokens import tokens
+from pretrain.targets.classes import BinTarget, ClusterTarget
+from pretrain.targets.pixels import PatchNormTarget, PixelTarget
+from pretrain.targets.teacher import TeacherFeatureTarget, TeacherPixelTarget
+from pretrain.targets.tokens import build_token_target
 from simmim_bench.models.archs import BackboneSpec
 
-TARGETS: dict[str, Callable[[Design, BackboneSpec, TargetModel | None], Target]] = {
-    "pixels": Pixels,
-    "patch_norm": PatchNorm,
-    "bins": Bins,
-    "clusters": Clusters,
-    "tokens": tokens,
-    "teacher_features": TeacherFeatures,
-    "teacher_pixels": TeacherPixels,
+TARGETS: dict[str, Callable[[Design, BackboneSpec, TargetModelInfo | None], Target]] = {
+    "pixels": PixelTarget,
+    "patch_norm": PatchNormTarget,
+    "bins": BinTarget,
+    "clusters": ClusterTarget,
+    "tokens": build_token_target,
+    "teacher_features": TeacherFeatureTarget,
+    "teacher_pixels": TeacherPixelTarget,
 }

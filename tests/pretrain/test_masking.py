@@ -7,7 +7,7 @@ import json
 import math
 import random
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,26 +19,26 @@ from click.testing import CliRunner
 from torch.utils.data import TensorDataset
 
 from pretrain import train as run
-from pretrain.masking.avg_dist import average_distance, recipe_distance
+from pretrain.build import check_sizes
+from pretrain.masking.avg_dist import average_distance, recipe_average_distance
 from pretrain.masking.content import (
-    GUIDES,
     REGIONS,
-    colour_of_units,
-    place_of_units,
+    UNIT_FEATURES,
     region_map,
-    texture_of_units,
+    unit_colours,
+    unit_positions,
+    unit_textures,
 )
 from pretrain.masking.masks import (
     STRATEGIES,
-    at_pixels,
     hidden_patches,
     mask_generator,
-    random_masks,
+    sample_masks,
+    upsample_mask,
 )
 from pretrain.masking.strategies import MaskRequest
 from pretrain.recipes import POCKET, Masking
 from pretrain.simmim import SimMIM, load_simmim
-from pretrain.train import check_sizes
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import ImageDataset
@@ -49,15 +49,6 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 
 NAMES = sorted(STRATEGIES)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Work on one thread: what is computed here is so small that two mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def photographs(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -75,7 +66,7 @@ def draw(
     size = (rows * unit, columns * unit)
     if masking == "pixels":
         size, unit = (rows, columns), 1
-    return random_masks(
+    return sample_masks(
         count,
         size,
         masking=masking,
@@ -87,7 +78,7 @@ def draw(
     )
 
 
-def test_the_recipe_and_the_pictures_know_every_strategy() -> None:
+def test_recipe_and_visualize_command_list_every_strategy() -> None:
     assert set(STRATEGIES) == set(typing.get_args(Masking))
     shown = next(p for p in cli.commands["visualize"].params if p.name == "masking").type.choices
     assert set(shown) == {*STRATEGIES, "centre", "boxes"}
@@ -104,9 +95,9 @@ def test_every_strategy_hides_exactly_the_ceiling_of_the_ratio(masking: str) -> 
 
 
 @pytest.mark.parametrize("masking", sorted({*NAMES} - {"pixels"}))
-def test_a_unit_is_hidden_whole_or_not_at_all_at_the_resolution_of_patches(masking: str) -> None:
+def test_units_of_whole_patches_are_hidden_completely_or_not_at_all(masking: str) -> None:
     images = photographs(5, (96, 64))
-    masks = random_masks(
+    masks = sample_masks(
         5,
         (96, 64),
         masking=masking,
@@ -122,10 +113,8 @@ def test_a_unit_is_hidden_whole_or_not_at_all_at_the_resolution_of_patches(maski
 
 
 @pytest.mark.parametrize(("masking", "unit"), [("pixels", 16), ("random", 4), ("block", 4)])
-def test_units_smaller_than_a_patch_are_told_at_the_resolution_of_pixels(
-    masking: str, unit: int
-) -> None:
-    masks = random_masks(
+def test_units_smaller_than_a_patch_give_masks_of_pixels(masking: str, unit: int) -> None:
+    masks = sample_masks(
         2, (32, 48), masking=masking, mask_patch_size=unit, patch_size=16, mask_ratio=0.5
     )
     assert masks.shape == (2, 32, 48)
@@ -136,11 +125,11 @@ def test_units_smaller_than_a_patch_are_told_at_the_resolution_of_pixels(
 
 
 @pytest.mark.parametrize("masking", NAMES)
-def test_a_mask_depends_on_its_own_image_and_seed_alone(masking: str) -> None:
+def test_mask_depends_on_its_image_and_generator_only(masking: str) -> None:
     images = photographs(6, (48, 32))
 
     def masks_of(chosen: list[int], generators: object) -> torch.Tensor:
-        return random_masks(
+        return sample_masks(
             len(chosen),
             (48, 32),
             masking=masking,
@@ -165,13 +154,13 @@ def test_a_mask_depends_on_its_own_image_and_seed_alone(masking: str) -> None:
 
 
 @pytest.mark.parametrize("masking", ["regions", "multimodal"])
-def test_neither_the_scale_of_pixels_nor_autocast_changes_a_mask(masking: str) -> None:
+def test_pixel_scale_and_autocast_do_not_change_masks(masking: str) -> None:
     pixels = (photographs(8, (48, 64)) * 255 / 1.1).byte()
     sizes = {"mask_patch_size": 8, "patch_size": 8, "mask_ratio": 0.6}
 
     def masks_of(images: torch.Tensor) -> torch.Tensor:
         own = [mask_generator(0, 0, i) for i in range(8)]
-        return random_masks(8, (48, 64), masking=masking, generator=own, images=images, **sizes)
+        return sample_masks(8, (48, 64), masking=masking, generator=own, images=images, **sizes)
 
     normalised = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
@@ -228,7 +217,7 @@ NAIVE: dict[str, Callable[[int, int, int, random.Random], np.ndarray]] = {
 
 @pytest.mark.parametrize(("rows", "columns", "ratio"), [(6, 6, 0.6), (7, 9, 0.25)])
 @pytest.mark.parametrize("masking", NAIVE)
-def test_units_are_hidden_as_often_as_in_a_naive_simulation_alone_and_beside_each_other(
+def test_unit_and_pair_frequencies_equal_a_naive_simulation(
     masking: str, rows: int, columns: int, ratio: float
 ) -> None:
     count, draws = 3000, random.Random(1)
@@ -253,7 +242,7 @@ def test_units_are_hidden_as_often_as_in_a_naive_simulation_alone_and_beside_eac
 
 def test_random_units_are_those_of_the_smallest_numbers() -> None:
     own = [torch.Generator().manual_seed(i) for i in range(20)]
-    masks = random_masks(
+    masks = sample_masks(
         20, (192, 192), mask_patch_size=32, patch_size=32, mask_ratio=0.6, generator=own
     )
     for i, mask in enumerate(masks):
@@ -262,7 +251,7 @@ def test_random_units_are_those_of_the_smallest_numbers() -> None:
         assert mask.flatten().nonzero().flatten().tolist() == sorted(smallest)
 
 
-def test_a_square_of_a_square_number_is_one_and_is_everywhere_equally_often() -> None:
+def test_square_positions_are_equally_likely() -> None:
     masks = draw("square", 4000, 6, 8, 9 / 48, unit=1).bool()
     places = {}
     for mask in masks:
@@ -279,7 +268,7 @@ def test_a_square_of_a_square_number_is_one_and_is_everywhere_equally_often() ->
     ("grid", "hidden", "box"),
     [((6, 6), 22, (5, 5)), ((6, 6), 20, (5, 4)), ((3, 50), 60, (3, 20)), ((50, 3), 61, (21, 3))],
 )
-def test_a_square_that_is_not_exact_lacks_units_of_its_last_line_alone(
+def test_inexact_square_omits_units_of_its_last_line_only(
     grid: tuple[int, int], hidden: int, box: tuple[int, int]
 ) -> None:
     masks = draw("square", 50, *grid, (hidden - 0.5) / (grid[0] * grid[1]), unit=1)
@@ -294,7 +283,7 @@ def test_a_square_that_is_not_exact_lacks_units_of_its_last_line_alone(
             assert not inside[-1, -1]
 
 
-def test_a_lone_block_keeps_to_beits_size_and_aspect() -> None:
+def test_single_block_has_the_size_and_aspect_ratio_of_beit() -> None:
     # As many units as the smallest block has: 28 x 28 of them, 64 in a block.
     found = draw("block", 1000, 28, 28, 63.5 / 784, unit=1).bool()
     aspects = []
@@ -342,13 +331,13 @@ def naive_region_map(image: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
     return labels
 
 
-def test_regions_are_those_of_a_naive_k_means() -> None:
+def test_regions_equal_a_naive_k_means() -> None:
     image = photographs(1, (48, 64), seed=3)
     found = region_map(image, (12, 16))[0].numpy()
     assert np.array_equal(found, naive_region_map(image[0].double().numpy(), (12, 16)))
 
 
-def test_a_region_lies_on_one_side_of_an_edge() -> None:
+def test_region_lies_on_one_side_of_an_edge() -> None:
     image = torch.zeros(1, 3, 64, 96)
     image[:, 0, :, 48:] = 1
     labels = region_map(image, (16, 24))[0]
@@ -356,10 +345,10 @@ def test_a_region_lies_on_one_side_of_an_edge() -> None:
     assert labels.max() < 2 * REGIONS
 
 
-def test_fields_of_their_own_colour_are_hidden_whole() -> None:
+def test_uniformly_coloured_fields_are_hidden_completely() -> None:
     colours = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
     images = torch.nn.functional.interpolate(colours[None], (64, 64)).expand(20, -1, -1, -1)
-    masks = random_masks(
+    masks = sample_masks(
         20,
         (64, 64),
         masking="regions",
@@ -376,9 +365,9 @@ def test_fields_of_their_own_colour_are_hidden_whole() -> None:
     assert len(masks.flatten(1).unique(dim=0)) > 10
 
 
-def test_at_most_one_region_is_cut() -> None:
+def test_at_most_one_region_is_partially_hidden() -> None:
     images = photographs(6, (64, 96), seed=5)
-    masks = random_masks(
+    masks = sample_masks(
         6,
         (64, 96),
         masking="regions",
@@ -397,15 +386,15 @@ def test_at_most_one_region_is_cut() -> None:
         assert sum(0 < share < 1 for share in shares) <= 1
 
 
-def test_the_guides_are_the_colour_the_place_and_the_contrast_of_units() -> None:
+def test_unit_features_are_colour_position_and_contrast() -> None:
     image = photographs(1, (16, 24), seed=7)
     units = image[0].view(3, 4, 4, 6, 4).permute(1, 3, 0, 2, 4).reshape(24, 3, 16)
     colour = units.mean(2)
     standard = (colour - colour.mean(0)) / colour.std(0, correction=0)
-    assert torch.allclose(colour_of_units(image, (4, 6))[0], standard, atol=1e-4)
+    assert torch.allclose(unit_colours(image, (4, 6))[0], standard, atol=1e-4)
     contrast = units.var(2, correction=0) / image[0].flatten(1).var(1, correction=0)
-    assert torch.allclose(texture_of_units(image, (4, 6))[0, :, 0], contrast.mean(1), atol=1e-4)
-    assert place_of_units(image, (4, 6))[0, 13].tolist() == [2, 1]
+    assert torch.allclose(unit_textures(image, (4, 6))[0, :, 0], contrast.mean(1), atol=1e-4)
+    assert unit_positions(image, (4, 6))[0, 13].tolist() == [2, 1]
 
 
 def naive_multimodal(
@@ -416,7 +405,7 @@ def naive_multimodal(
     noise = torch.rand(6, units, generator=torch.Generator().manual_seed(seed)).tolist()
     taken: set[int] = set()
     for turn in range(6):
-        feature = [*GUIDES.values()][turn % 3](image[None], grid)[0].tolist()
+        feature = [*UNIT_FEATURES.values()][turn % 3](image[None], grid)[0].tolist()
         visible = [u for u in range(units) if u not in taken]
         first = min(visible, key=noise[turn].__getitem__)
 
@@ -430,7 +419,7 @@ def naive_multimodal(
 
 
 @pytest.mark.parametrize("hidden", [1, 4, 29, 48])
-def test_multimodal_masks_are_those_of_a_naive_loop(hidden: int) -> None:
+def test_multimodal_masks_equal_a_naive_loop(hidden: int) -> None:
     images = photographs(4, (48, 64), seed=9)
     masks = STRATEGIES["multimodal"](
         MaskRequest(
@@ -446,7 +435,7 @@ def test_multimodal_masks_are_those_of_a_naive_loop(hidden: int) -> None:
         assert found == naive_multimodal(images[i], (6, 8), hidden, i)
 
 
-def test_the_first_round_hides_the_units_of_its_seeds_colour_wherever_they_are() -> None:
+def test_first_round_hides_units_of_the_same_colour_anywhere() -> None:
     for seed in range(20):
         noise = torch.rand(6, 36, generator=torch.Generator().manual_seed(seed))
         first = int(noise[0].argmin())
@@ -458,14 +447,14 @@ def test_the_first_round_hides_the_units_of_its_seeds_colour_wherever_they_are()
             columns=6,
             hidden=18,  # three in each round
             generators=[torch.Generator().manual_seed(seed)],
-            images=at_pixels(colours.view(3, 6, 6), (48, 48))[None],
+            images=upsample_mask(colours.view(3, 6, 6), (48, 48))[None],
         )
         assert STRATEGIES["multimodal"](request).flatten()[red].all()
 
 
 @pytest.mark.parametrize("masking", ["regions", "multimodal"])
-def test_an_image_of_one_colour_has_a_mask_too(masking: str) -> None:
-    masks = random_masks(
+def test_image_of_one_colour_has_a_valid_mask(masking: str) -> None:
+    masks = sample_masks(
         2,
         (32, 32),
         masking=masking,
@@ -482,7 +471,7 @@ def test_an_image_of_one_colour_has_a_mask_too(masking: str) -> None:
 
 
 @pytest.mark.parametrize("cells", [(4, 6), (12, 18)])
-def test_the_average_distance_is_that_of_a_naive_loop(cells: tuple[int, int]) -> None:
+def test_average_distance_equals_a_naive_loop(cells: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(4)
     masks = (torch.rand(3, *cells, generator=generator) < 0.7).float()
     scale = 12 // cells[0]
@@ -495,7 +484,7 @@ def test_the_average_distance_is_that_of_a_naive_loop(cells: tuple[int, int]) ->
     assert average_distance(masks, (12, 18)) == pytest.approx(np.mean(distances))
 
 
-def test_the_distance_of_half_an_image_is_the_mean_of_its_columns() -> None:
+def test_distance_of_a_half_hidden_image_is_the_mean_over_its_columns() -> None:
     mask = torch.zeros(1, 2, 2)
     mask[:, :, 1] = 1
     assert average_distance(mask, (40, 40)) == pytest.approx((20 + 1) / 2)
@@ -504,11 +493,11 @@ def test_the_distance_of_half_an_image_is_the_mean_of_its_columns() -> None:
     assert average_distance(torch.ones(1, 2, 2), (40, 40)) == math.inf
 
 
-def test_distances_are_where_simmim_finds_the_best_masks() -> None:
+def test_distances_of_simmims_best_masks_are_in_its_best_range() -> None:
     """Its AvgDist is best at 10 to 20 of 192 pixels; its best masks are of 32-pixel units at 0.5 and 0.6."""
 
     def distance(unit: int, ratio: float, masking: str = "random") -> float:
-        masks = random_masks(
+        masks = sample_masks(
             60,
             (192, 192),
             masking=masking,
@@ -527,24 +516,24 @@ def test_distances_are_where_simmim_finds_the_best_masks() -> None:
     assert distance(32, 0.6, "square") > 20
 
 
-def test_at_pixels_every_patch_has_its_pixels() -> None:
+def test_upsampled_mask_covers_the_pixels_of_every_patch() -> None:
     mask = torch.tensor([[[0.0, 1.0, 0.0]]])
     assert torch.equal(
-        at_pixels(mask, (2, 6)), torch.tensor([[[0.0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]])
+        upsample_mask(mask, (2, 6)), torch.tensor([[[0.0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0]]])
     )
 
 
 # Recipes and runs.
 
 
-def test_a_recipe_without_a_choice_hides_as_it_did() -> None:
+def test_default_masking_leaves_recipe_hash_unchanged() -> None:
     assert POCKET.masking == "random"
     # What the pocket recipe hashed to before there was a choice.
     assert POCKET.sha256() == "4de96403081ffae9e59525fac0ab2d372eb44c46406c112ac1833fe5c137e800"
     assert replace(POCKET, masking="block").sha256() != POCKET.sha256()
 
 
-def test_units_are_whole_patches_or_smaller_than_one_and_divide_the_image() -> None:
+def test_unit_sizes_are_checked() -> None:
     for changes in ({"masking": "pixels"}, {"mask_patch_size": 2}, {"mask_patch_size": 16}):
         check_sizes(replace(POCKET, **changes))
     with pytest.raises(UsageError, match="mask_patch_size 10 is not a multiple of patch_size 4"):
@@ -553,7 +542,7 @@ def test_units_are_whole_patches_or_smaller_than_one_and_divide_the_image() -> N
         check_sizes(replace(POCKET, mask_patch_size=3))
 
 
-def test_a_patch_is_hidden_where_all_its_pixels_are() -> None:
+def test_patch_is_hidden_if_all_its_pixels_are() -> None:
     masks = (torch.rand(3, 12, 8, generator=torch.Generator().manual_seed(0)) < 0.7).float()
     masks[:, 4:6, 2:4] = 1
     patches = hidden_patches(masks, 2)
@@ -561,13 +550,13 @@ def test_a_patch_is_hidden_where_all_its_pixels_are() -> None:
         assert patches[b, y, x] == masks[b, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].all()
 
 
-def test_the_model_sees_visible_pixels_alone_and_is_scored_on_hidden_ones_alone(
+def test_pixel_masks_hide_pixels_from_the_encoder_and_select_them_for_the_loss(
     tiny_spec: BackboneSpec,
 ) -> None:
     model = SimMIM(tiny_spec).eval()
     images = torch.randn(2, 3, *tiny_spec.img_size)
     sizes = {"mask_patch_size": 1, "patch_size": tiny_spec.patch_size, "mask_ratio": 0.6}
-    mask = random_masks(2, tiny_spec.img_size, masking="pixels", **sizes)
+    mask = sample_masks(2, tiny_spec.img_size, masking="pixels", **sizes)
     output, hidden = model(images, mask), mask.unsqueeze(1)
     other = model(images + hidden * torch.randn_like(images), mask)
     assert torch.equal(output.features, other.features)
@@ -579,15 +568,18 @@ def test_the_model_sees_visible_pixels_alone_and_is_scored_on_hidden_ones_alone(
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_a_mask_of_patches_is_the_same_at_the_resolution_of_pixels(
+def test_mask_of_patches_is_equivalent_to_its_mask_of_pixels(
     tiny_spec: BackboneSpec,
 ) -> None:
     model = SimMIM(tiny_spec).eval()
     images = torch.randn(2, 3, *tiny_spec.img_size)
-    mask = random_masks(
+    mask = sample_masks(
         2, tiny_spec.img_size, mask_patch_size=16, patch_size=tiny_spec.patch_size, mask_ratio=0.6
     )
-    of_patches, of_pixels = model(images, mask), model(images, at_pixels(mask, tiny_spec.img_size))
+    of_patches, of_pixels = (
+        model(images, mask),
+        model(images, upsample_mask(mask, tiny_spec.img_size)),
+    )
     for one, other in zip(of_patches, of_pixels, strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
@@ -602,14 +594,14 @@ def pretrain(out: Path, data: Path, *more: str) -> int:
 
 
 @pytest.mark.parametrize("masking", NAMES)
-def test_a_run_keeps_the_distance_of_its_own_masks(
+def test_run_stores_the_average_distance_of_its_masks(
     masking: str, tmp_path: Path, pocket: Path
 ) -> None:
     more = ["-o", f"masking={masking}", "-o", "epochs=2", "-o", "warmup_epochs=1"]
     assert pretrain(tmp_path / "run", pocket / "imagenet" / "val", *more) == 0
     meta = tmp_path / "run" / "checkpoints" / "last" / "meta.json"
     kept = json.loads(meta.read_text())["provenance"]
-    assert f"{masking} masks: a hidden pixel is" in (tmp_path / "run" / "log.txt").read_text()
+    assert f"{masking} masks avg_dist=" in (tmp_path / "run" / "log.txt").read_text()
     assert math.isfinite(kept["held_out_loss"])
     if masking != "random":
         assert kept["recipe"]["deviates"]["masking"] == masking
@@ -620,7 +612,7 @@ def test_a_run_keeps_the_distance_of_its_own_masks(
     dataset = ImageDataset(any_images(pocket / "imagenet" / "val"), crop)
     loader = EpochLoader(dataset, batch_size=len(dataset), num_workers=0, seed=0)
     pixels, _, indices = next(iter(loader.epoch(0)))
-    masks = random_masks(
+    masks = sample_masks(
         len(dataset),
         recipe.img_size,
         masking=masking,
@@ -633,7 +625,7 @@ def test_a_run_keeps_the_distance_of_its_own_masks(
     assert kept["avg_dist"] == pytest.approx(average_distance(masks, recipe.img_size), abs=1e-3)
 
 
-def test_a_run_under_content_masks_that_is_resumed_ends_as_an_undisturbed_one(
+def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(Exception):
@@ -656,6 +648,6 @@ def test_a_run_under_content_masks_that_is_resumed_ends_as_an_undisturbed_one(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_masks_that_hide_everything_have_no_distance() -> None:
+def test_average_distance_is_infinite_if_everything_is_hidden() -> None:
     dataset = TensorDataset(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.zeros(3))
-    assert recipe_distance(replace(POCKET, mask_ratio=0.99), 4, dataset, seed=0) == math.inf
+    assert recipe_average_distance(replace(POCKET, mask_ratio=0.99), 4, dataset, seed=0) == math.inf

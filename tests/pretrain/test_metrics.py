@@ -1,4 +1,4 @@
-"""Claims about the measures of reconstructions and features, against loops and closed forms."""
+"""Check the metrics of reconstructions and features against naive loops and closed forms."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.metrics import Reconstruction, effective_rank, similarity
+from pretrain.metrics import ReconstructionMetrics, effective_rank, ssim_map
 
 
-def some_batch(count: int = 3, side: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(count: int = 3, side: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(count, 3, side, side, generator=generator)
     predicted = images + 0.4 * torch.randn(images.shape, generator=generator)
@@ -21,7 +21,7 @@ def some_batch(count: int = 3, side: int = 24, seed: int = 0) -> tuple[Tensor, T
 
 
 def naive_ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Wang et al.'s index of two (H, W) pictures, window by window."""
+    """Compute the SSIM of Wang et al. of two (H, W) images, window by window."""
     offsets = np.arange(11) - 5
     gauss = np.exp(-(offsets**2) / (2 * 1.5**2))
     weights = np.outer(gauss, gauss) / gauss.sum() ** 2
@@ -39,20 +39,20 @@ def naive_ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
-def test_ssim_is_that_of_its_paper_window_by_window() -> None:
-    predicted, images, _ = some_batch(1)
-    ours = similarity(predicted.clamp(0, 1), images)[0, 1]
+def test_ssim_equals_its_definition_window_by_window() -> None:
+    predicted, images, _ = random_batch(1)
+    ours = ssim_map(predicted.clamp(0, 1), images)[0, 1]
     expected = naive_ssim(
         predicted[0, 1].clamp(0, 1).double().numpy(), images[0, 1].double().numpy()
     )
     assert ours.numpy() == pytest.approx(expected, abs=1e-4)
 
 
-def test_measures_are_of_hidden_pixels_alone_and_means_of_images() -> None:
-    predicted, images, hidden = some_batch()
-    seen = Reconstruction()
-    seen.add(predicted[:2], images[:2], hidden[:2])
-    seen.add(predicted[2:], images[2:], hidden[2:])
+def test_metrics_average_hidden_pixels_per_image() -> None:
+    predicted, images, hidden = random_batch()
+    metrics = ReconstructionMetrics()
+    metrics.update(predicted[:2], images[:2], hidden[:2])
+    metrics.update(predicted[2:], images[2:], hidden[2:])
     l1, psnr, ssim = [], [], []
     for p, x, h in zip(predicted.numpy(), images.numpy(), hidden.numpy(), strict=True):
         where = np.broadcast_to(h > 0, x.shape)
@@ -61,30 +61,28 @@ def test_measures_are_of_hidden_pixels_alone_and_means_of_images() -> None:
         psnr.append(-10 * math.log10(((pasted - x)[where] ** 2).mean()))
         maps = np.stack([naive_ssim(a, b) for a, b in zip(pasted, x, strict=True)])
         ssim.append(maps[where].mean())
-    figures = seen.figures()
-    assert figures["masked_l1"] == pytest.approx(np.mean(l1), rel=1e-5)
-    assert figures["psnr"] == pytest.approx(np.mean(psnr), rel=1e-5)
-    assert figures["ssim"] == pytest.approx(np.mean(ssim), abs=1e-4)
-    # What is predicted of visible pixels is not looked at.
-    again = Reconstruction()
-    again.add(torch.where(hidden > 0, predicted, 7.0), images, hidden)
-    assert again.figures() == pytest.approx(figures)
+    values = metrics.compute()
+    assert values["masked_l1"] == pytest.approx(np.mean(l1), rel=1e-5)
+    assert values["psnr"] == pytest.approx(np.mean(psnr), rel=1e-5)
+    assert values["ssim"] == pytest.approx(np.mean(ssim), abs=1e-4)
+    # Predictions of visible pixels are ignored.
+    again = ReconstructionMetrics()
+    again.update(torch.where(hidden > 0, predicted, 7.0), images, hidden)
+    assert again.compute() == pytest.approx(values)
 
 
-def test_a_perfect_reconstruction_has_no_error_and_an_image_that_hides_nothing_does_not_count() -> (
-    None
-):
-    _, images, hidden = some_batch()
-    seen = Reconstruction()
-    assert seen.figures() == {}
-    seen.add(images, images, torch.zeros_like(hidden))
-    assert seen.figures() == {}
+def test_perfect_reconstruction_and_images_without_hidden_pixels() -> None:
+    _, images, hidden = random_batch()
+    metrics = ReconstructionMetrics()
+    assert metrics.compute() == {}
+    metrics.update(images, images, torch.zeros_like(hidden))
+    assert metrics.compute() == {}
     hidden[0] = 0
-    seen.add(images, images, hidden)
-    assert seen.figures() == pytest.approx({"masked_l1": 0.0, "psnr": 100.0, "ssim": 1.0})
+    metrics.update(images, images, hidden)
+    assert metrics.compute() == pytest.approx({"masked_l1": 0.0, "psnr": 100.0, "ssim": 1.0})
 
 
-def test_the_effective_rank_counts_directions() -> None:
+def test_effective_rank_counts_directions() -> None:
     assert effective_rank(torch.ones(50, 8)) == pytest.approx(1.0)
     assert effective_rank(torch.zeros(5, 3)) == pytest.approx(1.0)
     assert effective_rank(3 * torch.eye(6)) == pytest.approx(6.0)

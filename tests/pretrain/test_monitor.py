@@ -15,17 +15,18 @@ from torch.utils.data import TensorDataset
 from pretrain.design import Design
 from pretrain.monitor import WINDOW, CollapseMonitor, sample_images, trivial_loss
 from pretrain.recipes import POCKET
-from pretrain.targets.pixels import Pixels
+from pretrain.targets.pixels import PixelTarget
 from pretrain.train import pretrain
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 
 
-def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
+def test_trivial_loss_is_the_loss_of_the_best_constant() -> None:
     images = torch.randint(256, (40, 2, 8, 8), generator=torch.Generator().manual_seed(0))
     images[:, 1] = (images[:, 1] < 77) * 255  # a channel of zeros and ones: the best is zero
     dataset = TensorDataset(images.byte(), torch.zeros(40))
@@ -37,7 +38,7 @@ def test_the_trivial_loss_is_that_of_the_best_constant() -> None:
     spec = replace(TINY["vit"], in_chans=2, img_size=(8, 8))
     cpu = torch.device("cpu")
     seen = sample_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
-    found = trivial_loss(Pixels(Design(), spec), seen)
+    found = trivial_loss(PixelTarget(Design(), spec), seen)
     assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 
@@ -49,10 +50,10 @@ def heard(figures: list[tuple[float, float]]) -> list[str]:
 LEARNING = [(0.7, 1.0)] * (2 * WINDOW)
 
 
-def test_a_collapse_is_told_once() -> None:
+def test_collapse_is_reported_once() -> None:
     warnings = heard(LEARNING + [(1.0, 0.01)] * (3 * WINDOW))
     assert len(warnings) == 1
-    assert "the loss is back at" in warnings[0]
+    assert "training collapsed: the loss is back at" in warnings[0]
     assert "-o base_lr=" in warnings[0]
 
 
@@ -65,22 +66,22 @@ def test_a_collapse_is_told_once() -> None:
     ],
     ids=["beginning", "bad stretch", "slow"],
 )
-def test_what_is_no_collapse_is_not_told(figures: list[tuple[float, float]]) -> None:
+def test_no_warning_without_collapse(figures: list[tuple[float, float]]) -> None:
     assert not heard(figures)
 
 
-def test_every_epoch_tells_the_held_out_and_the_trivial_loss(tmp_path: Path, pocket: Path) -> None:
+def test_every_epoch_logs_held_out_and_trivial_loss(tmp_path: Path, pocket: Path) -> None:
     recipe = replace(POCKET, epochs=2, batch_size=20)
     with open_run(
         tmp_path / "run", recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True)
     ) as run:
-        pretrain(recipe=recipe, deviates={}, data=pocket / "imagenet", run=run, seed=0)
+        pretrain(RunContext(run=run, seed=0), recipe=recipe, deviates={}, data=pocket / "imagenet")
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     held_out = [line for line in lines if "held_out_loss" in line]
     assert [line["step"] for line in held_out] == [2, 5]
     assert all(line["trivial_loss"] == held_out[0]["trivial_loss"] > 0 for line in held_out)
     assert (tmp_path / "run" / "reconstructions.png").is_file()
-    assert "a constant picture scores" in (tmp_path / "run" / "log.txt").read_text()
+    assert "constant-prediction baseline loss=" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def spoilt(tmp_path: Path, pocket: Path, bad: int) -> ImageDataset:
@@ -100,9 +101,9 @@ def test_unreadable_images_are_skipped_up_to_a_limit(tmp_path: Path, pocket: Pat
     assert dataset.skipped == 2  # however often they were asked for
 
 
-def test_one_unreadable_image_too_many_ends_the_run(tmp_path: Path, pocket: Path) -> None:
+def test_too_many_unreadable_images_are_a_data_error(tmp_path: Path, pocket: Path) -> None:
     dataset = spoilt(tmp_path, pocket, bad=3)
     with pytest.raises(
-        DataError, match=r"2\.\w+ cannot be read.* number 3, --skip-unreadable allows 2"
+        DataError, match=r"2\.\w+ cannot be read.* number 3; --skip-unreadable allows 2"
     ):
         dataset[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretrain.design import Design
-from pretrain.masking.masks import check_mask_sizes, random_masks
+from pretrain.masking.masks import check_mask_sizes, sample_masks
 from pretrain.simmim import SimMIM
 from pretrain.targets.pixels import local_statistics
 from simmim_bench.errors import UsageError
@@ -16,7 +16,7 @@ from simmim_bench.models.archs import BackboneSpec
 
 
 def masks_for(spec: BackboneSpec, count: int, ratio: float = 0.6, seed: int = 0) -> torch.Tensor:
-    return random_masks(
+    return sample_masks(
         count,
         spec.img_size,
         mask_patch_size=16,
@@ -28,7 +28,7 @@ def masks_for(spec: BackboneSpec, count: int, ratio: float = 0.6, seed: int = 0)
 
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.6, 0.75])
 def test_every_mask_hides_exactly_the_ceiling_of_the_ratio(ratio: float) -> None:
-    masks = random_masks(50, (96, 64), mask_patch_size=16, patch_size=8, mask_ratio=ratio)
+    masks = sample_masks(50, (96, 64), mask_patch_size=16, patch_size=8, mask_ratio=ratio)
     assert masks.shape == (50, 12, 8)
     hidden_units = masks.view(50, 6, 2, 4, 2).amax((2, 4))
     # A unit is hidden whole or not at all.
@@ -37,7 +37,7 @@ def test_every_mask_hides_exactly_the_ceiling_of_the_ratio(ratio: float) -> None
 
 
 def test_every_unit_is_hidden_equally_often() -> None:
-    masks = random_masks(
+    masks = sample_masks(
         4000,
         (64, 64),
         mask_patch_size=16,
@@ -49,8 +49,8 @@ def test_every_unit_is_hidden_equally_often() -> None:
     assert (masks.mean(0) - 0.5).abs().max() < 0.04
 
 
-def test_every_choice_of_units_is_equally_likely() -> None:
-    masks = random_masks(
+def test_every_combination_of_units_is_equally_likely() -> None:
+    masks = sample_masks(
         6000,
         (64, 64),
         mask_patch_size=32,
@@ -65,9 +65,9 @@ def test_every_choice_of_units_is_equally_likely() -> None:
     assert ((counts - 1000.0) ** 2 / 1000).sum() < 25.7
 
 
-def test_with_a_generator_a_mask_each_depends_on_its_own_alone(tiny_spec: BackboneSpec) -> None:
+def test_mask_depends_on_its_generator_only(tiny_spec: BackboneSpec) -> None:
     def masks_of(seeds: list[int]) -> torch.Tensor:
-        return random_masks(
+        return sample_masks(
             len(seeds),
             tiny_spec.img_size,
             mask_patch_size=8,
@@ -79,7 +79,7 @@ def test_with_a_generator_a_mask_each_depends_on_its_own_alone(tiny_spec: Backbo
     assert torch.equal(masks_of([3, 5, 8])[1:], masks_of([5, 8, 13])[:2])
 
 
-def test_the_local_statistics_are_those_of_every_square() -> None:
+def test_local_statistics_are_those_of_every_square() -> None:
     images = torch.randn(1, 2, 7, 9)
     mean, deviation = local_statistics(images, 5)
     for y, x in ((0, 0), (3, 4), (6, 2)):
@@ -88,7 +88,7 @@ def test_the_local_statistics_are_those_of_every_square() -> None:
         assert deviation[0, 1, y, x].item() == pytest.approx(square.std().item(), abs=1e-4)
 
 
-def test_a_normalised_target_is_what_the_loss_sees(tiny_spec: BackboneSpec) -> None:
+def test_loss_compares_with_the_normalised_target(tiny_spec: BackboneSpec) -> None:
     model = SimMIM(tiny_spec, Design(norm_target=7)).eval()
     images, mask = torch.randn(2, 3, *tiny_spec.img_size), masks_for(tiny_spec, 2)
     output = model(images, mask)
@@ -99,12 +99,12 @@ def test_a_normalised_target_is_what_the_loss_sees(tiny_spec: BackboneSpec) -> N
     assert output.loss.item() == pytest.approx(distance[hidden].mean().item(), rel=1e-4)
 
 
-def test_the_same_generator_gives_the_same_masks(tiny_spec: BackboneSpec) -> None:
+def test_same_seed_gives_the_same_masks(tiny_spec: BackboneSpec) -> None:
     assert torch.equal(masks_for(tiny_spec, 4), masks_for(tiny_spec, 4))
     assert not torch.equal(masks_for(tiny_spec, 4), masks_for(tiny_spec, 4, seed=1))
 
 
-def test_sizes_that_do_not_divide_are_refused_with_the_ones_that_do() -> None:
+def test_indivisible_sizes_are_rejected_with_alternatives() -> None:
     with pytest.raises(UsageError, match=r"img_size 200 is not a multiple .* use 192 or 224"):
         check_mask_sizes((200, 200), 32, 16)
     with pytest.raises(UsageError, match="mask_patch_size 20 is not a multiple of patch_size 16"):
@@ -128,7 +128,7 @@ def test_loss_equals_a_naive_loop_over_hidden_pixels(tiny_spec: BackboneSpec) ->
     assert output.loss.item() == pytest.approx(total / count / 3, rel=1e-5)
 
 
-def test_loss_and_features_ignore_what_is_hidden(tiny_spec: BackboneSpec) -> None:
+def test_features_ignore_hidden_pixels(tiny_spec: BackboneSpec) -> None:
     model = SimMIM(tiny_spec).eval()
     images = torch.randn(2, 3, *tiny_spec.img_size)
     mask = masks_for(tiny_spec, 2)
@@ -141,7 +141,7 @@ def test_loss_and_features_ignore_what_is_hidden(tiny_spec: BackboneSpec) -> Non
     assert not torch.allclose(before.features, after.features)
 
 
-def test_shapes_follow_the_contract_at_two_sizes(tiny_spec: BackboneSpec) -> None:
+def test_output_shapes_follow_the_contract_at_two_sizes(tiny_spec: BackboneSpec) -> None:
     for size in ((32, 32), (32, 48)):
         spec = tiny_spec.at(size)
         output = SimMIM(spec)(torch.randn(2, 3, *size), masks_for(spec, 2))
@@ -151,14 +151,14 @@ def test_shapes_follow_the_contract_at_two_sizes(tiny_spec: BackboneSpec) -> Non
         assert output.features.shape == (2, spec.num_features, size[0] // stride, size[1] // stride)
 
 
-def test_every_parameter_gets_a_gradient(tiny_spec: BackboneSpec) -> None:
+def test_every_parameter_has_a_gradient(tiny_spec: BackboneSpec) -> None:
     model = SimMIM(tiny_spec)
     model(torch.randn(2, 3, *tiny_spec.img_size), masks_for(tiny_spec, 2)).loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None]
     assert without == []
 
 
-def test_weights_depend_on_the_seed_alone(tiny_spec: BackboneSpec) -> None:
+def test_weights_depend_on_the_seed_only(tiny_spec: BackboneSpec) -> None:
     torch.manual_seed(1)
     first = SimMIM(tiny_spec, seed=3).state_dict()
     torch.manual_seed(2)

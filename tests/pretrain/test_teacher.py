@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,24 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from support.commands import two_processes
-from support.pretraining import at_pixels, masks, pictures, run, run_one_epoch
+from support.pretraining import (
+    half_masks,
+    pixel_mask,
+    pretrain_first_epoch,
+    pretrain_pocket,
+    smooth_images,
+)
 from support.tiny import TINY
 from torch import Tensor
 
 from pretrain.design import Design
 from pretrain.estimate import plan_pretraining
-from pretrain.masking.masks import STRATEGIES, random_masks
+from pretrain.masking.masks import STRATEGIES, sample_masks
 from pretrain.monitor import trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import load_target_model
-from pretrain.visualize import draw_folder
+from pretrain.visualize import visualize_folder
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -41,14 +46,6 @@ OTHER_MEAN, OTHER_STD = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
 CPU = torch.device("cpu")
 OF_FEATURES: dict[str, Any] = {"target": "teacher_features"}
 OF_PIXELS: dict[str, Any] = {"target": "teacher_pixels"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def backbone_teacher(path: Path, family: str = "vit", seed: int = 5, **sizes: Any) -> str:
@@ -108,12 +105,12 @@ def normed(features: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("scope", ["masked", "all"])
 @pytest.mark.parametrize("loss", ["l1", "smooth_l1", "l2"])
-def test_the_loss_is_the_distance_to_the_normed_features_of_the_whole_image(
+def test_loss_is_the_distance_to_normalised_features_of_the_unmasked_image(
     tmp_path: Path, loss: Any, scope: Any
 ) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     model = student(teacher, **OF_FEATURES, loss=loss, scope=scope).eval()
-    images, mask = pictures(model.spec), masks(model.spec)
+    images, mask = smooth_images(model.spec), half_masks(model.spec)
     with torch.no_grad():
         features = load_backbone(teacher).eval().forward_maps(seen_by(images))[-1]
         output = model(images, mask)
@@ -129,15 +126,15 @@ def test_the_loss_is_the_distance_to_the_normed_features_of_the_whole_image(
 
 
 @pytest.mark.parametrize(("own", "teachers"), [("swin", "vit"), ("vit", "swin")])
-def test_maps_of_other_grids_are_averaged_or_interpolated(
+def test_teacher_maps_of_other_grids_are_averaged_or_interpolated(
     tmp_path: Path, own: str, teachers: str
 ) -> None:
     teacher = backbone_teacher(tmp_path / "teacher", teachers)
     model = student(teacher, TINY[own], **OF_FEATURES)
-    images = pictures(model.spec)
+    images = smooth_images(model.spec)
     with torch.no_grad():
         features = load_backbone(teacher).eval().forward_maps(seen_by(images))[-1]
-    found, wanted = model.target.of(images), normed(features)
+    found, wanted = model.target.from_images(images), normed(features)
     cells = 32 // TINY[own].stride
     assert found.shape == (2, wanted.shape[1], cells, cells)
     if own == "swin":  # four by four of the teacher's cells in one of the student's
@@ -151,13 +148,13 @@ def test_maps_of_other_grids_are_averaged_or_interpolated(
 
 @pytest.mark.parametrize("design", [{}, {"target": "patch_norm"}, {"target": "bins", "bins": 4}])
 @pytest.mark.parametrize("usual", [True, False])
-def test_a_teachers_prediction_is_its_reconstruction_of_the_same_masked_image(
+def test_pixel_target_is_the_teachers_reconstruction_of_the_same_masked_image(
     tmp_path: Path, design: dict[str, Any], usual: bool
 ) -> None:
     how = (IMAGENET_MEAN, IMAGENET_STD) if usual or design else (OTHER_MEAN, OTHER_STD)
     teacher = simmim_teacher(tmp_path / "teacher", *how, **design)
     model = student(teacher, **OF_PIXELS).eval()
-    images, mask = pictures(model.spec), masks(model.spec)
+    images, mask = smooth_images(model.spec), half_masks(model.spec)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in how)
     seen = (images * STD + MEAN - mean) / std
     own = load_simmim(teacher)
@@ -165,40 +162,40 @@ def test_a_teachers_prediction_is_its_reconstruction_of_the_same_masked_image(
         painted = own.target.denormalise(own(seen, mask).reconstruction, seen)
         output = model(images, mask)
     wanted = (painted * std + mean - MEAN) / STD
-    torch.testing.assert_close(model.target.of(images, mask), wanted, rtol=1e-4, atol=1e-4)
-    hidden = at_pixels(mask, model.spec).bool()
+    torch.testing.assert_close(model.target.from_images(images, mask), wanted, rtol=1e-4, atol=1e-4)
+    hidden = pixel_mask(mask, model.spec).bool()
     gap = (wanted - output.reconstruction).abs().mean(1)[hidden].mean()
     assert output.loss.item() == pytest.approx(gap.item(), rel=1e-4)
     # The teacher sees no more than the student: another picture behind the mask is painted alike. Of
     # normalised patches it is lent mean and deviation, which a patch turned round has as well.
-    other = pictures(model.spec, seed=8)
+    other = smooth_images(model.spec, seed=8)
     if design.get("target") == "patch_norm":
         other = images.unflatten(3, (8, 4)).flip(4).flatten(3)
     other = torch.where(hidden.unsqueeze(1), other, images)
-    torch.testing.assert_close(model.target.of(other, mask), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.target.from_images(other, mask), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("masking", [name for name in STRATEGIES if name != "pixels"])
-def test_a_teacher_of_visible_patches_paints_under_finer_students_masks(
+def test_teacher_with_visible_input_accepts_finer_masks_of_the_student(
     tmp_path: Path, masking: str
 ) -> None:
     teacher = simmim_teacher(tmp_path / "teacher", encoder_input="visible")
     spec = replace(TINY["vit"], patch_size=2)
     model = student(teacher, spec, unit=4, **OF_PIXELS)
-    images, generator = pictures(spec, 4), torch.Generator().manual_seed(0)
+    images, generator = smooth_images(spec, 4), torch.Generator().manual_seed(0)
     sizes = {"mask_patch_size": 4, "patch_size": 2, "mask_ratio": 0.6}
-    mask = random_masks(
+    mask = sample_masks(
         4, spec.img_size, masking=masking, generator=generator, images=images, **sizes
     )
-    assert model.target.of(images, mask).isfinite().all()
+    assert model.target.from_images(images, mask).isfinite().all()
 
 
-def test_a_teacher_of_visible_patches_whose_parts_would_be_hidden_is_refused(
+def test_teacher_with_visible_input_rejects_partially_hidden_patches(
     tmp_path: Path,
 ) -> None:
     teacher = simmim_teacher(tmp_path / "teacher", encoder_input="visible")
     message = (
-        f"teacher {tmp_path}.* visible patches of 4 pixels alone, .* of units of {{}}, hide parts .* "
+        f"teacher {tmp_path}.* visible patches of 4 pixels only, .* units of {{}} pixels hide parts .* "
         "mask_patch_size=4 and any masking but pixels, or a teacher with encoder_input tokens"
     )
     for unit in (1, 2):
@@ -210,21 +207,21 @@ def test_a_teacher_of_visible_patches_whose_parts_would_be_hidden_is_refused(
 
 
 @pytest.mark.parametrize("target", [OF_FEATURES, OF_PIXELS])
-def test_pixels_beside_add_their_own_loss_and_are_the_reconstruction(
+def test_auxiliary_pixels_add_their_loss_and_are_the_reconstruction(
     tmp_path: Path, target: dict[str, Any]
 ) -> None:
     teacher = simmim_teacher(tmp_path / "teacher")
     model = student(teacher, **target, pixel_weight=0.25, loss="l2").eval()
-    images, mask = pictures(model.spec), masks(model.spec)
-    hidden = at_pixels(mask, model.spec)
+    images, mask = smooth_images(model.spec), half_masks(model.spec)
+    hidden = pixel_mask(mask, model.spec)
     output = model(images, mask)
     pixels = ((output.reconstruction - images) ** 2).mean(1)[hidden > 0].mean()
-    wanted = model.target.of(images, mask)
+    wanted = model.target.from_images(images, mask)
     alone = model.target.loss(model.decoder(output.features), wanted, hidden.unsqueeze(1))
     assert output.loss.item() == pytest.approx(alone.item() + 0.25 * pixels.item(), rel=1e-4)
     output.loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
-    assert model.drawn.draws
+    assert model.reconstruction_target.can_visualize
 
 
 @pytest.mark.parametrize(
@@ -238,9 +235,9 @@ def test_pixels_beside_add_their_own_loss_and_are_the_reconstruction(
         {**OF_PIXELS, "target_size": 8, "pixel_weight": 2.0},
     ],
 )
-def test_a_student_learns_a_batch_by_heart(tmp_path: Path, design: dict[str, Any]) -> None:
+def test_student_overfits_one_batch(tmp_path: Path, design: dict[str, Any]) -> None:
     model = student(simmim_teacher(tmp_path / "teacher"), **design).train()
-    images, mask = pictures(model.spec), masks(model.spec)
+    images, mask = smooth_images(model.spec), half_masks(model.spec)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.0)
     for _ in range(40):
         loss = model(images, mask).loss
@@ -257,7 +254,7 @@ def test_a_student_learns_a_batch_by_heart(tmp_path: Path, design: dict[str, Any
     assert loss.item() < 0.9 * trivial
 
 
-def test_a_teacher_is_no_part_of_its_student(tmp_path: Path) -> None:
+def test_teacher_is_not_part_of_the_student(tmp_path: Path) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     model = student(teacher, **OF_FEATURES)
     alone = SimMIM(TINY["vit"])
@@ -268,17 +265,17 @@ def test_a_teacher_is_no_part_of_its_student(tmp_path: Path) -> None:
     assert not backbone.training
     model.train()
     assert not backbone.training
-    model(pictures(model.spec), masks(model.spec)).loss.backward()
+    model(smooth_images(model.spec), half_masks(model.spec)).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
 
 
-def test_a_student_is_whole_without_its_teacher(tmp_path: Path, few: Path) -> None:
-    teacher = run(tmp_path / "teacher", few, "epochs=1")
+def test_student_loads_without_its_teacher(tmp_path: Path, few: Path) -> None:
+    teacher = pretrain_pocket(tmp_path / "teacher", few, "epochs=1")
     known = read_checkpoint(str(teacher))
     for name, target in (("features", OF_FEATURES), ("pixels", OF_PIXELS)):
         choices = [f"target={target['target']}", f"teacher={tmp_path / 'teacher'}"]
-        run(tmp_path / name, few, *choices, "epochs=1")
-        run(tmp_path / f"{name}_beside", few, *choices, "pixel_weight=1", "epochs=1")
+        pretrain_pocket(tmp_path / name, few, *choices, "epochs=1")
+        pretrain_pocket(tmp_path / f"{name}_beside", few, *choices, "pixel_weight=1", "epochs=1")
     shutil.rmtree(tmp_path / "teacher")
     for name in ("features", "pixels", "features_beside", "pixels_beside"):
         ckpt = str(tmp_path / name)
@@ -287,7 +284,7 @@ def test_a_student_is_whole_without_its_teacher(tmp_path: Path, few: Path) -> No
         assert (kept["label"], kept["sha256"]) == (known.label, known.sha256)
         assert kept["name"] == str(tmp_path / "teacher")
         model = load_simmim(ckpt)
-        output = model(pictures(model.spec), masks(model.spec))
+        output = model(smooth_images(model.spec), half_masks(model.spec))
         assert output.loss.isnan()
         assert output.features.isfinite().all()
         drawable = name != "features"
@@ -299,41 +296,45 @@ def test_a_student_is_whole_without_its_teacher(tmp_path: Path, few: Path) -> No
         how: dict[str, Any] = {"count": 2, "masking": "random", "annotations": None}
         how |= {"mask_patch_size": 8, "mask_ratio": 0.6, "seed": 0}
         if drawable:
-            draw_folder(ckpt, few, tmp_path / f"{name}.png", **how)
+            visualize_folder(ckpt, few, tmp_path / f"{name}.png", **how)
         else:
-            with pytest.raises(UsageError, match=r"cannot be drawn; pretrain with -o pixel_weight"):
-                draw_folder(ckpt, few, tmp_path / f"{name}.png", **how)
+            with pytest.raises(
+                UsageError, match=r"cannot be visualised; pretrain with -o pixel_weight"
+            ):
+                visualize_folder(ckpt, few, tmp_path / f"{name}.png", **how)
             log = (tmp_path / name / "log.txt").read_text()
             assert f"features of {known.label}" in log
-            assert "nothing can be drawn of it" in log
+            assert "the target cannot be visualised" in log
     # To go on as plain SimMIM, from the student of pixels, whose parts are SimMIM's.
-    run(tmp_path / "on", few, "epochs=1", init_from=str(tmp_path / "pixels"))
+    pretrain_pocket(tmp_path / "on", few, "epochs=1", init_from=str(tmp_path / "pixels"))
 
 
-def test_a_run_goes_on_with_its_teacher_and_no_other(
+def test_run_resumes_with_the_same_teacher_only(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     choices = ("target=teacher_features", f"teacher={teacher}")
-    whole = load_file(run(tmp_path / "whole", few, *choices) / "model.safetensors")
-    run_one_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
+    whole = load_file(pretrain_pocket(tmp_path / "whole", few, *choices) / "model.safetensors")
+    pretrain_first_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
     backbone_teacher(tmp_path / "teacher", seed=6)
-    with pytest.raises(UsageError, match="other weights than it had when this run began"):
-        run(tmp_path / "run", few, *choices, resume=True)
+    with pytest.raises(UsageError, match="other weights than at the start of this run"):
+        pretrain_pocket(tmp_path / "run", few, *choices, resume=True)
     backbone_teacher(tmp_path / "teacher")
-    again = load_file(run(tmp_path / "run", few, *choices, resume=True) / "model.safetensors")
+    again = load_file(
+        pretrain_pocket(tmp_path / "run", few, *choices, resume=True) / "model.safetensors"
+    )
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
 
 
 @pytest.mark.slow
-def test_two_processes_have_one_teacher(tmp_path: Path, few: Path) -> None:
+def test_two_processes_use_the_same_teacher(tmp_path: Path, few: Path) -> None:
     teacher = simmim_teacher(tmp_path / "teacher")
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
     choices = ["target=teacher_features", f"teacher={teacher}", "pixel_weight=0.5"]
     choices += ["epochs=1", "batch_size=6", "precision=fp32"]
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"))
-    run(tmp_path / "one", few, *choices)
+    pretrain_pocket(tmp_path / "one", few, *choices)
     found, wanted = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("two", "one")
@@ -343,7 +344,7 @@ def test_two_processes_have_one_teacher(tmp_path: Path, few: Path) -> None:
         torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-4)
 
 
-def test_an_estimate_and_the_arithmetic_count_the_teacher(tmp_path: Path, few: Path) -> None:
+def test_estimate_and_flops_include_the_teacher(tmp_path: Path, few: Path) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     recipe = override(POCKET, ["target=teacher_features", f"teacher={teacher}"])
     work = plan_pretraining(recipe, DataSize(60, 30, 10, "your"), CPU)
@@ -353,7 +354,7 @@ def test_an_estimate_and_the_arithmetic_count_the_teacher(tmp_path: Path, few: P
         "with": ["target=teacher_features", f"teacher={teacher}"],
         "pixels": [],
     }.items():
-        run(tmp_path / name, few, *choices, "epochs=1")
+        pretrain_pocket(tmp_path / name, few, *choices, "epochs=1")
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         figures = [line for line in map(json.loads, lines) if "gflop_per_s" in line]
         rates[name] = figures[-1]["gflop_per_s"] / figures[-1]["images_per_s"]
@@ -364,25 +365,30 @@ def test_an_estimate_and_the_arithmetic_count_the_teacher(tmp_path: Path, few: P
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["teacher=x"], "teacher x is for targets teacher_features and teacher_pixels"),
-        (["target=bins", "teacher=x"], "the target is bins; give one of them as -o target="),
-        (["target=teacher_pixels"], "target teacher_pixels needs a teacher; give -o teacher=CKPT"),
-        (["target=teacher_features", "teacher=x", "target_size=8"], "leave -o target_size"),
-        (["target=teacher_features", "teacher=x", "norm_target=7"], "norm_target 7 is for target"),
+        (["teacher=x"], "teacher x needs target teacher_features or teacher_pixels"),
+        (["target=bins", "teacher=x"], "the target is bins; use one of them as -o target="),
+        (["target=teacher_pixels"], "target teacher_pixels needs a teacher; add -o teacher=CKPT"),
+        (["target=teacher_features", "teacher=x", "target_size=8"], "remove -o target_size"),
+        (
+            ["target=teacher_features", "teacher=x", "norm_target=7"],
+            "norm_target 7 needs target pixels",
+        ),
         (["pixel_weight=1"], "pixel_weight 1 adds a pixel loss to targets tokens, teacher_feat"),
-        (["target=patch_norm", "pixel_weight=0.5"], "target patch_norm takes -o pixel_weight=0"),
+        (["target=patch_norm", "pixel_weight=0.5"], "use -o pixel_weight=0 with target patch_norm"),
         (["target=tokens", "pixel_weight=-1"], "pixel_weight -1.0 .* use 0 to 1000"),
     ],
 )
-def test_choices_that_teachers_exclude_are_refused(assignments: list[str], message: str) -> None:
+def test_choices_that_contradict_a_teacher_are_rejected(
+    assignments: list[str], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         override(POCKET, assignments)
 
 
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_incompatible_teacher_is_rejected(tmp_path: Path) -> None:
     spec = TINY["vit"]
     backbone = backbone_teacher(tmp_path / "backbone", "swin")
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         student(str(tmp_path / "none"), **OF_FEATURES)
     with pytest.raises(DataError, match="has no SimMIM head"):
         student(backbone, **OF_PIXELS)
@@ -391,13 +397,13 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"reconstructs images of \(32, 32\) .* img_size=32x32"):
         student(simmim_teacher(tmp_path / "simmim"), spec.at((32, 64)), **OF_PIXELS)
     grey = backbone_teacher(tmp_path / "grey", in_chans=1)
-    with pytest.raises(UsageError, match="images of 1 channels, not 3"):
+    with pytest.raises(UsageError, match="images of 1 channels, but the student has 3"):
         student(grey, **OF_FEATURES)
-    with pytest.raises(UsageError, match="nothing is known of x, the teacher"):
+    with pytest.raises(UsageError, match="needs the metadata of teacher x"):
         SimMIM(spec, Design(teacher="x", **OF_FEATURES))
 
 
-def test_a_student_of_features_teaches_features_but_no_pixels(tmp_path: Path) -> None:
+def test_student_of_features_can_teach_features_but_not_pixels(tmp_path: Path) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     model = student(teacher, **OF_FEATURES)
     write_checkpoint(
@@ -415,6 +421,10 @@ def test_a_student_of_features_teaches_features_but_no_pixels(tmp_path: Path) ->
     )
     shutil.rmtree(tmp_path / "teacher")
     ckpt = str(tmp_path / "student")
-    assert student(ckpt, **OF_FEATURES).target.of(pictures(model.spec)).isfinite().all()
-    with pytest.raises(UsageError, match="which are no pixels; use -o target=teacher_features"):
+    assert (
+        student(ckpt, **OF_FEATURES).target.from_images(smooth_images(model.spec)).isfinite().all()
+    )
+    with pytest.raises(
+        UsageError, match="cannot be converted to pixels; use -o target=teacher_features"
+    ):
         student(ckpt, **OF_PIXELS)

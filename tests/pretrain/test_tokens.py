@@ -16,15 +16,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import two_processes
-from support.pretraining import at_pixels, masks, pictures, run, run_one_epoch, save
+from support.pretraining import (
+    half_masks,
+    pixel_mask,
+    pretrain_first_epoch,
+    pretrain_pocket,
+    save_checkpoint,
+    smooth_images,
+)
 from support.tiny import TINY
 
 from pretrain.design import Design, target_stride
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import load_target_model
-from pretrain.targets.tokenizer import DECAY, Codes, Tokenizer, fit_tokenizer
-from pretrain.targets.tokens import Tokens, UserTokens
+from pretrain.targets.tokenizer import DECAY, EMACodebook, Tokenizer, fit_tokenizer
+from pretrain.targets.tokens import TokenTarget, UserTokenTarget
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -96,14 +103,6 @@ def number():
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module of the user's."""
@@ -115,13 +114,13 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def levels(count: int, seed: int = 0) -> torch.Tensor:
-    return ((pictures(TINY["vit"], count, seed) * STD + MEAN).clamp(0, 1) * 255).round().byte()
+    return ((smooth_images(TINY["vit"], count, seed) * STD + MEAN).clamp(0, 1) * 255).round().byte()
 
 
 @cache
-def fitted_target() -> Tokens:
-    target = Tokens(TOKENS, TINY["vit"])
-    target.fit(pictures(TINY["vit"], 8, seed=9).split(1), seed=0)
+def fitted_target() -> TokenTarget:
+    target = TokenTarget(TOKENS, TINY["vit"])
+    target.fit(smooth_images(TINY["vit"], 8, seed=9).split(1), seed=0)
     return target
 
 
@@ -130,10 +129,10 @@ def fitted_net(seed: int) -> tuple[Tokenizer, dict[str, float]]:
     return fit_tokenizer(levels(10), vocabulary=16, stride=4, seed=seed, display=QUIET)
 
 
-def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
+def test_token_is_the_nearest_code_of_a_naive_loop() -> None:
     target = fitted_target()
-    images = pictures(TINY["vit"])
-    ids = target.of(images)
+    images = smooth_images(TINY["vit"])
+    ids = target.from_images(images)
     assert ids.shape == (2, 1, 8, 8)
     codes = target.tokenizer.encode(images * STD + MEAN).double().numpy()
     book = target.tokenizer.codebook.double().numpy()
@@ -144,7 +143,7 @@ def test_a_token_is_the_nearest_code_of_a_naive_loop() -> None:
                 assert ids[b, 0, y, x] == int(np.argmin(distances))
 
 
-def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_seed() -> None:
+def test_fitted_tokenizer_beats_a_constant_image_and_is_reproducible() -> None:
     (one, figures), (other, _) = fitted_net(0), fitted_net(3)
     same, _ = fitted_net.__wrapped__(0)
     for name, value in one.state_dict().items():
@@ -160,7 +159,7 @@ def test_a_fitted_tokenizer_tells_more_than_any_constant_and_follows_from_its_se
     assert 1 < figures["perplexity"] <= figures["tokens_in_use"] <= 16
 
 
-def test_what_is_told_of_a_fit_is_of_the_pictures_it_did_not_see() -> None:
+def test_metrics_of_a_fit_are_those_of_held_out_images() -> None:
     seen = levels(10)
     net, figures = fitted_net(3)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
@@ -182,7 +181,7 @@ def test_codes_are_moving_averages_of_their_tokens() -> None:
     ids = torch.arange(40) % 2
     book = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
     first = book.double().numpy().copy()
-    codes = Codes(book, tokens, torch.Generator().manual_seed(0))
+    codes = EMACodebook(book, tokens, torch.Generator().manual_seed(0))
     codes.update(tokens, ids)
     for number in range(2):
         own = tokens[number::2].double().numpy()
@@ -191,24 +190,24 @@ def test_codes_are_moving_averages_of_their_tokens() -> None:
         np.testing.assert_allclose(book[number], sums / counts, rtol=1e-5)
 
 
-def test_a_code_that_no_token_is_near_to_is_drawn_anew() -> None:
+def test_unused_code_is_replaced() -> None:
     tokens = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     book = torch.tensor([[0.0, 0, 0], [99.0, 99, 99]])
-    codes = Codes(book, tokens, torch.Generator().manual_seed(0))
+    codes = EMACodebook(book, tokens, torch.Generator().manual_seed(0))
     for _ in range(400):
         codes.update(tokens, torch.zeros(40, dtype=torch.long))
     kept = book[0].clone()
-    codes.redraw(tokens)
+    codes.replace_unused(tokens)
     assert torch.equal(book[0], kept)
     assert (tokens == book[1]).all(1).any()
     assert codes.counts[1] == pytest.approx(20, rel=0.1)  # an even share
 
 
-def test_the_cross_entropy_of_tokens_is_that_of_a_naive_loop() -> None:
+def test_cross_entropy_of_tokens_equals_a_naive_loop() -> None:
     target = fitted_target()
-    spec, images, mask = TINY["vit"], pictures(TINY["vit"]), masks(TINY["vit"])
-    hidden = at_pixels(mask, spec)
-    ids, prediction = target.of(images), torch.randn(2, 8, 8, 8)
+    spec, images, mask = TINY["vit"], smooth_images(TINY["vit"]), half_masks(TINY["vit"])
+    hidden = pixel_mask(mask, spec)
+    ids, prediction = target.from_images(images), torch.randn(2, 8, 8, 8)
     losses = [
         -prediction[b, :, y, x].double().log_softmax(0)[ids[b, 0, y, x]].item()
         for b in range(2)
@@ -220,9 +219,9 @@ def test_the_cross_entropy_of_tokens_is_that_of_a_naive_loop() -> None:
     assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def test_a_certain_prediction_is_drawn_as_its_tokens_decoded() -> None:
-    target, images = fitted_target(), pictures(TINY["vit"])
-    certain = torch.nn.functional.one_hot(target.of(images)[:, 0], 8).permute(0, 3, 1, 2)
+def test_certain_prediction_is_visualised_as_its_decoded_tokens() -> None:
+    target, images = fitted_target(), smooth_images(TINY["vit"])
+    certain = torch.nn.functional.one_hot(target.from_images(images)[:, 0], 8).permute(0, 3, 1, 2)
     drawn = target.to_pixels(1000.0 * certain) * STD + MEAN
     with torch.no_grad():
         wanted = target.tokenizer(images * STD + MEAN)
@@ -233,25 +232,25 @@ def test_a_certain_prediction_is_drawn_as_its_tokens_decoded() -> None:
     ("arch", "size", "stride"),
     [("vit_b", 224, 16), ("swin_b", 192, 16), ("vit_pocket", 32, 4), ("swin_pocket", 32, 4)],
 )
-def test_tokens_make_up_cells_and_are_enough(arch: str, size: int, stride: int) -> None:
+def test_default_token_stride_tiles_cells(arch: str, size: int, stride: int) -> None:
     assert target_stride(TOKENS, find_spec(arch).at((size, size))) == stride
 
 
-def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, few: Path) -> None:
+def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> None:
     choices = ["target=tokens", "epochs=1"]
-    first = run(tmp_path / "first", few, *choices, "tokens=16")
+    first = pretrain_pocket(tmp_path / "first", few, *choices, "tokens=16")
     log = (tmp_path / "first" / "log.txt").read_text()
     assert "predicts 16 visual tokens of 4 x 4 pixels" in log
     fitted = read_checkpoint(str(first)).provenance["fitted"]
     assert fitted["tokenizer_error"] < fitted["constant_error"]
-    assert f"perplexity {fitted['perplexity']:.4g}" in log
+    assert f"perplexity={fitted['perplexity']:.4g}" in log
     own = load_simmim(str(first)).target.tokenizer.state_dict()
 
     given = [*choices, f"tokenizer={tmp_path / 'first'}"]
-    second = run(tmp_path / "second", few, *given)
+    second = pretrain_pocket(tmp_path / "second", few, *given)
     known = read_checkpoint(str(second)).provenance["target_model"]
     assert known["label"].startswith("the tokenizer of vit_pocket, SimMIM")
-    third = run(tmp_path / "third", few, *choices, "tokens=16", init_from=str(first))
+    third = pretrain_pocket(tmp_path / "third", few, *choices, "tokens=16", init_from=str(first))
     told = f"the tokenizer's tokens are those of {first}"
     assert told in (tmp_path / "third" / "log.txt").read_text()
     shutil.rmtree(tmp_path / "first")
@@ -261,17 +260,17 @@ def test_a_run_keeps_its_tokenizer_which_another_takes(tmp_path: Path, few: Path
     load_backbone(str(second))
 
 
-def test_a_resumed_run_does_not_fit_again(
+def test_resumed_run_does_not_fit_again(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second epoch has the tokens of the first, though other images would give others."""
     choices = ("target=tokens", "tokens=16")
-    run_one_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
+    pretrain_first_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
     before = read_checkpoint(str(tmp_path / "run"))
     other = tmp_path / "other"
     shutil.copytree(few, other)
     shutil.rmtree(min((other / "train").iterdir()))
-    after = read_checkpoint(str(run(tmp_path / "run", other, *choices, resume=True)))
+    after = read_checkpoint(str(pretrain_pocket(tmp_path / "run", other, *choices, resume=True)))
     assert after.provenance["fitted"] == before.provenance["fitted"]
     assert before.state is not None
     assert after.state is not None
@@ -281,12 +280,12 @@ def test_a_resumed_run_does_not_fit_again(
 
 
 @pytest.mark.slow
-def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
+def test_two_processes_use_the_same_tokenizer(tmp_path: Path, few: Path) -> None:
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
     choices = ("target=tokens", "tokens=16", "epochs=1", "batch_size=6", "precision=fp32")
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"), "--shard")
-    one = run(tmp_path / "one", few, *choices)
+    one = pretrain_pocket(tmp_path / "one", few, *choices)
     found, wanted = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("two", one.parents[1].name)
@@ -298,20 +297,20 @@ def test_two_processes_have_one_tokenizer(tmp_path: Path, few: Path) -> None:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
-    tmp_path: Path, few: Path, own: str
-) -> None:
+def test_student_of_a_user_tokenizer_loads_without_it(tmp_path: Path, few: Path, own: str) -> None:
     choices = ["target=tokens", "epochs=1"]
-    ckpt = run(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")
+    ckpt = pretrain_pocket(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")
     # Going on with another, of as many tokens.
-    other = run(tmp_path / "on", few, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt))
+    other = pretrain_pocket(
+        tmp_path / "on", few, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt)
+    )
     known = read_checkpoint(str(ckpt)).provenance["target_model"]
     assert (known["name"], known["channels"], known["stride"]) == (f"{own}:Brightness", 4, 4)
     sys.modules.pop(own)
     (tmp_path / "modules" / "own_tokens.py").unlink()
     model = load_simmim(str(ckpt))
-    assert isinstance(model.target, UserTokens)
-    images, mask = pictures(model.spec), masks(model.spec)
+    assert isinstance(model.target, UserTokenTarget)
+    images, mask = smooth_images(model.spec), half_masks(model.spec)
     output = model(images, mask)
     assert output.loss.isnan()
     assert output.reconstruction.isfinite().all()
@@ -323,9 +322,9 @@ def test_a_users_tokenizer_is_learnt_from_and_needed_no_more(
     load_backbone(str(ckpt))
 
 
-def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
+def test_user_tokenizer_defines_tokens_and_visualisation(own: str) -> None:
     spec = TINY["vit"]
-    images, mask = pictures(spec), masks(spec)
+    images, mask = smooth_images(spec), half_masks(spec)
     ids = torch.zeros(2, 8, 8, dtype=torch.long)
     grey = (images * STD + MEAN).clamp(0, 1).mean(1)
     for b in range(2):
@@ -340,7 +339,7 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
         model = SimMIM(spec, design, source.known)
         model.target.attach_model(source.model)
         model.target.fit(images.split(1), seed=0)
-        assert torch.equal(model.target.of(images)[:, 0], ids)
+        assert torch.equal(model.target.from_images(images)[:, 0], ids)
         assert model(images, mask).loss.isfinite()
         certain = torch.nn.functional.one_hot(ids, 4).permute(0, 3, 1, 2) * 1000.0
         drawn = model.eval().target.to_pixels(certain) * STD + MEAN
@@ -349,13 +348,15 @@ def test_a_users_tokens_are_its_own_and_drawn_as_it_says(own: str) -> None:
             torch.testing.assert_close(shown, (ids[1] + 0.5) / 4)
         else:
             palette = [
-                (images * STD + MEAN).mean(1)[at_pixels(ids == i, spec)].mean() if i in ids else 0.0
+                (images * STD + MEAN).mean(1)[pixel_mask(ids == i, spec)].mean()
+                if i in ids
+                else 0.0
                 for i in range(4)
             ]
             torch.testing.assert_close(shown, torch.tensor(palette)[ids[1]])
 
 
-def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: str) -> None:
+def test_user_tokenizer_with_random_weights_is_reproducible(own: str) -> None:
     """Whatever was drawn before, and nothing that is drawn after is changed by it."""
     spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:Chance")
     found = []
@@ -367,7 +368,9 @@ def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: s
         seed_everything(seed)
         assert drawn == (torch.rand(()).item(), np.random.rand(), random.random())
         assert source is not None
-        found.append((source.known.sha256, source.model(pictures(spec), torch.zeros(2, 32, 32))))
+        found.append(
+            (source.known.sha256, source.model(smooth_images(spec), torch.zeros(2, 32, 32)))
+        )
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
 
@@ -375,19 +378,20 @@ def test_a_users_tokenizer_of_random_weights_is_the_same_in_every_process(own: s
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("Coarse", "stride of 3 pixels, whose tokens do not make up .* use one of stride 1, 2, 4"),
-        ("Beyond", "gives ids from 0 to 3; with its vocabulary of 2 they must be from 0 to 1"),
-        ("Wide", r"gives \(2, 4, 8\) for images .* must give ids \(2, 8, 8\)"),
-        ("Real", "gives torch.float32; it must give integers"),
-        ("Wordless", "has vocabulary None; it must be a whole number of 2 or more"),
-        ("broken", "cannot be made .OSError: no such weights"),
-        ("number", "gives a int; it must give a torch.nn.Module"),
-        ("missing", "cannot be made .AttributeError"),
+        (
+            "Coarse",
+            "stride of 3 pixels, whose tokens do not tile .* use a tokenizer of stride 1, 2, 4",
+        ),
+        ("Beyond", "returned ids from 0 to 3; with its vocabulary of 2 they must be from 0 to 1"),
+        ("Wide", r"returned \(2, 4, 8\) for images .* must return ids \(2, 8, 8\)"),
+        ("Real", "returned torch.float32; it must return integers"),
+        ("Wordless", "has vocabulary None; it must be an integer of 2 or more"),
+        ("broken", "cannot be built .OSError: no such weights"),
+        ("number", "returned a int; it must return a torch.nn.Module"),
+        ("missing", "cannot be built .AttributeError"),
     ],
 )
-def test_a_users_tokenizer_that_does_not_fit_is_refused(
-    own: str, function: str, message: str
-) -> None:
+def test_invalid_user_tokenizer_is_rejected(own: str, function: str, message: str) -> None:
     spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:{function}")
     black, white = ((torch.full((1, 3, 32, 32), x) - MEAN) / STD for x in (0.0, 1.0))
 
@@ -396,50 +400,53 @@ def test_a_users_tokenizer_that_does_not_fit_is_refused(
         assert source is not None
         model = SimMIM(spec, design, source.known)
         model.target.attach_model(source.model)
-        model.target.of(torch.cat([black, white]))
+        model.target.from_images(torch.cat([black, white]))
 
     with pytest.raises(UsageError, match=message):
         look()
 
 
-def test_what_holds_no_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_without_tokenizer_is_rejected(tmp_path: Path) -> None:
     spec = TINY["vit"]
-    with pytest.raises(UsageError, match=r"nowhere:at_all cannot be made .ModuleNotFoundError"):
+    with pytest.raises(UsageError, match=r"nowhere:at_all cannot be built .ModuleNotFoundError"):
         load_target_model(Design(target="tokens", tokenizer="nowhere:at_all"), spec, 8)
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         load_target_model(Design(target="tokens", tokenizer=str(tmp_path / "none")), spec, 8)
-    pixels = save(SimMIM(spec), tmp_path / "pixels")
-    with pytest.raises(UsageError, match="holds no tokenizer: it predicts pixels"):
+    pixels = save_checkpoint(SimMIM(spec), tmp_path / "pixels")
+    with pytest.raises(UsageError, match="contains no tokenizer: it predicts pixels"):
         load_target_model(Design(target="tokens", tokenizer=pixels), spec, 8)
 
 
 @pytest.mark.parametrize(
     ("assignments", "message"),
     [
-        (["tokenizer=a:b"], "tokenizer a:b is for target tokens, and the target is pixels"),
+        (["tokenizer=a:b"], "tokenizer a:b needs target tokens, but the target is pixels"),
         (["tokens=64"], "tokens 64 is the vocabulary .* the target is pixels"),
-        (["target=tokens", "tokenizer=a:b", "tokens=64"], "tokens 64 .* one is given"),
-        (["target=tokens", "tokenizer=a:b", "target_size=8"], "target_size 8 is for a tokenizer"),
-        (["target=tokens", "loss=l2"], "loss l2 is a distance; target tokens"),
-        (["target=tokens", "norm_target=7"], "norm_target 7 is for target pixels"),
+        (["target=tokens", "tokenizer=a:b", "tokens=64"], "tokens 64 .* tokenizer a:b is given"),
+        (
+            ["target=tokens", "tokenizer=a:b", "target_size=8"],
+            "target_size 8 applies to a tokenizer",
+        ),
+        (["target=tokens", "loss=l2"], "loss l2 is a distance, but target tokens"),
+        (["target=tokens", "norm_target=7"], "norm_target 7 needs target pixels"),
         (["target=tokens", "tokens=1"], "tokens 1 .* use 2 to 65536"),
     ],
 )
-def test_choices_that_tokens_exclude_are_refused(assignments: list[str], message: str) -> None:
+def test_choices_that_contradict_tokens_are_rejected(assignments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         override(POCKET, assignments)
 
 
-def test_too_many_tokens_are_refused() -> None:
-    with pytest.raises(UsageError, match="tokens 512 are more than the 64 squares of 4 pixels"):
+def test_too_many_tokens_are_rejected() -> None:
+    with pytest.raises(UsageError, match="tokens 512 exceed the 64 squares of 4 pixels"):
         fit_tokenizer(levels(2), vocabulary=512, stride=4, seed=0, display=QUIET)
     with pytest.raises(
-        UsageError, match=r"131,072 numbers .* fewer -o bins=, clusters= or tokens="
+        UsageError, match=r"131,072 outputs .* fewer -o bins=, clusters= or tokens="
     ):
         SimMIM(find_spec("swin_pocket"), Design(target="tokens", tokens=8192))
 
 
-def test_a_tokenizers_weights_are_not_trained_with_the_student() -> None:
+def test_tokenizer_weights_are_not_trained_with_the_student() -> None:
     model = SimMIM(TINY["vit"], TOKENS)
     assert not any(name.startswith("target.") for name, _ in model.named_parameters())
     saved = {name for name in model.state_dict() if name.startswith("target.tokenizer.")}

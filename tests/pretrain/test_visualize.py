@@ -23,7 +23,7 @@ from simmim_bench.errors import BenchError
 SIZES = {"mask_patch_size": 16, "patch_size": 4}
 
 
-def test_the_centre_is_hidden_alike_on_all_sides() -> None:
+def test_centre_mask_is_symmetric() -> None:
     mask = centre_mask((128, 64), mask_ratio=0.25, **SIZES)
     assert mask.shape == (32, 16)
     assert torch.equal(mask, mask.flip(0))
@@ -36,7 +36,7 @@ def test_the_centre_is_hidden_alike_on_all_sides() -> None:
 @pytest.mark.parametrize(
     "box", [(20, 3, 40, 17), (0, 0, 96, 64), (16, 16, 32, 32), (-9, 60, 5, 99)]
 )
-def test_a_box_hides_the_units_that_it_touches(box: tuple[int, ...]) -> None:
+def test_box_mask_hides_the_units_that_it_touches(box: tuple[int, ...]) -> None:
     left, top, right, bottom = box
     touched = np.zeros((64, 96))
     touched[max(top, 0) : bottom, max(left, 0) : right] = 1
@@ -54,7 +54,7 @@ def annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
     return path
 
 
-def test_boxes_go_where_the_drawn_image_has_them(tmp_path: Path) -> None:
+def test_boxes_are_transformed_like_the_images(tmp_path: Path) -> None:
     # 100 x 50 pixels, drawn as 32 x 32: twice as wide as shown, 16 pixels lost on either side.
     boxes = [(1, [50.0, 25, 25, 25]), (1, [40.0, 0, 5, 5]), (2, [0.0, 0, 50, 50])]
     found = largest_boxes(annotations(tmp_path / "i.json", boxes), (32, 32))
@@ -62,7 +62,7 @@ def test_boxes_go_where_the_drawn_image_has_them(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def drawn(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A checkpoint and two images, beside which annotations and pictures are written."""
     spec = TINY["vit"]
     write_checkpoint(
@@ -89,13 +89,13 @@ def visualize(folder: Path, *more: str) -> object:
 @pytest.mark.parametrize(
     "masking", ["random", "square", "block", "pixels", "regions", "multimodal", "centre", "boxes"]
 )
-def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> None:
+def test_masked_tile_is_grey_where_hidden(folder: Path, masking: str) -> None:
     more = ["--mask", masking, "--mask-patch-size", "4"]
     if masking == "boxes":
-        content = annotations(drawn / "i.json", [(1, [50.0, 25, 25, 25])])
+        content = annotations(folder / "i.json", [(1, [50.0, 25, 25, 25])])
         more += ["--annotations", str(content)]
-    assert visualize(drawn, *more) is None
-    picture = np.asarray(Image.open(drawn / "seen.png").convert("RGB")).astype(int)
+    assert visualize(folder, *more) is None
+    picture = np.asarray(Image.open(folder / "seen.png").convert("RGB")).astype(int)
     shown = 160 + 4  # tiles of 32 pixels, five times as large, and their border
     masked = picture[4 : 4 + 160, 4 + shown : 4 + shown + 160][2::5, 2::5]
     hidden = (np.abs(masked - 127.5) < 2).all(-1)
@@ -115,18 +115,18 @@ def test_pictures_show_grey_where_it_is_hidden(drawn: Path, masking: str) -> Non
     [
         (["--mask", "boxes"], "--mask boxes and --annotations go together"),
         (["--annotations", "i.json"], "--mask boxes and --annotations go together"),
-        (["--mask", "boxes", "--annotations", "gone.json"], "is not there"),
+        (["--mask", "boxes", "--annotations", "gone.json"], "does not exist"),
     ],
 )
-def test_masks_that_cannot_be_made_are_refused(drawn: Path, more: list[str], message: str) -> None:
-    error = visualize(drawn, *more)
+def test_invalid_mask_options_are_rejected(folder: Path, more: list[str], message: str) -> None:
+    error = visualize(folder, *more)
     assert isinstance(error, BenchError)
     assert message in str(error)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"images": []}', '{"images": [{}], "annotations": []}'])
-def test_annotations_that_are_not_cocos_are_refused(drawn: Path, content: str) -> None:
-    (drawn / "bad.json").write_text(content)
-    error = visualize(drawn, "--mask", "boxes", "--annotations", str(drawn / "bad.json"))
+def test_annotations_other_than_coco_are_rejected(folder: Path, content: str) -> None:
+    (folder / "bad.json").write_text(content)
+    error = visualize(folder, "--mask", "boxes", "--annotations", str(folder / "bad.json"))
     assert isinstance(error, BenchError)
     assert error.exit_code == 4

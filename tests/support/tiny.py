@@ -1,4 +1,4 @@
-"""Tiny specs of every family, which tests share."""
+"""Tiny backbone specs of every family, shared by tests."""
 
 from __future__ import annotations
 
