@@ -152,7 +152,7 @@ def test_several_seeds_are_refused_in_the_directory_of_a_run(tmp_path: Path, poc
     assert invoke(*common).exception is None
     refused = invoke(*common, "--seeds", "2")
     assert isinstance(refused.exception, UsageError)
-    assert "is a run itself and takes no runs of several seeds" in str(refused.exception)
+    assert "is itself a run and cannot hold the runs of several seeds" in str(refused.exception)
     assert not list(tmp_path.glob("knn/seed*"))
 
 
@@ -184,7 +184,7 @@ def test_options_of_fewshot_are_refused_for_other_tasks(
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
     refused = invoke(*common, "--out", str(tmp_path / "knn"), *more)
     assert isinstance(refused.exception, UsageError)
-    assert f"{more[0]} {more[1]} is for fewshot; knn learns from all" in str(refused.exception)
+    assert f"{more[0]} is for fewshot, not for knn; remove it." in str(refused.exception)
     assert not (tmp_path / "knn").exists()
 
 
@@ -203,5 +203,5 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
         compare_runs([tmp_path / "a"], [tmp_path / "a"])
     refused = invoke("coco", *data, "--baseline", "random", "--out", str(tmp_path / "coco"))
-    assert "--baseline compares top1, which coco does not give" in str(refused.exception)
+    assert "--baseline compares top1, which coco does not have" in str(refused.exception)
     assert not (tmp_path / "coco").exists()
