@@ -178,27 +178,26 @@ def plan_transfer(
     return TransferPlan(transfer=transfer, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
 
 
-def plan_baseline(plan: TransferPlan, baseline: str) -> TransferPlan:
+def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -> TransferPlan:
     """Plan the baseline's runs for a checkpoint's plan: same task, recipe, data and seeds.
 
     Without --out they lie where a transfer of the baseline itself would, so that several checkpoints share
     them; with --out they lie next to it.
 
     Args:
+        request: the request that `plan` was made from; without the defaults that planning adds.
         baseline: a CKPT, or "random" for random weights of the checkpoint's architecture.
 
     Raises:
         UsageError: the task has no top-1 accuracy to compare, or see `plan_transfer`.
         DataError: see `plan_transfer`.
     """
-    ours = plan.transfer
-    request = ours.request
     if not TASKS[request.task].images_compared:
         raise UsageError(
             f"--baseline compares top1, which {request.task} does not have; run the baseline as a transfer of "
             "random:ARCH and compare both rows of the leaderboard."
         )
-    spec, options = ours.checkpoint.spec, request.options
+    spec, options = plan.transfer.checkpoint.spec, request.options
     other = f"random:{spec.arch}" if baseline == "random" else baseline
     out = options.out
     options = replace(

@@ -140,7 +140,7 @@ def transfer(
 
     request = TransferRequest(task=task, options=options, task_options=task_options)
     ours = plan_transfer(request, ckpt, range(options.seed, options.seed + seeds))
-    other = None if baseline is None else plan_baseline(ours, baseline)
+    other = None if baseline is None else plan_baseline(request, ours, baseline)
     with init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         # Check the baseline's directories first, so that it cannot fail after hours of training.
