@@ -18,6 +18,7 @@ from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.segmentation.recipes import Ade20kRecipe
 
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How transfers under one type of recipe are carried out.
@@ -129,7 +130,7 @@ TRANSFERS: dict[str, TransferTask] = {
 
 # Checks of a data set, by layout: `(folder, Reading) -> list[Finding]`.
 EXAMINERS: dict[str, str] = {
-    "imagenet": "transfer.examine:examine_imagenet",
+    "imagenet": "transfer.finetune.examine:examine_imagenet",
     "coco": "transfer.detection.examine:examine_coco",
     "ade20k": "transfer.segmentation.examine:examine_ade20k",
 }

@@ -30,7 +30,7 @@ from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
 from transfer.detection.examine import examine_coco
-from transfer.examine import examine_imagenet
+from transfer.finetune.examine import examine_imagenet
 from transfer.inspection import SAMPLE, Reading
 from transfer.recipes import RECIPES as TRANSFERS
 from transfer.segmentation.examine import examine_ade20k

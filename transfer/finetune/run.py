@@ -7,7 +7,6 @@ validation image.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import finetune
 from transfer.inference import forward_batches, gather_rows
 from transfer.job import TransferJob
+from transfer.split_description import describe_data, describe_split
 
 EVAL_BATCH = 256  # images per process; the batch size of training is the total over all processes
 
@@ -42,7 +42,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
     """
     train, val = class_folders(job.data, "train"), class_folders(job.data, "val")
     check_same_classes(train, val)
-    description = describe(job.data, train, val)
+    description = describe_data(job.data, train, val)
     if job.task == "fewshot":
         split: Path | None = job.options.get("split")
         train = train.subset(few_shot_images(train, job.fraction, context.seed, split))
@@ -109,21 +109,3 @@ def evaluate(
         description="evaluate",
     )
     return gather_rows(batches, context.dist).numpy()
-
-
-def describe(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
-    """Describe the data as a record stores it."""
-    return {
-        "root": str(data),
-        "classes": len(val.classes),
-        "train_images": len(train),
-        "train_fingerprint": train.fingerprint(),
-        "fingerprint": val.fingerprint(),
-    }
-
-
-def describe_split(images: ImageList, split: Path | None) -> dict[str, str]:
-    """Describe the images that a split file lists; a split sampled from the seed needs no description."""
-    if split is None:
-        return {}
-    return {"listed_split": str(split), "listed_split_sha256": split_sha256(images)}

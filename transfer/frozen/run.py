@@ -21,7 +21,6 @@ from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.fewshot import few_shot_images, split_sha256
-from transfer.finetune.run import describe, describe_split
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import feature_sets
@@ -30,6 +29,7 @@ from transfer.frozen.linear_probe import list_candidates, probe_linear
 from transfer.frozen.logistic import probe_logistic
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.job import TransferJob
+from transfer.split_description import describe_data, describe_split
 
 
 def run_probe(context: RunContext, job: TransferJob[FrozenRecipe]) -> Record | None:
@@ -88,7 +88,7 @@ def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeI
     """List the images of both splits, and choose the few-shot images."""
     train, val = class_folders(job.data, "train"), class_folders(job.data, "val")
     check_same_classes(train, val)
-    description = describe(job.data, train, val)
+    description = describe_data(job.data, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)
     split: Path | None = job.options.get("split")
