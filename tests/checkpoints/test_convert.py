@@ -1,4 +1,4 @@
-"""Claims about convert: what it writes gives the same features to those who read it."""
+"""Tests of conversion: the written files compute equal features in their framework."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from simmim_bench.models.build import build_backbone
 FAMILIES = sorted(TINY)
 
 
-def shaken(model: nn.Module) -> Any:
-    """Move every parameter away from the value that it starts at."""
+def perturb(model: nn.Module) -> Any:
+    """Perturb all parameters, because some are initialised to constants."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 
-def saved(path: Path, spec: BackboneSpec, form: str = "pretrain", classes: int = 0) -> str:
+def save(path: Path, spec: BackboneSpec, form: str = "pretrain", classes: int = 0) -> str:
     model = SimMIM(spec) if form == "pretrain" else build_backbone(spec, num_classes=classes)
     write(
         path,
-        state=shaken(model).state_dict(),
+        state=perturb(model).state_dict(),
         spec=spec,
         form="pretrain" if form == "pretrain" else "transfer",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        provenance={"label": "made for a test", "method": "simmim"},
+        provenance={"label": "test", "method": "simmim"},
     )
     return str(path)
 
 
-def converted(source: str, destination: Path, to: str = "native", **options: Any) -> Conversion:
+def run_convert(source: str, destination: Path, to: str = "native", **options: Any) -> Conversion:
     if to in WRITERS:
         return convert(source, destination, write=WRITERS[to], to=to, **options)
     from transfer.export import WRITERS as FRAMEWORKS
@@ -76,8 +76,8 @@ def assert_equal_weights(found: nn.Module, wanted: nn.Module) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("form", ["pretrain", "transfer"])
 def test_native_to_native_is_bit_exact(tmp_path: Path, family: str, form: str) -> None:
-    source = saved(tmp_path / "a", TINY[family], form, classes=3)
-    converted(source, tmp_path / "b")
+    source = save(tmp_path / "a", TINY[family], form, classes=3)
+    run_convert(source, tmp_path / "b")
     before, after = read_checkpoint(source), read_checkpoint(str(tmp_path / "b"))
     assert (before.spec, before.form, before.label) == (after.spec, after.form, after.label)
     assert before.state is not None
@@ -94,9 +94,9 @@ def test_native_to_timm_to_native_is_bit_exact(
 ) -> None:
     # timm's convolutional networks have stems of stride 4.
     spec = replace(TINY[family], sincos_position=False, patch_size=4).at(size)
-    source = saved(tmp_path / "a", spec, form, classes=3)
-    converted(source, tmp_path / "timm", "timm")
-    converted(str(tmp_path / "timm"), tmp_path / "b")
+    source = save(tmp_path / "a", spec, form, classes=3)
+    run_convert(source, tmp_path / "timm", "timm")
+    run_convert(str(tmp_path / "timm"), tmp_path / "b")
     classes = 3 if form == "transfer" else 0
     wanted = load_backbone(source, num_classes=classes)
     found = load_backbone(str(tmp_path / "b"), num_classes=classes)
@@ -122,10 +122,12 @@ def test_native_to_timm_to_native_is_bit_exact(
     ],
     ids=["sincos", "mae", "layer scale"],
 )
-def test_vits_of_every_kind_of_position_reach_timm(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_vits_with_every_kind_of_position_convert_to_timm(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     spec = replace(TINY["vit"], **changes)
-    source = saved(tmp_path / "a", spec)
-    converted(source, tmp_path / "timm", "timm")
+    source = save(tmp_path / "a", spec)
+    run_convert(source, tmp_path / "timm", "timm")
     images, wanted = noise(spec), load_backbone(source).eval()
     theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     assert torch.allclose(theirs(images), wanted(images), atol=1e-5)
@@ -134,10 +136,10 @@ def test_vits_of_every_kind_of_position_reach_timm(tmp_path: Path, changes: dict
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_resizing_is_that_of_fine_tuning(tmp_path: Path, family: str) -> None:
-    source = saved(tmp_path / "a", TINY[family])
+def test_resizing_equals_that_of_fine_tuning(tmp_path: Path, family: str) -> None:
+    source = save(tmp_path / "a", TINY[family])
     window = 3 if TINY[family].window_size else None
-    done = converted(source, tmp_path / "b", img_size=(48, 64), window_size=window)
+    done = run_convert(source, tmp_path / "b", img_size=(48, 64), window_size=window)
     wanted = load_backbone(source, (48, 64), window_size=window)
     found = load_backbone(str(tmp_path / "b"))
     assert found.spec == wanted.spec
@@ -147,13 +149,13 @@ def test_resizing_is_that_of_fine_tuning(tmp_path: Path, family: str) -> None:
     assert load_simmim(str(tmp_path / "b")).spec.img_size == (48, 64)
 
 
-def test_detectron2s_own_swin_gives_our_maps(tmp_path: Path) -> None:
+def test_detectron2s_swin_computes_equal_maps(tmp_path: Path) -> None:
     swin = pytest.importorskip("detectron2.modeling.backbone.swin")
     from detectron2.checkpoint import DetectionCheckpointer
 
     spec, file = TINY["swin"], tmp_path / "swin.pth"
-    source = saved(tmp_path / "a", spec)
-    converted(source, file, "detectron2")
+    source = save(tmp_path / "a", spec)
+    run_convert(source, file, "detectron2")
 
     def maps() -> dict[str, Tensor]:
         net = swin.SwinTransformer(
@@ -163,7 +165,7 @@ def test_detectron2s_own_swin_gives_our_maps(tmp_path: Path) -> None:
             num_heads=spec.num_heads,
             window_size=spec.window_size,
         )
-        # A project calls its backbone what it likes.
+        # The name of the backbone in a project is arbitrary.
         holder = nn.ModuleDict({"backbone": nn.ModuleDict({"net": net})})
         DetectionCheckpointer(holder).load(str(file))
         found: dict[str, Tensor] = net.eval()(images)
@@ -181,13 +183,13 @@ def test_detectron2s_own_swin_gives_our_maps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["swin", "vit"])
-def test_mmsegmentations_own_backbones_give_our_maps(tmp_path: Path, family: str) -> None:
+def test_mmsegmentations_backbones_compute_equal_maps(tmp_path: Path, family: str) -> None:
     backbones = pytest.importorskip("mmseg.models.backbones")
     spec = replace(
         TINY[family], sincos_position=False, init_values=0.1 if family == "vit" else None
     )
-    source, file = saved(tmp_path / "a", spec), tmp_path / "net.pth"
-    converted(source, file, "mmseg")
+    source, file = save(tmp_path / "a", spec), tmp_path / "net.pth"
+    run_convert(source, file, "mmseg")
     init = {"type": "Pretrained", "checkpoint": str(file)}
     size = spec.img_size
     if family == "swin":
@@ -218,7 +220,7 @@ def test_mmsegmentations_own_backbones_give_our_maps(tmp_path: Path, family: str
     images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
     wanted = load_backbone(source, size).eval().forward_maps(images)
     for found, level in zip(net(images), wanted, strict=True):
-        if family == "vit":  # its maps are not normalised
+        if family == "vit":  # BEiT's maps are not normalised
             found = F.layer_norm(found.permute(0, 2, 3, 1), found.shape[1:2], eps=1e-6)
             found = found.permute(0, 3, 1, 2)
         assert torch.allclose(found, level, atol=1e-5)
@@ -226,12 +228,12 @@ def test_mmsegmentations_own_backbones_give_our_maps(tmp_path: Path, family: str
 
 @pytest.mark.parametrize(("to", "module"), [("detectron2", "detectron2"), ("mmseg", "mmseg")])
 @pytest.mark.parametrize("family", ["vit", "swinv2", "convnext", "resnet"])
-def test_what_they_have_no_backbone_for_is_written_for_our_adapter(
+def test_architectures_without_a_framework_backbone_use_the_adapter(
     tmp_path: Path, family: str, to: str, module: str
 ) -> None:
     pytest.importorskip(module)
-    source = saved(tmp_path / "a", TINY[family])
-    done = converted(source, tmp_path / "net.pth", to)
+    source = save(tmp_path / "a", TINY[family])
+    done = run_convert(source, tmp_path / "net.pth", to)
     assert "SimMIMBackbone" in done.usage
     assert done.feature_difference < 1e-6
 
@@ -240,35 +242,35 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_destination_that_is_there_is_left_alone(tmp_path: Path) -> None:
-    source = saved(tmp_path / "a", TINY["vit"])
+def test_an_existing_destination_is_not_changed(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", TINY["vit"])
     (tmp_path / "b").write_text("mine")
     with pytest.raises(UsageError, match="exists; choose another DST or add --overwrite"):
-        converted(source, tmp_path / "b")
+        run_convert(source, tmp_path / "b")
     assert (tmp_path / "b").read_text() == "mine"
-    converted(source, tmp_path / "b", overwrite=True)
+    run_convert(source, tmp_path / "b", overwrite=True)
     assert files(tmp_path / "b") == ["meta.json", "model.safetensors"]
 
 
-def other_features(checkpoint: Checkpoint, path: Path) -> ExportResult:
+def write_other_features(checkpoint: Checkpoint, path: Path) -> ExportResult:
     path.write_text("half")
     return ExportResult(0.5, "")
 
 
-def no_number(checkpoint: Checkpoint, path: Path) -> ExportResult:
+def write_nan(checkpoint: Checkpoint, path: Path) -> ExportResult:
     return ExportResult(float("nan"), "")
 
 
-def a_defect(checkpoint: Checkpoint, path: Path) -> ExportResult:
+def raise_defect(checkpoint: Checkpoint, path: Path) -> ExportResult:
     path.write_text("half")
     raise RuntimeError("a defect")
 
 
-@pytest.mark.parametrize("writer", [other_features, no_number, a_defect])
-def test_a_conversion_that_fails_leaves_nothing(
+@pytest.mark.parametrize("writer", [write_other_features, write_nan, raise_defect])
+def test_a_failed_conversion_leaves_no_files(
     tmp_path: Path, writer: Callable[[Checkpoint, Path], ExportResult]
 ) -> None:
-    source = saved(tmp_path / "a", TINY["vit"])
+    source = save(tmp_path / "a", TINY["vit"])
     with pytest.raises((BenchError, RuntimeError)):
         convert(source, tmp_path / "b", write=writer, to="native")
     assert files(tmp_path) == ["a"]
@@ -282,27 +284,27 @@ def test_a_conversion_that_fails_leaves_nothing(
         (None, {"img_size": (30, 32)}, r"is not a multiple of .* patch_size 4"),
     ],
 )
-def test_what_cannot_be_converted_is_refused(
+def test_a_source_that_cannot_be_converted_raises_an_error(
     tmp_path: Path, source: str | None, options: dict[str, Any], message: str
 ) -> None:
-    source = source or saved(tmp_path / "a", replace(TINY["vit"], depths=(8,)))
+    source = source or save(tmp_path / "a", replace(TINY["vit"], depths=(8,)))
     with pytest.raises(UsageError, match=message):
-        converted(source, tmp_path / "b", **options)
+        run_convert(source, tmp_path / "b", **options)
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("to", ["native", "timm"])
-def test_the_report_is_json_alone_on_stdout(tmp_path: Path, to: str) -> None:
-    source = saved(tmp_path / "a", TINY["swin"])
+def test_stdout_holds_only_the_json_report(tmp_path: Path, to: str) -> None:
+    source = save(tmp_path / "a", TINY["swin"])
     arguments = ["convert", source, str(tmp_path / "b"), "--to", to, "--json"]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.stderr
-    assert_sound(json.loads(done.stdout))
+    check_report(json.loads(done.stdout))
 
 
-def test_an_engine_that_prints_leaves_stdout_to_the_report(tmp_path: Path) -> None:
+def test_stdout_holds_only_the_report_when_a_framework_prints(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
-    source = saved(tmp_path / "a", TINY["swin"])
+    source = save(tmp_path / "a", TINY["swin"])
     arguments = ["convert", source, str(tmp_path / "b"), "--to", "mmseg", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "simmim_bench", *arguments],
@@ -311,10 +313,10 @@ def test_an_engine_that_prints_leaves_stdout_to_the_report(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert_sound(json.loads(done.stdout))
+    check_report(json.loads(done.stdout))
 
 
-def assert_sound(report: dict[str, Any]) -> None:
+def check_report(report: dict[str, Any]) -> None:
     assert len(report["matched"]) > 50
     assert (report["missing"], report["resized"]) == ([], [])
     assert report["feature_difference"] < 1e-5

@@ -1,4 +1,4 @@
-"""Claims about checkpoints of others: read whole and unchanged, or refused, and never executed."""
+"""Tests of third-party checkpoints: read completely and unchanged, or refused, and never executed."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
 
-def shaken(model: nn.Module) -> Any:
-    """Move every parameter away from the value that it starts at."""
+def perturb(model: nn.Module) -> Any:
+    """Perturb all parameters, because some are initialised to constants."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 
-def saved(content: object, path: Path) -> str:
+def save(content: object, path: Path) -> str:
     torch.save(content, path)
     return str(path)
 
@@ -70,7 +70,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
 
 
 def official_swin(state: dict[str, Tensor], windows: tuple[int, ...]) -> dict[str, Tensor]:
-    """Give timm's weights the official names, and the buffers that official files hold."""
+    """Rename timm's weights to the official names, and add the buffers of official files."""
     renamed = {shift_downsample(k, -1).replace("head.fc.", "head."): v for k, v in state.items()}
     for stage, window in enumerate(windows):
         stem = f"layers.{stage}.blocks.0.attn."
@@ -80,7 +80,7 @@ def official_swin(state: dict[str, Tensor], windows: tuple[int, ...]) -> dict[st
 
 
 def official_simmim(model: SimMIM) -> dict[str, Tensor]:
-    """Give a SimMIM model's weights the names of the official implementation."""
+    """Rename a SimMIM model's weights to the names of the official implementation."""
     names: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         if name.startswith("encoder."):
@@ -90,15 +90,15 @@ def official_simmim(model: SimMIM) -> dict[str, Tensor]:
     return names
 
 
-def test_beit_gives_its_logits(tmp_path: Path) -> None:
-    model = shaken(Beit(**VIT, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1))
-    ckpt = saved({"model": model.state_dict()}, tmp_path / "beit.pth")
+def test_beit_computes_equal_logits(tmp_path: Path) -> None:
+    model = perturb(Beit(**VIT, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1))
+    ckpt = save({"model": model.state_dict()}, tmp_path / "beit.pth")
     ours = load_backbone(ckpt, num_classes=5).eval()
     assert close(ours(IMAGES), model(IMAGES))
     assert not ours.load_report.missing  # type: ignore[union-attr]
 
 
-def test_a_pretrained_beit_gives_its_tokens(tmp_path: Path) -> None:
+def test_a_pretrained_beit_computes_equal_tokens(tmp_path: Path) -> None:
     theirs = Beit(
         **{**VIT, "num_classes": 0},
         use_abs_pos_emb=False,
@@ -106,10 +106,10 @@ def test_a_pretrained_beit_gives_its_tokens(tmp_path: Path) -> None:
         init_values=0.1,
         global_pool="",
     )
-    model = shaken(theirs)
+    model = perturb(theirs)
     extra = {"lm_head.weight": torch.zeros(7, 192), "mask_token": torch.zeros(1, 1, 192)}
     checkpoint = read_checkpoint(
-        saved({"model": {**model.state_dict(), **extra}}, tmp_path / "b.pth")
+        save({"model": {**model.state_dict(), **extra}}, tmp_path / "b.pth")
     )
     assert (checkpoint.form, checkpoint.provenance["method"]) == ("pretrain", "BEiT")
     assert checkpoint.mean == (0.5, 0.5, 0.5)
@@ -123,19 +123,19 @@ def test_a_pretrained_beit_gives_its_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.1])
-def test_a_vit_of_timm_gives_its_blocks(tmp_path: Path, layer_scale: float | None) -> None:
-    model = shaken(VisionTransformer(**VIT, init_values=layer_scale))
-    ours = load_backbone(saved(model.state_dict(), tmp_path / "vit.pth")).eval()
+def test_timms_vit_computes_equal_block_features(tmp_path: Path, layer_scale: float | None) -> None:
+    model = perturb(VisionTransformer(**VIT, init_values=layer_scale))
+    ours = load_backbone(save(model.state_dict(), tmp_path / "vit.pth")).eval()
     blocks = model.forward_intermediates(IMAGES, intermediates_only=True, return_prefix_tokens=True)
     wanted = [torch.stack([x.mean((2, 3)), tokens[:, 0]], 1) for x, tokens in blocks]
     assert close(ours.forward_pooled(IMAGES), torch.stack(wanted, dim=1))
-    # Its key biases are random and are not kept: softmax does not see them.
+    # The random key biases are dropped, because the softmax ignores them.
     report: Any = ours.load_report
     assert "blocks.0.attn.k_bias" in report.unused
 
 
-def test_mae_is_read_with_its_arguments_unpickled_by_nobody(tmp_path: Path) -> None:
-    model = shaken(VisionTransformer(**{**VIT, "num_classes": 0}))
+def test_mae_is_read_without_unpickling_its_arguments(tmp_path: Path) -> None:
+    model = perturb(VisionTransformer(**{**VIT, "num_classes": 0}))
     decoder = {
         "mask_token": torch.zeros(1, 1, 24),
         "decoder_embed.weight": torch.zeros(24, 192),
@@ -147,7 +147,7 @@ def test_mae_is_read_with_its_arguments_unpickled_by_nobody(tmp_path: Path) -> N
         "args": argparse.Namespace(lr=1e-3, data="x"),
         "epoch": 799,
     }
-    checkpoint = read_checkpoint(saved(content, tmp_path / "mae.pth"))
+    checkpoint = read_checkpoint(save(content, tmp_path / "mae.pth"))
     assert (checkpoint.provenance["method"], checkpoint.provenance["epochs"]) == ("MAE", 800)
     assert set(decoder) <= set(checkpoint.unread)
     ours = build_backbone(checkpoint.spec, form="pretrain")
@@ -158,23 +158,23 @@ def test_mae_is_read_with_its_arguments_unpickled_by_nobody(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("official", [False, True], ids=["timm", "official"])
 @pytest.mark.parametrize("version", [SwinTransformer, SwinTransformerV2])
-def test_swins_give_their_logits_under_either_names(
+def test_swins_compute_equal_logits_with_timms_and_official_names(
     tmp_path: Path, version: Callable[..., Any], official: bool
 ) -> None:
-    model = shaken(version(**SWIN))
+    model = perturb(version(**SWIN))
     state = model.state_dict()
     if version is SwinTransformerV2 and not official:
-        state = official_swin(state, (4, 4))  # its window is in the buffers alone
+        state = official_swin(state, (4, 4))  # only the buffers show its window
         state = {shift_downsample(k, 1): v for k, v in state.items()}
     elif official:
         state = official_swin(state, (4, 4))
-    ckpt = saved({"model": state}, tmp_path / "swin.pth")
+    ckpt = save({"model": state}, tmp_path / "swin.pth")
     ours = load_backbone(ckpt, (64, 64), num_classes=5).eval()
     assert ours.spec.window_size == 4
     assert close(ours(LARGE), model(LARGE))
 
 
-def test_openmmlab_swins_give_their_features(tmp_path: Path) -> None:
+def test_openmmlabs_swin_computes_equal_features(tmp_path: Path) -> None:
     backbones = pytest.importorskip("mmseg.models.backbones")
     model = backbones.SwinTransformer(
         pretrain_img_size=64,
@@ -186,7 +186,7 @@ def test_openmmlab_swins_give_their_features(tmp_path: Path) -> None:
         strides=(4, 2),
         out_indices=(0, 1),
     )
-    shaken(model)
+    perturb(model)
     state = {f"backbone.{k}": v for k, v in model.state_dict().items()}
     pretraining = {
         "backbone.mask_token": torch.ones(1, 1, 16),
@@ -194,19 +194,20 @@ def test_openmmlab_swins_give_their_features(tmp_path: Path) -> None:
         "neck.decoder.0.bias": torch.ones(8 * 8 * 3),
     }
     content = {"meta": {"epoch": 100}, "state_dict": {**state, **pretraining}}
-    ckpt = saved(content, tmp_path / "mm.pth")
+    ckpt = save(content, tmp_path / "mm.pth")
     assert close(load_backbone(ckpt, (64, 64)).eval().forward_maps(LARGE)[-1], model(LARGE)[-1])
     simmim = load_simmim(ckpt)
     assert simmim.mask_token is not None
     assert torch.equal(simmim.mask_token, pretraining["backbone.mask_token"])
-    assert torch.equal(simmim.decoder.bias, pretraining["neck.decoder.0.bias"])  # type: ignore[arg-type]
+    bias = simmim.get_parameter("decoder.bias")
+    assert torch.equal(bias, pretraining["neck.decoder.0.bias"])
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2", "vit"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_official_simmim_files_give_their_loss(tmp_path: Path, family: str, suffix: str) -> None:
+def test_official_simmim_files_compute_equal_loss(tmp_path: Path, family: str, suffix: str) -> None:
     spec = replace(TINY[family], sincos_position=False)
-    model = shaken(SimMIM(spec))
+    model = perturb(SimMIM(spec))
     state = official_simmim(model)
     if family == "swinv2":
         windows = tuple(window[0] for window in spec.stage_windows)
@@ -217,7 +218,7 @@ def test_official_simmim_files_give_their_loss(tmp_path: Path, family: str, suff
     if suffix == ".pth":
         yacs = pytest.importorskip("yacs.config")
         config = yacs.CfgNode({"TAG": "simmim_pretrain", "MODEL": {"TYPE": family}})
-        saved({"model": state, "optimizer": {}, "epoch": 99, "config": config}, path)
+        save({"model": state, "optimizer": {}, "epoch": 99, "config": config}, path)
         provenance = read_checkpoint(str(path)).provenance
         assert (provenance["epochs"], provenance["tag"]) == (100, "simmim_pretrain")
     else:
@@ -229,8 +230,8 @@ def test_official_simmim_files_give_their_loss(tmp_path: Path, family: str, suff
     assert torch.equal(found.reconstruction, wanted.reconstruction)
 
 
-class Malice:
-    """Unpickle as a call."""
+class MaliciousObject:
+    """Object that unpickles as a function call."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self.call = (function, arguments)
@@ -240,17 +241,17 @@ class Malice:
 
 
 @pytest.mark.parametrize("kind", ["zip", "old", "plain"])
-@pytest.mark.parametrize("way", ["system", "exec", "touch"])
+@pytest.mark.parametrize("call", ["system", "exec", "touch"])
 def test_a_malicious_pickle_is_refused_and_creates_nothing(
-    tmp_path: Path, kind: str, way: str
+    tmp_path: Path, kind: str, call: str
 ) -> None:
     victim, path = tmp_path / "created", tmp_path / "evil.pth"
-    malice = {
-        "system": Malice(os.system, f"touch {victim}"),
-        "exec": Malice(exec, f"open({str(victim)!r}, 'w')"),
-        "touch": Malice(Path.touch, Path(victim)),
-    }[way]
-    content = {"model": shaken(Beit(**VIT)).state_dict(), "config": malice}
+    malicious = {
+        "system": MaliciousObject(os.system, f"touch {victim}"),
+        "exec": MaliciousObject(exec, f"open({str(victim)!r}, 'w')"),
+        "touch": MaliciousObject(Path.touch, Path(victim)),
+    }[call]
+    content = {"model": perturb(Beit(**VIT)).state_dict(), "config": malicious}
     if kind == "plain":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
@@ -258,7 +259,7 @@ def test_a_malicious_pickle_is_refused_and_creates_nothing(
     with pytest.raises(DataError) as refusal:
         read_checkpoint(str(path))
     assert not victim.exists()
-    if kind != "plain":  # a pickle that torch did not write is no weights file at all
+    if kind != "plain":  # a pickle that torch did not write is not a weights file
         assert re.search(
             r"requests execution of [\w.]+, which no weights need; it was not executed",
             str(refusal.value),
@@ -291,22 +292,24 @@ def write_resnet(path: Path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), path)
 
 
-def changed(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+def write_changed_vit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     state = VisionTransformer(**VIT).state_dict()
     change(state)
     torch.save(state, path)
 
 
 def write_incomplete(path: Path) -> None:
-    changed(path, lambda state: state.pop("blocks.1.mlp.fc2.bias"))
+    write_changed_vit(path, lambda state: state.pop("blocks.1.mlp.fc2.bias"))
 
 
 def write_misshapen(path: Path) -> None:
-    changed(path, lambda state: state.update({"blocks.1.norm1.weight": torch.zeros(191)}))
+    write_changed_vit(path, lambda state: state.update({"blocks.1.norm1.weight": torch.zeros(191)}))
 
 
-def write_other(path: Path) -> None:
-    changed(path, lambda state: state.update({"blocks.0.attn.q_norm.weight": torch.zeros(16)}))
+def write_unknown_weight(path: Path) -> None:
+    write_changed_vit(
+        path, lambda state: state.update({"blocks.0.attn.q_norm.weight": torch.zeros(16)})
+    )
 
 
 def write_unknown_heads(path: Path) -> None:
@@ -329,11 +332,11 @@ def write_unknown_heads(path: Path) -> None:
         ),
         (write_misshapen, "a.pth", r"blocks\.1\.norm1\.weight has \(191,\), not \(192,\)"),
         (write_unknown_heads, "a.pth", "number of attention heads .* cannot be inferred"),
-        (write_other, "a.pth", r"does not have: blocks\.0\.attn\.q_norm\.weight"),
+        (write_unknown_weight, "a.pth", r"does not have: blocks\.0\.attn\.q_norm\.weight"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_file_that_cannot_be_used_says_why(
+def test_an_unusable_file_raises_an_error(
     tmp_path: Path, write: Callable[[Path], None], name: str, message: str
 ) -> None:
     write(tmp_path / name)
@@ -341,16 +344,14 @@ def test_a_file_that_cannot_be_used_says_why(
         load_backbone(str(tmp_path / name))
 
 
-def test_an_unknown_model_of_timm_is_answered_with_the_nearest() -> None:
+def test_an_unknown_timm_model_suggests_the_nearest() -> None:
     with pytest.raises(
         UsageError, match=r"no pretrained model 'vit_base_patch16_225'.*vit_base_patch"
     ):
         read_checkpoint("timm:vit_base_patch16_225")
 
 
-def test_a_model_that_cannot_be_downloaded_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))

@@ -112,7 +112,11 @@ def test_the_error_names_an_image_with_too_many_pixels() -> None:
     content = bytearray(encode(smooth_image(40, 40), "PNG"))
     content[16:24] = struct.pack(">II", 60000, 60000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    for read in (decode_image, lambda *image: random_crop_flip(*image, (32, 32), (0.5, 1.0))):
+
+    def crop(content: bytes, name: str) -> object:
+        return random_crop_flip(content, name, (32, 32), (0.5, 1.0))
+
+    for read in (decode_image, crop):
         with pytest.raises(DataError, match=r"image huge.png cannot be read: .*decompression bomb"):
             read(bytes(content), "huge.png")
 

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -171,13 +173,19 @@ def test_the_error_names_a_folder_without_read_permission(
             raise PermissionError(13, "Permission denied", folder)
         return scandir(folder)
 
-    monkeypatch.setattr(listing.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"data folder .*c1 cannot be listed: Permission denied"):
         any_images(tree)
     (tree / "train").mkdir()
     (tree / "c1").rename(tree / "train" / "c1")
     with pytest.raises(DataError, match=r"data folder .*c1 cannot be listed: Permission denied"):
         class_folders(tree, "train")
+
+
+def write_archive(path: Path, mode: Literal["w", "w:gz"]) -> None:
+    path.parent.mkdir()
+    with tarfile.open(path, mode):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -187,17 +195,19 @@ def test_the_error_names_a_folder_without_read_permission(
         (lambda p: p.mkdir(), r"has no images \(\.jpg.*\) and no \*\.tar"),
         (lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"no tar")), "a.tar cannot be read"),
         (
-            lambda p: (p.mkdir(), tarfile.open(p / "a.tar", "w").close()),
+            lambda p: write_archive(p / "a.tar", "w"),
             r"the 1 shards .*a\.tar.* have no images",
         ),
         (
-            lambda p: (p.mkdir(), tarfile.open(p / "a.tar", "w:gz").close()),
+            lambda p: write_archive(p / "a.tar", "w:gz"),
             "cannot be read as an uncompressed tar",
         ),
     ],
     ids=["missing", "empty", "no tar", "empty tar", "compressed"],
 )
-def test_data_without_images_raise_an_error(tmp_path: Path, make: object, message: str) -> None:
+def test_data_without_images_raise_an_error(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
     make(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         any_images(tmp_path / "data")

@@ -111,7 +111,7 @@ def test_the_mask_token_replaces_hidden_cells(family: str) -> None:
     ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
 )
 def test_features_and_logits_equal_timms(arch: str, name: str, tmp_path: Path) -> None:
-    theirs = perturb(timm.create_model(name, num_classes=5))
+    theirs: Any = perturb(timm.create_model(name, num_classes=5))
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
     checkpoint = read_checkpoint(str(tmp_path / "net.pth"))
     assert (checkpoint.spec, checkpoint.form) == (find_spec(arch), "transfer")
@@ -119,7 +119,7 @@ def test_features_and_logits_equal_timms(arch: str, name: str, tmp_path: Path) -
     assert not ours.load_report.missing  # type: ignore[union-attr]
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
-        pooled = theirs.forward_head(theirs.forward_features(images), pre_logits=True)  # type: ignore[operator]
+        pooled = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
         torch.testing.assert_close(ours.forward_features(images), pooled.flatten(1))
         torch.testing.assert_close(ours(images), theirs(images))
         *_, last = ours.forward_pooled(images).unbind(1)

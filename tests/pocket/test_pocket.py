@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,8 @@ def test_polygons_decode_to_the_visible_mask() -> None:
         annotations = list(coco_annotations(scene, rendering))
         single = [i for i, item in enumerate(scene.items) if item.is_thing and not item.crowd]
         crowd = [i for i, item in enumerate(scene.items) if item.crowd]
-        regions = [np.isin(rendering.item, i) for i in [*single, *([crowd] if crowd else [])]]
+        members = [[i] for i in single] + ([crowd] if crowd else [])
+        regions = [np.isin(rendering.item, indices) for indices in members]
         for visible in regions:
             if visible.sum() < 100:
                 continue
@@ -230,7 +232,9 @@ def test_progress_counts_every_image(tmp_path: Path) -> None:
         ({"counts": replace(FEW, coco_val=0)}, "coco_val 0 .* use 1"),
     ],
 )
-def test_values_out_of_range_raise_an_error(tmp_path: Path, arguments: dict, message: str) -> None:
+def test_values_out_of_range_raise_an_error(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         write_pocket(tmp_path / "data", **arguments)
     assert not list(tmp_path.iterdir())
@@ -271,9 +275,10 @@ def test_a_failed_write_leaves_no_files(
     if existing:
         write_pocket(out, counts=FEW)
     before = fingerprint(tmp_path)
-    save, saved = Image.Image.save, []
+    save = Image.Image.save
+    saved: list[Path] = []
 
-    def fail_late(image: Image.Image, path: Path, **options: object) -> None:
+    def fail_late(image: Image.Image, path: Path, **options: Any) -> None:
         if len(saved) == 15:
             raise cause
         saved.append(path)
