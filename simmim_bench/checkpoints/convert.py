@@ -20,7 +20,12 @@ from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from simmim_bench.checkpoints.load import LoadReport, load_state, restore_backbone
+from simmim_bench.checkpoints.load import (
+    ENCODER_PREFIX,
+    LoadReport,
+    load_state,
+    restore_backbone,
+)
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
@@ -180,7 +185,7 @@ def resize(
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
-    prefix = "encoder." if checkpoint.form == "pretrain" else ""
+    prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
     loaded = model.state_dict()
     outside = {k: v for k, v in checkpoint.state.items() if prefix and not k.startswith(prefix)}
     state = {prefix + k: loaded[k] for k in report.matched + report.resized} | outside
