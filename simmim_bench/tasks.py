@@ -1,8 +1,12 @@
 """The registry of transfer tasks: everything about a task that can be known without torch.
 
 The command line, suites, `doctor`, the record's schema and the leaderboard read their tasks from `TASKS`.
-`transfer/tasks.py` binds recipe types, runners, estimators and data checks to the names used here. To add a
-task, add one entry to each of the two and write the module that runs it.
+
+To add a task, write the module that runs it, and add
+
+1. here: one entry to `TASKS` (and, only if they are new, to `LAYOUTS` and `OPTIONS`);
+2. in `transfer/tasks.py`: its recipes to `TASK_RECIPES`, and for a new type of recipe its runner to `RUNNERS`
+   (for a new layout also its check to `EXAMINERS`).
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class DataLayout:
-    """A folder layout that data sets come in; `transfer/tasks.py` binds its check.
+    """A data set's folder layout; `transfer/tasks.py` names the function that checks it.
 
     Attributes:
         shown: the layout in a few words, for `--help`.
@@ -39,7 +43,7 @@ class DataLayout:
 
     name: str
     title: str
-    shown: str
+    summary: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ class TaskOption:
     help: str
     default: str | None = None
     in_suite: bool = False
-    shapes_result: bool = False
+    affects_result: bool = False
 
     @property
     def flag(self) -> str:
@@ -99,7 +103,7 @@ class Task:
     options: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     suite_order: int = 100
-    images_compared: bool = False
+    supports_paired_comparison: bool = False
     inapplicable: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,10 +124,10 @@ class TaskVariant:
 LAYOUTS: dict[str, DataLayout] = {
     layout.name: layout
     for layout in (
-        DataLayout(name="imagenet", title="ImageNet", shown="train/CLASS/*, val/CLASS/*"),
-        DataLayout(name="coco", title="COCO", shown="train2017/, val2017/, annotations/"),
+        DataLayout(name="imagenet", title="ImageNet", summary="train/CLASS/*, val/CLASS/*"),
+        DataLayout(name="coco", title="COCO", summary="train2017/, val2017/, annotations/"),
         DataLayout(
-            name="ade20k", title="ADE20K", shown="images/, annotations/ {training,validation}"
+            name="ade20k", title="ADE20K", summary="images/, annotations/ {training,validation}"
         ),
     )
 }
@@ -136,14 +140,14 @@ OPTIONS: dict[str, TaskOption] = {
             kind=("1%", "10%"),
             default="1%",
             help="Fraction of the training images to learn from.",
-            shapes_result=True,
+            affects_result=True,
         ),
         TaskOption(
             name="split",
             kind="path",
             help="File that lists the training images, NAME or CLASS/NAME per line, such as SimCLR's "
             "1percent.txt; sampled from the seed by default.",
-            shapes_result=True,
+            affects_result=True,
         ),
         TaskOption(
             name="features",
@@ -184,7 +188,7 @@ TASKS: dict[str, Task] = {
             metrics=("top1", "top5"),
             predictions="ranking",
             suite_order=4,
-            images_compared=True,
+            supports_paired_comparison=True,
         ),
         Task(
             name="linear",
@@ -195,7 +199,7 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("features",),
             suite_order=1,
-            images_compared=True,
+            supports_paired_comparison=True,
         ),
         Task(
             name="knn",
@@ -206,7 +210,7 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("features",),
             suite_order=2,
-            images_compared=True,
+            supports_paired_comparison=True,
         ),
         Task(
             name="fewshot",
@@ -222,7 +226,7 @@ TASKS: dict[str, Task] = {
             options=("fraction", "split", "features"),
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
             suite_order=3,
-            images_compared=True,
+            supports_paired_comparison=True,
         ),
         Task(
             name="coco",

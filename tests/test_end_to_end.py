@@ -30,7 +30,7 @@ from simmim_bench.runs.run_dir import open_run
 from transfer.finetune.recipes import IMAGENET_POCKET
 from transfer.frozen.recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
 from transfer.job import TransferJob
-from transfer.tasks import load_function, protocol_of
+from transfer.tasks import load_function, runner_of
 
 TINY_PRETRAIN = replace(
     POCKET, img_size=(32, 32), mask_patch_size=8, epochs=2, warmup_epochs=1, batch_size=16
@@ -86,7 +86,7 @@ def run_task(
             options=options,
         )
         context = RunContext(run=run, seed=0, resume=resume)
-        record: Record = load_function(protocol_of(recipe).run)(context, job)
+        record: Record = load_function(runner_of(recipe).run)(context, job)
         return record
 
 

@@ -24,7 +24,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, Column, Task, columns, variants
 from transfer.job import TransferJob
 from transfer.recipes import RECIPES
-from transfer.tasks import EXAMINERS, PROTOCOLS, TRANSFERS, Protocol, TransferTask, load_function
+from transfer.tasks import EXAMINERS, RUNNERS, TASK_RECIPES, TaskRecipes, TaskRunner, load_function
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +71,13 @@ def constant_task(monkeypatch: pytest.MonkeyPatch) -> str:
         frameworks=("mmseg",),
         suite_order=0,
     )
-    transfer = TransferTask(
+    transfer = TaskRecipes(
         recipe_types=(ConstantRecipe,), defaults={"pocket": "constant"}, recipe_modules=()
     )
-    protocol = Protocol(run=f"{__name__}:run_constant", estimate="")
+    protocol = TaskRunner(run=f"{__name__}:run_constant", estimate="")
     monkeypatch.setitem(TASKS, "constant", task)
-    monkeypatch.setitem(TRANSFERS, "constant", transfer)
-    monkeypatch.setitem(PROTOCOLS, ConstantRecipe, protocol)
+    monkeypatch.setitem(TASK_RECIPES, "constant", transfer)
+    monkeypatch.setitem(RUNNERS, ConstantRecipe, protocol)
     monkeypatch.setitem(RECIPES, "constant", recipe)
     return "constant"
 
@@ -122,12 +122,14 @@ def test_a_new_task_is_in_the_help_the_suite_the_doctor_and_the_leaderboard(
 
 def test_an_option_of_another_task_is_refused_with_the_tasks_that_take_it() -> None:
     transfer = ("transfer", "linear", "--ckpt", "random:vit_pocket", "--data", "x")
-    assert "--fraction is for fewshot, not for linear" in fails(2, *transfer, "--fraction", "1%")
-    assert "--label-maps is for ade20k, not for linear" in fails(2, *transfer, "--label-maps")
+    assert "--fraction is only for fewshot, not for linear" in fails(
+        2, *transfer, "--fraction", "1%"
+    )
+    assert "--label-maps is only for ade20k, not for linear" in fails(2, *transfer, "--label-maps")
 
 
 def test_both_halves_of_the_registry_fit_each_other() -> None:
-    assert set(TASKS) == set(TRANSFERS)
+    assert set(TASKS) == set(TASK_RECIPES)
     assert set(LAYOUTS) == set(EXAMINERS) == {task.data for task in TASKS.values()}
     known = {framework.name for framework in FRAMEWORKS}
     for name, task in TASKS.items():
@@ -135,14 +137,14 @@ def test_both_halves_of_the_registry_fit_each_other() -> None:
         assert set(task.frameworks) <= known
         assert {column.metric for column in task.columns} <= set(task.metrics)
         assert {column.task for column in task.columns} == set(task.variants or {name: {}})
-        for recipe in TRANSFERS[name].defaults.values():
-            assert isinstance(RECIPES[recipe], TRANSFERS[name].recipe_types)
-        for recipe_type in TRANSFERS[name].recipe_types:
-            assert callable(load_function(PROTOCOLS[recipe_type].estimate))
+        for recipe in TASK_RECIPES[name].defaults.values():
+            assert isinstance(RECIPES[recipe], TASK_RECIPES[name].recipe_types)
+        for recipe_type in TASK_RECIPES[name].recipe_types:
+            assert callable(load_function(RUNNERS[recipe_type].estimate))
     assert {column.task for column in columns()} == set(variants())
 
 
 def test_every_runner_can_be_imported_without_its_framework() -> None:
-    for protocol in PROTOCOLS.values():
+    for protocol in RUNNERS.values():
         module, _, function = protocol.run.partition(":")
         assert callable(getattr(importlib.import_module(module), function))

@@ -1,7 +1,8 @@
-"""From a request to finished runs: one seed or several, and a baseline's runs under the same recipe.
+"""Run transfers: from a request to finished runs, with one seed or several, and a baseline's runs.
 
-`resolve_transfer` reads the checkpoint and the recipe, `plan_transfer` chooses the run directories, and
-`run_plan` runs every seed.
+A `TransferRequest` is a task with its options, for any checkpoint. `resolve_transfer` reads the checkpoint and
+resolves the recipe: a `ResolvedTransfer`. `plan_transfer` adds seeds and run directories: a `TransferPlan`, whose
+seeds `run_plan` runs one by one. The task's runner receives a `RunContext` and a `TransferJob`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
 from transfer.job import TransferJob
 from transfer.recipes import RECIPES, check_recipe_type, default_recipe
-from transfer.tasks import load_function, protocol_of
+from transfer.tasks import load_function, runner_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class TransferRequest:
         for name in given:
             if name not in allowed:
                 raise UsageError(
-                    f"{OPTIONS[name].flag} is for {' and '.join(tasks_with(name))}, not for {self.task}; "
+                    f"{OPTIONS[name].flag} is only for {', '.join(tasks_with(name))}, not for {self.task}; "
                     "remove it."
                 )
         defaults = {name: OPTIONS[name].default for name in allowed if OPTIONS[name].default}
@@ -76,11 +77,11 @@ class TransferRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedTransfer:
-    """A transfer with its checkpoint read and its recipe resolved; only seed and run directory are open.
+    """A transfer with its checkpoint read and its recipe resolved; only seed and run directory remain to be chosen.
 
     Attributes:
         deviates: every difference from the named recipe.
-        arguments: what shapes the run besides the recipe and the seed; kept in `recipe.json`.
+        arguments: what else determines the result, besides recipe and seed; kept in `recipe.json`.
     """
 
     request: TransferRequest
@@ -89,7 +90,7 @@ class ResolvedTransfer:
     deviates: dict[str, Any]
     arguments: dict[str, Any]
 
-    def description(self, seed: int) -> dict[str, Any]:
+    def run_description(self, seed: int) -> dict[str, Any]:
         """Return what `recipe.json` says of the run of a seed."""
         return describe_run(self.recipe, self.deviates, {**self.arguments, "seed": seed})
 
@@ -119,7 +120,7 @@ def resolve_transfer(
         "data": str(options.data),
     }
     for name, value in request.task_options.items():
-        if OPTIONS[name].shapes_result:
+        if OPTIONS[name].affects_result:
             arguments[name] = str(value)
     return ResolvedTransfer(
         request=request,
@@ -162,13 +163,14 @@ def plan_transfer(
         DataError: see `resolve_transfer`.
     """
     out = request.options.out
-    home = root / slug(ckpt).removeprefix("runs-") if out is None else out.parent
+    # runs/vit_b is transferred below runs/vit_b's own name, not below runs/runs-vit_b.
+    parent = root / slug(ckpt).removeprefix("runs-") if out is None else out.parent
     if "features" in TASKS[request.task].options and "features" not in request.task_options:
-        request = request.with_option("features", home / "features")
+        request = request.with_option("features", parent / "features")
     if out is not None and len(seeds) == 1:
         run_dirs = [out]
     else:
-        folder = out or home / request.folder
+        folder = out or parent / request.folder
         if (folder / "recipe.json").is_file():
             raise UsageError(
                 f"{folder} is itself a run and cannot hold the runs of several seeds; choose another --out."
@@ -192,10 +194,10 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
         UsageError: the task has no top-1 accuracy to compare, or see `plan_transfer`.
         DataError: see `plan_transfer`.
     """
-    if not TASKS[request.task].images_compared:
+    if not TASKS[request.task].supports_paired_comparison:
         raise UsageError(
-            f"--baseline compares top1, which {request.task} does not have; run the baseline as a transfer of "
-            "random:ARCH and compare both rows of the leaderboard."
+            f"--baseline needs top-1 predictions, and {request.task} has none; transfer random:ARCH as well and "
+            "compare both rows of the leaderboard."
         )
     spec, options = plan.transfer.checkpoint.spec, request.options
     other = f"random:{spec.arch}" if baseline == "random" else baseline
@@ -226,7 +228,7 @@ def check_run_dirs(plan: TransferPlan) -> None:
     for run_dir, seed in zip(plan.run_dirs, plan.seeds, strict=True):
         check_run_dir(
             run_dir,
-            plan.transfer.description(seed),
+            plan.transfer.run_description(seed),
             resume=options.resume,
             overwrite=options.overwrite,
         )
@@ -247,7 +249,7 @@ def is_recorded(run_dir: Path) -> bool:
 
 def transfer_status(transfer: ResolvedTransfer, run_dir: Path, seed: int) -> tuple[RunStatus, str]:
     """Return the status of a seed's run directory, and why it is blocked where it is."""
-    return run_status(run_dir, transfer.description(seed), is_finished=is_recorded)
+    return run_status(run_dir, transfer.run_description(seed), is_finished=is_recorded)
 
 
 def run_transfer(
@@ -296,7 +298,7 @@ def run_transfer(
             deviates=transfer.deviates,
             options=transfer.request.task_options,
         )
-        record: Record | None = load_function(protocol_of(transfer.recipe).run)(context, job)
+        record: Record | None = load_function(runner_of(transfer.recipe).run)(context, job)
         return record
 
 

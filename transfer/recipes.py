@@ -11,17 +11,17 @@ import importlib
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.recipe import Recipe
-from transfer.tasks import PROTOCOLS, TRANSFERS
+from transfer.tasks import RUNNERS, TASK_RECIPES
 
 
 def _named_recipes() -> dict[str, Recipe]:
     """Collect the constants of every task's recipe modules, by name."""
-    modules = [module for transfer in TRANSFERS.values() for module in transfer.recipe_modules]
+    modules = [module for transfer in TASK_RECIPES.values() for module in transfer.recipe_modules]
     return {
         recipe.name: recipe
         for module in dict.fromkeys(modules)
         for recipe in vars(importlib.import_module(module)).values()
-        if type(recipe) in PROTOCOLS
+        if type(recipe) in RUNNERS
     }
 
 
@@ -30,7 +30,7 @@ RECIPES: dict[str, Recipe] = _named_recipes()
 
 def default_recipe(task: str, spec: BackboneSpec) -> Recipe:
     """Return the recipe that a task takes for an architecture where none is named."""
-    defaults = TRANSFERS[task].defaults
+    defaults = TASK_RECIPES[task].defaults
     family = "pocket" if spec.arch.endswith("_pocket") else spec.family
     return RECIPES[defaults.get(spec.arch, defaults[family])]
 
@@ -41,9 +41,9 @@ def check_recipe_type(task: str, recipe: Recipe) -> None:
     Raises:
         UsageError: the recipe is of another task, or the task is unknown.
     """
-    if task not in TRANSFERS:
-        raise UsageError(f"unknown task '{task}'; {nearest(task, TRANSFERS)}")
-    if not isinstance(recipe, TRANSFERS[task].recipe_types):
+    if task not in TASK_RECIPES:
+        raise UsageError(f"unknown task '{task}'; {nearest(task, TASK_RECIPES)}")
+    if not isinstance(recipe, TASK_RECIPES[task].recipe_types):
         raise UsageError(
             f"recipe '{recipe.name}' is not for {task}; `simmim-bench recipes` lists the type of each."
         )

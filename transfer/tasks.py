@@ -1,7 +1,8 @@
-"""What carries out the tasks of `simmim_bench.tasks`: recipe types, runners, estimators and data checks.
+"""Map each task of `simmim_bench.tasks` to its recipes, runner, cost estimator and data check.
 
-Functions are named as `module:function` and imported when they are needed, so that a missing Detectron2 or
-MMSegmentation is noticed only by who asks for it.
+To add a task, add its recipes to `TASK_RECIPES`; a new type of recipe also needs an entry in `RUNNERS`, and a
+new data layout one in `EXAMINERS`. Functions are named as `module:function` and imported when they are called,
+so that Detectron2 and MMSegmentation are imported only by the tasks that need them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from transfer.segmentation.recipes import Ade20kRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How transfers under one type of recipe are carried out.
+class TaskRunner:
+    """The functions that run and estimate transfers under one type of recipe.
 
     Attributes:
         run: `(RunContext, TransferJob) -> Record | None`; the record on rank 0.
@@ -36,13 +37,13 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferTask:
+class TaskRecipes:
     """The recipes of one task.
 
     Attributes:
         recipe_types: the types of recipe that the task takes.
-        defaults: name of the recipe that is taken where none is named, by architecture, else by
-            "pocket" for the small architectures, else by family.
+        defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
+            architectures, then by family.
         recipe_modules: modules whose constants are the task's named recipes.
     """
 
@@ -55,25 +56,25 @@ _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
 _FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
 
-PROTOCOLS: dict[type[Recipe], Protocol] = {
-    FinetuneRecipe: Protocol(
+RUNNERS: dict[type[Recipe], TaskRunner] = {
+    FinetuneRecipe: TaskRunner(
         run="transfer.finetune.run:run_finetune",
         estimate="transfer.finetune.estimate:plan_finetune",
     ),
-    LinearRecipe: Protocol(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
-    LogisticRecipe: Protocol(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
-    KnnRecipe: Protocol(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
-    CocoRecipe: Protocol(
+    LinearRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    LogisticRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    KnnRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    CocoRecipe: TaskRunner(
         run="transfer.detection.run:run_coco", estimate="transfer.detection.estimate:plan_coco"
     ),
-    Ade20kRecipe: Protocol(
+    Ade20kRecipe: TaskRunner(
         run="transfer.segmentation.run:run_ade20k",
         estimate="transfer.segmentation.estimate:plan_ade20k",
     ),
 }
 
-TRANSFERS: dict[str, TransferTask] = {
-    "imagenet": TransferTask(
+TASK_RECIPES: dict[str, TaskRecipes] = {
+    "imagenet": TaskRecipes(
         recipe_types=(FinetuneRecipe,),
         defaults={
             "swin_l": "imagenet_swin_l_800ep",
@@ -86,22 +87,22 @@ TRANSFERS: dict[str, TransferTask] = {
         },
         recipe_modules=("transfer.finetune.recipes",),
     ),
-    "linear": TransferTask(
+    "linear": TaskRecipes(
         recipe_types=(LinearRecipe, LogisticRecipe),
         defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
         recipe_modules=("transfer.frozen.recipes",),
     ),
-    "knn": TransferTask(
+    "knn": TaskRecipes(
         recipe_types=(KnnRecipe,),
         defaults={"pocket": "knn_pocket", **dict.fromkeys(_FAMILIES, "knn")},
         recipe_modules=("transfer.frozen.recipes",),
     ),
-    "fewshot": TransferTask(
+    "fewshot": TaskRecipes(
         recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
         defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
         recipe_modules=("transfer.frozen.recipes", "transfer.finetune.recipes"),
     ),
-    "coco": TransferTask(
+    "coco": TaskRecipes(
         recipe_types=(CocoRecipe,),
         defaults={
             "vit_l": "coco_vit_l_100ep",
@@ -114,7 +115,7 @@ TRANSFERS: dict[str, TransferTask] = {
         },
         recipe_modules=("transfer.detection.recipes",),
     ),
-    "ade20k": TransferTask(
+    "ade20k": TaskRecipes(
         recipe_types=(Ade20kRecipe,),
         defaults={
             "pocket": "ade20k_pocket",
@@ -143,12 +144,14 @@ def load_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def protocol_of(recipe: Recipe) -> Protocol:
-    """Return how transfers under a recipe are carried out."""
-    return PROTOCOLS[type(recipe)]
+def runner_of(recipe: Recipe) -> TaskRunner:
+    """Return the runner of a recipe's type."""
+    return RUNNERS[type(recipe)]
 
 
 def task_of(recipe: Recipe) -> Task:
     """Return the first task that takes a recipe; it tells the data layout and the frameworks."""
-    name = next(n for n, transfer in TRANSFERS.items() if isinstance(recipe, transfer.recipe_types))
+    name = next(
+        n for n, transfer in TASK_RECIPES.items() if isinstance(recipe, transfer.recipe_types)
+    )
     return TASKS[name]

@@ -241,7 +241,7 @@ def _estimate(
     from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
     from simmim_bench.training.memory import retain_freed_memory
-    from transfer.tasks import load_function, protocol_of, task_of
+    from transfer.tasks import load_function, runner_of, task_of
 
     device, recipe = best_device(), request.recipe
     assert recipe is not None
@@ -263,7 +263,7 @@ def _estimate(
         if isinstance(recipe, PretrainRecipe):
             work = plan_pretraining(recipe, data, device)
         else:
-            plan = load_function(protocol_of(recipe).estimate)
+            plan = load_function(runner_of(recipe).estimate)
             work = plan(recipe, checkpoint, data, device)
     except UsageError:
         raise

@@ -72,7 +72,7 @@ def task_table() -> str:
     summary_width = max(len(line) for t in TASKS.values() for line in t.summary.splitlines()) + 2
     lines, previous = [], ""
     for task in TASKS.values():
-        layout = "the same" if task.data == previous else LAYOUTS[task.data].shown
+        layout = "the same" if task.data == previous else LAYOUTS[task.data].summary
         previous = task.data
         first, *others = task.summary.splitlines()
         lines.append(f"{task.name:<{width}}{first:<{summary_width}}{layout}")

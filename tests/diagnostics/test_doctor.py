@@ -32,9 +32,9 @@ from simmim_bench.training.memory import GIB, StepMemory
 from transfer.detection.examine import examine_coco
 from transfer.finetune.examine import examine_imagenet
 from transfer.inspection import SAMPLE, Reading
-from transfer.recipes import RECIPES as TRANSFERS
+from transfer.recipes import RECIPES as TRANSFER_RECIPES
 from transfer.segmentation.examine import examine_ade20k
-from transfer.tasks import load_function, protocol_of
+from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")
 
@@ -369,9 +369,9 @@ def test_transfers_take_no_more_disk_than_estimated(
     if task in ("coco", "ade20k"):
         pytest.importorskip({"coco": "detectron2", "ade20k": "mmseg"}[task])
     kind = task if task in ("coco", "ade20k") else "imagenet"
-    recipe = override(TRANSFERS[name], changes)
+    recipe = override(TRANSFER_RECIPES[name], changes)
     size = DataSize(60, 30, {"imagenet": 10, "coco": 10, "ade20k": 16}[kind], "these")
-    plan = load_function(protocol_of(recipe).estimate)
+    plan = load_function(runner_of(recipe).estimate)
     work = plan(recipe, read_checkpoint("random:vit_pocket"), size, CPU)
     code, _, err = run(
         *("transfer", task, "--ckpt", "random:vit_pocket", "--data", pocket / kind),

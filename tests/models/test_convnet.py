@@ -38,7 +38,7 @@ from transfer.detection.recipes import COCO_POCKET
 from transfer.frozen.recipes import LINEAR_POCKET
 from transfer.job import TransferJob
 from transfer.segmentation.recipes import ADE20K_POCKET
-from transfer.tasks import load_function, protocol_of
+from transfer.tasks import load_function, runner_of
 
 CONVNETS = ("convnext", "resnet")
 POCKETS = ("convnext_pocket", "resnet_pocket")
@@ -336,7 +336,7 @@ def test_a_pretrained_checkpoint_is_transferred_to_every_kind_of_task(
             deviates={},
             options={"features": tmp_path / "features"} if task == "linear" else {},
         )
-        record = load_function(protocol_of(recipe).run)(RunContext(run=opened, seed=0), job)
+        record = load_function(runner_of(recipe).run)(RunContext(run=opened, seed=0), job)
     assert record is not None
     assert record.checkpoint["sha256"] == checkpoint.sha256
     if task != "linear":

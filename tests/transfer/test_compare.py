@@ -184,7 +184,7 @@ def test_options_of_fewshot_are_refused_for_other_tasks(
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
     refused = invoke(*common, "--out", str(tmp_path / "knn"), *more)
     assert isinstance(refused.exception, UsageError)
-    assert f"{more[0]} is for fewshot, not for knn; remove it." in str(refused.exception)
+    assert f"{more[0]} is only for fewshot, not for knn; remove it." in str(refused.exception)
     assert not (tmp_path / "knn").exists()
 
 
@@ -203,5 +203,5 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
         compare_runs([tmp_path / "a"], [tmp_path / "a"])
     refused = invoke("coco", *data, "--baseline", "random", "--out", str(tmp_path / "coco"))
-    assert "--baseline compares top1, which coco does not have" in str(refused.exception)
+    assert "--baseline needs top-1 predictions, and coco has none" in str(refused.exception)
     assert not (tmp_path / "coco").exists()

@@ -31,7 +31,7 @@ from transfer.launch import (
 )
 from transfer.suite.options import SuiteOptions
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
-from transfer.tasks import protocol_of
+from transfer.tasks import runner_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class SuiteStep:
     @property
     def exclusive_resource(self) -> str | None:
         """The checkpoint whose frozen features the step shares with others; one step computes them."""
-        return self.ckpt if protocol_of(self.transfer.recipe).shares_features else None
+        return self.ckpt if runner_of(self.transfer.recipe).shares_features else None
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of each seed's run, and why it is blocked where it is."""
@@ -206,7 +206,7 @@ def _request(
 def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep]:
     """Yield the steps of one task of one checkpoint."""
     numbers = tuple(plan.seeds)
-    together = protocol_of(plan.transfer.recipe).shares_features
+    together = runner_of(plan.transfer.recipe).shares_features
     for group in [numbers] if together else [(seed,) for seed in numbers]:
         split_by_seed = len(group) < len(numbers)
         yield SuiteStep(

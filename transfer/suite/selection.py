@@ -24,9 +24,7 @@ def choose_tasks(options: SuiteOptions) -> list[str]:
         flags = [f"--{layout}" for layout in layouts]
         raise UsageError(f"no data set: pass {', '.join(flags[:-1])} or {flags[-1]}.")
     known = [name for name, variant in every.items() if variant.task.data in options.data_sets]
-    requested = [
-        name.strip() for text in options.tasks for name in text.split(",") if name.strip()
-    ]
+    requested = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
     if not requested:
         return known
     names = {name for text in requested for name in _find_tasks("--tasks", text)}

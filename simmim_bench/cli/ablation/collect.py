@@ -125,7 +125,7 @@ def _difference(
     from transfer.compare import compare_runs
 
     both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
-    if not both or not study.variant.task.images_compared:
+    if not both or not study.variant.task.supports_paired_comparison:
         return None
     difference = compare_runs([a.transfer for a, _ in both], [b.transfer for _, b in both])
     return difference.points, difference.low, difference.high
