@@ -182,7 +182,7 @@ class CheckpointWriter:
     """Write a run's checkpoints, and evaluate held-out images at the end of every epoch.
 
     Args:
-        baseline: loss of the best constant prediction, logged beside the held-out loss.
+        baseline: loss of the best constant prediction, logged with the held-out loss.
         provenance: what the checkpoint stores about the run; figures are added as they are known.
     """
 

@@ -1,7 +1,7 @@
 """Steps as SLURM jobs, submitted through submitit.
 
 A job whose time runs out saves and is requeued. Jobs outlive the process that submitted them: a suite or an
-ablation that is started again finds them by a file beside their log.
+ablation that is started again finds them by a file next to their log.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Cluster:
         return executor
 
     def submit(self, arguments: Sequence[str], log: Path, name: str, after: str | None) -> Any:
-        """Submit a job, and note its number beside the log.
+        """Submit a job, and write its number to a file next to the log.
 
         Args:
             after: number of the job that has to end first, on a cluster with dependencies.

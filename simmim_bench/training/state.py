@@ -78,7 +78,7 @@ class TrainState:
         """Gather the contents of a checkpoint on the CPU; every process must call.
 
         Returns:
-            The weights to evaluate, and what resuming needs beside them (`training.pt`). Of use on rank 0.
+            The weights to evaluate, and what resuming needs in addition (`training.pt`); complete on rank 0.
         """
         weights, optimizer = full_state(self.model, self.optimizer, dist)
         training = {
