@@ -38,7 +38,7 @@ class DataLayout:
     """A data set's folder layout; `transfer/tasks.py` names the function that checks it.
 
     Attributes:
-        shown: the layout in a few words, for `--help`.
+        summary: the layout in a few words, for `--help`.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TaskOption:
         help: what the option does, without naming the tasks.
         default: the value that is used where none is given, for `--help`.
         in_suite: whether `simmim-bench suite` offers the option as well.
-        shapes_result: whether the value changes the score, so that a resumed run must have the same.
+        affects_result: whether the value changes the score, so that a resumed run must have the same.
     """
 
     name: str
