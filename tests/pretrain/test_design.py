@@ -29,7 +29,7 @@ from simmim_bench.recipe import override
 FEW = {"clusters": 6}
 
 
-# One of each choice, and those that meet: (family, what differs from SimMIM's own).
+# Every choice, and combinations that interact: (family, deviations from the default design).
 DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("vit", {}),
     "mlp": ("vit", {"head": "mlp"}),
@@ -59,7 +59,7 @@ DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
     "zeros, resnet": ("resnet", {"encoder_input": "zeros", "aggregate": True}),
     "inverse swin, convnext": ("convnext", {"head": "inverse_swin_t", "aggregate": True}),
     "visible": ("vit", {"encoder_input": "visible"}),
-    "visible, all that meets": (
+    "visible, combined": (
         "vit",
         {"encoder_input": "visible", "aggregate": True, "target": "patch_norm", "head": "conv"},
     ),
@@ -70,7 +70,7 @@ every_design = pytest.mark.parametrize("name", DESIGNS)
 
 
 def built(name: str) -> SimMIM:
-    """Build a model of a design, its palette or tokenizer fitted."""
+    """Build the model of a design and fit its palette or tokenizer."""
     family, changes = DESIGNS[name]
     model = SimMIM(TINY[family], Design(**changes), seed=1)
     model.target.fit(smooth_images(model.spec, 4, seed=9).split(1), seed=0)
@@ -94,22 +94,22 @@ def test_every_design_trains_all_parameters_and_loads_from_its_checkpoint(
 
     model.eval()
     ckpt = save_checkpoint(model, tmp_path / "ckpt")
-    wanted, found = model(images, mask), load_simmim(ckpt)(images, mask)
-    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    expected, found = model(images, mask), load_simmim(ckpt)(images, mask)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     report = load_backbone(ckpt).load_report
     assert all(n.startswith(("fc_norm.", "head.")) for n in report.missing)
-    # No head's weights: those are not the encoder's. A ViT's last norm is of its pretraining form.
+    # All of the encoder is loaded. Only a ViT's final norm belongs to the pretraining form alone.
     assert all(n.startswith("norm.") for n in report.unused)
 
 
-# A token is of more than its own square: test_tokens.py counts its loss.
+# A token depends on more than its square: test_tokens.py checks its loss.
 @pytest.mark.parametrize("name", [name for name in DESIGNS if "tokens" not in name])
 def test_loss_follows_scope(name: str) -> None:
-    """A visible pixel's target changes the loss where everything counts, and nowhere else."""
+    """The target of a visible pixel changes the loss with scope "all" only."""
     model = built(name).eval()
     images, mask = smooth_images(model.spec), half_masks(model.spec)
     hidden = pixel_mask(mask, model.spec).unsqueeze(1)
-    # Pictures whose hidden cells are the same: what is normalised around them differs at the rim.
+    # Images with the same hidden cells; normalisation by surroundings changes their borders.
     other = torch.where(hidden > 0, images, smooth_images(model.spec, seed=5))
     prediction = torch.randn(2, model.target.channels, *model.target.from_images(images).shape[-2:])
     before, after = (
@@ -213,7 +213,7 @@ def test_run_stores_its_design_and_palette(tmp_path: Path, pocket: Path) -> None
     assert isinstance(model.target, ClusterTarget)
     assert len(model.target.palette.unique(dim=0)) == 20
     assert "predicts 20 colours of the data" in (tmp_path / "first" / "log.txt").read_text()
-    # Going on from it keeps what the classes mean, whatever the data are.
+    # A run that starts from it keeps the meaning of the classes, regardless of the data.
     second = load_simmim(
         str(pretrain_pocket(tmp_path / "second", data, *choices, init_from=str(first)))
     )
@@ -225,7 +225,7 @@ def test_run_stores_its_design_and_palette(tmp_path: Path, pocket: Path) -> None
 
 
 def test_default_choices_leave_recipe_hash_unchanged() -> None:
-    """The hash that POCKET had before there were choices."""
+    """The hash is that of POCKET before the design fields were added."""
     assert POCKET.sha256() == "4de96403081ffae9e59525fac0ab2d372eb44c46406c112ac1833fe5c137e800"
     assert POCKET.design == Design()
     assert override(POCKET, ["head=mlp"]).sha256() != POCKET.sha256()

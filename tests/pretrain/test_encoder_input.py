@@ -23,8 +23,8 @@ from simmim_bench.models.vit import sincos_position
 from simmim_bench.recipe import override
 
 
-def shaken(model: SimMIM) -> SimMIM:
-    """Give every weight a value of its own: position biases and class tokens begin at zero."""
+def perturbed(model: SimMIM) -> SimMIM:
+    """Perturb every weight, because position biases and class tokens are initialised to zero."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,9 +33,9 @@ def shaken(model: SimMIM) -> SimMIM:
 
 
 def test_visible_patches_are_encoded_independently_of_hidden_ones() -> None:
-    """Full attention in which no hidden patch is attended to gives the visible ones the same features."""
+    """Full attention with hidden patches masked out gives the visible ones the same features."""
     spec = replace(TINY["vit"], img_size=(16, 24), abs_pos_embed=True)
-    model = shaken(SimMIM(spec, Design(encoder_input="visible")))
+    model = perturbed(SimMIM(spec, Design(encoder_input="visible")))
     encoder, mask = model.encoder, half_masks(spec, 3)
     images = smooth_images(spec, 3).double()
     found = model(images, mask).features
@@ -54,7 +54,7 @@ def test_visible_patches_are_encoded_independently_of_hidden_ones() -> None:
 
 
 def test_levels_of_visible_patches_end_in_the_features() -> None:
-    model = shaken(SimMIM(TINY["vit"], Design(encoder_input="visible")))
+    model = perturbed(SimMIM(TINY["vit"], Design(encoder_input="visible")))
     images, mask = smooth_images(model.spec).double(), half_masks(model.spec)
     everything = torch.arange(64).expand(2, -1)
     tokens = model.encoder.embed(images)
@@ -67,7 +67,7 @@ def test_levels_of_visible_patches_end_in_the_features() -> None:
 
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_levels_equal_the_maps_for_detection(family: str) -> None:
-    model = shaken(SimMIM(TINY[family], Design(aggregate=True)))
+    model = perturbed(SimMIM(TINY[family], Design(aggregate=True)))
     images = smooth_images(model.spec).double()
     levels = model.encoder.encode_levels(model.encoder.embed(images))
     assert [m.shape[1] for m in levels] == [level.channels for level in model.spec.feature_levels]
@@ -77,7 +77,7 @@ def test_levels_equal_the_maps_for_detection(family: str) -> None:
 
 
 def test_zeroed_pixels_are_the_mean_colour() -> None:
-    model = shaken(SimMIM(TINY["vit"], Design(encoder_input="zeros")))
+    model = perturbed(SimMIM(TINY["vit"], Design(encoder_input="zeros")))
     images, mask = smooth_images(model.spec).double(), half_masks(model.spec)
     grey = torch.where(pixel_mask(mask, model.spec).unsqueeze(1) > 0, 0.0, images)
     torch.testing.assert_close(

@@ -1,6 +1,6 @@
-"""The claim that every choice of a pretraining is worth having: it learns, and its checkpoint transfers.
+"""Check that pretraining with every choice learns, and that its checkpoint transfers.
 
-Minutes in all: `make test-slow` runs it.
+The tests take minutes; `make test-slow` runs them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from transfer.launch import TransferRequest, resolve_transfer, run_transfer
 
 pytestmark = pytest.mark.slow
 
-STEPS = ["epochs=5", "batch_size=16", "warmup_epochs=1"]  # a hundred
-TEACHER = "teacher=TAUGHT"  # the paper's choice, as this file trains it
-MORE = "epochs=12"  # classes by the hundred take longer to be told apart
+STEPS = ["epochs=5", "batch_size=16", "warmup_epochs=1"]  # 100 steps
+TEACHER = "teacher=TAUGHT"  # replaced by the run of `taught`
+MORE = "epochs=12"  # hundreds of classes take longer to learn
 
-# (arch, recipe or None for its own, what differs), by name.
+# By name: (arch, recipe or None for the default, overrides).
 CHOICES: dict[str, tuple[str, str | None, list[str]]] = {
     "paper": ("vit_pocket", None, []),
     "swin": ("swin_pocket", None, []),
@@ -89,7 +89,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def taught(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a run that can teach."""
+    """Return a pretrained run that serves as the teacher."""
     return pretrained(*CHOICES["paper"], generated, tmp_path_factory.mktemp("teacher") / "run")
 
 
@@ -116,8 +116,8 @@ def test_choice_learns_and_transfers_to_linear_probe_and_segmentation(
         changes.remove(TEACHER)
     pretrained(arch, named_as, changes, generated, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    told = [figures for line in lines if "held_out_loss" in (figures := json.loads(line))]
-    assert told[-1]["held_out_loss"] < told[-1]["trivial_loss"]
+    evaluations = [figures for line in lines if "held_out_loss" in (figures := json.loads(line))]
+    assert evaluations[-1]["held_out_loss"] < evaluations[-1]["trivial_loss"]
 
     for task, folder, quick, metric in (
         ("linear", "imagenet", ("epochs=3", "warmup_epochs=0"), "top1"),

@@ -13,7 +13,7 @@ from simmim_bench.models.archs import find_spec
 
 @pytest.mark.parametrize(
     ("head", "millions"),
-    # Swin-B with its head, as recalled of SimMIM's table 2; 86.7 of them are Swin-B's.
+    # Parameters of Swin-B with the head, as we recall SimMIM's table 2; 86.7 M are Swin-B's.
     [("linear", 89.9), ("mlp", 90.9), ("inverse_swin_t", 115.2), ("inverse_swin_b", 174.8)],
 )
 def test_parameter_counts_of_heads_equal_the_papers_table(head: str, millions: float) -> None:

@@ -1,4 +1,4 @@
-"""The claim that the project stands on, at the scale of minutes: SimMIM's features beat random ones."""
+"""Check, within minutes, what the project depends on: SimMIM's features beat random ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transfer.job import TransferJob
 
 @pytest.mark.slow
 def test_linear_probe_of_simmim_beats_random_weights_by_ten_points(tmp_path: Path) -> None:
-    """Thirty thousand pictures seen; in trials the gap was over thirty points, seeds differ by two."""
+    """After 30,000 image views; in trials, the gap exceeded 30 points, and seeds differed by 2."""
     counts = PocketCounts(
         imagenet_train=1500,
         imagenet_val=400,

@@ -1,4 +1,4 @@
-"""Claims about the signs of a sick run."""
+"""Check the training monitor, and the limit on unreadable images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from simmim_bench.runs.run_dir import open_run
 
 def test_trivial_loss_is_the_loss_of_the_best_constant() -> None:
     images = torch.randint(256, (40, 2, 8, 8), generator=torch.Generator().manual_seed(0))
-    images[:, 1] = (images[:, 1] < 77) * 255  # a channel of zeros and ones: the best is zero
+    images[:, 1] = (
+        images[:, 1] < 77
+    ) * 255  # a channel of zeros and ones, mostly zeros: the best constant is 0
     dataset = TensorDataset(images.byte(), torch.zeros(40))
     constants = torch.linspace(0, 1, 1001)
     best = [
@@ -37,21 +39,23 @@ def test_trivial_loss_is_the_loss_of_the_best_constant() -> None:
     ]
     spec = replace(TINY["vit"], in_chans=2, img_size=(8, 8))
     cpu = torch.device("cpu")
-    seen = sample_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
-    found = trivial_loss(PixelTarget(Design(), spec), seen)
+    sampled = sample_images(dataset, 0, (0.5, 0.1), (1.0, 0.5), cpu)
+    found = trivial_loss(PixelTarget(Design(), spec), sampled)
     assert found == pytest.approx((best[0] + 2 * best[1]) / 2, abs=1e-3)
 
 
-def heard(figures: list[tuple[float, float]]) -> list[str]:
-    alarm = CollapseMonitor(trivial=1.0)
-    return [warning for loss, norm in figures if (warning := alarm.update(loss, norm)) is not None]
+def warnings_of(figures: list[tuple[float, float]]) -> list[str]:
+    monitor = CollapseMonitor(trivial=1.0)
+    return [
+        warning for loss, norm in figures if (warning := monitor.update(loss, norm)) is not None
+    ]
 
 
 LEARNING = [(0.7, 1.0)] * (2 * WINDOW)
 
 
 def test_collapse_is_reported_once() -> None:
-    warnings = heard(LEARNING + [(1.0, 0.01)] * (3 * WINDOW))
+    warnings = warnings_of(LEARNING + [(1.0, 0.01)] * (3 * WINDOW))
     assert len(warnings) == 1
     assert "training collapsed: the loss is back at" in warnings[0]
     assert "-o base_lr=" in warnings[0]
@@ -60,14 +64,14 @@ def test_collapse_is_reported_once() -> None:
 @pytest.mark.parametrize(
     "figures",
     [
-        [(1.0, 0.01)] * (3 * WINDOW),  # has not learnt yet
-        LEARNING + [(1.0, 1.0)] * (3 * WINDOW),  # a bad stretch, but with gradients
-        LEARNING + [(0.8, 0.01)] * (3 * WINDOW),  # slow, but not trivial
+        [(1.0, 0.01)] * (3 * WINDOW),  # before the model has learnt
+        LEARNING + [(1.0, 1.0)] * (3 * WINDOW),  # a temporarily high loss with gradients
+        LEARNING + [(0.8, 0.01)] * (3 * WINDOW),  # slow, but below the trivial loss
     ],
     ids=["beginning", "bad stretch", "slow"],
 )
 def test_no_warning_without_collapse(figures: list[tuple[float, float]]) -> None:
-    assert not heard(figures)
+    assert not warnings_of(figures)
 
 
 def test_every_epoch_logs_held_out_and_trivial_loss(tmp_path: Path, pocket: Path) -> None:
@@ -84,25 +88,25 @@ def test_every_epoch_logs_held_out_and_trivial_loss(tmp_path: Path, pocket: Path
     assert "constant-prediction baseline loss=" in (tmp_path / "run" / "log.txt").read_text()
 
 
-def spoilt(tmp_path: Path, pocket: Path, bad: int) -> ImageDataset:
-    """Copy images, the first `bad` of them unreadable, and allow two."""
+def with_unreadable(tmp_path: Path, pocket: Path, bad: int) -> ImageDataset:
+    """Return a data set of copied images, the first `bad` of them unreadable, that skips at most two."""
     load = partial(random_crop_flip, img_size=(32, 32), crop_scale=(0.5, 1.0))
     for number, path in enumerate(any_images(pocket / "imagenet").paths[:8]):
-        content = b"no picture" if number < bad else path.read_bytes()
+        content = b"not an image" if number < bad else path.read_bytes()
         (tmp_path / f"{number}{path.suffix}").write_bytes(content)
     return ImageDataset(any_images(tmp_path), load, skip_unreadable=2)
 
 
 def test_unreadable_images_are_skipped_up_to_a_limit(tmp_path: Path, pocket: Path) -> None:
-    dataset = spoilt(tmp_path, pocket, bad=2)
+    dataset = with_unreadable(tmp_path, pocket, bad=2)
     torch.manual_seed(0)
     assert dataset[0][0].shape == (3, 32, 32)
     assert [dataset[i][1] for i in range(8)] == [0] * 8
-    assert dataset.skipped == 2  # however often they were asked for
+    assert dataset.skipped == 2  # regardless of how often they are requested
 
 
 def test_too_many_unreadable_images_are_a_data_error(tmp_path: Path, pocket: Path) -> None:
-    dataset = spoilt(tmp_path, pocket, bad=3)
+    dataset = with_unreadable(tmp_path, pocket, bad=3)
     with pytest.raises(
         DataError, match=r"2\.\w+ cannot be read.* number 3; --skip-unreadable allows 2"
     ):

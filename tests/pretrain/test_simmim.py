@@ -1,4 +1,4 @@
-"""Claims about masking, the model and its loss (SimMIM, section 3)."""
+"""Check random masking, the model and its loss (SimMIM, section 3)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_mask_hides_exactly_the_ceiling_of_the_ratio(ratio: float) -> None
     masks = sample_masks(50, (96, 64), mask_patch_size=16, patch_size=8, mask_ratio=ratio)
     assert masks.shape == (50, 12, 8)
     hidden_units = masks.view(50, 6, 2, 4, 2).amax((2, 4))
-    # A unit is hidden whole or not at all.
+    # A unit is hidden completely or not at all.
     assert torch.equal(hidden_units, masks.view(50, 6, 2, 4, 2).amin((2, 4)))
     assert (hidden_units.sum((1, 2)) == math.ceil(ratio * 24)).all()
 
@@ -45,7 +45,7 @@ def test_every_unit_is_hidden_equally_often() -> None:
         mask_ratio=0.5,
         generator=torch.Generator().manual_seed(1),
     )
-    # Standard deviation of a share of 4000 draws at 0.5 is 0.008; five of them.
+    # The standard deviation of the mean of 4000 samples at 0.5 is 0.008; five of them.
     assert (masks.mean(0) - 0.5).abs().max() < 0.04
 
 
@@ -61,7 +61,7 @@ def test_every_combination_of_units_is_equally_likely() -> None:
     codes = (masks.flatten(1) * torch.tensor([1.0, 2.0, 4.0, 8.0])).sum(1)
     counts = torch.stack([(codes == code).sum() for code in codes.unique()])
     assert len(counts) == math.comb(4, 2)
-    # Chi squared of 5 degrees of freedom is below 25.7 but for once in ten thousand seeds.
+    # Chi squared with 5 degrees of freedom exceeds 25.7 for one in ten thousand seeds.
     assert ((counts - 1000.0) ** 2 / 1000).sum() < 25.7
 
 

@@ -40,9 +40,9 @@ def test_patch_norm_equals_a_naive_loop() -> None:
         for y in range(0, 32, 4):
             for x in range(0, 32, 4):
                 patch = images[b, :, y : y + 4, x : x + 4].double().numpy()
-                wanted = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
+                expected = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
                 np.testing.assert_allclose(
-                    found[b, :, y : y + 4, x : x + 4], wanted, rtol=1e-4, atol=1e-5
+                    found[b, :, y : y + 4, x : x + 4], expected, rtol=1e-4, atol=1e-5
                 )
     assert spec.stride == 4
 
@@ -64,9 +64,9 @@ def test_reduced_target_is_the_mean_of_every_square(size: int) -> None:
     for y, x in ((0, 0), (1, 5), (7, 15)):
         square = images[1, :, y * side : (y + 1) * side, x * side : (x + 1) * side]
         torch.testing.assert_close(found[1, :, y, x], square.mean((1, 2)))
-    drawn = target.to_pixels(found)
-    assert drawn.shape == images.shape
-    assert torch.equal(drawn[:, :, side, :side], found[:, :, 1, :1].expand(-1, -1, side))
+    visualised = target.to_pixels(found)
+    assert visualised.shape == images.shape
+    assert torch.equal(visualised[:, :, side, :side], found[:, :, 1, :1].expand(-1, -1, side))
 
 
 def test_bins_equal_a_closed_form() -> None:
@@ -88,7 +88,7 @@ def test_clusters_are_nearest_colours_and_palette_is_a_fixed_point() -> None:
     for y, x in ((0, 0), (3, 30), (17, 8)):
         distances = [np.sum((colours[2, :, y, x] - colour) ** 2) for colour in palette]
         assert found[2, 0, y, x] == int(np.argmin(distances))
-    # Lloyd's fixed point: every colour of the palette is the mean of what is nearest to it.
+    # Fixed point of Lloyd's algorithm: every colour is the mean of the points nearest to it.
     points = colours.transpose(0, 2, 3, 1).reshape(-1, 3)
     for number in range(FEW["clusters"]):
         own = points[found.flatten().numpy() == number]
@@ -112,7 +112,7 @@ def test_cross_entropy_equals_a_naive_loop(kind: str) -> None:
     target = target_of(target=kind, bins=5, target_size=16, **FEW)
     target.fit(images.split(1), seed=0)
     groups, classes = (3, 5) if kind == "bins" else (1, 6)
-    wanted = target.from_images(images)
+    expected = target.from_images(images)
     prediction = torch.randn(2, groups * classes, 16, 16)
     total, count = 0.0, 0
     hidden = pixel_mask(mask, spec)
@@ -123,9 +123,9 @@ def test_cross_entropy_equals_a_naive_loop(kind: str) -> None:
                     continue
                 for g in range(groups):
                     logits = prediction[b, g * classes : (g + 1) * classes, y, x].double()
-                    total -= logits.log_softmax(0)[wanted[b, g, y, x]].item()
+                    total -= logits.log_softmax(0)[expected[b, g, y, x]].item()
                     count += 1
-    found = target.loss(prediction, wanted, hidden.unsqueeze(1))
+    found = target.loss(prediction, expected, hidden.unsqueeze(1))
     assert found.item() == pytest.approx(total / count, rel=1e-5)
 
 
@@ -137,8 +137,8 @@ def test_certain_prediction_is_visualised_as_its_classes(kind: str) -> None:
     classes = target.from_images(images)
     certain = torch.nn.functional.one_hot(classes, 64 if kind == "bins" else 200)
     prediction = certain.permute(0, 1, 4, 2, 3).flatten(1, 2) * 100.0
-    drawn = target.to_pixels(prediction) * STD + MEAN
-    gap = (drawn - (images * STD + MEAN)).abs()
+    visualised = target.to_pixels(prediction) * STD + MEAN
+    gap = (visualised - (images * STD + MEAN)).abs()
     assert gap.max() <= 0.5 / 64 + 1e-6 if kind == "bins" else gap.mean() < 0.05
 
 
@@ -157,8 +157,8 @@ def test_distances_equal_a_naive_loop(loss: str) -> None:
         gaps = (prediction - images).permute(0, 2, 3, 1)[counted].flatten().tolist()
         target = target_of(loss=loss, scope=scope)
         found = target.loss(prediction, target.from_images(images), hidden.unsqueeze(1))
-        wanted = math.fsum(naive(gap) for gap in gaps) / len(gaps)
-        assert found.item() == pytest.approx(wanted, rel=1e-5)
+        expected = math.fsum(naive(gap) for gap in gaps) / len(gaps)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_half_hidden_point_has_half_the_weight() -> None:
@@ -168,9 +168,9 @@ def test_half_hidden_point_has_half_the_weight() -> None:
     hidden[:, :, :8, :16], hidden[:, :, 16:, 16:] = 1, 1
     prediction = torch.randn(2, 3, 2, 2)
     gap = (prediction - target.from_images(images)).abs().mean(1)
-    wanted = (0.5 * gap[:, 0, 0] + gap[:, 1, 1]).sum() / 3
+    expected = (0.5 * gap[:, 0, 0] + gap[:, 1, 1]).sum() / 3
     assert target.loss(prediction, target.from_images(images), hidden).item() == pytest.approx(
-        wanted.item(), rel=1e-4
+        expected.item(), rel=1e-4
     )
 
 
@@ -188,17 +188,17 @@ def test_half_hidden_point_has_half_the_weight() -> None:
     ],
 )
 def test_no_constant_prediction_beats_the_trivial_loss(changes: dict[str, Any]) -> None:
-    images = smooth_images(TINY["vit"], 3) * 2  # beyond where the smooth L1 is square
+    images = smooth_images(TINY["vit"], 3) * 2  # beyond the quadratic range of the smooth L1
     target = target_of(scope="all", **changes)
     target.fit(images.split(1), seed=0)
     trivial = trivial_loss(target, images.split(1))
-    wanted, hidden = target.from_images(images), torch.ones(3, 1, 32, 32)
+    expected, hidden = target.from_images(images), torch.ones(3, 1, 32, 32)
 
     def loss_of(constant: Tensor) -> Tensor:
-        shape = (3, target.channels, *wanted.shape[-2:])
-        return target.loss(constant.view(1, -1, 1, 1).expand(shape), wanted, hidden)
+        shape = (3, target.channels, *expected.shape[-2:])
+        return target.loss(constant.view(1, -1, 1, 1).expand(shape), expected, hidden)
 
-    # The best constant by another way: it is learnt.
+    # The best constant by another method: gradient descent.
     constant = torch.zeros(target.channels, requires_grad=True)
     optimizer = torch.optim.Adam([constant], 0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)

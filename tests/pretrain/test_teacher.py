@@ -1,4 +1,4 @@
-"""Claims about teachers: what a student is to predict, and that it is whole without its teacher."""
+"""Check teachers: the targets that they provide, and that the student loads without its teacher."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ OF_PIXELS: dict[str, Any] = {"target": "teacher_pixels"}
 
 
 def backbone_teacher(path: Path, family: str = "vit", seed: int = 5, **sizes: Any) -> str:
-    """Write a backbone with weights of its own and another normalisation than the student's."""
+    """Write a backbone checkpoint with a different normalisation than the student's."""
     spec = replace(TINY[family], **sizes)
     backbone = build_backbone(spec, seed=seed)
     write_checkpoint(
@@ -65,7 +65,7 @@ def backbone_teacher(path: Path, family: str = "vit", seed: int = 5, **sizes: An
 
 
 def simmim_teacher(path: Path, mean: Any = OTHER_MEAN, std: Any = OTHER_STD, **design: Any) -> str:
-    """Write a SimMIM model with a head of some size, so that it paints something."""
+    """Write a SimMIM checkpoint whose head has larger weights, so that its reconstruction varies."""
     model = SimMIM(TINY["vit"], Design(**design), seed=6)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
@@ -83,16 +83,16 @@ def simmim_teacher(path: Path, mean: Any = OTHER_MEAN, std: Any = OTHER_STD, **d
 
 
 def student(teacher: str, spec: BackboneSpec = TINY["vit"], unit: int = 8, **design: Any) -> SimMIM:
-    wanted = Design(teacher=teacher, **design)
-    source = load_target_model(wanted, spec, unit)
+    expected = Design(teacher=teacher, **design)
+    source = load_target_model(expected, spec, unit)
     assert source is not None
-    model = SimMIM(spec, wanted, source.known, seed=1)
+    model = SimMIM(spec, expected, source.known, seed=1)
     model.target.attach_model(source.model)
     return model
 
 
-def seen_by(images: Tensor) -> Tensor:
-    """Give the student's images in the teacher's normalisation, by way of their pixels."""
+def renormalised(images: Tensor) -> Tensor:
+    """Convert the student's images to the teacher's normalisation via pixels in [0, 1]."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OTHER_MEAN, OTHER_STD))
     return (images * STD + MEAN - mean) / std
 
@@ -112,14 +112,14 @@ def test_loss_is_the_distance_to_normalised_features_of_the_unmasked_image(
     model = student(teacher, **OF_FEATURES, loss=loss, scope=scope).eval()
     images, mask = smooth_images(model.spec), half_masks(model.spec)
     with torch.no_grad():
-        features = load_backbone(teacher).eval().forward_maps(seen_by(images))[-1]
+        features = load_backbone(teacher).eval().forward_maps(renormalised(images))[-1]
         output = model(images, mask)
         predicted = model.decoder(output.features).double()
-    wanted, losses = normed(features), []
+    expected, losses = normed(features), []
     for b, y, x in np.ndindex(2, 8, 8):
         if not mask[b, y, x] and scope == "masked":
             continue
-        for gap in (wanted[b, :, y, x] - predicted[b, :, y, x]).abs().tolist():
+        for gap in (expected[b, :, y, x] - predicted[b, :, y, x]).abs().tolist():
             small = gap * gap / 2 if gap < 1 else gap - 0.5
             losses.append({"l1": gap, "l2": gap * gap, "smooth_l1": small}[loss])
     assert output.loss.item() == pytest.approx(np.mean(losses), rel=1e-3)
@@ -133,16 +133,16 @@ def test_teacher_maps_of_other_grids_are_averaged_or_interpolated(
     model = student(teacher, TINY[own], **OF_FEATURES)
     images = smooth_images(model.spec)
     with torch.no_grad():
-        features = load_backbone(teacher).eval().forward_maps(seen_by(images))[-1]
-    found, wanted = model.target.from_images(images), normed(features)
+        features = load_backbone(teacher).eval().forward_maps(renormalised(images))[-1]
+    found, expected = model.target.from_images(images), normed(features)
     cells = 32 // TINY[own].stride
-    assert found.shape == (2, wanted.shape[1], cells, cells)
-    if own == "swin":  # four by four of the teacher's cells in one of the student's
+    assert found.shape == (2, expected.shape[1], cells, cells)
+    if own == "swin":  # 4 x 4 of the teacher's cells in each of the student's
         for y, x in np.ndindex(2, 2):
-            square = wanted[:, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean((2, 3))
+            square = expected[:, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean((2, 3))
             torch.testing.assert_close(found[:, :, y, x].double(), square, rtol=1e-3, atol=1e-3)
     else:
-        larger = F.interpolate(wanted, (8, 8), mode="bilinear")
+        larger = F.interpolate(expected, (8, 8), mode="bilinear")
         torch.testing.assert_close(found.double(), larger, rtol=1e-3, atol=1e-3)
 
 
@@ -156,23 +156,27 @@ def test_pixel_target_is_the_teachers_reconstruction_of_the_same_masked_image(
     model = student(teacher, **OF_PIXELS).eval()
     images, mask = smooth_images(model.spec), half_masks(model.spec)
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in how)
-    seen = (images * STD + MEAN - mean) / std
+    inputs = (images * STD + MEAN - mean) / std
     own = load_simmim(teacher)
     with torch.no_grad():
-        painted = own.target.denormalise(own(seen, mask).reconstruction, seen)
+        reconstruction = own.target.denormalise(own(inputs, mask).reconstruction, inputs)
         output = model(images, mask)
-    wanted = (painted * std + mean - MEAN) / STD
-    torch.testing.assert_close(model.target.from_images(images, mask), wanted, rtol=1e-4, atol=1e-4)
+    expected = (reconstruction * std + mean - MEAN) / STD
+    torch.testing.assert_close(
+        model.target.from_images(images, mask), expected, rtol=1e-4, atol=1e-4
+    )
     hidden = pixel_mask(mask, model.spec).bool()
-    gap = (wanted - output.reconstruction).abs().mean(1)[hidden].mean()
+    gap = (expected - output.reconstruction).abs().mean(1)[hidden].mean()
     assert output.loss.item() == pytest.approx(gap.item(), rel=1e-4)
-    # The teacher sees no more than the student: another picture behind the mask is painted alike. Of
-    # normalised patches it is lent mean and deviation, which a patch turned round has as well.
+    # The teacher receives the visible pixels only: other hidden pixels do not change its reconstruction. It is
+    # denormalised with the mean and standard deviation of patches, which a flipped patch has as well.
     other = smooth_images(model.spec, seed=8)
     if design.get("target") == "patch_norm":
         other = images.unflatten(3, (8, 4)).flip(4).flatten(3)
     other = torch.where(hidden.unsqueeze(1), other, images)
-    torch.testing.assert_close(model.target.from_images(other, mask), wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.target.from_images(other, mask), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("masking", [name for name in STRATEGIES if name != "pixels"])
@@ -216,8 +220,8 @@ def test_auxiliary_pixels_add_their_loss_and_are_the_reconstruction(
     hidden = pixel_mask(mask, model.spec)
     output = model(images, mask)
     pixels = ((output.reconstruction - images) ** 2).mean(1)[hidden > 0].mean()
-    wanted = model.target.from_images(images, mask)
-    alone = model.target.loss(model.decoder(output.features), wanted, hidden.unsqueeze(1))
+    expected = model.target.from_images(images, mask)
+    alone = model.target.loss(model.decoder(output.features), expected, hidden.unsqueeze(1))
     assert output.loss.item() == pytest.approx(alone.item() + 0.25 * pixels.item(), rel=1e-4)
     output.loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
@@ -287,15 +291,15 @@ def test_student_loads_without_its_teacher(tmp_path: Path, few: Path) -> None:
         output = model(smooth_images(model.spec), half_masks(model.spec))
         assert output.loss.isnan()
         assert output.features.isfinite().all()
-        drawable = name != "features"
-        assert bool(output.reconstruction.isfinite().all()) == drawable
-        assert (tmp_path / name / "reconstructions.png").exists() == drawable
-        assert ("psnr" in provenance) == drawable
+        visualizable = name != "features"
+        assert bool(output.reconstruction.isfinite().all()) == visualizable
+        assert (tmp_path / name / "reconstructions.png").exists() == visualizable
+        assert ("psnr" in provenance) == visualizable
         assert np.isfinite(provenance["held_out_loss"])
         load_backbone(ckpt)
         how: dict[str, Any] = {"count": 2, "masking": "random", "annotations": None}
         how |= {"mask_patch_size": 8, "mask_ratio": 0.6, "seed": 0}
-        if drawable:
+        if visualizable:
             visualize_folder(ckpt, few, tmp_path / f"{name}.png", **how)
         else:
             with pytest.raises(
@@ -305,7 +309,7 @@ def test_student_loads_without_its_teacher(tmp_path: Path, few: Path) -> None:
             log = (tmp_path / name / "log.txt").read_text()
             assert f"features of {known.label}" in log
             assert "the target cannot be visualised" in log
-    # To go on as plain SimMIM, from the student of pixels, whose parts are SimMIM's.
+    # The student of pixels has the modules of plain SimMIM and can initialise it.
     pretrain_pocket(tmp_path / "on", few, "epochs=1", init_from=str(tmp_path / "pixels"))
 
 
@@ -335,13 +339,13 @@ def test_two_processes_use_the_same_teacher(tmp_path: Path, few: Path) -> None:
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"))
     pretrain_pocket(tmp_path / "one", few, *choices)
-    found, wanted = (
+    found, expected = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("two", "one")
     )
-    assert found.keys() == wanted.keys()
+    assert found.keys() == expected.keys()
     for name, value in found.items():
-        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_estimate_and_flops_include_the_teacher(tmp_path: Path, few: Path) -> None:
@@ -358,7 +362,7 @@ def test_estimate_and_flops_include_the_teacher(tmp_path: Path, few: Path) -> No
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         figures = [line for line in map(json.loads, lines) if "gflop_per_s" in line]
         rates[name] = figures[-1]["gflop_per_s"] / figures[-1]["images_per_s"]
-    # Three passes of a head of 32 numbers for one of 48, and one of a teacher, in GFLOP.
+    # In GFLOP: three passes of a head with 32 outputs instead of 48, and one pass of the teacher.
     assert rates["with"] > rates["pixels"]
 
 

@@ -1,4 +1,4 @@
-"""Claims about visual tokens: the tokenizer that is fitted, one that is given, and learning to predict them."""
+"""Check visual tokens: fitted, given and user-defined tokenizers, and the prediction of their tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from simmim_bench.recipe import override
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 TOKENS = Design(target="tokens", tokens=8)
 QUIET = Display(quiet=True)
-# A user's own: the mean brightness of squares of 8 pixels, in four steps.
+# User-defined tokenizers: mean brightness of squares of 4 pixels, quantised to four levels, and variants.
 BRIGHTNESS = """
 import random
 
@@ -105,7 +105,7 @@ def number():
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of the user's."""
+    """Name of an importable module with user-defined tokenizers."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "own_tokens.py").write_text(BRIGHTNESS)
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
@@ -149,31 +149,33 @@ def test_fitted_tokenizer_beats_a_constant_image_and_is_reproducible() -> None:
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
     assert not torch.equal(one.codebook, other.codebook)
-    # On pictures that no fit has seen, against the constant that is best for them.
-    unseen = levels(8, seed=7).float() / 255
+    # On images that neither was fitted on, compared with the best constant image.
+    held_out = levels(8, seed=7).float() / 255
     with torch.no_grad():
-        told = one(unseen)
-    constant = unseen.mean((0, 2, 3), keepdim=True)
-    assert ((told - unseen) ** 2).mean() < 0.5 * ((constant - unseen) ** 2).mean()
+        reconstruction = one(held_out)
+    constant = held_out.mean((0, 2, 3), keepdim=True)
+    assert ((reconstruction - held_out) ** 2).mean() < 0.5 * ((constant - held_out) ** 2).mean()
     assert figures["tokenizer_error"] < 0.5 * figures["constant_error"]
     assert 1 < figures["perplexity"] <= figures["tokens_in_use"] <= 16
 
 
 def test_metrics_of_a_fit_are_those_of_held_out_images() -> None:
-    seen = levels(10)
+    images = levels(10)
     net, figures = fitted_net(3)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
-    unseen = seen[order[:1]].double().numpy() / 255
+    held_out = images[order[:1]].double().numpy() / 255
     with torch.no_grad():
-        told = net(torch.from_numpy(unseen).float()).double().numpy()
-        ids = net.ids(torch.from_numpy(unseen).float()).flatten().tolist()
-    assert figures["tokenizer_error"] == pytest.approx(np.mean((told - unseen) ** 2), rel=1e-4)
-    variance = np.mean([unseen[:, c].var() for c in range(3)])
+        reconstruction = net(torch.from_numpy(held_out).float()).double().numpy()
+        ids = net.ids(torch.from_numpy(held_out).float()).flatten().tolist()
+    assert figures["tokenizer_error"] == pytest.approx(
+        np.mean((reconstruction - held_out) ** 2), rel=1e-4
+    )
+    variance = np.mean([held_out[:, c].var() for c in range(3)])
     assert figures["constant_error"] == pytest.approx(variance, rel=1e-4)
-    shares = [ids.count(i) / len(ids) for i in set(ids)]
-    entropy = -sum(share * math.log(share) for share in shares)
+    frequencies = [ids.count(i) / len(ids) for i in set(ids)]
+    entropy = -sum(frequency * math.log(frequency) for frequency in frequencies)
     assert figures["perplexity"] == pytest.approx(math.exp(entropy), rel=1e-6)
-    assert figures["tokens_in_use"] == len(shares)
+    assert figures["tokens_in_use"] == len(frequencies)
 
 
 def test_codes_are_moving_averages_of_their_tokens() -> None:
@@ -200,7 +202,7 @@ def test_unused_code_is_replaced() -> None:
     codes.replace_unused(tokens)
     assert torch.equal(book[0], kept)
     assert (tokens == book[1]).all(1).any()
-    assert codes.counts[1] == pytest.approx(20, rel=0.1)  # an even share
+    assert codes.counts[1] == pytest.approx(20, rel=0.1)  # the mean count
 
 
 def test_cross_entropy_of_tokens_equals_a_naive_loop() -> None:
@@ -222,10 +224,10 @@ def test_cross_entropy_of_tokens_equals_a_naive_loop() -> None:
 def test_certain_prediction_is_visualised_as_its_decoded_tokens() -> None:
     target, images = fitted_target(), smooth_images(TINY["vit"])
     certain = torch.nn.functional.one_hot(target.from_images(images)[:, 0], 8).permute(0, 3, 1, 2)
-    drawn = target.to_pixels(1000.0 * certain) * STD + MEAN
+    visualised = target.to_pixels(1000.0 * certain) * STD + MEAN
     with torch.no_grad():
-        wanted = target.tokenizer(images * STD + MEAN)
-    torch.testing.assert_close(drawn, wanted, rtol=1e-4, atol=1e-4)
+        expected = target.tokenizer(images * STD + MEAN)
+    torch.testing.assert_close(visualised, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +253,11 @@ def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> N
     known = read_checkpoint(str(second)).provenance["target_model"]
     assert known["label"].startswith("the tokenizer of vit_pocket, SimMIM")
     third = pretrain_pocket(tmp_path / "third", few, *choices, "tokens=16", init_from=str(first))
-    told = f"the tokenizer's tokens are those of {first}"
-    assert told in (tmp_path / "third" / "log.txt").read_text()
+    message = f"the tokenizer's tokens are those of {first}"
+    assert message in (tmp_path / "third" / "log.txt").read_text()
     shutil.rmtree(tmp_path / "first")
-    for taken in (second, third):
-        found = load_simmim(str(taken)).target.tokenizer.state_dict()
+    for checkpoint in (second, third):
+        found = load_simmim(str(checkpoint)).target.tokenizer.state_dict()
         assert all(torch.equal(value, own[name]) for name, value in found.items())
     load_backbone(str(second))
 
@@ -263,7 +265,7 @@ def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> N
 def test_resumed_run_does_not_fit_again(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second epoch has the tokens of the first, though other images would give others."""
+    """The second epoch uses the tokens of the first, although a fit on its images would differ."""
     choices = ("target=tokens", "tokens=16")
     pretrain_first_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
     before = read_checkpoint(str(tmp_path / "run"))
@@ -286,21 +288,21 @@ def test_two_processes_use_the_same_tokenizer(tmp_path: Path, few: Path) -> None
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"), "--shard")
     one = pretrain_pocket(tmp_path / "one", few, *choices)
-    found, wanted = (
+    found, expected = (
         load_file(tmp_path / name / "checkpoints" / "last" / "model.safetensors")
         for name in ("two", one.parents[1].name)
     )
-    assert found.keys() == wanted.keys()
+    assert found.keys() == expected.keys()
     for name in found:
         if name.startswith("target."):
-            assert torch.equal(found[name], wanted[name]), name
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-3, atol=1e-4)
+            assert torch.equal(found[name], expected[name]), name
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
 def test_student_of_a_user_tokenizer_loads_without_it(tmp_path: Path, few: Path, own: str) -> None:
     choices = ["target=tokens", "epochs=1"]
     ckpt = pretrain_pocket(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")
-    # Going on with another, of as many tokens.
+    # A run initialised from it, with another tokenizer of the same vocabulary.
     other = pretrain_pocket(
         tmp_path / "on", few, *choices, f"tokenizer={own}:Darkness", init_from=str(ckpt)
     )
@@ -314,7 +316,7 @@ def test_student_of_a_user_tokenizer_loads_without_it(tmp_path: Path, few: Path,
     output = model(images, mask)
     assert output.loss.isnan()
     assert output.reconstruction.isfinite().all()
-    # Brighter tokens have brighter colours, and of the other tokenizer darker ones.
+    # Brighter tokens have brighter colours; the other tokenizer reverses the order.
     palette = model.target.palette
     used = palette.mean(1)[palette.sum(1) > 0]
     assert (used.diff() > 0).all()
@@ -342,8 +344,8 @@ def test_user_tokenizer_defines_tokens_and_visualisation(own: str) -> None:
         assert torch.equal(model.target.from_images(images)[:, 0], ids)
         assert model(images, mask).loss.isfinite()
         certain = torch.nn.functional.one_hot(ids, 4).permute(0, 3, 1, 2) * 1000.0
-        drawn = model.eval().target.to_pixels(certain) * STD + MEAN
-        shown = drawn.mean(1)[1, ::4, ::4]
+        visualised = model.eval().target.to_pixels(certain) * STD + MEAN
+        shown = visualised.mean(1)[1, ::4, ::4]
         if function == "Drawing":
             torch.testing.assert_close(shown, (ids[1] + 0.5) / 4)
         else:
@@ -357,16 +359,16 @@ def test_user_tokenizer_defines_tokens_and_visualisation(own: str) -> None:
 
 
 def test_user_tokenizer_with_random_weights_is_reproducible(own: str) -> None:
-    """Whatever was drawn before, and nothing that is drawn after is changed by it."""
+    """Its weights do not depend on the global generators, whose state it leaves unchanged."""
     spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:Chance")
     found = []
     for seed in (1, 2):
         sys.modules.pop(own, None)
         seed_everything(seed)
         source = load_target_model(design, spec, 8)
-        drawn = (torch.rand(()).item(), np.random.rand(), random.random())
+        sampled = (torch.rand(()).item(), np.random.rand(), random.random())
         seed_everything(seed)
-        assert drawn == (torch.rand(()).item(), np.random.rand(), random.random())
+        assert sampled == (torch.rand(()).item(), np.random.rand(), random.random())
         assert source is not None
         found.append(
             (source.known.sha256, source.model(smooth_images(spec), torch.zeros(2, 32, 32)))
@@ -395,7 +397,7 @@ def test_invalid_user_tokenizer_is_rejected(own: str, function: str, message: st
     spec, design = TINY["vit"], Design(target="tokens", tokenizer=f"{own}:{function}")
     black, white = ((torch.full((1, 3, 32, 32), x) - MEAN) / STD for x in (0.0, 1.0))
 
-    def look() -> None:
+    def compute_tokens() -> None:
         source = load_target_model(design, spec, 8)
         assert source is not None
         model = SimMIM(spec, design, source.known)
@@ -403,7 +405,7 @@ def test_invalid_user_tokenizer_is_rejected(own: str, function: str, message: st
         model.target.from_images(torch.cat([black, white]))
 
     with pytest.raises(UsageError, match=message):
-        look()
+        compute_tokens()
 
 
 def test_checkpoint_without_tokenizer_is_rejected(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Claims about the pictures of reconstructions and the masks to look through."""
+"""Check reconstruction grids, and the masks for visualisation."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
 
 
 def test_boxes_are_transformed_like_the_images(tmp_path: Path) -> None:
-    # 100 x 50 pixels, drawn as 32 x 32: twice as wide as shown, 16 pixels lost on either side.
+    # 100 x 50 pixels, resized to 64 x 32 and cropped to 32 x 32: 16 pixels are cut on either side.
     boxes = [(1, [50.0, 25, 25, 25]), (1, [40.0, 0, 5, 5]), (2, [0.0, 0, 50, 50])]
     found = largest_boxes(annotations(tmp_path / "i.json", boxes), (32, 32))
-    assert found == {"a.png": [16.0, 16.0, 32.0, 32.0]}  # b's box would leave nothing
+    assert found == {"a.png": [16.0, 16.0, 32.0, 32.0]}  # b's box covers the whole image
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint and two images, beside which annotations and pictures are written."""
+    """A folder with a checkpoint and two images."""
     spec = TINY["vit"]
     write_checkpoint(
         tmp_path / "ckpt",
@@ -81,9 +81,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def visualize(folder: Path, *more: str) -> object:
-    places = ["--ckpt", str(folder / "ckpt"), "--images", str(folder / "images")]
-    out = ["--out", str(folder / "seen.png")]
-    return CliRunner().invoke(cli, ["visualize", *places, *out, *more]).exception
+    paths = ["--ckpt", str(folder / "ckpt"), "--images", str(folder / "images")]
+    out = ["--out", str(folder / "grid.png")]
+    return CliRunner().invoke(cli, ["visualize", *paths, *out, *more]).exception
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_masked_tile_is_grey_where_hidden(folder: Path, masking: str) -> None:
         content = annotations(folder / "i.json", [(1, [50.0, 25, 25, 25])])
         more += ["--annotations", str(content)]
     assert visualize(folder, *more) is None
-    picture = np.asarray(Image.open(folder / "seen.png").convert("RGB")).astype(int)
-    shown = 160 + 4  # tiles of 32 pixels, five times as large, and their border
-    masked = picture[4 : 4 + 160, 4 + shown : 4 + shown + 160][2::5, 2::5]
+    grid = np.asarray(Image.open(folder / "grid.png").convert("RGB")).astype(int)
+    tile = 160 + 4  # tiles of 32 pixels, enlarged by 5, and their border
+    masked = grid[4 : 4 + 160, 4 + tile : 4 + tile + 160][2::5, 2::5]
     hidden = (np.abs(masked - 127.5) < 2).all(-1)
     if masking == "boxes":
         assert hidden[16:, 16:].all()

@@ -36,6 +36,14 @@ def smooth_images(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
     return (fine - MEAN) / STD
 
 
+def synthetic_photographs(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Return smooth colour fields with noise, which have regions and textures like synthetic_photographs."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+    return smooth + 0.1 * torch.rand(count, 3, *size, generator=generator)
+
+
 def half_masks(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
     """Return random masks (B, h, w) that hide half of the units of one cell of the last map."""
     return sample_masks(
