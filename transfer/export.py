@@ -2,7 +2,7 @@
 
 A project without simmim-bench loads such a `.pth`: a Swin into Detectron2's or MMSegmentation's `SwinTransformer`, a
 ViT into MMSegmentation's `BEiT`. Detectron2 has no ViT with a position bias, and neither framework has a Swin V2:
-their files are for our own adapters. Every file is loaded and its feature maps are compared with ours.
+their files are for our own adapters. Every file is loaded and its feature maps are compared with the checkpoint's.
 
 The frameworks' Swins use whole windows, and shift them, also on maps smaller than a window, and learn one norm per
 level (exported as an identity norm). The position tables are therefore written for a size at which no map is smaller
@@ -97,7 +97,7 @@ def write_mmseg(checkpoint: Checkpoint, path: Path) -> ExportResult:
         MissingFrameworkError: MMSegmentation is not installed.
     """
     _require("mmseg", "seg")
-    # MMEngine prints what it loads, and warns of compiled operators that are not needed here.
+    # MMEngine prints the files that it loads, and warns of compiled operators that are not needed here.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         model = _load_for_dense_tasks(checkpoint)
@@ -157,7 +157,9 @@ def _write_mmseg_beit(model: Backbone, path: Path) -> ExportResult:
 
     spec = model.spec
     torch.save({"state_dict": {_beit_name(k): v for k, v in model.state_dict().items()}}, path)
-    blocks = sorted(set(spec.level_blocks))  # with fewer than four blocks, levels share blocks
+    blocks = sorted(
+        set(spec.level_blocks)
+    )  # with fewer than four blocks, two levels are the same block
     init = _init_cfg(path)
     beit = BEiT(
         img_size=spec.img_size,
@@ -177,7 +179,7 @@ def _write_mmseg_beit(model: Backbone, path: Path) -> ExportResult:
     forward: Any = beit.forward
 
     def normalised_maps(images: Tensor) -> list[Tensor]:
-        """Normalise BEiT's raw maps without weights, as `forward_maps` normalises ours."""
+        """Normalise BEiT's raw maps without weights, as `forward_maps` normalises a ViT's."""
         raw = [x.permute(0, 2, 3, 1) for x in forward(images)]
         maps = [F.layer_norm(x, x.shape[-1:], eps=1e-6).permute(0, 3, 1, 2) for x in raw]
         return [maps[blocks.index(block)] for block in spec.level_blocks]

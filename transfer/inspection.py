@@ -1,4 +1,4 @@
-"""What the checks of data sets share: which files are read, and how faults become findings."""
+"""Read the files of a data set and turn faults into findings, for the checks of all layouts."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ class Reading:
         sampled = np.random.default_rng(SEED).choice(count, SAMPLE, replace=False)
         return sorted(int(index) for index in sampled)
 
-    def read(self, what: str, count: int, read: Callable[[int], object]) -> tuple[str, list[str]]:
+    def read(
+        self, description: str, count: int, read: Callable[[int], object]
+    ) -> tuple[str, list[str]]:
         """Read the chosen files.
 
         Args:
-            what: the split, for the progress display.
+            description: the split, for the progress display.
             count: number of files in the split.
             read: reads the file of an index; raises DataError for a file that cannot be used.
 
@@ -48,7 +50,7 @@ class Reading:
             How many files were read, in words, and the messages of the files that cannot be used.
         """
         indices, faults = self.choose(count), []
-        with self.display.task(what, len(indices)) as task:
+        with self.display.task(description, len(indices)) as task:
             for index in indices:
                 try:
                     read(index)

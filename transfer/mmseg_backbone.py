@@ -144,14 +144,14 @@ class SimMIMLayerDecay:
         Raises:
             UsageError: the model does not have exactly one `SimMIMBackbone`.
         """
-        ours = [module for module in model.modules() if isinstance(module, SimMIMBackbone)]
-        if len(ours) != 1:
+        adapters = [module for module in model.modules() if isinstance(module, SimMIMBackbone)]
+        if len(adapters) != 1:
             raise UsageError(
-                f"SimMIMLayerDecay needs exactly one SimMIMBackbone, but the model has {len(ours)}."
+                f"SimMIMLayerDecay needs exactly one SimMIMBackbone, but the model has {len(adapters)}."
             )
         groups = parameter_groups(
             model,
-            ours[0].backbone,
+            adapters[0].backbone,
             lr=self.optimizer["lr"],
             weight_decay=self.optimizer.get("weight_decay", 0.0),
             layer_decay=self.layer_decay,

@@ -107,7 +107,7 @@ def test_every_fault_is_reported_in_one_run(
         "has image_id 987654, which is not in images",
         "1 annotations with a box without area",
         f"image {resized} is 7 x 9 pixels, but its entry in the annotations is 32 x 32",
-        f"{maps[0]} has label 211, the largest of 16 classes is 16",
+        f"{maps[0]} has label 211, but the largest label of 16 classes is 16",
         f"{maps[1]} is 5x32 pixels (HxW), its image 32x32",
         f"{maps[2]} has 3 channels",
         f"- {maps[3]}",

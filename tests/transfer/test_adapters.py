@@ -1,4 +1,4 @@
-"""One contract for every backbone behind every adapter: names, channels, strides, odd sizes, gradients."""
+"""Tests of one contract for every backbone in every adapter: names, channels, strides, odd sizes, gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simmim_bench.models.vit import ViT
 SIZES = [(32, 32), (48, 64), (37, 51)]
 SPECS = {**TINY, "vit in windows": replace(TINY["vit"], depths=(8,), window_size=3)}
 Maps = dict[str, Tensor]
-# What an adapter declares: channels and stride by name.
+# Channels and stride that an adapter declares, by name.
 Declared = dict[str, tuple[int, int]]
 
 
@@ -63,8 +63,8 @@ def checkpoint(family: str) -> Checkpoint:
     )
 
 
-def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
-    """Its blocks (detectron2: modeling/backbone/vit.py) with our weights, on a map that windows stick out of."""
+def test_a_windowed_vit_equals_detectron2s() -> None:
+    """Compare with its blocks (detectron2: modeling/backbone/vit.py), on a map that is not a multiple of the window."""
     vit = pytest.importorskip("detectron2.modeling.backbone.vit")
     spec = replace(SPECS["vit in windows"], sincos_position=False)
     ours = build_backbone(spec, seed=3).eval()
@@ -90,7 +90,7 @@ def test_a_vit_in_windows_computes_as_detectron2s_does() -> None:
 @pytest.mark.parametrize("family", sorted(SPECS))
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 class TestEveryAdapter:
-    """Every claim holds for every family of backbones behind every adapter."""
+    """Every test runs for every family of backbones in every adapter."""
 
     def test_declares_the_backbones_levels(self, name: str, checkpoint: Checkpoint) -> None:
         _, declared, _ = ADAPTERS[name](checkpoint)
@@ -99,7 +99,7 @@ class TestEveryAdapter:
         assert list(declared.values()) == [(level.channels, level.stride) for level in levels]
 
     @pytest.mark.parametrize("size", SIZES)
-    def test_gives_the_backbones_maps_at_any_size(
+    def test_returns_the_backbones_maps_at_any_size(
         self, name: str, checkpoint: Checkpoint, size: tuple[int, int]
     ) -> None:
         module, declared, maps_of = ADAPTERS[name](checkpoint)
@@ -113,7 +113,7 @@ class TestEveryAdapter:
             assert found.shape == (2, channels, *(math.ceil(side / stride) for side in size))
             assert torch.equal(found, expected)
 
-    def test_gradients_reach_all_that_the_maps_depend_on(
+    def test_every_weight_that_the_maps_depend_on_gets_a_gradient(
         self, name: str, checkpoint: Checkpoint
     ) -> None:
         module, _, maps_of = ADAPTERS[name](checkpoint)

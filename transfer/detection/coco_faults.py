@@ -1,4 +1,4 @@
-"""Find what is wrong with a COCO instances file and its images.
+"""Find faults of a COCO instances file and its images.
 
 A fault is a message that names the file, the value and the remedy. `find_bad` finds objects that only training
 cannot use; a recipe may skip those.
@@ -27,7 +27,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "iscrowd": int,
     },
 }
-# What is wrong with an object; records count skipped objects under these texts.
+# Faults of objects. Records store the number of skipped objects under these texts: do not change them.
 POLYGON = "a polygon that is not three corners or more, [[x1, y1, x2, y2, x3, y3, ...], ...]"
 RUN_LENGTHS = "run lengths without size and counts"
 NO_MASK = "no mask, while others have one"
@@ -96,7 +96,7 @@ def category_faults(
     if unshared:
         yield (
             f"{' and '.join(path.name for path in paths)} in {paths[0].parent} have different categories: id "
-            f"{unshared[0]} is in one of them only; give both the same list."
+            f"{unshared[0]} is in one of them only; use the same categories in both."
         )
 
 
@@ -153,7 +153,7 @@ def missing_images(content: dict[str, Any], images: Path) -> list[str]:
 
 
 def find_bad(content: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the ids of the annotations that cannot be trained on, by what is wrong with them.
+    """Return the ids of the annotations that cannot be trained on, by fault.
 
     COCO's own training set has two boxes without area.
     """

@@ -39,7 +39,7 @@ class CocoSplit:
         has_masks: whether the objects that can be trained on have a segmentation.
         without_mask: ids of all annotations without a segmentation, crowds included.
         count: number of images in the file.
-        skipped: ids of the annotations that are not trained on, by what is wrong with them.
+        skipped: ids of the annotations that are not trained on, by fault.
     """
 
     annotations: Path

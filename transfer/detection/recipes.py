@@ -1,6 +1,6 @@
-"""Recipes of detection and segmentation, each number with its source.
+"""Recipes of COCO detection, each number with its source.
 
-Learning rates are for the recipe's own batch, as the papers give them.
+Learning rates are for the recipe's own batch size, as in the papers.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from simmim_bench.recipe import Precision, Recipe, check_positive
 class CocoRecipe(Recipe):
     """Mask R-CNN through Detectron2.
 
-    The neck follows from the backbone: a simple feature pyramid on a ViT's last map (ViTDet), an FPN on
-    the stages of the others. (train, test) pairs differ as Detectron2's do.
+    The backbone determines the neck: a simple feature pyramid on a ViT's last map (ViTDet), an FPN on the
+    stages of other backbones. Fields with (train, test) pairs are used as in Detectron2.
 
     Attributes:
-        img_size: (H, W): training images are resized by a factor of `scale_range` of what fits this box,
-            then cropped to it; test images are resized to fit it. Both are padded to a square.
+        img_size: (H, W) in pixels. Training images are resized to fit it, times a random factor of
+            `scale_range`, then cropped to it; test images are resized to fit it. Both are padded to a square.
         max_iters, warmup_iters: optimizer steps.
-        batch_size: images a step, in total.
-        base_lr: for this batch, of the last layer.
-        milestones: shares of `max_iters` at which the rate is multiplied by 0.1.
-        strides: of the pyramid's levels in pixels, each twice the one before; one above the neck's
-            coarsest is pooled from it, for proposals only.
-        anchor_sizes: side of the square of an anchor's area in pixels, one a stride.
+        batch_size: images per step, over all processes.
+        base_lr: for this batch size, of the last layer.
+        milestones: fractions of `max_iters` at which the learning rate is multiplied by 0.1.
+        strides: of the pyramid's levels in pixels, each twice the previous one; a level coarser than the
+            neck's coarsest is pooled from it, for proposals only.
+        anchor_sizes: side of the square with an anchor's area in pixels, one per stride.
         anchor_ratios: height / width of the anchors.
         rpn_convs, box_head_convs, box_head_fcs, mask_head_convs: depth of the heads.
         neck_channels, box_head_dim: width of pyramid and convolutions, and of the fully connected layers.
         head_norm: normalisation of the heads' convolutions; "" for none.
-        rpn_samples, roi_samples: anchors and regions an image that the losses are taken over.
-        pre_nms_topk, post_nms_topk: proposals kept, (train, test), a level before and an image after NMS.
-        box_pool, mask_pool: side of the pooled region features; a mask has twice `mask_pool`.
-        class_agnostic: one box and one mask a region instead of one a class.
-        cascade: overlap (IoU) from which a region is positive, a stage of a Cascade R-CNN (arXiv 1712.00726);
-            () for one stage from 0.5.
-        detections: at most so many an image.
-        score_threshold: detections below it are dropped before scoring.
-        bad_annotations: "refuse" objects that cannot be learnt from, or "skip" them (`coco_layout.find_bad`).
-        window_size: of a Swin, or of a ViT's windowed blocks; None for the checkpoint's own.
+        rpn_samples, roi_samples: anchors and regions sampled per image for the losses.
+        pre_nms_topk, post_nms_topk: proposals kept, (train, test), per level before and per image after NMS.
+        box_pool, mask_pool: side of the pooled region features; a mask's side is twice `mask_pool`.
+        class_agnostic: predict one box and one mask per region instead of one per class.
+        cascade: IoU from which a region is positive, one value per stage of a Cascade R-CNN (arXiv
+            1712.00726); () for a single stage with 0.5.
+        detections: maximum number of detections per image.
+        score_threshold: detections with a lower score are dropped before evaluation.
+        bad_annotations: "refuse" objects that cannot be trained on, or "skip" them (`coco_faults.find_bad`).
+        window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
     """
 
     img_size: tuple[int, int]
@@ -87,17 +87,17 @@ class CocoRecipe(Recipe):
         if len(self.strides) != len(self.anchor_sizes):
             raise UsageError(
                 f"recipe '{self.name}' has {len(self.strides)} strides and {len(self.anchor_sizes)} "
-                "anchor_sizes; give one anchor size a stride."
+                "anchor_sizes; give one anchor size per stride."
             )
         if list(self.cascade) != sorted(set(self.cascade)) or not all(
             0 < v < 1 for v in self.cascade
         ):
             raise UsageError(
-                f"cascade {self.cascade} of recipe '{self.name}' must rise within (0, 1), such as 0.5,0.6,0.7."
+                f"cascade {self.cascade} of recipe '{self.name}' must increase within (0, 1), such as 0.5,0.6,0.7."
             )
         if not self.box_head_convs + self.box_head_fcs:
             raise UsageError(
-                f"recipe '{self.name}' has neither box_head_convs nor box_head_fcs; give one layer or more."
+                f"recipe '{self.name}' has neither box_head_convs nor box_head_fcs; set one of them to 1 or more."
             )
 
 
@@ -167,7 +167,7 @@ COCO_SWIN_3X = replace(
     source="SimMIM, arXiv 2111.09886, appendix (COCO): AdamW 6e-5, batch 32, 36 epochs, drop path 0.2, "
     "large-scale jitter; heads: detectron2, configs/common/models/mask_rcnn_fpn.py",
     window_size=7,
-    max_iters=131929,  # 36 epochs of 117,266 images, 32 an iteration
+    max_iters=131929,  # 36 epochs of 117,266 images, 32 per iteration
     warmup_iters=1000,
     batch_size=32,
     base_lr=6e-5,

@@ -55,7 +55,7 @@ class CocoRun:
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run has done so far.
+    """The state of a run in training.
 
     Attributes:
         iterations: optimizer steps done.

@@ -1,7 +1,7 @@
 """Load a segmentation data set through MMSegmentation: transforms, data set, loaders.
 
-The transforms are MMSegmentation's, except those that read files: ours raise errors that name the file and the
-remedy. Imports MMSegmentation at the top: import this module after `run.require_mmseg` has passed.
+The transforms are MMSegmentation's, except those that read files, whose errors name the file and the remedy. Imports
+MMSegmentation at the top: import this module after `run.require_mmseg` has passed.
 """
 
 from __future__ import annotations

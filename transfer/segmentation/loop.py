@@ -136,7 +136,7 @@ def _log_start(
 
 @contextmanager
 def _work_dir(context: RunContext) -> Iterator[Path]:
-    """Create a temporary folder for mmengine's files; remove those that killed processes left behind."""
+    """Create a temporary folder for mmengine's files; remove those of killed processes."""
     run, dist = context.run, context.dist
     if dist.is_main:
         for leftover in run.path.glob(f"{WORK_DIR_PREFIX}*"):
@@ -171,7 +171,7 @@ def _build_runner(
     *,
     work_dir: Path,
 ) -> QuietRunner:
-    """Build a Runner whose only hook is ours.
+    """Build a Runner without default hooks.
 
     Args:
         loaders: for training and for validation.

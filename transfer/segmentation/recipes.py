@@ -1,6 +1,6 @@
 """Recipes of ADE20K segmentation, each number with its source.
 
-Learning rates are for the recipe's own batch, as the papers give them.
+Learning rates are for the recipe's own batch size, as in the papers.
 """
 
 from __future__ import annotations
@@ -10,27 +10,30 @@ from typing import Literal
 
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
+_MULTI_SCALE = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ade20kRecipe(Recipe):
     """UPerNet, or a linear classifier of frozen maps, through MMSegmentation.
 
     Attributes:
-        img_size: (H, W) of the training crop; images are resized by a factor of `scale_range` of
-            what covers it. Test images are resized to cover it.
-        max_iters, warmup_iters: optimizer steps; the rate falls by a polynomial of power 1.
-        batch_size: images a step, in total.
-        base_lr: for this batch, of the last layer.
-        clip_grad: largest norm of the gradient; 0 for no clipping.
-        photometric: distort brightness, contrast, saturation and hue while training.
-        head: "upernet", or "linear": a 1x1 convolution of the backbone's maps, resized to the finest and
-            put together, while the backbone is frozen.
-        head_channels: width of UPerNet; the auxiliary FCN head has half of it.
-        auxiliary_weight: weight of the auxiliary head's loss; 0 for no such head.
-        test_mode: predict an image "whole", or "slide" a window of `img_size` over it by two thirds
-            of its side, and take the mean of the logits.
-        test_scales: an image is predicted at these multiples of its test size, the probabilities averaged.
-        test_flip: and at each of them mirrored as well.
+        img_size: (H, W) of the training crop in pixels. Training images are resized to cover it, times a
+            random factor of `scale_range`; test images are resized to cover it.
+        max_iters, warmup_iters: optimizer steps; the learning rate falls by a polynomial of power 1.
+        batch_size: images per step, over all processes.
+        base_lr: for this batch size, of the last layer.
+        clip_grad: maximum norm of the gradient; 0 for no clipping.
+        photometric: distort brightness, contrast, saturation and hue in training.
+        head: "upernet", or "linear": a 1x1 convolution of the backbone's maps, resized to the finest map and
+            concatenated; the backbone is frozen.
+        head_channels: width of UPerNet; the auxiliary FCN head has half as many channels.
+        auxiliary_weight: weight of the auxiliary head's loss; 0 for no auxiliary head.
+        test_mode: predict an image "whole", or "slide" a window of `img_size` over it with a stride of two
+            thirds of the window's side, and average the logits.
+        test_scales: multiples of the test size at which an image is predicted; probabilities are averaged.
+        test_flip: predict each of them horizontally flipped as well.
+        window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
     """
 
     img_size: tuple[int, int]
@@ -60,13 +63,13 @@ class Ade20kRecipe(Recipe):
 
     @property
     def views(self) -> int:
-        """How often a test image is predicted."""
+        """Number of predictions of a test image, which are averaged."""
         return len(self.test_scales) * (1 + self.test_flip)
 
 
 ADE20K_VIT_160K = Ade20kRecipe(
     name="ade20k_vit_160k",
-    # SimMIM gives no ViT on ADE20K; this is what MAE's ViT-B scores 48.1 with there.
+    # SimMIM reports no ViT on ADE20K. With this config, MAE's ViT-B scores 48.1 there.
     source="MMSegmentation: configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py",
     img_size=(512, 512),
     scale_range=(0.5, 2.0),
@@ -84,12 +87,10 @@ ADE20K_VIT_160K = Ade20kRecipe(
     test_mode="slide",
     num_workers=8,
 )
-
-
 ADE20K_SWIN_160K = replace(
     ADE20K_VIT_160K,
     name="ade20k_swin_160k",
-    # SimMIM's own 52.8 to 54.2 on ADE20K are of several scales and not comparable.
+    # SimMIM's 52.8 to 54.2 on ADE20K are multi-scale results and not comparable.
     source="MMSegmentation: configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
     base_lr=6e-5,
     weight_decay=0.01,
@@ -98,8 +99,6 @@ ADE20K_SWIN_160K = replace(
     head_channels=512,
     test_mode="whole",
 )
-
-
 ADE20K_CONVNEXT_160K = replace(
     ADE20K_VIT_160K,
     name="ade20k_convnext_160k",
@@ -109,8 +108,6 @@ ADE20K_CONVNEXT_160K = replace(
     drop_path_rate=0.4,
     head_channels=512,
 )
-
-
 ADE20K_RESNET50_160K = replace(
     ADE20K_SWIN_160K,
     name="ade20k_resnet50_160k",
@@ -118,20 +115,13 @@ ADE20K_RESNET50_160K = replace(
     base_lr=1e-4,
     drop_path_rate=0.0,
 )
-
-
-_SEVERAL_SCALES = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
-
-
 ADE20K_VIT_160K_MS = replace(
     ADE20K_VIT_160K,
     name="ade20k_vit_160k_ms",
     test_scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
     test_flip=True,
-    sources={"test_scales": _SEVERAL_SCALES, "test_flip": _SEVERAL_SCALES},
+    sources={"test_scales": _MULTI_SCALE, "test_flip": _MULTI_SCALE},
 )
-
-
 ADE20K_SWIN_160K_MS = replace(
     ADE20K_SWIN_160K,
     name="ade20k_swin_160k_ms",
@@ -139,8 +129,6 @@ ADE20K_SWIN_160K_MS = replace(
     test_flip=True,
     sources=ADE20K_VIT_160K_MS.sources,
 )
-
-
 ADE20K_LINEAR = replace(
     ADE20K_VIT_160K,
     name="ade20k_linear",
@@ -154,8 +142,6 @@ ADE20K_LINEAR = replace(
     auxiliary_weight=0.0,
     head="linear",
 )
-
-
 ADE20K_POCKET = Ade20kRecipe(
     name="ade20k_pocket",
     source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
@@ -174,8 +160,6 @@ ADE20K_POCKET = Ade20kRecipe(
     auxiliary_weight=0.4,
     test_mode="whole",
 )
-
-
 ADE20K_SMALL = replace(
     ADE20K_POCKET,
     name="ade20k_small",
@@ -184,8 +168,6 @@ ADE20K_SMALL = replace(
     max_iters=400,
     batch_size=4,
 )
-
-
 ADE20K_LINEAR_POCKET = replace(
     ADE20K_POCKET,
     name="ade20k_linear_pocket",

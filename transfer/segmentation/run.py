@@ -82,7 +82,7 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> 
     """Check that the model can be trained with the recipe's batch size and image sizes.
 
     Raises:
-        UsageError: with the value and what is allowed.
+        UsageError: a size is not allowed.
     """
     per_process_batch(recipe.batch_size, dist.size)
     # On GPUs, batches are normalised over all processes; see `build_segmentor`.

@@ -112,31 +112,31 @@ def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
 def test_recomputed_blocks_train_the_same(
     pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = []
+    recomputed = []
 
-    def counted(*given: Any, **options: Any) -> Any:
-        again.append(given)
-        return torch.utils.checkpoint.checkpoint(*given, **options)
+    def counted(*inputs: Any, **options: Any) -> Any:
+        recomputed.append(inputs)
+        return torch.utils.checkpoint.checkpoint(*inputs, **options)
 
     monkeypatch.setattr("simmim_bench.models.vit.checkpoint", counted)
     vit = ["--ckpt", "random:vit_pocket"]  # overrides the earlier --ckpt
     plain = transfer(*arguments(tmp_path / "a", pocket), *vit)
-    assert not again
+    assert not recomputed
     saving = transfer(*arguments(tmp_path / "b", pocket), *vit, "--grad-checkpointing")
-    assert again
+    assert recomputed
     assert saving["details"]["losses"] == pytest.approx(plain["details"]["losses"], rel=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
 def test_recomputed_blocks_save_fewer_activations(arch: str) -> None:
-    kept = {}
-    for again in (False, True):
+    saved = {}
+    for recompute in (False, True):
         model = load_backbone(f"random:{arch}", (64, 64))
-        model.set_grad_checkpointing(again)
+        model.set_grad_checkpointing(recompute)
         images = torch.randn(1, 3, 64, 64)
         memory = step_memory(model, partial(model.forward_maps, images), 1, torch.device("cpu"))
-        kept[again] = memory.per_image
-    assert kept[True] < kept[False] / 2
+        saved[recompute] = memory.per_image
+    assert saved[True] < saved[False] / 2
 
 
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])

@@ -77,9 +77,9 @@ def test_every_image_is_sampled_once_per_epoch(mmseg: None, generated: Path) -> 
     loader, _ = build_loaders(
         replace(RECIPE, max_iters=5), split, split, CLASS_NAMES, seed=0, first_iteration=0
     )
-    drawn = [s.img_path for batch in loader for s in batch["data_samples"]]
-    assert set(drawn[:5]) == set(drawn[5:]) == set(split.images)
-    assert drawn[:5] != drawn[5:]
+    sampled = [s.img_path for batch in loader for s in batch["data_samples"]]
+    assert set(sampled[:5]) == set(sampled[5:]) == set(split.images)
+    assert sampled[:5] != sampled[5:]
 
 
 def test_the_slices_of_two_processes_are_disjoint_and_form_the_batches_of_one(
@@ -97,12 +97,12 @@ def test_the_slices_of_two_processes_are_disjoint_and_form_the_batches_of_one(
     alone, val_alone = loaders_of(None)
     assert not set(train_0.sampler) & set(train_1.sampler)
     assert len(alone) == len(train_0) == len(train_1) == 3
-    for whole, *shares in zip(alone, train_0, train_1, strict=True):
-        assert [len(share["inputs"]) for share in shares] == [2, 2]
-        both = [image for share in shares for image in share["inputs"]]
+    for whole, *slices in zip(alone, train_0, train_1, strict=True):
+        assert [len(part["inputs"]) for part in slices] == [2, 2]
+        both = [image for part in slices for image in part["inputs"]]
         assert all(map(torch.equal, both, whole["inputs"]))
-        drawn = [[s.img_path for s in batch["data_samples"]] for batch in (*shares, whole)]
-        assert drawn[0] + drawn[1] == drawn[2]
+        sampled = [[s.img_path for s in batch["data_samples"]] for batch in (*slices, whole)]
+        assert sampled[0] + sampled[1] == sampled[2]
     assert sorted([*val_0.sampler, *val_1.sampler]) == list(val_alone.sampler) == [0, 1, 2]
     assert (list(val_0.sampler), list(val_1.sampler)) == ([0, 2], [1])
     assert list(loaders_of(DistContext(3, 4))[1].sampler) == []  # three images

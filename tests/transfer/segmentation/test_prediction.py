@@ -72,8 +72,8 @@ def test_views_of_an_image_are_averaged_as_probabilities(
         inputs = model.data_preprocessor({"inputs": list(views)})["inputs"]
         found = model.encode_decode(inputs, [{"img_shape": (64, 64)}] * 2).softmax(1)
     mean = (found[0] + found[1].flip(-1)) / 2
-    kept = np.array(Image.open(tmp_path / "run/predictions/label_maps/ADE_val_00000001.png"))
-    assert (kept == mean.argmax(0).numpy() + 1).mean() > 0.999  # ties may be broken differently
+    written = np.array(Image.open(tmp_path / "run/predictions/label_maps/ADE_val_00000001.png"))
+    assert (written == mean.argmax(0).numpy() + 1).mean() > 0.999  # ties may be broken differently
 
 
 def test_iou_by_class_equals_a_naive_count(finished: Path, generated: Path) -> None:
@@ -134,8 +134,8 @@ def test_matrices_of_two_processes_are_in_the_images_order(
     by_rank = [(metric.confusions, metric.shown) for metric in metrics]
     assert [len(confusions) for confusions, _ in by_rank] == [-(-images // 2), images // 2]
     confusions, shown = (interleave(part, images) for part in zip(*by_rank, strict=True))
-    for kept in (confusions, shown):
-        assert len(kept) == images
+    for collected in (confusions, shown):
+        assert len(collected) == images
     for index, mask in enumerate(validation.masks):
         labels = np.asarray(Image.open(mask)).astype(np.uint8)
         counts = np.bincount(labels.ravel(), minlength=17)[1:]
@@ -217,5 +217,5 @@ def test_label_maps_have_the_folder_structure_of_the_images(mmseg: None, tmp_pat
         }
         metric.process(None, [sample])
     for city, label in (("cityA", 1), ("cityB", 2)):
-        with Image.open(tmp_path / f"maps/{city}/1.png") as kept:
-            assert np.array_equal(np.asarray(kept), np.full((4, 6), label))
+        with Image.open(tmp_path / f"maps/{city}/1.png") as label_map:
+            assert np.array_equal(np.asarray(label_map), np.full((4, 6), label))

@@ -88,8 +88,8 @@ def test_a_run_directory_has_the_documented_files_only(finished: Path) -> None:
         "record.json",
         "tensorboard",
     ]
-    with Image.open(finished / "predictions.png") as picture:
-        assert picture.height == 3 * 192
+    with Image.open(finished / "predictions.png") as figure:
+        assert figure.height == 3 * 192
 
 
 def test_a_run_with_a_quiet_display_prints_nothing(
