@@ -130,21 +130,6 @@ def build(
     else:
         check_same_teacher(teacher, saved)
         fitted = saved.provenance.get("fitted", {})
-    model.encoder.set_grad_checkpointing(options.grad_checkpointing)
-    wrapped = dist.wrap_model(
-        model,
-        shard=options.shard,
-        parts=model.encoder.blocks_in_order,
-        compiled=options.compiled,
-    )
-    loader = EpochLoader(
-        dataset,
-        batch_size=recipe.batch_size,
-        num_workers=recipe.num_workers,
-        seed=context.seed,
-        rank=dist.rank,
-        world_size=dist.size,
-    )
     return Pretraining(
         context=context,
         recipe=recipe,
@@ -156,15 +141,43 @@ def build(
         model=model,
         teacher=teacher,
         fitted=fitted,
-        state=TrainState(
-            model=model,
-            wrapped=wrapped,
-            optimizer=build_optimizer(recipe, model),
-            schedule=build_schedule(recipe, len(loader)),
-            loader=loader,
-            precision=precision,
-            accumulation_steps=options.accumulate,
-        ),
+        state=_build_state(context, recipe, options, model, dataset, precision),
+    )
+
+
+def _build_state(
+    context: RunContext,
+    recipe: PretrainRecipe,
+    options: TrainOptions,
+    model: SimMIM,
+    dataset: ImageDataset,
+    precision: str,
+) -> TrainState:
+    """Wrap the model for all processes, then build its loader, optimizer and schedule."""
+    model.encoder.set_grad_checkpointing(options.grad_checkpointing)
+    # Sharding replaces the parameters, so the optimizer is built afterwards.
+    wrapped = context.dist.wrap_model(
+        model,
+        shard=options.shard,
+        parts=model.encoder.blocks_in_order,
+        compiled=options.compiled,
+    )
+    loader = EpochLoader(
+        dataset,
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        seed=context.seed,
+        rank=context.dist.rank,
+        world_size=context.dist.size,
+    )
+    return TrainState(
+        model=model,
+        wrapped=wrapped,
+        optimizer=build_optimizer(recipe, model),
+        schedule=build_schedule(recipe, len(loader)),
+        loader=loader,
+        precision=precision,
+        accumulation_steps=options.accumulate,
     )
 
 
