@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ import torch
 from click.testing import CliRunner
 from torch.utils.data import TensorDataset
 
-from pretrain import train as run
 from pretrain.masking.avg_dist import average_distance, recipe_average_distance
 from pretrain.masking.masks import (
     STRATEGIES,
@@ -24,6 +24,7 @@ from pretrain.masking.masks import (
 )
 from pretrain.recipes import POCKET
 from pretrain.simmim import load_simmim
+from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
@@ -90,7 +91,7 @@ def pretrain(out: Path, data: Path, *more: str) -> int:
 
 @pytest.mark.parametrize("masking", NAMES)
 def test_run_stores_the_average_distance_of_its_masks(
-    masking: str, tmp_path: Path, pocket: Path
+    masking: Any, tmp_path: Path, pocket: Path
 ) -> None:
     more = ["-o", f"masking={masking}", "-o", "epochs=2", "-o", "warmup_epochs=1"]
     assert pretrain(tmp_path / "run", pocket / "imagenet" / "val", *more) == 0
@@ -128,14 +129,13 @@ def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
 
     more = ["-o", "masking=regions", "-o", "epochs=2", "-o", "warmup_epochs=1"]
     assert pretrain(tmp_path / "whole", pocket / "imagenet" / "val", *more) == 0
-    original = run.write_checkpoint
 
-    def die_after_one_epoch(*args: object, **kwargs: object) -> None:
-        original(*args, **kwargs)  # type: ignore[arg-type]
+    def die_after_one_epoch(*args: Any, **kwargs: Any) -> None:
+        write_checkpoint(*args, **kwargs)
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_checkpoint", die_after_one_epoch)
+        patch.setattr("pretrain.train.write_checkpoint", die_after_one_epoch)
         with pytest.raises(Killed):
             pretrain(tmp_path / "cut", pocket / "imagenet" / "val", *more)
     assert pretrain(tmp_path / "cut", pocket / "imagenet" / "val", *more, "--resume") == 0
@@ -144,5 +144,5 @@ def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
 
 
 def test_average_distance_is_infinite_if_everything_is_hidden() -> None:
-    dataset = TensorDataset(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.zeros(3))
+    dataset: Any = TensorDataset(torch.zeros(3, 3, 32, 32, dtype=torch.uint8), torch.zeros(3))
     assert recipe_average_distance(replace(POCKET, mask_ratio=0.99), 4, dataset, seed=0) == math.inf

@@ -62,11 +62,19 @@ def naive_region_map(image: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("masking", ["regions", "multimodal"])
 def test_pixel_scale_and_autocast_do_not_change_masks(masking: str) -> None:
     pixels = (synthetic_photographs(8, (48, 64)) * 255 / 1.1).byte()
-    sizes = {"mask_patch_size": 8, "patch_size": 8, "mask_ratio": 0.6}
 
     def masks_of(images: torch.Tensor) -> torch.Tensor:
         own = [mask_generator(0, 0, i) for i in range(8)]
-        return sample_masks(8, (48, 64), masking=masking, generator=own, images=images, **sizes)
+        return sample_masks(
+            8,
+            (48, 64),
+            masking=masking,
+            mask_patch_size=8,
+            patch_size=8,
+            mask_ratio=0.6,
+            generator=own,
+            images=images,
+        )
 
     normalised = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,7 +133,7 @@ def test_at_most_one_region_is_partially_hidden() -> None:
         region_of = np.zeros((8, 12), int)
         for y, x in itertools.product(range(8), range(12)):
             part = cells[3 * y : 3 * y + 3, 3 * x : 3 * x + 3].flatten().tolist()
-            region_of[y, x] = min({*part}, key=lambda n, part=part: (-part.count(n), n))
+            region_of[y, x] = max(sorted({*part}), key=part.count)  # the first of equals
         fractions = [mask.numpy()[region_of == n].mean() for n in np.unique(region_of)]
         assert sum(0 < fraction < 1 for fraction in fractions) <= 1
 
@@ -154,8 +162,8 @@ def naive_multimodal(
         first = min(visible, key=noise[turn].__getitem__)
 
         def distance_to_seed(
-            u: int, feature: list = feature, first: int = first, turn: int = turn
-        ) -> tuple:
+            u: int, feature: list[list[float]] = feature, first: int = first, turn: int = turn
+        ) -> tuple[float, float]:
             gaps = [abs(a - b) for a, b in zip(feature[u], feature[first], strict=True)]
             return max(gaps), noise[turn][u]
 

@@ -96,7 +96,7 @@ def test_every_design_trains_all_parameters_and_loads_from_its_checkpoint(
     ckpt = save_checkpoint(model, tmp_path / "ckpt")
     expected, found = model(images, mask), load_simmim(ckpt)(images, mask)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
-    report = load_backbone(ckpt).load_report
+    report: Any = load_backbone(ckpt).load_report
     assert all(n.startswith(("fc_norm.", "head.")) for n in report.missing)
     # All of the encoder is loaded. Only a ViT's final norm belongs to the pretraining form alone.
     assert all(n.startswith("norm.") for n in report.unused)
@@ -217,6 +217,7 @@ def test_run_stores_its_design_and_palette(tmp_path: Path, pocket: Path) -> None
     second = load_simmim(
         str(pretrain_pocket(tmp_path / "second", data, *choices, init_from=str(first)))
     )
+    assert isinstance(second.target, ClusterTarget)
     assert torch.equal(second.target.palette, model.target.palette)
     with pytest.raises(
         UsageError, match=r"another design .* use -o aggregate=True -o target=clust"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pretrain.encoder_input import visible_patches
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from simmim_bench.errors import UsageError
-from simmim_bench.models.vit import sincos_position
+from simmim_bench.models.vit import ViT, sincos_position
 from simmim_bench.recipe import override
 
 
@@ -36,7 +37,8 @@ def test_visible_patches_are_encoded_independently_of_hidden_ones() -> None:
     """Full attention with hidden patches masked out gives the visible ones the same features."""
     spec = replace(TINY["vit"], img_size=(16, 24), abs_pos_embed=True)
     model = perturbed(SimMIM(spec, Design(encoder_input="visible")))
-    encoder, mask = model.encoder, half_masks(spec, 3)
+    encoder: Any = model.encoder
+    mask = half_masks(spec, 3)
     images = smooth_images(spec, 3).double()
     found = model(images, mask).features
     hidden = mask.flatten(1).bool()
@@ -57,11 +59,13 @@ def test_levels_of_visible_patches_end_in_the_features() -> None:
     model = perturbed(SimMIM(TINY["vit"], Design(encoder_input="visible")))
     images, mask = smooth_images(model.spec).double(), half_masks(model.spec)
     everything = torch.arange(64).expand(2, -1)
-    tokens = model.encoder.embed(images)
-    maps = model.encoder.encode_visible(tokens, everything)
-    for one, other in zip(maps, model.encoder.encode_levels(tokens), strict=True):
+    encoder = model.encoder
+    assert isinstance(encoder, ViT)
+    tokens = encoder.embed(images)
+    maps = encoder.encode_visible(tokens, everything)
+    for one, other in zip(maps, encoder.encode_levels(tokens), strict=True):
         torch.testing.assert_close(one, other)
-    torch.testing.assert_close(maps[-1], model.encoder.encode(tokens))
+    torch.testing.assert_close(maps[-1], encoder.encode(tokens))
     assert torch.equal(visible_patches(mask)[1], (mask[1].flatten() == 0).nonzero()[:, 0])
 
 

@@ -8,6 +8,7 @@ import random
 import typing
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def sample_unit_masks(
 
 def test_recipe_and_visualize_command_list_every_strategy() -> None:
     assert set(STRATEGIES) == set(typing.get_args(Masking))
-    shown = next(p for p in cli.commands["visualize"].params if p.name == "masking").type.choices
-    assert set(shown) == {*STRATEGIES, "centre", "boxes"}
+    option: Any = next(p for p in cli.commands["visualize"].params if p.name == "masking")
+    assert set(option.type.choices) == {*STRATEGIES, "centre", "boxes"}
 
 
 @pytest.mark.parametrize("masking", NAMES)
@@ -101,7 +102,9 @@ def test_units_smaller_than_a_patch_give_masks_of_pixels(masking: str, unit: int
 def test_mask_depends_on_its_image_and_generator_only(masking: str) -> None:
     images = synthetic_photographs(6, (48, 32))
 
-    def masks_of(chosen: list[int], generators: object) -> torch.Tensor:
+    def masks_of(
+        chosen: list[int], generators: torch.Generator | list[torch.Generator]
+    ) -> torch.Tensor:
         return sample_masks(
             len(chosen),
             (48, 32),
@@ -209,7 +212,7 @@ def test_random_units_are_those_of_the_smallest_numbers() -> None:
 
 def test_square_positions_are_equally_likely() -> None:
     masks = sample_unit_masks("square", 4000, 6, 8, 9 / 48, unit=1).bool()
-    places = {}
+    places: dict[tuple[int, int], int] = {}
     for mask in masks:
         y, x = mask.nonzero().amin(0).tolist()
         assert mask[y : y + 3, x : x + 3].all()
@@ -290,7 +293,11 @@ def test_pixel_masks_hide_pixels_from_the_encoder_and_select_them_for_the_loss(
 ) -> None:
     model = SimMIM(tiny_spec).eval()
     images = torch.randn(2, 3, *tiny_spec.img_size)
-    sizes = {"mask_patch_size": 1, "patch_size": tiny_spec.patch_size, "mask_ratio": 0.6}
+    sizes: dict[str, Any] = {
+        "mask_patch_size": 1,
+        "patch_size": tiny_spec.patch_size,
+        "mask_ratio": 0.6,
+    }
     mask = sample_masks(2, tiny_spec.img_size, masking="pixels", **sizes)
     output, hidden = model(images, mask), mask.unsqueeze(1)
     other = model(images + hidden * torch.randn_like(images), mask)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pretrain.targets.pixels import PixelTarget
 from pretrain.train import pretrain
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
-from simmim_bench.data.sources import any_images
+from simmim_bench.data.sources import ImageList, any_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.runs.context import RunContext
@@ -28,10 +29,9 @@ from simmim_bench.runs.run_dir import open_run
 
 def test_trivial_loss_is_the_loss_of_the_best_constant() -> None:
     images = torch.randint(256, (40, 2, 8, 8), generator=torch.Generator().manual_seed(0))
-    images[:, 1] = (
-        images[:, 1] < 77
-    ) * 255  # a channel of zeros and ones, mostly zeros: the best constant is 0
-    dataset = TensorDataset(images.byte(), torch.zeros(40))
+    # A channel of zeros and ones, mostly zeros: the best constant is 0.
+    images[:, 1] = (images[:, 1] < 77) * 255
+    dataset: Any = TensorDataset(images.byte(), torch.zeros(40))
     constants = torch.linspace(0, 1, 1001)
     best = [
         min(float((images[:, channel] / 255 - constant).abs().mean()) for constant in constants)
@@ -91,7 +91,9 @@ def test_every_epoch_logs_held_out_and_trivial_loss(tmp_path: Path, pocket: Path
 def with_unreadable(tmp_path: Path, pocket: Path, bad: int) -> ImageDataset:
     """Return a data set of copied images, the first `bad` of them unreadable, that skips at most two."""
     load = partial(random_crop_flip, img_size=(32, 32), crop_scale=(0.5, 1.0))
-    for number, path in enumerate(any_images(pocket / "imagenet").paths[:8]):
+    images = any_images(pocket / "imagenet")
+    assert isinstance(images, ImageList)
+    for number, path in enumerate(images.paths[:8]):
         content = b"not an image" if number < bad else path.read_bytes()
         (tmp_path / f"{number}{path.suffix}").write_bytes(content)
     return ImageDataset(any_images(tmp_path), load, skip_unreadable=2)

@@ -25,7 +25,7 @@ from pretrain.targets.classes import ClusterTarget
 from pretrain.targets.pixels import PixelTarget
 from pretrain.targets.table import TARGETS
 
-FEW = {"clusters": 6}
+FEW: dict[str, Any] = {"clusters": 6}
 
 
 def target_of(family: str = "vit", **changes: Any) -> Target:

@@ -187,7 +187,7 @@ def test_teacher_with_visible_input_accepts_finer_masks_of_the_student(
     spec = replace(TINY["vit"], patch_size=2)
     model = student(teacher, spec, unit=4, **OF_PIXELS)
     images, generator = smooth_images(spec, 4), torch.Generator().manual_seed(0)
-    sizes = {"mask_patch_size": 4, "patch_size": 2, "mask_ratio": 0.6}
+    sizes: dict[str, Any] = {"mask_patch_size": 4, "patch_size": 2, "mask_ratio": 0.6}
     mask = sample_masks(
         4, spec.img_size, masking=masking, generator=generator, images=images, **sizes
     )
@@ -410,6 +410,7 @@ def test_incompatible_teacher_is_rejected(tmp_path: Path) -> None:
 def test_student_of_features_can_teach_features_but_not_pixels(tmp_path: Path) -> None:
     teacher = backbone_teacher(tmp_path / "teacher")
     model = student(teacher, **OF_FEATURES)
+    assert model.target_model is not None
     write_checkpoint(
         tmp_path / "student",
         state=model.state_dict(),

@@ -238,6 +238,13 @@ def test_default_token_stride_tiles_cells(arch: str, size: int, stride: int) -> 
     assert target_stride(TOKENS, find_spec(arch).at((size, size))) == stride
 
 
+def stored_tokenizer(ckpt: str) -> dict[str, torch.Tensor]:
+    """Return the weights of the tokenizer in a checkpoint."""
+    target = load_simmim(ckpt).target
+    assert isinstance(target, TokenTarget)
+    return target.tokenizer.state_dict()
+
+
 def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> None:
     choices = ["target=tokens", "epochs=1"]
     first = pretrain_pocket(tmp_path / "first", few, *choices, "tokens=16")
@@ -246,7 +253,7 @@ def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> N
     fitted = read_checkpoint(str(first)).provenance["fitted"]
     assert fitted["tokenizer_error"] < fitted["constant_error"]
     assert f"perplexity={fitted['perplexity']:.4g}" in log
-    own = load_simmim(str(first)).target.tokenizer.state_dict()
+    own = stored_tokenizer(str(first))
 
     given = [*choices, f"tokenizer={tmp_path / 'first'}"]
     second = pretrain_pocket(tmp_path / "second", few, *given)
@@ -257,7 +264,7 @@ def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> N
     assert message in (tmp_path / "third" / "log.txt").read_text()
     shutil.rmtree(tmp_path / "first")
     for checkpoint in (second, third):
-        found = load_simmim(str(checkpoint)).target.tokenizer.state_dict()
+        found = stored_tokenizer(str(checkpoint))
         assert all(torch.equal(value, own[name]) for name, value in found.items())
     load_backbone(str(second))
 
@@ -320,7 +327,9 @@ def test_student_of_a_user_tokenizer_loads_without_it(tmp_path: Path, few: Path,
     palette = model.target.palette
     used = palette.mean(1)[palette.sum(1) > 0]
     assert (used.diff() > 0).all()
-    assert torch.equal(load_simmim(str(other)).target.palette, palette.flip(0))
+    other_target = load_simmim(str(other)).target
+    assert isinstance(other_target, UserTokenTarget)
+    assert torch.equal(other_target.palette, palette.flip(0))
     load_backbone(str(ckpt))
 
 

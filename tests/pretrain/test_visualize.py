@@ -44,7 +44,7 @@ def test_box_mask_hides_the_units_that_it_touches(box: tuple[int, ...]) -> None:
     assert np.array_equal(box_mask(box, (64, 96), **SIZES).numpy(), naive)
 
 
-def annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
+def write_annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
     images = [
         {"id": 1, "file_name": "a.png", "width": 100, "height": 50},
         {"id": 2, "file_name": "b.png", "width": 50, "height": 50},
@@ -57,7 +57,7 @@ def annotations(path: Path, boxes: list[tuple[int, list[float]]]) -> Path:
 def test_boxes_are_transformed_like_the_images(tmp_path: Path) -> None:
     # 100 x 50 pixels, resized to 64 x 32 and cropped to 32 x 32: 16 pixels are cut on either side.
     boxes = [(1, [50.0, 25, 25, 25]), (1, [40.0, 0, 5, 5]), (2, [0.0, 0, 50, 50])]
-    found = largest_boxes(annotations(tmp_path / "i.json", boxes), (32, 32))
+    found = largest_boxes(write_annotations(tmp_path / "i.json", boxes), (32, 32))
     assert found == {"a.png": [16.0, 16.0, 32.0, 32.0]}  # b's box covers the whole image
 
 
@@ -92,13 +92,13 @@ def visualize(folder: Path, *more: str) -> object:
 def test_masked_tile_is_grey_where_hidden(folder: Path, masking: str) -> None:
     more = ["--mask", masking, "--mask-patch-size", "4"]
     if masking == "boxes":
-        content = annotations(folder / "i.json", [(1, [50.0, 25, 25, 25])])
+        content = write_annotations(folder / "i.json", [(1, [50.0, 25, 25, 25])])
         more += ["--annotations", str(content)]
     assert visualize(folder, *more) is None
     grid = np.asarray(Image.open(folder / "grid.png").convert("RGB")).astype(int)
     tile = 160 + 4  # tiles of 32 pixels, enlarged by 5, and their border
     masked = grid[4 : 4 + 160, 4 + tile : 4 + tile + 160][2::5, 2::5]
-    hidden = (np.abs(masked - 127.5) < 2).all(-1)
+    hidden = np.asarray((np.abs(masked - 127.5) < 2).all(-1))
     if masking == "boxes":
         assert hidden[16:, 16:].all()
         assert hidden.sum() == 16 * 16

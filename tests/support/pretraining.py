@@ -37,7 +37,7 @@ def smooth_images(spec: BackboneSpec, count: int = 2, seed: int = 0) -> Tensor:
 
 
 def synthetic_photographs(count: int, size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Return smooth colour fields with noise, which have regions and textures like synthetic_photographs."""
+    """Return smooth colour fields with noise, which have regions and textures like photographs."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 5, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
