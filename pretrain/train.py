@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.evaluate import held_out_metrics, visualize_held_out
+from pretrain.evaluation.held_out import held_out_metrics, visualize_held_out
+from pretrain.evaluation.monitor import CollapseMonitor, trivial_loss
 from pretrain.flops import training_flops
 from pretrain.masking.avg_dist import recipe_average_distance
 from pretrain.masking.masks import sample_recipe_masks
-from pretrain.monitor import CollapseMonitor, trivial_loss
 from pretrain.recipes import PretrainRecipe
-from pretrain.setup import Pretraining, TrainOptions, build, sample_training_images
+from pretrain.run import Pretraining, TrainOptions, build, sample_training_images
 from pretrain.simmim import SimMIM
 from simmim_bench.checkpoints.checkpoint import (
     IMAGENET_MEAN,

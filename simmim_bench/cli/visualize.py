@@ -59,7 +59,7 @@ def visualize(ckpt: str, images: Path, out: Path, **masking: Any) -> None:
       simmim-bench visualize --ckpt runs/vit_b --images coco/val2017 --out objects.png \\
           --mask boxes --annotations coco/annotations/instances_val2017.json
     """
-    from pretrain.visualize import visualize_folder
+    from pretrain.evaluation.visualize import visualize_folder
 
     visualize_folder(ckpt, images, out, **masking)
     click.echo(str(out))

@@ -20,7 +20,7 @@ import pretrain.train as training
 from pretrain.design import Design
 from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET, for_arch
-from pretrain.setup import TrainOptions
+from pretrain.run import TrainOptions
 from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.foreign.timm import check_same_features

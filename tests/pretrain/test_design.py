@@ -17,8 +17,8 @@ from support.pretraining import (
 from support.tiny import TINY
 
 from pretrain.design import Design
+from pretrain.evaluation.monitor import trivial_loss
 from pretrain.heads import InverseSwin, head_shape
-from pretrain.monitor import trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.classes import ClusterTarget

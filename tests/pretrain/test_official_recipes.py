@@ -89,7 +89,9 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     assert recipe.crop_scale == (0.08, 1.0)  # timm's create_transform, by default
     assert recipe.hflip == 0.5
     assert recipe.ema_decay == 0  # main_finetune.py scores the last weights
-    assert not unchecked_fields(recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"})
+    assert not unchecked_fields(
+        recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"}
+    )
 
 
 @pytest.mark.parametrize(("names", "score"), official.SCORES.items())

@@ -270,7 +270,7 @@ def test_a_batch_with_nan_ends_the_run_and_is_written(
             inputs[3, 0, 0, 0] = float("nan")
         return inputs
 
-    monkeypatch.setattr("pretrain.setup.normalise", poison_step_five)
+    monkeypatch.setattr("pretrain.run.normalise", poison_step_five)
     with pytest.raises(
         DivergedError, match=r"loss nan, .* at step 4; the last checkpoint is kept"
     ) as end:

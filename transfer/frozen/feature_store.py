@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
-from simmim_bench.data.loader import Seeded
+from simmim_bench.data.loader import SeededDataset
 from simmim_bench.data.sources import ImageList
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
@@ -242,4 +242,4 @@ class FeatureStore:
             crop_scale=crop.scale,
             hflip=crop.hflip,
         )
-        return Seeded(ImageDataset(images, random), self.seed, crop.number)
+        return SeededDataset(ImageDataset(images, random), self.seed, crop.number)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simmim_bench.display import Task
+from simmim_bench.display import ProgressTask
 from simmim_bench.results.metrics import rank_logits
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate, hold_out
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
@@ -126,7 +126,7 @@ def _train(
     indices: Tensor | None,
     store: FeatureStore,
     seed: int,
-    task: Task,
+    task: ProgressTask,
 ) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
     """Train the heads of some feature sets; yield each feature set with its trained heads.
 
@@ -144,7 +144,7 @@ def _train_on_centre_crops(
     indices: Tensor | None,
     store: FeatureStore,
     seed: int,
-    task: Task,
+    task: ProgressTask,
 ) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
     """Train one feature set after another; the features of each are read once."""
     labels = _labels(train, indices, store)
@@ -164,7 +164,7 @@ def _train_on_random_crops(
     indices: Tensor | None,
     store: FeatureStore,
     seed: int,
-    task: Task,
+    task: ProgressTask,
 ) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
     """Train all feature sets together, epoch by epoch.
 

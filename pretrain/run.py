@@ -17,8 +17,8 @@ from pretrain.build import (
     check_sizes,
     load_teacher,
 )
+from pretrain.evaluation.monitor import sample_images
 from pretrain.masking.masks import mask_generator, sample_recipe_masks
-from pretrain.monitor import sample_images
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.targets.models import TargetSource

@@ -14,7 +14,7 @@ from support.tiny import TINY
 from torch.utils.data import TensorDataset
 
 from pretrain.design import Design
-from pretrain.monitor import WINDOW, CollapseMonitor, sample_images, trivial_loss
+from pretrain.evaluation.monitor import WINDOW, CollapseMonitor, sample_images, trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.targets.pixels import PixelTarget
 from pretrain.train import pretrain

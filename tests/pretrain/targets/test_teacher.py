@@ -26,12 +26,12 @@ from torch import Tensor
 
 from pretrain.design import Design
 from pretrain.estimate import plan_pretraining
+from pretrain.evaluation.monitor import trivial_loss
+from pretrain.evaluation.visualize import visualize_folder
 from pretrain.masking.masks import STRATEGIES, sample_masks
-from pretrain.monitor import trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import load_target_model
-from pretrain.visualize import visualize_folder
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint

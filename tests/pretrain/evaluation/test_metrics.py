@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pretrain.metrics import ReconstructionMetrics, effective_rank, ssim_map
+from pretrain.evaluation.metrics import ReconstructionMetrics, effective_rank, ssim_map
 
 
 def random_batch(count: int = 3, side: int = 24, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ from support.tiny import TINY
 from torch import Tensor
 
 from pretrain.design import Design
-from pretrain.monitor import trivial_loss
+from pretrain.evaluation.monitor import trivial_loss
 from pretrain.targets.base import Target
 from pretrain.targets.classes import ClusterTarget
 from pretrain.targets.pixels import PixelTarget

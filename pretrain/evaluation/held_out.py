@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
+from pretrain.evaluation.metrics import ReconstructionMetrics, effective_rank
+from pretrain.evaluation.visualize import evenly_spaced, load_uncropped, save_reconstruction_grid
 from pretrain.masking.masks import sample_recipe_masks, upsample_mask
-from pretrain.metrics import ReconstructionMetrics, effective_rank
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from pretrain.visualize import evenly_spaced, load_uncropped, save_reconstruction_grid
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader

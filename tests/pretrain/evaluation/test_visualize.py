@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 from support.tiny import TINY
 
+from pretrain.evaluation.visualize import largest_boxes
 from pretrain.masking.masks import box_mask, centre_mask
 from pretrain.simmim import SimMIM
-from pretrain.visualize import largest_boxes
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError
