@@ -1,4 +1,4 @@
-"""Our backbones as Detectron2 backbones: the raw maps, and the pyramids that detectors are built on.
+"""The Detectron2 adapter: backbones as `detectron2.modeling.Backbone`, raw maps or pyramids.
 
 A backbone is built from a CKPT, or from a checkpoint already read, and maps images (B, 3, H, W) to named maps: `map0`,
 `map1`, ... as returned by `forward_maps`, or a pyramid `p2`, `p3`, ... whose level pN has stride 2**N. A ViT gets the

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.convert import ExportResult, Writer, maps_difference
-from simmim_bench.checkpoints.foreign.swin import (
+from simmim_bench.checkpoints.third_party.swin import (
     OPENMMLAB_NAMES,
     openmmlab_merging_order,
     shift_downsample,

@@ -131,9 +131,9 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
 
 # Checks of a data set, by layout: `(folder, Reading) -> list[Finding]`.
 EXAMINERS: dict[str, str] = {
-    "imagenet": "transfer.finetune.examine:examine_imagenet",
-    "coco": "transfer.detection.examine:examine_coco",
-    "ade20k": "transfer.segmentation.examine:examine_ade20k",
+    "imagenet": "transfer.finetune.doctor_checks:examine_imagenet",
+    "coco": "transfer.detection.doctor_checks:examine_coco",
+    "ade20k": "transfer.segmentation.doctor_checks:examine_ade20k",
 }
 
 

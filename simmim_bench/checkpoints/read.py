@@ -28,7 +28,7 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
     """Read the checkpoint that a CKPT argument names.
 
     Args:
-        ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/foreign/`),
+        ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/third_party/`),
             `random:ARCH`, or `timm:NAME`, which timm downloads.
 
     Raises:
@@ -38,14 +38,14 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
     if ckpt.startswith("random:"):
         return _random_checkpoint(ckpt)
     # Imported here: these modules import timm and every model, which other checkpoints do not need.
-    from simmim_bench.checkpoints.foreign.read import read_foreign
-    from simmim_bench.checkpoints.foreign.timm import read_timm
+    from simmim_bench.checkpoints.third_party.read import read_third_party
+    from simmim_bench.checkpoints.third_party.timm import read_timm
 
     if ckpt.startswith("timm:"):
         return read_timm(ckpt)
     path = Path(ckpt)
     if path.is_file() or (path / "config.json").is_file():
-        return read_foreign(path)
+        return read_third_party(path)
     return _read_directory(_find_directory(path), ckpt)
 
 

@@ -219,7 +219,7 @@ def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]
     """Yield the findings of all data sets."""
     if not request.data_sets:
         return
-    from transfer.inspection import Reading
+    from transfer.doctor_checks import Reading
     from transfer.tasks import EXAMINERS, load_function
 
     reading = Reading(display=display, every_file=request.every_file)

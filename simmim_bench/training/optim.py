@@ -1,4 +1,4 @@
-"""Parameter groups, learning-rate scaling and schedules of the official SimMIM.
+"""Parameter groups with layer-wise learning-rate decay, learning-rate scaling and schedules, as in SimMIM.
 
 They follow SimMIM's optimizer.py, lr_scheduler.py and main_*.py; tests/pretrain/test_golden.py shows that
 their numbers are equal.
@@ -34,7 +34,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     pretraining: bool = False,
 ) -> list[dict[str, Any]]:
-    """Group a model's parameters by depth and by weight decay.
+    """Group a model's parameters by layer (layer-wise learning-rate decay) and by weight decay.
 
     Args:
         model: contains `backbone`; parameters outside of the backbone count as its last layer.

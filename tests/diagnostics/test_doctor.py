@@ -29,11 +29,11 @@ from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
-from transfer.detection.examine import examine_coco
-from transfer.finetune.examine import examine_imagenet
-from transfer.inspection import SAMPLE, Reading
+from transfer.detection.doctor_checks import examine_coco
+from transfer.doctor_checks import SAMPLE, Reading
+from transfer.finetune.doctor_checks import examine_imagenet
 from transfer.recipes import RECIPES as TRANSFER_RECIPES
-from transfer.segmentation.examine import examine_ade20k
+from transfer.segmentation.doctor_checks import examine_ade20k
 from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")

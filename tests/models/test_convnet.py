@@ -23,8 +23,8 @@ from pretrain.recipes import POCKET, for_arch
 from pretrain.run import TrainOptions
 from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.foreign.timm import check_same_features
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.timm import check_same_features
 from simmim_bench.cli.main import cli
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError

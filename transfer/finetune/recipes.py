@@ -1,4 +1,7 @@
-"""Recipes of end-to-end classification, each number with its source.
+"""Recipes of end-to-end fine-tuning on ImageNet, each number with its source.
+
+In a name such as `imagenet_vit_b_800ep` (SimMIM's fine-tuning of ViT-B), 800ep is the length of the pretraining
+that the recipe is published for; `epochs` is that of the fine-tuning.
 
 Learning rates are stated for 512 images per step, as in SimMIM, and are scaled to the total batch size.
 """

@@ -2,5 +2,5 @@
 
 Only `data`, `hooks`, `loop`, `metric` and `model` use MMSegmentation, and `run` imports them after `require_mmseg` has
 passed. The package may import every room of simmim_bench below its command line, `transfer.job`,
-`transfer.inspection` and `transfer.mmseg_backbone`, but no other task's package.
+`transfer.doctor_checks` and `transfer.mmseg_backbone`, but no other task's package.
 """

@@ -16,7 +16,7 @@ from PIL import Image
 from simmim_bench.data.decode import read_image
 from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError
-from transfer.inspection import CHECK_AT_ONCE
+from transfer.doctor_checks import CHECK_AT_ONCE
 
 MAX_CLASSES = 255  # the labels of 8 bits, without 0
 

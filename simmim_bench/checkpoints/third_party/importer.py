@@ -22,20 +22,20 @@ from simmim_bench.checkpoints.checkpoint import (
     Checkpoint,
     StateDict,
 )
-from simmim_bench.checkpoints.foreign.convnet import (
-    IDENTIFYING_WEIGHTS,
-    convnext_spec,
-    resnet_spec,
-)
-from simmim_bench.checkpoints.foreign.swin import from_openmmlab, from_swin_names, swin_spec
-from simmim_bench.checkpoints.foreign.vit import from_vit_names, vit_spec
-from simmim_bench.checkpoints.foreign.weights import RenamedWeights
 from simmim_bench.checkpoints.load import (
     BATCHNORM_COUNTER,
     ENCODER_PREFIX,
     NEW_IN_TRANSFER,
     shorten,
 )
+from simmim_bench.checkpoints.third_party.convnet import (
+    IDENTIFYING_WEIGHTS,
+    convnext_spec,
+    resnet_spec,
+)
+from simmim_bench.checkpoints.third_party.swin import from_openmmlab, from_swin_names, swin_spec
+from simmim_bench.checkpoints.third_party.vit import from_vit_names, vit_spec
+from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.build import build_backbone

@@ -1,4 +1,4 @@
-"""Read the files of a data set and turn faults into findings, for the checks of all layouts."""
+"""What the data checks of `simmim-bench doctor` share: reading files, and turning faults into findings."""
 
 from __future__ import annotations
 

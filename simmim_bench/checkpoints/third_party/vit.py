@@ -7,7 +7,7 @@ import math
 import torch
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.checkpoints.foreign.weights import RenamedWeights
+from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.models.archs import ARCHS, BackboneSpec, Form
 from simmim_bench.models.position_bias import BIAS_TABLE, CLASS_TOKEN_ROWS
 

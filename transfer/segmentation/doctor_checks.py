@@ -1,4 +1,4 @@
-"""Check a data set in ADE20K's layout before a run, and list everything that is wrong with it.
+"""The checks of `simmim-bench doctor` for a data set in ADE20K's layout: list everything that is wrong with it.
 
 A run stops at the first fault. The files are read by the same functions as in a run, so that data without
 findings here is accepted there.
@@ -14,7 +14,7 @@ import numpy as np
 from simmim_bench.data.decode import read_image
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
-from transfer.inspection import FindingGroup, Reading
+from transfer.doctor_checks import FindingGroup, Reading
 from transfer.segmentation.ade20k_layout import (
     MAX_CLASSES,
     SegmentationSplit,

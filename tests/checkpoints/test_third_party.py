@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.foreign.swin import shift_downsample
 from simmim_bench.checkpoints.load import load_state
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_backbone
 

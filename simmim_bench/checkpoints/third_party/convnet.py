@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simmim_bench.checkpoints.foreign.weights import (
+from simmim_bench.checkpoints.third_party.weights import (
     RenamedWeights,
     infer_form,
     known_archs,

@@ -1,4 +1,4 @@
-"""Check a data set in ImageNet's layout before a run, and list everything that is wrong with it.
+"""The checks of `simmim-bench doctor` for a data set in ImageNet's layout: list everything that is wrong with it.
 
 A run stops at the first fault. The files are read by the same functions as in a run, so that data without
 findings here is accepted there.
@@ -13,7 +13,7 @@ from simmim_bench.data.decode import decode_image
 from simmim_bench.data.sources import ImageList, empty_class, list_classes
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
-from transfer.inspection import FindingGroup, Reading
+from transfer.doctor_checks import FindingGroup, Reading
 
 
 def examine_imagenet(data: Path, reading: Reading) -> list[Finding]:

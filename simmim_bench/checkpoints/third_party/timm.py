@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.foreign.importer import import_state
-from simmim_bench.checkpoints.foreign.weights import as_pair
 from simmim_bench.checkpoints.load import restore_backbone
+from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.weights import as_pair
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.foreign.importer import import_state
-from simmim_bench.checkpoints.foreign.timm import build_timm, check_same_features
-from simmim_bench.checkpoints.foreign.weights import as_pair
+from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.timm import build_timm, check_same_features
+from simmim_bench.checkpoints.third_party.weights import as_pair
 from simmim_bench.checkpoints.torch_file import read_weights_file
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_json, sha256_file
 
 
-def read_foreign(path: Path) -> Checkpoint:
+def read_third_party(path: Path) -> Checkpoint:
     """Read a weights file, or a folder with timm's `config.json` and `model.safetensors`.
 
     Raises:

@@ -8,7 +8,7 @@ import re
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.checkpoints.foreign.weights import (
+from simmim_bench.checkpoints.third_party.weights import (
     RenamedWeights,
     infer_form,
     known_archs,

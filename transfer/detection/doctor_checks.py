@@ -1,4 +1,4 @@
-"""Check a data set in COCO's layout before a run, and list everything that is wrong with it.
+"""The checks of `simmim-bench doctor` for a data set in COCO's layout: list everything that is wrong with it.
 
 A run stops at the first fault. The files are read by the same functions as in a run, so that data without
 findings here is accepted there.
@@ -27,7 +27,7 @@ from transfer.detection.coco_faults import (
     reference_faults,
 )
 from transfer.detection.coco_layout import read_splits, split_paths
-from transfer.inspection import FindingGroup, Reading
+from transfer.doctor_checks import FindingGroup, Reading
 
 
 def examine_coco(data: Path, reading: Reading) -> list[Finding]:
