@@ -88,7 +88,7 @@ class Pretraining:
         generators = [mask_generator(seed, epoch, int(index)) for index in indices]
         inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
         mask = sample_recipe_masks(self.recipe, self.spec.patch_size, inputs, generators)
-        loss: Tensor = self.state.wrapped(inputs, mask.to(device, non_blocking=True)).loss
+        loss: Tensor = self.state.parallel_model(inputs, mask.to(device, non_blocking=True)).loss
         return loss
 
 
@@ -156,7 +156,7 @@ def _build_state(
     """Wrap the model for all processes, then build its loader, optimizer and schedule."""
     model.encoder.set_grad_checkpointing(options.grad_checkpointing)
     # Sharding replaces the parameters, so the optimizer is built afterwards.
-    wrapped = context.dist.wrap_model(
+    parallel_model = context.dist.wrap_model(
         model,
         shard=options.shard,
         parts=model.encoder.blocks_in_order,
@@ -172,7 +172,7 @@ def _build_state(
     )
     return TrainState(
         model=model,
-        wrapped=wrapped,
+        parallel_model=parallel_model,
         optimizer=build_optimizer(recipe, model),
         schedule=build_schedule(recipe, len(loader)),
         loader=loader,

@@ -2,9 +2,9 @@
 
 One forward pass, step by step, with the module of each step:
 
-1. masking: `masking/masks.py` samples the mask, `hidden` is 1;
+1. masking: `masking/masks.py` samples the mask, 1 = hidden (called by `Pretraining.compute_loss` in `run.py`);
 2. encoder input: `encoder_input.py` replaces what is hidden by mask tokens and runs the encoder;
-3. head: `heads.py` predicts every point from the encoder's last feature map;
+3. head: `heads.py` predicts every output position, a pixel or a t x t square, from the last feature map;
 4. target: `targets/` computes what the prediction is compared with (pixels; `targets/table.py` lists all);
 5. loss: `Target.loss` in `targets/base.py` averages the distance over the hidden pixels.
 
@@ -107,7 +107,7 @@ class SimMIM(nn.Module):
                 spec, width=width, channels=self.target.channels, stride=self.target.stride
             )
             self.decoder = HEADS[design.head](shape, generator)
-            # `light` and `beside` are names in saved checkpoints.
+            # The auxiliary head; saved checkpoints have the names `light` and `beside`.
             self.beside = (
                 AuxiliaryPixels(design, spec, width, generator) if design.pixel_weight else None
             )
@@ -138,31 +138,35 @@ class SimMIM(nn.Module):
             The reconstruction is in the units of `reconstruction_target`: normalised if the target is.
         """
         expected = self.target.from_images(images, mask) if self.target.ready else None
-        hidden = upsample_mask(mask, (images.shape[2], images.shape[3])).unsqueeze(1)
-        visible, patch_mask = self._hide_pixels(images, mask, hidden)
+        pixel_mask = upsample_mask(mask, (images.shape[2], images.shape[3])).unsqueeze(1)
+        encoder_images, patch_mask = self._hide_pixels(images, mask, pixel_mask)
         all_levels = self.aggregate is not None
-        maps = self.input.encode(self.encoder, visible, patch_mask, self.mask_token, all_levels)
+        maps = self.input.encode(
+            self.encoder, encoder_images, patch_mask, self.mask_token, all_levels
+        )
         head_input = maps[-1] if self.aggregate is None else self.aggregate(maps)
         if self.light is not None:
             head_input = self.light(head_input, patch_mask)
         prediction = self.decoder(head_input).float()
-        hidden = hidden.to(prediction)
+        pixel_mask = pixel_mask.to(prediction)
         if expected is None:
             loss = prediction.new_full((), torch.nan)
         else:
-            loss = self.target.loss(prediction, expected, hidden)
+            loss = self.target.loss(prediction, expected, pixel_mask)
         if self.beside is not None:
             prediction = self.beside.decoder(head_input).float()
             pixels = self.beside.target.from_images(images)
-            pixel_loss = self.beside.target.loss(prediction, pixels, hidden)
+            pixel_loss = self.beside.target.loss(prediction, pixels, pixel_mask)
             loss = loss + self.design.pixel_weight * pixel_loss
         return SimMIMOutput(loss, self.reconstruction_target.to_pixels(prediction), maps[-1])
 
-    def _hide_pixels(self, images: Tensor, mask: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _hide_pixels(
+        self, images: Tensor, mask: Tensor, pixel_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the images and the mask of patches; a mask of pixels zeroes the images' hidden pixels first."""
         if mask.shape[1:] != images.shape[2:]:
             return images, mask
-        return images * (1 - hidden.to(images)), hidden_patches(mask, self.spec.patch_size)
+        return images * (1 - pixel_mask.to(images)), hidden_patches(mask, self.spec.patch_size)
 
 
 def load_simmim(ckpt: str | Checkpoint) -> SimMIM:

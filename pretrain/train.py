@@ -7,6 +7,7 @@ The run directory's `checkpoints/last/` holds the model, `metrics.jsonl` the los
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,19 @@ def pretrain(
     """
     run = context.run
     saved = context.last_checkpoint()
-    if saved is not None and "wall_time_s" in saved.provenance:
+    if saved is not None and is_finished(saved.provenance):
         run.log(f"pretrain: {run.path} is finished")
         return run.last_checkpoint
     pretraining = build(context, recipe, data, init_from, options or TrainOptions(), saved)
     restore(pretraining, saved)
     log_setup(pretraining)
-    baseline = constant_prediction_loss(pretraining)
+    constant_loss = constant_prediction_loss(pretraining)
     avg_dist = mask_distance(pretraining)
     writer = CheckpointWriter(
         pretraining,
-        baseline=baseline,
+        constant_loss=constant_loss,
         provenance={
+            # The asterisk marks a changed recipe.
             "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
             "method": "simmim",
             "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
@@ -88,12 +90,17 @@ def pretrain(
         epochs=recipe.epochs,
         clip_grad=recipe.clip_grad,
         save=writer.save,
-        monitor=CollapseMonitor(baseline).update,
+        monitor=CollapseMonitor(constant_loss).update,
         flops_per_image=training_flops(recipe, pretraining.model),
     )
     writer.finish()
     context.dist.barrier()  # other processes may read the checkpoint next
     return run.last_checkpoint
+
+
+def is_finished(provenance: Mapping[str, Any]) -> bool:
+    """Return whether a run has ended: its total cost is the last thing that its checkpoint receives."""
+    return "wall_time_s" in provenance
 
 
 def restore(pretraining: Pretraining, saved: Checkpoint | None) -> None:
@@ -182,23 +189,23 @@ class CheckpointWriter:
     """Write a run's checkpoints, and evaluate held-out images at the end of every epoch.
 
     Args:
-        baseline: loss of the best constant prediction, logged with the held-out loss.
+        constant_loss: loss of the best constant prediction, logged with the held-out loss.
         provenance: what the checkpoint stores about the run; figures are added as they are known.
     """
 
     def __init__(
-        self, pretraining: Pretraining, *, baseline: float, provenance: dict[str, Any]
+        self, pretraining: Pretraining, *, constant_loss: float, provenance: dict[str, Any]
     ) -> None:
         self.pretraining = pretraining
-        self.baseline = baseline
+        self.constant_loss = constant_loss
         self.provenance = provenance
         self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
 
     def save(self) -> None:
-        """Write the last checkpoint; at the end of an epoch, evaluate it and keep it where it is due."""
+        """Write the last checkpoint; at the end of an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
         context, state = self.pretraining.context, self.pretraining.state
         epoch, inside = divmod(state.step, len(state.loader))
-        evaluate = not inside and "wall_time_s" not in self.provenance
+        evaluate = not inside and not is_finished(self.provenance)
         if evaluate and (context.dist.is_main or self.pretraining.options.shard):
             self._evaluate(epoch)
         weights, training = state.state_dict(context.dist)
@@ -218,18 +225,18 @@ class CheckpointWriter:
             self._keep(epoch)
 
     def _evaluate(self, epoch: int) -> None:
-        """Measure the reconstruction of held-out images, and draw some of them."""
+        """Measure the reconstruction of held-out images, and plot some of them."""
         pretraining, context = self.pretraining, self.pretraining.context
         model, recipe, run = pretraining.model, pretraining.recipe, context.run
-        measures = held_out_metrics(
+        metrics = held_out_metrics(
             model,
             recipe,
             pretraining.held_out,
             device=context.dist.device,
             precision=pretraining.state.precision,
         )
-        self.provenance.update(measures)
-        run.metrics(pretraining.state.step - 1, **measures, trivial_loss=self.baseline)
+        self.provenance.update(metrics)
+        run.metrics(pretraining.state.step - 1, **metrics, trivial_loss=self.constant_loss)
         due = epoch % pretraining.options.visualize_every == 0 or epoch == recipe.epochs
         if due and model.reconstruction_target.can_visualize:
             figure = run.path / "reconstructions.png" if context.dist.is_main else None
@@ -247,13 +254,15 @@ class CheckpointWriter:
             keep_checkpoint(last, f"epoch_{epoch:04d}")
 
     def finish(self) -> None:
-        """Write the final checkpoint with what the whole run cost, which marks the run as finished."""
+        """Write the final checkpoint with wall time and device count, whose presence marks the run as finished."""
         context, dataset = self.pretraining.context, self.pretraining.dataset
         run = context.run
         if dataset.skipped:  # counted in this process and its loader's workers
             run.log(f"pretrain: skipped unreadable_images={dataset.skipped}")
             self.provenance["unreadable_images"] = dataset.skipped
-        if "held_out_loss" not in self.provenance:  # resumed after a kill behind the last epoch
+        if (
+            "held_out_loss" not in self.provenance
+        ):  # killed after the last epoch, before its evaluation
             self.save()
         self.provenance["wall_time_s"] = round(run.wall_time_s(), 1)
         self.provenance["devices"] = context.dist.size
@@ -262,11 +271,11 @@ class CheckpointWriter:
             self._log_result()
 
     def _log_result(self) -> None:
-        run, measures = self.pretraining.context.run, self.provenance
-        result = f"pretrain: finished held_out_loss={measures['held_out_loss']:.4f}"
+        run, metrics = self.pretraining.context.run, self.provenance
+        result = f"pretrain: finished held_out_loss={metrics['held_out_loss']:.4f}"
         if self.pretraining.model.reconstruction_target.can_visualize:
             result += (
-                f" psnr={measures['psnr']:.2f} dB ssim={measures['ssim']:.3f} of hidden pixels; "
+                f" psnr={metrics['psnr']:.2f} dB ssim={metrics['ssim']:.3f} of hidden pixels; "
                 f"{run.path / 'reconstructions.png'}"
             )
         run.log(result)

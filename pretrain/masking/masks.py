@@ -41,7 +41,7 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
         patch_size: side of the model's patches in pixels.
 
     Raises:
-        UsageError: the sizes do not fit; the message names sizes that do.
+        UsageError: the sizes do not fit; the message suggests valid sizes.
     """
     if mask_patch_size < 1 or (mask_patch_size > patch_size and mask_patch_size % patch_size):
         raise UsageError(
@@ -57,9 +57,11 @@ def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size
             )
 
 
-def mask_generator(seed: int, epoch: int, image: int) -> torch.Generator:
+def mask_generator(seed: int, epoch: int, image_index: int) -> torch.Generator:
     """Return the generator of an image's mask in an epoch, which does not depend on batches or processes."""
-    key = np.random.SeedSequence([seed, epoch, image, MASK_STREAM]).generate_state(2, np.uint32)
+    key = np.random.SeedSequence([seed, epoch, image_index, MASK_STREAM]).generate_state(
+        2, np.uint32
+    )
     return torch.Generator().manual_seed(int(key[0]) << 32 | int(key[1]))
 
 

@@ -67,7 +67,7 @@ def fit(
         task.advance(state.step)
         while state.step < total:
             epoch, index = divmod(state.step, steps_per_epoch)
-            state.wrapped.train()
+            state.parallel_model.train()
             throughput.start()
             batches = iter(state.loader.epoch(epoch, index))
             while state.step < (epoch + 1) * steps_per_epoch:
@@ -95,7 +95,7 @@ def fit(
                         run.log(f"{description}: {warning}")
                 task.advance(1)
                 if epoch_ended:
-                    _check_weights(state.wrapped, description, epoch)
+                    _check_weights(state.parallel_model, description, epoch)
                     save()
                 raise_if_stopped(
                     stop,
@@ -160,9 +160,9 @@ def _compute_gradients(
     state.optimizer.zero_grad(set_to_none=True)
     steps = state.accumulation_steps or 1
     loss = accumulate_gradients(
-        state.wrapped, batch, epoch, compute_loss, state.precision, device, steps
+        state.parallel_model, batch, epoch, compute_loss, state.precision, device, steps
     )
-    norm = nn.utils.clip_grad_norm_(state.wrapped.parameters(), clip_grad or math.inf)
+    norm = nn.utils.clip_grad_norm_(state.parallel_model.parameters(), clip_grad or math.inf)
     return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 

@@ -36,7 +36,7 @@ class TrainState:
     """
 
     model: nn.Module
-    wrapped: nn.Module
+    parallel_model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loader: EpochLoader
@@ -67,7 +67,7 @@ class TrainState:
             on_gpu = dist.device.type == "cuda"
             self.accumulation_steps = (
                 find_accumulation_steps(
-                    self.wrapped, self.loader, compute_loss, self.precision, dist
+                    self.parallel_model, self.loader, compute_loss, self.precision, dist
                 )
                 if on_gpu
                 else 1

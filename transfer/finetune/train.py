@@ -58,7 +58,7 @@ class Finetuning:
             images, labels = self.mixup(images, labels)
         elif self.mixup is not None:
             labels = F.one_hot(labels, len(self.train.classes)).float()
-        loss: Tensor = self.criterion(self.state.wrapped(images).float(), labels)
+        loss: Tensor = self.criterion(self.state.parallel_model(images).float(), labels)
         return loss
 
     def save(self) -> None:
@@ -155,7 +155,7 @@ def build(
         mixup=mixup,
         state=TrainState(
             model=model,
-            wrapped=dist.wrap_model(model),
+            parallel_model=dist.wrap_model(model),
             optimizer=build_optimizer(recipe, model),
             schedule=build_schedule(recipe, len(loader)),
             loader=loader,
