@@ -202,7 +202,7 @@ class CheckpointWriter:
         self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
 
     def save(self) -> None:
-        """Write the last checkpoint; at the end of an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
+        """Write the last checkpoint; after an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
         context, state = self.pretraining.context, self.pretraining.state
         epoch, inside = divmod(state.step, len(state.loader))
         evaluate = not inside and not is_finished(self.provenance)
