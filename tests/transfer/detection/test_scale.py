@@ -175,5 +175,5 @@ def test_options_of_another_task_are_refused(pocket: Path) -> None:
     data = str(pocket / "imagenet")
     start = ["transfer", "knn", "--ckpt", "random:vit_pocket", "--data", data]
     for option, task in (("--grad-checkpointing", "coco"), ("--label-maps", "ade20k")):
-        with pytest.raises(UsageError, match=f"{option} is for {task}, not for knn"):
+        with pytest.raises(UsageError, match=f"{option} is only for {task}, not for knn"):
             transfer(*start, option)
