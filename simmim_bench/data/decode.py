@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -186,6 +187,15 @@ def normalise(
     Args:
         mean, std: one value per channel, for pixels in [0, 1].
     """
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), device)
+    return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the factor and the offset of pixels, kept on the device: copying them makes the host wait."""
     scale = 1 / (255 * torch.tensor(std, device=device)).view(-1, 1, 1)
     shift = -torch.tensor(mean, device=device).view(-1, 1, 1) * scale * 255
-    return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
+    return scale, shift

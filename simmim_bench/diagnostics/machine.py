@@ -33,7 +33,7 @@ def examine_machine(folder: Path) -> list[Finding]:
     return [_python(), _processor(), _threads(), *examine_gpus(), _memory(), _disk(folder)]
 
 
-def _finding(name: str, said: str, **facts: object) -> Finding:
+def _finding(name: str, said: str, /, **facts: object) -> Finding:
     return Finding(group="machine", name=name, state="ok", said=said, facts=facts)
 
 

@@ -83,8 +83,8 @@ class ViTBlock(Block):
             size = (self.window, self.window) if self.window else grid
             bias = self.rel_pos_bias(size, class_token=self.class_token)
         device = tokens.device.type
-        available = torch.amp.is_autocast_available(device)  # False for the "meta" device
-        if bias is not None and available and torch.is_autocast_enabled(device):
+        # The "meta" device has no autocast; torch.compile cannot trace the question whether it is available.
+        if bias is not None and device != "meta" and torch.is_autocast_enabled(device):
             bias = bias.to(torch.get_autocast_dtype(device))  # the dtype of queries and keys
         if not self.window:
             return super().forward(tokens, shared_rel_pos_bias=bias)

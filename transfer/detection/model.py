@@ -24,6 +24,8 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
+from detectron2.structures import Boxes
+from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.training.precision import autocast
@@ -35,6 +37,18 @@ POSITIVE_FRACTION = (
 )
 POSITIVE_IOU = 0.5  # of a region with a ground-truth box, without a cascade
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # detectron2, config/defaults.py (ROI_BOX_HEAD)
+
+
+class Float32ROIPooler(ROIPooler):
+    """Pool regions from float32 feature maps.
+
+    Detectron2's ROIAlign rounds boxes to the features' dtype; bfloat16 moves a corner near 1,000 pixels by up to two.
+    """
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """Pool the boxes of every image from its levels."""
+        pooled: Tensor = super().forward([level.float() for level in x], box_lists)
+        return pooled
 
 
 def build_detector(
@@ -143,7 +157,7 @@ def build_roi_heads(
 
 
 def _pooler(recipe: CocoRecipe, size: int, scales: list[float]) -> ROIPooler:
-    return ROIPooler(
+    return Float32ROIPooler(
         output_size=size,
         scales=scales,
         sampling_ratio=0,

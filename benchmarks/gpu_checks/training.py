@@ -1,0 +1,165 @@
+"""A pretraining step as `pretrain` takes it, and its speed, on synthetic images."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gpu_checks.harness import Findings, Setup
+from gpu_checks.product import (
+    GIB,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BackboneSpec,
+    DistContext,
+    PretrainRecipe,
+    SimMIM,
+    accumulate_gradients,
+    autocast,
+    count_flops,
+    default_recipe,
+    find_accumulation_steps,
+    find_spec,
+    mask_generator,
+    normalise,
+    parameter_groups,
+    recipe_masks,
+)
+
+FORWARD_AND_BACKWARD = 3  # the backward pass has two matrix products for each of the forward pass
+CLIP_GRAD = 5.0
+WARM_UP = 2  # steps
+
+
+class PretrainStep:
+    """A training step: masks, normalisation, forward and backward pass, clipping, AdamW.
+
+    Args:
+        precision: of the step; that of the setup by default.
+        accumulation_steps: chunks of the batch; None for as few as fit in the GPU's memory.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        arch: str,
+        batch_size: int,
+        *,
+        precision: str | None = None,
+        compiled: bool = False,
+        accumulation_steps: int | None = 1,
+    ) -> None:
+        self.setup, self.batch_size = setup, batch_size
+        self.recipe = default_recipe(arch)
+        self.precision = precision or setup.precision
+        self.spec = find_spec(self.recipe.arch).at(self.recipe.img_size, self.recipe.window_size)
+        self.model = SimMIM(
+            self.spec, self.recipe.design, drop_path_rate=self.recipe.drop_path_rate
+        )
+        self.model.to(setup.device).train()
+        if compiled:
+            self.model.compile()
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(
+                self.model, self.model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True
+            ),
+            fused=True,
+        )
+        pixels = torch.randint(0, 256, (batch_size, 3, *self.recipe.img_size), dtype=torch.uint8)
+        self._batch = [
+            pixels.pin_memory() if setup.device.type == "cuda" else pixels,
+            torch.zeros(batch_size),  # labels
+            torch.arange(batch_size),  # indices
+        ]
+        self.accumulation_steps = accumulation_steps or find_accumulation_steps(
+            self.model,
+            OneBatch(self._batch),  # type: ignore[arg-type]
+            self._compute_loss,
+            self.precision,
+            DistContext(device=setup.device),
+        )
+
+    def __call__(self) -> Tensor:
+        """Take a step; return the mean loss without waiting for it."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = accumulate_gradients(
+            self.model,
+            self._batch,
+            0,
+            self._compute_loss,
+            self.precision,
+            self.setup.device,
+            self.accumulation_steps,
+        )
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD)
+        self._optimizer.step()
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Run the forward pass in evaluation mode."""
+        self.model.eval()
+        with autocast(self.setup.device, self.precision):
+            self._compute_loss(self._batch, 0)
+        self.model.train()
+
+    def measure(self, steps: int | None = None) -> Findings:
+        """Measure images per second, FLOP/s and peak memory over some steps, after warming up."""
+        steps = steps or (2 if self.setup.tiny else 8)
+        cuda = self.setup.device.type == "cuda"
+        first = self._seconds(1)
+        self._seconds(WARM_UP)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = self._seconds(steps) / steps
+        found: Findings = {
+            "images_per_s": self.batch_size / seconds,
+            "step_ms": 1e3 * seconds,
+            "first_step_s": first,
+            "tflop_per_s": training_flops(self.spec, self.recipe)
+            * self.batch_size
+            / seconds
+            / 1e12,
+            "loss": self().item(),
+        }
+        if cuda:
+            found["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
+        return found
+
+    def _seconds(self, steps: int) -> float:
+        self.setup.synchronize()
+        started = time.perf_counter()
+        for _ in range(steps):
+            self()
+        self.setup.synchronize()
+        return time.perf_counter() - started
+
+    def _compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
+        pixels, _, indices = batch
+        generators = [mask_generator(0, epoch, int(index)) for index in indices]
+        images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, self.setup.device)
+        mask = recipe_masks(self.recipe, self.spec.patch_size, images, generators)
+        loss: Tensor = self.model(images, mask.to(self.setup.device, non_blocking=True)).loss
+        return loss
+
+
+@dataclass(frozen=True)
+class OneBatch:
+    """An epoch loader of a single batch."""
+
+    batch: list[Tensor]
+
+    def epoch(self, number: int) -> list[list[Tensor]]:
+        """Return the batches of an epoch."""
+        return [self.batch]
+
+
+def training_flops(spec: BackboneSpec, recipe: PretrainRecipe) -> int:
+    """Count the floating-point operations of an image's training step, on shapes alone."""
+    with torch.device("meta"):
+        model = SimMIM(spec, recipe.design)
+        image, mask = torch.empty(1, 3, *spec.img_size), torch.zeros(1, *spec.grid)
+    return FORWARD_AND_BACKWARD * count_flops(lambda: model(image, mask))
