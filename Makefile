@@ -1,21 +1,25 @@
 # The commands of daily work; CI runs these very targets.
 #
-# Everything lives in .venv. `install` is repeated only when setup.cfg or this file has changed.
+# Everything is installed in .venv. `install` runs again only after setup.cfg, the pinned versions or
+# this file have changed.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# Detectron2's Python sources from PyPI, without a compiler. The wheel names another Python for its
-# compiled part, which is not used: ROIAlign and NMS come from torchvision. With DETECTRON2=official
-# the environment is left alone, for those who install Detectron2 from its own sources.
-DETECTRON2 ?= sal-detectron2==0.7.2
+# Versions that were tried together; CONSTRAINTS=constraints-lowest.txt installs the oldest allowed ones.
+CONSTRAINTS ?= constraints.txt
+
+# Detectron2's Python sources from PyPI, pinned by their hash, without a compiler. The wheel is named for
+# Python 3.10 because of its compiled part, which is not used: ROIAlign and NMS come from torchvision.
+# DETECTRON2=official skips this step, for an environment with Detectron2 from the official sources.
+DETECTRON2 ?= simmim_bench/diagnostics/detectron2.txt
 
 # Records, tables and documents that are committed.
 COMMITTED := benchmarks/records --out benchmarks --into README.md
 
-# Processes of `make test`, each on one thread and in 3 GiB of memory.
+# Number of processes of `make test`, each with one thread and up to 3 GiB of memory.
 TESTS_AT_ONCE ?= 2
 
 .PHONY: help install demo bench test test-slow check leaderboard leaderboard-check wheel-check clean
@@ -25,32 +29,32 @@ help:
 
 install: $(STAMP)  ## create .venv and install everything (about 3 minutes, no compiler)
 
-$(STAMP): setup.cfg Makefile
+$(STAMP): setup.cfg Makefile $(CONSTRAINTS) simmim_bench/diagnostics/detectron2.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "simmim-bench needs Python >= 3.10; name one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[det,seg,hub,dev]'
-	test "$(DETECTRON2)" = official || $(BIN)/python -m pip install --quiet --no-deps \
-	    --only-binary=:all: --python-version 3.10 --upgrade \
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --editable '.[det,seg,hub,dev]'
+	test "$(DETECTRON2)" = official || $(BIN)/python -m pip install --quiet --upgrade \
+	    --require-hashes --no-deps --only-binary=:all: --python-version 3.10 \
 	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-	    '$(DETECTRON2)'
+	    -r $(DETECTRON2)
 	touch $@
 
-demo: $(STAMP)  ## the whole path on generated data, to a leaderboard, in about 10 minutes
+demo: $(STAMP)  ## run everything on synthetic data, from pretraining to a leaderboard (about 20 minutes on two idle cores)
 	$(BIN)/simmim-bench demo
 
-leaderboard: demo  ## keep the demo's records in benchmarks/records/, write the committed tables, check them
+leaderboard: demo  ## copy the demo's records to benchmarks/records/, write the committed tables, check them
 	rm -rf benchmarks/records/pocket
 	$(BIN)/simmim-bench leaderboard keep demo/runs --out benchmarks/records/pocket
 	cp demo/pretrain/reconstructions.png benchmarks/reconstructions.png
 	$(BIN)/simmim-bench leaderboard build $(COMMITTED)
 	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
 
-leaderboard-check: $(STAMP)  ## compute every committed score again, compare hashes and tables
+leaderboard-check: $(STAMP)  ## recompute every committed score, compare hashes and tables
 	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
 	$(BIN)/python benchmarks/tables.py --check
 
-bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10), write the tables
+bench: $(STAMP)  ## measure the speed of steps and of data loading, write the tables (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10)
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
@@ -60,18 +64,19 @@ bench: $(STAMP)  ## time steps and loading (BENCH_GPU=1 BENCH_IMAGES=imagenet OF
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
 
-test: $(STAMP)  ## the tests (under 8 minutes on two cores)
+test: $(STAMP)  ## run the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
-test-slow: $(STAMP)  ## the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
+test-slow: $(STAMP)  ## run the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
 	COCO=$(COCO) ADE20K=$(ADE20K) $(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## lint, format and types
+check: $(STAMP)  ## check style, format, types and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder, without the extras
+wheel-check: $(STAMP)  ## build the wheel and run it from an empty directory, without the extras
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --wheel --outdir dist
 	$(PYTHON) -m venv build/wheel-check
@@ -83,4 +88,4 @@ wheel-check: $(STAMP)  ## build the wheel and run it from an empty folder, witho
 	    simmim-bench transfer linear --ckpt run --data pocket/imagenet --out linear
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

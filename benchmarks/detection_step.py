@@ -1,9 +1,9 @@
-"""Time a training step of a ViT's detector: attention over the image, in windows, with recomputed blocks.
+"""Time a training step of a ViT detector: with global attention, window attention, and activation recomputation.
 
     python benchmarks/detection_step.py --arch vit_b --batch-size 2
 
-The model is that of a recipe, ViTDet's by default, with weights drawn anew; pictures and objects are drawn.
-Facts: the peak of a GPU's memory, and what `transfer coco` estimates before it starts.
+The model is that of a recipe, by default ViTDet's, with random weights; images and objects are synthetic. The report
+includes the peak GPU memory and the estimate that `transfer coco` makes before it starts.
 """
 
 from __future__ import annotations
@@ -17,59 +17,61 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from side_by_side import compare, report
+from timing import compare, report
 
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.kernels import best_device
-from simmim_bench.memory import GIB
-from simmim_bench.optim import parameter_groups
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.recipe import find_recipe
-from simmim_bench.team import Team
-from transfer.dense_recipes import CocoRecipe
-from transfer.detection_loop import Batch, estimate_memory
-from transfer.detection_model import build_detector, find_adapter
+from simmim_bench.training.memory import GIB
+from simmim_bench.training.optim import parameter_groups
+from transfer.detection.loop import Batch
+from transfer.detection.memory import estimate_memory
+from transfer.detection.model import build_detector, find_adapter
+from transfer.detection.recipes import CocoRecipe
 from transfer.recipes import RECIPES
 
 CLASSES = 80
-OBJECTS = 7  # an image; COCO has 7.3
+OBJECTS = 7  # per image; COCO has 7.3
 
 
 def main() -> None:
-    """Read the arguments, time, print."""
+    """Parse the arguments, time the alternatives and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", default="vit_b")
     parser.add_argument("--recipe", default="coco_vit_100ep")
-    parser.add_argument("--img-size", type=int, help="pixels a side; the recipe's by default")
+    parser.add_argument("--img-size", type=int, help="side in pixels; the recipe's by default")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     device = best_device()
     recipe = find_recipe(RECIPES, arguments.recipe)
     if not isinstance(recipe, CocoRecipe):
-        parser.error(f"{arguments.recipe} is not for coco")
+        parser.error(f"--recipe {arguments.recipe} is not a recipe of coco")
     side = arguments.img_size or recipe.img_size[0]
     recipe = replace(recipe, img_size=(side, side))
-    batch = draw(arguments.batch_size, side)
-    work: dict[str, Callable[[], object]] = {}
+    batch = synthetic_batch(arguments.batch_size, side)
+    steps: dict[str, Callable[[], object]] = {}
     facts: dict[str, object] = {}
     alternatives = {
-        "attention over the image": (replace(recipe, window_size=None), False),
+        "global attention": (replace(recipe, window_size=None), False),
         f"windows of {recipe.window_size}, the default": (recipe, False),
-        f"windows of {recipe.window_size}, blocks computed again": (recipe, True),
+        f"windows of {recipe.window_size}, activations recomputed": (recipe, True),
     }
-    for name, (changed, again) in alternatives.items():
-        step, estimated = stepper(arguments.arch, changed, batch, device, grad_checkpointing=again)
-        work[name] = step
+    for name, (changed, recompute) in alternatives.items():
+        step, estimated = build_step(
+            arguments.arch, changed, batch, device, grad_checkpointing=recompute
+        )
+        steps[name] = step
         facts[f"estimated_for_{name}"] = f"{estimated:.1f} GiB"
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             step()
-            step()  # the first one makes the moments
+            step()  # the first step allocates the optimizer's moments
             peak = torch.cuda.max_memory_allocated() - before
             facts[f"peak_of_{name}"] = f"{peak / GIB:.1f} GiB"
-    timings = compare(work, rounds=arguments.rounds)
+    timings = compare(steps, rounds=arguments.rounds)
     best = min(timings, key=lambda timing: timing.seconds)
     report(
         f"a training step of {recipe.name}, {arguments.arch}, {len(batch)} images of {side} pixels",
@@ -80,7 +82,7 @@ def main() -> None:
     )
 
 
-def stepper(
+def build_step(
     arch: str,
     recipe: CocoRecipe,
     batch: Batch,
@@ -88,7 +90,7 @@ def stepper(
     *,
     grad_checkpointing: bool,
 ) -> tuple[Callable[[], object], float]:
-    """Give a function that takes one step, and the estimate of its memory in GiB."""
+    """Return a function that takes one training step, and the estimate of its memory in GiB."""
     model = build_detector(
         read_checkpoint(f"random:{arch}"),
         recipe,
@@ -99,7 +101,7 @@ def stepper(
     )
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(grad_checkpointing)
-    memory = estimate_memory(model, batch[0], recipe, Team(device=device))
+    memory = estimate_memory(model, batch[0], recipe, DistContext(device=device))
     estimated = memory.needed(len(batch)) / GIB
     optimizer = torch.optim.AdamW(
         parameter_groups(model, backbone, lr=1e-5, weight_decay=recipe.weight_decay)
@@ -115,8 +117,8 @@ def stepper(
     return step, estimated
 
 
-def draw(images: int, side: int) -> Batch:
-    """Give noise with rectangular objects, as Detectron2's mapper gives training images."""
+def synthetic_batch(images: int, side: int) -> Batch:
+    """Return noise images with rectangular objects, in the format of Detectron2's dataset mapper."""
     generator = np.random.default_rng(0)
     batch: Batch = []
     for _ in range(images):

@@ -1,8 +1,6 @@
-"""How long building a leaderboard takes: a thousand records, a hundred checkpoints, the published rows beside.
+"""Time the build of a leaderboard of a thousand synthetic records, a hundred checkpoints and the published rows.
 
-In: drawn records, which no run has made. Out: seconds of the whole build and of its parts.
-
-    python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
+python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
 """
 
 from __future__ import annotations
@@ -14,37 +12,38 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from side_by_side import compare, report
+from timing import compare, report
 
-from simmim_bench.board import COLUMNS
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard import find_records, tables, write_leaderboard
-from simmim_bench.record import Record, read_record
-from simmim_bench.reported import read_reported
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.reported import read_reported
+from simmim_bench.leaderboard.write import render_tables, write_leaderboard
+from simmim_bench.results.record import Record, read_record
+from simmim_bench.tasks import columns
 
 SEEDS = {"imagenet": 1, "linear": 3, "knn": 1, "fewshot-1%": 1, "fewshot-10%": 2, "coco": 1}
 SEEDS |= {"ade20k": 1}
-STEPS = 100  # of a training curve
+STEPS = 100  # points of a training curve
 
 
 def main() -> None:
-    """Draw records, time the build and its parts, report."""
+    """Parse the arguments, write synthetic records, time the build and its steps, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         runs, out = Path(temporary, "runs"), Path(temporary, "out")
-        count = draw(runs, arguments.checkpoints)
+        count = write_records(runs, arguments.checkpoints)
         reported, board = read_reported(), find_records([runs]).board()
         timings = compare(
             {
-                "the whole: records, tables, page": lambda: write_leaderboard(
+                "complete build: records, tables, page": lambda: write_leaderboard(
                     find_records([runs]).board(), out, reported=reported
                 ),
-                "records alone, read and held against the schema": lambda: find_records([runs]),
-                "tables alone": lambda: tables(board, out, reported),
+                "records only, read and validated": lambda: find_records([runs]),
+                "tables only": lambda: render_tables(board, out, reported),
             },
             rounds=arguments.rounds,
         )
@@ -59,19 +58,19 @@ def main() -> None:
     )
 
 
-def draw(folder: Path, checkpoints: int) -> int:
-    """Write records of all tasks with their training curves; give their number."""
+def write_records(folder: Path, checkpoints: int) -> int:
+    """Write synthetic records of all tasks with training curves; return their number."""
     generator = np.random.default_rng(0)
     curve = [json.dumps({"step": 10 * i, "loss": 5 / i}) + "\n" for i in range(1, STEPS + 1)]
     count = 0
     for number in range(checkpoints):
         for task, seeds in SEEDS.items():
-            metrics = [column.metric for column in COLUMNS if column.task == task]
+            metrics = [column.metric for column in columns() if column.task == task]
             for seed in range(seeds):
                 run = folder / str(number) / task / str(seed)
                 run.mkdir(parents=True)
                 scores = {metric: float(generator.uniform(1, 99)) for metric in metrics}
-                record = record_of(task, number, seed, scores)
+                record = synthetic_record(task, number, seed, scores)
                 (run / "record.json").write_text(json.dumps(dataclasses.asdict(record)))
                 (run / "metrics.jsonl").write_text("".join(curve))
                 count += 1
@@ -79,8 +78,8 @@ def draw(folder: Path, checkpoints: int) -> int:
     return count
 
 
-def record_of(task: str, number: int, seed: int, metrics: dict[str, float]) -> Record:
-    """Give a record that no run has made."""
+def synthetic_record(task: str, number: int, seed: int, metrics: dict[str, float]) -> Record:
+    """Return a record that no run has produced."""
     return Record(
         task=task,
         metrics=metrics,

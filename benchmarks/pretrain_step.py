@@ -1,13 +1,13 @@
-"""Time a SimMIM pretraining step: the plain way, and as this project takes it.
+"""Time a SimMIM pretraining step: the official code, a plain implementation, and simmim-bench.
 
     python benchmarks/pretrain_step.py --arch vit_b --batch-size 16 --official ../SimMIM
 
-The first row is what the others are compared with: the official code in float32, where a checkout of
-github.com/microsoft/SimMIM is given, else our model with float32, torch's own attention and an optimizer
-step of its own for every parameter. The share is the distance to the limit: floating-point operations a
-second of our step, against those of a large matrix product in the same rounds and the same precision: the
-one that `pretrain` would take, bfloat16 where the machine computes in it. Each row is taken in a process of
-its own: how the C library gives memory back is a process', and a part of what ours does.
+The first row is the reference: the official code in float32 if a checkout of github.com/microsoft/SimMIM is given,
+otherwise our model in float32 with torch's own attention and an optimizer that updates each parameter separately. The
+report also compares our step with the limit of the machine: its floating-point operations per second divided by
+those of a large matrix product in the same rounds and in the precision that `pretrain` would choose, bfloat16 if the
+machine computes in it. Each row runs in a separate process, because our step also changes how the C library of
+its process returns freed memory.
 """
 
 from __future__ import annotations
@@ -22,25 +22,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from apart import Apart
-from side_by_side import compare, report
+from separate_process import SeparateProcess
+from timing import compare, report
 from torch import Tensor, nn
 
-from pretrain.masking import random_masks
+from pretrain.masking.masks import sample_masks
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
-from simmim_bench.archs import find_spec
-from simmim_bench.kernels import (
-    autocast,
-    best_device,
-    choose_attention,
-    count_flops,
-    decide_precision,
-    keep_freed_memory,
-    product_flops_per_s,
-)
-from simmim_bench.memory import GIB
-from simmim_bench.optim import parameter_groups
+from simmim_bench.distributed import best_device
+from simmim_bench.models.archs import find_spec
+from simmim_bench.models.attention import select_attention
+from simmim_bench.training.flops import count_flops, peak_flops_per_s
+from simmim_bench.training.memory import GIB, retain_freed_memory
+from simmim_bench.training.optim import parameter_groups
+from simmim_bench.training.precision import autocast, decide_precision
 
 OFFICIAL_CONFIGS = {
     "vit_b": "configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml",
@@ -51,46 +46,46 @@ OURS = {"fp32": "ours, float32", "bf16": "ours, bfloat16"}
 
 
 def main() -> None:
-    """Read the arguments, time, print."""
+    """Parse the arguments, time the alternatives and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", default="vit_b")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--official", type=Path, help="checkout of microsoft/SimMIM")
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     if arguments.rounds < 3:
-        sys.exit("--rounds must be at least 3: quartiles need them.")
+        sys.exit(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
     official = arguments.official
     if official is not None:
         if arguments.arch not in OFFICIAL_CONFIGS:
-            parser.error(f"--official is for --arch {', '.join(OFFICIAL_CONFIGS)}")
+            parser.error(f"--official supports --arch {', '.join(OFFICIAL_CONFIGS)}")
         if not (official / OFFICIAL_CONFIGS[arguments.arch]).is_file():
-            parser.error(f"--official {official} is no checkout of microsoft/SimMIM")
+            parser.error(f"--official {official} is not a checkout of microsoft/SimMIM")
     device = best_device()
     recipe = default_recipe(arguments.arch)
     width = find_spec(recipe.arch).num_features
     precision = decide_precision("auto", device, width)
     flops = count_flops(_our_step(recipe, arguments.batch_size, "fp32", plain=True))
-    apart = partial(Apart, _our_step, recipe, arguments.batch_size)
-    work: dict[str, Callable[[], object]] = {}
+    ours_in_process = partial(SeparateProcess, _our_step, recipe, arguments.batch_size)
+    steps: dict[str, Callable[[], object]] = {}
     if official is not None:
-        work["official code, float32"] = Apart(
+        steps["official code, float32"] = SeparateProcess(
             _official_step, official, recipe, arguments.batch_size
         )
-    work["plain: float32, torch's attention, plain AdamW"] = apart("fp32", plain=True)
-    work[OURS["fp32"]] = apart("fp32")
+    steps["plain: float32, torch's attention, plain AdamW"] = ours_in_process("fp32", plain=True)
+    steps[OURS["fp32"]] = ours_in_process("fp32")
     if precision == "bf16":
-        work[OURS["bf16"]] = apart("bf16")
+        steps[OURS["bf16"]] = ours_in_process("bf16")
     if arguments.compile:
-        work[f"{OURS[precision]}, compiled"] = apart(precision, compiled=True)
+        steps[f"{OURS[precision]}, compiled"] = ours_in_process(precision, compiled=True)
     products: list[float] = []
 
     def product() -> None:
-        products.append(product_flops_per_s(device, precision))
+        products.append(peak_flops_per_s(device, precision))
 
-    timings = compare(work, rounds=arguments.rounds, between=product)
+    timings = compare(steps, rounds=arguments.rounds, between=product)
     ours = next(t for t in timings if t.name == OURS[precision])
     reached, limit = flops / ours.seconds, median(products)
     size = recipe.img_size
@@ -103,8 +98,8 @@ def main() -> None:
         gflop_per_s=round(reached / 1e9, 1),
         **{f"gflop_per_s_of_a_{precision}_matrix_product": round(limit / 1e9, 1)},
         share_of_that_product=round(reached / limit, 3),
-        each_in="a process of its own",
-        **(_memory(work[OURS[precision]]) if device.type == "cuda" else {}),
+        each_in="a separate process",
+        **(_memory(steps[OURS[precision]]) if device.type == "cuda" else {}),
     )
 
 
@@ -116,29 +111,33 @@ def _our_step(
     plain: bool = False,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """Give a function that takes one step of our model; plain, with the C library's allocator as it is."""
+    """Build our model; return a function that takes one step.
+
+    Args:
+        plain: without our attention, fused optimizer and allocator setting.
+    """
     device = best_device()
     if not plain:
-        keep_freed_memory()
+        retain_freed_memory()
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
     images, masks = _batch(recipe, batch_size)
     model = SimMIM(spec, drop_path_rate=recipe.drop_path_rate).to(device)
     groups = parameter_groups(model, model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True)
-    own = {"fused": False, "foreach": False} if plain else {"fused": True}
-    optimizer = torch.optim.AdamW(groups, **own)
+    options: dict[str, Any] = {"fused": False, "foreach": False} if plain else {"fused": True}
+    optimizer = torch.optim.AdamW(groups, **options)
     model.train()
     if plain:
-        choose_attention(model, training=False)
+        select_attention(model, training=False)
     forward = torch.compile(model) if compiled else model
     return _step(model, optimizer, lambda: forward(images, masks).loss, device, precision)
 
 
 def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> Callable[[], object]:
-    """Give a function that takes one step of the official model, in float32, with its own loss."""
-    warnings.filterwarnings("ignore", category=FutureWarning)  # its timm imports are old
+    """Build the official model; return a function that takes one step in float32, with the official loss."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from its outdated timm imports
     sys.path.insert(0, str(checkout))
-    from config import _C
-    from models import build_model
+    from config import _C  # type: ignore[import-not-found]
+    from models import build_model  # type: ignore[attr-defined]
 
     device = best_device()
     images, masks = _batch(recipe, batch_size)
@@ -150,11 +149,11 @@ def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> C
 
 
 def _batch(recipe: PretrainRecipe, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Draw images and masks, the same in every process."""
+    """Sample images and masks, the same in every process."""
     torch.manual_seed(0)
     device = best_device()
     spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    masks = random_masks(
+    masks = sample_masks(
         batch_size,
         spec.img_size,
         mask_patch_size=recipe.mask_patch_size,
@@ -171,7 +170,7 @@ def _step(
     device: torch.device,
     precision: str,
 ) -> Callable[[], object]:
-    """Give a function that takes one step, and gives the peak of a GPU's memory in bytes."""
+    """Return a function that takes one step and returns the peak GPU memory in bytes."""
 
     def step() -> int:
         optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,8 @@
-"""What the encoder sees of a masked image: mask tokens, patches of zeros, or the visible patches alone.
+"""What the encoder receives of a masked image: mask tokens, patches of zeros, or the visible patches alone.
 
-In: an encoder, images (B, C, H, W), a mask (B, h, w) with 1 = hidden, the mask token if there is one.
-Out: the encoder's feature maps, the last level's last. A light decoder, MAE's (arXiv 2111.06377, section 3),
-gives the head features of hidden patches where the encoder has none.
+Every function of `ENCODER_INPUTS` maps an encoder, images (B, C, H, W), a mask (B, h, w) with 1 = hidden and the
+mask token, if there is one, to the encoder's feature maps, the last level at the end. `LightDecoder`, MAE's
+(arXiv 2111.06377, section 3), supplies features of hidden patches where the encoder has none.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from simmim_bench.archs import BackboneSpec
-from simmim_bench.backbones import Backbone
 from simmim_bench.errors import UsageError
-from simmim_bench.vit import ViT, sincos_position
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import Backbone
+from simmim_bench.models.vit import ViT, sincos_position
 
-# MAE: models_mae.py, 512 channels and heads of 32; but four blocks for its eight: fine-tuning does not tell (table 1).
+# MAE: models_mae.py, 512 channels and heads of 32; four blocks instead of its eight, as fine-tuning accuracy hardly
+# depends on the depth (table 1).
 LIGHT_WIDTH, LIGHT_HEAD, LIGHT_BLOCKS = 512, 32, 4
 
-See = Callable[[Backbone, Tensor, Tensor, Tensor | None, bool], list[Tensor]]
+EncodeFn = Callable[[Backbone, Tensor, Tensor, Tensor | None, bool], list[Tensor]]
 
 
 def _encode(encoder: Backbone, tokens: Tensor, levels: bool) -> list[Tensor]:
@@ -35,12 +36,13 @@ def _zeroed(encoder: Backbone, images: Tensor, mask: Tensor) -> Tensor:
     return images * (1 - hidden.to(images))
 
 
-def see_tokens(
+def encode_with_mask_tokens(
     encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
 ) -> list[Tensor]:
-    """Put the mask token in the place of every hidden patch's embedding (SimMIM, section 3.1).
+    """Replace every hidden patch's embedding by the mask token (SimMIM, section 3.1).
 
-    Where the embeddings of visible patches would see into hidden ones, these are zeroed before.
+    An overlapping stem would leak hidden pixels into the embeddings of visible patches, so hidden pixels are zeroed
+    before such a stem.
     """
     assert mask_token is not None
     if encoder.spec.has_overlapping_stem:
@@ -51,50 +53,47 @@ def see_tokens(
     return _encode(encoder, tokens, levels)
 
 
-def see_zeros(
+def encode_with_zeros(
     encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
 ) -> list[Tensor]:
-    """Set hidden pixels to zero, the mean colour, before they are embedded."""
+    """Set hidden pixels to zero, the mean colour, before the patch embedding."""
     return _encode(encoder, encoder.embed(_zeroed(encoder, images, mask)), levels)
 
 
-def see_visible(
+def encode_visible_only(
     encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
 ) -> list[Tensor]:
     """Encode the visible patches alone; features of hidden ones are zero.
 
     Raises:
-        UsageError: images of the batch with different numbers of hidden patches.
+        UsageError: the images of the batch have different numbers of hidden patches.
     """
     assert isinstance(encoder, ViT)
-    seen = visible_patches(mask).to(images.device)
-    maps = encoder.encode_visible(encoder.embed(images), seen)
+    visible = visible_patches(mask).to(images.device)
+    maps = encoder.encode_visible(encoder.embed(images), visible)
     return maps if levels else maps[-1:]
 
 
 def visible_patches(mask: Tensor) -> Tensor:
-    """Give which patches (B, V) of a mask (B, h, w) are visible, in order.
+    """Return the indices (B, V) of the visible patches of a mask (B, h, w), in ascending order.
 
     Raises:
-        UsageError: images with different numbers of hidden patches.
+        UsageError: the images have different numbers of hidden patches.
     """
     visible = mask.flatten(1) == 0
     counts = visible.sum(1)
     fewest, most = int(counts.min()), int(counts.max())
     if fewest != most:
         raise UsageError(
-            f"encoder_input visible needs as many hidden patches in every image of a batch, and here {fewest} to "
-            f"{most} of {visible.shape[1]} are visible; use masks of one size, such as random ones, or "
-            "-o encoder_input=tokens."
+            f"encoder_input visible needs the same number of hidden patches in every image of a batch, but {fewest} "
+            f"to {most} of {visible.shape[1]} patches are visible; use a masking that hides the same number of "
+            "patches in every image, such as random, or -o encoder_input=tokens."
         )
     return visible.nonzero()[:, 1].view(len(mask), most)
 
 
 class LightDecoder(nn.Module):
-    """A few transformer blocks over visible features and mask tokens (MAE, section 3).
-
-    Positions are added as sines and cosines, as there.
-    """
+    """A few transformer blocks over visible features and mask tokens, with sine-cosine positions (MAE, section 3)."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class LightDecoder(nn.Module):
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """Map (B, C, h, w), meaningless where the mask (B, h, w) hides, to (B, width, h, w)."""
+        """Map features (B, C, h, w), which are ignored where the mask (B, h, w) is 1, to (B, width, h, w)."""
         tokens = self.embed(features.permute(0, 2, 3, 1))
         hidden = mask.to(tokens).unsqueeze(-1)
         tokens = tokens * (1 - hidden) + self.mask_token.to(tokens) * hidden
@@ -122,15 +121,23 @@ class LightDecoder(nn.Module):
 
 
 class EncoderInput(NamedTuple):
-    """How an encoder is fed, whether it takes a mask token, and whether a light decoder must follow."""
+    """How an encoder receives masked images.
 
-    see: See
+    Attributes:
+        encode: maps (encoder, images, mask, mask token, all levels or the last alone) to feature maps.
+        takes_mask_token: the model has a mask token for the encoder.
+        needs_light_decoder: the encoder has no features of hidden patches; `LightDecoder` supplies them.
+    """
+
+    encode: EncodeFn
     takes_mask_token: bool
     needs_light_decoder: bool
 
 
 ENCODER_INPUTS: dict[str, EncoderInput] = {
-    "tokens": EncoderInput(see_tokens, takes_mask_token=True, needs_light_decoder=False),
-    "zeros": EncoderInput(see_zeros, takes_mask_token=False, needs_light_decoder=False),
-    "visible": EncoderInput(see_visible, takes_mask_token=False, needs_light_decoder=True),
+    "tokens": EncoderInput(
+        encode_with_mask_tokens, takes_mask_token=True, needs_light_decoder=False
+    ),
+    "zeros": EncoderInput(encode_with_zeros, takes_mask_token=False, needs_light_decoder=False),
+    "visible": EncoderInput(encode_visible_only, takes_mask_token=False, needs_light_decoder=True),
 }

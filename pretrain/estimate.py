@@ -1,54 +1,48 @@
-"""A pretraining as far as it is known before it is begun.
-
-In: a recipe and the number of images. Out: a `Work` whose step can be taken on made-up images.
-"""
+"""Plan a pretraining run before it starts, for `simmim-bench doctor`'s estimate of memory, time and disk."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pretrain.masking import masking_unit, recipe_masks
+from pretrain.build import build_model, check_sizes, load_teacher
+from pretrain.masking.masks import sample_recipe_masks
 from pretrain.recipes import PretrainRecipe
-from pretrain.run import check_sizes
-from pretrain.simmim import SimMIM
-from pretrain.target_models import load_target_model
-from simmim_bench.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
-from simmim_bench.kernels import decide_precision
+from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
+from simmim_bench.training.precision import decide_precision
 
 
 def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.device) -> Work:
-    """Build the model of a recipe, with random weights, and count its steps.
+    """Build the model of a recipe with random weights, and count the steps of its training.
+
+    Returns:
+        A `Work` whose step runs on random images.
 
     Raises:
         UsageError: sizes that do not divide each other, or a teacher or tokenizer that does not fit.
         DataError: a teacher or tokenizer that cannot be read.
     """
     spec = check_sizes(recipe)
-    source = load_target_model(
-        recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
-    )
-    known = None if source is None else source.known
-    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate)
-    if source is not None:
-        model.target.follow(source.model.to(device))
-    model.to(device).train()
+    teacher = load_teacher(recipe, spec)
+    model = build_model(recipe, spec, teacher, init_from=None, seed=0, device=device).train()
 
     def forward(images: int) -> Tensor:
         pixels = torch.randn(images, spec.in_chans, *spec.img_size, device=device)
-        mask = recipe_masks(recipe, spec.patch_size, pixels, torch.Generator().manual_seed(0))
+        mask = sample_recipe_masks(
+            recipe, spec.patch_size, pixels, torch.Generator().manual_seed(0)
+        )
         loss: Tensor = model(pixels, mask.to(device)).loss
         return loss
 
-    of_epoch = epoch_steps(data.train, recipe.batch_size)
+    steps_per_epoch = epoch_steps(data.train, recipe.batch_size)
     weights = checkpoint_bytes([model], ())
     return Work(
         model=model,
         forward=forward,
         precision=decide_precision(recipe.precision, device, spec.num_features),
         batch_size=min(recipe.batch_size, data.train),
-        steps=recipe.epochs * of_epoch,
-        counted=f"{recipe.epochs} epochs of {of_epoch:,} steps, of {data.images}",
+        steps=recipe.epochs * steps_per_epoch,
+        counted=f"{recipe.epochs} epochs of {steps_per_epoch:,} steps, of {data.images}",
         disk=KEPT * checkpoint_bytes([model], model.parameters()) + weights,
         written=f"{KEPT} checkpoints at a time and the best one's weights; --keep-every keeps more",
         cut="by itself" if device.type == "cuda" else "--accumulate",

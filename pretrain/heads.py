@@ -1,9 +1,9 @@
-"""Heads: from the encoder's features to a prediction, and the gathering of several levels before them.
+"""Prediction heads, and the aggregation of several feature levels before them.
 
-In: features (B, D, h, w). Out: a prediction (B, K, h * f, w * f), K numbers at each of f x f points of a cell.
-SimMIM compares the linear head with a two-layer MLP and with Swins turned round (arXiv 2111.09886, table 2).
+A head maps features (B, D, h, w) to a prediction (B, K, h * f, w * f): K numbers at each of the f x f points of a
+cell. SimMIM compares the linear head with a two-layer MLP and with inverse Swins (arXiv 2111.09886, table 2).
 
-Legend: D features' channels, K numbers a point, f points a side of a cell.
+Legend: D channels of the features, K numbers per point, f points per side of a cell.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from simmim_bench.archs import ARCHS, BackboneSpec
-from simmim_bench.kernels import choose_attention
+from simmim_bench.models.archs import ARCHS, BackboneSpec
+from simmim_bench.models.attention import select_attention
 
-SWIN_WINDOW = 7  # Swin's own (arXiv 2103.14030, section 4), where the encoder has none
-NARROWEST = 32  # ours: channels that transposed convolutions do not go below
+SWIN_WINDOW = 7  # Swin's default (arXiv 2103.14030, section 4), for encoders without windows
+MIN_CONV_CHANNELS = 32  # ours: lower limit for the channels of the transposed convolutions
 
 
 class HeadShape(NamedTuple):
-    """What a head is between.
+    """Input and output sizes of a head.
 
     Attributes:
         width: channels of the features, D.
-        channels: numbers at each point, K.
-        factor: points a side of a cell, f.
+        channels: numbers per point, K.
+        factor: points per side of a cell, f.
         grid: (h, w) of the features.
-        window: tokens a side of an attention window, where a head has some.
+        window: tokens per side of an attention window, for heads that have attention.
     """
 
     width: int
@@ -44,17 +44,17 @@ class HeadShape(NamedTuple):
 
     @property
     def doublings(self) -> int:
-        """How often the map can be doubled before it is finer than the points."""
+        """How often the map can be upsampled by 2 before it is finer than the points."""
         return (self.factor & -self.factor).bit_length() - 1
 
 
 class LinearHead(nn.Conv2d):
-    """A 1x1 convolution and a pixel shuffle: each cell of the last map gives its own points (SimMIM, section 3.3)."""
+    """A 1x1 convolution and a pixel shuffle: each cell of the last map predicts its points (SimMIM, section 3.3)."""
 
     def __init__(self, width: int, channels: int, factor: int, generator: torch.Generator) -> None:
         super().__init__(width, factor**2 * channels, kernel_size=1)
         self.factor = factor
-        bound = width**-0.5  # torch's own default for this layer, from our seed
+        bound = width**-0.5  # torch's default for this layer, sampled from our generator
         nn.init.uniform_(self.weight, -bound, bound, generator=generator)
         assert self.bias is not None
         nn.init.uniform_(self.bias, -bound, bound, generator=generator)
@@ -64,38 +64,38 @@ class LinearHead(nn.Conv2d):
         return F.pixel_shuffle(super().forward(features), self.factor)
 
 
-def linear(shape: HeadShape, generator: torch.Generator) -> nn.Module:
-    """Build SimMIM's own head."""
+def build_linear_head(shape: HeadShape, generator: torch.Generator) -> nn.Module:
+    """Build SimMIM's default head."""
     return LinearHead(shape.width, shape.channels, shape.factor, generator)
 
 
-def mlp(shape: HeadShape, generator: torch.Generator) -> nn.Module:
-    """Build two layers, the inner one as wide as the features: 1.0 M more for Swin-B, as SimMIM's table says."""
+def build_mlp_head(shape: HeadShape, generator: torch.Generator) -> nn.Module:
+    """Build two layers, the inner one as wide as the features: 1.0 M more weights for Swin-B (SimMIM, table 2)."""
     inner = nn.Conv2d(shape.width, shape.width, kernel_size=1)
-    return nn.Sequential(inner, nn.GELU(), linear(shape, generator))
+    return nn.Sequential(inner, nn.GELU(), build_linear_head(shape, generator))
 
 
-def conv(shape: HeadShape, generator: torch.Generator) -> nn.Module:
-    """Build transposed convolutions of 4 x 4 that double the map, as a Simple Baseline's (arXiv 1804.06208).
+def build_conv_head(shape: HeadShape, generator: torch.Generator) -> nn.Module:
+    """Build 4 x 4 transposed convolutions that upsample by 2, as in Simple Baselines (arXiv 1804.06208).
 
-    Each halves the channels; they stop at the points' resolution.
+    Each halves the channels; the last one reaches the resolution of the points, or stops before it by an odd factor.
     """
     layers: list[nn.Module] = []
     width = shape.width
     for _ in range(shape.doublings):
-        narrower = max(min(NARROWEST, width), width // 2)
+        narrower = max(min(MIN_CONV_CHANNELS, width), width // 2)
         layers += [
             nn.ConvTranspose2d(width, narrower, kernel_size=4, stride=2, padding=1),
             LayerNorm2d(narrower),
             nn.GELU(),
         ]
         width = narrower
-    left = shape.factor >> shape.doublings
-    return nn.Sequential(*layers, LinearHead(width, shape.channels, left, generator))
+    remaining = shape.factor >> shape.doublings
+    return nn.Sequential(*layers, LinearHead(width, shape.channels, remaining, generator))
 
 
-class Expand(nn.Module):
-    """Double a map and halve its channels: a Swin's patch merging turned round."""
+class PatchExpanding(nn.Module):
+    """Upsample a map by 2 and halve its channels: the inverse of Swin's patch merging."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class Expand(nn.Module):
 
 
 class InverseSwin(nn.Module):
-    """A Swin turned round: its stages from the last to the first, the map doubled between them.
+    """An inverse Swin: the stages of a Swin from the last to the first, with upsampling by 2 between them.
 
-    SimMIM's table 2 names such heads and gives their sizes; their code is not public. Our reading has the
-    Swin's own widths, depths and heads, a linear layer that takes the encoder's width to its last
-    stage's, and patch expansions for patch mergings. After a Swin-B it has the 115 M and 175 M
-    parameters that we recall of the table. Stages finer than what is predicted are left out; at the end
-    each cell gives its own points.
+    SimMIM's table 2 lists such heads with their sizes; their code is not public. Our interpretation keeps the Swin's
+    widths, depths and numbers of heads, projects the encoder's width to that of the Swin's last stage with a linear
+    layer, and replaces patch merging by patch expanding. With a Swin-B encoder the model has the 115 M (Swin-T) and
+    175 M (Swin-B) parameters that we recall of the table. Stages finer than the predicted points are omitted; a
+    linear head predicts the points of each cell.
     """
 
     def __init__(self, arch: str, shape: HeadShape, generator: torch.Generator) -> None:
@@ -128,7 +128,7 @@ class InverseSwin(nn.Module):
         layers: list[nn.Module] = []
         for i in range(stages):
             if i:
-                layers.append(Expand(width))
+                layers.append(PatchExpanding(width))
                 width //= 2
             layers.append(
                 SwinTransformerStage(
@@ -147,8 +147,8 @@ class InverseSwin(nn.Module):
         self.last = LinearHead(width, shape.channels, shape.factor >> (stages - 1), generator)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation, each with its own attention kernel."""
-        choose_attention(self, training=mode)
+        """Switch between training and evaluation, which use different attention kernels."""
+        select_attention(self, training=mode)
         return super().train(mode)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -157,27 +157,27 @@ class InverseSwin(nn.Module):
         return self.last(self.norm(tokens).permute(0, 3, 1, 2))
 
 
-def inverse_swin_t(shape: HeadShape, generator: torch.Generator) -> nn.Module:
-    """Build a Swin-T turned round."""
+def build_inverse_swin_t_head(shape: HeadShape, generator: torch.Generator) -> nn.Module:
+    """Build an inverse Swin-T."""
     return InverseSwin("swin_t", shape, generator)
 
 
-def inverse_swin_b(shape: HeadShape, generator: torch.Generator) -> nn.Module:
-    """Build a Swin-B turned round."""
+def build_inverse_swin_b_head(shape: HeadShape, generator: torch.Generator) -> nn.Module:
+    """Build an inverse Swin-B."""
     return InverseSwin("swin_b", shape, generator)
 
 
 HEADS: dict[str, Callable[[HeadShape, torch.Generator], nn.Module]] = {
-    "linear": linear,
-    "mlp": mlp,
-    "conv": conv,
-    "inverse_swin_t": inverse_swin_t,
-    "inverse_swin_b": inverse_swin_b,
+    "linear": build_linear_head,
+    "mlp": build_mlp_head,
+    "conv": build_conv_head,
+    "inverse_swin_t": build_inverse_swin_t_head,
+    "inverse_swin_b": build_inverse_swin_b_head,
 }
 
 
-class Aggregate(nn.Module):
-    """Gather an encoder's levels into a map like the last: resized, put side by side, mixed by a 1x1 convolution."""
+class LevelAggregation(nn.Module):
+    """Aggregate an encoder's levels: pool them to the last one's size, concatenate, project by a 1x1 convolution."""
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
@@ -185,13 +185,13 @@ class Aggregate(nn.Module):
         self.mix = nn.Conv2d(channels, spec.num_features, kernel_size=1)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Map normalised levels, the last (B, D, h, w), to (B, D, h, w); finer ones are averaged."""
+        """Map the normalised levels, of which the last is (B, D, h, w), to (B, D, h, w); finer levels are averaged."""
         size = (maps[-1].shape[2], maps[-1].shape[3])
         return self.mix(torch.cat([F.adaptive_avg_pool2d(m, size) for m in maps], dim=1))
 
 
 def head_shape(spec: BackboneSpec, *, width: int, channels: int, stride: int) -> HeadShape:
-    """Say what a head is between, for features of a width and points of `stride` pixels a side."""
+    """Return the sizes of a head for features of `width` channels and points of `stride` x `stride` pixels."""
     return HeadShape(
         width=width,
         channels=channels,

@@ -1,6 +1,6 @@
-"""Pretraining recipes: SimMIM's official ones, and small ones of ours; each number with its source.
+"""Pretraining recipes: SimMIM's official ones and small ones of ours, each number with its source.
 
-Learning rates are for 512 images a step, as SimMIM gives them, and are scaled to the batch.
+Learning rates are stated for 512 images per step, as in SimMIM, and are scaled to the total batch size.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Literal
 
 from pretrain.design import Design
 from pretrain.systems import SYSTEMS
-from simmim_bench.archs import find_spec
 from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
 Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"]
@@ -19,25 +19,27 @@ Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Design, Recipe):
-    """SimMIM pretraining, of the paper's design or another (`Design`).
+    """SimMIM pretraining with the paper's design or another one (`Design`).
 
     Attributes:
-        arch: a name of `simmim_bench.archs`.
+        arch: a name of `simmim_bench.models.archs`.
         img_size: (H, W) in pixels.
         mask_patch_size: side of the masking unit in pixels.
-        mask_ratio: share of units hidden, in (0, 1); exactly the ceiling of the share, by any `masking`.
-        masking: which units are hidden. "random", "square" (one, placed at random) and "block" (BEiT's)
-            are those of SimMIM's section 4.1.1; BEiT's are from arXiv 2106.08254, section 2.3. "pixels"
-            are single pixels, whatever mask_patch_size is. "regions" (of a segmentation of each image by
-            colour and place) and "multimodal" (like in colour, place and texture in turn) are ours.
+        mask_ratio: fraction of hidden units, in (0, 1); every masking hides exactly the ceiling of
+            fraction times units.
+        masking: how hidden units are chosen. "random", "square" (one, at a random position) and "block"
+            (BEiT's) are those of SimMIM's section 4.1.1; BEiT's is from arXiv 2106.08254, section 2.3.
+            "pixels" hides single pixels, whatever mask_patch_size is. "regions" (of a segmentation of each
+            image by colour and position) and "multimodal" (units alike in colour, position and texture in
+            turn) are ours.
         epochs, warmup_epochs: passes over the images.
-        batch_size: images a step, in total.
-        base_lr, warmup_lr, min_lr: for 512 images a step.
-        schedule: "cosine" to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
-        crop_scale: share of the image's area that a random crop covers.
-        window_size: of a Swin; None for its own, and where there is none.
-        betas: of AdamW.
-        precision: "auto" is bfloat16 on GPUs that have it and on processors that are faster with it.
+        batch_size: images per step, in total over all processes.
+        base_lr, warmup_lr, min_lr: learning rates for 512 images per step.
+        schedule: "cosine" down to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
+        crop_scale: range of the fraction of the image's area that a random crop covers.
+        window_size: a Swin's window; None for the arch's own, and for models without windows.
+        betas: AdamW's betas.
+        precision: "auto" is bfloat16 on GPUs that support it and on CPUs that are faster with it.
     """
 
     arch: str
@@ -71,12 +73,12 @@ class PretrainRecipe(Design, Recipe):
 
     @property
     def design(self) -> Design:
-        """What the model is made of besides its encoder."""
+        """The design: everything in the model besides its encoder."""
         return Design(**{f.name: getattr(self, f.name) for f in fields(Design)})
 
 
 _SOURCES = {
-    # 16 GPUs of 128 images, with which its learning rates were scaled.
+    # 16 GPUs of 128 images: its learning rates are scaled with this batch size.
     "batch_size": "SimMIM: README.md (Pre-training with SimMIM), config.py (DATA.BATCH_SIZE)",
     "clip_grad": "SimMIM: config.py (TRAIN.CLIP_GRAD)",
     "betas": "SimMIM: config.py (TRAIN.OPTIMIZER.BETAS)",
@@ -155,7 +157,7 @@ SWINV2_B_800EP = replace(
 RESNET50_300EP = replace(
     VIT_B_800EP,
     name="resnet50_300ep",
-    # A2MIM's authors' SimMIM; their mask token is at the stem as well.
+    # SimMIM as A2MIM's authors implement it; their mask token is at the stem as well.
     source="openmixup: configs/selfsup/simmim/imagenet/r50_sz224_8xb256_fp16_ep300.py",
     sources={
         "crop_scale": "openmixup: configs/selfsup/_base_/datasets/imagenet/simmim_sz224_bs64.py",
@@ -176,7 +178,7 @@ RESNET50_300EP = replace(
 CONVNEXT_B_300EP = replace(
     RESNET50_300EP,
     name="convnext_b_300ep",
-    # There the token is added to the hidden cells of the stem's output; here it takes their place.
+    # There the mask token is added to the hidden positions of the stem's output; here it replaces them.
     source="openmixup: configs/selfsup/simmim/imagenet/convnext_base_sz224_8xb256_fp16_ep300.py",
     published="ImageNet top-1 83.6 after 300 epochs of RSB's A2, which has no recipe here (A2MIM: README.md)",
     arch="convnext_b",
@@ -186,7 +188,7 @@ POCKET = PretrainRecipe(
     source="ours: thousands of small pictures, a CPU, minutes; many small steps, as steps are few",
     arch="vit_pocket",
     img_size=(32, 32),
-    mask_patch_size=8,  # two by two patches, as 32 pixels are of ViT-B's
+    mask_patch_size=8,  # two by two patches, like 32 pixels of ViT-B
     mask_ratio=0.6,
     epochs=9,
     warmup_epochs=1,
@@ -227,9 +229,9 @@ _PLAIN: dict[str, PretrainRecipe] = {
 
 
 def default_recipe(arch: str) -> PretrainRecipe:
-    """Give the recipe that an arch takes when none is named.
+    """Return the default recipe of an arch.
 
-    An arch without a recipe of its own takes its family's, under a name that says so.
+    An arch without a recipe uses that of its family, under the name `RECIPE@ARCH`.
 
     Raises:
         UsageError: the arch is not known.
@@ -252,9 +254,9 @@ def default_recipe(arch: str) -> PretrainRecipe:
 
 
 def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:
-    """Give a recipe for another arch than its own, its name saying which.
+    """Return a recipe for another arch, under the name `RECIPE@ARCH`.
 
-    One of `SYSTEMS` is what it changes of the arch's own recipe.
+    For one of `SYSTEMS`, the system's changes are applied to the default recipe of the arch.
     """
     if recipe.arch == arch:
         return recipe
@@ -266,7 +268,7 @@ def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:
 
 
 def _of_system(system: str, name: str, arch: str) -> PretrainRecipe:
-    """Give the recipe of one of `SYSTEMS` for an arch."""
+    """Apply the changes of one of `SYSTEMS` to the default recipe of an arch."""
     own, described = default_recipe(arch), SYSTEMS[system]
     sources = {key: text for key, text in own.sources.items() if key not in described.changes}
     return replace(

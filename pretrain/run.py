@@ -1,61 +1,51 @@
-"""Pretraining from images to a checkpoint directory.
-
-In: a recipe, a source of images, a seed. Out: a run directory whose `checkpoints/last/` holds the SimMIM
-model, `metrics.jsonl` the losses and `reconstructions.png` what it has learned to see.
-"""
+"""Set up a pretraining run: its options, its data, its model with a fitted target, and its train state."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor
 
-from pretrain.design import Design, TargetModel, check_design, target_model_of
-from pretrain.health import CollapseAlarm, some_images, trivial_loss
-from pretrain.held_out import draw_held_out, held_out_measures
-from pretrain.mask_distance import recipe_distance
-from pretrain.masking import check_mask_sizes, mask_generator, masking_unit, recipe_masks
-from pretrain.recipes import PretrainRecipe
-from pretrain.simmim import PAPER, SimMIM, load_simmim
-from pretrain.target_models import TargetSource, load_target_model
-from simmim_bench.archs import BackboneSpec, find_spec
-from simmim_bench.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    keep_checkpoint,
-    read_checkpoint,
-    read_training_state,
-    write_checkpoint,
+from pretrain.build import (
+    build_model,
+    build_optimizer,
+    build_schedule,
+    check_same_teacher,
+    check_sizes,
+    load_teacher,
 )
-from simmim_bench.data import EpochLoader, ImageDataset, seed_everything
-from simmim_bench.engine import fit, parts_that_fit
+from pretrain.evaluation.monitor import sample_images
+from pretrain.masking.masks import mask_generator, sample_recipe_masks
+from pretrain.recipes import PretrainRecipe
+from pretrain.simmim import SimMIM
+from pretrain.targets.models import TargetSource
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.data.datasets import ImageDataset
+from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.data.sources import ImageSource, any_images, held_out_images
 from simmim_bench.errors import UsageError
-from simmim_bench.images import normalise, random_crop_flip
-from simmim_bench.kernels import best_device, count_flops, decide_precision
-from simmim_bench.optim import Schedule, parameter_groups, scaled_lr
-from simmim_bench.rundir import RunDir
-from simmim_bench.sources import any_images, held_out_images
-from simmim_bench.team import Team, full_state, put_state
-
-FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each of the forward pass
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.precision import decide_precision
+from simmim_bench.training.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How a run is carried out: it changes the speed and the memory, not what is computed.
+class TrainOptions:
+    """How a run is carried out: options that change speed and memory, not what is computed.
 
     Attributes:
-        accumulate: parts that a process cuts its share of a batch into; None for as few as fit.
-        grad_checkpointing: compute a block again in the backward pass instead of keeping what is in it.
-        shard: spread weights, gradients and optimizer over the processes (FSDP2).
-        compiled: through torch.compile.
-        skip_unreadable: so many images that cannot be read are left out and counted.
-        keep_every: epochs between checkpoints that stay; 0 for the last and the best alone.
-        pictures_every: epochs between pictures of reconstructions.
+        accumulate: gradient-accumulation steps of each process; None for the smallest number that fits.
+        grad_checkpointing: recompute activations in the backward pass.
+        shard: shard weights, gradients and optimizer state over the processes (FSDP2).
+        compiled: use torch.compile.
+        skip_unreadable: the most unreadable images that are skipped; one more ends the run.
+        keep_every: epochs between checkpoints that are kept; 0 for the last and the best alone.
+        visualize_every: epochs between figures of reconstructions.
     """
 
     accumulate: int | None = None
@@ -64,341 +54,160 @@ class Execution:
     compiled: bool = False
     skip_unreadable: int = 0
     keep_every: int = 0
-    pictures_every: int = 1
+    visualize_every: int = 1
 
 
-def pretrain(
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """One pretraining run, built.
+
+    Attributes:
+        images: the training images; `dataset` loads and crops them.
+        held_out: images of the validation set, or the training images where the data has none.
+        teacher: the frozen teacher or tokenizer that the target comes from; None for other targets.
+        fitted: figures of what the target was fitted to, such as the tokenizer's error.
+        state: the model under training, its optimizer and schedule.
+    """
+
+    context: RunContext
+    recipe: PretrainRecipe
+    options: TrainOptions
+    spec: BackboneSpec
+    images: ImageSource
+    dataset: ImageDataset
+    held_out: ImageSource
+    model: SimMIM
+    teacher: TargetSource | None
+    fitted: dict[str, float]
+    state: TrainState
+
+    def compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
+        """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
+        pixels, _, indices = batch
+        device, seed = self.context.dist.device, self.context.seed
+        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
+        inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+        mask = sample_recipe_masks(self.recipe, self.spec.patch_size, inputs, generators)
+        loss: Tensor = self.state.parallel_model(inputs, mask.to(device, non_blocking=True)).loss
+        return loss
+
+
+def build(
+    context: RunContext,
     recipe: PretrainRecipe,
-    deviates: dict[str, Any],
     data: Path,
-    run: RunDir,
-    seed: int,
-    init_from: str | None = None,
-    resume: bool = False,
-    team: Team | None = None,
-    execution: Execution | None = None,
-) -> Path:
-    """Pretrain and give the checkpoint directory.
+    init_from: str | None,
+    options: TrainOptions,
+    saved: Checkpoint | None,
+) -> Pretraining:
+    """Build the model, its data and its optimizer, and fit the target to the training images.
 
     Args:
-        data: what `any_images` takes.
-        team: the processes that share each batch; None for this one alone.
-
-    Raises:
-        UsageError: sizes that do not divide each other, or a teacher or tokenizer that does not fit.
-        DataError: images or a checkpoint that cannot be used.
-        DivergedError: the loss is not finite.
+        saved: the checkpoint that the run continues from; its target is fitted already.
     """
-    last = None
-    if resume and run.last_checkpoint.is_dir():
-        last = read_checkpoint(str(run.last_checkpoint))
-        if "wall_time_s" in last.provenance:
-            run.log(f"{run.path} is finished")
-            return run.last_checkpoint
-    execution = execution or Execution()
+    dist = context.dist
     spec = check_sizes(recipe)
-    if execution.compiled and execution.grad_checkpointing and spec.family == "resnet":
+    if options.compiled and options.grad_checkpointing and spec.family == "resnet":
         raise UsageError(
-            f"--compile cannot follow how --grad-checkpointing keeps the statistics of {spec.arch}'s BatchNorm; give "
-            "one of them."
+            f"--compile does not work with --grad-checkpointing for {spec.arch}, whose BatchNorm statistics must "
+            "be preserved while activations are recomputed; use one of the two."
         )
     images = any_images(data)
-    unseen = held_out_images(data) or images
-    team = team or Team(device=best_device())
-    device = team.device
-    decided = decide_precision(recipe.precision, device, spec.num_features)
-    precision = "bf16" if team.largest(decided == "bf16") else "fp32"
+    held_out = held_out_images(data) or images
+    decided = decide_precision(recipe.precision, dist.device, spec.num_features)
+    precision = "bf16" if dist.all_max(decided == "bf16") else "fp32"
     dataset = ImageDataset(
         images,
         partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
-        skip_unreadable=execution.skip_unreadable,
+        skip_unreadable=options.skip_unreadable,
     )
-    looked_at = partial(some_images, dataset, seed, IMAGENET_MEAN, IMAGENET_STD, device)
-    source = load_target_model(
-        recipe.design, spec, masking_unit(recipe.masking, recipe.mask_patch_size)
+    teacher = load_teacher(recipe, spec)
+    model = build_model(
+        recipe, spec, teacher, init_from=init_from, seed=context.seed, device=dist.device
     )
-    model = _start(recipe, spec, init_from, seed, source).to(device)
-    if source is not None:
-        model.target.follow(source.model.to(device))
-    fitted: dict[str, float] = {}
-    if last is None and (init_from is None or not model.target.inherited):
-        seed_everything(seed)
-        if team.is_main:
-            fitted = model.target.fit(
-                looked_at(model.target.fitted_images), seed, display=run.display
-            )
-        team.same_buffers(model.target)
-    elif last is None:
-        run.log(f"{model.target.inherited} are those of {init_from}, and not found anew")
-    parameters = sum(p.numel() for p in model.parameters())
-    model.encoder.set_grad_checkpointing(execution.grad_checkpointing)
-    shared = team.share(
-        model,
-        shard=execution.shard,
-        parts=model.encoder.blocks_in_order,
-        compiled=execution.compiled,
+    if saved is None:
+        fitted = fit_target(context, model, dataset, init_from)
+    else:
+        check_same_teacher(teacher, saved)
+        fitted = saved.provenance.get("fitted", {})
+    return Pretraining(
+        context=context,
+        recipe=recipe,
+        options=options,
+        spec=spec,
+        images=images,
+        dataset=dataset,
+        held_out=held_out,
+        model=model,
+        teacher=teacher,
+        fitted=fitted,
+        state=_build_state(context, recipe, options, model, dataset, precision),
     )
 
+
+def _build_state(
+    context: RunContext,
+    recipe: PretrainRecipe,
+    options: TrainOptions,
+    model: SimMIM,
+    dataset: ImageDataset,
+    precision: str,
+) -> TrainState:
+    """Wrap the model for all processes, then build its loader, optimizer and schedule."""
+    model.encoder.set_grad_checkpointing(options.grad_checkpointing)
+    # Sharding replaces the parameters, so the optimizer is built afterwards.
+    parallel_model = context.dist.wrap_model(
+        model,
+        shard=options.shard,
+        parts=model.encoder.blocks_in_order,
+        compiled=options.compiled,
+    )
     loader = EpochLoader(
         dataset,
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
-        seed=seed,
-        rank=team.rank,
-        team_size=team.size,
+        seed=context.seed,
+        rank=context.dist.rank,
+        world_size=context.dist.size,
     )
-    peak_lr = scaled_lr(recipe.base_lr, recipe.batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(
-            model, model.encoder, lr=peak_lr, weight_decay=recipe.weight_decay, pretraining=True
-        ),
-        betas=recipe.betas,
-        fused=True,
-    )
-    schedule = Schedule(
-        kind=recipe.schedule,
-        peak_lr=peak_lr,
-        total_steps=recipe.epochs * len(loader),
-        warmup_steps=recipe.warmup_epochs * len(loader),
-        warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
-        min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
-        milestones=[epoch * len(loader) for epoch in recipe.milestones],
-    )
-
-    def loss_of(batch: list[torch.Tensor], epoch: int) -> torch.Tensor:
-        pixels, _, indices = batch
-        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
-        inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
-        mask = recipe_masks(recipe, spec.patch_size, inputs, generators)
-        loss: torch.Tensor = shared(inputs, mask.to(device, non_blocking=True)).loss
-        return loss
-
-    first_step, accumulate = 0, execution.accumulate
-    if last is not None:
-        _check_same_source(source, last.provenance)
-        fitted = last.provenance.get("fitted", {})
-        training = read_training_state(run.last_checkpoint)
-        assert last.state is not None
-        put_state(model, optimizer, last.state, training["optimizer"])
-        first_step, precision = training["steps_done"], training["precision"]
-        accumulate = accumulate or training["accumulate"]
-        run.rewind(first_step)
-        run.log(f"resumed after step {first_step}, epoch {first_step / len(loader):.2f}")
-    seed_everything(seed)
-    if accumulate is None:
-        on_gpu = device.type == "cuda"
-        accumulate = parts_that_fit(shared, loader, loss_of, precision, team) if on_gpu else 1
-    run.log(
-        f"{recipe.arch}: {parameters / 1e6:.1f} M parameters, "
-        f"{len(images)} images, {recipe.epochs} epochs of {len(loader)} steps, "
-        f"batch {recipe.batch_size}, learning rate {peak_lr:.3g}, {precision}"
-        + (f", {team.size} processes" if team.size > 1 else "")
-        + (f", in {accumulate} parts" if accumulate > 1 else "")
-    )
-    run.log(f"predicts {model.target.describe()}")
-    if fitted:
-        run.log(", ".join(f"{name} {value:.4g}" for name, value in fitted.items()))
-    if not model.drawn.draws:
-        run.log("nothing can be drawn of it; -o pixel_weight=... has pixels predicted as well")
-    generator = torch.Generator().manual_seed(seed)
-
-    def mask_of(image: torch.Tensor) -> torch.Tensor:
-        return recipe_masks(recipe, spec.patch_size, image, generator)
-
-    alarm = CollapseAlarm(
-        sum(
-            weight * trivial_loss(target, looked_at(), mask_of)
-            for weight, target in model.weighted_targets()
-        )
-    )
-    run.log(f"a constant picture scores {alarm.trivial:.4f}: a loss near it has learnt nothing")
-    avg_dist = recipe_distance(recipe, spec.patch_size, dataset, seed)
-    run.log(f"{recipe.masking} masks: a hidden pixel is {avg_dist:.2f} pixels from what is visible")
-
-    provenance: dict[str, Any] = {
-        "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
-        "method": "simmim",
-        "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
-        "design": asdict(recipe.design),
-        **({"target_model": asdict(source.known)} if source is not None else {}),
-        **({"fitted": fitted} if fitted else {}),
-        # SimMIM's AvgDist in pixels; None where the masks leave nothing visible.
-        "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
-        "parameters": parameters,
-        "seed": seed,
-        "init_from": init_from,
-        "data": {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()},
-    }
-    best = min(run.read_metric("held_out_loss"), default=float("inf"))
-
-    def save(steps_done: int) -> None:
-        nonlocal best
-        epoch, inside = divmod(steps_done, len(loader))
-        told = not inside and "wall_time_s" not in provenance
-        if told and (team.is_main or execution.shard):
-            held_out = held_out_measures(model, recipe, unseen, device=device, precision=precision)
-            provenance.update(held_out)
-            run.metrics(steps_done - 1, **held_out, trivial_loss=alarm.trivial)
-            told_by_picture = epoch % execution.pictures_every == 0 or epoch == recipe.epochs
-            if told_by_picture and model.drawn.draws:
-                picture = run.path / "reconstructions.png" if team.is_main else None
-                draw_held_out(model, recipe, unseen, picture)
-                run.picture("reconstructions", epoch, picture)
-        state, of_optimizer = full_state(model, optimizer, team)
-        if not team.is_main:
-            return
-        write_checkpoint(
-            run.last_checkpoint,
-            state=state,
-            spec=spec,
-            form="pretrain",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            provenance={**provenance, "epochs": round(steps_done / len(loader), 3)},
-            training={
-                "optimizer": of_optimizer,
-                "steps_done": steps_done,
-                "precision": precision,
-                "accumulate": accumulate,
-            },
-        )
-        if told and provenance["held_out_loss"] < best:
-            best = provenance["held_out_loss"]
-            keep_checkpoint(run.last_checkpoint, "best")
-        if told and execution.keep_every and epoch % execution.keep_every == 0:
-            keep_checkpoint(run.last_checkpoint, f"epoch_{epoch:04d}")
-
-    fit(
-        model=shared,
-        optimizer=optimizer,
-        schedule=schedule,
+    return TrainState(
+        model=model,
+        parallel_model=parallel_model,
+        optimizer=build_optimizer(recipe, model),
+        schedule=build_schedule(recipe, len(loader)),
         loader=loader,
-        loss_of=loss_of,
-        epochs=recipe.epochs,
-        first_step=first_step,
-        clip_grad=recipe.clip_grad,
         precision=precision,
-        seed=seed,
-        run=run,
-        description="pretrain",
-        save=save,
-        team=team,
-        accumulate=accumulate,
-        watch=alarm.hear,
-        flops_per_image=_image_flops(recipe, model),
+        accumulation_steps=options.accumulate,
     )
-    if dataset.skipped:  # by this process; a loader's processes count in the same place
-        run.log(f"{dataset.skipped} images could not be read and were left out")
-        provenance["unreadable_images"] = dataset.skipped
-    if "held_out_loss" not in provenance:  # killed between the last epoch and this line
-        save(recipe.epochs * len(loader))
-    provenance["wall_time_s"] = round(run.wall_time_s(), 1)
-    provenance["devices"] = team.size
-    save(recipe.epochs * len(loader))
-    if team.is_main:
-        said = f"held-out loss {provenance['held_out_loss']:.4f}"
-        if model.drawn.draws:
-            said += (
-                f", PSNR {provenance['psnr']:.2f} dB, SSIM {provenance['ssim']:.3f} of what is hidden; "
-                f"{run.path / 'reconstructions.png'}"
-            )
-        run.log(said)
-    team.wait()  # what comes next may read the checkpoint
-    return run.last_checkpoint
 
 
-def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
-    """Give the recipe's backbone, where image, mask and model fit each other."""
-    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
-    check_mask_sizes(
-        recipe.img_size, masking_unit(recipe.masking, recipe.mask_patch_size), spec.patch_size
+def fit_target(
+    context: RunContext, model: SimMIM, dataset: ImageDataset, init_from: str | None
+) -> dict[str, float]:
+    """Fit the target to training images on rank 0, unless the initial weights come with a fitted target.
+
+    Returns:
+        Figures of the fit, by name; empty for targets that are not fitted, and on other ranks.
+    """
+    dist, seed, target = context.dist, context.seed, model.target
+    if init_from is not None and target.inherited:
+        context.run.log(
+            f"pretrain: {target.inherited} are those of {init_from}; they are not fitted again"
+        )
+        return {}
+    seed_everything(seed)
+    figures: dict[str, float] = {}
+    if dist.is_main:
+        images = sample_training_images(context, dataset, target.fitted_images)
+        figures = target.fit(images, seed, display=context.display)
+    dist.broadcast_buffers(target)
+    return figures
+
+
+def sample_training_images(
+    context: RunContext, dataset: ImageDataset, *most: int
+) -> Iterator[Tensor]:
+    """Load a sample of the training images, (1, C, H, W), normalised; `most` limits their number."""
+    return sample_images(
+        dataset, context.seed, IMAGENET_MEAN, IMAGENET_STD, context.dist.device, *most
     )
-    if any(size % spec.stride for size in recipe.img_size):
-        raise UsageError(
-            f"img_size {recipe.img_size} is not a multiple of {recipe.arch}'s stride {spec.stride}."
-        )
-    check_design(recipe.design, spec)
-    unit = masking_unit(recipe.masking, recipe.mask_patch_size)
-    if recipe.encoder_input == "visible" and unit % spec.patch_size:
-        raise UsageError(
-            f"encoder_input visible needs whole patches hidden, and masking units of {unit} pixels are less than "
-            f"{recipe.arch}'s patches of {spec.patch_size}; use -o encoder_input=tokens."
-        )
-    return spec
-
-
-def _check_same_source(source: TargetSource | None, provenance: dict[str, Any]) -> None:
-    """Refuse to go on with another teacher or tokenizer than the run has had."""
-    known = target_model_of(provenance)
-    if source is not None and known is not None and source.known.sha256 != known.sha256:
-        raise UsageError(
-            f"{source.known.name} has other weights than it had when this run began (SHA-256 "
-            f"{source.known.sha256[:12]}, not {known.sha256[:12]}); put the old ones back, or start anew with "
-            "another --out."
-        )
-
-
-def _start(
-    recipe: PretrainRecipe,
-    spec: BackboneSpec,
-    init_from: str | None,
-    seed: int,
-    source: TargetSource | None,
-) -> SimMIM:
-    """Build the model, with new weights or those of another run."""
-    known = None if source is None else source.known
-    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate, seed=seed)
-    if init_from is None:
-        return model
-    start = load_simmim(init_from)
-    if start.spec != spec:
-        raise UsageError(
-            f"--init-from {init_from} is a {start.spec.arch} made for {start.spec.img_size} pixels, not "
-            f"a {recipe.arch} for {recipe.img_size}; give the same arch and -o img_size=..."
-        )
-    own, theirs = asdict(recipe.design), asdict(start.design)
-    if _shapes(model) != _shapes(start):
-        differs = [f"{key}={theirs[key]}" for key in own if own[key] != theirs[key]]
-        raise UsageError(
-            f"--init-from {init_from} has other parts than this recipe's model; give -o {' -o '.join(differs)}."
-        )
-    model.load_state_dict(start.state_dict())
-    return model
-
-
-def _shapes(model: SimMIM) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in model.state_dict().items()}
-
-
-def _image_flops(recipe: PretrainRecipe, model: SimMIM) -> int:
-    """Count an image's floating-point operations in a step; a teacher or tokenizer has no backward pass."""
-    image = torch.zeros(
-        1, model.spec.in_chans, *recipe.img_size, device=next(model.parameters()).device
-    )
-    mask = _some_mask(model.spec, recipe.mask_ratio)
-    of_target = count_flops(lambda: model.target.of(image, mask))
-    forward = _forward_flops(model.spec, recipe.design, recipe.mask_ratio, model.target_model)
-    return FORWARD_AND_BACKWARD * forward + of_target
-
-
-def _forward_flops(
-    spec: BackboneSpec,
-    design: Design = PAPER,
-    mask_ratio: float = 0.6,
-    target_model: TargetModel | None = None,
-) -> int:
-    """Count the floating-point operations of one image's forward pass but the target's, on shapes alone."""
-    with torch.device("meta"):
-        model = SimMIM(spec, design, target_model)
-    image = torch.empty(1, spec.in_chans, *spec.img_size, device="meta")
-    mask = _some_mask(spec, mask_ratio)
-    of_target = count_flops(lambda: model.target.ready and model.target.of(image, mask))
-    return count_flops(lambda: model(image, mask)) - of_target
-
-
-def _some_mask(spec: BackboneSpec, mask_ratio: float) -> torch.Tensor:
-    """Give a mask (1, h, w): how many patches are hidden shapes what is computed."""
-    mask = torch.zeros(1, *spec.grid)
-    mask.view(-1)[: round(mask_ratio * mask.numel())] = 1
-    return mask

@@ -1,10 +1,16 @@
-"""SimMIM (arXiv 2111.09886, section 3): mask token, encoder, one linear layer, L1 on hidden pixels.
+"""The SimMIM model (arXiv 2111.09886, section 3): mask token, encoder, one-layer head, L1 loss on hidden pixels.
 
-In: images (B, C, H, W), normalised, and masks (B, H/p, W/p) of patches or (B, H, W) of pixels, 1 = hidden.
-Out: loss, reconstruction (B, C, H, W) and the encoder's features (B, D, h, w).
-Equals the official models/simmim.py, by numbers; with `norm_target`, that of the Swin-Transformer
-repository, which predicts pixels normalised by their surroundings. The parts that the paper and others
-tried instead are in `encoder_input.py`, `heads.py` and `target_table.py`; a `Design` says which are taken.
+One forward pass, step by step, with the module of each step:
+
+1. masking: `masking/masks.py` samples the mask, 1 = hidden (called by `Pretraining.compute_loss` in `run.py`);
+2. encoder input: `encoder_input.py` replaces what is hidden by mask tokens and runs the encoder;
+3. head: `heads.py` predicts every output position, a pixel or a t x t square, from the last feature map;
+4. target: `targets/` computes what the prediction is compared with (pixels; `targets/table.py` lists all);
+5. loss: `Target.loss` in `targets/base.py` averages the distance over the hidden pixels.
+
+`Design` in `design.py` holds the choices. With the defaults, the model equals the official models/simmim.py
+numerically; with `norm_target`, it equals that of the Swin-Transformer repository, which predicts pixels
+normalised by their surroundings.
 """
 
 from __future__ import annotations
@@ -14,25 +20,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.design import Design, TargetModel, check_design, design_of, target_model_of
+from pretrain.design import Design, TargetModelInfo, check_design, read_design, read_target_model
 from pretrain.encoder_input import ENCODER_INPUTS, LightDecoder
-from pretrain.heads import HEADS, Aggregate, head_shape
-from pretrain.masking import at_pixels, hidden_patches
-from pretrain.target_table import TARGETS
-from pretrain.targets import Pixels, Target
-from simmim_bench.archs import BackboneSpec
-from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from pretrain.heads import HEADS, LevelAggregation, head_shape
+from pretrain.masking.masks import hidden_patches, upsample_mask
+from pretrain.targets.base import Target
+from pretrain.targets.pixels import PixelTarget
+from pretrain.targets.table import TARGETS
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
 
-PAPER = Design()
+PAPER_DESIGN = Design()
 
 
 class SimMIMOutput(NamedTuple):
-    """What one forward pass gives.
+    """Output of one forward pass.
 
-    The loss is not a number where a target comes from a teacher or a tokenizer that is not there, nor is
-    the reconstruction where a target cannot be drawn.
+    Attributes:
+        loss: scalar; NaN where the target comes from a teacher or tokenizer that is not attached.
+        reconstruction: (B, C, H, W); NaN where the target cannot be visualised.
+        features: (B, D, h, w), the encoder's last feature map.
     """
 
     loss: Tensor
@@ -40,14 +50,14 @@ class SimMIMOutput(NamedTuple):
     features: Tensor
 
 
-class PixelsBeside(nn.Module):
-    """SimMIM's own target, whole pixels, with a head of its own, beside another target."""
+class AuxiliaryPixels(nn.Module):
+    """SimMIM's own target, whole pixels, with a separate head, as a second loss next to another target."""
 
     def __init__(
         self, design: Design, spec: BackboneSpec, width: int, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.target = Pixels(Design(loss=design.loss, scope=design.scope), spec)
+        self.target = PixelTarget(Design(loss=design.loss, scope=design.scope), spec)
         shape = head_shape(
             spec, width=width, channels=self.target.channels, stride=self.target.stride
         )
@@ -55,21 +65,21 @@ class PixelsBeside(nn.Module):
 
 
 class SimMIM(nn.Module):
-    """A backbone in its pretraining form with SimMIM's mask token and head, or what a design has instead.
+    """A backbone in its pretraining form with mask token, head and target, as a `Design` chooses them.
 
     Args:
-        target_model: what is known of the teacher or tokenizer that the target comes from. The model itself
-            is given to `target.follow`; without it there is no loss.
+        target_model: metadata of the teacher or tokenizer that the target comes from. Attach the model itself
+            with `target.attach_model`; without it the loss is NaN.
 
     Raises:
-        UsageError: the backbone cannot have the design.
+        UsageError: the backbone does not support the design.
     """
 
     def __init__(
         self,
         spec: BackboneSpec,
-        design: Design = PAPER,
-        target_model: TargetModel | None = None,
+        design: Design = PAPER_DESIGN,
+        target_model: TargetModelInfo | None = None,
         *,
         drop_path_rate: float = 0.0,
         seed: int = 0,
@@ -90,64 +100,80 @@ class SimMIM(nn.Module):
         self.target = TARGETS[design.target](design, spec, target_model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.aggregate = Aggregate(spec) if design.aggregate else None
+            self.aggregate = LevelAggregation(spec) if design.aggregate else None
             self.light = LightDecoder(spec) if self.input.needs_light_decoder else None
             width = spec.num_features if self.light is None else self.light.width
             shape = head_shape(
                 spec, width=width, channels=self.target.channels, stride=self.target.stride
             )
             self.decoder = HEADS[design.head](shape, generator)
+            # The auxiliary head; saved checkpoints have the names `light` and `beside`.
             self.beside = (
-                PixelsBeside(design, spec, width, generator) if design.pixel_weight else None
+                AuxiliaryPixels(design, spec, width, generator) if design.pixel_weight else None
             )
 
     @property
-    def drawn(self) -> Target:
-        """The target whose prediction is the reconstruction: pixels where they are predicted as well."""
+    def reconstruction_target(self) -> Target:
+        """The target whose prediction is `SimMIMOutput.reconstruction`: the auxiliary pixels, if there are any."""
         return self.target if self.beside is None else self.beside.target
 
     def weighted_targets(self) -> list[tuple[float, Target]]:
-        """Give what the loss is a sum of, each with its weight."""
-        beside = [] if self.beside is None else [(self.design.pixel_weight, self.drawn)]
-        return [(1.0, self.target), *beside]
+        """Return the targets whose losses are summed, each with its weight."""
+        auxiliary = (
+            [] if self.beside is None else [(self.design.pixel_weight, self.reconstruction_target)]
+        )
+        return [(1.0, self.target), *auxiliary]
 
     def forward(self, images: Tensor, mask: Tensor) -> SimMIMOutput:
-        """Hide, encode, predict and score.
+        """Hide, encode, predict and compute the loss.
 
         Args:
             images: (B, C, H, W) float, normalised.
-            mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder; or (B, H, W), of
-                pixels: a hidden one is 0, the mean colour, and a patch of hidden ones alone the mask token.
+            mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder; or (B, H, W) of pixels:
+                a hidden pixel becomes 0, the mean colour, and a patch becomes the mask token where all its
+                pixels are hidden.
 
         Returns:
-            The paper's loss is the L1 distance over hidden pixels, divided by their number and by C. The
-            reconstruction is in the units of `drawn`: normalised where a target is.
+            The paper's loss is the L1 distance summed over hidden pixels, divided by their number and by C.
+            The reconstruction is in the units of `reconstruction_target`: normalised if the target is.
         """
-        whole, wanted = images, self.target.of(images, mask) if self.target.ready else None
-        hidden = at_pixels(mask, (images.shape[2], images.shape[3])).unsqueeze(1)
-        if mask.shape[1:] == images.shape[2:]:
-            images = images * (1 - hidden.to(images))
-            mask = hidden_patches(mask, self.spec.patch_size)
-        levels = self.aggregate is not None
-        maps = self.input.see(self.encoder, images, mask, self.mask_token, levels)
-        features = maps[-1]
-        seen = features if self.aggregate is None else self.aggregate(maps)
-        seen = seen if self.light is None else self.light(seen, mask)
-        prediction = self.decoder(seen).float()
-        hidden = hidden.to(prediction)
-        if wanted is None:
+        expected = self.target.from_images(images, mask) if self.target.ready else None
+        pixel_mask = upsample_mask(mask, (images.shape[2], images.shape[3])).unsqueeze(1)
+        encoder_images, patch_mask = self._hide_pixels(images, mask, pixel_mask)
+        all_levels = self.aggregate is not None
+        maps = self.input.encode(
+            self.encoder, encoder_images, patch_mask, self.mask_token, all_levels
+        )
+        head_input = maps[-1] if self.aggregate is None else self.aggregate(maps)
+        if self.light is not None:
+            head_input = self.light(head_input, patch_mask)
+        prediction = self.decoder(head_input).float()
+        pixel_mask = pixel_mask.to(prediction)
+        if expected is None:
             loss = prediction.new_full((), torch.nan)
         else:
-            loss = self.target.loss(prediction, wanted, hidden)
+            loss = self.target.loss(prediction, expected, pixel_mask)
         if self.beside is not None:
-            prediction = self.beside.decoder(seen).float()
-            own = self.drawn.loss(prediction, self.drawn.of(whole), hidden)
-            loss = loss + self.design.pixel_weight * own
-        return SimMIMOutput(loss, self.drawn.to_pixels(prediction), features)
+            prediction = self.beside.decoder(head_input).float()
+            pixels = self.beside.target.from_images(images)
+            pixel_loss = self.beside.target.loss(prediction, pixels, pixel_mask)
+            loss = loss + self.design.pixel_weight * pixel_loss
+        return SimMIMOutput(loss, self.reconstruction_target.to_pixels(prediction), maps[-1])
+
+    def _hide_pixels(
+        self, images: Tensor, mask: Tensor, pixel_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images and the mask of patches; a mask of pixels zeroes the images' hidden pixels first."""
+        if mask.shape[1:] != images.shape[2:]:
+            return images, mask
+        return images * (1 - pixel_mask.to(images)), hidden_patches(mask, self.spec.patch_size)
 
 
 def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
-    """Give the SimMIM model of a pretraining checkpoint, in eval mode; without its teacher, if it had one.
+    """Load the SimMIM model of a pretraining checkpoint, in eval mode and without its teacher.
+
+    Args:
+        ckpt: CKPT as the command line takes it, or a checkpoint that has been read.
 
     Raises:
         DataError: the checkpoint cannot be read, or has no SimMIM head.
@@ -157,12 +183,12 @@ def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
     has_head = any(name.startswith("decoder.") for name in state)
     if checkpoint.form != "pretrain" or not has_head:
         raise DataError(
-            f"{checkpoint.name} has no SimMIM head: give a checkpoint that `simmim-bench pretrain` wrote, or an "
+            f"{checkpoint.name} has no SimMIM head; use a checkpoint that `simmim-bench pretrain` wrote, or an "
             "official SimMIM pretraining file."
         )
     try:
         provenance = checkpoint.provenance
-        model = SimMIM(checkpoint.spec, design_of(provenance), target_model_of(provenance))
+        model = SimMIM(checkpoint.spec, read_design(provenance), read_target_model(provenance))
         model.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError, UsageError) as error:
         raise DataError(

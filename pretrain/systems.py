@@ -1,8 +1,8 @@
-"""Other systems that texts describe under SimMIM's name, each as what it changes of an arch's own recipe.
+"""Other systems that texts describe under SimMIM's name, each as changes to the default recipe of an arch.
 
-They are told apart here: the paper's SimMIM (arXiv 2111.09886) hides 60 % at random, encodes mask tokens beside
-visible patches, and predicts hidden pixels by one linear layer under an L1 loss. None of these has published
-scores; what their descriptions leave open is ours.
+The paper's SimMIM (arXiv 2111.09886) hides 60 % at random, encodes mask tokens together with visible patches,
+and predicts hidden pixels by one linear layer with an L1 loss. None of these systems has published scores;
+where their descriptions leave something open, the choice is ours.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class System:
     """One system.
 
     Attributes:
-        arch: that it is described with.
-        source: what it is, and what it is not, as its recipe says it.
-        changes: fields of the arch's own recipe, and what they become.
+        arch: the architecture that the system is described with.
+        source: what distinguishes the system from the paper's SimMIM; the recipe's `source` starts with it.
+        changes: fields of the arch's default recipe, with their new values.
     """
 
     arch: str
@@ -61,7 +61,7 @@ SYSTEMS: dict[str, System] = {
         "pixels beside; not the paper's, which has no teacher",
         changes={
             "target": "teacher_features",
-            # MAE's ViT-L, as timm has it; -o teacher=CKPT takes another.
+            # MAE's ViT-L from timm; -o teacher=CKPT selects another.
             "teacher": "timm:vit_large_patch16_224.mae",
             "pixel_weight": 1.0,
         },

@@ -1,5 +1,5 @@
 """Run the command line as `python -m simmim_bench`, which is what `torchrun -m` needs."""
 
-from simmim_bench.cli import main
+from simmim_bench.cli.main import main
 
 main()

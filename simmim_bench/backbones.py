@@ -1,81 +1,17 @@
-"""Backbones: from a spec to a module, from a checkpoint to a module with its weights in.
+"""Load a backbone from a checkpoint: the entry point for users and adapters.
 
-In: a `BackboneSpec`, or a CKPT. Out: an `nn.Module` with `.forward(images) -> logits`,
-`.forward_features(images) -> (B, C)`, `.forward_maps(images) -> list of (B, C, h, w)`,
-`.feature_levels` and `.layer_id(parameter name)`. Loading is strict: what may be missing is listed by
-name, the position tables are resized as the official code does when it goes from pretraining to
-fine-tuning (SimMIM: utils.py, load_pretrained), and a report says what was done.
+The module has `.forward(images) -> logits`, `.forward_features(images) -> (B, C)`,
+`.forward_maps(images) -> list of (B, C, h, w)`, `.feature_levels` and `.layer_id(parameter name)`. Loading is
+strict: the names of weights that may be missing are listed, position tables are resized as in the official
+code's step from pretraining to fine-tuning (SimMIM: utils.py, load_pretrained), and a report lists the outcome.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-
-import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models import adapt_input_conv
-from torch import Tensor
-
-from simmim_bench.archs import BackboneSpec
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
-from simmim_bench.convnet import ConvNeXt, ResNet
-from simmim_bench.errors import DataError
-from simmim_bench.position_bias import Grid, resize_table
-from simmim_bench.swin import Swin
-from simmim_bench.vit import Form, ViT
-
-Backbone = ViT | Swin | ConvNeXt | ResNet
-
-TABLE = "relative_position_bias_table"
-# A pretraining checkpoint has none of these: they are drawn anew for the task.
-NEW_IN_TRANSFER = ("fc_norm.", "head.")
-# Of BatchNorm, and without effect; older files of torchvision do not have it.
-COUNTER = "num_batches_tracked"
-FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
-_HIERARCHICAL: dict[str, type[Swin | ConvNeXt | ResNet]] = {
-    "swin": Swin,
-    "swinv2": Swin,
-    "convnext": ConvNeXt,
-    "resnet": ResNet,
-}
-
-
-@dataclass
-class LoadReport:
-    """Say which weights of a checkpoint went where, by name."""
-
-    matched: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        if not (self.matched or self.resized or self.missing or self.unused):
-            return "weights: drawn from the seed"
-        parts = [f"{len(self.matched)} matched"]
-        for what in ("resized", "missing", "unused"):
-            names = getattr(self, what)
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            parts.append(f"{len(names)} {what}" + (f" ({shown})" if names else ""))
-        return "weights: " + ", ".join(parts)
-
-
-def build_backbone(
-    spec: BackboneSpec,
-    *,
-    form: Form = "transfer",
-    num_classes: int = 0,
-    drop_path_rate: float = 0.0,
-    seed: int = 0,
-) -> Backbone:
-    """Build a backbone with weights drawn from a seed; the caller's random state is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if spec.family == "vit":
-            return ViT(spec, form=form, num_classes=num_classes, drop_path_rate=drop_path_rate)
-        return _HIERARCHICAL[spec.family](
-            spec, num_classes=num_classes, drop_path_rate=drop_path_rate
-        )
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.load import restore_backbone
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.models.build import Backbone
 
 
 def load_backbone(
@@ -88,137 +24,33 @@ def load_backbone(
     drop_path_rate: float = 0.0,
     seed: int = 0,
 ) -> Backbone:
-    """Give the backbone of a checkpoint in its transfer form.
+    """Load the backbone of a checkpoint in its transfer form.
 
     Args:
-        ckpt: what `read_checkpoint` takes, or a checkpoint already read.
-        img_size: (H, W) to make position tables and windows for; None for the checkpoint's own.
+        ckpt: an argument of `read_checkpoint`, or a checkpoint that was read.
+        img_size: (H, W) for position tables and windows; None for the checkpoint's.
         num_classes: outputs of a new classification head; 0 for pooled features.
-        window_size: tokens a side of an attention window; None for the checkpoint's own, a ViT's being none.
-        in_chans: image channels; None for the checkpoint's own. The kernels of the first convolution are
-            summed for one channel and repeated, scaled, for more than the checkpoint's, as timm does.
+        window_size: side of an attention window in tokens; None for the checkpoint's. By default, a ViT has
+            global attention.
+        in_chans: image channels; None for the checkpoint's. As in timm, the kernels of the first
+            convolution are summed for one channel, and repeated and scaled for additional channels.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
-        seed: draws all that the checkpoint does not hold.
+        seed: of the initialisation of weights that the checkpoint does not hold.
 
     Returns:
-        The module; its `load_report` attribute says matched / resized / missing / unused.
+        The module; its `load_report` attribute lists the matched, resized, missing and unused weights.
 
     Raises:
-        UsageError: an unknown arch, or a size that the patches do not divide.
-        DataError: a checkpoint that cannot be read, or does not fit.
+        UsageError: The architecture is unknown, or the image size is not a multiple of the patch size.
+        DataError: The checkpoint cannot be read, or its weights do not fit.
     """
     checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
-    spec = checkpoint.spec.at(img_size, window_size, trained=checkpoint.state is not None)
-    spec = replace(spec, in_chans=in_chans or spec.in_chans)
-    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
-    model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
-    return model
-
-
-def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
-    """Put a checkpoint's weights into a backbone, in transfer or in pretraining form.
-
-    Raises:
-        DataError: a weight of the encoder is missing or has a shape that no resizing explains.
-    """
-    fit = fit_state(model, checkpoint)
-    if fit.faults:
-        raise DataError(fit.faults[0])
-    model.load_state_dict(fit.weights, strict=False)  # what is missing was judged
-    return fit.report
-
-
-@dataclass
-class Fit:
-    """How a checkpoint's weights fit a backbone.
-
-    Attributes:
-        weights: in the backbone's shapes, by its names.
-        faults: why it does not fit, a message each; none where it does.
-    """
-
-    report: LoadReport
-    weights: dict[str, Tensor]
-    faults: list[str]
-
-
-def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
-    """Find the place of each of a checkpoint's weights in a backbone, which may be without memory (meta)."""
-    assert checkpoint.state is not None
-    source = dict(checkpoint.state)
-    if checkpoint.form == "pretrain":
-        source = encoder_state(source)
-    form: Form = model.form if isinstance(model, ViT) else "transfer"
-    grids, new_grids = table_grids(checkpoint.spec, checkpoint.form), table_grids(model.spec, form)
-    # One table for all blocks while pretraining becomes one a block.
-    shared = None
-    if checkpoint.form == "pretrain" and form == "transfer":
-        shared = source.pop(f"rel_pos_bias.{TABLE}", None)
-
-    report = LoadReport()
-    faults: list[str] = []
-    loaded: dict[str, Tensor] = {}
-    old_grid: Grid | None
-    for name, current in model.state_dict().items():
-        if shared is not None and name.endswith(f"rel_pos_bias.{TABLE}"):
-            value, old_grid = shared, grids["rel_pos_bias"]
-        elif name in source:
-            value, old_grid = source.pop(name), grids.get(name.removesuffix(f".{TABLE}"))
-        else:
-            report.missing.append(name)
-            continue
-        if name.startswith("head.") and value.shape != current.shape:
-            report.unused.append(name)  # a fine-tuned head for other classes
-            continue
-        fitted = value
-        if name.endswith(TABLE) and old_grid is not None:
-            fitted = resize_table(value, old_grid, new_grids[name.removesuffix(f".{TABLE}")])
-        elif name == "pos_embed" and value.shape != current.shape:
-            fitted = resample_abs_pos_embed(
-                value, list(model.spec.grid), list(checkpoint.spec.grid)
-            )
-        elif name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
-            fitted = adapt_input_conv(current.shape[1], value, value.shape[1])
-        if fitted.shape != current.shape:
-            faults.append(
-                f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
-                f"{model.spec.arch} wants {tuple(current.shape)}."
-            )
-            continue
-        (report.matched if fitted is value else report.resized).append(name)
-        loaded[name] = fitted
-    report.unused += [*sorted(source), *checkpoint.unread]
-
-    lost = [n for n in report.missing if not n.startswith(NEW_IN_TRANSFER)]
-    lost = [n for n in lost if not n.endswith(COUNTER)]
-    if lost:
-        faults.append(
-            f"checkpoint {checkpoint.name} lacks {len(lost)} weights of {model.spec.arch}'s encoder: "
-            f"{', '.join(lost[:4])}{', ...' if len(lost) > 4 else ''}"
-        )
-    return Fit(report, loaded, faults)
-
-
-def encoder_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the encoder out of a SimMIM model's weights; mask token and head stay behind."""
-    prefix = "encoder."
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
-    """Give the (h, w) that every position table of a backbone is for, by its module's name."""
-    if spec.is_convolutional:
-        return {}
-    if spec.family == "vit":
-        if form == "pretrain":
-            return {"rel_pos_bias": spec.grid}
-        window = (spec.window_size, spec.window_size)
-        return {
-            f"blocks.{i}.rel_pos_bias": window if i in spec.windowed_blocks else spec.grid
-            for i in range(spec.depths[0])
-        }
-    return {
-        f"layers.{stage}.blocks.{i}.attn": window
-        for stage, window in enumerate(spec.stage_windows)
-        for i in range(spec.depths[stage])
-    }
+    return restore_backbone(
+        checkpoint,
+        img_size,
+        num_classes,
+        window_size=window_size,
+        in_chans=in_chans,
+        drop_path_rate=drop_path_rate,
+        seed=seed,
+    )

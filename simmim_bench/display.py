@@ -1,7 +1,4 @@
-"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere.
-
-In: tasks with a total, steps done, figures to show. Out: stderr; stdout stays free for results.
-"""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere; stdout is kept for results."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_EVERY_S = 15.0
+PLAIN_EVERY_S = 15.0  # seconds between plain lines of a task
 
 
-class Task:
-    """One piece of work with a known number of steps."""
+class ProgressTask:
+    """One task with a known number of steps."""
 
     def __init__(self, display: Display, description: str, total: int) -> None:
         self._display = display
@@ -38,7 +35,7 @@ class Task:
             self._bar = display.progress.add_task(description, total=total, figures="")
 
     def advance(self, steps: int = 1, **figures: float) -> None:
-        """Count steps done and show figures, such as the loss, beside them."""
+        """Count completed steps and show figures, such as the loss, next to the count."""
         self._done += steps
         if figures:
             self._figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -51,12 +48,13 @@ class Task:
             self._last_line = now
             rate = self._done / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
-            self._display.say(
-                f"{self._description}: {self._done}/{self._total}  {self._figures}  {left:.0f} s left"
+            shown = f"  {self._figures}" if self._figures else ""
+            self._display.log(
+                f"{self._description}: {self._done:,}/{self._total:,}{shown}  {format_duration(left)} left"
             )
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         progress = self._display.progress
         if progress is not None and self._bar is not None:
             progress.remove_task(self._bar)
@@ -70,13 +68,13 @@ class Display:
         self._depth = 0
         self.progress: Progress | None = None
 
-    def say(self, text: str) -> None:
-        """Print a line above the bars."""
+    def log(self, text: str) -> None:
+        """Print a line, above the bars where there are any."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def task(self, description: str, total: int) -> Iterator[Task]:
-        """Show a task for as long as the block runs."""
+    def task(self, description: str, total: int) -> Iterator[ProgressTask]:
+        """Show a task for the duration of the block."""
         if self._depth == 0 and self._console.is_terminal and not self._console.quiet:
             self.progress = Progress(
                 TextColumn("{task.description}"),
@@ -90,7 +88,7 @@ class Display:
             )
             self.progress.start()
         self._depth += 1
-        task = Task(self, description, total)
+        task = ProgressTask(self, description, total)
         try:
             yield task
         finally:
@@ -99,3 +97,19 @@ class Display:
             if self._depth == 0 and self.progress is not None:
                 self.progress.stop()
                 self.progress = None
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds: `3.4 s`, `42 s`, `5 min 07 s`, `1 h 02 min` or `3 d 04 h`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"

@@ -1,8 +1,8 @@
-"""What can go wrong for a user, each kind with its exit code.
+"""Errors that a user can fix, each type with its exit code.
 
-In: a message that says what was wrong, the value, what is allowed or nearest, and what to do.
-Out: one line on stderr and the exit code; `cli.main` is the only place that turns one into the other.
-Anything that is not a `BenchError` is a defect of this program and keeps its traceback.
+A message names what happened, the value, what is allowed, and what to do; `simmim_bench.cli.main` prints it
+as one line on stderr. Any exception that is not a `BenchError` is a defect of this program and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """Report something that the user can mend."""
+    """Report an error that the user can fix."""
 
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        # A DataLoader raises a worker's error anew, with the worker's whole traceback as its text.
+        # A DataLoader re-raises a worker's error with the worker's whole traceback as its message.
         if message.startswith("Caught "):
             message = message.strip().splitlines()[-1].partition(": ")[2]
         super().__init__(message)
 
 
 class UsageError(BenchError):
-    """Report an unknown name, an unknown override key or a value out of its range."""
+    """Report an unknown name, an unknown override key or a value out of range."""
 
     exit_code = 2
 
 
-class MissingEngineError(BenchError):
-    """Report an optional library that is not installed; the message names the extra."""
+class MissingFrameworkError(BenchError):
+    """Report an optional library that is not installed; the message names the extra that installs it."""
 
     exit_code = 3
 
 
 class DataError(BenchError):
-    """Report a path that is not there, or a layout or file that cannot be used."""
+    """Report a path that does not exist, or a layout or file that cannot be used."""
 
     exit_code = 4
 
@@ -48,13 +48,13 @@ class DivergedError(BenchError):
 
 
 class DriftError(BenchError):
-    """Report a recorded score that its predictions do not give."""
+    """Report a recorded score that differs from the score of its stored predictions."""
 
     exit_code = 6
 
 
 class InterruptedRun(BenchError):
-    """Report a run that was asked to stop, after its state was saved."""
+    """Report a run that a signal has stopped after its state was saved; the exit code is 128 + the signal."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ class InterruptedRun(BenchError):
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """Say which allowed name is meant, or list them all when none is near."""
+    """Return a hint for an unknown name: the closest allowed name, or all of them when none is close."""
     names = sorted(allowed)
     close = difflib.get_close_matches(value, names, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}."

@@ -1,7 +1,4 @@
-"""Files that matter: written to a temporary name, flushed, renamed; hashed; read with clear errors.
-
-In: a path and its content. Out: the file complete, or as it was before.
-"""
+"""Read, hash and atomically write files: a file is complete after a write, or as it was before."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from simmim_bench.errors import DataError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well.
+    """Yield a temporary path next to `path`; flush and rename it to `path` when the block succeeds.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
@@ -35,37 +32,40 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
         ) from error
     finally:
-        with suppress(OSError):  # such as a parent that is a file
+        with suppress(OSError):  # for example a parent that is a file
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file.
 
+    Args:
+        what: what the file should be, for error messages.
+
     Raises:
-        DataError: it is not there or is not JSON; `what` says in the message what it should be.
+        DataError: the file does not exist or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(f"{what} {path} is not there.") from error
+        raise DataError(f"{what} {path} does not exist.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{what} {path} cannot be read as JSON: {error}") from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """Give the lines of a text file; none where it cannot be read."""
+    """Read the lines of a text file; an empty list where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def sha256_file(path: Path) -> str:
-    """Give the SHA-256 of a file's content in hexadecimal."""
+    """Compute the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -82,6 +82,6 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_json(value: Any) -> str:
-    """Give the SHA-256 of a value's canonical JSON in hexadecimal."""
+    """Compute the SHA-256 of a value's canonical JSON, in hexadecimal."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,7 @@
-"""Recipes: frozen, typed, complete descriptions of a run; looked up by name, changed by `key=value`.
+"""Recipes: frozen, typed, complete descriptions of a run, found by name and changed by `key=value` overrides.
 
-In: a named recipe and the overrides of the command line. Out: the resolved recipe and `deviates`, every
-difference from the named one. The recipes themselves are in `pretrain/recipes.py` and
-`transfer/recipes.py`; nothing here loads torch.
+Every difference from the named recipe is kept as `deviates`. The recipes themselves are in
+`pretrain/recipes.py` and in the packages of `transfer`; this module does not load torch.
 """
 
 from __future__ import annotations
@@ -18,19 +17,26 @@ from typing import Any, Literal, TypeVar
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.files import sha256_json
 
-Precision = Literal["auto", "fp32", "bf16"]  # "auto": bfloat16 where the processor is fast with it
+Precision = Literal["auto", "fp32", "bf16"]  # "auto": bfloat16 where the device is faster with it
 LARGE = 1e9
 ABOUT = (
     "name",
     "source",
     "sources",
     "published",
-)  # fields that say what a recipe is, not what it does
-# How a machine does the work: these change no result, so they are no part of a protocol.
+)  # fields that describe a recipe and change nothing
+# Fields that suit the machine: they change no result, so they are no part of the protocol.
 MACHINE = ("num_workers", "forward_batch_size")
 MAY_BE_EMPTY = ("milestones", "cascade")
-CANDIDATES = ("blocks", "pooling", "norm", "base_lr", "l2", "k")  # each is tried
-# What any recipe's field of that name may be, ends included; zero where zero means "off".
+CANDIDATES = (
+    "blocks",
+    "pooling",
+    "norm",
+    "base_lr",
+    "l2",
+    "k",
+)  # fields whose values are compared; each is tried once
+# Allowed range of the fields of these names in any recipe, ends included; 0 is allowed where it means "off".
 LIMITS: dict[str, tuple[float, float]] = {
     "epochs": (1, LARGE),
     "max_iters": (1, LARGE),
@@ -86,13 +92,13 @@ LIMITS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every recipe has.
+    """The fields of every recipe.
 
     Attributes:
-        name: what it is found under; a recipe that has scored keeps its name and its numbers.
-        source: where its numbers are from: a paper's section, a repository's file, or "ours".
-        sources: the fields that come from elsewhere than `source`, with their own.
-        published: the score that somebody published for it, in words, with its source.
+        name: the name that finds the recipe; a recipe with a recorded score is never changed.
+        source: where the numbers are from: a paper's section, a repository's file, or "ours".
+        sources: sources of the fields whose numbers are not from `source`, by field.
+        published: a published score for the recipe, in words, with its source.
     """
 
     name: str
@@ -112,26 +118,29 @@ class Recipe:
                     )
 
     def _check_lists(self) -> None:
-        """Refuse lists of nothing, and candidates that are there twice and would count twice."""
+        """Refuse empty lists, and candidates that are listed twice."""
         for key, value in vars(self).items():
             if value == () and key not in MAY_BE_EMPTY:
-                raise UsageError(f"{key} of recipe '{self.name}' is empty; give {key}=A,B.")
+                raise UsageError(f"{key} of recipe '{self.name}' is empty; use {key}=A,B.")
             if key in CANDIDATES and isinstance(value, tuple) and len({*value}) < len(value):
                 twice = next(one for one in value if value.count(one) > 1)
-                raise UsageError(f"{key} of recipe '{self.name}' has {twice} twice; give it once.")
+                raise UsageError(
+                    f"{key} of recipe '{self.name}' lists {twice} twice; list it once."
+                )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the plain form, as written to `recipe.json`."""
+        """Return the plain form, as written to `recipe.json`."""
         return dataclasses.asdict(self)
 
     def fields(self) -> dict[str, Any]:
-        """Give what the recipe does, without what it says of itself, in the plain form."""
+        """Return the plain form without the descriptive fields."""
         return {key: value for key, value in self.to_json().items() if key not in ABOUT}
 
     def sha256(self) -> str:
-        """Hash all that shapes the result; name, sources and what suits the machine are not part of it.
+        """Hash the fields that shape the result, without descriptive and machine-dependent fields.
 
-        A field at its default is left out, so that a field added later changes no older recipe's hash.
+        A field at its default is excluded, so that a field added later does not change the hash of an older
+        recipe.
         """
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         plain = self.to_json()
@@ -141,7 +150,7 @@ class Recipe:
         )
 
     def source_of(self, key: str) -> str:
-        """Say where a field's number is from."""
+        """Return the source of a field's number."""
         return self.sources.get(key, self.source)
 
 
@@ -149,10 +158,10 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def find_recipe(recipes: Mapping[str, AnyRecipe], name: str) -> AnyRecipe:
-    """Look a recipe up by name.
+    """Return the recipe of a name.
 
     Raises:
-        UsageError: the name is not known; the nearest one is named.
+        UsageError: an unknown name; the message has the closest known one.
     """
     if name not in recipes:
         raise UsageError(f"unknown recipe '{name}'; {nearest(name, recipes)}")
@@ -160,10 +169,10 @@ def find_recipe(recipes: Mapping[str, AnyRecipe], name: str) -> AnyRecipe:
 
 
 def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
-    """Change fields of a recipe by `key=value` texts, each value read as its field's type.
+    """Return a recipe with fields changed by `key=value` texts, each value parsed as its field's type.
 
     Raises:
-        UsageError: a text without "=", an unknown key or a value of the wrong type.
+        UsageError: a text without "=", an unknown key, or a value of the wrong type.
     """
     kinds = typing.get_type_hints(type(recipe))
     keys = [f.name for f in dataclasses.fields(recipe) if f.name not in ABOUT]
@@ -181,13 +190,13 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
 
 
 def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
-    """Give every field that shapes the result and differs from the named recipe, with the new value."""
+    """Return the fields that shape the result and differ from the named recipe, with their new values."""
     new, old = recipe.to_json(), named.to_json()
     return {k: v for k, v in new.items() if v != old[k] and k not in (*ABOUT, *MACHINE)}
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:
-    """Read a text as a field's type: int, float, bool, str, a Literal, a tuple of them, or `| None`."""
+    """Parse a text as a field's type: int, float, bool, str, a Literal, a tuple of them, or `| None`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if text.lower() in ("none", "null"):
@@ -214,7 +223,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         return tuple(_parse(key, part, arguments[0]) for part in parts)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise UsageError(f"{key}={text} is not a truth value; use true or false.")
+            raise UsageError(f"{key}={text} is not a boolean; use true or false.")
         return text.lower() in ("true", "1", "yes")
     try:
         value = kind(text)
@@ -226,7 +235,7 @@ def _parse(key: str, text: str, kind: Any) -> Any:
 
 
 def check_positive(recipe: Recipe, *keys: str) -> None:
-    """Refuse a recipe in which one of the named numbers is not above zero.
+    """Check that the named fields of a recipe are above zero.
 
     Raises:
         UsageError: with the key and its value.
@@ -238,12 +247,12 @@ def check_positive(recipe: Recipe, *keys: str) -> None:
 
 
 def check_warmup(warmup_epochs: int, epochs: int) -> None:
-    """Refuse a warm-up that the whole training is spent in.
+    """Check that the warm-up is shorter than the training.
 
     Raises:
-        UsageError: with the number of epochs to set.
+        UsageError: with a number of epochs that is allowed.
     """
     if warmup_epochs >= epochs:
         raise UsageError(
-            f"warmup_epochs {warmup_epochs} leave nothing of {epochs} epochs; use -o warmup_epochs={epochs // 5}."
+            f"warmup_epochs={warmup_epochs} is not less than epochs={epochs}; use -o warmup_epochs={epochs // 5}."
         )

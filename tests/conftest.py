@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from support.tiny import TINY
 
-from simmim_bench.archs import ARCHS, BackboneSpec
 from simmim_bench.display import Display
-from simmim_bench.pocket import PocketCounts, write_pocket
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.pocket.write import PocketCounts, write_pocket
 
 # The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that claims start
-
-TINY = {
-    "vit": dataclasses.replace(
-        ARCHS["vit_pocket"], embed_dim=32, depths=(4,), num_heads=(2,), img_size=(32, 32)
-    ),
-    "swin": dataclasses.replace(
-        ARCHS["swin_pocket"],
-        embed_dim=16,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        img_size=(32, 32),
-    ),
-    "swinv2": dataclasses.replace(
-        ARCHS["swin_pocket"],
-        family="swinv2",
-        embed_dim=16,
-        depths=(1, 1, 2, 1),
-        num_heads=(1, 2, 4, 8),
-        img_size=(32, 32),
-    ),
-    "convnext": dataclasses.replace(ARCHS["convnext_pocket"], embed_dim=16),
-    "resnet": dataclasses.replace(ARCHS["resnet_pocket"], embed_dim=16),
-}
 
 
 @pytest.fixture(params=sorted(TINY))

@@ -1,7 +1,8 @@
-"""Claims about the documents: what they say of commands, options and tables is so."""
+"""The documents agree with the code: commands, options, make targets, pinned versions and tables."""
 
 from __future__ import annotations
 
+import configparser
 import re
 import subprocess
 import sys
@@ -10,15 +11,31 @@ from pathlib import Path
 import click
 import pytest
 
-from simmim_bench.cli import cli
-from simmim_bench.doctor import DETECTRON2_SOURCES
+from simmim_bench import __version__
+from simmim_bench.cli.main import cli
+from simmim_bench.diagnostics.frameworks import DETECTRON2_REQUIREMENT, DETECTRON2_SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 
 
-def blocks() -> list[str]:
-    return [line.strip() for line in README.splitlines() if line.startswith("    simmim-bench ")]
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+README = read("README.md")
+MAKEFILE = read("Makefile")
+
+
+def command_lines() -> list[str]:
+    lines = [line for path in DOCUMENTS for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line.strip() for line in lines if line.startswith("    simmim-bench ")]
+
+
+def pinned(lines: list[str], operator: str) -> dict[str, str]:
+    """Return package -> version of the requirements that pin one by an operator."""
+    parts = [line.split(";")[0].split("#")[0].strip().partition(operator) for line in lines]
+    return {name: version for name, found, version in parts if found}
 
 
 def test_every_command_is_in_the_readme() -> None:
@@ -26,8 +43,8 @@ def test_every_command_is_in_the_readme() -> None:
         assert f"simmim-bench {name}" in README or f"make {name}" in README, name
 
 
-@pytest.mark.parametrize("line", blocks())
-def test_every_command_line_in_the_readme_parses(line: str) -> None:
+@pytest.mark.parametrize("line", command_lines())
+def test_every_command_line_in_the_documents_parses(line: str) -> None:
     words = line.split()[1:]
     command: click.Command = cli
     context = click.Context(cli)
@@ -39,17 +56,55 @@ def test_every_command_line_in_the_readme_parses(line: str) -> None:
 
 
 def test_the_readme_the_makefile_and_doctor_install_the_same_detectron2() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    pinned = re.search(r"DETECTRON2 \?= (\S+)", makefile)
-    assert pinned is not None
-    assert DETECTRON2_SOURCES in README
-    assert DETECTRON2_SOURCES.endswith(pinned[1])
+    requirement = str(DETECTRON2_REQUIREMENT.relative_to(ROOT))
+    assert f"{DETECTRON2_SOURCES} {requirement}\n" in README
+    assert f"DETECTRON2 ?= {requirement}\n" in MAKEFILE
+    for option in re.findall(r" (--(?!target)[^ ]+|3\.10)(?= )", DETECTRON2_SOURCES):
+        assert option in MAKEFILE, option
+    lines = DETECTRON2_REQUIREMENT.read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if not line.startswith("#"))
+    assert re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", line)
 
 
-def test_every_make_target_in_the_readme_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make ([a-z-]+)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+def test_the_constraints_cover_the_declared_dependencies() -> None:
+    """constraints.txt pins all but the platform's torch; constraints-lowest.txt the lower bounds."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = dict(config["options.extras_require"])
+    development = extras.pop("dev").splitlines()
+    required = "\n".join([config["options"]["install_requires"], *extras.values()]).splitlines()
+    lowest = pinned(required, ">=") | pinned(required, "==")
+    assert pinned(read("constraints-lowest.txt").splitlines(), "==") == lowest
+    tried = pinned(read("constraints.txt").splitlines(), "==")
+    named = lowest.keys() | pinned(development, ">=").keys()
+    assert tried.keys() == named - {"torch", "torchvision"} | {"mmengine", "opencv-python"}
+
+
+def test_the_changelog_and_the_citation_name_the_version() -> None:
+    assert f"\n## [{__version__}]" in read("CHANGELOG.md")
+    assert f"\nversion: {__version__}\n" in read("CITATION.cff")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_make_target_in_the_documents_exists(path: Path) -> None:
+    for target in re.findall(r"make ([a-z-]+)", path.read_text(encoding="utf-8")):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda p: p.name)
+def test_every_make_target_in_the_workflows_exists(path: Path) -> None:
+    for target in re.findall(r"run: make ([a-z-]+)", path.read_text(encoding="utf-8")):
+        assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_source_file_that_the_documents_name_exists(path: Path) -> None:
+    named = re.findall(
+        r"`((?:simmim_bench|pretrain|transfer|tests)/[\w/]*(?:\.\w+)?)`", path.read_text()
+    )
+    assert named
+    for name in named:
+        assert (ROOT / name).exists(), name
 
 
 def test_the_tables_in_the_documents_are_the_committed_ones() -> None:

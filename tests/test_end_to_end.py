@@ -1,32 +1,36 @@
-"""Claims about whole runs on generated data: pretraining, the classification tasks, resuming."""
+"""Whole runs on synthetic data: pretraining, the classification tasks, resuming."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.interrupt import InterruptingDisplay
 
 from pretrain.recipes import POCKET, PretrainRecipe
-from pretrain.run import pretrain
 from pretrain.simmim import load_simmim
+from pretrain.train import pretrain
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import read_checkpoint
-from simmim_bench.data import balanced_subset
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.datasets import balanced_subset
+from simmim_bench.data.sources import class_folders
 from simmim_bench.display import Display
-from simmim_bench.drift import check_records
-from simmim_bench.errors import DivergedError, UsageError
-from simmim_bench.leaderboard import find_records
-from simmim_bench.record import Record
-from simmim_bench.rundir import open_run
-from simmim_bench.sources import class_folders
-from transfer.finetune_recipes import IMAGENET_POCKET
-from transfer.frozen_recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
-from transfer.recipes import TransferRecipe
-from transfer.run import run_transfer
+from simmim_bench.errors import DivergedError, InterruptedRun, UsageError
+from simmim_bench.leaderboard.check import check_records
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.recipe import Recipe
+from simmim_bench.results.record import Record
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import open_run
+from transfer.finetune.recipes import IMAGENET_POCKET
+from transfer.frozen.recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET
+from transfer.job import TransferJob
+from transfer.tasks import load_function, runner_of
 
 TINY_PRETRAIN = replace(
     POCKET, img_size=(32, 32), mask_patch_size=8, epochs=2, warmup_epochs=1, batch_size=16
@@ -43,39 +47,47 @@ TINY = {
 
 
 def run_pretrain(
-    out: Path, data: Path, recipe: PretrainRecipe = TINY_PRETRAIN, *, resume: bool = False
+    out: Path,
+    data: Path,
+    recipe: PretrainRecipe = TINY_PRETRAIN,
+    *,
+    resume: bool = False,
+    display: Display | None = None,
 ) -> Path:
+    display = display or Display(quiet=True)
     with open_run(
-        out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True), resume=resume
+        out, recipe=recipe, deviates={}, arguments={}, display=display, resume=resume
     ) as run:
-        return pretrain(recipe=recipe, deviates={}, data=data, run=run, seed=0, resume=resume)
+        context = RunContext(run=run, seed=0, resume=resume)
+        return pretrain(context, recipe=recipe, deviates={}, data=data)
 
 
 def run_task(
     task: str,
     out: Path,
     data: Path,
-    recipe: TransferRecipe,
+    recipe: Recipe,
     *,
     ckpt: str = "random:vit_pocket",
     resume: bool = False,
-    seed: int = 0,
-    fraction: float = 1.0,
+    display: Display | None = None,
+    **options: str,
 ) -> Record:
+    display = display or Display(quiet=True)
     with open_run(
-        out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True), resume=resume
+        out, recipe=recipe, deviates={}, arguments={}, display=display, resume=resume
     ) as run:
-        return run_transfer(
-            task,
+        job = TransferJob(
+            task=task,
             checkpoint=read_checkpoint(ckpt),
             data=data,
-            run=run,
             recipe=recipe,
             deviates={},
-            seed=seed,
-            resume=resume,
-            fraction=fraction,
+            options=options,
         )
+        context = RunContext(run=run, seed=0, resume=resume)
+        record: Record = load_function(runner_of(recipe).run)(context, job)
+        return record
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +97,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     return out
 
 
-def test_a_pretraining_run_leaves_the_documented_files(pretrained: Path) -> None:
+def test_a_pretraining_run_writes_the_documented_files(pretrained: Path) -> None:
     for name in ("recipe.json", "env.json", "metrics.jsonl", "log.txt", "reconstructions.png"):
         assert (pretrained / name).stat().st_size > 0, name
     assert any((pretrained / "tensorboard").iterdir())
@@ -94,7 +106,7 @@ def test_a_pretraining_run_leaves_the_documented_files(pretrained: Path) -> None
     assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s"} <= set(lines[0])
 
 
-def test_the_checkpoint_rebuilds_its_model_alone(pretrained: Path) -> None:
+def test_the_model_is_rebuilt_from_its_checkpoint_alone(pretrained: Path) -> None:
     model = load_simmim(str(pretrained))
     images, mask = torch.randn(2, 3, 32, 32), torch.zeros(2, 8, 8)
     mask[:, :4] = 1
@@ -105,35 +117,23 @@ def test_the_checkpoint_rebuilds_its_model_alone(pretrained: Path) -> None:
     assert 0 < provenance["held_out_loss"] < 2
 
 
-def test_the_same_seed_gives_the_same_weights_and_resuming_too(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, pocket: Path, pretrained: Path
 ) -> None:
     whole = load_simmim(str(pretrained)).state_dict()
-
-    class Killed(Exception):
-        pass
-
-    from pretrain import run as module
-
-    original = module.write_checkpoint
-
-    def die_after_one_epoch(*args: object, **kwargs: object) -> None:
-        original(*args, **kwargs)  # type: ignore[arg-type]
-        raise Killed
-
-    module.write_checkpoint = die_after_one_epoch  # type: ignore[assignment]
-    try:
-        with pytest.raises(Killed):
-            run_pretrain(tmp_path / "run", pocket / "imagenet")
-    finally:
-        module.write_checkpoint = original
+    with pytest.raises(InterruptedRun):
+        run_pretrain(
+            tmp_path / "run", pocket / "imagenet", display=InterruptingDisplay("pretrain", 3)
+        )
     run_pretrain(tmp_path / "run", pocket / "imagenet", resume=True)
     again = load_simmim(str(tmp_path / "run")).state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize("arch", ["swin_pocket"])
-def test_other_families_pretrain_and_transfer_too(arch: str, tmp_path: Path, pocket: Path) -> None:
+def test_other_families_are_pretrained_and_transferred(
+    arch: str, tmp_path: Path, pocket: Path
+) -> None:
     recipe = replace(TINY_PRETRAIN, arch=arch, epochs=1, warmup_epochs=0, mask_patch_size=16)
     run_pretrain(tmp_path / "pretrain", pocket / "imagenet", recipe)
     record = run_task(
@@ -147,7 +147,7 @@ def test_other_families_pretrain_and_transfer_too(arch: str, tmp_path: Path, poc
     assert record.details["blocks"] == 4
 
 
-def test_a_finished_run_is_left_as_it_is(pretrained: Path, pocket: Path) -> None:
+def test_resuming_a_finished_run_changes_nothing(pretrained: Path, pocket: Path) -> None:
     meta = pretrained / "checkpoints" / "last" / "meta.json"
     before = meta.read_bytes()
     run_pretrain(pretrained, pocket / "imagenet", resume=True)
@@ -159,8 +159,8 @@ def test_resuming_with_another_recipe_is_refused(pretrained: Path, pocket: Path)
         run_pretrain(pretrained, pocket / "imagenet", replace(TINY_PRETRAIN, epochs=3), resume=True)
 
 
-def test_resuming_minds_what_shapes_the_result_and_names_it(tmp_path: Path) -> None:
-    def go(recipe: TransferRecipe, *, resume: bool = True, **arguments: object) -> None:
+def test_resuming_with_other_arguments_is_refused_and_names_them(tmp_path: Path) -> None:
+    def go(recipe: Recipe, *, resume: bool = True, **arguments: object) -> None:
         with open_run(
             tmp_path / "run",
             recipe=recipe,
@@ -188,7 +188,7 @@ def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) 
         )
 
 
-def test_a_pretraining_loss_falls(tmp_path: Path, pocket: Path) -> None:
+def test_the_pretraining_loss_decreases(tmp_path: Path, pocket: Path) -> None:
     recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
     run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -197,11 +197,12 @@ def test_a_pretraining_loss_falls(tmp_path: Path, pocket: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["imagenet", "linear", "knn", "fewshot"])
-def test_every_classification_task_leaves_a_record_that_its_predictions_give(
+def test_every_classification_record_follows_from_its_predictions(
     task: str, tmp_path: Path, pocket: Path, pretrained: Path
 ) -> None:
+    options: dict[str, Any] = {"fraction": "50%"} if task == "fewshot" else {}
     record = run_task(
-        task, tmp_path / "run", pocket / "imagenet", TINY[task], ckpt=str(pretrained), fraction=0.5
+        task, tmp_path / "run", pocket / "imagenet", TINY[task], ckpt=str(pretrained), **options
     )
     assert record.evaluated == record.expected == 30
     assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
@@ -218,41 +219,25 @@ def test_every_classification_task_leaves_a_record_that_its_predictions_give(
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_fine_tuning_can_be_resumed_and_ends_the_same(
+def test_resumed_fine_tuning_gives_the_same_predictions(
     tmp_path: Path, pocket: Path, ema_decay: float
 ) -> None:
     recipe = replace(TINY_FINETUNE, ema_decay=ema_decay)
     whole = run_task("imagenet", tmp_path / "whole", pocket / "imagenet", recipe)
-    import signal
-
-    from simmim_bench import engine
-    from simmim_bench.errors import InterruptedRun
-
-    original = engine.fit
-
-    def interrupted(**arguments: object) -> None:
-        save = arguments["save"]
-
-        def save_then_signal(epochs_done: int) -> None:
-            save(epochs_done)  # type: ignore[operator]
-            signal.raise_signal(signal.SIGTERM)
-
-        original(**(arguments | {"save": save_then_signal}))  # type: ignore[arg-type]
-
-    from transfer import classification
-
-    classification.fit = interrupted  # type: ignore[assignment]
-    try:
-        with pytest.raises(InterruptedRun) as stopped:
-            run_task("imagenet", tmp_path / "cut", pocket / "imagenet", recipe)
-    finally:
-        classification.fit = original
+    with pytest.raises(InterruptedRun) as stopped:
+        run_task(
+            "imagenet",
+            tmp_path / "cut",
+            pocket / "imagenet",
+            recipe,
+            display=InterruptingDisplay("fine-tune", 3),
+        )
     assert stopped.value.exit_code == 143
     again = run_task("imagenet", tmp_path / "cut", pocket / "imagenet", recipe, resume=True)
     assert again.predictions["sha256"] == whole.predictions["sha256"]
 
 
-def test_fewshot_subsets_are_balanced_nested_in_nothing_but_the_seed(pocket: Path) -> None:
+def test_few_shot_subsets_are_balanced_and_follow_from_the_seed(pocket: Path) -> None:
     images = class_folders(pocket / "imagenet", "train")
     chosen = balanced_subset(images.labels, 0.5, 0)
     counts = np.bincount(np.array(images.labels)[chosen])

@@ -1,4 +1,4 @@
-"""The README's lines for projects of users' own, run as they stand."""
+"""Tests that run the README's code blocks for users' own Detectron2 and MMSegmentation projects."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim_bench.archs import BackboneSpec, find_spec
-from simmim_bench.backbones import build_backbone
-from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.build import build_backbone
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a checkpoint runs/vit_b, which is a small ViT here."""
+    """Change to a folder with a checkpoint runs/vit_b, a small ViT."""
     save(tmp_path, replace(find_spec("vit_b"), embed_dim=32, depths=(8,), num_heads=(2,)))
     monkeypatch.chdir(tmp_path)
 
@@ -36,14 +36,14 @@ def save(folder: Path, spec: BackboneSpec) -> None:
 
 
 def readme_lines(heading: str) -> str:
-    """Give the code block below a line of the README."""
+    """Return the code block below a line of the README."""
     _, _, rest = README.read_text(encoding="utf-8").partition(heading)
     block = re.search(r"```python\n(.*?)```", rest, re.DOTALL)
     assert block is not None
     return block.group(1)
 
 
-def test_the_readmes_lines_for_a_yaml_project_give_a_detector(project: None) -> None:
+def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
     pytest.importorskip("detectron2")
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
@@ -60,7 +60,7 @@ def test_the_readmes_lines_for_a_yaml_project_give_a_detector(project: None) -> 
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    exec(readme_lines("**In a Detectron2 project of your own**, from yaml"), {"cfg": cfg})
+    exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
     assert backbone.spec.embed_dim == 32
@@ -71,7 +71,7 @@ def test_the_readmes_lines_for_a_yaml_project_give_a_detector(project: None) -> 
     assert found["instances"].image_size == (200, 300)
 
 
-def test_the_readmes_lines_for_a_lazyconfig_project_give_a_pyramid(project: None) -> None:
+def test_the_readmes_lazyconfig_lines_build_a_pyramid(project: None) -> None:
     pytest.importorskip("detectron2")
     from detectron2.config import LazyCall, instantiate
     from detectron2.modeling import GeneralizedRCNN
@@ -86,18 +86,18 @@ def test_the_readmes_lines_for_a_lazyconfig_project_give_a_pyramid(project: None
     assert maps["p3"].shape == (1, 256, 16, 16)
 
 
-def test_the_readmes_lines_for_an_mmsegmentation_config_train(
+def test_the_readmes_mmsegmentation_config_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a config of UPerNet on another backbone, with one step of its optimizer."""
+    """The lines are applied to a UPerNet config with another backbone; its optimizer takes one step."""
     pytest.importorskip("mmseg")
     from mmengine.config import Config
     from mmengine.optim import build_optim_wrapper
     from mmseg.registry import MODELS
 
-    from transfer.segmentation import import_engine
+    from transfer.segmentation.run import require_mmseg
 
-    import_engine()  # quietly
+    require_mmseg()  # imports MMSegmentation without its greeting
     save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the README says 768 channels
     monkeypatch.chdir(tmp_path)
     Path("base.py").write_text(BASE)

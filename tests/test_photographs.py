@@ -1,7 +1,7 @@
 """Transfers on photographs, which are not part of the project: `make test-slow COCO=FOLDER ADE20K=FOLDER`.
 
-COCO's folder is in its layout, with masks and crowds; ADE20K's has eight pictures or more to train on.
-Without them, pictures are drawn.
+COCO's folder has masks and crowds; ADE20K's has eight training images or more. Without these folders, synthetic images
+are used.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from test_coco_evaluation import STATS, referee
+from support.referee import referee
 
-from simmim_bench.cli import cli
-from simmim_bench.coco_evaluation import evaluate_coco
-from simmim_bench.pocket import PocketCounts, write_pocket
+from simmim_bench.cli.main import cli
+from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.results.coco import STATS, evaluate_coco
 
 pytestmark = pytest.mark.slow
 FEW = 8
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counts = PocketCounts(
         imagenet_train=10,
         imagenet_val=10,
@@ -37,19 +37,19 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ade20k_train=16,
         ade20k_val=1,
     )
-    out = tmp_path_factory.mktemp("drawn")
+    out = tmp_path_factory.mktemp("synthetic")
     write_pocket(out, img_size=(256, 256), counts=counts)
     return out
 
 
 @pytest.fixture(scope="module")
-def coco(drawn: Path) -> Path:
-    return Path(os.environ.get("COCO") or drawn / "coco")
+def coco(synthetic: Path) -> Path:
+    return Path(os.environ.get("COCO") or synthetic / "coco")
 
 
 @pytest.fixture(scope="module")
-def ade20k(drawn: Path) -> Path:
-    return Path(os.environ.get("ADE20K") or drawn / "ade20k")
+def ade20k(synthetic: Path) -> Path:
+    return Path(os.environ.get("ADE20K") or synthetic / "ade20k")
 
 
 def read(data: Path, split: str) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def read(data: Path, split: str) -> dict[str, Any]:
 
 
 def of_large_objects(data: Path, out: Path) -> Path:
-    """Copy the images whose smallest object covers most of the image, as both splits of a data set."""
+    """Copy the images with the relatively largest smallest object, as both splits of a data set."""
     content = read(data, "train")
     areas = defaultdict(list)
     for annotation in content["annotations"]:
         areas[annotation["image_id"]].append(annotation["area"])
-    pictured = [image for image in content["images"] if areas[image["id"]]]
-    pictured.sort(key=lambda i: -min(areas[i["id"]]) / (i["width"] * i["height"]))
-    chosen = {image["id"]: image for image in pictured[:FEW]}
+    annotated = [image for image in content["images"] if areas[image["id"]]]
+    annotated.sort(key=lambda i: -min(areas[i["id"]]) / (i["width"] * i["height"]))
+    chosen = {image["id"]: image for image in annotated[:FEW]}
     few = {
         **content,
         "images": list(chosen.values()),
@@ -81,11 +81,11 @@ def of_large_objects(data: Path, out: Path) -> Path:
     return out
 
 
-def test_a_small_detector_learns_eight_pictures_by_heart(coco: Path, tmp_path: Path) -> None:
+def test_a_small_detector_overfits_eight_images(coco: Path, tmp_path: Path) -> None:
     data = of_large_objects(coco, tmp_path / "few")
     arguments = ["transfer", "coco", "--ckpt", "random:swin_pocket", "--recipe", "coco_small"]
     run = tmp_path / "run"
-    arguments += ["-o", "scale_range=1,1"]  # the very same pictures
+    arguments += ["-o", "scale_range=1,1"]  # without augmentation by scale
     done = CliRunner().invoke(
         cli, [*arguments, "--data", str(data), "--out", str(run), "--quiet", "--json"]
     )
@@ -96,17 +96,17 @@ def test_a_small_detector_learns_eight_pictures_by_heart(coco: Path, tmp_path: P
 
 
 def of_many_classes(data: Path, out: Path) -> Path:
-    """Copy the pictures that show the most classes, each on half a percent of it, as both splits."""
+    """Copy the images with the most classes of at least half a percent of the pixels, as both splits."""
 
-    def shown(mask: Path) -> int:
+    def negative_class_count(mask: Path) -> int:
         counts = np.bincount(np.asarray(Image.open(mask)).ravel(), minlength=256)[1:]
         return -int((counts >= 0.005 * counts.sum()).sum())
 
     masks = sorted((data / "annotations" / "training").glob("*.png"))
-    for mask in sorted(masks, key=shown)[:FEW]:
-        picture = next((data / "images" / "training").glob(f"{mask.stem}.*"))
+    for mask in sorted(masks, key=negative_class_count)[:FEW]:
+        image = next((data / "images" / "training").glob(f"{mask.stem}.*"))
         for split in ("training", "validation"):
-            for kind, file in (("annotations", mask), ("images", picture)):
+            for kind, file in (("annotations", mask), ("images", image)):
                 (out / kind / split).mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, out / kind / split)
     if (data / "classes.txt").exists():
@@ -114,7 +114,7 @@ def of_many_classes(data: Path, out: Path) -> Path:
     return out
 
 
-def test_a_small_segmentor_learns_eight_scenes_by_heart(ade20k: Path, tmp_path: Path) -> None:
+def test_a_small_segmentor_overfits_eight_images(ade20k: Path, tmp_path: Path) -> None:
     data = of_many_classes(ade20k, tmp_path / "few")
     arguments = ["transfer", "ade20k", "--ckpt", "random:swin_pocket", "--recipe", "ade20k_small"]
     for override in ("scale_range=1,1", "img_size=120,160", "max_iters=600"):
@@ -126,8 +126,8 @@ def test_a_small_segmentor_learns_eight_scenes_by_heart(ade20k: Path, tmp_path: 
     assert json.loads(done.stdout)["metrics"]["miou"] > 60
 
 
-def test_real_annotations_are_scored_as_pycocotools_does(coco: Path, tmp_path: Path) -> None:
-    """Every object is found, some a little beside their place; crowds and pictures without objects are there."""
+def test_scores_on_real_annotations_equal_those_of_pycocotools(coco: Path, tmp_path: Path) -> None:
+    """Every object is detected, some with shifted boxes; there are crowds and images without objects."""
     content = read(coco, "val")
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     found = []
@@ -153,7 +153,7 @@ def test_real_annotations_are_scored_as_pycocotools_does(coco: Path, tmp_path: P
 
 
 def rectangle(box: list[float], height: int, width: int) -> dict[str, Any]:
-    """Give the run lengths of a box's pixels."""
+    """Return the run lengths of a box's pixels."""
     from pycocotools import mask as masks
 
     x, y, w, h = box

@@ -1,10 +1,10 @@
-"""Our backbones as Detectron2 backbones: the raw maps, and the pyramids that detectors are built on.
+"""The Detectron2 adapter: backbones as `detectron2.modeling.Backbone`, raw maps or pyramids.
 
-In: CKPT, or a checkpoint already read. Out: a `detectron2.modeling.Backbone` that maps images (B, 3, H, W)
-to named maps: `map0`, `map1`, ... as `forward_maps` gives them, or a pyramid `p2`, `p3`, ... whose level
-pN has stride 2**N. A ViT gets the simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its
-last map, the others an FPN (arXiv 1612.03144) on their stages. A ResNet's BatchNorm is trained like the rest,
-as SparK has it (arXiv 2301.03580), and not frozen as in Detectron2's own; `Team.share` lets GPUs share it.
+A backbone is built from a CKPT, or from a checkpoint already read, and maps images (B, 3, H, W) to named maps: `map0`,
+`map1`, ... as returned by `forward_maps`, or a pyramid `p2`, `p3`, ... whose level pN has stride 2**N. A ViT gets the
+simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its last map, the others an FPN (arXiv 1612.03144) on
+their stages. A ResNet's BatchNorm is trained like all other weights, as in SparK (arXiv 2301.03580), and not frozen as
+in Detectron2's own ResNet; `DistContext.wrap_model` synchronises it between GPUs.
 
 With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml config, call
 `add_simmim_config(cfg)` and name `SimMIMBackbone` or `build_simmim_pyramid` in `MODEL.BACKBONE.NAME`.
@@ -23,14 +23,14 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from transfer.dense_recipes import CocoRecipe
+from transfer.detection.recipes import CocoRecipe
 
 
 @BACKBONE_REGISTRY.register()
 class SimMIMBackbone(Backbone):
-    """The maps of a backbone under the names `map0`, `map1`, ..., unchanged."""
+    """The maps of a backbone, unchanged, under the names `map0`, `map1`, ..."""
 
     @configurable
     def __init__(
@@ -68,16 +68,16 @@ class SimMIMBackbone(Backbone):
         }
 
     def freeze_beyond(self, level: int) -> None:
-        """Leave alone what the maps up to a level do not depend on.
+        """Freeze the weights that the maps up to a level do not depend on.
 
-        Several processes (DDP) wait for a gradient of every weight that wants one.
+        DistributedDataParallel waits for a gradient of every trained weight.
         """
         for name in self.backbone.unused_in_maps(level):
             self.backbone.get_parameter(name).requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:
-        """Pad so that every map's cell covers pixels; other sizes run too, with a ragged border."""
+        """Stride of the coarsest map; images of other sizes work too, their last cells extend beyond the image."""
         return self.backbone.feature_levels[-1].stride
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -86,10 +86,10 @@ class SimMIMBackbone(Backbone):
 
 
 class ViTPyramid(SimpleFeaturePyramid):
-    """Detectron2's simple feature pyramid, with the padding that it means to ask for.
+    """Detectron2's simple feature pyramid, with its padding corrected.
 
-    Its `padding_constraints` misspells "size_divisibility", and the property of that name stays 0, so
-    that batches would be padded to no multiple of the stride.
+    Detectron2's `padding_constraints` misspells "size_divisibility", and its property of that name stays 0,
+    so that batches would not be padded to a multiple of the stride.
     """
 
     @property
@@ -99,39 +99,41 @@ class ViTPyramid(SimpleFeaturePyramid):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """Pad to a square where one is asked for, then to the stride."""
+        """Padding to a multiple of the stride and, if requested, to a square."""
         return {"size_divisibility": self.size_divisibility, "square_size": self._square_pad}
 
 
 def build_pyramid(
     net: SimMIMBackbone, strides: tuple[int, ...], channels: int, square_pad: int = 0
 ) -> Backbone:
-    """Put a pyramid on a backbone.
+    """Build a pyramid on a backbone.
 
     Args:
-        strides: of the levels in pixels, each twice the one before. A ViT of patch size p has p/4, p/2,
-            p and 2p, the others their stages; one more, twice as coarse, is pooled from the last.
-        square_pad: side in pixels of the square that images are padded to; 0 for none.
+        strides: of the levels in pixels, each twice the previous one. A ViT of patch size p has p/4, p/2,
+            p and 2p, the others the strides of their stages; one more level, twice as coarse, is pooled
+            from the last.
+        channels: of every level.
+        square_pad: side in pixels of the square that images are padded to; 0 for no square.
 
     Raises:
-        UsageError: the backbone cannot give these strides.
+        UsageError: the backbone does not have these strides.
     """
     spec = net.backbone.spec
-    own = [level.stride for level in spec.feature_levels]
+    available = [level.stride for level in spec.feature_levels]
     if spec.family == "vit":
-        own = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
-    pooled = len(strides) > 1 and strides[-1] not in own
+        available = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
+    pooled = len(strides) > 1 and strides[-1] not in available
     direct = strides[:-1] if pooled else strides
     doubles = all(fine * 2 == coarse for fine, coarse in pairwise(strides))
-    if not (doubles and set(direct) <= set(own)):
+    if not (doubles and set(direct) <= set(available)):
         raise UsageError(
-            f"strides {strides} cannot be had from {spec.arch}: each must be twice the one before, of "
-            f"{own}, and at most one more."
+            f"strides {strides} are not available from {spec.arch}: use consecutive strides of {available}, each "
+            "twice the previous one, and at most one more after them."
         )
     top_block = None
     if pooled:
         top_block = LastLevelMaxPool()
-        # Detectron2's says "p5" whatever the strides are.
+        # Detectron2's class always pools "p5", whatever the strides are.
         top_block.in_feature = f"p{direct[-1].bit_length() - 1}"
     if spec.family == "vit":
         return ViTPyramid(
@@ -142,10 +144,10 @@ def build_pyramid(
             top_block=top_block,
             square_pad=square_pad,
         )
-    net.freeze_beyond(own.index(direct[-1]))
+    net.freeze_beyond(available.index(direct[-1]))
     return FPN(
         net,
-        in_features=[f"map{own.index(stride)}" for stride in direct],
+        in_features=[f"map{available.index(stride)}" for stride in direct],
         out_channels=channels,
         top_block=top_block,
         square_pad=square_pad,
@@ -153,7 +155,7 @@ def build_pyramid(
 
 
 def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: int) -> Backbone:
-    """Build the pyramid of a recipe; all that the checkpoint does not hold is drawn from the seed."""
+    """Build the pyramid of a recipe; the seed initialises the weights that the checkpoint does not have."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = SimMIMBackbone(
@@ -167,12 +169,12 @@ def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: i
 
 
 def add_simmim_config(cfg: CfgNode) -> None:
-    """Add MODEL.SIMMIM to a yaml config: the checkpoint and what the pyramid is made of."""
+    """Add the node MODEL.SIMMIM, the checkpoint and the pyramid's settings, to a yaml config."""
     cfg.MODEL.SIMMIM = CfgNode(
         {
             "CKPT": "random:vit_b",
             "IMG_SIZE": [1024, 1024],
-            "WINDOW_SIZE": 0,  # of attention windows; 0 for the checkpoint's own
+            "WINDOW_SIZE": 0,  # of attention windows; 0 for the checkpoint's
             "DROP_PATH_RATE": 0.0,
             "STRIDES": [4, 8, 16, 32, 64],
             "SQUARE_PAD": 0,
@@ -182,7 +184,7 @@ def add_simmim_config(cfg: CfgNode) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_simmim_pyramid(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
-    """Build the pyramid of a yaml config, MODEL.FPN.OUT_CHANNELS wide."""
+    """Build the pyramid of a yaml config, with MODEL.FPN.OUT_CHANNELS channels."""
     node = cfg.MODEL.SIMMIM
     net = SimMIMBackbone(cfg, input_shape)
     return build_pyramid(net, tuple(node.STRIDES), cfg.MODEL.FPN.OUT_CHANNELS, node.SQUARE_PAD)

@@ -1,91 +1,113 @@
-"""Which training images few-shot learning sees: the same number of every class, or those of a file.
+"""Choose the training images of few-shot learning: a balanced fraction, or the images that a file lists.
 
-In: the training images, a share and a seed, or a list such as SimCLR's `1percent.txt` and `10percent.txt`
-(github.com/google-research/simclr, imagenet_subsets). Out: their numbers, and a hash to compare splits by.
+The fraction takes the same number of images of every class. A file is a list such as SimCLR's `1percent.txt` and
+`10percent.txt` (github.com/google-research/simclr, imagenet_subsets).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data import balanced_subset
+from simmim_bench.data.datasets import balanced_subset
+from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.sources import ImageList
 
 
 def few_shot_images(
-    train: ImageList, fraction: float, seed: int, listed: Path | None = None
+    train: ImageList, fraction: float, seed: int, split: Path | None = None
 ) -> list[int]:
-    """Choose the images of a split, ascending.
+    """Return the indices, ascending, of the training images to learn from.
 
     Args:
-        fraction: share of the training images, in (0, 1].
-        listed: a text file of images, NAME or CLASS/NAME a line, instead of a share that is drawn.
+        fraction: fraction of the training images, in (0, 1].
+        seed: samples the images, unless `split` lists them.
+        split: a text file that lists the images, one NAME or CLASS/NAME per line.
 
     Raises:
-        UsageError: a file that lists another share than `fraction`.
-        DataError: the share is less than one image a class, or the file names an image that is not there
-            or a name that several have, or leaves out a class.
+        UsageError: the file lists a fraction of the images far from `fraction`.
+        DataError: the fraction is less than one image per class; or the file names a missing image or a name
+            of several images, or has no image of a class.
     """
-    if listed is None:
+    if split is None:
         if round(fraction * len(train) / len(train.classes)) < 1:
             raise DataError(
-                f"{fraction:.0%} of {len(train)} images in {len(train.classes)} classes is less than one a "
-                f"class; use {'--fraction 10% or ' if fraction < 0.1 else ''}more images."
+                f"{fraction:.0%} of {len(train)} images in {len(train.classes)} classes is less than one image "
+                f"per class; use {'--fraction 10% or ' if fraction < 0.1 else ''}more images."
             )
         return balanced_subset(train.labels, fraction, seed)
-    try:
-        lines = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"the split {listed} cannot be read: {error}.") from error
-    found: dict[str, list[int]] = {}
-    for number, path in enumerate(train.paths):
-        for name in _names(path.relative_to(train.root / "train").as_posix(), 1):
-            found.setdefault(name, []).append(number)
-    matches = {
-        line: next((found[name] for name in _names(line, 2) if name in found), [])
-        for line in dict.fromkeys(lines)
-        if line
-    }
-    lost = [line for line, numbers in matches.items() if not numbers]
-    if lost:
-        raise DataError(
-            f"the split {listed} names {len(lost)} images that are not below {train.root / 'train'}: "
-            f"{', '.join(lost[:3])}{', ...' if len(lost) > 3 else ''}"
-        )
-    for line, numbers in matches.items():
-        if len(numbers) > 1:
-            raise DataError(
-                f"the split {listed} names {line}, which {len(numbers)} images are called, such as "
-                f"{train.paths[numbers[0]]} and {train.paths[numbers[1]]}; write CLASS/NAME."
-            )
-    chosen = sorted({number for (number,) in matches.values()})
-    share = len(chosen) / len(train)
-    if not fraction / 2 < share < fraction * 2:
-        raise UsageError(
-            f"the split {listed} has {share:.1%} of the training images, --fraction says {fraction:.0%}; the "
-            "score's column follows from --fraction."
-        )
-    seen = {train.labels[number] for number in chosen}
-    empty = [name for label, name in enumerate(train.classes) if label not in seen]
-    if empty:
-        raise DataError(
-            f"the split {listed} has no image of {len(empty)} classes: {', '.join(empty[:3])}"
-            f"{', ...' if len(empty) > 3 else ''}"
-        )
+    chosen = _find_images(_read_split(split), train, split)
+    _check_fraction(len(chosen) / len(train), fraction, split)
+    _check_every_class(chosen, train, split)
     return chosen
-
-
-def _names(path: str, least: int) -> Iterator[str]:
-    """Give a path's endings, the longest first, of so many parts at least where it has them."""
-    parts = PurePosixPath(path).parts
-    for start in range(max(1, len(parts) - least + 1)):
-        yield "/".join(parts[start:])
 
 
 def split_sha256(images: ImageList) -> str:
     """Hash the images of a split by class and name: SHA-256 in hexadecimal, the same on every machine."""
     lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _read_split(split: Path) -> list[str]:
+    """Return the distinct entries of a split file."""
+    try:
+        lines = [line.strip() for line in split.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"the split {split} cannot be read: {error}.") from error
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[int]:
+    """Return the indices, ascending, of the training images that a split file names."""
+    indices: dict[str, list[int]] = {}
+    for index, path in enumerate(train.paths):
+        for suffix in _path_suffixes(path.relative_to(train.root / "train").as_posix(), 1):
+            indices.setdefault(suffix, []).append(index)
+    matches = {
+        name: next((indices[s] for s in _path_suffixes(name, 2) if s in indices), [])
+        for name in names
+    }
+    missing = [name for name, found in matches.items() if not found]
+    if missing:
+        raise DataError(
+            f"the split {split} names {len(missing)} images that do not exist below {train.root / 'train'}: "
+            f"{_first_three(missing)}"
+        )
+    for name, found in matches.items():
+        if len(found) > 1:
+            raise DataError(
+                f"the split {split} names {name}, which matches {len(found)} images, such as "
+                f"{train.paths[found[0]]} and {train.paths[found[1]]}; write CLASS/NAME."
+            )
+    return sorted({index for (index,) in matches.values()})
+
+
+def _path_suffixes(path: str, min_parts: int) -> Iterator[str]:
+    """Yield the trailing parts of a path, the longest first, of `min_parts` parts or the whole path at least."""
+    parts = PurePosixPath(path).parts
+    for start in range(max(1, len(parts) - min_parts + 1)):
+        yield "/".join(parts[start:])
+
+
+def _check_fraction(listed: float, fraction: float, split: Path) -> None:
+    """Raise an error if a split file lists less than half or more than twice the fraction."""
+    if not fraction / 2 < listed < fraction * 2:
+        raise UsageError(
+            f"the split {split} lists {listed:.1%} of the training images, but --fraction is {fraction:.0%}; use "
+            "the --fraction of the split, which names the score's column."
+        )
+
+
+def _check_every_class(chosen: Sequence[int], train: ImageList, split: Path) -> None:
+    """Raise an error if a split file lists no image of a class."""
+    labels = {train.labels[index] for index in chosen}
+    empty = [name for label, name in enumerate(train.classes) if label not in labels]
+    if empty:
+        raise DataError(
+            f"the split {split} lists no image of {len(empty)} classes: {_first_three(empty)}"
+        )
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -1,16 +1,16 @@
-"""SimMIM's backbones in MMSegmentation, under the name `SimMIMBackbone`.
+"""Our backbones in MMSegmentation, registered as `SimMIMBackbone`.
 
-In: a plain MMSegmentation config with `custom_imports=dict(imports=['transfer.mmseg_backbone'])` and
-`backbone=dict(type='SimMIMBackbone', ckpt=CKPT, img_size=(512, 512))`. Out: NCHW maps whose `channels`
-and `strides` the module declares; a ViT's go through `Feature2Pyramid` with `pyramid_rescales`, others' straight
-to `UPerHead`. The data preprocessor must normalise as the checkpoint says: `mean` and `std`
-of the module, for pixels in [0, 255] in RGB order. A ResNet's BatchNorm is trained like the rest, over the
-images of one process unless `torch.nn.SyncBatchNorm.convert_sync_batchnorm` has changed it.
+An MMSegmentation config needs `custom_imports=dict(imports=['transfer.mmseg_backbone'])` and
+`backbone=dict(type='SimMIMBackbone', ckpt=CKPT, img_size=(512, 512))`. The module returns NCHW maps and declares their
+`channels` and `strides`. A ViT's maps go through `Feature2Pyramid` with `pyramid_rescales`, those of other backbones
+directly to `UPerHead`. The data preprocessor must normalise with the module's `mean` and `std`, which are those of the
+checkpoint for pixels in [0, 255] in RGB order. A ResNet's BatchNorm is trained like all other weights, over the images
+of one process unless it is converted with `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
 
-Rates that fall from layer to layer: `optim_wrapper=dict(constructor='SimMIMLayerDecay',
+For layer-wise learning rate decay use `optim_wrapper=dict(constructor='SimMIMLayerDecay',
 paramwise_cfg=dict(layer_decay=0.65), optimizer=...)`.
 
-On one process a config's SyncBN must be BN (`mmengine.model.revert_sync_batchnorm` does it).
+With a single process, replace SyncBN in the config by BN (`mmengine.model.revert_sync_batchnorm`).
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from simmim_bench.archs import BackboneSpec
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoint import Checkpoint, read_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.optim import parameter_groups
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.training.optim import parameter_groups
 
 
 @MODELS.register_module()
 class SimMIMBackbone(BaseModule):
-    """Give the feature maps of a checkpoint's backbone.
+    """Returns the feature maps of a checkpoint's backbone.
 
     Args:
         ckpt: a checkpoint directory, a run directory, `random:ARCH`, or a checkpoint already read.
-        img_size: (H, W), or a side, of the training crop; None for the checkpoint's own.
-        window_size: tokens a side of an attention window; None for the checkpoint's own.
-        drop_path_rate: stochastic depth of the last block, in [0, 1).
-        seed: draws what the checkpoint does not hold.
-        out_indices: which of the backbone's levels to give, in order.
-        frozen_stages: -1 to train all; 0 keeps the embedding as it is, n the blocks up to level n - 1
-            as well, as in MMSegmentation's Swin.
-        init_cfg: `dict(type='Pretrained', checkpoint=FILE)` puts in what `simmim-bench convert --to mmseg`
-            wrote for this module, strictly.
+        img_size: (H, W), or the side, of the training crop; None for the checkpoint's size.
+        window_size: side of an attention window in tokens; None for the checkpoint's.
+        drop_path_rate: stochastic-depth rate of the last block, in [0, 1).
+        seed: initialises the weights that the checkpoint does not have.
+        out_indices: indices of the backbone's levels to return, in order.
+        frozen_stages: -1 to train all; 0 freezes the embedding, n also the blocks up to level n - 1, as in
+            MMSegmentation's Swin.
+        init_cfg: `dict(type='Pretrained', checkpoint=FILE)` loads a file that `simmim-bench convert --to
+            mmseg` wrote for this module, strictly.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SimMIMBackbone(BaseModule):
             drop_path_rate=drop_path_rate,
             seed=seed,
         )
-        # DistributedDataParallel refuses parameters without gradient.
+        # DistributedDataParallel refuses trained parameters without a gradient.
         count = len(self.backbone.feature_levels)
         last = max(index % count for index in out_indices)
         for name in self.backbone.unused_in_maps(last):
@@ -88,44 +89,46 @@ class SimMIMBackbone(BaseModule):
         spec = self.backbone.spec
         ends = spec.level_blocks if spec.family == "vit" else tuple(accumulate(spec.depths))
         if not -1 <= stages <= len(ends):
-            raise UsageError(f"frozen_stages {stages} is not in -1..{len(ends)} of {spec.arch}.")
+            raise UsageError(
+                f"frozen_stages={stages} is not allowed for {spec.arch}; use -1 to {len(ends)}."
+            )
         last_frozen = (-1, 0, *ends)[stages + 1]
         for name, parameter in self.backbone.named_parameters():
             if self.backbone.layer_id(name) <= last_frozen:
                 parameter.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Put in the weights of `init_cfg`; without it they are the checkpoint's already.
+        """Load the weights of `init_cfg`, if given; the checkpoint's weights are loaded already.
 
         Raises:
-            DataError: the file does not hold exactly this backbone.
-            UsageError: an `init_cfg` of another type.
+            DataError: the file does not contain exactly this backbone.
+            UsageError: `init_cfg` is of another type than "Pretrained".
         """
         if self.init_cfg is None:
             return
         if self.init_cfg.get("type") != "Pretrained":
             raise UsageError(
-                f"init_cfg {self.init_cfg} is not of type 'Pretrained'; leave it away and name a ckpt."
+                f"init_cfg {self.init_cfg} is not of type 'Pretrained'; remove it and pass the checkpoint as ckpt=."
             )
         file = self.init_cfg["checkpoint"]
         try:
             load_checkpoint(self, file, map_location="cpu", strict=True)
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"init_cfg: {file} does not hold this backbone: {error}; give it as ckpt=, which converts."
+                f"init_cfg: {file} does not contain this backbone: {error}; pass the file as ckpt=, which converts it."
             ) from error
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Map (B, C, H, W), normalised, to a map (B, C, h, w) a level, h = ceil(H / stride)."""
+        """Map normalised images (B, C, H, W) to one map (B, C, h, w) per level, h = ceil(H / stride)."""
         maps = self.backbone.forward_maps(images)
         return tuple(maps[i] for i in self.out_indices)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class SimMIMLayerDecay:
-    """Build a config's optimizer with rates that fall from layer to layer of our backbone.
+    """Builds a config's optimizer with layer-wise learning rate decay in our backbone.
 
-    mmengine asks for a class; `paramwise_cfg` has `layer_decay`, the factor a layer going down.
+    mmengine requires a class. `paramwise_cfg` has `layer_decay`, the factor of each layer towards the input.
     """
 
     def __init__(
@@ -136,19 +139,19 @@ class SimMIMLayerDecay:
         self.layer_decay = (paramwise_cfg or {}).get("layer_decay", 1.0)
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Give the wrapped optimizer.
+        """Return the wrapped optimizer.
 
         Raises:
-            UsageError: the model has no backbone of ours, or several.
+            UsageError: the model does not have exactly one `SimMIMBackbone`.
         """
-        ours = [module for module in model.modules() if isinstance(module, SimMIMBackbone)]
-        if len(ours) != 1:
+        adapters = [module for module in model.modules() if isinstance(module, SimMIMBackbone)]
+        if len(adapters) != 1:
             raise UsageError(
-                f"SimMIMLayerDecay wants one SimMIMBackbone, the model has {len(ours)}."
+                f"SimMIMLayerDecay needs exactly one SimMIMBackbone, but the model has {len(adapters)}."
             )
         groups = parameter_groups(
             model,
-            ours[0].backbone,
+            adapters[0].backbone,
             lr=self.optimizer["lr"],
             weight_decay=self.optimizer.get("weight_decay", 0.0),
             layer_decay=self.layer_decay,
@@ -160,8 +163,8 @@ class SimMIMLayerDecay:
 
 
 def pyramid_rescales(spec: BackboneSpec) -> tuple[float, ...]:
-    """Give the `rescales` of a ViT's `Feature2Pyramid`: strides of 4, 8, 16 and 32 for patches of 16.
+    """Return the `rescales` of a ViT's `Feature2Pyramid`: strides of 4, 8, 16 and 32 for patches of 16.
 
-    Small patches take the neck's second form, which begins at half a patch.
+    Patches of 8 pixels or less use the neck's second form, which starts at half a patch.
     """
     return (4, 2, 1, 0.5) if spec.patch_size > 8 else (2, 1, 0.5, 0.25)

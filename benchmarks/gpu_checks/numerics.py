@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detection_step import draw as synthetic_images
+from detection_step import synthetic_batch as synthetic_images
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -29,8 +29,8 @@ from gpu_checks.product import (
     default_recipe,
     find_recipe,
     find_spec,
-    random_masks,
     read_checkpoint,
+    sample_masks,
 )
 from gpu_checks.report import Findings
 from gpu_checks.training import PretrainStep
@@ -197,7 +197,7 @@ def _problem(arch: str, device: torch.device, images: int) -> tuple[SimMIM, Tens
         for parameter in model.parameters():
             parameter.add_(PERTURBATION * torch.randn(parameter.shape, generator=generator))
     pixels = torch.randn(images, 3, *recipe.img_size, generator=generator)
-    mask = random_masks(
+    mask = sample_masks(
         images,
         recipe.img_size,
         mask_patch_size=recipe.mask_patch_size,

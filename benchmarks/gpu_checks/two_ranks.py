@@ -51,7 +51,7 @@ def gather_sharded_on_host(shard: Tensor, group_size: int, group_name: str) -> T
 
 if __name__ == "__main__":
     dist.init_process_group = init_over_gloo  # type: ignore[assignment]
-    dist.all_gather_into_tensor = all_gather_on_host  # type: ignore[assignment]
+    dist.all_gather_into_tensor = all_gather_on_host
     dist.reduce_scatter_tensor = reduce_scatter_on_host  # type: ignore[assignment]
     if torch.cuda.is_available():
         library = torch.library.Library("_c10d_functional", "IMPL")

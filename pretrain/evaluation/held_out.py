@@ -1,0 +1,90 @@
+"""Evaluation of a SimMIM model on held-out images: loss, reconstruction metrics and `reconstructions.png`.
+
+The masks are the same at every evaluation, so that epochs and runs are comparable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pretrain.evaluation.metrics import ReconstructionMetrics, effective_rank
+from pretrain.evaluation.visualize import evenly_spaced, load_uncropped, save_reconstruction_grid
+from pretrain.masking.masks import sample_recipe_masks, upsample_mask
+from pretrain.recipes import PretrainRecipe
+from pretrain.simmim import SimMIM
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.datasets import ImageDataset, eval_transform
+from simmim_bench.data.loader import eval_loader
+from simmim_bench.data.sources import ImageSource
+from simmim_bench.training.precision import autocast
+
+HELD_OUT_IMAGES = 512  # determine the third digit of the loss
+BATCH = 64
+VISUALIZED_IMAGES = 8
+
+
+@torch.no_grad()
+def held_out_metrics(
+    model: SimMIM,
+    recipe: PretrainRecipe,
+    images: ImageSource,
+    *,
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
+    """Evaluate at most 512 evenly spaced images, uncropped, each with a different mask.
+
+    Args:
+        precision: "fp32" or "bf16", of the forward pass.
+
+    Returns:
+        `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels (`ReconstructionMetrics`), if the
+        target can be visualised; and `effective_rank` of the pooled features of the unmasked images.
+    """
+    images = evenly_spaced(images, HELD_OUT_IMAGES)
+    transform = eval_transform(
+        recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
+    loader = eval_loader(
+        ImageDataset(images, transform), batch_size=BATCH, num_workers=recipe.num_workers
+    )
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    scale, shift = (
+        torch.tensor(x, device=device).view(-1, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN)
+    )
+    total, pooled, metrics = 0.0, [], ReconstructionMetrics()
+    for pixels, _ in loader:
+        inputs = pixels.to(device)
+        mask = sample_recipe_masks(recipe, model.spec.patch_size, inputs, generator).to(device)
+        with autocast(device, precision):
+            output = model(inputs, mask)
+            unmasked = model(inputs, torch.zeros_like(mask)).features
+        total += float(output.loss) * len(pixels)
+        pooled.append(unmasked.float().mean((2, 3)))
+        if model.reconstruction_target.can_visualize:
+            predicted = model.reconstruction_target.denormalise(output.reconstruction, inputs)
+            hidden = upsample_mask(mask, recipe.img_size).unsqueeze(1)
+            metrics.update(predicted * scale + shift, inputs * scale + shift, hidden)
+    return {
+        "held_out_loss": total / len(images),
+        **metrics.compute(),
+        "effective_rank": effective_rank(torch.cat(pooled)),
+    }
+
+
+def visualize_held_out(
+    model: SimMIM, recipe: PretrainRecipe, images: ImageSource, out: Path | None
+) -> None:
+    """Write eight images, masked and reconstructed, as a grid.
+
+    Args:
+        out: PNG file; None for the other processes of a sharded model, which only take part in the forward pass.
+    """
+    chosen = evenly_spaced(images, VISUALIZED_IMAGES)
+    generator = torch.Generator().manual_seed(0)
+    pixels = load_uncropped(chosen, recipe.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    mask = sample_recipe_masks(recipe, model.spec.patch_size, pixels, generator)
+    save_reconstruction_grid(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -1,0 +1,281 @@
+"""Pretrain a SimMIM model, from images to a checkpoint directory.
+
+The run directory's `checkpoints/last/` holds the model, `metrics.jsonl` the losses and
+`reconstructions.png` reconstructions of held-out images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.evaluation.held_out import held_out_metrics, visualize_held_out
+from pretrain.evaluation.monitor import CollapseMonitor, trivial_loss
+from pretrain.flops import training_flops
+from pretrain.masking.avg_dist import recipe_average_distance
+from pretrain.masking.masks import sample_recipe_masks
+from pretrain.recipes import PretrainRecipe
+from pretrain.run import Pretraining, TrainOptions, build, sample_training_images
+from pretrain.simmim import SimMIM
+from simmim_bench.checkpoints.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Checkpoint,
+    keep_checkpoint,
+    write_checkpoint,
+)
+from simmim_bench.data.loader import seed_everything
+from simmim_bench.data.sources import ImageSource
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.loop import fit
+
+__all__ = ["TrainOptions", "pretrain"]
+
+
+def pretrain(
+    context: RunContext,
+    *,
+    recipe: PretrainRecipe,
+    deviates: dict[str, Any],
+    data: Path,
+    init_from: str | None = None,
+    options: TrainOptions | None = None,
+) -> Path:
+    """Pretrain and return the checkpoint directory.
+
+    Args:
+        deviates: differences from the named recipe.
+        data: images in any layout that `any_images` reads.
+        init_from: CKPT of the initial weights; None to initialise them from the seed.
+
+    Raises:
+        UsageError: sizes that do not divide each other, or a teacher or tokenizer that does not fit.
+        DataError: images or a checkpoint that cannot be used.
+        DivergedError: the loss is not finite.
+    """
+    run = context.run
+    saved = context.last_checkpoint()
+    if saved is not None and is_finished(saved.provenance):
+        run.log(f"pretrain: {run.path} is finished")
+        return run.last_checkpoint
+    pretraining = build(context, recipe, data, init_from, options or TrainOptions(), saved)
+    restore(pretraining, saved)
+    log_setup(pretraining)
+    constant_loss = constant_prediction_loss(pretraining)
+    avg_dist = mask_distance(pretraining)
+    writer = CheckpointWriter(
+        pretraining,
+        constant_loss=constant_loss,
+        provenance={
+            # The asterisk marks a changed recipe.
+            "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
+            "method": "simmim",
+            "recipe": {"name": recipe.name, "sha256": recipe.sha256(), "deviates": deviates},
+            **_provenance(pretraining, avg_dist),
+            "init_from": init_from,
+            "data": _describe_data(data, pretraining.images),
+        },
+    )
+    fit(
+        context,
+        pretraining.state,
+        pretraining.compute_loss,
+        description="pretrain",
+        epochs=recipe.epochs,
+        clip_grad=recipe.clip_grad,
+        save=writer.save,
+        monitor=CollapseMonitor(constant_loss).update,
+        flops_per_image=training_flops(recipe, pretraining.model),
+    )
+    writer.finish()
+    context.dist.barrier()  # other processes may read the checkpoint next
+    return run.last_checkpoint
+
+
+def is_finished(provenance: Mapping[str, Any]) -> bool:
+    """Return whether a run has ended: its total cost is the last thing that its checkpoint receives."""
+    return "wall_time_s" in provenance
+
+
+def restore(pretraining: Pretraining, saved: Checkpoint | None) -> None:
+    """Resume from a checkpoint, if there is one; seed the generators; choose the accumulation steps."""
+    context, state = pretraining.context, pretraining.state
+    if saved is not None:
+        state.resume(context, saved)
+        context.run.log(f"pretrain: resumed step={state.step} epoch={state.epochs_done:.2f}")
+    seed_everything(context.seed)
+    state.choose_accumulation_steps(pretraining.compute_loss, context.dist)
+
+
+def log_setup(pretraining: Pretraining) -> None:
+    """Log the model, the data, the protocol and the target."""
+    run, recipe, state = pretraining.context.run, pretraining.recipe, pretraining.state
+    target = pretraining.model.target
+    run.log(
+        f"pretrain: start arch={recipe.arch} parameters={_count_parameters(pretraining.model) / 1e6:.1f}M "
+        f"images={len(pretraining.images):,} epochs={recipe.epochs} steps_per_epoch={len(state.loader):,} "
+        f"batch_size={recipe.batch_size} lr={state.schedule.peak_lr:.3g} precision={state.precision} "
+        f"processes={pretraining.context.dist.size} accumulation_steps={state.accumulation_steps}"
+    )
+    run.log(f"pretrain: predicts {target.describe()}")
+    if pretraining.fitted:
+        figures = (f"{name}={value:.4g}" for name, value in pretraining.fitted.items())
+        run.log(f"pretrain: fitted target {' '.join(figures)}")
+    if not pretraining.model.reconstruction_target.can_visualize:
+        run.log(
+            "pretrain: the target cannot be visualised; -o pixel_weight=... predicts pixels as well"
+        )
+
+
+def _count_parameters(model: SimMIM) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def constant_prediction_loss(pretraining: Pretraining) -> float:
+    """Compute and log the loss of the best constant prediction, which a model that learns nothing reaches."""
+    context, recipe = pretraining.context, pretraining.recipe
+    generator = torch.Generator().manual_seed(context.seed)
+
+    def mask_of(image: Tensor) -> Tensor:
+        return sample_recipe_masks(recipe, pretraining.spec.patch_size, image, generator)
+
+    loss = sum(
+        weight * trivial_loss(target, sample_training_images(context, pretraining.dataset), mask_of)
+        for weight, target in pretraining.model.weighted_targets()
+    )
+    context.run.log(
+        f"pretrain: constant-prediction baseline loss={loss:.4f}; a model that has learnt nothing stays near it"
+    )
+    return loss
+
+
+def mask_distance(pretraining: Pretraining) -> float:
+    """Compute and log AvgDist (SimMIM, section 4.1.1) of the run's masks, in pixels."""
+    context, recipe = pretraining.context, pretraining.recipe
+    distance = recipe_average_distance(
+        recipe, pretraining.spec.patch_size, pretraining.dataset, context.seed
+    )
+    context.run.log(
+        f"pretrain: {recipe.masking} masks avg_dist={distance:.2f} pixels from a hidden pixel to a visible one"
+    )
+    return distance
+
+
+def _provenance(pretraining: Pretraining, avg_dist: float) -> dict[str, Any]:
+    """Describe the model and how it was built, as its checkpoint stores it."""
+    teacher, fitted = pretraining.teacher, pretraining.fitted
+    return {
+        "design": asdict(pretraining.recipe.design),
+        **({"target_model": asdict(teacher.known)} if teacher is not None else {}),
+        **({"fitted": fitted} if fitted else {}),
+        # In pixels; None where the masks leave nothing visible.
+        "avg_dist": round(avg_dist, 3) if math.isfinite(avg_dist) else None,
+        "parameters": _count_parameters(pretraining.model),
+        "seed": pretraining.context.seed,
+    }
+
+
+def _describe_data(data: Path, images: ImageSource) -> dict[str, Any]:
+    return {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()}
+
+
+class CheckpointWriter:
+    """Write a run's checkpoints, and evaluate held-out images at the end of every epoch.
+
+    Args:
+        constant_loss: loss of the best constant prediction, logged with the held-out loss.
+        provenance: what the checkpoint stores about the run; figures are added as they are known.
+    """
+
+    def __init__(
+        self, pretraining: Pretraining, *, constant_loss: float, provenance: dict[str, Any]
+    ) -> None:
+        self.pretraining = pretraining
+        self.constant_loss = constant_loss
+        self.provenance = provenance
+        self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
+
+    def save(self) -> None:
+        """Write the last checkpoint; after an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
+        context, state = self.pretraining.context, self.pretraining.state
+        epoch, inside = divmod(state.step, len(state.loader))
+        evaluate = not inside and not is_finished(self.provenance)
+        if evaluate and (context.dist.is_main or self.pretraining.options.shard):
+            self._evaluate(epoch)
+        weights, training = state.state_dict(context.dist)
+        if not context.dist.is_main:
+            return
+        write_checkpoint(
+            context.run.last_checkpoint,
+            state=weights,
+            spec=self.pretraining.spec,
+            form="pretrain",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            provenance={**self.provenance, "epochs": round(state.epochs_done, 3)},
+            training=training,
+        )
+        if evaluate:
+            self._keep(epoch)
+
+    def _evaluate(self, epoch: int) -> None:
+        """Measure the reconstruction of held-out images, and plot some of them."""
+        pretraining, context = self.pretraining, self.pretraining.context
+        model, recipe, run = pretraining.model, pretraining.recipe, context.run
+        metrics = held_out_metrics(
+            model,
+            recipe,
+            pretraining.held_out,
+            device=context.dist.device,
+            precision=pretraining.state.precision,
+        )
+        self.provenance.update(metrics)
+        run.metrics(pretraining.state.step - 1, **metrics, trivial_loss=self.constant_loss)
+        due = epoch % pretraining.options.visualize_every == 0 or epoch == recipe.epochs
+        if due and model.reconstruction_target.can_visualize:
+            figure = run.path / "reconstructions.png" if context.dist.is_main else None
+            visualize_held_out(model, recipe, pretraining.held_out, figure)
+            run.add_image("reconstructions", epoch, figure)
+
+    def _keep(self, epoch: int) -> None:
+        """Keep the checkpoint of the lowest held-out loss, and one every `keep_every` epochs."""
+        last = self.pretraining.context.run.last_checkpoint
+        if self.provenance["held_out_loss"] < self.best:
+            self.best = self.provenance["held_out_loss"]
+            keep_checkpoint(last, "best")
+        keep_every = self.pretraining.options.keep_every
+        if keep_every and epoch % keep_every == 0:
+            keep_checkpoint(last, f"epoch_{epoch:04d}")
+
+    def finish(self) -> None:
+        """Write the final checkpoint with wall time and device count, whose presence marks the run as finished."""
+        context, dataset = self.pretraining.context, self.pretraining.dataset
+        run = context.run
+        if dataset.skipped:  # counted in this process and its loader's workers
+            run.log(f"pretrain: skipped unreadable_images={dataset.skipped}")
+            self.provenance["unreadable_images"] = dataset.skipped
+        if (
+            "held_out_loss" not in self.provenance
+        ):  # killed after the last epoch, before its evaluation
+            self.save()
+        self.provenance["wall_time_s"] = round(run.wall_time_s(), 1)
+        self.provenance["devices"] = context.dist.size
+        self.save()
+        if context.dist.is_main:
+            self._log_result()
+
+    def _log_result(self) -> None:
+        run, metrics = self.pretraining.context.run, self.provenance
+        result = f"pretrain: finished held_out_loss={metrics['held_out_loss']:.4f}"
+        if self.pretraining.model.reconstruction_target.can_visualize:
+            result += (
+                f" psnr={metrics['psnr']:.2f} dB ssim={metrics['ssim']:.3f} of hidden pixels; "
+                f"{run.path / 'reconstructions.png'}"
+            )
+        run.log(result)

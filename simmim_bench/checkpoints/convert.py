@@ -1,0 +1,280 @@
+"""Convert a checkpoint to another format, and verify that the result computes the same features.
+
+The source is a CKPT, optionally resized to another image or window size. The result is a native checkpoint
+directory, a folder for `timm.create_model("local-dir:DIR", pretrained=True)`, or, by the writers of
+`transfer/export.py`, a file for Detectron2 or MMSegmentation. Every writer loads its result with the target's own
+code and compares features.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import Tensor, nn
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.load import (
+    ENCODER_PREFIX,
+    LoadReport,
+    load_state,
+    restore_backbone,
+)
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
+from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import Backbone, build_backbone
+
+TOLERANCE = 1e-4  # relative to the features' largest value, in float32
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Result of a writer.
+
+    Attributes:
+        difference: largest difference of the features, relative to their largest value.
+        usage: how to use the written file: a shell command or a line of Python.
+    """
+
+    difference: float
+    usage: str
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Report of `convert`; its JSON is the command's output."""
+
+    source: str
+    destination: str
+    to: str
+    arch: str
+    method: str
+    img_size: tuple[int, int]
+    window_size: int
+    matched: list[str]
+    resized: list[str]
+    missing: list[str]
+    unused: list[str]
+    feature_difference: float
+    usage: str = field(default="")
+
+
+Writer = Callable[[Checkpoint, Path], ExportResult]
+
+
+def convert(
+    source: str,
+    destination: Path,
+    *,
+    write: Writer,
+    to: str,
+    img_size: tuple[int, int] | None = None,
+    window_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    label: str | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert a checkpoint: read, resize, write and compare features.
+
+    Args:
+        source: a CKPT with weights.
+        destination: the file or folder to write.
+        write: writer of the format.
+        to: name of the format, for messages.
+        img_size, window_size: sizes that position tables are resized to; None keeps the checkpoint's.
+        mean, std: normalisation of the input, if the source does not specify it.
+        label: name of the row in a leaderboard.
+        overwrite: replace an existing destination.
+
+    Raises:
+        UsageError: The source is `random:ARCH`, or the destination exists.
+        DataError: The source cannot be read or is incomplete, or the destination cannot be written.
+        BenchError: The written file computes other features; the file is removed.
+    """
+    checkpoint = _read_source(source, destination, overwrite=overwrite)
+    provenance = {
+        **checkpoint.provenance,
+        "label": label or checkpoint.label,
+        "converted_from": checkpoint.sha256,
+    }
+    resized, report = resize(
+        replace(
+            checkpoint,
+            mean=mean or checkpoint.mean,
+            std=std or checkpoint.std,
+            provenance=provenance,
+        ),
+        img_size,
+        window_size,
+    )
+    result = _write_verified(resized, destination, write=write, to=to, source=source)
+    spec = resized.spec
+    return Conversion(
+        source=source,
+        destination=str(destination),
+        to=to,
+        arch=spec.arch,
+        method=str(checkpoint.provenance.get("method", "")),
+        img_size=spec.img_size,
+        window_size=spec.window_size,
+        matched=report.matched,
+        resized=report.resized,
+        missing=report.missing,
+        unused=report.unused,
+        feature_difference=result.difference,
+        usage=result.usage,
+    )
+
+
+def _read_source(source: str, destination: Path, *, overwrite: bool) -> Checkpoint:
+    """Read the checkpoint to convert and check that the destination may be written."""
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination} exists; choose another DST or add --overwrite.")
+    checkpoint = read_checkpoint(source)
+    if checkpoint.is_random:
+        raise UsageError(f"{source} has no weights to convert; use a checkpoint or a weights file.")
+    if destination.exists() and destination.resolve() == Path(source).resolve():
+        raise UsageError(f"SRC and DST are both {destination}; choose another DST.")
+    return checkpoint
+
+
+def _write_verified(
+    checkpoint: Checkpoint, destination: Path, *, write: Writer, to: str, source: str
+) -> ExportResult:
+    """Write to a temporary path and rename it to the destination if the features are equal."""
+    temporary = destination.with_name(f".{destination.name}.tmp")
+    try:
+        _remove(temporary)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        result = write(checkpoint, temporary)
+        if not result.difference <= TOLERANCE:
+            raise BenchError(
+                f"the features of {to} differ from those of {source} by {result.difference:.1e} of their "
+                f"largest value; at most {TOLERANCE:.0e} is allowed. Nothing was written. Please report it."
+            )
+        _remove(destination)
+        temporary.rename(destination)
+    except OSError as error:
+        raise DataError(f"cannot write {destination}: {error}; choose another DST.") from error
+    finally:
+        _remove(temporary)
+    return replace(result, usage=result.usage.replace(str(temporary), str(destination)))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def resize(
+    checkpoint: Checkpoint, img_size: tuple[int, int] | None, window_size: int | None
+) -> tuple[Checkpoint, LoadReport]:
+    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form."""
+    assert checkpoint.state is not None
+    spec = checkpoint.spec.at(img_size, window_size, trained=True)
+    model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
+    report = load_state(model, checkpoint)
+    prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
+    loaded = model.state_dict()
+    outside = {k: v for k, v in checkpoint.state.items() if prefix and not k.startswith(prefix)}
+    state = {prefix + k: loaded[k] for k in report.matched + report.resized} | outside
+    return replace(checkpoint, spec=spec, state=state), report
+
+
+def _num_classes(checkpoint: Checkpoint) -> int:
+    """Return the number of outputs of a checkpoint's classification head; 0 without head."""
+    assert checkpoint.state is not None
+    return len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
+
+
+def probe_images(spec: BackboneSpec) -> Tensor:
+    """Return the two noise images (2, C, H, W) that features are compared on."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, spec.in_chans, *spec.img_size, generator=generator)
+
+
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest absolute difference divided by the largest absolute value of `wanted`."""
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+
+
+def maps_difference(theirs: nn.Module | Callable[[Tensor], Any], ours: Backbone) -> float:
+    """Return the largest relative difference of feature maps.
+
+    Args:
+        theirs: maps images to feature maps that are layer-normalised as `forward_maps` does, so that a
+            fine-tuned scale has no effect.
+        ours: the backbone that was exported.
+    """
+    images = probe_images(ours.spec)
+    with torch.no_grad():
+        found, wanted = list(theirs(images)), ours.eval().forward_maps(images)
+    assert len(found) == len(wanted)
+    return max(map(relative_difference, found, wanted))
+
+
+def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    """Write a checkpoint directory."""
+    assert checkpoint.state is not None
+    write_checkpoint(
+        path,
+        state=checkpoint.state,
+        spec=checkpoint.spec,
+        form=checkpoint.form,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        provenance=checkpoint.provenance,
+    )
+    images = probe_images(checkpoint.spec)
+    with torch.no_grad():
+        wanted = restore_backbone(checkpoint).eval().forward_features(images)
+        found = restore_backbone(read_checkpoint(str(path))).eval().forward_features(images)
+    usage = f"simmim-bench transfer linear --ckpt {path} --data DIR"
+    return ExportResult(relative_difference(found, wanted), usage)
+
+
+def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    """Write the backbone in its transfer form as timm's `config.json` and `model.safetensors`.
+
+    Raises:
+        UsageError: timm does not implement the architecture.
+    """
+    classes = _num_classes(checkpoint)
+    ours = restore_backbone(checkpoint, num_classes=classes).eval()
+    if ours.spec.windowed_blocks:
+        raise UsageError(
+            f"timm has no ViT with attention windows, as {checkpoint.name} is; use --to detectron2 or mmseg."
+        )
+    arch, arguments = timm_arguments(ours.spec)
+    model = timm.create_model(arch, num_classes=classes, **arguments)
+    model.load_state_dict(to_timm(ours))
+    height, width = ours.spec.img_size
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (ours.spec.in_chans, height, width),
+        "mean": checkpoint.mean,
+        "std": checkpoint.std,
+        "tag": "simmim_bench",
+    }
+    save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)
+    images = probe_images(ours.spec)
+    with torch.no_grad():
+        theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+        found = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+        wanted = ours.forward_features(images)
+    usage = f'timm.create_model("local-dir:{path}", pretrained=True)'
+    return ExportResult(relative_difference(found, wanted), usage)
+
+
+WRITERS: dict[str, Writer] = {"native": write_native, "timm": write_timm}

@@ -1,0 +1,180 @@
+"""Load a checkpoint's weights into a backbone.
+
+Weights are matched by name, position tables are resized, and a report lists the matched, resized, missing and
+unused weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.errors import DataError
+from simmim_bench.models.archs import Form
+from simmim_bench.models.build import Backbone, build_backbone, table_grids
+from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
+from simmim_bench.models.vit import ViT
+
+# Weights that a pretraining checkpoint does not have; the task initialises them.
+NEW_IN_TRANSFER = ("fc_norm.", "head.")
+# A buffer of BatchNorm without effect on the output; older checkpoints of torchvision do not have it.
+BATCHNORM_COUNTER = "num_batches_tracked"
+FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
+ENCODER_PREFIX = "encoder."
+
+
+@dataclass
+class LoadReport:
+    """Names of the weights that were matched, resized, missing from the checkpoint, and unused."""
+
+    matched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        # Records store this text.
+        if not (self.matched or self.resized or self.missing or self.unused):
+            return "weights: drawn from the seed"
+        counts = [f"{len(self.matched)} matched"]
+        for what in ("resized", "missing", "unused"):
+            names = getattr(self, what)
+            counts.append(f"{len(names)} {what}" + (f" ({shorten(names)})" if names else ""))
+        return "weights: " + ", ".join(counts)
+
+
+@dataclass
+class Fit:
+    """Result of matching a checkpoint's weights with a backbone.
+
+    Attributes:
+        report: names of the weights by outcome.
+        weights: weights in the backbone's shapes, by the backbone's names.
+        faults: one message for every reason why the checkpoint does not fit; empty if it fits.
+    """
+
+    report: LoadReport
+    weights: StateDict
+    faults: list[str]
+
+
+def shorten(names: list[str], limit: int = 4) -> str:
+    """Return the first names, comma-separated, with an ellipsis if the list has more than `limit`."""
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def restore_backbone(
+    checkpoint: Checkpoint,
+    img_size: tuple[int, int] | None = None,
+    num_classes: int = 0,
+    *,
+    window_size: int | None = None,
+    in_chans: int | None = None,
+    drop_path_rate: float = 0.0,
+    seed: int = 0,
+) -> Backbone:
+    """Build the backbone of a checkpoint in its transfer form and load its weights.
+
+    The arguments are those of `simmim_bench.backbones.load_backbone`, which also reads a CKPT.
+
+    Raises:
+        UsageError: The image size is not a multiple of the patch size.
+        DataError: The weights do not fit.
+    """
+    spec = checkpoint.spec.at(img_size, window_size, trained=checkpoint.state is not None)
+    spec = replace(spec, in_chans=in_chans or spec.in_chans)
+    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
+    model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
+    return model
+
+
+def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
+    """Load a checkpoint's weights into a backbone in transfer or pretraining form.
+
+    Raises:
+        DataError: A weight of the encoder is missing or has a shape that resizing cannot explain.
+    """
+    fit = fit_state(model, checkpoint)
+    if fit.faults:
+        raise DataError(fit.faults[0])
+    model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
+    return fit.report
+
+
+def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
+    """Match a checkpoint's weights with a backbone, which may be on the "meta" device."""
+    assert checkpoint.state is not None
+    source = dict(checkpoint.state)
+    if checkpoint.form == "pretrain":
+        source = encoder_state(source)
+    form: Form = model.form if isinstance(model, ViT) else "transfer"
+    grids, new_grids = table_grids(checkpoint.spec, checkpoint.form), table_grids(model.spec, form)
+    # In the pretraining form all blocks share one table; in the transfer form every block has a copy.
+    shared = None
+    if checkpoint.form == "pretrain" and form == "transfer":
+        shared = source.pop(f"rel_pos_bias.{BIAS_TABLE}", None)
+
+    fit = Fit(LoadReport(), {}, [])
+    old_grid: Grid | None
+    for name, current in model.state_dict().items():
+        table = name.removesuffix(f".{BIAS_TABLE}")
+        if shared is not None and name.endswith(f"rel_pos_bias.{BIAS_TABLE}"):
+            value, old_grid = shared, grids["rel_pos_bias"]
+        elif name in source:
+            value, old_grid = source.pop(name), grids.get(table)
+        else:
+            fit.report.missing.append(name)
+            continue
+        if name.startswith("head.") and value.shape != current.shape:
+            fit.report.unused.append(name)  # a fine-tuned head for other classes
+            continue
+        if name.endswith(BIAS_TABLE) and old_grid is not None:
+            fitted = resize_table(value, old_grid, new_grids[table])
+        else:
+            fitted = _resize_weight(name, value, current, model.spec.grid, checkpoint.spec.grid)
+        if fitted.shape != current.shape:
+            fit.faults.append(
+                f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
+                f"but {model.spec.arch} needs {tuple(current.shape)}."
+            )
+            continue
+        (fit.report.matched if fitted is value else fit.report.resized).append(name)
+        fit.weights[name] = fitted
+    fit.report.unused += [*sorted(source), *checkpoint.unread]
+    _check_missing(fit, f"checkpoint {checkpoint.name}", model.spec.arch)
+    return fit
+
+
+def _resize_weight(name: str, value: Tensor, current: Tensor, grid: Grid, old_grid: Grid) -> Tensor:
+    """Resize a position embedding or the channels of the first convolution; return other weights unchanged."""
+    if name == "pos_embed" and value.shape != current.shape:
+        resized: Tensor = resample_abs_pos_embed(value, list(grid), list(old_grid))
+        return resized
+    if name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
+        adapted: Tensor = adapt_input_conv(current.shape[1], value, value.shape[1])
+        return adapted
+    return value
+
+
+def _check_missing(fit: Fit, title: str, arch: str) -> None:
+    """Add a fault if weights of the encoder are missing."""
+    missing = [
+        name
+        for name in fit.report.missing
+        if not name.startswith(NEW_IN_TRANSFER) and not name.endswith(BATCHNORM_COUNTER)
+    ]
+    if missing:
+        fit.faults.append(
+            f"{title} lacks {len(missing)} weights of {arch}'s encoder: {shorten(missing)}"
+        )
+
+
+def encoder_state(state: StateDict) -> StateDict:
+    """Return the encoder's weights from a SimMIM model's weights, without mask token and head."""
+    return {
+        k.removeprefix(ENCODER_PREFIX): v for k, v in state.items() if k.startswith(ENCODER_PREFIX)
+    }

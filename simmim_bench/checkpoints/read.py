@@ -1,0 +1,164 @@
+"""Read a CKPT: a checkpoint or run directory, a third-party checkpoint, `random:ARCH` or `timm:NAME`.
+
+Also reads and recovers the training state that a run resumes from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from simmim_bench.checkpoints.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Checkpoint,
+    previous_checkpoint,
+)
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import read_json, sha256_file, sha256_json
+from simmim_bench.models.archs import BackboneSpec, find_spec
+
+
+def read_checkpoint(ckpt: str) -> Checkpoint:
+    """Read the checkpoint that a CKPT argument names.
+
+    Args:
+        ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/third_party/`),
+            `random:ARCH`, or `timm:NAME`, which timm downloads.
+
+    Raises:
+        UsageError: The architecture or timm model is unknown.
+        DataError: The path does not exist, is not a checkpoint, or is damaged.
+    """
+    if ckpt.startswith("random:"):
+        return _random_checkpoint(ckpt)
+    # Imported here: these modules import timm and every model, which other checkpoints do not need.
+    from simmim_bench.checkpoints.third_party.read import read_third_party
+    from simmim_bench.checkpoints.third_party.timm import read_timm
+
+    if ckpt.startswith("timm:"):
+        return read_timm(ckpt)
+    path = Path(ckpt)
+    if path.is_file() or (path / "config.json").is_file():
+        return read_third_party(path)
+    return _read_directory(_find_directory(path), ckpt)
+
+
+def _random_checkpoint(ckpt: str) -> Checkpoint:
+    """Return the checkpoint of `random:ARCH`, which has no weights."""
+    spec = find_spec(ckpt.removeprefix("random:"))
+    return Checkpoint(
+        name=ckpt,
+        spec=spec,
+        form="transfer",
+        state=None,
+        sha256=sha256_json({"random": spec.to_json()}),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": f"{spec.arch}, random", "method": "random"},
+    )
+
+
+def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
+    """Read a checkpoint directory and verify the hash of its weights."""
+    meta = read_json(directory / "meta.json", "checkpoint file")
+    weights = directory / "model.safetensors"
+    try:
+        if sha256_file(weights) != meta["sha256"]:
+            raise DataError(
+                f"checkpoint {weights} is damaged: its SHA-256 differs from the one in meta.json; use another copy."
+            )
+        state = load_file(weights)
+        return Checkpoint(
+            name=ckpt,
+            spec=BackboneSpec.from_json(meta["spec"]),
+            form=meta["form"],
+            state=state,
+            sha256=meta["sha256"],
+            mean=tuple(meta["preprocessing"]["mean"]),
+            std=tuple(meta["preprocessing"]["std"]),
+            provenance={**meta["provenance"], "label": str(meta["provenance"]["label"])},
+        )
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"checkpoint {weights} cannot be read: {error}; use another copy."
+        ) from error
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, UsageError) as error:
+        raise DataError(
+            f"checkpoint file {directory / 'meta.json'} is damaged or was not written by simmim-bench "
+            f"({type(error).__name__}: {error}); use another copy."
+        ) from error
+
+
+def _find_directory(path: Path) -> Path:
+    """Find the checkpoint directory of a path: the path itself, or the last checkpoint of a run directory."""
+    if not path.exists():
+        raise DataError(
+            f"checkpoint {path} does not exist; use a checkpoint or run directory, a weights file, "
+            "random:ARCH or timm:NAME."
+        )
+    # While a run replaces checkpoints/last, for a moment only checkpoints/previous exists.
+    for directory in (path, path / "checkpoints" / "last", path / "checkpoints" / "previous"):
+        if (directory / "meta.json").is_file():
+            return directory
+    raise DataError(
+        f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json exists; "
+        "use a checkpoint or run directory."
+    )
+
+
+def recover_checkpoint(directory: Path) -> str | None:
+    """Restore the previous checkpoint if the last one is missing or damaged, as after a kill or a disk error.
+
+    Returns:
+        A log message; None if nothing was done.
+    """
+    problem = None
+    if not directory.exists():
+        problem = "does not exist"
+    else:
+        try:
+            read_checkpoint(str(directory))
+            if (directory / "training.pt").exists():
+                read_training_state(directory)
+        except DataError as error:
+            problem = f"is damaged ({error})"
+    previous = previous_checkpoint(directory)
+    if problem is None or not previous.is_dir():
+        return None
+    shutil.rmtree(directory, ignore_errors=True)
+    previous.rename(directory)
+    return f"{directory} {problem}; restored the previous checkpoint"
+
+
+def read_training_state(directory: Path) -> dict[str, Any]:
+    """Read the training state, `training.pt`, that a run resumes from.
+
+    Raises:
+        DataError: The checkpoint has no training state, or the state is damaged.
+    """
+    path = directory / "training.pt"
+    if not path.is_file():
+        raise DataError(
+            f"{directory} cannot be resumed: it has no training.pt; start a new run with another --out."
+        )
+    try:
+        wanted = read_json(directory / "meta.json", "checkpoint file").get("training_sha256")
+        if wanted is not None and sha256_file(path) != wanted:
+            raise DataError(
+                f"{path} is damaged: its SHA-256 differs from the one in meta.json; start a new run with "
+                "another --out."
+            )
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # torch.load raises many types for a damaged archive
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}); start a new run with another --out."
+        ) from error
+    return state

@@ -1,0 +1,235 @@
+"""Import a third-party state dict: rename its weights, infer its spec and check that the backbone is complete.
+
+Every kind of file is a table of renamings. An entry without a counterpart in the model must be known as not
+needed, and every weight of the backbone must be present with its shape: a file is read completely or refused.
+
+Only one value changes: MMPretrain's Swin has merged channels in another order. A ViT's key bias is dropped: it
+adds the same number to all logits of a query, which the softmax ignores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from simmim_bench.checkpoints.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Checkpoint,
+    StateDict,
+)
+from simmim_bench.checkpoints.load import (
+    BATCHNORM_COUNTER,
+    ENCODER_PREFIX,
+    NEW_IN_TRANSFER,
+    shorten,
+)
+from simmim_bench.checkpoints.third_party.convnet import (
+    IDENTIFYING_WEIGHTS,
+    convnext_spec,
+    resnet_spec,
+)
+from simmim_bench.checkpoints.third_party.swin import from_openmmlab, from_swin_names, swin_spec
+from simmim_bench.checkpoints.third_party.vit import from_vit_names, vit_spec
+from simmim_bench.checkpoints.third_party.weights import RenamedWeights
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.archs import BackboneSpec, Form
+from simmim_bench.models.build import build_backbone
+from simmim_bench.models.convnet import name_from_timm
+
+BEIT_MEAN = BEIT_STD = (0.5, 0.5, 0.5)  # timm: models/beit.py, and BEiT's datasets.py by default
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
+# Entries that no backbone needs: derived buffers, and the heads of other tasks.
+NOT_NEEDED = re.compile(
+    r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
+    r"|^decoder_|^lm_head\.|^data_preprocessor\.|^(auxiliary|decode)_head\.|^target_generator\."
+)
+# Heads of another form, and the last norm of a model whose pooled features have another norm.
+SPARE = ("head.", "fc_norm.", "norm.", "mask_token", "decoder.")
+
+SpecReader = Callable[
+    [RenamedWeights, tuple[int, int] | None, int | None], tuple[BackboneSpec, Form]
+]
+SPEC_READERS: dict[str, SpecReader] = {
+    "vit": vit_spec,
+    "swin": swin_spec,
+    "swinv2": swin_spec,
+    "convnext": convnext_spec,
+    "resnet": resnet_spec,
+}
+
+
+def import_state(
+    state: StateDict,
+    *,
+    name: str,
+    label: str,
+    sha256: str,
+    img_size: tuple[int, int] | None = None,
+    window_size: int | None = None,
+    num_heads: int | None = None,
+    pretrained_windows: tuple[tuple[int, int], ...] = (),
+    provenance: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """Build a checkpoint from a third-party state dict.
+
+    Args:
+        state: tensors by their third-party names.
+        name: file or CKPT, for messages.
+        label: name of the row in a leaderboard.
+        sha256: hash of the weights.
+        img_size: (H, W) of the position tables; None to infer it from the tables, which must then be
+            square.
+        window_size: of a Swin; None to infer it.
+        num_heads: of a ViT; None to infer it.
+        pretrained_windows: of a Swin V2 that was fine-tuned with another window.
+        provenance: entries to add to the inferred ones.
+
+    Raises:
+        DataError: The weights are of no known kind, or the backbone is incomplete.
+    """
+    renamed = replace(_rename(state, name), heads=num_heads)
+    try:
+        spec, form = SPEC_READERS[renamed.family](renamed, img_size, window_size)
+        spec = replace(spec, pretrained_windows=pretrained_windows)
+    except (KeyError, IndexError, ValueError, UsageError) as error:
+        raise DataError(
+            f"{name} looks like a {renamed.family} of {renamed.method}, but its sizes cannot be inferred "
+            f"({type(error).__name__}: {error}); check that the file is complete."
+        ) from error
+    title = f"{name} ({renamed.method}, {spec.arch})"
+    ours, spare = _match_model(renamed.state, spec, form, title)
+    beit = renamed.method == "BEiT"
+    return Checkpoint(
+        name=name,
+        spec=spec,
+        form=form,
+        state=ours,
+        sha256=sha256,
+        mean=BEIT_MEAN if beit else IMAGENET_MEAN,
+        std=BEIT_STD if beit else IMAGENET_STD,
+        provenance={"method": renamed.method, **(provenance or {}), "label": label},
+        unread=tuple(sorted(renamed.unread + spare)),
+    )
+
+
+def _rename(state: StateDict, name: str) -> RenamedWeights:
+    """Detect the kind of file from its names, and convert them to simmim-bench's."""
+    for wrapper in WRAPPERS:
+        if all(k.startswith(wrapper) for k in state):
+            state = {k.removeprefix(wrapper): v for k, v in state.items()}
+    method, unread = _detect_method(state)
+    if any(".w_msa." in k for k in state):
+        state = from_openmmlab(state)
+    if "encoder.mask_token" in state:
+        state = {**state, "mask_token": state["encoder.mask_token"]}
+        del state["encoder.mask_token"]
+    flat: StateDict = {}
+    windows: dict[int, int] = {}
+    for key, value in state.items():
+        new = key.replace("decoder.0.", "decoder.").removeprefix(ENCODER_PREFIX)
+        new = new.replace("head.fc.", "head.") if new.startswith("head.fc.") else new
+        found = re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_(coords|position)_", new)
+        if found is not None and found[2] == "coords":
+            windows[int(found[1])] = (value.shape[1] + 1) // 2
+        if NOT_NEEDED.search(new):
+            unread.append(key)
+        elif key not in unread:
+            flat[new] = value.float() if value.is_floating_point() else value
+    if "blocks.0.attn.qkv.weight" in flat:
+        flat, dropped = from_vit_names(flat)
+        return RenamedWeights(method, "vit", flat, unread + dropped, {})
+    for family, identifying in IDENTIFYING_WEIGHTS.items():
+        if identifying in flat:
+            renamed = {name_from_timm(key, family): value for key, value in flat.items()}
+            return RenamedWeights(method, family, renamed, unread, {})
+    if "layers.0.blocks.0.attn.qkv.weight" in flat:
+        family = "swinv2" if "layers.0.blocks.0.attn.logit_scale" in flat else "swin"
+        return RenamedWeights(method, family, from_swin_names(flat), unread, windows)
+    raise DataError(
+        f"{name} holds no ViT, Swin, ConvNeXt or ResNet that simmim-bench knows; its first names are "
+        f"{', '.join(list(state)[:4])}. Use an official file of SimMIM or Swin Transformer, MAE, BEiT, timm's "
+        "ViT, Swin, ConvNeXt or ResNet with bottleneck blocks, or MMPretrain's Swin."
+    )
+
+
+def _detect_method(state: StateDict) -> tuple[str, list[str]]:
+    """Return the pretraining method of a file, and the names of entries that only the method's model needs."""
+    if any(".w_msa." in k for k in state):
+        return "SimMIM", []  # OpenMMLab's
+    if any(k.startswith("decoder_embed.") for k in state):
+        # MAE's mask token has the width of its decoder, not of the encoder.
+        return "MAE", [k for k in state if k == "mask_token"]
+    if any(k.startswith("lm_head.") for k in state):
+        return "BEiT", []
+    if not any(k.startswith(ENCODER_PREFIX) for k in state):
+        return "weights", []  # a fine-tuned model, or timm's
+    return "SimMIM", []
+
+
+def _match_model(
+    weights: StateDict, spec: BackboneSpec, form: Form, title: str
+) -> tuple[StateDict, list[str]]:
+    """Compare the weights with the model of their spec.
+
+    Returns:
+        The weights of the model, and the names of the spare ones.
+
+    Raises:
+        DataError: A weight is missing, has another shape, or has no counterpart in the model.
+    """
+    state = dict(weights)
+    classes = len(state["head.weight"]) if "head.weight" in state else 0
+    with torch.device("meta"):
+        model = build_backbone(spec, form=form, num_classes=classes if form == "transfer" else 0)
+    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    prefix = ENCODER_PREFIX if form == "pretrain" else ""
+    ours: StateDict = {}
+    missing, wrong = [], []
+    for key, shape in wanted.items():
+        value = state.pop(key, None)
+        if value is None:
+            missing.append(key)
+        elif tuple(value.shape) != shape:
+            wrong.append(f"{key} has {tuple(value.shape)}, not {shape}")
+        else:
+            ours[prefix + key] = value.contiguous()
+    if wrong:
+        raise DataError(
+            f"{title}: {len(wrong)} weights have a wrong shape: {'; '.join(wrong[:3])}."
+        )
+    missing = [k for k in missing if not (form == "transfer" and k.startswith(NEW_IN_TRANSFER))]
+    missing = [k for k in missing if not k.endswith(BATCHNORM_COUNTER)]
+    if missing:
+        raise DataError(
+            f"{title} lacks {len(missing)} of the encoder's {len(wanted)} weights: {shorten(missing)}."
+        )
+    if form == "pretrain":
+        ours |= _pop_simmim_head(state, spec)
+    spare = [k for k in state if k.startswith(SPARE)]
+    unknown = sorted(set(state) - set(spare))
+    if unknown:
+        raise DataError(
+            f"{title} holds {len(unknown)} weights that this architecture does not have: "
+            f"{shorten(unknown)}; the file holds another model."
+        )
+    return ours, spare
+
+
+def _pop_simmim_head(state: StateDict, spec: BackboneSpec) -> StateDict:
+    """Remove SimMIM's mask token and head from `state` and return them, if their shapes fit the spec."""
+    pixels = spec.stride**2 * spec.in_chans
+    shapes = {
+        "mask_token": (1, 1, spec.stem_dim),
+        "decoder.weight": (pixels, spec.num_features, 1, 1),
+        "decoder.bias": (pixels,),
+    }
+    return {
+        key: state.pop(key).contiguous()
+        for key, shape in shapes.items()
+        if key in state and tuple(state[key].shape) == shape
+    }

@@ -1,0 +1,141 @@
+"""Collect the results of an ablation's completed steps: scores, facts of the checkpoints, differences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim_bench.cli.ablation.study import AblationStep, AblationStudy
+
+if TYPE_CHECKING:
+    from simmim_bench.results.ablation import Ablation, CellResult
+
+
+def collect_results(study: AblationStudy) -> Ablation:
+    """Collect the scores of all completed steps of the grid, with any seed that has been run."""
+    from simmim_bench.results.ablation import Ablation
+
+    folders = study.out.glob("*/seed*") if study.out.is_dir() else ()
+    found = {int(name) for f in folders if (name := f.name.removeprefix("seed")).isdecimal()}
+    steps = list(dataclasses.replace(study, seeds=tuple(sorted(found))).steps())
+    done = [step for step in steps if all(state == "done" for state, _ in step.statuses())]
+    names = [cell.name for cell in study.grid.cells]
+    own = [step for step in done if step.name == names[0]]
+    by_cell = [[step for step in done if step.name == name] for name in names]
+    by_cell.append([step for step in done if step.cell is None])
+    return Ablation(
+        axes=study.grid.axes,
+        protocol=_protocol(study, done),
+        own=names[0],
+        rows=tuple(_measured(study, of_cell, own) for of_cell in by_cell if of_cell),
+        missing=tuple(name for name, of_cell in zip(names, by_cell, strict=False) if not of_cell),
+        left_out=study.grid.left_out,
+        img_side=min(study.recipe.img_size),
+    )
+
+
+def _protocol(study: AblationStudy, done: Sequence[AblationStep]) -> dict[str, str]:
+    """Return what all cells have in common."""
+    from simmim_bench.leaderboard.archive import shorten_paths
+    from simmim_bench.recipe import deviations
+
+    changed = shorten_paths(deviations(study.recipe, study.named))
+    return {
+        "arch": study.arch,
+        "pretraining": _with_changes(
+            study.named.name, [f"{key}={value}" for key, value in changed.items()]
+        ),
+        "images": study.data.name,
+        "task": study.task,
+        "metric": study.metric,
+        "transfer": _with_changes(_transfer_recipe(study), study.transfer_overrides),
+        "scored": _scored_on(study, done),
+    }
+
+
+def _transfer_recipe(study: AblationStudy) -> str:
+    """Return the name of the transfer's recipe."""
+    from simmim_bench.models.archs import find_spec
+    from simmim_bench.recipe import find_recipe
+    from transfer.recipes import RECIPES, default_recipe
+
+    if study.transfer_recipe is None:
+        return default_recipe(study.variant.task.name, find_spec(study.arch)).name
+    return find_recipe(RECIPES, study.transfer_recipe).name
+
+
+def _scored_on(study: AblationStudy, done: Sequence[AblationStep]) -> str:
+    """Return the data set that is scored, with its number of images."""
+    from simmim_bench.results.record import read_record
+
+    name = study.transfer_data.name
+    if not done:
+        return name
+    record = read_record(done[0].transfer / "record.json")
+    return f"{name}, {record.expected} images"
+
+
+def _with_changes(name: str, changes: Sequence[str]) -> str:
+    return name + (f" with {', '.join(changes)}" if changes else "")
+
+
+def _measured(
+    study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
+) -> CellResult:
+    """Collect a cell's scores, facts of its checkpoints, and its difference to the recipe's own cell."""
+    from simmim_bench.leaderboard.archive import shorten_paths
+    from simmim_bench.results.ablation import CellResult, SeedScore
+    from simmim_bench.results.ablation_report import FACT_COLUMNS
+    from simmim_bench.results.record import read_record
+
+    scores = []
+    for step in steps:
+        path = step.transfer / "record.json"
+        record = read_record(path)
+        relative = path.relative_to(study.out).as_posix()
+        value, predictions = record.metrics[study.metric], record.predictions["sha256"]
+        scores.append(SeedScore(step.seed, value, relative, predictions))
+    facts: dict[str, list[float]] = {}
+    for step in steps:
+        if step.cell is not None:
+            for name, value in _facts(step.pretraining).items():
+                if name in FACT_COLUMNS and value is not None:
+                    facts.setdefault(name, []).append(value)
+    cell = steps[0].cell
+    return CellResult(
+        name=steps[0].name,
+        changes={} if cell is None else shorten_paths(cell.changes),
+        scores=tuple(scores),
+        facts=facts,
+        above=_difference(study, steps, own),
+        published=None if cell is None else cell.published,
+    )
+
+
+def _difference(
+    study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
+) -> tuple[float, float, float] | None:
+    """Compute a cell's difference to the recipe's own in points, with its 95 % interval.
+
+    Returns:
+        None for the recipe's own cell, without common seeds, and for a task without a top-1 accuracy.
+    """
+    from transfer.compare import compare_runs
+
+    both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
+    if not both or not study.variant.task.supports_paired_comparison:
+        return None
+    difference = compare_runs([a.transfer for a, _ in both], [b.transfer for _, b in both])
+    return difference.points, difference.low, difference.high
+
+
+def _facts(run_dir: Path) -> dict[str, Any]:
+    """Read what a checkpoint's provenance says of its pretraining."""
+    from simmim_bench.files import read_json
+
+    meta = read_json(run_dir / "checkpoints" / "last" / "meta.json", "checkpoint file")
+    provenance: dict[str, Any] = meta["provenance"]
+    count = provenance.get("parameters")
+    return {**provenance, "params_m": None if count is None else count / 1e6}

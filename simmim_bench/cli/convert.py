@@ -1,0 +1,108 @@
+"""`simmim-bench convert`: write a checkpoint in another format, size or window."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from simmim_bench.cli.options import complete_ckpt, read_size
+
+
+@click.command()
+@click.argument("src", metavar="SRC", shell_complete=complete_ckpt)
+@click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["native", "timm", "detectron2", "mmseg"]),
+    default="native",
+    show_default=True,
+    help="Format of DST.",
+)
+@click.option(
+    "--img-size", metavar="H[,W]", help="Resize the position tables to this size, in pixels."
+)
+@click.option(
+    "--window-size", type=click.IntRange(1), help="Resize them to this attention window, in tokens."
+)
+@click.option(
+    "--mean",
+    nargs=3,
+    type=float,
+    metavar="R G B",
+    help="Normalisation mean that the weights expect, if the file has none; pixels are in [0, 1].",
+)
+@click.option(
+    "--std",
+    nargs=3,
+    type=click.FloatRange(0, min_open=True),
+    metavar="R G B",
+    help="Likewise the standard deviation.",
+)
+@click.option("--label", help="Name of the leaderboard's row; the file's name by default.")
+@click.option("--overwrite", is_flag=True, help="Replace DST.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with all names.")
+def convert(
+    src: str,
+    dst: Path,
+    to: str,
+    img_size: str | None,
+    window_size: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    label: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Convert a checkpoint: read SRC, resize it if asked to, write DST, and compare the features.
+
+    SRC is any CKPT: SimMIM's official files (pretraining and fine-tuning, ViT and Swin), Swin
+    Transformer's, MAE, BEiT, timm, MMPretrain, safetensors, a checkpoint directory, timm:NAME. Pickles
+    are never executed.
+
+    \b
+    native      a checkpoint directory            --ckpt DST
+    timm        config.json, model.safetensors    timm.create_model("local-dir:DST", pretrained=True)
+    detectron2  a .pth                            MODEL.WEIGHTS of its Swin; of our adapter for a ViT
+    mmseg       a .pth                            init_cfg of its SwinTransformer or BEiT
+
+    \b
+      simmim-bench convert simmim_pretrain__vit_base.pth checkpoints/simmim_vit_b
+      simmim-bench convert mae_pretrain_vit_base.pth mae_384 --img-size 384
+      simmim-bench convert runs/swin_b swin_b.pth --to mmseg
+    """
+    from simmim_bench.checkpoints.convert import WRITERS
+    from simmim_bench.checkpoints.convert import convert as run_conversion
+
+    if to in WRITERS:
+        write = WRITERS[to]
+    else:
+        from transfer.export import WRITERS as FRAMEWORKS
+
+        write = FRAMEWORKS[to]
+    done = run_conversion(
+        src,
+        dst,
+        write=write,
+        to=to,
+        img_size=None if img_size is None else read_size(img_size),
+        window_size=window_size,
+        mean=mean,
+        std=std,
+        label=label,
+        overwrite=overwrite,
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(done)))
+        return
+    size = "x".join(map(str, done.img_size))
+    window = f", window {done.window_size}" if done.window_size else ""
+    click.echo(f"read       {done.source}: {done.method}, {done.arch}, {size} pixels{window}")
+    for what in ("matched", "resized", "missing", "unused"):
+        names = getattr(done, what)
+        shown = "" if what == "matched" else ", ".join(names[:6]) + (", ..." if names[6:] else "")
+        click.echo(f"{what:<10} {len(names)}  {shown}".rstrip())
+    click.echo(f"features   differ by {done.feature_difference:.1e} of their size")
+    click.echo(f"wrote      {done.destination}\nuse        {done.usage}")

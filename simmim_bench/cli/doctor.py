@@ -1,0 +1,273 @@
+"""`simmim-bench doctor`: check frameworks, machine, data sets, a checkpoint, and the cost of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simmim_bench.cli.options import (
+    PATH,
+    all_recipes,
+    complete_among,
+    complete_arch,
+    complete_ckpt,
+    data_set_options,
+    open_display,
+    override_option,
+    pop_data_sets,
+)
+from simmim_bench.diagnostics.findings import Finding, describe, exit_code
+from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.tasks import frameworks_for, tasks_on
+
+if TYPE_CHECKING:
+    from simmim_bench.checkpoints.checkpoint import Checkpoint
+    from simmim_bench.display import Display
+    from simmim_bench.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRequest:
+    """What to check, after the command line has been validated.
+
+    Attributes:
+        recipe: the recipe to estimate, with its overrides.
+        out: folder that runs will be written to.
+        every_file: whether to read every file of large splits, too.
+    """
+
+    data_sets: Mapping[str, Path]
+    ckpt: str | None
+    arch: str | None
+    recipe: Recipe | None
+    out: Path
+    every_file: bool
+
+    @property
+    def is_pretraining(self) -> bool:
+        """Whether the recipe is one of pretraining, which names its architecture."""
+        return hasattr(self.recipe, "arch")
+
+
+class DoctorCommand(click.Command):
+    """A command with an option for a data set in each layout of the registry."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's parameters with these options."""
+        data_sets = data_set_options(lambda layout: f"Check a data set in {layout.title}'s layout.")
+        return [*data_sets, *super().get_params(ctx)]
+
+
+@click.command(cls=DoctorCommand)
+@click.option(
+    "--every-file",
+    is_flag=True,
+    help="Read every image and label map; by default, 500 files of a split of more than 2000.",
+)
+@click.option(
+    "--ckpt",
+    metavar="CKPT",
+    shell_complete=complete_ckpt,
+    help="Check a checkpoint; any that `transfer` takes.",
+)
+@click.option(
+    "--arch",
+    metavar="ARCH",
+    shell_complete=complete_arch,
+    help="Architecture that --ckpt should fit; without --ckpt, the one to estimate --recipe for.",
+)
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="NAME",
+    shell_complete=complete_among(all_recipes),
+    help="Estimate memory, time and disk of a recipe, from one or two steps on this machine.",
+)
+@override_option("Change one number of --recipe, such as batch_size=256; may be repeated.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path(),
+    help="Folder that runs will be written to, for the free disk space; this folder by default.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all findings and facts as JSON.")
+def doctor(
+    as_json: bool, recipe_name: str | None, overrides: tuple[str, ...], **given: Any
+) -> None:
+    """Check what is installed, what works and what is wrong, and print how to fix it.
+
+    \b
+    frameworks  each with its version, or the command that installs it
+    machine     processors, GPUs, bfloat16, memory, disk
+    data sets   layout, counts, classes, annotations, label ranges; unreadable files
+    checkpoint  whether it can be read, what it is, whether it fits an architecture
+    recipe      estimated memory, time and disk on this machine, and how they were estimated
+
+    \b
+      simmim-bench doctor
+      simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
+      simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
+      simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
+      simmim-bench doctor --recipe coco_vit_100ep --ckpt runs/vit_b --json
+
+    Exit codes: 0 no problem, warnings allowed; 3 a framework is missing or broken, or torch cannot use a
+    GPU of the machine; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is
+    too small; 3 takes precedence over 4. Optional frameworks are required only if --coco, --ade20k or
+    --recipe needs them.
+    """
+    data_sets = pop_data_sets(given)
+    request = _check_request(recipe_name, overrides, data_sets=data_sets, **given)
+    findings = list(_examine(request, open_display(False)))
+    code = exit_code(findings)
+    if as_json:
+        plain = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(json.dumps({"exit_code": code, "findings": plain}, default=str))
+    else:
+        for line in describe(findings):
+            click.echo(line)
+    sys.exit(code)
+
+
+def _check_request(
+    name: str | None, overrides: tuple[str, ...], *, arch: str | None, **given: Any
+) -> DoctorRequest:
+    """Validate the command line before anything slow starts.
+
+    Raises:
+        UsageError: an unknown recipe, architecture or override, or an option without the one it needs.
+    """
+    from simmim_bench.models.archs import find_spec
+    from simmim_bench.recipe import find_recipe, override
+
+    if arch is not None:
+        find_spec(arch)
+        if given["ckpt"] is None and name is None:
+            raise UsageError(f"--arch {arch} needs --ckpt or --recipe; add one of them.")
+    if overrides and name is None:
+        raise UsageError(f"-o {overrides[0]} needs --recipe; add it.")
+    recipe = None if name is None else override(find_recipe(all_recipes(), name), overrides)
+    request = DoctorRequest(recipe=recipe, arch=arch, **given)
+    if recipe is not None and not request.is_pretraining and arch is None and request.ckpt is None:
+        raise UsageError(
+            f"--recipe {name} fits any backbone; choose one with --arch or with --ckpt."
+        )
+    return request
+
+
+def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+    """Yield all findings, group by group."""
+    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, examine_frameworks
+
+    for_recipe = _frameworks_of(request)
+    tasks = [task for layout in request.data_sets for task in tasks_on(layout)]
+    display.log(f"importing {len(FRAMEWORKS)} frameworks")
+    frameworks = examine_frameworks(FRAMEWORKS, frameworks_for(tasks) | for_recipe)
+    yield from frameworks
+    optional = {framework.name for framework in FRAMEWORKS if framework.optional}
+    lacking = [f.name for f in frameworks if f.state == "problem" and f.name not in optional]
+    if lacking:
+        yield Finding(
+            group="machine",
+            name="skipped",
+            state="warning",
+            said=f"machine, data and checkpoints need {', '.join(lacking)}",
+        )
+        return
+    from simmim_bench.diagnostics.checkpoint import examine_checkpoint
+    from simmim_bench.diagnostics.machine import examine_machine
+
+    display.log("checking the machine")
+    yield from examine_machine(request.out)
+    of_data = list(_examine_data(request, display))
+    yield from of_data
+    checkpoint = None
+    if request.ckpt is not None:
+        checkpoint, of_checkpoint = examine_checkpoint(request.ckpt, request.arch)
+        yield from of_checkpoint
+    if request.recipe is None:
+        return
+    reason = None
+    if any(f.state == "problem" and f.name in for_recipe for f in frameworks):
+        reason = "the framework that the recipe needs is missing"
+    elif request.ckpt is not None and checkpoint is None:
+        reason = "the checkpoint cannot be read"
+    if reason is not None:
+        yield Finding(
+            group="estimate", name="skipped", state="warning", said=f"no estimate: {reason}"
+        )
+        return
+    yield from _estimate(request, checkpoint, of_data, display)
+
+
+def _frameworks_of(request: DoctorRequest) -> set[str]:
+    """Return the frameworks that the recipe needs beyond the core installation."""
+    if request.recipe is None or request.is_pretraining:
+        return set()
+    from transfer.tasks import task_of
+
+    return frameworks_for([task_of(request.recipe)])
+
+
+def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+    """Yield the findings of all data sets."""
+    if not request.data_sets:
+        return
+    from transfer.doctor_checks import Reading
+    from transfer.tasks import EXAMINERS, load_function
+
+    reading = Reading(display=display, every_file=request.every_file)
+    for layout, folder in request.data_sets.items():
+        yield from load_function(EXAMINERS[layout])(folder, reading)
+
+
+def _estimate(
+    request: DoctorRequest,
+    checkpoint: Checkpoint | None,
+    of_data: list[Finding],
+    display: Display,
+) -> Iterator[Finding]:
+    """Build the recipe's model, take a step or two, and yield the estimates."""
+    from pretrain.estimate import plan_pretraining
+    from pretrain.recipes import PretrainRecipe, for_arch
+    from simmim_bench.checkpoints.read import read_checkpoint
+    from simmim_bench.diagnostics.estimate import data_size, estimate, too_large
+    from simmim_bench.distributed import best_device
+    from simmim_bench.models.archs import find_spec
+    from simmim_bench.training.memory import retain_freed_memory
+    from transfer.tasks import load_function, runner_of, task_of
+
+    device, recipe = best_device(), request.recipe
+    assert recipe is not None
+    if isinstance(recipe, PretrainRecipe):
+        recipe = recipe if request.arch is None else for_arch(recipe, request.arch)
+        layout, spec = "imagenet", find_spec(recipe.arch)
+    else:
+        checkpoint = checkpoint or read_checkpoint(f"random:{request.arch}")
+        layout, spec = task_of(recipe).data, checkpoint.spec
+    refused = too_large(spec, device)
+    if refused is not None:
+        yield refused
+        return
+    data = data_size(layout, of_data)
+    display.log(f"measuring {recipe.name} on {spec.arch}")
+    if device.type == "cpu":
+        retain_freed_memory()  # as training does
+    try:
+        if isinstance(recipe, PretrainRecipe):
+            work = plan_pretraining(recipe, data, device)
+        else:
+            plan = load_function(runner_of(recipe).estimate)
+            work = plan(recipe, checkpoint, data, device)
+    except UsageError:
+        raise
+    except BenchError as error:
+        yield Finding(group="estimate", name="failed", state="problem", said=str(error))
+        return
+    yield from estimate(work, device=device, folder=request.out)

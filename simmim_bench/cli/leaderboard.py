@@ -1,0 +1,162 @@
+"""`simmim-bench leaderboard build | check | show | keep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simmim_bench.cli.options import PATH, open_display, transfer_recipes
+from simmim_bench.errors import DriftError
+
+if TYPE_CHECKING:
+    from simmim_bench.leaderboard.find import FoundRecords
+    from simmim_bench.leaderboard.reported import ReportedRow
+
+
+@click.group()
+def leaderboard() -> None:
+    """Build, check, show or keep the records below some folders.
+
+    There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
+    recipes or on other data are in groups of their own.
+
+    \b
+      simmim-bench leaderboard build runs --into README.md
+      simmim-bench leaderboard check runs --into README.md
+      simmim-bench leaderboard keep runs --out benchmarks/records/mine
+    """
+
+
+_roots = click.argument("roots", nargs=-1, type=PATH, default=(Path("runs"),))
+_table_folder = click.option(
+    "--out",
+    type=PATH,
+    default=Path("leaderboard"),
+    show_default=True,
+    help="Folder of the tables.",
+)
+_documents = click.option(
+    "--into",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="A Markdown document with the table between <!-- leaderboard: begin --> and "
+    "<!-- leaderboard: end -->; may be repeated.",
+)
+_published = click.option(
+    "--reported/--no-reported",
+    default=True,
+    show_default=True,
+    help="Show published results next to the records, clearly separated.",
+)
+
+
+def _find(roots: tuple[Path, ...]) -> FoundRecords:
+    """Read the records, and warn of the damaged ones."""
+    from simmim_bench.leaderboard.find import find_records
+
+    found = find_records(roots)
+    for problem in found.problems:
+        click.echo(f"warning: {problem}", err=True)
+    return found
+
+
+def _read_published(wanted: bool) -> list[ReportedRow]:
+    from simmim_bench.leaderboard.reported import read_reported
+
+    return read_reported() if wanted else []
+
+
+@leaderboard.command("build")
+@_roots
+@_table_folder
+@_documents
+@_published
+def leaderboard_build(
+    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
+) -> None:
+    """Write tables and page from the records below ROOTS, by default runs/.
+
+    The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
+    file that works offline. A damaged record is reported and left out.
+    """
+    from simmim_bench.leaderboard.tables import print_table
+    from simmim_bench.leaderboard.write import write_leaderboard
+
+    board = _find(roots).board()
+    write_leaderboard(board, out, reported=_read_published(reported), into=into)
+    print_table(board)
+    click.echo(str(out / "leaderboard.html"))
+
+
+@leaderboard.command("check")
+@_roots
+@_table_folder
+@_documents
+@_published
+def leaderboard_check(
+    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
+) -> None:
+    """Recompute every score from its predictions, and compare hashes and tables.
+
+    The check covers predictions, COCO's annotations, recipes (against what their names mean now),
+    checkpoints that still exist, and the tables. Exit code 6 when anything differs; every difference is
+    named.
+    """
+    from simmim_bench.leaderboard.check import check_files, check_records
+    from simmim_bench.leaderboard.find import find_records
+    from simmim_bench.leaderboard.write import render_documents, render_tables
+
+    found = find_records(roots)
+    problems = list(found.problems)
+    with open_display(False).task("records", len(found.records)) as task:
+        problems += check_records(found.records, transfer_recipes(), task.advance)
+    board = found.board()
+    wanted = render_tables(board, out, _read_published(reported))
+    wanted |= render_documents(board, into)
+    problems += check_files(wanted)
+    if problems:
+        raise DriftError("\n       ".join(problems))
+    click.echo(f"verified: {len(found.records)} records, {len(wanted)} tables.")
+
+
+@leaderboard.command("show")
+@_roots
+@click.option("--json", "as_json", is_flag=True, help="Print groups and rows as JSON.")
+@click.option(
+    "--against",
+    type=PATH,
+    metavar="FILE",
+    help="Print instead the changes since an earlier leaderboard.json, as Markdown.",
+)
+def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
+    """Print the table of the records below ROOTS."""
+    from simmim_bench.files import read_json
+    from simmim_bench.leaderboard.changes import changes_to_markdown
+    from simmim_bench.leaderboard.tables import print_table, to_json
+
+    board = _find(roots).board()
+    if against is not None:
+        click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
+    elif as_json:
+        click.echo(to_json(board), nl=False)
+    else:
+        print_table(board)
+
+
+@leaderboard.command("keep")
+@_roots
+@click.option("--out", required=True, type=PATH, help="Folder of the copies.")
+def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
+    """Copy the records below ROOTS, with everything that a check needs, to where they can be committed.
+
+    Copied are predictions, descriptions, metrics and COCO's annotations, but no weights.
+    """
+    from simmim_bench.leaderboard.archive import archive_runs
+
+    found = _find(roots)
+    archive_runs(found.records, out)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    click.echo(f"{len(found.records)} records, {size / 1e6:.1f} MB: {out}")

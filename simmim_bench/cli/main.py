@@ -1,0 +1,121 @@
+"""The entry point: the group of all commands, and the translation of errors into exit codes.
+
+Results go to stdout (`--json` for machines), logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 usage,
+3 a framework is missing, 4 bad data, 5 diverged, 6 a check found drift, 130/143 interrupted after saving.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from importlib.util import find_spec as find_module
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from simmim_bench import __version__
+from simmim_bench.cli.ablate import ablate
+from simmim_bench.cli.convert import convert
+from simmim_bench.cli.demo import demo
+from simmim_bench.cli.doctor import doctor
+from simmim_bench.cli.leaderboard import leaderboard
+from simmim_bench.cli.pocket import pocket
+from simmim_bench.cli.pretrain import pretrain
+from simmim_bench.cli.recipes import recipes
+from simmim_bench.cli.suite import suite
+from simmim_bench.cli.transfer import transfer
+from simmim_bench.cli.visualize import visualize
+from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """How well does a backbone pretrained with SimMIM transfer?
+
+    Pretrain a backbone, transfer its checkpoint to classification, detection and segmentation, and collect
+    the records in one leaderboard:
+
+    \b
+      simmim-bench pretrain --arch vit_b --data imagenet --out runs/vit_b
+      simmim-bench transfer linear --ckpt runs/vit_b --data imagenet
+      simmim-bench leaderboard build runs
+
+    Start with `simmim-bench demo`: the whole path on synthetic images, in minutes on a CPU.
+    """
+
+
+for _command in (
+    pretrain,
+    transfer,
+    suite,
+    ablate,
+    leaderboard,
+    recipes,
+    convert,
+    visualize,
+    pocket,
+    doctor,
+    demo,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        _run()
+    except SystemExit as end:
+        # Without torch there are no other processes to leave behind.
+        distributed = sys.modules.get("simmim_bench.distributed")
+        if distributed is not None and isinstance(end.code, int):
+            distributed.exit_process(end.code)
+        raise
+
+
+def _run() -> None:
+    """Run the command line; report an error that the user can fix as one line and an exit code."""
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+        _check_packages()
+        code = cli.main(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except BenchError as error:
+        _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "simmim-bench"
+        message = " ".join(error.format_message().split())
+        _fail(f"{message} See `{path} --help`.", error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted.", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        _fail(
+            f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space.", 4
+        )
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End on SIGTERM where no training loop handles it; no checkpoint is being written there."""
+    raise InterruptedRun("stopped by SIGTERM.", number)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _check_packages() -> None:
+    """Refuse to run with another package named `pretrain` or `transfer` on the path."""
+    home = Path(__file__).resolve().parents[2]
+    for name in ("pretrain", "transfer"):
+        found = find_module(name)
+        origin = found.origin if found is not None else None
+        if origin is None or Path(origin).resolve().parent.parent != home:
+            raise UsageError(
+                f"package '{name}' comes from {origin}, not from simmim-bench; start from another folder."
+            )

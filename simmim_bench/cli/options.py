@@ -1,0 +1,269 @@
+"""Options that several commands share, their tab completion, and the parsing of their values.
+
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from simmim_bench.errors import UsageError
+from simmim_bench.jobs.options import JobOptions, SlurmOptions
+from simmim_bench.runs.options import RunOptions
+from simmim_bench.tasks import LAYOUTS, DataLayout, TaskOption, tasks_with
+
+if TYPE_CHECKING:
+    from simmim_bench.display import Display
+    from simmim_bench.recipe import Recipe
+
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
+SEED = click.IntRange(0, 2**32 - 1)
+PATH = click.Path(path_type=Path)
+
+
+def pretrain_recipes() -> dict[str, Recipe]:
+    """Return the named pretraining recipes."""
+    from pretrain.recipes import RECIPES
+
+    return dict(RECIPES)
+
+
+def transfer_recipes() -> dict[str, Recipe]:
+    """Return the named transfer recipes."""
+    from transfer.recipes import RECIPES
+
+    return dict(RECIPES)
+
+
+def all_recipes() -> dict[str, Recipe]:
+    """Return all named recipes."""
+    return {**pretrain_recipes(), **transfer_recipes()}
+
+
+def complete_arch(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the name of an architecture."""
+    from simmim_bench.models.archs import ARCHS
+
+    return [CompletionItem(name) for name in ARCHS if name.startswith(incomplete)]
+
+
+def complete_among(names: Callable[[], Iterable[str]]) -> Completion:
+    """Return a completion by names that are computed when they are needed."""
+
+    def complete(
+        context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+
+    return complete
+
+
+def complete_ckpt(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete a CKPT: a path, `random:ARCH` or `timm:NAME`."""
+    if incomplete.startswith("random:"):
+        from simmim_bench.models.archs import ARCHS
+
+        return [CompletionItem(n) for a in ARCHS if (n := f"random:{a}").startswith(incomplete)]
+    if incomplete.startswith("timm:"):
+        import timm
+
+        names = timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)
+        return [CompletionItem(f"timm:{name}") for name in names]
+    return [CompletionItem(incomplete, type="file")]
+
+
+def override_option(help_text: str, *, of: str = "") -> Callable[[Any], Any]:
+    """Return the option that changes a recipe: -o, --override, or that of a second recipe.
+
+    Args:
+        of: the second recipe, such as "transfer" for -t, --transfer-override.
+    """
+    short, name = (f"-{of[0]}", f"{of}-override") if of else ("-o", "override")
+    to = f"{name.replace('-', '_')}s"
+    return click.option(short, f"--{name}", to, multiple=True, metavar="KEY=VALUE", help=help_text)
+
+
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."
+)
+QUIET_OPTION = click.option("--quiet", is_flag=True, help="No log and no progress on stderr.")
+SEED_OPTION = click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Seed of everything that is sampled."
+)
+
+
+def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Command]:
+    """Add the options that every run has, passed to the command as one `options`.
+
+    Args:
+        recipes: returns the recipes by name, for the completion of `--recipe`.
+    """
+    names = [field.name for field in dataclasses.fields(RunOptions)]
+    declared = (
+        click.option("--data", required=True, type=PATH, help="Folder of the data set."),
+        click.option(
+            "--recipe",
+            metavar="NAME",
+            shell_complete=complete_among(recipes),
+            help="Named recipe, see `simmim-bench recipes`; by default the one for the architecture.",
+        ),
+        click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
+        click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
+        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
+        SEED_OPTION,
+        override_option(
+            "Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record."
+        ),
+        JSON_OPTION,
+        QUIET_OPTION,
+    )
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def collect(**arguments: Any) -> None:
+            options = RunOptions(**{name: arguments.pop(name) for name in names})
+            command(options=options, **arguments)
+
+        return _apply(declared, collect)
+
+    return decorate
+
+
+def data_set_options(help_of: Callable[[DataLayout], str]) -> list[click.Parameter]:
+    """Build an option per data layout, such as --imagenet DIR."""
+    return [
+        click.Option([f"--{layout.name}"], type=PATH, help=help_of(layout))
+        for layout in LAYOUTS.values()
+    ]
+
+
+def pop_data_sets(arguments: dict[str, Any]) -> dict[str, Path]:
+    """Take the values of `data_set_options` out of a command's arguments: given folders by layout."""
+    folders = {name: arguments.pop(name) for name in LAYOUTS}
+    return {name: folder for name, folder in folders.items() if folder is not None}
+
+
+def task_option(option: TaskOption) -> click.Option:
+    """Build the command-line option of a task option; its help names the tasks that take it."""
+    help_text = (
+        f"For {join_names(tasks_with(option.name))}: {option.help[0].lower()}{option.help[1:]}"
+    )
+    if option.kind == "flag":
+        return click.Option([option.flag], is_flag=True, help=help_text)
+    if option.kind == "count":
+        return click.Option([option.flag], type=click.IntRange(1), metavar="N", help=help_text)
+    if option.kind == "path":
+        return click.Option([option.flag], type=PATH, help=help_text)
+    return click.Option(
+        [option.flag],
+        type=click.Choice(option.kind),
+        show_default=option.default or False,
+        help=help_text,
+    )
+
+
+_JOB_OPTIONS = (
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Steps at a time; by default as many as there are GPUs for, 1 on a CPU, all with --slurm.",
+    ),
+    click.option(
+        "--gpus-per-task",
+        default=1,
+        show_default=True,
+        type=click.IntRange(1),
+        metavar="K",
+        help="GPUs per step, one process each; on a CPU, processes per step.",
+    ),
+    click.option("--slurm", is_flag=True, help="Run each step as a SLURM job, through submitit."),
+    click.option("--slurm-partition", metavar="NAME", help="Partition of the jobs."),
+    click.option("--slurm-account", metavar="NAME", help="Account of the jobs."),
+    click.option(
+        "--slurm-time",
+        default="24:00:00",
+        show_default=True,
+        metavar="TIME",
+        help="Time limit of a job, in sbatch's format; a job that needs longer saves and is requeued.",
+    ),
+    click.option(
+        "--slurm-set",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other option of sbatch, such as cpus_per_task=12 or qos=high; may be repeated.",
+    ),
+    click.option(
+        "--cluster",
+        type=click.Choice(["slurm", "local"]),
+        default="slurm",
+        show_default=True,
+        help="With --slurm: local runs the same jobs on this machine, to try them out.",
+    ),
+)
+
+
+def job_options(command: Command) -> Command:
+    """Add the options of commands that run several steps, passed to the command as one `job_options`."""
+
+    @functools.wraps(command)
+    def collect(**arguments: Any) -> None:
+        slurm = SlurmOptions(
+            partition=arguments.pop("slurm_partition"),
+            account=arguments.pop("slurm_account"),
+            time=arguments.pop("slurm_time"),
+            more=arguments.pop("slurm_set"),
+            cluster=arguments.pop("cluster"),
+        )
+        chosen = JobOptions(
+            workers=arguments.pop("workers"),
+            gpus_per_task=arguments.pop("gpus_per_task"),
+            slurm=slurm if arguments.pop("slurm") else None,
+        )
+        command(job_options=chosen, **arguments)
+
+    return _apply(_JOB_OPTIONS, collect)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Parse H or H,W in pixels.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    sizes = text.replace("x", ",").split(",")
+    if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
+        raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
+    return int(sizes[0]), int(sizes[-1])
+
+
+def open_display(quiet: bool) -> Display:
+    """Return the log and progress display of a command; a silent one if `quiet`."""
+    from simmim_bench.display import Display
+
+    return Display(quiet=quiet)
+
+
+def join_names(names: list[str]) -> str:
+    """Join names as in a sentence: `a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _apply(options: Iterable[Callable[[Command], Command]], command: Command) -> Command:
+    """Add options to a command, in their order."""
+    for option in reversed(tuple(options)):
+        command = option(command)
+    return command

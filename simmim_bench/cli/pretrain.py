@@ -1,0 +1,119 @@
+"""`simmim-bench pretrain`: pretrain a backbone with SimMIM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simmim_bench.cli.options import complete_arch, open_display, pretrain_recipes, run_options
+from simmim_bench.runs.options import RunOptions
+
+
+@click.command()
+@click.option(
+    "--arch",
+    required=True,
+    metavar="ARCH",
+    shell_complete=complete_arch,
+    help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., convnext_t "
+    "convnext_s convnext_b, resnet50 resnet101; small: vit_pocket swin_pocket convnext_pocket resnet_pocket.",
+)
+@run_options(pretrain_recipes)
+@click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Gradient-accumulation steps per process; by default the smallest number that fits in memory.",
+)
+@click.option(
+    "--grad-checkpointing",
+    is_flag=True,
+    help="Save memory: recompute activations in the backward pass.",
+)
+@click.option(
+    "--shard",
+    is_flag=True,
+    help="Shard a model that does not fit in memory over the processes (FSDP2).",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Use torch.compile; mostly for GPUs.")
+@click.option(
+    "--keep-every",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Keep a checkpoint every N epochs, besides the last and the best.",
+)
+@click.option(
+    "--visualize-every",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="Plot reconstructions every N epochs.",
+)
+@click.option("--pictures-every", type=click.IntRange(1), hidden=True, help="Old name.")
+@click.option(
+    "--skip-unreadable",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="N",
+    help="Skip and count up to N unreadable images; one more ends the run.",
+)
+def pretrain(
+    arch: str,
+    init_from: str | None,
+    options: RunOptions,
+    visualize_every: int,
+    pictures_every: int | None,
+    **train_options: Any,
+) -> None:
+    """Pretrain a backbone with SimMIM.
+
+    DATA is a folder of images at any depth, or of tar shards such as WebDataset's. If it has train/ and
+    val/, train/ is trained on and val/ gives the held-out loss. hfds:NAME is a Hugging Face dataset. The
+    last checkpoint is RUN/checkpoints/last, the one with the lowest held-out loss is checkpoints/best, and
+    RUN/reconstructions.png shows reconstructed images.
+
+    \b
+      simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
+      simmim-bench pretrain --arch vit_b --data imagenet -o epochs=100 -o batch_size=512
+      torchrun --nproc-per-node 8 -m simmim_bench pretrain --arch vit_b --data imagenet --out runs/b
+      srun simmim-bench pretrain --arch vit_b --data imagenet --out runs/b --resume
+
+    batch_size is the total over all processes. SIGTERM, SIGINT and SIGUSR1 finish the step and save it;
+    --resume continues to the same end as an uninterrupted run. SIGUSR1 also requeues a SLURM job
+    (#SBATCH --signal=USR1@120).
+    """
+    from simmim_bench.distributed import init_distributed
+
+    folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
+    out = options.out or Path("runs", "pretrain", folder)
+    from pretrain.launch import resolve_recipe, run_pretraining
+    from pretrain.train import TrainOptions
+
+    recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
+    with init_distributed() as dist:
+        checkpoint = run_pretraining(
+            recipe=recipe,
+            named=named,
+            data=options.data,
+            out=out,
+            seed=options.seed,
+            display=open_display(options.quiet or not dist.is_main),
+            dist=dist,
+            init_from=init_from,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            options=TrainOptions(
+                visualize_every=pictures_every or visualize_every, **train_options
+            ),
+        )
+    if not dist.is_main:
+        return
+    shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
+    click.echo(shown)

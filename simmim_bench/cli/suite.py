@@ -1,0 +1,162 @@
+"""`simmim-bench suite`: take checkpoints through every task."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from simmim_bench.cli.options import (
+    PATH,
+    QUIET_OPTION,
+    SEED,
+    complete_ckpt,
+    data_set_options,
+    job_options,
+    join_names,
+    open_display,
+    pop_data_sets,
+    task_option,
+    transfer_recipes,
+)
+from simmim_bench.jobs.options import JobOptions
+from simmim_bench.tasks import OPTIONS, TASKS, given_options, tasks_on, variants
+
+
+class SuiteCommand(click.Command):
+    """A command whose data sets and task options are those of the registry at the time of the call."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's parameters with an option per data layout and per offered task option."""
+        ckpt, *declared, help_option = super().get_params(ctx)
+        data_sets = data_set_options(
+            lambda layout: f"Data of {join_names([task.name for task in tasks_on(layout.name)])}."
+        )
+        offered = [task_option(option) for option in OPTIONS.values() if option.in_suite]
+        return [ckpt, *data_sets, *declared, *offered, help_option]
+
+
+def complete_task(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete the last name of a comma-separated list of tasks."""
+    before, comma, last = incomplete.rpartition(",")
+    names = (name for name in (*variants(), *TASKS) if name.startswith(last))
+    return [CompletionItem(f"{before}{comma}{name}") for name in dict.fromkeys(names)]
+
+
+def complete_recipe(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete TASK=NAME."""
+    task, equals, _ = incomplete.partition("=")
+    words: Iterable[str] = (f"{name}=" for name in dict.fromkeys((*variants(), *TASKS)))
+    if equals:
+        words = (f"{task}={name}" for name in transfer_recipes())
+    return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+@click.command(cls=SuiteCommand)
+@click.option(
+    "--ckpt",
+    "ckpts",
+    required=True,
+    multiple=True,
+    metavar="CKPT",
+    shell_complete=complete_ckpt,
+    help="Checkpoint, as for `transfer`; may be repeated, for a row each.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of all runs, OUT/CKPT/TASK/seedN, and of OUT/leaderboard.",
+)
+@click.option(
+    "--baseline",
+    type=click.Choice(["random"]),
+    help="Add a row of random weights for each architecture.",
+)
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="TASK,...",
+    shell_complete=complete_task,
+    help="Run only these tasks, such as linear,knn; fewshot means 1% and 10%. May be repeated.",
+)
+@click.option(
+    "--seeds",
+    multiple=True,
+    metavar="N|TASK=N",
+    help="Number of seeds of all tasks, or of one; 1 by default. May be repeated.",
+)
+@click.option("--seed", default=0, show_default=True, type=SEED, help="The first seed.")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="TASK=NAME",
+    shell_complete=complete_recipe,
+    help="Named recipe of a task; by default the one for the architecture. May be repeated.",
+)
+@click.option(
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="TASK.KEY=VALUE",
+    help="Change one number of a task's recipe, such as coco.max_iters=9000; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan with its cost; write nothing.")
+@job_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan or the results as JSON.")
+@QUIET_OPTION
+def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
+    """Take checkpoints through every task, to complete rows of the leaderboard.
+
+    Each step is a `transfer` in a separate process. Completed steps are skipped, interrupted ones are
+    resumed, and the suite continues after a failed step: the end of the output lists what failed and how
+    to run it alone. Tasks without a data set are left out.
+
+    \b
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k --dry-run
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k
+      simmim-bench suite --ckpt runs/a --ckpt runs/b --baseline random --imagenet pocket/imagenet \\
+          --tasks linear,knn --seeds 3 --seeds knn=1 -o linear.epochs=30
+      simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --gpus-per-task 8 \\
+          --slurm --slurm-partition gpu --slurm-time 12:00:00 --slurm-set cpus_per_task=64
+
+    SIGINT and SIGTERM are passed to the running steps, which save and stop; the same command continues.
+    SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
+    that of the first failed step.
+    """
+    from transfer.suite.options import SuiteOptions
+    from transfer.suite.plan import check_obstacles
+    from transfer.suite.report import plan_text, print_result
+    from transfer.suite.run import plan_suite, result_json, run_suite
+
+    offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
+    data_sets = pop_data_sets(given)
+    options = SuiteOptions(data_sets=data_sets, task_options=given_options(offered), **given)
+    planned = plan_suite(options, job_options)
+    if not as_json:
+        click.echo(plan_text(planned) + "\n")
+    elif dry_run:
+        click.echo(json.dumps([one.to_json() for one in planned]))
+    check_obstacles(planned)
+    if dry_run:
+        return
+    board = options.out / "leaderboard"
+    result = run_suite(planned, job_options, options.out, board, open_display(quiet))
+    if as_json:
+        steps = [result_json(one) for one in result.results]
+        click.echo(json.dumps({"steps": steps, "leaderboard": str(result.leaderboard)}))
+    else:
+        print_result(result)
+    sys.exit(result.exit_code)

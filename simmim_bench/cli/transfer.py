@@ -1,0 +1,179 @@
+"""`simmim-bench transfer`: transfer a checkpoint to a task and record the score."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from simmim_bench.cli.options import (
+    complete_ckpt,
+    open_display,
+    run_options,
+    task_option,
+    transfer_recipes,
+)
+from simmim_bench.runs.options import RunOptions
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
+
+if TYPE_CHECKING:
+    from simmim_bench.results.record import Record
+
+
+class TaskType(click.ParamType):  # type: ignore[type-arg]
+    """The name of a task in the registry."""
+
+    name = "task"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or fail with the names that exist."""
+        if value not in TASKS:
+            self.fail(f"{value!r} is not one of {', '.join(TASKS)}.", param, ctx)
+        return value
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return the names for the usage line."""
+        return f"{{{'|'.join(TASKS)}}}"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete the name of a task."""
+        return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
+
+
+class TransferCommand(click.Command):
+    """A command whose tasks and task options are those of the registry at the time of the call."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the command's parameters with an option for each task option that a task takes."""
+        used = [o for name, o in OPTIONS.items() if any(name in t.options for t in TASKS.values())]
+        *declared, help_option = super().get_params(ctx)
+        return [*declared, *map(task_option, used), help_option]
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the docstring with the table of tasks in place of its marker."""
+        assert self.help is not None
+        before, after = inspect.cleandoc(self.help).split("TASKS\n", 1)
+        self.help, text = f"{before}\b\n{task_table()}\n{after}", self.help
+        try:
+            super().format_help_text(ctx, formatter)
+        finally:
+            self.help = text
+
+
+def task_table() -> str:
+    """Return the tasks, what each trains and scores, and the layout of its data, as plain text."""
+    width = max(map(len, TASKS)) + 2
+    summary_width = max(len(line) for t in TASKS.values() for line in t.summary.splitlines()) + 2
+    lines, previous = [], ""
+    for task in TASKS.values():
+        layout = "the same" if task.data == previous else LAYOUTS[task.data].summary
+        previous = task.data
+        first, *others = task.summary.splitlines()
+        lines.append(f"{task.name:<{width}}{first:<{summary_width}}{layout}")
+        lines += [f"{'':<{width}}{line}" for line in others]
+    return "\n".join(lines)
+
+
+@click.command(cls=TransferCommand)
+@click.argument("task", type=TaskType())
+@click.option(
+    "--ckpt",
+    required=True,
+    metavar="CKPT",
+    shell_complete=complete_ckpt,
+    help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
+    "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
+)
+@run_options(transfer_recipes)
+@click.option(
+    "--baseline",
+    metavar="CKPT",
+    help="Run the same recipe from `random`, or another CKPT, and print the difference with its 95 % "
+    "interval.",
+)
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    metavar="N",
+    help="Run N seeds, starting with --seed, and print mean and standard deviation.",
+)
+def transfer(
+    task: str,
+    ckpt: str,
+    baseline: str | None,
+    seeds: int,
+    options: RunOptions,
+    **task_options: Any,
+) -> None:
+    """Transfer a checkpoint to a task and record the score.
+
+    TASKS
+
+    The run directory holds the predictions and record.json, whose scores are computed from them. It is
+    runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several.
+
+    \b
+      simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
+      simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
+      simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
+      torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
+
+    All tasks also run under torchrun and srun; every image is scored once.
+    """
+    from simmim_bench.distributed import init_distributed
+    from transfer.compare import compare_runs
+    from transfer.launch import (
+        TransferRequest,
+        check_run_dirs,
+        plan_baseline,
+        plan_transfer,
+        run_plan,
+    )
+
+    request = TransferRequest(task=task, options=options, task_options=task_options)
+    ours = plan_transfer(request, ckpt, range(options.seed, options.seed + seeds))
+    other = None if baseline is None else plan_baseline(request, ours, baseline)
+    with init_distributed() as dist:
+        display = open_display(options.quiet or not dist.is_main)
+        # Check the baseline's directories first, so that it cannot fail after hours of training.
+        for plan in (ours, other):
+            if plan is not None and dist.is_main:
+                check_run_dirs(plan)
+        records = run_plan(ours, display=display, dist=dist)
+        if other is not None:
+            run_plan(other, display=display, dist=dist)
+    if not dist.is_main:
+        return
+    lines, plain = summarise(task, records)
+    if other is not None:
+        difference = compare_runs(ours.run_dirs, other.run_dirs)
+        plain["above_baseline"] = {"baseline": other.ckpt, **dataclasses.asdict(difference)}
+        lines.append(f"above {other.ckpt}: {difference}")
+    click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
+
+
+def summarise(task: str, records: list[Record]) -> tuple[list[str], dict[str, Any]]:
+    """Return the scores of one seed, or their mean and deviation over several, as lines and as JSON."""
+    from transfer.launch import summarise_seeds
+
+    plain: dict[str, Any] = dataclasses.asdict(records[0])
+    lines = [f"{metric} {value:.2f}" for metric, value in records[0].metrics.items()]
+    if len(records) > 1:
+        spread = summarise_seeds(records)
+        plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
+        lines = [
+            f"{metric} {value['mean']:.2f} ± {value['std']:.2f} over {len(records)} seeds"
+            for metric, value in spread.items()
+        ]
+    for metric, reason in TASKS[task].inapplicable.items():
+        if metric not in records[0].metrics:
+            lines.append(f"{metric} n/a: {reason}")
+    return lines, plain

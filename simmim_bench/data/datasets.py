@@ -1,0 +1,174 @@
+"""Build datasets of decoded, transformed images from an `ImageSource`, and class-balanced subsets."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms as T
+
+from simmim_bench.data.decode import decode_image
+from simmim_bench.data.sources import ImageSource
+from simmim_bench.errors import DataError, UsageError
+
+LoadImage = Callable[[bytes, str], Tensor]  # from the content and name of an image file
+
+
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Transformed images of a source and their labels.
+
+    Args:
+        images: the source.
+        load: maps the content and name of an image file to a tensor.
+        skip_unreadable: allowed number of unreadable images; the next image of the source replaces each of
+            them. One more raises a `DataError`.
+    """
+
+    def __init__(
+        self,
+        images: ImageSource,
+        load: LoadImage,
+        *,
+        skip_unreadable: int = 0,
+    ) -> None:
+        self.images, self.load, self.limit = images, load, skip_unreadable
+        # In shared memory, because the worker processes of a loader update it.
+        self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def skipped(self) -> int:
+        """Number of distinct images that could not be read so far."""
+        return int(self._unreadable.sum())
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                image = self.load(self.images.read(candidate), self.images.name(candidate))
+            except DataError as error:
+                self._unreadable[candidate] = True
+                if self.skipped <= self.limit:
+                    continue
+                if not self.limit:
+                    raise
+                raise DataError(
+                    f"{error} It is unreadable image number {self.skipped}; --skip-unreadable allows {self.limit}."
+                ) from error
+            return image, self.images.labels[candidate]
+        raise DataError(f"none of the {len(self)} images can be read; check --data.")
+
+
+def decode_then(transform: Callable[[Image.Image], Tensor]) -> LoadImage:
+    """Return a function that decodes a whole image and applies a transform of PIL images."""
+    return functools.partial(_decode_and_transform, transform)
+
+
+def _decode_and_transform(
+    transform: Callable[[Image.Image], Tensor], content: bytes, name: str
+) -> Tensor:
+    return transform(decode_image(content, name))
+
+
+def train_transform(
+    img_size: tuple[int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_scale: tuple[float, float],
+    hflip: float,
+    color_jitter: float = 0.0,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+) -> LoadImage:
+    """Build timm's training augmentation; by default, a random crop and flip only.
+
+    Args:
+        img_size: (H, W) of the result, in pixels.
+        mean, std: normalisation, for pixels in [0, 1].
+        crop_scale: range of the crop's area as a fraction of the image's.
+        hflip: probability of a horizontal flip, in [0, 1].
+        color_jitter: strength of timm's colour jitter; 0 for none.
+        auto_augment: name of a policy in timm; None for none.
+        random_erasing: probability of random erasing, in [0, 1].
+    """
+    transform: Callable[[Image.Image], Tensor] = create_transform(
+        (3, *img_size),
+        is_training=True,
+        scale=crop_scale,
+        hflip=hflip,
+        color_jitter=color_jitter or None,
+        auto_augment=auto_augment,
+        re_prob=random_erasing,
+        re_mode="pixel",
+        interpolation="bicubic",
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    return decode_then(transform)
+
+
+def covering_size(
+    size: tuple[int, int], img_size: tuple[int, int], crop_ratio: float
+) -> tuple[int, int]:
+    """Compute the (H, W) to resize an image to, so that a crop covers a fraction of its shorter side.
+
+    Args:
+        size: (H, W) of the image.
+        img_size: (H, W) of the crop.
+        crop_ratio: covered fraction of the shorter side, in (0, 1].
+    """
+    cover = [round(side / crop_ratio) for side in img_size]
+    factor = max(cover[0] / size[0], cover[1] / size[1])
+    return max(cover[0], round(size[0] * factor)), max(cover[1], round(size[1] * factor))
+
+
+def eval_transform(
+    img_size: tuple[int, int],
+    *,
+    crop_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> LoadImage:
+    """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise."""
+
+    def resize(image: Image.Image) -> Image.Image:
+        size = covering_size((image.height, image.width), img_size, crop_ratio)
+        resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
+        return resized
+
+    return decode_then(
+        T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
+    )
+
+
+def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
+    """Sample a fraction of the images, with the same number of images for every class.
+
+    Args:
+        labels: class of every image.
+        fraction: in (0, 1]; every class keeps max(1, round(fraction * images / classes)) images.
+        seed: of the sampling.
+
+    Returns:
+        Indices, ascending. Equal arguments return equal indices on every machine.
+
+    Raises:
+        UsageError: The fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"fraction {fraction} is not in (0, 1]; use 1% or 10%.")
+    array = np.asarray(labels)
+    classes = np.unique(array)
+    wanted = max(1, round(fraction * len(array) / len(classes)))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    chosen = [generator.permutation(np.flatnonzero(array == c))[:wanted] for c in classes]
+    return sorted(int(i) for i in np.concatenate(chosen))

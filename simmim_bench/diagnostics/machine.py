@@ -1,0 +1,221 @@
+"""Check the machine: processors, GPUs, bfloat16, memory, disk. torch must be importable."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.training.memory import GIB, available_memory
+from simmim_bench.training.precision import MIN_WIDTH, decide_precision
+
+CPU = torch.device("cpu")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup version 2: microseconds of each period, or "max"
+BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86's matrix units, ARM
+HIDING = "CUDA_VISIBLE_DEVICES"
+GET_STARTED = "PyTorch's page 'Get Started' has the command"
+
+
+def examine_machine(folder: Path) -> list[Finding]:
+    """Check the machine.
+
+    Args:
+        folder: the folder that runs will be written to; it need not exist yet.
+    """
+    return [_python(), _processor(), _threads(), *examine_gpus(), _memory(), _disk(folder)]
+
+
+def _finding(name: str, said: str, /, **facts: object) -> Finding:
+    return Finding(group="machine", name=name, state="ok", said=said, facts=facts)
+
+
+def _python() -> Finding:
+    version, system = platform.python_version(), platform.platform()
+    return _finding(
+        "python",
+        f"{version} at {sys.executable}, {system}",
+        version=version,
+        executable=sys.executable,
+        platform=system,
+    )
+
+
+def _processor() -> Finding:
+    """Report the processor, and by a trial whether bfloat16 is faster on it; flags do not tell."""
+    text = ""
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    listed = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    model = named[1] if named else platform.processor() or platform.machine()
+    flags = [flag for flag in BF16_FLAGS if listed and flag in listed[1].split()]
+    precision = decide_precision("auto", CPU, MIN_WIDTH)
+    return _finding(
+        "processor",
+        f"{model}; bfloat16 instructions: {', '.join(flags) or 'none'}; measured: precision=auto is "
+        f"{precision} for models with {MIN_WIDTH} or more channels",
+        model=model,
+        bf16_flags=flags,
+        precision=precision,
+    )
+
+
+def usable_cores() -> float:
+    """Return the number of processors that the affinity and the container's quota allow."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
+    with suppress(OSError, ValueError):
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
+        cores = min(cores, int(quota) / int(period))
+    return cores
+
+
+def _threads() -> Finding:
+    cores, threads = usable_cores(), torch.get_num_threads()
+    from_environment = os.environ.get("OMP_NUM_THREADS")
+    finding = _finding(
+        "threads",
+        f"torch uses {threads} threads; {cores:g} of {os.cpu_count()} processors are usable"
+        + (f"; OMP_NUM_THREADS={from_environment}" if from_environment else ""),
+        torch=threads,
+        usable=cores,
+        processors=os.cpu_count(),
+        omp_num_threads=from_environment,
+    )
+    if threads <= max(1, cores):
+        return finding
+    return Finding(
+        group="machine",
+        name="threads",
+        state="warning",
+        said=f"{finding.said}: more threads than processors wait for each other",
+        remedy=f"export OMP_NUM_THREADS={max(1, int(cores))}",
+        facts=finding.facts,
+    )
+
+
+def examine_gpus() -> list[Finding]:
+    """Check the GPUs: those that the driver lists, and those that torch can compute on."""
+    build = f"torch {torch.__version__}, built for " + (
+        f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
+    )
+    if torch.cuda.is_available():
+        return [_gpu(number, build) for number in range(torch.cuda.device_count())]
+    listed = _query_driver("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+    facts = {"torch": torch.__version__, "built_for_cuda": torch.version.cuda, "listed": listed}
+    if not listed:
+        return [_finding("gpu", f"none; {build}", **facts)]
+    what = f"nvidia-smi lists {'; '.join(listed)}, but torch sees no GPU"
+    hidden = os.environ.get(HIDING)
+    if hidden is not None and (not hidden or hidden.startswith("-")):
+        return [
+            Finding(
+                group="machine",
+                name="gpu",
+                state="warning",
+                said=f"{what}: {HIDING} is '{hidden}'",
+                remedy=f"unset {HIDING}",
+                facts=facts,
+            )
+        ]
+    if torch.version.cuda is None:
+        why, remedy = build, f"install a torch and torchvision built for CUDA; {GET_STARTED}"
+    else:
+        why = "no device answers"
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            why = str(error).splitlines()[0]
+        driven = re.search(r"CUDA Version: *([\d.]+)", " ".join(_query_driver()))
+        older = f"CUDA {driven[1]}" if driven else "the driver's CUDA version"
+        remedy = (
+            f"update the NVIDIA driver to one for CUDA {torch.version.cuda}, or install a torch and "
+            f"torchvision built for {older} or older; {GET_STARTED}"
+        )
+    return [
+        Finding(
+            group="machine",
+            name="gpu",
+            state="problem",
+            said=f"{what}: {why}",
+            remedy=remedy,
+            facts=facts,
+        )
+    ]
+
+
+def _query_driver(*arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none if it is missing or finds no driver."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *arguments], capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def _gpu(number: int, build: str) -> Finding:
+    """Check one GPU by computing on it: torch may lack kernels for old or new ones."""
+    properties = torch.cuda.get_device_properties(number)
+    driver = _query_driver("--query-gpu=driver_version", "--format=csv,noheader")
+    name, total = properties.name, properties.total_memory
+    facts = {
+        "name": name,
+        "memory": total,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": driver[0] if driver else None,
+        "torch": torch.__version__,
+        "built_for_cuda": torch.version.cuda,
+    }
+    said = f"{name}, {total / GIB:.1f} GiB"
+    try:
+        device = torch.device("cuda", number)
+        torch.ones(8, 8, device=device).mm(torch.ones(8, 8, device=device)).sum().item()
+        with torch.cuda.device(device):
+            free, bf16 = available_memory(device), torch.cuda.is_bf16_supported()
+    except RuntimeError as error:
+        return Finding(
+            group="machine",
+            name=f"gpu {number}",
+            state="problem",
+            said=f"{said}, torch cannot compute on it: {str(error).splitlines()[0]}",
+            remedy=f"install a torch and torchvision with kernels for it ({build}); {GET_STARTED}",
+            facts=facts,
+        )
+    return _finding(
+        f"gpu {number}",
+        f"{said}, {(free or 0) / GIB:.1f} free; bfloat16: {'yes' if bf16 else 'no'}; driver "
+        f"{facts['driver'] or 'unknown'}, {build}",
+        **facts,
+        free=free,
+        bf16=bf16,
+    )
+
+
+def _memory() -> Finding:
+    left = available_memory(CPU)
+    said = "unknown on this system" if left is None else f"{left / GIB:.1f} GiB available"
+    return _finding("memory", said, available=left)
+
+
+def free_disk(folder: Path) -> tuple[Path, int]:
+    """Return the nearest existing folder, and the free bytes of its file system."""
+    existing = folder.absolute()
+    while not existing.is_dir():
+        existing = existing.parent
+    return existing, shutil.disk_usage(existing).free
+
+
+def _disk(folder: Path) -> Finding:
+    existing, free = free_disk(folder)
+    said = f"{free / GIB:.1f} GiB free in {existing}"
+    return _finding("disk", said, folder=str(existing), free=free)

@@ -1,0 +1,304 @@
+"""Distributed training: the processes of one run, alone, under `torchrun`, or under `srun`.
+
+`init_distributed` reads the launcher's environment and yields a `DistContext`, which carries rank, number of
+processes, device and the collective operations of the project. The backend is Gloo on CPUs, NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from simmim_bench.errors import UsageError
+
+# Rank 0 may compare classifiers for hours while the others wait; torch's default is 10 to 30 minutes.
+COLLECTIVE_TIMEOUT = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class DistContext:
+    """One process of a run; rank 0 writes files, logs and prints results.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        device: the device of this process.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is rank 0."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
+        if self.size > 1:
+            torch_dist.barrier()
+
+    def all_max(self, value: int) -> int:
+        """Return the largest of all processes' values, on every process."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        torch_dist.all_reduce(shared, op=torch_dist.ReduceOp.MAX)
+        return int(shared)
+
+    def all_mean(self, value: float) -> float:
+        """Return the mean of all processes' values, on every process."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device, dtype=torch.float64)
+        if self.device.type == "cuda":
+            shared = shared.float()
+        torch_dist.all_reduce(shared)
+        return float(shared) / self.size
+
+    def gather(self, own: Any) -> list[Any]:
+        """Gather one object per process on rank 0.
+
+        Args:
+            own: this process's object; picklable, with its tensors on the CPU. Shapes may differ.
+
+        Returns:
+            The objects in order of rank on rank 0; an empty list on the other processes.
+        """
+        if self.size == 1:
+            return [own]
+        found: list[Any] | None = [None] * self.size if self.is_main else None
+        torch_dist.gather_object(own, found)
+        return found or []
+
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Copy rank 0's buffers, such as BatchNorm's running statistics, to every process."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                torch_dist.broadcast(buffer, 0)
+
+    def wrap_model(
+        self,
+        model: nn.Module,
+        *,
+        shard: bool = False,
+        parts: Sequence[nn.Module] = (),
+        compiled: bool = False,
+    ) -> nn.Module:
+        """Wrap a model for training by all processes: DDP, or FSDP2 with `shard`.
+
+        On GPUs, BatchNorm is converted to normalise over the images of all processes. torch has no such
+        kernel for CPUs, where each process normalises over its own images, and rank 0's running statistics
+        are kept.
+
+        Args:
+            shard: shard weights, gradients and optimizer state (FSDP2) instead of copying the model.
+            parts: modules that FSDP2 gathers one at a time.
+            compiled: use torch.compile.
+
+        Returns:
+            The module to call in the forward pass.
+
+        Raises:
+            UsageError: sharding with one process.
+        """
+        if shard and self.size == 1:
+            raise UsageError(
+                "--shard splits a model over several processes, but there is one; start them by torchrun."
+            )
+        if compiled:
+            model.compile()
+        if self.size == 1:
+            return model
+        if self.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if shard:
+            # SimMIM's features are a view; no code writes into them.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            for part in parts:
+                fully_shard(part, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def per_process_batch(batch_size: int, processes: int) -> int:
+    """Return the images of a batch per process.
+
+    Raises:
+        UsageError: the batch size is not a multiple of the number of processes.
+    """
+    if batch_size % processes:
+        raise UsageError(
+            f"batch_size={batch_size} is not a multiple of the {processes} processes; use "
+            f"-o batch_size={max(1, batch_size // processes) * processes}."
+        )
+    return batch_size // processes
+
+
+def no_sync(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context without DDP's gradient synchronisation, for all accumulation steps but the last."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def full_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, dist: DistContext
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gather the weights and the optimizer's state by parameter name; every process must call.
+
+    Returns:
+        Both on the CPU, independent of the number of processes, on rank 0; on other processes empty or
+        partial.
+    """
+    if dist.size > 1 and not dist.is_main and not _is_sharded(model):
+        return {}, {}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return (
+        get_model_state_dict(model, options=options),
+        dict(get_optimizer_state_dict(model, optimizer, options=options)),
+    )
+
+
+def load_full_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Any],
+    optimizer_state: dict[str, Any],
+) -> None:
+    """Load what `full_state` returned, with any number of processes.
+
+    An optimizer state whose keys are indices, as fine-tuning wrote it until version 0.1, is loaded as well.
+    """
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, weights, options=options)
+    if any(isinstance(key, int) for key in optimizer_state["state"]):
+        optimizer.load_state_dict(optimizer_state)
+    else:
+        set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return isinstance(model, FSDPModule)
+
+
+def read_launcher_env(environment: Mapping[str, str]) -> tuple[int, int, int]:
+    """Read (rank, number of processes, local rank) from torchrun's or srun's variables.
+
+    Returns:
+        (0, 1, 0) where neither launcher has set its variables.
+
+    Raises:
+        UsageError: the variables contradict each other.
+    """
+    if "WORLD_SIZE" in environment and "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return 0, 1, 0
+    try:
+        rank, size, local = (int(environment.get(name, "0")) for name in names)
+    except ValueError as error:
+        raise UsageError(f"{', '.join(names)} are not all integers: {error}.") from error
+    if not 0 <= rank < size:
+        raise UsageError(f"{names[0]} {rank} is not below {names[1]} {size}.")
+    return rank, size, local
+
+
+def _set_slurm_rendezvous() -> None:
+    """Set MASTER_ADDR and MASTER_PORT from the first node of a SLURM step."""
+    if "MASTER_ADDR" in os.environ:
+        return
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_JOB_NODELIST", ""))
+    try:
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UsageError(
+            f"the nodes {nodes} of this SLURM step cannot be listed ({error}); set MASTER_ADDR to the first node."
+        ) from error
+    os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + job % 20000))  # ours: a different port per job
+
+
+@contextmanager
+def init_distributed() -> Iterator[DistContext]:
+    """Join the process group of this run for the block; a single process joins none.
+
+    Raises:
+        UsageError: the launcher's variables contradict each other.
+    """
+    rank, size, local = read_launcher_env(os.environ)
+    cuda = torch.cuda.is_available()
+    # Under `srun --gpus-per-task=1` each process sees one GPU, which is its number 0.
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    )
+    if size == 1:
+        yield DistContext(device=torch.device("cuda") if cuda else device)
+        return
+    if "RANK" not in os.environ:
+        _set_slurm_rendezvous()
+    if cuda:
+        torch.cuda.set_device(device)
+    torch_dist.init_process_group(
+        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+    )
+    try:
+        yield DistContext(rank, size, device)
+    finally:
+        torch_dist.destroy_process_group()
+
+
+def exit_process(code: int) -> None:
+    """Exit immediately if this is one of several processes; return if it is the only one.
+
+    Python's finalisation destroys what Gloo's threads need to release a tensor: a thread that still holds a
+    tensor then aborts the process after all of its work is done (pytorch/pytorch, 179291).
+    `destroy_process_group` ends these threads only if nothing else refers to the group, as Detectron2 and
+    mmengine do.
+
+    Args:
+        code: the exit code.
+    """
+    try:
+        if read_launcher_env(os.environ)[1] == 1:
+            return
+    except UsageError:  # the process group was never joined
+        return
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def best_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

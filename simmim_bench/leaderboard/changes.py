@@ -1,0 +1,56 @@
+"""Compare the leaderboard with an earlier one, as a comment on a pull request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.tables import MISSING, escape_markdown, to_json
+
+
+def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
+    """Return a Markdown table of the scores that were added, removed or changed.
+
+    Args:
+        before: the content of an earlier `leaderboard.json`.
+
+    Raises:
+        DataError: `before` is not the content of a `leaderboard.json`.
+    """
+    try:
+        old, new = _scores(before), _scores(json.loads(to_json(board)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the earlier leaderboard is not a leaderboard.json ({error}); pass one that "
+            "`simmim-bench leaderboard build` wrote."
+        ) from error
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if not changed:
+        return "The leaderboard has not changed.\n"
+    lines = ["| checkpoint | score | recipe | before | now |", "| --- | --- | --- | ---: | ---: |"]
+    for key in changed:
+        label, _, score, recipe, _ = key
+        was, now = (scores.get(key, MISSING) for scores in (old, new))
+        lines.append(
+            f"| {escape_markdown(label)} | {score} | {escape_markdown(recipe)} | {was} | {now} |"
+        )
+    count = len({key[:2] for key in changed})
+    rows = "1 row" if count == 1 else f"{count} rows"
+    return f"The leaderboard has changed in {rows}.\n\n" + "\n".join(lines) + "\n"
+
+
+def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
+    """Return the text of every score by label, checkpoint hash, column, recipe and protocol id."""
+    scores: dict[tuple[str, ...], str] = {}
+    for row in leaderboard["rows"]:
+        protocols = leaderboard["groups"][row["group"]]
+        for column, score in row["scores"].items():
+            if score is not None:
+                protocol = protocols[column.partition("/")[0]]
+                key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
+                spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
+                scores[key] = f"{score['mean']:.2f}{spread} ({score['seeds']})"
+    return scores

@@ -1,0 +1,182 @@
+"""Check that records and leaderboard files are consistent.
+
+Scores are recomputed from the stored predictions; hashes of predictions, recipes and checkpoints are compared;
+and tables are rendered again and compared with the files. Each inconsistency is reported as one sentence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.files import read_json, sha256_file
+from simmim_bench.leaderboard.archive import find_annotations
+from simmim_bench.recipe import Recipe
+from simmim_bench.results.metrics import scores_from_predictions
+from simmim_bench.results.record import Record, with_masks
+
+TOLERANCE = 1e-6  # percentage points; a recomputed score may differ by rounding
+
+
+def check_records(
+    records: Mapping[Path, Record],
+    recipes: Mapping[str, Recipe],
+    advance: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Check every record.
+
+    Args:
+        records: records by the path of their file.
+        recipes: the transfer recipes by name.
+        advance: called after each record, such as for a progress bar.
+
+    Returns:
+        One sentence per inconsistency, beginning with the record's path; empty if all records are consistent.
+    """
+    hash_of = functools.cache(_checkpoint_hash)
+    problems = []
+    for path, record in records.items():
+        found = [
+            *_check_scores(path, record),
+            *_check_recipe(path, record, recipes),
+            *_check_checkpoint(path, record, hash_of),
+            *_check_status(record),
+        ]
+        problems += [f"{path}: {problem}" for problem in found]
+        advance()
+    return problems
+
+
+def check_files(expected: Mapping[Path, str]) -> list[str]:
+    """Compare files with the texts that they should have.
+
+    Returns:
+        One sentence for each file that is missing or has another text.
+    """
+    problems = []
+    for path, text in expected.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            problems.append(
+                f"{path} does not match the records; run `simmim-bench leaderboard build`."
+            )
+    return problems
+
+
+def _check_scores(path: Path, record: Record) -> list[str]:
+    """Recompute the scores from the predictions."""
+    predictions = path.parent / record.predictions["file"]
+    if not predictions.is_file():
+        return [f"predictions {predictions} do not exist."]
+    if sha256_file(predictions) != record.predictions["sha256"]:
+        return [f"predictions {predictions} have changed since they were scored: hash mismatch."]
+    annotations = find_annotations(path, record)
+    if "annotations" in record.data and annotations is None:
+        return [
+            f"annotations {record.data['annotations']} do not exist, or have changed since the predictions "
+            "were scored."
+        ]
+    try:
+        recomputed = scores_from_predictions(
+            record.task, predictions, annotations, masks=with_masks(record.details)
+        )
+    except BenchError as error:
+        return [str(error)]
+    problems = []
+    for metric in sorted({*recomputed, *record.metrics}):
+        stated, score = record.metrics.get(metric), recomputed.get(metric)
+        # `not <=` rather than `>`, so that a NaN on either side is reported.
+        if stated is None or score is None or not abs(stated - score) <= TOLERANCE:
+            problems.append(
+                f"{metric} is {stated} in the record but {score} when recomputed from the predictions."
+            )
+    return problems
+
+
+def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> list[str]:
+    """Compare a record's recipe with the current recipe of that name and with the run's `recipe.json`."""
+    name, sha256 = record.recipe["name"], record.recipe["sha256"]
+    if name not in recipes:
+        return [f"recipe '{name}' is unknown; a recipe with published scores must keep its name."]
+    problems = []
+    try:
+        resolved = dataclasses.replace(recipes[name], **_with_tuples(record.deviates))
+    except (TypeError, UsageError) as error:
+        return [f"recipe '{name}' rejects the deviations in the record: {error}"]
+    if resolved.sha256() != sha256:
+        problems.append(
+            f"recipe '{name}' with the record's deviations is not the recipe of the run: hash mismatch."
+        )
+    elif record.recipe["fields"] and _with_lists(resolved.fields()) != record.recipe["fields"]:
+        problems.append(f"the fields of recipe '{name}' in the record do not match its hash.")
+    description = path.parent / "recipe.json"
+    if description.is_file() and not _describes_recipe(description, record):
+        problems.append(f"{description} describes another recipe than the record.")
+    return problems
+
+
+def _describes_recipe(description: Path, record: Record) -> bool:
+    """Return whether a run's `recipe.json` agrees with its record in hash, deviations and fields."""
+    recipe = record.recipe
+    try:
+        described = read_json(description, "run description")
+        same = (described["recipe_sha256"], described["deviates"]) == (
+            recipe["sha256"],
+            record.deviates,
+        )
+        return same and all(
+            described["recipe"].get(key) == value for key, value in recipe["fields"].items()
+        )
+    except (BenchError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert JSON's lists to the tuples of recipes."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+
+
+def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a recipe's tuples to JSON's lists."""
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
+
+
+def _check_checkpoint(
+    path: Path, record: Record, hash_of: Callable[[str], str | None]
+) -> list[str]:
+    """Compare the checkpoint's hash with the checkpoint that currently has its name, if one exists.
+
+    An archived record is skipped: its relative checkpoint name has no known base folder.
+    """
+    if not (path.parent / "env.json").is_file():
+        return []
+    name, sha256 = record.checkpoint["name"], record.checkpoint["sha256"]
+    current = hash_of(name)
+    if current is None or current == sha256:
+        return []
+    return [f"checkpoint {name} has changed since it was transferred: hash mismatch."]
+
+
+def _checkpoint_hash(name: str) -> str | None:
+    """Return the hash of a checkpoint, or an error text that equals no hash; None if it does not exist."""
+    from simmim_bench.checkpoints.read import read_checkpoint
+
+    # timm's weights are skipped because they would have to be downloaded.
+    if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
+        return None
+    try:
+        return read_checkpoint(name).sha256
+    except BenchError as error:
+        return f"damaged: {error}"
+
+
+def _check_status(record: Record) -> list[str]:
+    complete = record.evaluated == record.expected
+    if (record.status == "reproduced") == complete:
+        return []
+    return [
+        f"status is '{record.status}' with {record.evaluated} of {record.expected} images evaluated."
+    ]

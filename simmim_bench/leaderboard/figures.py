@@ -1,0 +1,280 @@
+"""Plot score against cost for the HTML page, as inline SVG with one link per point.
+
+Matplotlib draws the plots. Afterwards the SVG is adapted to the page: points link to their rows, colours become
+CSS variables, and the board's texts are inserted by an XML writer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COSTS = {"device_hours": "device-hours", "params_m": "parameters, millions"}
+GROUP_STYLES = (
+    6  # styles of groups before they repeat; leaderboard.css defines --group-0 to --group-5
+)
+MARKERS = "osD^vP"  # Matplotlib's marker of every group style
+
+# Matplotlib cannot write CSS variables: it draws in the colours on the left, which are replaced afterwards.
+INK, LINE, MUTED = "#010101", "#010102", "#010103"
+GROUP_COLOURS = [f"#0102{style:02x}" for style in range(GROUP_STYLES)]
+CSS_COLOURS = {
+    INK: "var(--ink)",
+    LINE: "var(--line)",
+    MUTED: "var(--muted)",
+    **{colour: f"var(--group-{style})" for style, colour in enumerate(GROUP_COLOURS)},
+}
+PLOT_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": LINE,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+}
+
+
+class Point(NamedTuple):
+    """One row in a plot: its cost, its score in percent, and its number if it is on a Pareto front."""
+
+    row: Mapping[str, Any]
+    cost: float
+    score: float
+    number: int | None = None
+
+
+class Series(NamedTuple):
+    """Points that share a marker.
+
+    Attributes:
+        name: name in the legend.
+        style: `group-N` with N < `GROUP_STYLES`, `reported` or `not-ranked`; also a CSS class.
+        points: all points.
+        front: numbered points on the group's Pareto front, the cheapest first.
+    """
+
+    name: str
+    style: str
+    points: list[Point]
+    front: list[Point]
+
+
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[int]:
+    """Return the indices of the (cost, score) points that no other point dominates, the cheapest first.
+
+    A point dominates another if it is neither more expensive nor worse, and differs in cost or score.
+    """
+    front: list[int] = []
+    last = (math.nan, -math.inf)
+    for cost, minus_score, index in sorted((c, -s, i) for i, (c, s) in enumerate(points)):
+        if -minus_score > last[1] or (cost, -minus_score) == last:
+            front.append(index)
+            last = (cost, -minus_score)
+    return front
+
+
+def plot_scores(board: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Plot score against cost, for every pair of a column and a cost that some row has both values of.
+
+    Args:
+        board: the page's data; see `page_data.py`.
+
+    Returns:
+        For every plot its `column`, the column's `index`, the key `cost` of `COSTS`, its `series` and its `svg`.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    plots = []
+    for cost, label in COSTS.items():
+        with matplotlib.rc_context(PLOT_STYLE):
+            figure = Figure(figsize=(5.2, 3.5), facecolor="none")
+            axes = figure.add_axes((0.14, 0.165, 0.84, 0.8), facecolor="none", xscale="log")
+            axes.set_xlabel(label)
+            axes.set_ylabel("score, %")
+        for index, column in enumerate(board["columns"]):
+            series = _collect_series(board, index, cost)
+            if not series:
+                continue
+            # Matplotlib hashes ids with the salt, and the ids of two plots on one page must differ.
+            with matplotlib.rc_context({**PLOT_STYLE, "svg.hashsalt": f"{cost}-{index}"}):
+                svg = _draw(figure, axes, series)
+            plots.append(
+                {"column": column, "index": index, "cost": cost, "series": series, "svg": svg}
+            )
+    return sorted(plots, key=lambda plot: plot["index"])
+
+
+def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Series]:
+    """Collect the points of one plot, with a Pareto front per group because groups are not comparable."""
+    styles = {group["name"]: k % GROUP_STYLES for k, group in enumerate(board["groups"])}
+    by_name: dict[str | None, list[Point]] = {name: [] for name in (*styles, None, "reported")}
+    for row in board["rows"]:
+        cell, row_cost = row["cells"][column], row["cost"][cost]
+        reported = row["status"] == "reported"
+        # The hardware of published results differs, so their device-hours are not comparable.
+        if cell is None or not row_cost or row_cost <= 0 or (reported and cost == "device_hours"):
+            continue
+        point = Point(row, row_cost, cell["mean"])
+        by_name["reported" if reported else row["group"]].append(point)
+    numbers = count(1)
+    collected = []
+    for name, points in by_name.items():
+        if name in styles:
+            complete = [p for p in points if not p.row["cells"][column]["partial"]]
+            front = [
+                complete[i]._replace(number=next(numbers))
+                for i in pareto_front((p.cost, p.score) for p in complete)
+            ]
+            collected.append(Series(f"group {name}", f"group-{styles[name]}", points, front))
+        else:
+            label = "reported" if name else "not ranked"
+            collected.append(Series(label, label.replace(" ", "-"), points, []))
+    return [series for series in collected if series.points]
+
+
+def _draw(figure: Figure, axes: Axes, all_series: Sequence[Series]) -> Markup:
+    """Draw one plot into existing axes, because creating axes takes most of the time."""
+    for artist in (*axes.collections, *axes.lines, *axes.texts):
+        artist.remove()
+    _set_limits(axes, [point for series in all_series for point in series.points])
+    for k, series in enumerate(all_series):
+        _draw_series(axes, k, series)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    return _adapt_to_page(file.getvalue(), all_series)
+
+
+def _set_limits(axes: Axes, points: Sequence[Point]) -> None:
+    """Fit the axes' limits and the ticks of the logarithmic cost to the points."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    costs, scores = [p.cost for p in points], [p.score for p in points]
+    ratio = max(max(costs) / min(costs), 1.5)
+    axes.set_xlim(min(costs) / ratio**0.08, max(costs) * ratio**0.08)
+    margin = max(max(scores) - min(scores), 1) * 0.1
+    axes.set_ylim(min(scores) - margin, max(scores) + margin)
+    subs = (1.0,) if ratio > 500 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _draw_series(axes: Axes, k: int, series: Series) -> None:
+    """Draw the points and the Pareto front of the k-th series, with ids for `_adapt_to_page`."""
+    reported = series.style == "reported"
+    colour, marker = MUTED, "o" if reported else "X"
+    if series.style.startswith("group-"):
+        style = int(series.style.removeprefix("group-"))
+        colour, marker = GROUP_COLOURS[style], MARKERS[style]
+    axes.scatter(
+        [p.cost for p in series.points],
+        [p.score for p in series.points],
+        s=22 if reported else 42,
+        marker=marker,
+        facecolors="none" if reported else colour,
+        edgecolors=colour,
+        linewidths=1,
+        clip_on=False,
+        gid=f"points-{k}",
+    )
+    if series.front:
+        line = [p.cost for p in series.front], [p.score for p in series.front]
+        axes.step(*line, where="post", color=colour, linewidth=1.2, gid=f"front-{k}")
+    # Points of two groups often have the same cost; alternate offsets keep their numbers apart.
+    offset = (-5, 6) if k % 2 == 0 else (6, -13)
+    for point in series.front:
+        axes.annotate(
+            str(point.number),
+            (point.cost, point.score),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+            gid=f"number-{point.number}",
+        )
+
+
+def _adapt_to_page(svg: str, all_series: Sequence[Series]) -> Markup:
+    """Convert Matplotlib's SVG file to an element of the page, with links and the page's colours.
+
+    The board's texts are inserted here, through an XML writer; Matplotlib would parse `$` in them as math.
+    """
+    from markupsafe import Markup
+
+    for colour, variable in CSS_COLOURS.items():
+        svg = svg.replace(colour, variable)
+    root = ElementTree.fromstring(svg)
+    _remove_file_parts(root)
+    _link_points(root, all_series)
+    referenced = set(re.findall(r"#(\w+)", svg))
+    for element in root.iter():
+        if element.get("id") not in referenced:
+            element.attrib.pop("id", None)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    root.attrib |= {"aria-hidden": "true", "focusable": "false"}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _remove_file_parts(root: ElementTree.Element) -> None:
+    """Remove metadata, style elements and XML namespaces."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # Inside a page, a style element of an SVG applies to the whole page.
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name in list(element.attrib):
+            if "}" in name:
+                element.set(name.rpartition("}")[2], element.attrib.pop(name))
+
+
+def _link_points(root: ElementTree.Element, all_series: Sequence[Series]) -> None:
+    """Link every point to its row, and store the row ids that the page's script filters plots by."""
+    groups = {gid: g for g in root.iter("g") if (gid := g.get("id"))}
+    for k, series in enumerate(all_series):
+        holder = groups[f"points-{k}"]
+        marks = [
+            (p, m) for p in holder.iter() if p.tag != "defs" for m in p if m.tag in ("use", "path")
+        ]
+        for point, (parent, mark) in zip(series.points, marks, strict=True):
+            link = ElementTree.Element("a", {"href": f"#{point.row['id']}", "tabindex": "-1"})
+            link.set("data-row", point.row["id"])
+            title = ElementTree.SubElement(link, "title")
+            title.text = f"{point.row['label']}: {point.score:.1f} at {format_number(point.cost)}"
+            parent[list(parent).index(mark)] = link
+            link.append(mark)
+        for point in series.front:
+            groups[f"number-{point.number}"].set("data-row", point.row["id"])
+        if series.front:
+            rows = [point.row["id"] for point in series.front]
+            groups[f"front-{k}"].set("data-front", json.dumps(rows))
+
+
+def format_number(value: float | None) -> str:
+    """Format a quantity with three significant digits, or a dash if it is unknown."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

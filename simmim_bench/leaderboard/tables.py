@@ -1,0 +1,269 @@
+"""Render the leaderboard as Markdown, CSV, JSON and LaTeX, and print it on a terminal.
+
+Every text is determined by the board alone, so that a check can render it again and compare it with a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.errors import UsageError
+from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
+from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.results.record import Record
+from simmim_bench.tasks import columns
+
+MISSING, INAPPLICABLE = "–", "n/a"
+LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "–": "--",
+}
+
+
+def format_cells(row: Row) -> list[str]:
+    """Return the text of every cell of a row, with `MISSING` or `INAPPLICABLE` for cells without a score."""
+    return [
+        str(cell) if cell is not None else INAPPLICABLE if i in row.inapplicable else MISSING
+        for i, cell in enumerate(row.cells)
+    ]
+
+
+def explain_marks(rows: Sequence[Row]) -> list[str]:
+    """Return one footnote for each of the marks *, †, ‡ and ± that some row uses."""
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    footnotes = []
+    if any(cell.deviates for cell in cells):
+        footnotes.append("* Some settings differ from the named recipe; the record lists them.")
+    if any(cell.partial for cell in cells):
+        footnotes.append("† Partial: not every image of the split was evaluated. Not ranked.")
+    if any(cell.dirty for cell in cells):
+        footnotes.append("‡ The code had uncommitted changes. Not ranked.")
+    if any(len(cell.values) > 1 for cell in cells):
+        footnotes.append(
+            "± is the standard deviation over transfer seeds. Each checkpoint comes from a single pretraining run; "
+            "random weights are initialised anew for each seed."
+        )
+    return footnotes
+
+
+def describe_protocol(record: Record) -> str:
+    """Describe a record's protocol in a few words: recipe, deviations, data set and number of images."""
+    changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
+    recipe = record.recipe["name"] + (f" with {changed}" if changed else "")
+    data = Path(record.data["root"]).name or record.data["root"]
+    return f"{recipe} on {data}, {record.expected} images"
+
+
+def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
+    """Return the protocol of every task of a group as plain JSON."""
+    return {
+        task: {
+            "id": protocol_id(record)[:12],
+            "recipe": record.recipe["name"],
+            "source": record.recipe["source"],
+            "deviates": record.deviates,
+            "data": Path(record.data["root"]).name,
+            "fingerprint": record.data["fingerprint"],
+            "images": record.expected,
+        }
+        for task, record in group.protocols.items()
+    }
+
+
+def to_markdown(board: Board) -> str:
+    """Return one Markdown table per group, with the best score of every column in bold.
+
+    Several groups are listed with their protocols. Footnotes and damaged records follow the tables.
+    """
+    parts = []
+    for group in board.groups:
+        if len(board.groups) > 1:
+            lines = [f"- {task}: {describe_protocol(r)}" for task, r in group.protocols.items()]
+            parts.append(
+                f"### Protocols {group.name}\n\n" + escape_markdown("\n".join(lines)) + "\n"
+            )
+        parts.append(_markdown_table(group))
+    parts += [f"{footnote}\n" for footnote in explain_marks(board.rows)]
+    parts += [f"{escape_markdown(problem)}\n" for problem in board.problems]
+    return "\n".join(parts)
+
+
+def _markdown_table(group: ProtocolGroup) -> str:
+    shown, best = columns(), group.best_rows()
+    lines = [
+        "| checkpoint | " + " | ".join(column.title for column in shown) + " |",
+        "| --- |" + " ---: |" * len(shown),
+    ]
+    for row in group.rows:
+        texts = [f"**{t}**" if best[i] is row else t for i, t in enumerate(format_cells(row))]
+        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def escape_markdown(text: str) -> str:
+    """Escape the characters of a text that Markdown or HTML would interpret."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
+
+
+def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
+    """Return published results as a separate, collapsed Markdown table with numbered sources."""
+    shown = columns()
+    sources: list[str] = []
+    lines = [
+        "| published | " + " | ".join(column.title for column in shown) + " | source |",
+        "| --- |" + " ---: |" * len(shown) + " --- |",
+    ]
+    for row in rows:
+        cited = [score.source for score in row.scores if score is not None]
+        sources += [source for source in cited if source not in sources]
+        numbers = sorted({sources.index(source) + 1 for source in cited})
+        texts = [f"{score.value:.1f}" if score is not None else MISSING for score in row.scores]
+        texts.append(", ".join(map(str, numbers)))
+        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
+    references = [f"{number}. {escape_markdown(s)}" for number, s in enumerate(sources, 1)]
+    return (
+        "<details><summary>Published results, copied from the sources listed below. They were not reproduced "
+        "here, and their protocols differ.</summary>\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + "\n".join(references)
+        + "\n\n</details>\n"
+    )
+
+
+def insert_table(document: str, table: str, path: Path, name: str = "leaderboard") -> str:
+    """Insert a table between its markers in a document.
+
+    Args:
+        document: the text of the document.
+        path: the document's path, for the error message.
+        name: name in the markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+
+    Raises:
+        UsageError: the document has no markers of that name.
+    """
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, has_begin, rest = document.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not (has_begin and has_end):
+        raise UsageError(f"{path} has no markers for the table; add {begin} and {end}.")
+    return f"{head}{begin}\n{table.strip()}\n{end}{tail}"
+
+
+def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
+    """Return the rows as CSV: means and standard deviations in full precision, empty where missing.
+
+    Published rows come last; their group is `reported`.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    writer.writerow(
+        ["group", "rank", "checkpoint", "sha256", *titles, *(f"{title} std" for title in titles)]
+    )
+    for group in board.groups:
+        for row in group.rows:
+            means = ["" if cell is None else repr(cell.mean) for cell in row.cells]
+            stds = ["" if c is None or c.std is None else repr(c.std) for c in row.cells]
+            writer.writerow([group.name, row.rank or "", row.label, row.checkpoint, *means, *stds])
+    for published in reported:
+        means = ["" if score is None else repr(score.value) for score in published.scores]
+        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(titles)])
+    return out.getvalue()
+
+
+def to_latex(board: Board) -> str:
+    r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best of every column in bold."""
+    shown = columns()
+    parts = []
+    for group in board.groups:
+        best = group.best_rows()
+        lines = [
+            r"\begin{tabular}{l" + "r" * len(shown) + "}",
+            r"\toprule",
+            " & ".join(["checkpoint", *(_escape_latex(column.title) for column in shown)]) + r" \\",
+            r"\midrule",
+        ]
+        for row in group.rows:
+            texts = [_escape_latex(text) for text in format_cells(row)]
+            marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
+            lines.append(" & ".join([_escape_latex(row.label), *marked]) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
+    comments = (*explain_marks(board.rows), *board.problems)
+    return "\n".join(parts) + "".join(f"% {' '.join(text.split())}\n" for text in comments)
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def to_json(board: Board) -> str:
+    """Return groups, rows and problems as JSON, without the content of the records."""
+    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    rows = [
+        {
+            "group": group.name,
+            "rank": row.rank,
+            "label": row.label,
+            "arch": row.arch,
+            "checkpoint": row.checkpoint,
+            "scores": {
+                title: None if cell is None else _plain_cell(cell)
+                for title, cell in zip(titles, row.cells, strict=True)
+            },
+        }
+        for group in board.groups
+        for row in group.rows
+    ]
+    groups = {group.name: describe_group(group) for group in board.groups}
+    plain = {"groups": groups, "rows": rows, "problems": list(board.problems)}
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def _plain_cell(cell: ScoreCell) -> dict[str, Any]:
+    return {
+        "mean": cell.mean,
+        "std": cell.std,
+        "seeds": len(cell.values),
+        "deviates": cell.deviates,
+        "partial": cell.partial,
+        "dirty": cell.dirty,
+    }
+
+
+def print_table(board: Board) -> None:
+    """Print one table per group on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    # A pipe has no width, and rich would wrap the cells at 80 characters.
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    shown = columns()
+    for group in board.groups:
+        title = f"protocols {group.name}" if len(board.groups) > 1 else None
+        footnotes = " ".join(explain_marks(group.rows)) or None
+        table = Table(title=title, caption=footnotes, caption_justify="left")
+        table.add_column("checkpoint")
+        for column in shown:
+            table.add_column(column.title, justify="right")
+        best = group.best_rows()
+        for row in group.rows:
+            texts = [
+                f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(format_cells(row))
+            ]
+            table.add_row(escape(row.label), *texts)
+        console.print(table)

@@ -1,0 +1,76 @@
+"""Write the leaderboard's files: tables, the HTML page, and the table inside other documents.
+
+The texts of the tables and documents are rendered separately, so that a check can compare them with the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import write_text
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.page import render_page
+from simmim_bench.leaderboard.page_data import page_data
+from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.tables import (
+    insert_table,
+    reported_to_markdown,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+)
+
+
+def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ()) -> dict[Path, str]:
+    """Return the text of every table by the path of its file in `out`."""
+    markdown = to_markdown(board)
+    if reported:
+        markdown += "\n" + reported_to_markdown(reported)
+    return {
+        out / "LEADERBOARD.md": markdown,
+        out / "leaderboard.csv": to_csv(board, reported),
+        out / "leaderboard.json": to_json(board),
+        out / "leaderboard.tex": to_latex(board),
+    }
+
+
+def render_documents(board: Board, paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the text of existing documents with the table inserted between their markers.
+
+    Raises:
+        DataError: a document does not exist.
+        UsageError: a document has no markers.
+    """
+    texts = {}
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"document {path} does not exist.")
+        texts[path] = insert_table(path.read_text(encoding="utf-8"), to_markdown(board), path)
+    return texts
+
+
+def write_leaderboard(
+    board: Board,
+    out: Path,
+    *,
+    reported: Sequence[ReportedRow] = (),
+    into: Iterable[Path] = (),
+) -> None:
+    """Write the tables and the page into a folder, and the table into documents.
+
+    Args:
+        out: folder of the tables and of `leaderboard.html`.
+        reported: published results, listed separately.
+        into: existing documents with markers for the table.
+
+    Raises:
+        DataError: a document does not exist.
+        UsageError: a document has no markers.
+    """
+    texts = render_tables(board, out, reported) | render_documents(board, into)
+    texts[out / "leaderboard.html"] = render_page(page_data(board, reported))
+    for path, text in texts.items():
+        write_text(path, text)

@@ -1,0 +1,359 @@
+"""Describe every architecture as a `BackboneSpec`, found by a name such as `vit_b`.
+
+A spec determines the module (`build.py`), its feature levels and its layer numbers. This module does not
+import torch, so that the command line starts fast. Sizes are those of ViT (arXiv 2010.11929, table 1; "ti"
+and "s" as in DeiT, arXiv 2012.12877, table 1), Swin (arXiv 2103.14030, section 3.3), Swin V2
+(arXiv 2111.09883, section 3.4), ConvNeXt (arXiv 2201.03545, section 3) and ResNet (arXiv 1512.03385,
+table 1). SimMIM's own choices (layer scale 0.1, no absolute position embedding, window 6 at 192 pixels
+during pretraining) are from SimMIM's configs/ folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from simmim_bench.errors import UsageError, nearest
+
+Family = Literal["vit", "swin", "swinv2", "convnext", "resnet"]
+Form = Literal["pretrain", "transfer"]
+"""Form of a backbone: the encoder of a SimMIM model, or the backbone that is transferred to a task."""
+
+RESNET_STEM_DIM = 64  # arXiv 1512.03385, table 1 (conv1)
+
+
+class FeatureLevel(NamedTuple):
+    """Channels and stride, in pixels, of one feature map of a backbone."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """Complete description of a backbone.
+
+    Attributes:
+        arch: name in `ARCHS`.
+        family: determines the module class.
+        img_size: (H, W) in pixels that position tables and windows are built for. The backbone accepts
+            other sizes as well.
+        patch_size: side of one token in pixels; for a convolutional network, the stride of its stem.
+        embed_dim: channels of the first stage; every later stage doubles them. A ViT has one stage.
+        depths: number of blocks of every stage.
+        num_heads: attention heads of every stage; empty for a convolutional network.
+        window_size: side of an attention window in tokens; 0 for a ViT with global attention and for a
+            convolutional network. A ViT with windows is ViTDet's backbone (see `windowed_blocks`).
+        in_chans: image channels.
+        mlp_ratio: hidden width of the MLP divided by the block's width.
+        init_values: initial layer scale of the residual branches of a ViT or ConvNeXt; None for a ViT
+            without layer scale.
+        rel_pos_bias: a ViT's attention has a learned relative position bias, as in BEiT and SimMIM.
+        abs_pos_embed: a ViT adds a learned absolute position embedding to its tokens, as in the
+            checkpoints of MAE and timm.
+        sincos_position: a ViT adds a fixed sine-cosine position embedding to its patches, as MAE does
+            (arXiv 2111.06377, appendix A.1). SimMIM's own ViT has no absolute position.
+        narrow_init: a ViT uses SimMIM's narrow initialisation: a normal truncated at one standard
+            deviation during pretraining (models/simmim.py), and a new head scaled by 1/1000
+            (models/vision_transformer.py, init_scale).
+        pretrained_windows: (h, w) of every stage that a Swin V2's weights were trained with, where
+            they differ from the current windows: the scale of the continuous position bias
+            (arXiv 2111.09883, section 3.3).
+    """
+
+    arch: str
+    family: Family
+    img_size: tuple[int, int]
+    patch_size: int
+    embed_dim: int
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...] = ()
+    window_size: int = 0
+    in_chans: int = 3
+    mlp_ratio: float = 4.0
+    init_values: float | None = None
+    rel_pos_bias: bool = True
+    abs_pos_embed: bool = False
+    sincos_position: bool = False
+    narrow_init: bool = False
+    pretrained_windows: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if any(size % self.patch_size for size in self.img_size):
+            raise UsageError(
+                f"img_size {self.img_size} is not a multiple of {self.arch}'s patch_size "
+                f"{self.patch_size}; use {tuple(_round_up(s, self.patch_size) for s in self.img_size)}."
+            )
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature level."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def stride(self) -> int:
+        """Stride of the last feature level in pixels; SimMIM's `encoder_stride`."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether the network has no attention, and hence no position tables and no windows."""
+        return self.family in ("convnext", "resnet")
+
+    @property
+    def has_overlapping_stem(self) -> bool:
+        """Whether the receptive fields of neighbouring cells of the stem's output overlap."""
+        return self.family == "resnet"
+
+    @property
+    def stem_dim(self) -> int:
+        """Channels of the embedding, and of the mask token that replaces hidden cells."""
+        return RESNET_STEM_DIM if self.family == "resnet" else self.embed_dim
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks in all stages."""
+        return sum(self.depths)
+
+    @property
+    def probed_blocks(self) -> int:
+        """Length of dimension 1 of `forward_pooled`: the blocks of a ViT, the stages of other families."""
+        return self.depths[0] if self.family == "vit" else len(self.depths)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the transfer form has a class token; only a ViT without windows has one."""
+        return self.family == "vit" and not self.windowed_blocks
+
+    @property
+    def poolings(self) -> tuple[Literal["mean", "cls"], ...]:
+        """Poolings that `forward_pooled` returns for every block: mean patch token, class token."""
+        return ("mean", "cls") if self.has_class_token else ("mean",)
+
+    @property
+    def windowed_blocks(self) -> tuple[int, ...]:
+        """Indices, from 0, of a ViT's blocks with window attention: all but the last of each quarter.
+
+        ViTDet makes this choice (arXiv 2203.16527, section 3): for ViT-B all but blocks 2, 5, 8 and 11.
+        A ViT of four blocks has no windowed block.
+        """
+        if self.family != "vit" or not self.window_size:
+            return ()
+        return tuple(i for i in range(self.depths[0]) if i + 1 not in self.level_blocks)
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """Levels that `forward_maps` returns: the stages, or four equally spaced blocks of a ViT."""
+        if self.family == "vit":
+            return (FeatureLevel(self.embed_dim, self.patch_size),) * len(self.level_blocks)
+        return tuple(
+            FeatureLevel(self.embed_dim * 2**stage, self.patch_size * 2**stage)
+            for stage in range(len(self.depths))
+        )
+
+    @property
+    def level_blocks(self) -> tuple[int, ...]:
+        """Block, counted from 1, whose output is each of a ViT's feature levels.
+
+        BEiT uses blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs). simmim-bench
+        uses the quarters of the depth, so that every depth from 4 up has four distinct levels.
+        """
+        depth = self.depths[0]
+        return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) patches of an image of `img_size`."""
+        return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def stage_windows(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of the attention window of every Swin stage, at most the size of the stage's map."""
+        return tuple(
+            (min(self.window_size, -(-h // 2**i)), min(self.window_size, -(-w // 2**i)))
+            for i in range(len(self.depths))
+            for h, w in (self.grid,)
+        )
+
+    def at(
+        self,
+        img_size: tuple[int, int] | None = None,
+        window_size: int | None = None,
+        *,
+        trained: bool = False,
+    ) -> BackboneSpec:
+        """Return this architecture for another image size or window size.
+
+        Args:
+            img_size: (H, W) in pixels; None keeps the current one.
+            window_size: side of an attention window in tokens; None keeps the current one.
+            trained: whether weights were trained with this spec's windows. A Swin V2 then keeps the scale
+                of its position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
+
+        Raises:
+            UsageError: The size is not a multiple of the patch size, or the network has no attention.
+        """
+        if window_size and self.is_convolutional:
+            raise UsageError(
+                f"window_size={window_size} does not apply to {self.arch}, which has no attention; remove it or "
+                "use -o window_size=none."
+            )
+        changed = replace(
+            self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
+        )
+        rescaled = self.family == "swinv2" and changed.stage_windows != self.stage_windows
+        if trained and rescaled and not self.pretrained_windows:
+            changed = replace(changed, pretrained_windows=self.stage_windows)
+        return changed
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that `from_json` parses."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
+        """Build a spec from the JSON object that `to_json` returned."""
+        return cls(**{key: _tuples(value) for key, value in fields.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _vit(arch: str, embed_dim: int, depth: int, num_heads: int) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="vit",
+        img_size=(224, 224),
+        patch_size=16,
+        embed_dim=embed_dim,
+        depths=(depth,),
+        num_heads=(num_heads,),
+        narrow_init=True,
+        init_values=0.1,  # SimMIM: configs/vit_base__800ep/simmim_pretrain__vit_base__img224__800ep.yaml
+    )
+
+
+def _swin(
+    arch: str, embed_dim: int, depths: tuple[int, ...], first_heads: int, *, v2: bool = False
+) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="swinv2" if v2 else "swin",
+        # SimMIM: configs/swin_base__100ep/simmim_pretrain__swin_base__img192_window6__100ep.yaml
+        img_size=(192, 192),
+        patch_size=4,
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=tuple(first_heads * 2**stage for stage in range(len(depths))),
+        window_size=12 if v2 else 6,  # Swin V2 with SimMIM: Swin-Transformer, configs/simmim/
+    )
+
+
+def _convnext(arch: str, embed_dim: int, depths: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="convnext",
+        img_size=(224, 224),
+        patch_size=4,
+        embed_dim=embed_dim,
+        depths=depths,
+        init_values=1e-6,  # arXiv 2201.03545, appendix A.1
+    )
+
+
+def _resnet(arch: str, depths: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        arch=arch,
+        family="resnet",
+        img_size=(224, 224),
+        patch_size=4,
+        embed_dim=256,
+        depths=depths,
+    )
+
+
+ARCHS: dict[str, BackboneSpec] = {
+    spec.arch: spec
+    for spec in (
+        _vit("vit_ti", 192, 12, 3),
+        _vit("vit_s", 384, 12, 6),
+        _vit("vit_b", 768, 12, 12),
+        _vit("vit_l", 1024, 24, 16),
+        _swin("swin_t", 96, (2, 2, 6, 2), 3),
+        _swin("swin_s", 96, (2, 2, 18, 2), 3),
+        _swin("swin_b", 128, (2, 2, 18, 2), 4),
+        _swin("swin_l", 192, (2, 2, 18, 2), 6),
+        _swin("swinv2_t", 96, (2, 2, 6, 2), 3, v2=True),
+        _swin("swinv2_s", 96, (2, 2, 18, 2), 3, v2=True),
+        _swin("swinv2_b", 128, (2, 2, 18, 2), 4, v2=True),
+        _swin("swinv2_l", 192, (2, 2, 18, 2), 6, v2=True),
+        # arXiv 2111.09883, section 3.4, without the extra norms of H and G, which timm does not implement.
+        _swin("swinv2_h", 352, (2, 2, 18, 2), 11, v2=True),
+        _swin("swinv2_g", 512, (2, 2, 42, 4), 16, v2=True),
+        # The SwinV2-g of arXiv 2206.04664, whose SimMIM weights are public. Width 448 yields its 1.06 billion
+        # parameters.
+        _swin("swinv2_g1b", 448, (2, 2, 18, 2), 14, v2=True),
+        _convnext("convnext_t", 96, (3, 3, 9, 3)),
+        _convnext("convnext_s", 96, (3, 3, 27, 3)),
+        _convnext("convnext_b", 128, (3, 3, 27, 3)),
+        _resnet("resnet50", (3, 4, 6, 3)),
+        _resnet("resnet101", (3, 4, 23, 3)),
+        # simmim-bench's own, for images of 32 to 96 pixels and training on a CPU in minutes. Layer scale 0.1
+        # suits deep models and long runs; four blocks learn faster without it. A relative position bias
+        # starts at zero and needs thousands of steps to distinguish near from far. Narrow initialisation
+        # costs seven points of linear probe after minutes of training, and a narrow head costs most of the
+        # gain of two epochs of fine-tuning.
+        replace(
+            _vit("vit_pocket", 128, 4, 4),
+            img_size=(32, 32),
+            patch_size=4,
+            init_values=None,
+            sincos_position=True,
+            narrow_init=False,
+        ),
+        # Half the width of `vit_pocket`, its teacher in distillation.
+        replace(
+            _vit("vit_mini_pocket", 64, 4, 2),
+            img_size=(32, 32),
+            patch_size=4,
+            init_values=None,
+            sincos_position=True,
+            narrow_init=False,
+        ),
+        replace(
+            _swin("swin_pocket", 48, (1, 1, 2, 1), 2),
+            img_size=(32, 32),
+            patch_size=2,
+            window_size=4,
+        ),
+        # With half the usual stem stride, the last stage has four cells for an image of 32 pixels.
+        replace(
+            _convnext("convnext_pocket", 32, (1, 1, 2, 1)),
+            img_size=(32, 32),
+            patch_size=2,
+            init_values=1.0,
+        ),
+        replace(
+            _resnet("resnet_pocket", (2, 2, 2, 2)),
+            img_size=(32, 32),
+            patch_size=2,
+            embed_dim=64,
+        ),
+    )
+}
+
+
+def find_spec(arch: str) -> BackboneSpec:
+    """Return the spec of an architecture.
+
+    Raises:
+        UsageError: The name is unknown; the message suggests the nearest one.
+    """
+    if arch not in ARCHS:
+        raise UsageError(f"unknown arch '{arch}'; {nearest(arch, ARCHS)}")
+    return ARCHS[arch]

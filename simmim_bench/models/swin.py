@@ -1,0 +1,162 @@
+"""Build Swin and Swin V2 as SimMIM uses them, on timm's modules.
+
+The modules map normalised images (B, C, H, W) to tokens, feature maps, pooled features or logits. They follow
+arXiv 2103.14030 and 2111.09883; in SimMIM (arXiv 2111.09886, section 3) the mask is applied to the patch
+embedding and the features are the normalised last stage.
+
+Legend: B batch, C channels, (H, W) image, (h, w) tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from simmim_bench.models.archs import BackboneSpec, FeatureLevel
+from simmim_bench.models.attention import select_attention
+
+_TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
+
+
+class Swin(nn.Module):
+    """Swin or Swin V2 with timm's parameter names; pretraining and transfer use the same modules."""
+
+    def __init__(
+        self, spec: BackboneSpec, *, num_classes: int = 0, drop_path_rate: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        v2_options = {"pretrained_window_sizes": spec.pretrained_windows or (0,) * len(spec.depths)}
+        timm_model = _TIMM_CLASSES[spec.family](
+            img_size=spec.img_size,
+            patch_size=spec.patch_size,
+            in_chans=spec.in_chans,
+            num_classes=0,
+            embed_dim=spec.embed_dim,
+            depths=spec.depths,
+            num_heads=spec.num_heads,
+            window_size=spec.window_size,
+            mlp_ratio=spec.mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            strict_img_size=False,
+            **(v2_options if spec.family == "swinv2" else {}),
+        )
+        self.patch_embed = timm_model.patch_embed
+        self.layers = timm_model.layers
+        self.norm = timm_model.norm
+        self.head = nn.Linear(spec.num_features, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode and select the attention kernel for that mode."""
+        select_attention(self, training=mode)
+        return super().train(mode)
+
+    @property
+    def blocks_in_order(self) -> list[nn.Module]:
+        """The transformer blocks, from the first to the last."""
+        return [block for stage in self.layers for block in stage.blocks]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the activations of blocks in the backward pass instead of storing them."""
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
+
+    @property
+    def feature_levels(self) -> tuple[FeatureLevel, ...]:
+        """Channels and stride of every map that `forward_maps` returns."""
+        return self.spec.feature_levels
+
+    @property
+    def num_layers(self) -> int:
+        """Number of values of `layer_id`."""
+        return self.spec.num_blocks + 2
+
+    def layer_id(self, name: str) -> int:
+        """Return the layer of a parameter: 0 for the embedding, 1 + i for block i, the last for the rest.
+
+        timm stores a downsampling at the start of a stage, the official code at the end of the previous
+        stage. As in the official code, a downsampling has the layer of the block before it.
+        """
+        if name.startswith(("mask_token", "patch_embed.")):
+            return 0
+        if name.startswith("layers."):
+            _, stage, part, *rest = name.split(".")
+            before = sum(self.spec.depths[: int(stage)])
+            return before if part == "downsample" else before + int(rest[0]) + 1
+        return self.num_layers - 1
+
+    def unused_in_maps(self, last_level: int = -1) -> list[str]:
+        """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
+        last = range(len(self.layers))[last_level]
+        unused = ("head.", *(f"layers.{i}." for i in range(last + 1, len(self.layers))))
+        if last < len(self.layers) - 1:
+            unused += ("norm.",)
+        return [name for name, _ in self.named_parameters() if name.startswith(unused)]
+
+    def no_weight_decay(self, name: str, *, pretraining: bool = False) -> bool:
+        """Return whether a parameter is exempt from weight decay beyond the rule for vectors and biases.
+
+        The official code intends to exempt the position biases always, but during pretraining it searches
+        for "encoder.relative_position_bias_table", which no name contains; so they decay during
+        pretraining. It exempts a Swin's mask token, but not a ViT's.
+        """
+        if pretraining:
+            return name == "mask_token"
+        return any(
+            part in name for part in ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+        )
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Split (B, C, H, W) into patches and embed them as (B, h, w, C), zero-padded to whole patches."""
+        patch = self.spec.patch_size
+        height, width = images.shape[-2:]
+        return self.patch_embed(F.pad(images, (0, -width % patch, 0, -height % patch)))
+
+    def _run(self, tokens: Tensor) -> list[Tensor]:
+        """Return the tokens (B, h, w, C) after every stage, the last one normalised."""
+        after_stages = []
+        for stage in self.layers:
+            tokens = stage(tokens)
+            after_stages.append(tokens)
+        after_stages[-1] = self.norm(after_stages[-1])
+        return after_stages
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h', w')."""
+        return self._run(tokens)[-1].permute(0, 3, 1, 2)
+
+    def encode_levels(self, tokens: Tensor) -> list[Tensor]:
+        """Map tokens (B, h, w, C) to one map (B, C, h, w) per stage; the last one equals `encode`'s."""
+        *earlier, last = self._run(tokens)
+        maps = [F.layer_norm(x, x.shape[-1:]) for x in earlier] + [last]
+        return [x.permute(0, 3, 1, 2) for x in maps]
+
+    def forward_maps(self, images: Tensor) -> list[Tensor]:
+        """Return one map (B, C, h, w) per stage, h = ceil(H / stride).
+
+        The earlier stages are layer-normalised without weights. Swin detectors learn a scale and shift
+        there, which the first 1x1 convolution of every neck can learn as well; without them, no weight is
+        missing from a checkpoint.
+        """
+        return [x.contiguous() for x in self.encode_levels(self.embed(images))]
+
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Return the mean token after every stage: (B, stages, 1, C), narrower stages padded with zeros."""
+        means = [x.mean((1, 2)) for x in self._run(self.embed(images))]
+        width = self.spec.num_features
+        return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in means], 1).unsqueeze(2)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Return pooled features (B, C): the mean of the last stage."""
+        return self._run(self.embed(images))[-1].mean((1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, num_classes), or pooled features if the backbone has no head."""
+        return self.head(self.forward_features(images))

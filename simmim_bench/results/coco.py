@@ -1,0 +1,190 @@
+"""Compute COCO's average precision and recall from an annotation file and a results file.
+
+hotcoco, written in Rust, computes the twelve metrics of boxes and of masks and the AP of every class, in percent. Its
+numbers equal those of pycocotools, the reference: tests and `benchmarks/coco_evaluation.py` compare the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from simmim_bench.errors import DataError
+
+# The twelve metrics in the order of pycocotools.
+STATS = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
+)
+KINDS = {"bbox": "box", "segm": "mask"}
+Library = Literal["hotcoco", "pycocotools"]
+# Matched on the text: parsing it in Python takes ten times as long as the evaluation. Run lengths have no quotes.
+LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
+HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
+
+# From a results file and "bbox" or "segm" to pycocotools' twelve metrics and its precision array.
+Evaluator = Callable[[Path, str], tuple[Any, Any]]
+Names = dict[int, str]  # of the categories, by id
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """The result of an evaluation, in percent, [0, 100].
+
+    Attributes:
+        figures: `box_ap`, ... and `mask_ap`, ...; a metric that is undefined (no object of that size) is
+            left out.
+        by_class: AP by class name, by "box" and "mask"; classes without an object are left out.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    by_class: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def check_annotations(annotations: Path) -> None:
+    """Check that an annotation file can be evaluated against, so that a run does not fail after training.
+
+    Raises:
+        DataError: the evaluator cannot read the file.
+    """
+    _load_evaluator(annotations, "hotcoco")
+
+
+def evaluate_coco(
+    annotations: Path, results: Path, library: Library = "hotcoco", *, masks: bool = True
+) -> CocoScores:
+    """Evaluate boxes and, if annotations and results have them, masks.
+
+    Args:
+        masks: whether the detector predicts masks, which an empty list of results does not show.
+
+    Raises:
+        DataError: the results are not a list of detections, or refer to images or categories that the
+            annotations do not have.
+    """
+    text = results.read_bytes()
+    if not LIST.match(text):
+        raise DataError(f"{results} is not a list of detections in COCO's results format.")
+    empty = EMPTY_LIST.fullmatch(text) is not None
+    has_masks = (
+        masks and HAS_MASK.search(annotations.read_bytes()) and (empty or HAS_MASK.search(text))
+    )
+    evaluate, names = _load_evaluator(annotations, library)
+    scores = CocoScores()
+    for kind, prefix in KINDS.items():
+        if kind == "segm" and not has_masks:
+            continue
+        if empty:  # pycocotools cannot load an empty list; without detections AP is 0
+            scores.figures[f"{prefix}_ap"] = 0.0
+            continue
+        try:
+            with _results_file(results, text, kind) as file:
+                stats, precision = evaluate(file, kind)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{results} cannot be evaluated: {error}") from error
+        for name, value in zip(STATS, stats, strict=True):
+            if value >= 0:
+                scores.figures[f"{prefix}_{name}"] = 100.0 * float(value)
+        scores.by_class[prefix] = _ap_by_class(precision, names)
+    return scores
+
+
+@contextmanager
+def _results_file(results: Path, text: bytes, kind: str) -> Iterator[Path]:
+    """Yield the results file to evaluate; for masks a copy without boxes.
+
+    From results with boxes, both libraries take the box's area as the area of a mask; official evaluators
+    avoid that.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        if kind != "segm":
+            yield results
+            return
+        without_boxes = Path(folder, results.name)
+        without_boxes.write_bytes(text.replace(b'"bbox"', b'"_box"'))
+        yield without_boxes
+
+
+def _ap_by_class(precision: Any, names: Names) -> dict[str, float]:
+    """Return the AP of every class with an object.
+
+    Args:
+        precision: (IoU thresholds, recalls, classes, areas, maximum detections); -1 for no object.
+    """
+    # All areas, most detections.
+    overall = np.asarray(precision)[:, :, :, 0, -1]
+    return {
+        names[category]: 100.0 * float(overall[:, :, k].mean())
+        for k, category in enumerate(sorted(names))
+        if overall[0, 0, k] >= 0
+    }
+
+
+def _load_evaluator(annotations: Path, library: Library) -> tuple[Evaluator, Names]:
+    """Load an annotation file.
+
+    Raises:
+        DataError: the library cannot read the file.
+    """
+    load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
+    try:
+        return load(annotations)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{annotations} cannot be evaluated against: {error}; correct the file."
+        ) from error
+
+
+def _load_hotcoco(annotations: Path) -> tuple[Evaluator, Names]:
+    """Load an annotation file with hotcoco, which creates no Python object per detection."""
+    import hotcoco
+
+    truth = hotcoco.COCO(str(annotations))
+
+    def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
+        detections = truth.load_res(str(file))
+        if detections.load_warnings:  # of detections that can match nothing
+            raise ValueError(detections.load_warnings[0].removeprefix("load_res() warning — "))
+        evaluation: Any = hotcoco.COCOeval(truth, detections, kind)
+        evaluation.run()
+        return evaluation.stats, evaluation.eval["precision"]
+
+    return evaluate, _names(truth)
+
+
+def _load_pycocotools(annotations: Path) -> tuple[Evaluator, Names]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotations))
+
+    def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
+        detections = json.loads(file.read_bytes())
+        for key, known in (("image_id", truth.imgs), ("category_id", truth.cats)):
+            unknown = next((d for d in detections if d[key] not in known), None)
+            if unknown is not None:
+                raise ValueError(
+                    f"found annotation with {key} {unknown[key]} not in the GT dataset"
+                )
+        evaluation = COCOeval(truth, truth.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        return evaluation.stats, evaluation.eval["precision"]
+
+    return evaluate, _names(truth)
+
+
+def _names(truth: Any) -> Names:
+    return {number: category["name"] for number, category in truth.cats.items()}

@@ -1,0 +1,214 @@
+"""Store predictions and compute scores from them.
+
+Runners and `leaderboard check` compute scores with the same functions, from the files in a run's `predictions/`.
+Scores are in percent, [0, 100], by their keys in the record.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from simmim_bench.errors import DataError, DivergedError
+from simmim_bench.files import replacing
+from simmim_bench.results.coco import evaluate_coco
+from simmim_bench.tasks import find_variant
+
+RANKED = 10  # classes stored per image
+# The errors that numpy raises for a damaged, truncated or empty .npz file.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
+
+
+def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
+    """Compute top1 and top5 from ranked classes.
+
+    With five classes or fewer, top5 is always 100 and is left out.
+
+    Args:
+        ranked: (N, at least 5 or all) class numbers, best first.
+        labels: (N,).
+        classes: number of classes.
+    """
+    correct = ranked == labels[:, None]
+    scores = {"top1": 100.0 * float(np.mean(correct[:, 0]))}
+    if classes > 5:
+        scores["top5"] = 100.0 * float(np.mean(correct[:, :5].any(1)))
+    return scores
+
+
+def correct_from_predictions(predictions: Path) -> np.ndarray:
+    """Return whether each image's label is ranked first, (N,) bool, from a file of `write_ranking`.
+
+    Raises:
+        DataError: the predictions do not exist or are damaged.
+    """
+    try:
+        with np.load(predictions) as stored:
+            ranked, labels, _ = _ranking(stored)
+            correct: np.ndarray = ranked[:, 0] == labels
+            return correct
+    except UNREADABLE as error:
+        raise DataError(f"predictions {predictions} cannot be read: {error}") from error
+
+
+def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the ranked classes, the labels and the number of classes of a stored file; check them."""
+    ranked, logits = stored["ranked"].astype(np.int64), stored["logits"].astype(np.float32)
+    labels, classes = stored["labels"].astype(np.int64), int(stored["classes"])
+    if not np.isfinite(logits).all():
+        raise ValueError("a logit is not finite")
+    if logits.shape != ranked.shape or (np.diff(logits, axis=1) > 0).any():
+        raise ValueError("the logits are not sorted in descending order")
+    if len(labels) and not (labels.min() >= 0 and max(labels.max(), ranked.max()) < classes):
+        raise ValueError(f"a class number is not in [0, {classes})")
+    return ranked, labels, classes
+
+
+def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
+    """Compute miou, macc and aacc from a confusion matrix (classes, classes) with true classes as rows.
+
+    Ignored pixels are not in the matrix. A class that occurs neither in the ground truth nor in the predictions
+    is left out of the means, as MMSegmentation does with NaN.
+    """
+    matrix = confusion.astype(np.float64)
+    correct, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    union = true + predicted - correct
+    return {
+        "miou": 100.0 * float(np.mean(correct[union > 0] / union[union > 0])),
+        "macc": 100.0 * float(np.mean(correct[true > 0] / true[true > 0])),
+        "aacc": 100.0 * float(correct.sum() / matrix.sum()),
+    }
+
+
+def iou_by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Compute the IoU of every class in the ground truth or the predictions; see `segmentation_scores`."""
+    correct = np.diag(confusion)
+    union = confusion.sum(1) + confusion.sum(0) - correct
+    return {
+        name: 100.0 * float(correct[k] / union[k]) for k, name in enumerate(names) if union[k] > 0
+    }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The best classes of N images: 40 bytes per image, whatever the number of classes.
+
+    Attributes:
+        ranked: (N, at most 10) class numbers, best first.
+        logits: logits of the ranked classes, float16.
+        classes: number of classes.
+    """
+
+    ranked: np.ndarray
+    logits: np.ndarray
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.ranked)
+
+
+def rank_logits(logits: np.ndarray) -> Ranking:
+    """Return the ten best classes of logits (N, K).
+
+    Ties are ranked by class number, so that the ranking does not depend on the sorting algorithm.
+
+    Raises:
+        DivergedError: a logit is not finite, so that the classes cannot be ranked.
+    """
+    if not np.isfinite(logits).all():
+        raise DivergedError("the model's logits are not finite; lower -o base_lr=...")
+    classes = logits.shape[1]
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :RANKED]
+    limit = float(np.finfo(np.float16).max)
+    best = np.take_along_axis(logits, ranked, axis=1).clip(-limit, limit)
+    return Ranking(ranked.astype(np.min_scalar_type(classes)), best.astype(np.float16), classes)
+
+
+def join_rankings(rankings: Sequence[Ranking]) -> Ranking:
+    """Concatenate rankings, at least one, of consecutive images."""
+    return Ranking(
+        np.concatenate([ranking.ranked for ranking in rankings]),
+        np.concatenate([ranking.logits for ranking in rankings]),
+        rankings[0].classes,
+    )
+
+
+def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Write the ranking of logits (N, K) with the labels (N,); see `rank_logits`."""
+    write_ranking(path, rank_logits(logits), labels)
+
+
+def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
+    """Write a ranking with the labels (N,): 2 MB for ImageNet's 50,000 images instead of 100 MB of logits."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            ranked=ranking.ranked,
+            logits=ranking.logits,
+            labels=labels.astype(np.int32),
+            classes=np.array(ranking.classes),
+        )
+
+
+def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) -> None:
+    """Write one confusion matrix (classes, classes) per image, as its entries above zero.
+
+    The columns of `entries` are image, true class, predicted class, pixels.
+    """
+    entries = []
+    for image, confusion in enumerate(confusions):
+        true, predicted = np.nonzero(confusion)
+        counts = confusion[true, predicted]
+        entries.append(np.stack([np.full_like(true, image), true, predicted, counts], axis=1))
+    classes = confusions[0].shape[0] if confusions else 0
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            entries=np.concatenate(entries).astype(np.int64)
+            if entries
+            else np.zeros((0, 4), np.int64),
+            names=np.array(names),
+            classes=np.array(classes),
+        )
+
+
+def scores_from_predictions(
+    task: str, predictions: Path, annotations: Path | None, *, masks: bool = True
+) -> dict[str, float]:
+    """Compute a task's scores from the stored predictions alone.
+
+    Args:
+        task: the task as records name it, such as `fewshot-1%`.
+        predictions: the file that the record names.
+        annotations: the ground truth of `coco`, which is not copied into the run.
+        masks: whether the detector of `coco` predicts masks.
+
+    Raises:
+        DataError: the predictions or annotations do not exist or are damaged.
+    """
+    variant = find_variant(task)
+    # A few-shot fraction without a column of the leaderboard is no variant; its predictions are a ranking.
+    kind = "ranking" if variant is None else variant.task.predictions
+    try:
+        if kind == "coco":
+            if annotations is None or not annotations.is_file():
+                raise DataError(
+                    f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
+                    "in which the run was started."
+                )
+            return evaluate_coco(annotations, predictions, masks=masks).figures
+        with np.load(predictions) as stored:
+            if kind == "confusion":
+                classes = int(stored["classes"])
+                confusion = np.zeros((classes, classes), np.int64)
+                _, true, predicted, counts = stored["entries"].T
+                np.add.at(confusion, (true, predicted), counts)
+                return segmentation_scores(confusion)
+            return classification_scores(*_ranking(stored))
+    except UNREADABLE as error:
+        raise DataError(f"predictions {predictions} cannot be read: {error}") from error

@@ -1,0 +1,249 @@
+"""The record: one task's result, with everything that is needed to verify and repeat it, in one JSON file.
+
+`record.schema.json` describes each key of `record.json`. The scores are computed from the stored predictions, so
+that `leaderboard check` can compute them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import read_json, sha256_file, write_json
+from simmim_bench.results.metrics import scores_from_predictions
+from simmim_bench.tasks import TASKS
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+    from simmim_bench.checkpoints.checkpoint import Checkpoint
+    from simmim_bench.distributed import DistContext
+    from simmim_bench.models.archs import BackboneSpec
+    from simmim_bench.recipe import Recipe
+    from simmim_bench.runs.run_dir import RunDir
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One task's result; `record.schema.json` describes every key."""
+
+    task: str
+    metrics: dict[str, float]
+    details: dict[str, Any]
+    status: str
+    checkpoint: dict[str, Any]
+    recipe: dict[str, Any]
+    deviates: dict[str, Any]
+    seed: int
+    data: dict[str, Any]
+    evaluated: int
+    expected: int
+    predictions: dict[str, str]
+    environment: dict[str, Any]
+    cost: dict[str, Any]
+    command: list[str]
+    wall_time_s: float
+    date: str
+    schema: int = SCHEMA
+
+
+def write_record(
+    run: RunDir,
+    *,
+    task: str,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    seed: int,
+    data: dict[str, Any],
+    predictions: Path,
+    evaluated: int,
+    expected: int,
+    images_seen: int,
+    dist: DistContext,
+    details: dict[str, Any] | None = None,
+) -> Record:
+    """Score the stored predictions and write the run's record.
+
+    Args:
+        task: the task as records name it, such as `fewshot-1%`.
+        data: `root` (as given), `fingerprint`, and for `coco` the `annotations` file.
+        predictions: the file under the run's `predictions/` that the score is computed from.
+        evaluated, expected: images that were scored, and images of the split.
+        images_seen: images that the model processed in training and scoring, counting repetitions.
+        dist: the processes of the run, one device each.
+        details: figures of the run that do not follow from the predictions.
+    """
+    from simmim_bench.runs.environment import environment
+
+    annotations = Path(data["annotations"]) if "annotations" in data else None
+    metrics = scores_from_predictions(task, predictions, annotations, masks=with_masks(details))
+    wall_time_s = run.wall_time_s()
+    record = Record(
+        task=task,
+        metrics=metrics,
+        details=details or {},
+        status="reproduced" if evaluated == expected else "partial",
+        checkpoint=_describe_checkpoint(checkpoint),
+        recipe=_describe_recipe(recipe),
+        deviates=deviates,
+        seed=seed,
+        data=data,
+        evaluated=evaluated,
+        expected=expected,
+        predictions={
+            "file": predictions.relative_to(run.path).as_posix(),
+            "sha256": sha256_file(predictions),
+        },
+        environment=environment(),
+        cost=_compute_cost(wall_time_s, images_seen, dist),
+        command=reproduction_command(task, checkpoint, data, recipe, deviates, seed),
+        wall_time_s=round(wall_time_s, 1),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    write_json(run.path / "record.json", dataclasses.asdict(record))
+    shown = ", ".join(f"{k} {v:.2f}" for k, v in record.metrics.items() if "_ap_" not in k)
+    run.log(f"{task}: {shown}")
+    return record
+
+
+def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "label": checkpoint.label,
+        "name": checkpoint.name,
+        "sha256": checkpoint.sha256,
+        "arch": checkpoint.spec.arch,
+        "params": count_params(checkpoint.spec),
+        "provenance": checkpoint.provenance,
+    }
+
+
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "sha256": recipe.sha256(),
+        "source": recipe.source,
+        "fields": recipe.fields(),
+    }
+
+
+def _compute_cost(wall_time_s: float, images_seen: int, dist: DistContext) -> dict[str, Any]:
+    from simmim_bench.training.memory import peak_memory
+
+    return {
+        "devices": dist.size,
+        "device_hours": wall_time_s * dist.size / 3600,
+        "peak_memory_bytes": peak_memory(dist.device),
+        "images_seen": images_seen,
+        "images_per_s": images_seen / wall_time_s,
+    }
+
+
+def count_params(spec: BackboneSpec) -> int:
+    """Count the parameters of a backbone without heads."""
+    import torch
+
+    from simmim_bench.models.build import build_backbone
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_backbone(spec).parameters())
+
+
+def reproduction_command(
+    task: str,
+    checkpoint: Checkpoint,
+    data: dict[str, Any],
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    seed: int,
+) -> list[str]:
+    """Return the command that reproduces a record."""
+    name, _, fraction = task.partition("-")
+    command = ["simmim-bench", "transfer", name, "--ckpt", checkpoint.name, "--data", data["root"]]
+    if "listed_split" in data:
+        command += ["--split", data["listed_split"]]
+    elif fraction:
+        command += ["--fraction", fraction]
+    command += ["--recipe", recipe.name]
+    for key, value in deviates.items():
+        shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        command += ["-o", f"{key}={shown or '()'}"]
+    return [*command, "--seed", str(seed)]
+
+
+def with_masks(details: dict[str, Any] | None) -> bool:
+    """Return whether the detector of a record predicts masks; `details` are the record's."""
+    return bool((details or {}).get("masks", True))
+
+
+def _schema() -> Validator:
+    return _schema_of(tuple(TASKS))
+
+
+@functools.cache
+def _schema_of(tasks: tuple[str, ...]) -> Validator:
+    from jsonschema import Draft202012Validator
+
+    text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
+    schema = json.loads(text)
+    # A few-shot fraction is a part of the task's name; records of fractions without a column are valid too.
+    schema["properties"]["task"]["pattern"] = f"^({'|'.join(tasks)})(-[0-9]+%)?$"
+    return Draft202012Validator(schema)
+
+
+def read_record(path: Path) -> Record:
+    """Read a record of the current schema or an older one.
+
+    Raises:
+        DataError: the file is damaged, or has a newer schema.
+    """
+    from jsonschema.exceptions import best_match
+
+    fields = read_json(path, "record")
+    found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+    if found == 1:
+        fields = _from_version_1(fields)
+    elif found != SCHEMA:
+        raise DataError(
+            f"record {path} has schema {found}; this version of simmim-bench reads schemas 1 to {SCHEMA}."
+        )
+    fault = best_match(_schema().iter_errors(fields))
+    if fault is not None:
+        where = ".".join(map(str, fault.absolute_path)) or "its keys"
+        raise DataError(f"record {path} is damaged ({where}: {fault.message}); run its task again.")
+    record = Record(**fields)
+    for name, score in record.metrics.items():
+        if not math.isfinite(score):  # Python's JSON reader accepts NaN, which the schema lets pass
+            raise DataError(
+                f"record {path} is damaged ({name} is not a finite number); run its task again."
+            )
+    return record
+
+
+def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record of schema version 1 to the current one; figures that it lacks are None."""
+    recipe, wall_time_s = fields.get("recipe"), fields.get("wall_time_s")
+    missing = ("devices", "device_hours", "peak_memory_bytes", "images_seen", "images_per_s")
+    complete = fields.get("evaluated") == fields.get("expected")
+    devices = (fields.get("details") or {}).get("processes")
+    cost: dict[str, Any] = dict.fromkeys(missing)
+    if isinstance(devices, int) and isinstance(wall_time_s, int | float):
+        cost |= {"devices": devices, "device_hours": wall_time_s * devices / 3600}
+    return {
+        **fields,
+        "schema": SCHEMA,
+        "status": "reproduced" if complete else "partial",
+        "recipe": {"fields": {}, **recipe} if isinstance(recipe, dict) else recipe,
+        "cost": cost,
+        "command": [],
+    }

@@ -1,0 +1,74 @@
+"""Describe the environment of a run: version of the code, libraries, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from simmim_bench import __version__
+
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pycocotools",
+    "hotcoco",
+    "detectron2",
+    "sal-detectron2",
+    "onedl-mmsegmentation",
+    "mmsegmentation",
+    "mmengine",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Describe the code, the libraries, the machine and the command, as `env.json` and records store them."""
+    import torch
+
+    return {
+        "simmim_bench": __version__,
+        **code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _version(library: str) -> str | None:
+    """Return the version of a library; None where it is not installed."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def code_version() -> dict[str, Any]:
+    """Return the commit of the sources and whether they have uncommitted changes; None outside a git checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}

@@ -1,0 +1,31 @@
+"""The options that every command with a run directory has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options that every run has.
+
+    Attributes:
+        data: the data set's folder, or `hfds:NAME`.
+        recipe: name of the recipe; None for the default.
+        out: run directory; None for the default below `runs/`.
+        resume, overwrite: what to do where the run directory is not empty.
+        overrides: `key=value` texts that change the recipe.
+        as_json: print results as JSON.
+        quiet: no log and no progress on stderr.
+    """
+
+    data: Path
+    recipe: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    overwrite: bool = False
+    seed: int = 0
+    overrides: tuple[str, ...] = ()
+    as_json: bool = False
+    quiet: bool = False

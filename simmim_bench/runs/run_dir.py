@@ -1,0 +1,289 @@
+"""The run directory: the files of a run, in one layout.
+
+A run directory holds `recipe.json`, `env.json`, `metrics.jsonl`, `log.txt`, `tensorboard/`,
+`checkpoints/last/`, and for a transfer `predictions/` and `record.json`. A directory that is not empty is
+refused unless the run is resumed or overwritten; only a run directory is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.checkpoints.read import recover_checkpoint
+from simmim_bench.display import Display
+from simmim_bench.distributed import DistContext
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
+from simmim_bench.files import read_json, replacing, write_json, write_text
+from simmim_bench.recipe import ABOUT, MACHINE, Recipe
+from simmim_bench.runs.environment import environment
+from simmim_bench.runs.lock import LOCK, exclusive_lock
+
+METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl, in every training loop
+
+
+class RunDir:
+    """An open run directory: its log, its metrics by step, and the paths of its results.
+
+    Only rank 0 writes log and metrics; on the other ranks these methods do nothing. Every rank writes a
+    batch whose loss is not finite.
+
+    Attributes:
+        last_checkpoint: directory of the checkpoint that a resumed run continues from.
+        predictions: folder of the raw predictions that scores are computed from.
+    """
+
+    def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
+        self.path = path
+        self.display = display
+        self.last_checkpoint = path / "checkpoints" / "last"
+        self.predictions = path / "predictions"
+        self._writes = writes
+        self._started = time.monotonic()
+        self._spent_before = 0.0  # seconds, by earlier processes of the run
+        if not writes:
+            return
+        self._spent_before = max(self.read_metric("wall_time_s"), default=0.0)
+        # Takes a second to import, so it is imported only here.
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.tensorboard = SummaryWriter(str(path / "tensorboard"))
+        self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        recovered = recover_checkpoint(self.last_checkpoint)
+        if recovered is not None:
+            self.log(recovered)
+
+    def log(self, text: str) -> None:
+        """Write one line to log.txt and to stderr."""
+        if not self._writes:
+            return
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.display.log(text)
+
+    def wall_time_s(self) -> float:
+        """Return the seconds that the run has taken, earlier processes included up to their last metrics."""
+        return self._spent_before + time.monotonic() - self._started
+
+    def metrics(self, step: int, **figures: float) -> None:
+        """Write the figures of a step to metrics.jsonl and to TensorBoard."""
+        if not self._writes:
+            return
+        line = {"step": step, **figures, "wall_time_s": round(self.wall_time_s(), 1)}
+        self._metrics.write(json.dumps(line) + "\n")
+        for name, value in figures.items():
+            self.tensorboard.add_scalar(name, value, step)
+
+    def read_metric(self, name: str) -> list[float]:
+        """Read the values of a metric so far, in order."""
+        path = self.path / "metrics.jsonl"
+        values = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with suppress(ValueError):  # a line that a kill has truncated
+                figures = json.loads(line)
+                values += [figures[name]] if name in figures else []
+        return values
+
+    def add_image(self, name: str, step: int, path: Path | None) -> None:
+        """Add a PNG to TensorBoard."""
+        if not self._writes or path is None:
+            return
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def rewind(self, step: int) -> None:
+        """Remove the metrics of a step and of later ones, which a resumed run computes again."""
+        if not self._writes:
+            return
+        path = self.path / "metrics.jsonl"
+        self._metrics.close()
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # a line that a kill has truncated
+                if json.loads(line)["step"] < step:
+                    kept.append(line + "\n")
+        write_text(path, "".join(kept))
+        self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def save_bad_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
+        """Write the tensors of a process's part of a batch whose loss is not finite; return the file.
+
+        Every rank writes its own file, as the fault may be in the images of any of them.
+        """
+        import torch
+
+        path = self.path / f"bad_batch_step{step}{f'_rank{rank}' if rank else ''}.pt"
+        with replacing(path) as temporary:
+            torch.save(batch, temporary)
+        return path
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        if not self._writes:
+            return
+        self.tensorboard.close()
+        self._log.close()
+        self._metrics.close()
+
+
+@contextmanager
+def open_run(
+    path: Path,
+    *,
+    recipe: Recipe,
+    deviates: dict[str, Any],
+    arguments: dict[str, Any],
+    display: Display,
+    resume: bool = False,
+    overwrite: bool = False,
+    dist: DistContext | None = None,
+) -> Iterator[RunDir]:
+    """Create or reopen a run directory, lock it, and keep it open for the block.
+
+    Args:
+        deviates: differences of the recipe from the named one.
+        arguments: what shapes the run besides the recipe, such as checkpoint, data and seed.
+        dist: the processes of the run, of which rank 0 alone writes to the directory; None for a single
+            process.
+
+    Raises:
+        UsageError: the directory is not empty, another process works in it, or a resumed run was started
+            with other arguments.
+        DataError: the directory cannot be written.
+    """
+    if dist is not None and not dist.is_main:
+        dist.barrier()
+        yield RunDir(path, display, writes=False)
+        return
+    description = describe_run(recipe, deviates, arguments)
+    how = {"resume": resume, "overwrite": overwrite}
+    check_run_dir(path, description, **how)
+    occupied = is_occupied(path)
+    with ExitStack() as closing:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            closing.enter_context(exclusive_lock(path))
+            check_run_dir(path, description, **how)  # may have changed before the lock was held
+            if occupied and overwrite:
+                _empty(path)
+            write_json(path / "recipe.json", description)
+            write_json(path / "env.json", environment())
+            run = RunDir(path, display)
+            closing.callback(run.close)
+            if dist is not None:
+                dist.barrier()
+        except OSError as error:
+            raise DataError(
+                f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
+            ) from error
+        try:
+            yield run
+        except (UsageError, DataError, MissingFrameworkError):
+            # A run that failed to start leaves no directory, so that the corrected command is not refused.
+            if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
+                shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+def describe_run(
+    recipe: Recipe, deviates: dict[str, Any], arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content of a run's `recipe.json`, in JSON's types."""
+    description = {
+        "recipe": recipe.to_json(),
+        "recipe_sha256": recipe.sha256(),
+        "deviates": deviates,
+        "arguments": arguments,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(description))
+    return plain
+
+
+def check_run_dir(
+    path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Check that a run can use a directory.
+
+    Args:
+        description: content of the run's `recipe.json`, as `describe_run` returns it.
+
+    Raises:
+        UsageError: the directory is not empty, or a resumed run was started with another recipe or
+            arguments.
+        DataError: the description of the run to resume cannot be read.
+    """
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite contradict each other; use one of them.")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file; choose a directory.")
+    if not is_occupied(path):
+        return
+    if resume:
+        before = read_json(path / "recipe.json", "run description")
+        if not isinstance(before, dict):
+            raise DataError(
+                f"run description {path / 'recipe.json'} is damaged; start anew with another --out."
+            )
+        changed = _changes(before, description)
+        if changed:
+            raise UsageError(
+                f"{path} was started with another {' and '.join(changed)}; resume with the same command, "
+                "or start anew with another --out."
+            )
+    elif not overwrite:
+        raise UsageError(
+            f"{path} is not empty; continue with --resume, replace it with --overwrite, or choose another --out."
+        )
+    elif not (path / "recipe.json").is_file():
+        raise UsageError(
+            f"{path} is not a run directory (no recipe.json), so --overwrite does not replace it; choose another --out."
+        )
+
+
+def is_occupied(path: Path) -> bool:
+    """Return whether a directory holds more than a process that was killed at its start leaves."""
+    if not path.is_dir():
+        return False
+    return any(p.name != LOCK and not p.match(".recipe.json.*.tmp") for p in path.iterdir())
+
+
+def _empty(path: Path) -> None:
+    """Remove the content of a directory, except its lock."""
+    for entry in path.iterdir():
+        if entry.name == LOCK:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name what shapes a run and has changed, with both values."""
+    changed = []
+    if before.get("recipe_sha256") != now["recipe_sha256"]:
+        fields = _differences(before, now, "recipe", leave_out=(*ABOUT, *MACHINE))
+        changed.append(f"recipe ({', '.join(fields) or 'of another version'})")
+    elif before.get("deviates") != now["deviates"]:
+        changed.append(f"named recipe (deviates {before.get('deviates')}, now {now['deviates']})")
+    return changed + _differences(before, now, "arguments")
+
+
+def _differences(
+    before: dict[str, Any], now: dict[str, Any], section: str, leave_out: Sequence[str] = ()
+) -> list[str]:
+    old, new = before.get(section), now[section]
+    old = old if isinstance(old, dict) else {}
+    return [
+        f"{key} {old.get(key)}, now {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if key not in leave_out and old.get(key) != new.get(key)
+    ]

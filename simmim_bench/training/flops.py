@@ -1,0 +1,47 @@
+"""Floating-point operations: those that a model's call takes, and the rate that a device reaches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+CPU_SIDE, GPU_SIDE = 1024, 8192  # of square matrices large enough to be bound by arithmetic
+REPEATS = 5  # the fastest of them counts
+
+
+def count_flops(forward: Callable[[], object]) -> int:
+    """Count the floating-point operations of all matrix products and convolutions in a call."""
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+def peak_flops_per_s(device: torch.device, precision: str) -> float:
+    """Measure the operations per second of a large matrix product: the most that a device reaches.
+
+    Args:
+        precision: "bf16" for bfloat16, anything else for float32.
+    """
+    side = GPU_SIDE if device.type == "cuda" else CPU_SIDE
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return 2 * side**3 / best_matmul_time(torch.ones(side, side, dtype=dtype, device=device))
+
+
+def best_matmul_time(matrix: Tensor) -> float:
+    """Return the shortest of five times, in seconds, of the product of a square matrix with itself."""
+    return min(matmul_time(matrix) for _ in range(REPEATS))
+
+
+def matmul_time(matrix: Tensor) -> float:
+    """Return the time, in seconds, of the product of a square matrix with itself."""
+    if matrix.is_cuda:
+        torch.cuda.synchronize(matrix.device)
+    started = time.perf_counter()
+    matrix @ matrix
+    if matrix.is_cuda:
+        torch.cuda.synchronize(matrix.device)
+    return time.perf_counter() - started

@@ -1,0 +1,207 @@
+"""The training loop that pretraining and fine-tuning share.
+
+`fit` advances a `TrainState` to its last epoch, logs metrics by step, and saves a checkpoint after every
+epoch and when a signal asks to stop. Detectron2 and MMSegmentation train with their own loops.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from simmim_bench.data.loader import seed_everything
+from simmim_bench.distributed import DistContext
+from simmim_bench.errors import DivergedError
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
+from simmim_bench.training.accumulation import LossFunction, accumulate_gradients
+from simmim_bench.training.flops import peak_flops_per_s
+from simmim_bench.training.memory import GIB, peak_memory, retain_freed_memory
+from simmim_bench.training.state import TrainState
+from simmim_bench.training.stopping import raise_if_stopped, stop_on_signals
+
+
+def fit(
+    context: RunContext,
+    state: TrainState,
+    compute_loss: LossFunction,
+    *,
+    description: str,
+    epochs: int,
+    clip_grad: float,
+    save: Callable[[], None],
+    monitor: Callable[[float, float], str | None] | None = None,
+    flops_per_image: float | None = None,
+) -> None:
+    """Train from `state.step` to the end of `epochs` epochs.
+
+    What a step samples (dropped paths, Mixup) follows from the seed, the step and the process, so that a
+    resumed run ends with the weights of an uninterrupted one.
+
+    Args:
+        compute_loss: maps (batch, epoch) to the mean loss of the batch's images, a scalar.
+        description: the phase, as the progress bar and messages name it.
+        clip_grad: largest norm of the gradient; 0 for no clipping.
+        save: writes the checkpoint; called after each epoch and when asked to stop.
+        monitor: receives every logged loss and gradient norm, and may return a warning.
+        flops_per_image: floating-point operations of an image's forward and backward pass; metrics then
+            include their rate, and its fraction of a large matrix product's rate.
+
+    Raises:
+        DivergedError: the loss is not finite; the last checkpoint is kept, and the batch is written.
+        InterruptedRun: a signal came; its step is saved.
+    """
+    run, dist = context.run, context.dist
+    if dist.device.type == "cpu":
+        retain_freed_memory()
+    steps_per_epoch = len(state.loader)
+    total = epochs * steps_per_epoch
+    throughput = Throughput(dist, state.precision, flops_per_image)
+    with stop_on_signals() as stop, run.display.task(description, total) as task:
+        task.advance(state.step)
+        while state.step < total:
+            epoch, index = divmod(state.step, steps_per_epoch)
+            state.parallel_model.train()
+            throughput.start()
+            batches = iter(state.loader.epoch(epoch, index))
+            while state.step < (epoch + 1) * steps_per_epoch:
+                with throughput.waiting():
+                    batch = next(batches)
+                step = state.step
+                seed_everything(context.seed, step, dist.rank)
+                lr = state.schedule.apply(state.optimizer, step)
+                loss, grad_norm = _compute_gradients(
+                    state, batch, epoch, compute_loss, clip_grad, dist.device
+                )
+                if not _is_finite(loss, grad_norm, step, dist):
+                    raise_diverged(description, run, batch, step, loss, grad_norm, dist.rank)
+                state.optimizer_step()
+                throughput.images += len(batch[0]) * dist.size
+
+                epoch_ended = state.step % steps_per_epoch == 0
+                if step % METRICS_EVERY == 0 or epoch_ended:
+                    rates = throughput.metrics()
+                    mean_loss, norm = dist.all_mean(loss.item()), grad_norm.item()
+                    run.metrics(step, epoch=epoch, lr=lr, loss=mean_loss, grad_norm=norm, **rates)
+                    task.advance(0, loss=mean_loss, images_per_s=rates["images_per_s"])
+                    warning = monitor(mean_loss, norm) if monitor else None
+                    if warning is not None:
+                        run.log(f"{description}: {warning}")
+                task.advance(1)
+                if epoch_ended:
+                    _check_weights(state.parallel_model, description, epoch)
+                    save()
+                raise_if_stopped(
+                    stop,
+                    description,
+                    state.step,
+                    total,
+                    run=run,
+                    dist=dist,
+                    save=None if epoch_ended else save,
+                )
+
+
+class Throughput:
+    """Images per second of an epoch, the fraction of time spent waiting for data, and peak memory.
+
+    Args:
+        flops_per_image: floating-point operations of a training image; None to log no rate of them.
+    """
+
+    def __init__(self, dist: DistContext, precision: str, flops_per_image: float | None) -> None:
+        self.images = 0
+        self._dist = dist
+        self._flops_per_image = flops_per_image or 0.0
+        self._peak_flops = peak_flops_per_s(dist.device, precision) if flops_per_image else math.inf
+        self.start()
+
+    def start(self) -> None:
+        """Start an epoch."""
+        self.images, self._started, self._waited = 0, time.monotonic(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        started = time.monotonic()
+        yield
+        self._waited += time.monotonic() - started
+
+    def metrics(self) -> dict[str, float]:
+        """Return the epoch's figures so far, by their keys in `metrics.jsonl`."""
+        elapsed = time.monotonic() - self._started
+        images_per_s = self.images / elapsed
+        figures = {"images_per_s": images_per_s, "data_wait": round(self._waited / elapsed, 4)}
+        peak = peak_memory(self._dist.device)
+        if peak is not None:
+            figures["memory_gib"] = round(peak / GIB, 3)
+        if self._flops_per_image:
+            flops_per_s = images_per_s * self._flops_per_image / self._dist.size
+            figures["gflop_per_s"] = flops_per_s / 1e9
+            figures["flop_share"] = flops_per_s / self._peak_flops
+        return figures
+
+
+def _compute_gradients(
+    state: TrainState,
+    batch: list[Tensor],
+    epoch: int,
+    compute_loss: LossFunction,
+    clip_grad: float,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Compute and clip the gradients of a batch; return the mean loss and the norm before clipping."""
+    state.optimizer.zero_grad(set_to_none=True)
+    steps = state.accumulation_steps or 1
+    loss = accumulate_gradients(
+        state.parallel_model, batch, epoch, compute_loss, state.precision, device, steps
+    )
+    norm = nn.utils.clip_grad_norm_(state.parallel_model.parameters(), clip_grad or math.inf)
+    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _is_finite(loss: Tensor, grad_norm: Tensor, step: int, dist: DistContext) -> bool:
+    """Return whether loss and gradient are finite on every process.
+
+    On a GPU only the steps that log metrics are checked, as reading a value waits for the device.
+    """
+    if dist.device.type == "cuda" and step % METRICS_EVERY:
+        return True
+    finite = bool(loss.isfinite()) and bool(grad_norm.isfinite())
+    return not dist.all_max(not finite)
+
+
+def raise_diverged(
+    description: str,
+    run: RunDir,
+    batch: list[Tensor],
+    step: int,
+    loss: Tensor,
+    grad_norm: Tensor,
+    rank: int,
+) -> None:
+    """Write the batch of a step whose loss or gradient is not finite, and end the run.
+
+    Raises:
+        DivergedError: always.
+    """
+    path = run.save_bad_batch(step, batch, rank)
+    raise DivergedError(
+        f"{description}: loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}; the last "
+        f"checkpoint is kept, the batch is written to {path}. Use a lower -o base_lr=..., or fix the data."
+    )
+
+
+def _check_weights(model: nn.Module, description: str, epoch: int) -> None:
+    """Refuse to save weights that are not finite."""
+    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+        raise DivergedError(
+            f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
+            "before it is kept. Use a lower -o base_lr=..."
+        )

@@ -1,0 +1,119 @@
+"""Parameter groups with layer-wise learning-rate decay, learning-rate scaling and schedules, as in SimMIM.
+
+They follow SimMIM's optimizer.py, lr_scheduler.py and main_*.py; tests/pretrain/test_golden.py shows that
+their numbers are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from simmim_bench.models.build import Backbone
+
+REFERENCE_BATCH = 512  # images per step for which SimMIM states its learning rates
+
+
+def scaled_lr(base_lr: float, batch_size: int) -> float:
+    """Scale a learning rate stated for 512 images per step to the total batch size."""
+    return base_lr * batch_size / REFERENCE_BATCH
+
+
+def parameter_groups(
+    model: nn.Module,
+    backbone: Backbone,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    pretraining: bool = False,
+) -> list[dict[str, Any]]:
+    """Group a model's parameters by layer (layer-wise learning-rate decay) and by weight decay.
+
+    Args:
+        model: contains `backbone`; parameters outside of the backbone count as its last layer.
+        lr: learning rate of the last layer.
+        layer_decay: factor per layer from the last to the first, in (0, 1]; 1 for one learning rate.
+        pretraining: whether `model` is a SimMIM model.
+
+    Returns:
+        One dict per group with `params`, `lr`, `weight_decay` and `lr_scale`. Vectors and biases do not
+        decay.
+    """
+    names_in_backbone = {id(p): name for name, p in backbone.named_parameters()}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inner = names_in_backbone.get(id(parameter))
+        layer = backbone.num_layers - 1 if inner is None else backbone.layer_id(inner)
+        exempt = parameter.ndim <= 1 or name.endswith(".bias")
+        known = inner or (
+            name if pretraining else None
+        )  # SimMIM's mask token lies outside of the encoder
+        if known is not None:
+            exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
+        scale = layer_decay ** (backbone.num_layers - 1 - layer)
+        decay = 0.0 if exempt else weight_decay
+        group = groups.setdefault(
+            (scale, decay),
+            {"params": [], "lr": lr * scale, "weight_decay": decay, "lr_scale": scale},
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then cosine or multistep decay; all lengths in optimizer steps.
+
+    Attributes:
+        peak_lr: learning rate at the end of the warm-up.
+        warmup_lr: learning rate at the start of the warm-up.
+        min_lr: learning rate at the end of the cosine.
+        milestones: steps at which `multistep` multiplies the learning rate by `gamma`.
+    """
+
+    kind: Literal["cosine", "multistep"]
+    peak_lr: float
+    total_steps: int
+    warmup_steps: int
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+
+    def lr(self, step: int, scale: float = 1.0) -> float:
+        """Return the learning rate of a step, counted from 0.
+
+        The warm-up starts and the cosine ends at the same rate for all groups: the official code scales
+        only the peak. (With a timm newer than 0.5 it scales the scaled schedule once more by the group's
+        `lr_scale`; SimMIM's published scores are older.)
+
+        The official loop sets the rate after a step, from that step's number: step 1 still has the
+        rate of step 0, and the whole schedule is one step late.
+
+        Args:
+            scale: factor of the group's peak, its `lr_scale`.
+        """
+        t = max(step - 1, 0)
+        peak = self.peak_lr * scale
+        if t < self.warmup_steps:
+            return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
+        if self.kind == "multistep":
+            return peak * self.gamma ** bisect_right(list(self.milestones), t)
+        # The cosine starts at step 0, during the warm-up, as timm's does without warmup_prefix.
+        progress = min(t / self.total_steps, 1.0)
+        return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * progress))
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set the learning rate of every group for a step; return that of the last layer."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr(step, group["lr_scale"])
+        return self.lr(step)

@@ -1,0 +1,88 @@
+"""The precision of a computation: bfloat16 or float32, and which of the two is faster on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+from simmim_bench.training.flops import CPU_SIDE, best_matmul_time
+
+Precision = Literal["fp32", "bf16"]
+
+# A matrix product that the CPU has no instructions for takes seconds, so a small one is timed first. The
+# speed-up at which the large one is skipped is ours: without AVX-512 the measured speed-up is 0.02, and 0.6
+# where bfloat16 is supported but slow.
+SMALL_SIDE, HOPELESS = 256, 0.25
+WORTHWHILE = 1.5  # ours: below it, conversions cost what bfloat16 saves in matrix products
+MIN_WIDTH = 384  # ours: narrower models (ViT-S has 384) spend too little of their time in products
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return an autocast context: bfloat16 for "bf16", and for "auto" on a GPU that supports it."""
+    chosen = default_precision(precision, device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bf16")
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context that computes in float32 within autocast, for results that rounding would change.
+
+    An example is which of two cluster centres is nearer. Float32 convolutions on a GPU keep torch's setting:
+    by default their factors are rounded to TF32.
+    """
+    # The meta device computes shapes alone; autocast does not support it.
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def default_precision(precision: str, device: torch.device) -> str:
+    """Resolve "auto" without timing anything: bfloat16 on a GPU that supports it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _gpu_supports_bf16(device) else "fp32"
+
+
+def decide_precision(
+    precision: Literal["auto"] | Precision,
+    device: torch.device,
+    width: int,
+    measure_speedup: Callable[[], float] | None = None,
+) -> Precision:
+    """Resolve "auto" for training on this machine.
+
+    On a GPU the hardware decides. On a CPU matrix products are timed for less than a second: some CPUs
+    list AVX512-BF16 among their flags and are slower with it.
+
+    Args:
+        precision: "auto", "fp32" or "bf16".
+        width: channels of the model's widest tokens.
+        measure_speedup: returns how many times faster bfloat16 is than float32; `bf16_speedup` by default.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if _gpu_supports_bf16(device) else "fp32"
+    speedup = measure_speedup or bf16_speedup
+    return "bf16" if width >= MIN_WIDTH and speedup() >= WORTHWHILE else "fp32"
+
+
+def _gpu_supports_bf16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def bf16_speedup(time_of: Callable[[torch.Tensor], float] = best_matmul_time) -> float:
+    """Measure how many times faster a CPU's matrix product is in bfloat16 than in float32.
+
+    Args:
+        time_of: returns the seconds of a square matrix's product with itself.
+    """
+    first = _speedup_at(SMALL_SIDE, time_of)
+    return first if first < HOPELESS else _speedup_at(CPU_SIDE, time_of)
+
+
+def _speedup_at(side: int, time_of: Callable[[torch.Tensor], float]) -> float:
+    single, half = (
+        time_of(torch.ones(side, side, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)
+    )
+    return single / half

@@ -1,0 +1,108 @@
+"""Signals: finish the current step, save it, requeue the SLURM job, and end the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from simmim_bench.distributed import DistContext
+from simmim_bench.errors import InterruptedRun
+from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
+
+
+class StopRequest:
+    """The signal that asked the run to stop.
+
+    Attributes:
+        number: the signal's number; None while no signal has come.
+    """
+
+    number: int | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step.
+
+    A second signal raises KeyboardInterrupt at once.
+    """
+    request = StopRequest()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if request.number is not None:
+            raise KeyboardInterrupt
+        request.number = number
+
+    try:
+        before = {s: signal.signal(s, remember) for s in SIGNALS}
+    except ValueError:  # not in the main thread: the caller keeps its own handlers
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def raise_if_stopped(
+    stop: StopRequest,
+    description: str,
+    done: int,
+    total: int,
+    *,
+    run: RunDir,
+    dist: DistContext,
+    save: Callable[[], None] | None,
+) -> None:
+    """Save and end the run if any of its processes got a signal and steps are left.
+
+    Args:
+        description: the phase or task, as log lines name it.
+        done: completed optimizer steps, of `total`.
+        save: writes the checkpoint; None where this step is saved already.
+
+    Raises:
+        InterruptedRun: a signal came; the message names the step.
+    """
+    signal_number = _agree_to_stop(stop, done, dist)
+    if not signal_number or done >= total:
+        return
+    if save is not None:
+        save()
+    # Rank 0 is still writing; a launcher would kill it as soon as another process ends.
+    dist.barrier()
+    _requeue(signal_number, description, run, dist)
+    raise InterruptedRun(
+        f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
+        "saved; continue with --resume.",
+        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
+    )
+
+
+def _agree_to_stop(stop: StopRequest, step: int, dist: DistContext) -> int:
+    """Return the signal that any process got, 0 for none.
+
+    Several processes communicate only on the steps on which they log metrics, as they synchronise there.
+    """
+    if dist.size > 1 and step % METRICS_EVERY:
+        return 0
+    return dist.all_max(stop.number or 0)
+
+
+def _requeue(signal_number: int, description: str, run: RunDir, dist: DistContext) -> None:
+    """Requeue a SLURM job that got SIGUSR1, the warning before its time limit."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if signal_number != signal.SIGUSR1 or job is None or not dist.is_main:
+        return
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+        run.log(f"{description}: requeued SLURM job {job}")
+    except (OSError, subprocess.SubprocessError) as error:
+        run.log(f"{description}: failed to requeue SLURM job {job}: {error}")

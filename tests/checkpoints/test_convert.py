@@ -1,0 +1,322 @@
+"""Tests of conversion: the written files compute equal features in their framework."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from support.tiny import TINY
+from torch import Tensor, nn
+
+from pretrain.simmim import SimMIM, load_simmim
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.checkpoints.checkpoint import write_checkpoint as write
+from simmim_bench.checkpoints.convert import WRITERS, Conversion, ExportResult, convert
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.cli.main import cli
+from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.build import build_backbone
+
+FAMILIES = sorted(TINY)
+
+
+def perturb(model: nn.Module) -> Any:
+    """Perturb all parameters, because some are initialised to constants."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def save(path: Path, spec: BackboneSpec, form: str = "pretrain", classes: int = 0) -> str:
+    model = SimMIM(spec) if form == "pretrain" else build_backbone(spec, num_classes=classes)
+    write(
+        path,
+        state=perturb(model).state_dict(),
+        spec=spec,
+        form="pretrain" if form == "pretrain" else "transfer",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": "test", "method": "simmim"},
+    )
+    return str(path)
+
+
+def run_convert(source: str, destination: Path, to: str = "native", **options: Any) -> Conversion:
+    if to in WRITERS:
+        return convert(source, destination, write=WRITERS[to], to=to, **options)
+    from transfer.export import WRITERS as FRAMEWORKS
+
+    return convert(source, destination, write=FRAMEWORKS[to], to=to, **options)
+
+
+def noise(spec: BackboneSpec) -> Tensor:
+    return torch.randn(2, 3, *spec.img_size, generator=torch.Generator().manual_seed(4))
+
+
+def assert_equal_weights(found: nn.Module, wanted: nn.Module) -> None:
+    ours, theirs = found.state_dict(), wanted.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["pretrain", "transfer"])
+def test_native_to_native_is_bit_exact(tmp_path: Path, family: str, form: str) -> None:
+    source = save(tmp_path / "a", TINY[family], form, classes=3)
+    run_convert(source, tmp_path / "b")
+    before, after = read_checkpoint(source), read_checkpoint(str(tmp_path / "b"))
+    assert (before.spec, before.form, before.label) == (after.spec, after.form, after.label)
+    assert before.state is not None
+    assert after.state is not None
+    assert before.state.keys() == after.state.keys()
+    assert all(torch.equal(value, after.state[name]) for name, value in before.state.items())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 64)], ids=["square", "wide"])
+@pytest.mark.parametrize("form", ["pretrain", "transfer"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_to_timm_to_native_is_bit_exact(
+    tmp_path: Path, family: str, form: str, size: tuple[int, int]
+) -> None:
+    # timm's convolutional networks have stems of stride 4.
+    spec = replace(TINY[family], sincos_position=False, patch_size=4).at(size)
+    source = save(tmp_path / "a", spec, form, classes=3)
+    run_convert(source, tmp_path / "timm", "timm")
+    run_convert(str(tmp_path / "timm"), tmp_path / "b")
+    classes = 3 if form == "transfer" else 0
+    wanted = load_backbone(source, num_classes=classes)
+    found = load_backbone(str(tmp_path / "b"), num_classes=classes)
+    assert found.spec.img_size == size
+    assert_equal_weights(found, wanted)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    images = noise(spec)
+    assert torch.allclose(theirs(images), wanted.eval()(images), atol=1e-5)
+    assert theirs.pretrained_cfg["mean"] == list(IMAGENET_MEAN)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sincos_position": True},
+        {"abs_pos_embed": True, "rel_pos_bias": False, "sincos_position": False},
+        {
+            "abs_pos_embed": True,
+            "rel_pos_bias": False,
+            "sincos_position": False,
+            "init_values": 0.1,
+        },
+    ],
+    ids=["sincos", "mae", "layer scale"],
+)
+def test_vits_with_every_kind_of_position_convert_to_timm(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    spec = replace(TINY["vit"], **changes)
+    source = save(tmp_path / "a", spec)
+    run_convert(source, tmp_path / "timm", "timm")
+    images, wanted = noise(spec), load_backbone(source).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert torch.allclose(theirs(images), wanted(images), atol=1e-5)
+    back = load_backbone(str(tmp_path / "timm")).eval()
+    assert torch.allclose(back(images), wanted(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resizing_equals_that_of_fine_tuning(tmp_path: Path, family: str) -> None:
+    source = save(tmp_path / "a", TINY[family])
+    window = 3 if TINY[family].window_size else None
+    done = run_convert(source, tmp_path / "b", img_size=(48, 64), window_size=window)
+    wanted = load_backbone(source, (48, 64), window_size=window)
+    found = load_backbone(str(tmp_path / "b"))
+    assert found.spec == wanted.spec
+    if family == "swin":
+        assert len(done.resized) == sum(TINY[family].depths)
+    assert_equal_weights(found, wanted)
+    assert load_simmim(str(tmp_path / "b")).spec.img_size == (48, 64)
+
+
+def test_detectron2s_swin_computes_equal_maps(tmp_path: Path) -> None:
+    swin = pytest.importorskip("detectron2.modeling.backbone.swin")
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    spec, file = TINY["swin"], tmp_path / "swin.pth"
+    source = save(tmp_path / "a", spec)
+    run_convert(source, file, "detectron2")
+
+    def maps() -> dict[str, Tensor]:
+        net = swin.SwinTransformer(
+            patch_size=spec.patch_size,
+            embed_dim=spec.embed_dim,
+            depths=spec.depths,
+            num_heads=spec.num_heads,
+            window_size=spec.window_size,
+        )
+        # The name of the backbone in a project is arbitrary.
+        holder = nn.ModuleDict({"backbone": nn.ModuleDict({"net": net})})
+        DetectionCheckpointer(holder).load(str(file))
+        found: dict[str, Tensor] = net.eval()(images)
+        return found
+
+    side = 2 * spec.window_size * spec.stride
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(4))
+    wanted = load_backbone(source, (side, side)).eval().forward_maps(images)
+    for found, level in zip(maps().values(), wanted, strict=True):
+        assert torch.allclose(found, level, atol=1e-5)
+    content = torch.load(file, weights_only=True)
+    content["model"]["layers.0.blocks.0.mlp.fc1.weight"] += 0.1
+    torch.save(content, file)
+    assert not torch.allclose(maps()["p3"], wanted[3], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["swin", "vit"])
+def test_mmsegmentations_backbones_compute_equal_maps(tmp_path: Path, family: str) -> None:
+    backbones = pytest.importorskip("mmseg.models.backbones")
+    spec = replace(
+        TINY[family], sincos_position=False, init_values=0.1 if family == "vit" else None
+    )
+    source, file = save(tmp_path / "a", spec), tmp_path / "net.pth"
+    run_convert(source, file, "mmseg")
+    init = {"type": "Pretrained", "checkpoint": str(file)}
+    size = spec.img_size
+    if family == "swin":
+        side = 2 * spec.window_size * spec.stride
+        size = (side, side)
+        net = backbones.SwinTransformer(
+            embed_dims=spec.embed_dim,
+            patch_size=spec.patch_size,
+            strides=(spec.patch_size, 2, 2, 2),
+            depths=spec.depths,
+            num_heads=spec.num_heads,
+            window_size=spec.window_size,
+            init_cfg=init,
+        )
+    else:
+        net = backbones.BEiT(
+            img_size=spec.img_size,
+            patch_size=spec.patch_size,
+            embed_dims=spec.embed_dim,
+            num_layers=spec.depths[0],
+            num_heads=spec.num_heads[0],
+            norm_cfg={"type": "LN", "eps": 1e-6},
+            out_indices=[0, 1, 2, 3],
+            init_cfg=init,
+        )
+    net.init_weights()
+    net.eval()
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
+    wanted = load_backbone(source, size).eval().forward_maps(images)
+    for found, level in zip(net(images), wanted, strict=True):
+        if family == "vit":  # BEiT's maps are not normalised
+            found = F.layer_norm(found.permute(0, 2, 3, 1), found.shape[1:2], eps=1e-6)
+            found = found.permute(0, 3, 1, 2)
+        assert torch.allclose(found, level, atol=1e-5)
+
+
+@pytest.mark.parametrize(("to", "module"), [("detectron2", "detectron2"), ("mmseg", "mmseg")])
+@pytest.mark.parametrize("family", ["vit", "swinv2", "convnext", "resnet"])
+def test_architectures_without_a_framework_backbone_use_the_adapter(
+    tmp_path: Path, family: str, to: str, module: str
+) -> None:
+    pytest.importorskip(module)
+    source = save(tmp_path / "a", TINY[family])
+    done = run_convert(source, tmp_path / "net.pth", to)
+    assert "SimMIMBackbone" in done.usage
+    assert done.feature_difference < 1e-6
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_existing_destination_is_not_changed(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", TINY["vit"])
+    (tmp_path / "b").write_text("mine")
+    with pytest.raises(UsageError, match="exists; choose another DST or add --overwrite"):
+        run_convert(source, tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "mine"
+    run_convert(source, tmp_path / "b", overwrite=True)
+    assert files(tmp_path / "b") == ["meta.json", "model.safetensors"]
+
+
+def write_other_features(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    path.write_text("half")
+    return ExportResult(0.5, "")
+
+
+def write_nan(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    return ExportResult(float("nan"), "")
+
+
+def raise_defect(checkpoint: Checkpoint, path: Path) -> ExportResult:
+    path.write_text("half")
+    raise RuntimeError("a defect")
+
+
+@pytest.mark.parametrize("writer", [write_other_features, write_nan, raise_defect])
+def test_a_failed_conversion_leaves_no_files(
+    tmp_path: Path, writer: Callable[[Checkpoint, Path], ExportResult]
+) -> None:
+    source = save(tmp_path / "a", TINY["vit"])
+    with pytest.raises((BenchError, RuntimeError)):
+        convert(source, tmp_path / "b", write=writer, to="native")
+    assert files(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("random:vit_pocket", {}, "has no weights to convert"),
+        (None, {"window_size": 4, "to": "timm"}, "timm has no ViT with attention windows"),
+        (None, {"img_size": (30, 32)}, r"is not a multiple of .* patch_size 4"),
+    ],
+)
+def test_a_source_that_cannot_be_converted_raises_an_error(
+    tmp_path: Path, source: str | None, options: dict[str, Any], message: str
+) -> None:
+    source = source or save(tmp_path / "a", replace(TINY["vit"], depths=(8,)))
+    with pytest.raises(UsageError, match=message):
+        run_convert(source, tmp_path / "b", **options)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("to", ["native", "timm"])
+def test_stdout_holds_only_the_json_report(tmp_path: Path, to: str) -> None:
+    source = save(tmp_path / "a", TINY["swin"])
+    arguments = ["convert", source, str(tmp_path / "b"), "--to", to, "--json"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.stderr
+    check_report(json.loads(done.stdout))
+
+
+def test_stdout_holds_only_the_report_when_a_framework_prints(tmp_path: Path) -> None:
+    pytest.importorskip("mmseg")
+    source = save(tmp_path / "a", TINY["swin"])
+    arguments = ["convert", source, str(tmp_path / "b"), "--to", "mmseg", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "simmim_bench", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    check_report(json.loads(done.stdout))
+
+
+def check_report(report: dict[str, Any]) -> None:
+    assert len(report["matched"]) > 50
+    assert (report["missing"], report["resized"]) == ([], [])
+    assert report["feature_difference"] < 1e-5

@@ -1,0 +1,359 @@
+"""Tests of third-party checkpoints: read completely and unchanged, or refused, and never executed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from support.tiny import TINY
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from pretrain.simmim import SimMIM, load_simmim
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.load import load_state
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.swin import shift_downsample
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.build import build_backbone
+
+VIT: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 192,
+    "depth": 3,
+    "num_heads": 3,
+    "num_classes": 5,
+}
+SWIN: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 4,
+    "embed_dim": 16,
+    "depths": (1, 2),
+    "num_heads": (1, 2),
+    "window_size": 4,
+    "num_classes": 5,
+    "strict_img_size": False,
+}
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+
+def perturb(model: nn.Module) -> Any:
+    """Perturb all parameters, because some are initialised to constants."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def save(content: object, path: Path) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
+
+
+def official_swin(state: dict[str, Tensor], windows: tuple[int, ...]) -> dict[str, Tensor]:
+    """Rename timm's weights to the official names, and add the buffers of official files."""
+    renamed = {shift_downsample(k, -1).replace("head.fc.", "head."): v for k, v in state.items()}
+    for stage, window in enumerate(windows):
+        stem = f"layers.{stage}.blocks.0.attn."
+        renamed[f"{stem}relative_position_index"] = torch.zeros(window**2, window**2).long()
+        renamed[f"{stem}relative_coords_table"] = torch.zeros(1, 2 * window - 1, 2 * window - 1, 2)
+    return renamed
+
+
+def official_simmim(model: SimMIM) -> dict[str, Tensor]:
+    """Rename a SimMIM model's weights to the names of the official implementation."""
+    names: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        if name.startswith("encoder."):
+            name = "encoder." + shift_downsample(name.removeprefix("encoder."), -1)
+        name = name.replace("decoder.", "decoder.0.")
+        names["encoder.mask_token" if name == "mask_token" else name] = value
+    return names
+
+
+def test_beit_computes_equal_logits(tmp_path: Path) -> None:
+    model = perturb(Beit(**VIT, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1))
+    ckpt = save({"model": model.state_dict()}, tmp_path / "beit.pth")
+    ours = load_backbone(ckpt, num_classes=5).eval()
+    assert close(ours(IMAGES), model(IMAGES))
+    assert not ours.load_report.missing  # type: ignore[union-attr]
+
+
+def test_a_pretrained_beit_computes_equal_tokens(tmp_path: Path) -> None:
+    theirs = Beit(
+        **{**VIT, "num_classes": 0},
+        use_abs_pos_emb=False,
+        use_shared_rel_pos_bias=True,
+        init_values=0.1,
+        global_pool="",
+    )
+    model = perturb(theirs)
+    extra = {"lm_head.weight": torch.zeros(7, 192), "mask_token": torch.zeros(1, 1, 192)}
+    checkpoint = read_checkpoint(
+        save({"model": {**model.state_dict(), **extra}}, tmp_path / "b.pth")
+    )
+    assert (checkpoint.form, checkpoint.provenance["method"]) == ("pretrain", "BEiT")
+    assert checkpoint.mean == (0.5, 0.5, 0.5)
+    assert "lm_head.weight" in checkpoint.unread
+    ours = build_backbone(checkpoint.spec, form="pretrain")
+    load_state(ours, checkpoint)
+    tokens = ours.eval().encode(ours.embed(IMAGES)).flatten(2).transpose(1, 2)
+    assert close(tokens, model.forward_features(IMAGES)[:, 1:])
+    with pytest.raises(DataError, match="has no SimMIM head"):
+        load_simmim(checkpoint.name)
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.1])
+def test_timms_vit_computes_equal_block_features(tmp_path: Path, layer_scale: float | None) -> None:
+    model = perturb(VisionTransformer(**VIT, init_values=layer_scale))
+    ours = load_backbone(save(model.state_dict(), tmp_path / "vit.pth")).eval()
+    blocks = model.forward_intermediates(IMAGES, intermediates_only=True, return_prefix_tokens=True)
+    wanted = [torch.stack([x.mean((2, 3)), tokens[:, 0]], 1) for x, tokens in blocks]
+    assert close(ours.forward_pooled(IMAGES), torch.stack(wanted, dim=1))
+    # The random key biases are dropped, because the softmax ignores them.
+    report: Any = ours.load_report
+    assert "blocks.0.attn.k_bias" in report.unused
+
+
+def test_mae_is_read_without_unpickling_its_arguments(tmp_path: Path) -> None:
+    model = perturb(VisionTransformer(**{**VIT, "num_classes": 0}))
+    decoder = {
+        "mask_token": torch.zeros(1, 1, 24),
+        "decoder_embed.weight": torch.zeros(24, 192),
+        "decoder_pos_embed": torch.zeros(1, 17, 24),
+        "decoder_blocks.0.attn.qkv.weight": torch.zeros(72, 24),
+    }
+    content = {
+        "model": {**model.state_dict(), **decoder},
+        "args": argparse.Namespace(lr=1e-3, data="x"),
+        "epoch": 799,
+    }
+    checkpoint = read_checkpoint(save(content, tmp_path / "mae.pth"))
+    assert (checkpoint.provenance["method"], checkpoint.provenance["epochs"]) == ("MAE", 800)
+    assert set(decoder) <= set(checkpoint.unread)
+    ours = build_backbone(checkpoint.spec, form="pretrain")
+    load_state(ours, checkpoint)
+    tokens = ours.eval().encode(ours.embed(IMAGES)).flatten(2).transpose(1, 2)
+    assert close(tokens, model.forward_features(IMAGES)[:, 1:])
+
+
+@pytest.mark.parametrize("official", [False, True], ids=["timm", "official"])
+@pytest.mark.parametrize("version", [SwinTransformer, SwinTransformerV2])
+def test_swins_compute_equal_logits_with_timms_and_official_names(
+    tmp_path: Path, version: Callable[..., Any], official: bool
+) -> None:
+    model = perturb(version(**SWIN))
+    state = model.state_dict()
+    if version is SwinTransformerV2 and not official:
+        state = official_swin(state, (4, 4))  # only the buffers show its window
+        state = {shift_downsample(k, 1): v for k, v in state.items()}
+    elif official:
+        state = official_swin(state, (4, 4))
+    ckpt = save({"model": state}, tmp_path / "swin.pth")
+    ours = load_backbone(ckpt, (64, 64), num_classes=5).eval()
+    assert ours.spec.window_size == 4
+    assert close(ours(LARGE), model(LARGE))
+
+
+def test_openmmlabs_swin_computes_equal_features(tmp_path: Path) -> None:
+    backbones = pytest.importorskip("mmseg.models.backbones")
+    model = backbones.SwinTransformer(
+        pretrain_img_size=64,
+        patch_size=4,
+        embed_dims=16,
+        depths=(1, 2),
+        num_heads=(1, 2),
+        window_size=4,
+        strides=(4, 2),
+        out_indices=(0, 1),
+    )
+    perturb(model)
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items()}
+    pretraining = {
+        "backbone.mask_token": torch.ones(1, 1, 16),
+        "neck.decoder.0.weight": torch.ones(8 * 8 * 3, 32, 1, 1),
+        "neck.decoder.0.bias": torch.ones(8 * 8 * 3),
+    }
+    content = {"meta": {"epoch": 100}, "state_dict": {**state, **pretraining}}
+    ckpt = save(content, tmp_path / "mm.pth")
+    assert close(load_backbone(ckpt, (64, 64)).eval().forward_maps(LARGE)[-1], model(LARGE)[-1])
+    simmim = load_simmim(ckpt)
+    assert simmim.mask_token is not None
+    assert torch.equal(simmim.mask_token, pretraining["backbone.mask_token"])
+    bias = simmim.get_parameter("decoder.bias")
+    assert torch.equal(bias, pretraining["neck.decoder.0.bias"])
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "vit"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_official_simmim_files_compute_equal_loss(tmp_path: Path, family: str, suffix: str) -> None:
+    spec = replace(TINY[family], sincos_position=False)
+    model = perturb(SimMIM(spec))
+    state = official_simmim(model)
+    if family == "swinv2":
+        windows = tuple(window[0] for window in spec.stage_windows)
+        state |= {
+            f"encoder.{k}": v for k, v in official_swin({}, windows).items() if "coords_table" in k
+        }
+    path = tmp_path / f"simmim{suffix}"
+    if suffix == ".pth":
+        yacs = pytest.importorskip("yacs.config")
+        config = yacs.CfgNode({"TAG": "simmim_pretrain", "MODEL": {"TYPE": family}})
+        save({"model": state, "optimizer": {}, "epoch": 99, "config": config}, path)
+        provenance = read_checkpoint(str(path)).provenance
+        assert (provenance["epochs"], provenance["tag"]) == (100, "simmim_pretrain")
+    else:
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    images = torch.randn(2, 3, *spec.img_size)
+    mask = (torch.rand(2, *spec.grid) < 0.6).float()
+    wanted, found = model(images, mask), load_simmim(str(path))(images, mask)
+    assert torch.equal(found.loss, wanted.loss)
+    assert torch.equal(found.reconstruction, wanted.reconstruction)
+
+
+class MaliciousObject:
+    """Object that unpickles as a function call."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "plain"])
+@pytest.mark.parametrize("call", ["system", "exec", "touch"])
+def test_a_malicious_pickle_is_refused_and_creates_nothing(
+    tmp_path: Path, kind: str, call: str
+) -> None:
+    victim, path = tmp_path / "created", tmp_path / "evil.pth"
+    malicious = {
+        "system": MaliciousObject(os.system, f"touch {victim}"),
+        "exec": MaliciousObject(exec, f"open({str(victim)!r}, 'w')"),
+        "touch": MaliciousObject(Path.touch, Path(victim)),
+    }[call]
+    content = {"model": perturb(Beit(**VIT)).state_dict(), "config": malicious}
+    if kind == "plain":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(DataError) as refusal:
+        read_checkpoint(str(path))
+    assert not victim.exists()
+    if kind != "plain":  # a pickle that torch did not write is not a weights file
+        assert re.search(
+            r"requests execution of [\w.]+, which no weights need; it was not executed",
+            str(refusal.value),
+        )
+
+
+def write_empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def write_text(path: Path) -> None:
+    path.write_text("<html>404</html>")
+
+
+def write_half(path: Path) -> None:
+    torch.save(Beit(**VIT).state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def write_half_safetensors(path: Path) -> None:
+    save_file({"a": torch.zeros(99)}, path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def write_list(path: Path) -> None:
+    torch.save([torch.zeros(3)], path)
+
+
+def write_resnet(path: Path) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+
+
+def write_changed_vit(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    state = VisionTransformer(**VIT).state_dict()
+    change(state)
+    torch.save(state, path)
+
+
+def write_incomplete(path: Path) -> None:
+    write_changed_vit(path, lambda state: state.pop("blocks.1.mlp.fc2.bias"))
+
+
+def write_misshapen(path: Path) -> None:
+    write_changed_vit(path, lambda state: state.update({"blocks.1.norm1.weight": torch.zeros(191)}))
+
+
+def write_unknown_weight(path: Path) -> None:
+    write_changed_vit(
+        path, lambda state: state.update({"blocks.0.attn.q_norm.weight": torch.zeros(16)})
+    )
+
+
+def write_unknown_heads(path: Path) -> None:
+    torch.save(VisionTransformer(**{**VIT, "embed_dim": 96}).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "message"),
+    [
+        (write_empty, "a.pth", "is empty"),
+        (write_text, "a.pth", "is damaged, or"),
+        (write_half, "a.pth", "is damaged"),
+        (write_half_safetensors, "a.safetensors", "is damaged"),
+        (write_list, "a.pth", "holds no weights by name"),
+        (write_resnet, "a.pth", r"holds no ViT, Swin, .* first names are conv1\.weight"),
+        (
+            write_incomplete,
+            "a.pth",
+            r"lacks 1 of the encoder's \d+ weights: blocks\.1\.mlp\.fc2\.bias",
+        ),
+        (write_misshapen, "a.pth", r"blocks\.1\.norm1\.weight has \(191,\), not \(192,\)"),
+        (write_unknown_heads, "a.pth", "number of attention heads .* cannot be inferred"),
+        (write_unknown_weight, "a.pth", r"does not have: blocks\.0\.attn\.q_norm\.weight"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_an_unusable_file_raises_an_error(
+    tmp_path: Path, write: Callable[[Path], None], name: str, message: str
+) -> None:
+    write(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        load_backbone(str(tmp_path / name))
+
+
+def test_an_unknown_timm_model_suggests_the_nearest() -> None:
+    with pytest.raises(
+        UsageError, match=r"no pretrained model 'vit_base_patch16_225'.*vit_base_patch"
+    ):
+        read_checkpoint("timm:vit_base_patch16_225")
+
+
+def test_a_failed_download_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        read_checkpoint("timm:vit_tiny_patch16_224.augreg_in21k")

@@ -1,0 +1,126 @@
+"""Tests of decoding and cropping, compared with PIL and torchvision's transforms."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+from torchvision import transforms as T
+
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.decode import decode_image, normalise, random_crop_flip
+from simmim_bench.errors import DataError
+
+# SimMIM: data/data_simmim.py, SimMIMTransform, without and with its last two steps.
+OFFICIAL_CROP = [
+    T.RandomResizedCrop(48, scale=(0.67, 1.0), ratio=(3.0 / 4.0, 4.0 / 3.0)),
+    T.RandomHorizontalFlip(),
+]
+OFFICIAL = [*OFFICIAL_CROP, T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+
+
+def smooth_image(height: int, width: int, mode: str = "RGB") -> Image.Image:
+    """Render a smooth image with some edges, similar to a photograph."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / (9 + c) + c) + np.cos(y / (7 + 2 * c)) for c in range(3)]
+    shades = np.stack(waves, -1) * 50 + 128
+    shades[height // 3 : height // 2, width // 4 : width // 2] = (220, 40, 90)
+    return Image.fromarray(shades.astype(np.uint8)).convert(mode)
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def both_crops(content: bytes, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    torch.manual_seed(seed)
+    ours = random_crop_flip(content, name, (48, 48), (0.67, 1.0)).permute(1, 2, 0).numpy()
+    torch.manual_seed(seed)
+    theirs = np.asarray(T.Compose(OFFICIAL_CROP)(Image.open(io.BytesIO(content)).convert("RGB")))
+    return ours.astype(int), theirs.astype(int)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_crops_equal_the_official_ones_within_one_level(kind: str, mode: str) -> None:
+    content = encode(smooth_image(80, 70, mode), kind)
+    for seed in range(8):
+        ours, theirs = both_crops(content, f"a.{kind.lower()}", seed)
+        assert np.abs(ours - theirs).max() <= 1
+    # Another seed yields another crop, so equal pixels imply an equal crop and flip.
+    assert np.abs(both_crops(content, "", 1)[0] - both_crops(content, "", 2)[0]).max() > 20
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("quality", [75, 95])
+def test_a_large_jpeg_decoded_at_reduced_size_differs_little(factor: int, quality: int) -> None:
+    size = (150 * factor + 3, 160 * factor + 5)
+    image = smooth_image(75, 80).resize(size[::-1], Image.Resampling.BICUBIC)
+    content = encode(image, "JPEG", quality=quality)
+    decoded = simplejpeg.decode_jpeg(content, "RGB", min_height=size[0] // factor)
+    assert decoded.shape[0] == -(-size[0] // factor)  # the size that the crop is taken from
+    for seed in range(8):
+        ours, theirs = both_crops(content, "a.jpg", seed)
+        assert np.abs(ours - theirs).mean() < 1.5
+
+
+def test_cmyk_jpegs_equal_pils() -> None:
+    content = encode(smooth_image(80, 70, "CMYK"), "JPEG")
+    ours, theirs = both_crops(content, "a.jpg", 0)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_normalised_batch_equals_the_official_transforms() -> None:
+    content = encode(smooth_image(80, 70), "PNG")
+    torch.manual_seed(3)
+    crop = random_crop_flip(content, "a.png", (48, 48), (0.67, 1.0))
+    torch.manual_seed(3)
+    wanted = T.Compose(OFFICIAL)(Image.open(io.BytesIO(content)))
+    found = normalise(crop[None], IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
+    assert found.shape == (1, 3, 48, 48)
+    one_level = 1 / 255 / min(IMAGENET_STD)
+    assert (found[0] - wanted).abs().max() <= one_level * 1.001
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (encode(smooth_image(40, 40), "JPEG")[:300], "cut.jpg"),
+        (encode(smooth_image(40, 40), "JPEG")[:12], "stub.jpeg"),
+        (b"", "empty.png"),
+        (b"not an image", "text.webp"),
+        (encode(smooth_image(40, 40), "PNG"), "misnamed.jpg"),
+        (encode(smooth_image(40, 40), "JPEG"), "misnamed.png"),
+    ],
+)
+def test_the_error_names_an_image_that_cannot_be_decoded(content: bytes, name: str) -> None:
+    with pytest.raises(DataError, match=name):
+        random_crop_flip(content, name, (32, 32), (0.5, 1.0))
+    with pytest.raises(DataError, match=name):
+        decode_image(content, name)
+
+
+def test_the_error_names_an_image_with_too_many_pixels() -> None:
+    content = bytearray(encode(smooth_image(40, 40), "PNG"))
+    content[16:24] = struct.pack(">II", 60000, 60000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+
+    def crop(content: bytes, name: str) -> object:
+        return random_crop_flip(content, name, (32, 32), (0.5, 1.0))
+
+    for read in (decode_image, crop):
+        with pytest.raises(DataError, match=r"image huge.png cannot be read: .*decompression bomb"):
+            read(bytes(content), "huge.png")
+
+
+def test_a_name_without_suffix_allows_any_format() -> None:
+    for kind in ("JPEG", "PNG"):
+        assert decode_image(encode(smooth_image(40, 30), kind), "row 7").size == (30, 40)

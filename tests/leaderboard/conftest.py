@@ -1,0 +1,90 @@
+"""Fixtures of the page's tests: a board, and a browser that opens its page."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.pages import make_board, make_cell, make_protocol
+
+from simmim_bench.leaderboard.page import render_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
+    "awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def board() -> dict[str, Any]:
+    """Build a board whose scores sort differently as text, with missing scores and several protocols."""
+    board = make_board(
+        {
+            "A": [("vit_pocket", 56.25), ("swin_pocket", 9.5), ("vit_pocket", None)],
+            "B": [("vit_pocket", 100.0), ("swin_pocket", 10.25)],
+            "": [("vit_b", 80.5), ("vit_l", None), ("vit_b", 7.0)],
+        }
+    )
+    changed = {"data": "stl10", "deviates": {"optimizer.lr": 0.5}}
+    fields = {"epochs": 90, "optimizer": {"name": "sgd", "lr": 0.5}, "img_size": [32, 32]}
+    board["groups"][1]["protocols"]["linear"] |= {**changed, "fields": fields}
+    board["groups"][0]["protocols"]["knn"] = make_protocol("knn")
+    board["rows"][0]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
+    board["rows"][0]["inapplicable"][6] = True
+    board["rows"][2] |= {"status": "partial", "rank": None}
+    board["rows"][5]["cost"]["device_hours"] = 0.1  # must not be compared with reproduced rows
+    board["reconstructions"] = {board["rows"][0]["checkpoint"]: PIXEL}
+    return board
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """Start the system's Chromium once for all tests of the page."""
+    from playwright.sync_api import sync_playwright
+
+    required = os.environ.get("BROWSER_TESTS") == "required"
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    if binary is None:
+        stop: Callable[[str], object] = pytest.fail if required else pytest.skip
+        stop("no Chromium is on PATH (on Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens a board's page; fail on console messages, errors and requests."""
+    messages: list[str] = []
+    requests: list[str] = []
+    contexts = []
+    file = tmp_path / "leaderboard.html"
+
+    def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Page:
+        file.write_text(render_page(board), encoding="utf-8")
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
+        )
+        page = contexts[-1].new_page()
+        page.set_default_timeout(5000)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(file.as_uri() + hash)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert messages == []
+    requested = {url.partition("#")[0] for url in requests if not url.startswith("data:")}
+    assert requested == {file.as_uri()}

@@ -1,0 +1,167 @@
+"""Tests of the tables: Markdown, CSV, JSON and LaTeX, published results, and changes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from support.records import board_of, change, make_record, run_leaderboard
+
+from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.reported import read_reported
+from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+
+
+def test_there_is_one_row_per_checkpoint_and_a_dash_for_a_missing_score(tmp_path: Path) -> None:
+    make_record(tmp_path, label="a", correct=6)
+    make_record(tmp_path, label="b", correct=8)
+    make_record(tmp_path, label="b", correct=9, task="knn")
+    board = board_of(tmp_path)
+    assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("a", 2)]
+    lines = to_markdown(board).splitlines()
+    assert lines[2].startswith("| b | – | **80.0** | 90.0 | – |")
+    assert lines[3].startswith("| a | – | 60.0 | – | – |")
+
+
+def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: Path) -> None:
+    record = make_record(tmp_path, label="a")
+    change(record, task="coco", metrics={"box_ap": 30.0})
+    make_record(tmp_path, label="b", task="knn")
+    lines = to_markdown(board_of(tmp_path)).splitlines()
+    assert "| a | – | – | – | – | – | 30.0 | n/a | – |" in lines
+
+
+def test_seeds_are_summarised_by_mean_and_standard_deviation(tmp_path: Path) -> None:
+    for seed, correct in enumerate((5, 6, 7)):
+        make_record(tmp_path, correct=correct, seed=seed)
+    assert "60.0 ± 10.0" in to_markdown(board_of(tmp_path))
+
+
+def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
+    tmp_path: Path,
+) -> None:
+    make_record(tmp_path, label="a", correct=6)
+    other = make_record(tmp_path, label="a", correct=9, seed=1)
+    change(other, deviates={"l2": 1})
+    board = board_of(tmp_path)
+    assert [[row.label for row in group.rows] for group in board.groups] == [["a"], ["a"]]
+    assert [row.rank for row in board.rows] == [None, None]
+    text = to_markdown(board)
+    assert "90.0*" in text
+    assert "**" not in text
+    assert "with l2=1 on d, 10 images" in text
+
+
+def test_equal_best_scores_are_not_bold(tmp_path: Path) -> None:
+    for label in "abc":
+        make_record(tmp_path, label=label, correct=6 if label == "c" else 7)
+    assert "**" not in to_markdown(board_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "mark"),
+    [
+        ({"evaluated": 9, "status": "partial"}, "†"),
+        ({"environment": {"dirty": True}}, "‡"),
+    ],
+)
+def test_partial_and_dirty_results_are_marked_and_not_ranked(
+    tmp_path: Path, fields: dict[str, object], mark: str
+) -> None:
+    change(make_record(tmp_path, label="a", correct=9), **fields)
+    make_record(tmp_path, label="b", correct=6)
+    make_record(tmp_path, label="c", correct=5)
+    board = board_of(tmp_path)
+    assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("c", 2), ("a", None)]
+    text = to_markdown(board)
+    assert f"90.0{mark}" in text
+    assert "**60.0**" in text
+    assert f"\n{mark} " in text
+
+
+def test_csv_and_json_have_means_in_full_precision(tmp_path: Path) -> None:
+    for seed, correct in enumerate((7, 7, 6)):
+        make_record(tmp_path, correct=correct, seed=seed)
+    board = board_of(tmp_path)
+    (row,) = csv.DictReader(io.StringIO(to_csv(board)))
+    assert float(row["linear/top1"]) == pytest.approx(200 / 3, abs=1e-12)
+    assert float(row["linear/top1 std"]) == pytest.approx((100 / 3) ** 0.5, abs=1e-12)
+    assert row["coco/box_ap"] == ""
+    plain = json.loads(to_json(board))
+    assert plain["rows"][0]["scores"]["linear/top1"]["mean"] == pytest.approx(200 / 3, abs=1e-12)
+    assert plain["groups"]["A"]["linear"]["recipe"] == "linear"
+
+
+def test_names_in_records_are_escaped_in_markdown_and_latex(tmp_path: Path) -> None:
+    path = make_record(tmp_path)
+    name = "<script>x</script>|y_1 50% & $z$ \\input{f} [l](u) `c`"
+    change(path, checkpoint=json.loads(path.read_text())["checkpoint"] | {"label": name})
+    board = board_of(tmp_path)
+    markdown = to_markdown(board)
+    assert "<script>" not in markdown
+    assert "\\|y" in markdown
+    assert "](u)" not in markdown.replace("\\](u)", "")
+    latex = to_latex(board)
+    assert r"y\_1 50\% \& \$z\$ \textbackslash{}input\{f\}" in latex
+    assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
+
+
+def test_published_results_are_listed_separately_and_not_ranked(tmp_path: Path) -> None:
+    make_record(tmp_path / "runs")
+    result = run_leaderboard("build", tmp_path / "runs", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    computed, _, published = (
+        (tmp_path / "out" / "LEADERBOARD.md").read_text().partition("<details>")
+    )
+    assert "60.0" in computed
+    assert "MAE" not in computed
+    assert "**" not in published
+    (swin,) = (line for line in published.splitlines() if line.startswith("| SimMIM, Swin-L"))
+    assert "| 85.4 |" in swin  # Swin-L, 800 epochs: the README of the official implementation
+    table = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
+    assert {row["rank"] for row in table if row["group"] == "reported"} == {""}
+
+
+def test_every_published_score_has_a_source_and_a_plausible_value() -> None:
+    scores = [score for row in read_reported() for score in row.scores if score is not None]
+    assert len(scores) > 400
+    for score in scores:
+        assert 0 < score.value < 100
+        assert score.source
+        assert score.confidence in ("high", "medium")
+
+
+def test_a_damaged_record_is_reported_and_left_out(tmp_path: Path) -> None:
+    make_record(tmp_path / "runs", label="a")
+    half = make_record(tmp_path / "runs", label="b")
+    half.write_text(half.read_text()[:50])
+    result = run_leaderboard("build", "--no-reported", tmp_path / "runs", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert f"warning: record {half} cannot be read" in result.stderr
+    text = (tmp_path / "out" / "LEADERBOARD.md").read_text()
+    assert "| a |" in text
+    assert "b-linear-0/record.json cannot be read" in text
+    with pytest.raises(DataError, match="does not exist"):
+        find_records([tmp_path / "nothing"])
+
+
+def test_only_changed_scores_are_listed(tmp_path: Path) -> None:
+    for label in "ab":
+        make_record(tmp_path / "runs", label=label)
+    before = tmp_path / "before.json"
+    before.write_text(to_json(board_of(tmp_path / "runs")))
+    arguments = ("show", tmp_path / "runs", "--against", before)
+    assert run_leaderboard(*arguments).output == "The leaderboard has not changed.\n"
+    make_record(tmp_path / "runs", label="b", correct=8)
+    make_record(tmp_path / "runs", label="c", correct=9, task="knn")
+    changes = run_leaderboard(*arguments).output
+    assert "in 2 rows" in changes
+    assert "| b | linear/top1 | linear | 60.00 (1) | 80.00 (1) |" in changes
+    assert "| c | knn/top1 | knn | – | 90.00 (1) |" in changes
+    assert "| a |" not in changes
+    before.write_text("[]")
+    assert "is not a leaderboard.json" in str(run_leaderboard(*arguments).exception)

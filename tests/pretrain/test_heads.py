@@ -1,0 +1,34 @@
+"""Check the sizes of the prediction heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.design import Design
+from pretrain.heads import HEADS, HeadShape
+from pretrain.simmim import SimMIM
+from simmim_bench.models.archs import find_spec
+
+
+@pytest.mark.parametrize(
+    ("head", "millions"),
+    # Parameters of Swin-B with the head, as we recall SimMIM's table 2; 86.7 M are Swin-B's.
+    [("linear", 89.9), ("mlp", 90.9), ("inverse_swin_t", 115.2), ("inverse_swin_b", 174.8)],
+)
+def test_parameter_counts_of_heads_equal_the_papers_table(head: Any, millions: float) -> None:
+    with torch.device("meta"):
+        model = SimMIM(find_spec("swin_b"), Design(head=head))
+    found = sum(p.numel() for p in model.parameters()) / 1e6
+    assert found == pytest.approx(millions, abs=0.4)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("factor", [1, 4, 7, 14, 32])
+def test_every_head_predicts_the_requested_number_of_points(head: str, factor: int) -> None:
+    shape = HeadShape(width=64, channels=5, factor=factor, grid=(2, 3), window=2)
+    with torch.device("meta"):
+        found = HEADS[head](shape, torch.Generator())(torch.zeros(2, 64, 2, 3))
+    assert found.shape == (2, 5, 2 * factor, 3 * factor)

@@ -1,0 +1,79 @@
+"""Run the command in separate processes, forked from a server that has imported everything, to start fast."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from simmim_bench.jobs.process import command_line
+
+IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.launch"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The output of all processes of a command."""
+
+    stdout: str
+    stderr: str
+
+
+def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
+    """Start the command; its stdout and stderr are written to files of these names in the folder `out`."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=_run_command, args=(out, arguments, variables))
+    process.start()
+    return process
+
+
+def two_processes(*arguments: str) -> Ended:
+    """Run a command as two processes with torchrun's variables, and check that both succeed."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        ranks = [start(out, *arguments, **dist, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+        while any(process.is_alive() for process in ranks):
+            ranks[0].join(0.1)
+            ranks[1].join(0.1)
+            if any(
+                process.exitcode for process in ranks
+            ):  # the other process would wait for it forever
+                for process in ranks:
+                    process.kill()
+        ended = Ended((out / "stdout").read_text(), (out / "stderr").read_text())
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0, 0], (codes, ended.stderr[-8000:])
+    return ended
+
+
+def under_torchrun(*arguments: str) -> Ended:
+    """Run a command as two processes under torchrun, and check that it succeeds."""
+    command = command_line(arguments, 2)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-8000:]
+    return Ended(done.stdout, done.stderr)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _run_command(out: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        with (out / name).open("ab") as file:
+            os.dup2(file.fileno(), number)
+    os.environ.update(variables)
+    sys.argv = ["simmim-bench", *arguments]
+    from simmim_bench.cli.main import main
+
+    main()

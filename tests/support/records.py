@@ -1,0 +1,90 @@
+"""Records of small runs on disk, the board of them, and the leaderboard's commands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+
+from simmim_bench.cli.main import cli
+from simmim_bench.files import sha256_file
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.results.metrics import scores_from_predictions, write_logits
+from simmim_bench.results.record import Record
+from transfer.recipes import RECIPES
+
+
+def make_record(
+    root: Path, *, task: str = "linear", label: str = "a", correct: int = 6, seed: int = 0
+) -> Path:
+    """Write the files of a run on ten images of which `correct` are classified correctly.
+
+    Returns:
+        The path of the record.
+    """
+    folder = root / f"{label}-{task}-{seed}"
+    labels = np.arange(10) % 6
+    logits = np.eye(6)[labels] * 5.0
+    logits[correct:] = np.roll(logits[correct:], 1, axis=1)
+    predictions = folder / "predictions" / "logits.npz"
+    write_logits(predictions, logits, labels)
+    recipe = RECIPES[{"linear": "linear", "knn": "knn"}.get(task, "logistic")]
+    record = Record(
+        task=task,
+        metrics=scores_from_predictions(task, predictions, None),
+        details={},
+        status="reproduced",
+        checkpoint={
+            "label": label,
+            "name": f"nowhere/{label}",
+            "sha256": label * 8,
+            "arch": "x",
+            "params": 1000,
+            "provenance": {"wall_time_s": 3600.0},
+        },
+        recipe={
+            "name": recipe.name,
+            "sha256": recipe.sha256(),
+            "source": "s",
+            "fields": json.loads(json.dumps(recipe.fields())),
+        },
+        deviates={},
+        seed=seed,
+        data={"root": "data/d", "fingerprint": "f"},
+        evaluated=10,
+        expected=10,
+        predictions={"file": "predictions/logits.npz", "sha256": sha256_file(predictions)},
+        environment={"simmim_bench": "0.1.0", "dirty": False},
+        cost={
+            "devices": 1,
+            "device_hours": 0.5,
+            "peak_memory_bytes": 2**30,
+            "images_seen": 20,
+            "images_per_s": 20.0,
+        },
+        command=["simmim-bench", "transfer", task],
+        wall_time_s=1800.0,
+        date="2026-01-01T00:00:00Z",
+    )
+    path = folder / "record.json"
+    path.write_text(json.dumps(asdict(record)))
+    return path
+
+
+def change(path: Path, **fields: object) -> None:
+    """Replace fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def board_of(*roots: Path) -> Board:
+    """Build the board of the records below some folders."""
+    return find_records(roots).board()
+
+
+def run_leaderboard(*arguments: object) -> Result:
+    """Run `simmim-bench leaderboard` in this process."""
+    return CliRunner().invoke(cli, ["leaderboard", *map(str, arguments)])

@@ -1,0 +1,71 @@
+"""Test the memory estimate of a training step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from simmim_bench.training.memory import GIB, StepMemory, available_memory, step_memory
+
+CPU = torch.device("cpu")
+
+
+def test_saved_activations_are_counted_once() -> None:
+    model = nn.Sequential(nn.Linear(16, 40), nn.GELU(), nn.Linear(40, 4))
+    images = torch.randn(8, 16)
+    memory = step_memory(model, lambda: model(images).sum(), 8, CPU)
+    # Each of the three layers saves its input.
+    assert memory.per_image == 4 * (16 + 40 + 40)
+    weights = sum(p.nbytes for p in model.parameters())
+    assert memory.fixed == 4 * weights
+    model[0].requires_grad_(False)
+    frozen = step_memory(model, lambda: model(images).sum(), 8, CPU)
+    assert frozen.fixed == weights + 3 * 4 * (40 * 4 + 4)
+    assert frozen.per_image == 4 * 40  # the input of the last layer
+
+
+def test_a_measurement_does_not_advance_the_generator() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    step_memory(model, lambda: model(torch.ones(2, 4)), 2, CPU)
+    assert torch.equal(torch.rand(1), wanted)
+
+
+def test_accumulation_steps_are_the_fewest_that_fit() -> None:
+    memory = StepMemory(fixed=2 * GIB, per_image=0.8 * GIB, available=20 * GIB)
+    # 18 of 20 GiB are usable and 2 are fixed: 16 images of 0.8 GiB, a quarter more in the backward pass.
+    assert [memory.accumulation_steps(n) for n in (1, 16, 17, 32, 33, 128)] == [1, 1, 2, 2, 4, 8]
+    tight = StepMemory(fixed=2 * GIB, per_image=8 * GIB, available=14 * GIB)
+    assert [tight.accumulation_steps(n) for n in (1, 2, 3, 6)] == [1, 2, 3, 6]
+    assert StepMemory(fixed=1, per_image=1.0, available=None).accumulation_steps(1000) == 1
+
+    assert (
+        StepMemory(fixed=2 * GIB, per_image=8 * GIB, available=10 * GIB).accumulation_steps(4)
+        is None
+    )
+
+
+def test_processes_share_a_cpus_memory_and_hold_gradients_twice() -> None:
+    model = nn.Linear(4, 4)
+    one = step_memory(model, lambda: model(torch.ones(2, 4)), 2, CPU)
+    four = step_memory(model, lambda: model(torch.ones(2, 4)), 2, CPU, processes=4)
+    assert four.fixed == one.fixed * 5 / 4
+    if one.available is not None and four.available is not None:
+        assert four.available < one.available / 2
+
+
+def test_a_containers_limit_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if available_memory(CPU) is None:
+        pytest.skip("only Linux reports free memory")
+    (tmp_path / "limit").write_text("9000000\n")
+    (tmp_path / "used").write_text("2000000\n")
+    files = (str(tmp_path / "limit"), str(tmp_path / "used"))
+    monkeypatch.setattr("simmim_bench.training.memory.CONTAINER", (files,))
+    assert available_memory(CPU) == 7_000_000
+    (tmp_path / "limit").write_text("max\n")
+    assert (available_memory(CPU) or 0) > 7_000_000

@@ -1,0 +1,112 @@
+"""Tests of the Detectron2 adapter and of the detector built on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.errors import UsageError
+from transfer.detection.coco_layout import read_splits
+from transfer.detection.recipes import COCO_VIT_100EP
+
+pytest.importorskip("detectron2")
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from detectron2.structures import ImageList
+from detectron2.utils.events import EventStorage
+from support.detection import ARCHS, RECIPE, batches
+
+from transfer.detection.model import build_detector, build_roi_heads
+from transfer.detectron2_backbone import (
+    SimMIMBackbone,
+    add_simmim_config,
+    build_detection_backbone,
+    build_pyramid,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_pyramid_has_the_declared_levels(arch: str) -> None:
+    recipe = replace(RECIPE, strides=(2, 4, 8, 16), anchor_sizes=(4, 8, 16, 32))
+    pyramid = build_detection_backbone(read_checkpoint(arch), recipe, seed=0)
+    shapes = pyramid.output_shape()
+    strides = {name: shape.stride for name, shape in shapes.items()}
+    assert strides == {"p1": 2, "p2": 4, "p3": 8, "p4": 16}
+    for name, level in pyramid(torch.randn(1, 3, 64, 96)).items():
+        stride = shapes[name].stride
+        assert level.shape == (1, shapes[name].channels, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_images_are_padded_to_a_multiple_of_the_coarsest_stride(arch: str) -> None:
+    for square_pad, expected in ((0, (64, 96)), (100, (104, 104))):
+        pyramid = build_pyramid(SimMIMBackbone(arch), (2, 4, 8), 16, square_pad)
+        padded = ImageList.from_tensors(
+            [torch.zeros(3, 61, 83), torch.zeros(3, 50, 95)],
+            pyramid.size_divisibility,
+            padding_constraints=pyramid.padding_constraints,
+        )
+        assert padded.tensor.shape[-2:] == expected
+
+
+def test_strides_that_the_backbone_does_not_have_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"strides \(4, 8, 32\) are not available from vit_pocket"):
+        build_pyramid(SimMIMBackbone("random:vit_pocket"), (4, 8, 32), 16)
+    with pytest.raises(UsageError, match="swin_pocket"):
+        build_pyramid(SimMIMBackbone("random:swin_pocket"), (8, 16, 32, 64), 16)
+
+
+def test_backbones_can_be_built_from_a_yaml_config() -> None:
+    cfg = get_cfg()
+    add_simmim_config(cfg)
+    cfg.MODEL.SIMMIM.CKPT = "random:swin_pocket"
+    cfg.MODEL.SIMMIM.IMG_SIZE = [64, 64]
+    cfg.MODEL.SIMMIM.STRIDES = [4, 8, 16]
+    cfg.MODEL.BACKBONE.NAME = "SimMIMBackbone"
+    raw = build_backbone(cfg)
+    assert isinstance(raw, SimMIMBackbone)
+    cfg.MODEL.BACKBONE.NAME = "build_simmim_pyramid"
+    pyramid = build_backbone(cfg)
+    assert list(pyramid.output_shape()) == ["p2", "p3", "p4"]
+    assert pyramid.output_shape()["p2"].channels == cfg.MODEL.FPN.OUT_CHANNELS
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_weight_of_the_encoder_gets_a_gradient(arch: str, coco: Path) -> None:
+    recipe = replace(RECIPE, drop_path_rate=0.0)
+    train, _ = read_splits(coco, "refuse")
+    model = build_detector(
+        read_checkpoint(arch), recipe, num_classes=10, masks=True, seed=0, device=CPU
+    )
+    with EventStorage():
+        sum(model(next(iter(batches(train, recipe, 0, 0)))).values()).backward()
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    assert [n for n, p in trained if p.grad is None] == []
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert all("fc_norm" in n for n in frozen)  # the norm of pooled features, unused in maps
+
+
+def test_pixels_are_normalised_with_the_checkpoints_mean_and_std() -> None:
+    checkpoint = replace(read_checkpoint(ARCHS[0]), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    model = build_detector(checkpoint, RECIPE, num_classes=2, masks=False, seed=0, device=CPU)
+    image = torch.randint(0, 256, (3, 64, 64))
+    normalised = model.preprocess_image([{"image": image}]).tensor[0]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (checkpoint.mean, checkpoint.std))
+    torch.testing.assert_close(normalised, (image / 255 - mean) / std)
+
+
+def test_regions_are_pooled_from_the_levels_that_detectron2_uses_for_coco() -> None:
+    pyramid = build_pyramid(SimMIMBackbone("random:vit_ti"), COCO_VIT_100EP.strides, 256)
+    heads = build_roi_heads(pyramid, COCO_VIT_100EP, num_classes=80, masks=True)
+    assert heads.box_in_features == ["p2", "p3", "p4", "p5"]
+    pooler = heads.box_pooler
+    level_of_224 = pooler.canonical_level + torch.log2(
+        torch.tensor(224 / pooler.canonical_box_size)
+    )
+    assert level_of_224 == 4  # FPN, arXiv 1612.03144, equation 1

@@ -1,0 +1,202 @@
+"""Tests of segmentor training: learning rate, resuming, divergence, missing MMSegmentation."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.interrupt import InterruptingDisplay
+from support.segmentation import (
+    RECIPE,
+    entries,
+    segmentor,
+    transfer,
+)
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
+from simmim_bench.display import Display, ProgressTask
+from simmim_bench.errors import (
+    DivergedError,
+    InterruptedRun,
+    MissingFrameworkError,
+)
+from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET
+
+
+def test_learning_rate_equals_that_of_mmengines_schedulers(mmseg: None) -> None:
+    from mmengine.optim import LinearLR, PolyLR
+
+    from transfer.segmentation.hooks import lr_factor
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = [
+        LinearLR(optimizer, start_factor=1e-6, by_epoch=False, begin=0, end=15),
+        PolyLR(optimizer, eta_min=0.0, power=1.0, begin=15, end=100, by_epoch=False),
+    ]
+    for iteration in range(100):
+        expected = optimizer.param_groups[0]["lr"]
+        assert lr_factor(iteration, 15, 100) == pytest.approx(expected, abs=1e-9)
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+
+
+def test_bfloat16_trains_on_a_cpu_too(mmseg: None, generated: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, precision="bf16", max_iters=2)
+    record = transfer(tmp_path / "run", generated, recipe, ckpt="random:swin_pocket")
+    assert record.evaluated == 3
+
+
+def test_a_linear_head_trains_and_the_backbone_stays_frozen(
+    mmseg: None, generated: Path, tmp_path: Path
+) -> None:
+    recipe = replace(ADE20K_LINEAR_POCKET, max_iters=3, warmup_iters=0, batch_size=2)
+    transfer(tmp_path / "run", generated, recipe)
+    before = segmentor("random:vit_pocket", recipe, classes=16, seed=3)
+    names = [name for name, p in before.named_parameters() if p.requires_grad]
+    assert names == ["decode_head.conv_seg.weight", "decode_head.conv_seg.bias"]
+    assert before.decode_head.conv_seg.weight.shape == (16, 4 * 128, 1, 1)
+    after = read_training_state(tmp_path / "run/checkpoints/last")["model"]
+    for name, value in before.backbone.state_dict().items():
+        assert torch.equal(after[f"backbone.{name}"], value), name
+    assert after["decode_head.conv_seg.weight"].abs().max() > 0
+
+
+def test_a_run_directory_has_the_documented_files_only(finished: Path) -> None:
+    assert sorted(entry.name for entry in finished.iterdir()) == [
+        "checkpoints",
+        "env.json",
+        "iou_by_class.json",
+        "log.txt",
+        "metrics.jsonl",
+        "predictions",
+        "predictions.png",
+        "recipe.json",
+        "record.json",
+        "tensorboard",
+    ]
+    with Image.open(finished / "predictions.png") as figure:
+        assert figure.height == 3 * 192
+
+
+def test_a_run_with_a_quiet_display_prints_nothing(
+    mmseg: None, generated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        transfer(tmp_path / "run", generated, replace(RECIPE, max_iters=1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_predictions_repeat_with_the_seed_and_differ_between_seeds(
+    generated: Path, finished: Path, tmp_path: Path
+) -> None:
+    transfer(tmp_path / "same", generated)
+    transfer(tmp_path / "other", generated, seed=4)
+    assert np.array_equal(entries(finished), entries(tmp_path / "same"))
+    assert not np.array_equal(entries(finished), entries(tmp_path / "other"))
+
+
+class CountingDisplay(Display):
+    """A quiet display that counts the steps of every task."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.steps: Counter[str] = Counter()
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[ProgressTask]:
+        with super().task(description, total) as task:
+
+            def count(steps: int = 1, **figures: float) -> None:
+                self.steps[description] += steps
+
+            task.advance = count  # type: ignore[method-assign]
+            yield task
+
+
+def test_a_resumed_run_ends_with_the_predictions_of_an_uninterrupted_one(
+    mmseg: None, generated: Path, finished: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(InterruptedRun, match=r"step 2 of 4, which is saved.*--resume") as caught:
+        transfer(path, generated, display=InterruptingDisplay("ade20k", 2))
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert not (path / "record.json").exists()
+    display = CountingDisplay()
+    record = transfer(path, generated, resume=True, display=display)
+    assert display.steps == {"ade20k": 2, "ade20k: predict": 3}
+    assert np.array_equal(entries(finished), entries(path))
+    assert record.metrics["miou"] >= 0
+
+
+def unscored_copy(finished: Path, path: Path) -> Path:
+    """Copy a finished run, without its record, to be resumed."""
+    shutil.copytree(finished, path)
+    (path / "record.json").unlink()
+    return path
+
+
+def test_a_run_interrupted_during_prediction_resumes_without_training(
+    mmseg: None, generated: Path, finished: Path, tmp_path: Path
+) -> None:
+    path = unscored_copy(finished, tmp_path / "run")
+    (path / ".mmengine-killed").mkdir()
+    display = CountingDisplay()
+    transfer(path, generated, resume=True, display=display)
+    assert display.steps == {"ade20k: predict": 3}
+    assert np.array_equal(entries(finished), entries(path))
+    assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in finished.iterdir())
+
+
+def test_sigusr1_during_prediction_ends_the_run_like_sigterm(
+    mmseg: None, generated: Path, finished: Path, tmp_path: Path
+) -> None:
+    path = unscored_copy(finished, tmp_path / "run")
+    display = InterruptingDisplay("ade20k: predict", 1, signal.SIGUSR1)
+    message = r"4 iterations done and saved, predicting: stopped by SIGUSR1.*--resume"
+    with pytest.raises(InterruptedRun, match=message) as caught:
+        transfer(path, generated, resume=True, display=display)
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_finished_run_is_a_checkpoint_of_the_fine_tuned_backbone(finished: Path) -> None:
+    checkpoint = read_checkpoint(str(finished))
+    report: Any = load_backbone(checkpoint).load_report
+    assert [report.missing, report.unused, report.resized] == [[], [], []]
+    assert checkpoint.label == "vit_pocket, random, ade20k_pocket"
+
+
+def test_a_loss_that_is_not_finite_is_reported_as_diverged(
+    mmseg: None, generated: Path, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, base_lr=1e30, max_iters=20, clip_grad=0.0)
+    with pytest.raises(DivergedError, match=r"gradient norm \S+ at iteration \d+; lower base_lr"):
+        transfer(tmp_path / "run", generated, recipe)
+
+
+@pytest.mark.parametrize("library", ["mmseg", "mmengine", "mmcv"])
+def test_without_a_library_of_mmseg_the_error_names_the_extra(
+    generated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    # The adapter stays imported: a second import would register it twice.
+    for name in ("transfer.segmentation.loop", "transfer.segmentation.data"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    for name in [n for n in sys.modules if n.split(".")[0] == library]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingFrameworkError, match=r"simmim-bench\[seg\]"):
+        transfer(tmp_path / "run", generated)

@@ -1,0 +1,180 @@
+"""Load training and validation images of a `CocoSplit` through Detectron2's mappers and loaders.
+
+Crowd regions are not trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from simmim_bench.distributed import DistContext, per_process_batch
+from simmim_bench.errors import DataError
+from transfer.detection.coco_layout import CocoSplit
+from transfer.detection.recipes import CocoRecipe
+
+
+class TrainingStream(Dataset[dict[str, Any]]):
+    """The endless, shuffled, augmented stream of training images, indexed by position.
+
+    The image at a position depends on the seed alone, so that a resumed run, with any number of workers,
+    gets the same images. Detectron2's `TrainingSampler` can only start at the beginning.
+    """
+
+    def __init__(self, dicts: list[dict[str, Any]], mapper: Any, seed: int) -> None:
+        from detectron2.data import DatasetFromList
+
+        self.dicts = DatasetFromList(dicts)
+        self.mapper, self.seed = mapper, seed
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Return the mapped image at a position, counted from 0 over all epochs."""
+        epoch, offset = divmod(position, len(self.dicts))
+        # Detectron2's augmentations sample from numpy's global generator.
+        before = np.random.get_state()
+        np.random.seed(np.random.SeedSequence((self.seed, position)).generate_state(1))
+        try:
+            mapped: dict[str, Any] = self.mapper(
+                self.dicts[int(epoch_order(len(self.dicts), self.seed, epoch)[offset])]
+            )
+        finally:
+            np.random.set_state(before)
+        return mapped
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of an epoch's images, a permutation (count,)."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+class PositionSampler(Sampler[int]):
+    """Yields the stream positions of one process, from an iteration to the recipe's last."""
+
+    def __init__(self, first_iter: int, recipe: CocoRecipe, dist: DistContext) -> None:
+        images = per_process_batch(recipe.batch_size, dist.size)
+        self.positions = [
+            range(start := i * recipe.batch_size + dist.rank * images, start + images)
+            for i in range(first_iter, recipe.max_iters)
+        ]
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.positions)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.positions))
+
+
+class CheckedMapper:
+    """A Detectron2 mapper whose errors name the image file."""
+
+    def __init__(self, mapper: Any) -> None:
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dataset dict.
+
+        Raises:
+            DataError: the image cannot be decoded, or its size differs from the annotations'.
+        """
+        from detectron2.data.detection_utils import SizeMismatchError
+
+        path = dataset_dict["file_name"]
+        try:
+            mapped: dict[str, Any] = self.mapper(dataset_dict)
+        except SizeMismatchError as error:
+            raise DataError(
+                f"image {path} is not {dataset_dict['width']} x {dataset_dict['height']} pixels, the size of "
+                "its entry in the annotations; correct one of them."
+            ) from error
+        except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow for damaged files
+            raise DataError(
+                f"image {path}, or an annotation of it, cannot be read: {error}; replace it or remove its entry."
+            ) from error
+        return mapped
+
+
+class ErrorUnwrappingLoader:
+    """A loader that raises the DataError of a worker with its original one-line message.
+
+    A DataLoader puts the worker's traceback into the message of the exception that it raises.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        try:
+            yield from self.loader
+        except DataError as error:
+            message = str(error).strip().splitlines()[-1]
+            raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from error
+
+
+def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> TrainingStream:
+    """Build the stream of training images, augmented by large-scale jitter (arXiv 2012.07177).
+
+    Images without objects, or with crowds only, are left out, as in Detectron2.
+    """
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+    from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+    mapper = DatasetMapper(
+        is_train=True,
+        augmentations=[
+            T.RandomFlip(horizontal=True),
+            T.ResizeScale(*recipe.scale_range, *recipe.img_size),
+            T.FixedSizeCrop(recipe.img_size, pad=False),
+        ],
+        image_format="RGB",
+        use_instance_mask=split.has_masks,
+        instance_mask_format="bitmask",  # unlike polygons, correct for objects given as run lengths
+        recompute_boxes=split.has_masks,  # after a crop, the boxes of cut objects are too large
+    )
+    dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
+    return TrainingStream(dicts, CheckedMapper(mapper), seed)
+
+
+def train_loader(
+    stream: TrainingStream, recipe: CocoRecipe, first_iter: int = 0, dist: DistContext | None = None
+) -> ErrorUnwrappingLoader:
+    """Build the loader of one process's batches, from an iteration to the recipe's last."""
+    from detectron2.data import build_batch_data_loader
+
+    loader = build_batch_data_loader(
+        stream,
+        PositionSampler(first_iter, recipe, dist or DistContext()),
+        recipe.batch_size,  # of all processes; Detectron2 divides it
+        num_workers=recipe.num_workers,
+        seed=stream.seed,  # otherwise the loader advances the generator that the model samples with
+    )
+    return ErrorUnwrappingLoader(loader)
+
+
+def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
+    """Build the loader of one process's validation images; all images are read once, in the order of their ids."""
+    from detectron2.data import DatasetMapper, build_detection_test_loader
+    from detectron2.data import transforms as T
+
+    mapper = DatasetMapper(
+        is_train=False,
+        augmentations=[T.ResizeScale(1.0, 1.0, *recipe.img_size)],
+        image_format="RGB",
+    )
+    loader = build_detection_test_loader(
+        split.dataset_dicts(),
+        mapper=CheckedMapper(mapper),
+        # Every batch is padded to the same square, so that the batch size does not change the result.
+        batch_size=min(recipe.batch_size, 8),
+        num_workers=recipe.num_workers,
+    )
+    return ErrorUnwrappingLoader(loader)

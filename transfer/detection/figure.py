@@ -1,0 +1,54 @@
+"""Render predictions.png of a COCO transfer: ground truth and detections of the first validation images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from simmim_bench.files import replacing
+from simmim_bench.runs.run_dir import RunDir
+from transfer.detection.coco_layout import CocoSplit
+
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
+IMAGES = 8
+TILE_SIDE = 256  # pixels
+MIN_SCORE = 0.3  # detections with a lower score are not plotted
+
+
+def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> None:
+    """Write predictions.png: pairs of the ground truth, on the left, and the detections, on the right.
+
+    Args:
+        val: the split.
+        detections: of the split's first images, in order.
+        run: the figure is also added to its TensorBoard log.
+    """
+    from detectron2.data.catalog import Metadata
+    from detectron2.data.detection_utils import read_image
+    from detectron2.utils.visualizer import Visualizer
+    from torchvision.utils import make_grid, save_image
+
+    names = Metadata(name="", thing_classes=list(val.class_names))
+    tiles = []
+    for truth, instances in zip(val.dataset_dicts(), detections, strict=False):
+        if not all("segmentation" in annotation for annotation in truth["annotations"]):
+            for annotation in truth["annotations"]:  # the Visualizer expects masks of all or none
+                annotation.pop("segmentation", None)
+        image = read_image(truth["file_name"], format="RGB")
+        scale = TILE_SIDE / max(image.shape[:2])
+        confident = instances[instances.scores > MIN_SCORE]
+        for rendered in (
+            Visualizer(image, names, scale=scale).draw_dataset_dict(truth),
+            Visualizer(image, names, scale=scale).draw_instance_predictions(confident),
+        ):
+            pixels = torch.from_numpy(rendered.get_image().copy()).permute(2, 0, 1) / 255
+            height, width = pixels.shape[1:]
+            tiles.append(F.pad(pixels, (0, TILE_SIDE - width, 0, TILE_SIDE - height)))
+    grid = make_grid(tiles, nrow=4, padding=4, pad_value=1.0)
+    with replacing(run.path / "predictions.png") as temporary:
+        save_image(grid, temporary, format="png")
+    run.tensorboard.add_image("predictions", grid)

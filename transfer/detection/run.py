@@ -1,0 +1,309 @@
+"""COCO transfer: fine-tune Mask R-CNN on a checkpoint through Detectron2, and score it.
+
+Writes `predictions/coco_results.json`, a record with box AP and, if the data has masks, mask AP, AP by class, and
+`predictions.png`. Follows section 4.3 of arXiv 2111.09886 with the detectors of ViTDet (arXiv 2203.16527) and Mask
+R-CNN (arXiv 1703.06870). This module can be imported without Detectron2.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from simmim_bench.checkpoints.checkpoint import write_checkpoint
+from simmim_bench.checkpoints.read import read_training_state
+from simmim_bench.distributed import per_process_batch
+from simmim_bench.errors import DataError
+from simmim_bench.files import write_json, write_text
+from simmim_bench.models.build import Backbone
+from simmim_bench.results.coco import evaluate_coco
+from simmim_bench.results.record import Record, write_record
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.optim import Schedule, parameter_groups
+from transfer.detection import figure
+from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
+from transfer.detection.framework import require_detectron2, silence_detectron2
+from transfer.detection.recipes import CocoRecipe
+from transfer.job import TransferJob
+
+if TYPE_CHECKING:
+    from detectron2.modeling import GeneralizedRCNN
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoRun:
+    """A COCO transfer whose data is read and whose detector is built.
+
+    Attributes:
+        identity: identifies the data in the record.
+        model: the detector, on its device.
+        backbone: the checkpoint's backbone within it.
+    """
+
+    context: RunContext
+    job: TransferJob[CocoRecipe]
+    train: CocoSplit
+    val: CocoSplit
+    identity: dict[str, str]
+    model: GeneralizedRCNN
+    backbone: Backbone
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The state of a run in training.
+
+    Attributes:
+        iterations: optimizer steps done.
+        losses: of the last iteration, by name.
+        accumulation_steps: of each process per iteration; None before training.
+        state: the training state to restore; None for a new run.
+    """
+
+    iterations: int = 0
+    losses: dict[str, float]
+    accumulation_steps: int | None = None
+    state: dict[str, Any] | None = None
+
+
+@silence_detectron2()
+def run_coco(context: RunContext, job: TransferJob[CocoRecipe]) -> Record | None:
+    """Fine-tune the detector, detect in the val split, and write the record.
+
+    Args:
+        job: its options are `accumulate`, gradient-accumulation steps of each process (by default the smallest
+            number that fits in memory; the losses of regions are means over one accumulation step, so that
+            other numbers are not exactly the same training), and `grad_checkpointing`, whether the backbone's
+            activations are recomputed in the backward pass to save memory.
+
+    Returns:
+        The record on rank 0, None on the other processes.
+
+    Raises:
+        MissingFrameworkError: Detectron2 is not installed.
+        UsageError: the processes cannot split a batch evenly, the backbone does not have the pyramid's
+            strides, or a batch does not fit in memory.
+        DataError: annotations or images cannot be used.
+        DivergedError: the loss is not finite.
+        InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; all iterations done are saved.
+    """
+    require_detectron2()
+    per_process_batch(job.recipe.batch_size, context.dist.size)
+    run = _build(context, job)
+    progress = _restore(run)
+    if progress.iterations < job.recipe.max_iters:
+        _train(run, progress)
+    elif progress.state is not None:
+        run.model.load_state_dict(progress.state["model"])
+    context.dist.broadcast_buffers(run.model)
+    return _finish(run, progress)
+
+
+def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
+    """Read the data and build detector and optimizer."""
+    from transfer.detection.model import build_detector, find_adapter
+
+    recipe, log = job.recipe, context.run.log
+    train, val = read_splits(job.data, recipe.bad_annotations)
+    for kind, ids in train.skipped.items():
+        log(f'coco: skipped annotations={len(ids):,} reason="{kind}"')
+    model = build_detector(
+        job.checkpoint,
+        recipe,
+        num_classes=len(train.category_ids),
+        masks=train.has_masks,
+        seed=context.seed,
+        device=context.dist.device,
+    )
+    backbone = find_adapter(model).backbone
+    backbone.set_grad_checkpointing(bool(job.options.get("grad_checkpointing")))
+    log(f"coco: weights {backbone.load_report}")
+    log(
+        f'coco: training checkpoint="{job.checkpoint.label}" '
+        f"parameters={sum(p.numel() for p in model.parameters()) / 1e6:.1f}M images={train.count:,} "
+        f"iterations={recipe.max_iters:,} batch_size={recipe.batch_size} "
+        f"heads={'boxes+masks' if train.has_masks else 'boxes'}"
+    )
+    groups = parameter_groups(
+        model,
+        backbone,
+        lr=recipe.base_lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    return CocoRun(
+        context=context,
+        job=job,
+        train=train,
+        val=val,
+        identity=data_identity(job.data, train, val),
+        model=model,
+        backbone=backbone,
+        optimizer=torch.optim.AdamW(groups),
+    )
+
+
+def _restore(run: CocoRun) -> Progress:
+    """Read the progress of an earlier start of this run.
+
+    Raises:
+        DataError: the training annotations have changed since then.
+    """
+    directory = run.context.run
+    if not (run.context.resume and directory.last_checkpoint.is_dir()):
+        return Progress(losses={})
+    state = read_training_state(directory.last_checkpoint)
+    done = state["progress"]
+    if done["train_fingerprint"] != run.identity["train_fingerprint"]:
+        raise DataError(
+            f"{run.train.annotations} has changed since {directory.path} was started; restore the file, or start a "
+            "new run with another --out."
+        )
+    directory.log(f"coco: resumed iteration={done['iterations']:,}")
+    directory.rewind(done["iterations"] + 1)
+    return Progress(
+        iterations=done["iterations"],
+        losses=done["losses"],
+        accumulation_steps=done["parts"],
+        state=state,
+    )
+
+
+def _train(run: CocoRun, progress: Progress) -> None:
+    """Train to the recipe's last iteration."""
+    from transfer.detection.data import train_loader, training_stream
+    from transfer.detection.loop import train_detector
+    from transfer.detection.memory import choose_accumulation
+
+    context, recipe, dist = run.context, run.job.recipe, run.context.dist
+    stream = training_stream(run.train, recipe, context.seed)
+    requested = run.job.options.get("accumulate")
+    if requested is None and progress.accumulation_steps:
+        # A resumed run keeps its number of steps, up to one image each.
+        requested = min(
+            progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
+        )
+    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
+    progress.accumulation_steps = choose_accumulation(
+        run.model, stream[0], recipe, requested, context
+    )
+    if progress.state is not None:
+        run.optimizer.load_state_dict(progress.state["optimizer"])
+        run.model.load_state_dict(progress.state["model"])
+
+    def save(iterations: int, losses: dict[str, float]) -> None:
+        progress.iterations, progress.losses = iterations, losses
+        if dist.is_main:
+            _save(run, progress)
+
+    train_detector(
+        dist.wrap_model(run.model),
+        run.optimizer,
+        _schedule(recipe),
+        train_loader(stream, recipe, progress.iterations, dist),
+        recipe=recipe,
+        context=context,
+        first_iter=progress.iterations,
+        save=save,
+        accumulation_steps=progress.accumulation_steps,
+    )
+
+
+def _schedule(recipe: CocoRecipe) -> Schedule:
+    return Schedule(
+        kind="multistep",
+        peak_lr=recipe.base_lr,
+        warmup_lr=recipe.base_lr / 1000,  # detectron2: WarmupParamScheduler's factor in ViTDet
+        total_steps=recipe.max_iters,
+        warmup_steps=recipe.warmup_iters,
+        milestones=[round(fraction * recipe.max_iters) for fraction in recipe.milestones],
+    )
+
+
+def _save(run: CocoRun, progress: Progress) -> None:
+    """Write the fine-tuned backbone as a checkpoint, with the training state that resuming needs."""
+    checkpoint, recipe = run.job.checkpoint, run.job.recipe
+    write_checkpoint(
+        run.context.run.last_checkpoint,
+        state=run.backbone.state_dict(),
+        spec=run.backbone.spec,
+        form="transfer",
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        provenance={
+            **checkpoint.provenance,
+            "label": f"{checkpoint.label}, then {recipe.name}",
+            "fine_tuned": {
+                "task": "coco",
+                "iterations": progress.iterations,
+                "seed": run.context.seed,
+            },
+        },
+        training={
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "progress": {
+                "iterations": progress.iterations,
+                "losses": progress.losses,
+                "parts": progress.accumulation_steps,
+                "train_fingerprint": run.identity["train_fingerprint"],
+            },
+        },
+    )
+
+
+def _finish(run: CocoRun, progress: Progress) -> Record | None:
+    """Detect in the val split; on rank 0, write predictions, scores, record and figure."""
+    from transfer.detection.data import val_loader
+    from transfer.detection.predict import detect
+
+    context, job, val = run.context, run.job, run.val
+    with context.display.task("coco: val", val.count) as task:
+        results, shown, evaluated = detect(
+            run.model,
+            val_loader(val, job.recipe),
+            val,
+            task,
+            keep=figure.IMAGES,
+            dist=context.dist,
+        )
+    if not context.dist.is_main:
+        return None
+    predictions = context.run.predictions / "coco_results.json"
+    write_text(predictions, json.dumps(results) + "\n")
+    scores = evaluate_coco(val.annotations, predictions, masks=run.train.has_masks)
+    write_json(context.run.path / "ap_by_class.json", scores.by_class)
+    record = write_record(
+        context.run,
+        task="coco",
+        checkpoint=job.checkpoint,
+        recipe=job.recipe,
+        deviates=job.deviates,
+        seed=context.seed,
+        data=run.identity,
+        predictions=predictions,
+        evaluated=evaluated,
+        expected=val.count,
+        images_seen=job.recipe.max_iters * job.recipe.batch_size + val.count,
+        dist=context.dist,
+        details=_details(run, progress, detections=len(results)),
+    )
+    figure.write_figure(val, shown, context.run)
+    return record
+
+
+def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, Any]:
+    return {
+        "iterations": progress.iterations,
+        "losses": progress.losses,
+        "load_report": str(run.backbone.load_report),
+        "processes": run.context.dist.size,
+        "parts": progress.accumulation_steps,
+        "masks": run.train.has_masks,
+        "left_out_of_training": {kind: len(ids) for kind, ids in run.train.skipped.items()},
+        "detections": detections,
+    }

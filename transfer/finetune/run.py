@@ -1,0 +1,111 @@
+"""Run end-to-end classification: `imagenet`, and `fewshot` with all weights trained.
+
+The model is fine-tuned on `train/`, evaluated on `val/`, and the record is computed from the logits of every
+validation image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from simmim_bench.data.datasets import ImageDataset, eval_transform
+from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.models.build import Backbone
+from simmim_bench.results.metrics import write_logits
+from simmim_bench.results.record import Record, write_record
+from simmim_bench.runs.context import RunContext
+from transfer.fewshot import few_shot_images, split_sha256
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.finetune.train import finetune
+from transfer.inference import forward_batches, gather_rows
+from transfer.job import TransferJob
+from transfer.split_description import describe_data, describe_split
+
+EVAL_BATCH = 256  # images per process; the batch size of training is the total over all processes
+
+
+def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Record | None:
+    """Fine-tune on `train/` of the job's data and score on its `val/`.
+
+    Args:
+        job: of the task `imagenet`, or of `fewshot` with the options `fraction` (of the training images to
+            learn from, the same number from every class) and `split` (a file that lists them instead).
+
+    Returns:
+        The record on rank 0; None on the other processes.
+
+    Raises:
+        DataError: images that cannot be used, or a checkpoint that does not fit.
+        DivergedError: the loss is not finite.
+    """
+    train, val = class_folders(job.data, "train"), class_folders(job.data, "val")
+    check_same_classes(train, val)
+    description = describe_data(job.data, train, val)
+    if job.task == "fewshot":
+        split: Path | None = job.options.get("split")
+        train = train.subset(few_shot_images(train, job.fraction, context.seed, split))
+        description |= describe_split(train, split)
+    model = finetune(context, job, train)
+    logits = evaluate(context, job, model, val)
+    if not context.dist.is_main:
+        return None
+    predictions = context.run.predictions / "logits.npz"
+    write_logits(predictions, logits, np.array(val.labels))
+    return write_record(
+        context.run,
+        task=job.record_name,
+        checkpoint=job.checkpoint,
+        recipe=job.recipe,
+        deviates=job.deviates,
+        seed=context.seed,
+        data=description,
+        predictions=predictions,
+        evaluated=len(logits),
+        expected=len(val),
+        images_seen=job.recipe.epochs * len(train) + len(val),
+        dist=context.dist,
+        details={
+            "epochs": job.recipe.epochs,
+            "weights": str(model.load_report),
+            "train_images": len(train),
+            "train_split_sha256": split_sha256(train),
+        },
+    )
+
+
+def evaluate(
+    context: RunContext,
+    job: TransferJob[FinetuneRecipe],
+    model: Backbone,
+    val: ImageList,
+    *,
+    batch_size: int = EVAL_BATCH,
+) -> np.ndarray:
+    """Compute the logits of validation images.
+
+    Args:
+        batch_size: the most images of a forward pass in each process.
+
+    Returns:
+        (images, classes) float32 on rank 0; empty on the other processes.
+    """
+    recipe = job.recipe
+    transform = eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=job.checkpoint.mean,
+        std=job.checkpoint.std,
+    )
+    batches = forward_batches(
+        model.eval(),
+        ImageDataset(val, transform),
+        batch_size=min(recipe.batch_size, batch_size),
+        num_workers=recipe.num_workers,
+        precision=recipe.precision,
+        run=context.run,
+        dist=context.dist,
+        description="evaluate",
+    )
+    return gather_rows(batches, context.dist).numpy()

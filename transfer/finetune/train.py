@@ -1,0 +1,260 @@
+"""Fine-tune a backbone with a new classification head on all its weights.
+
+Follows SimMIM (arXiv 2111.09886, section 4.1) and its main_finetune.py: mean pooling, layer-wise
+learning-rate decay, Mixup and CutMix, the last epoch's model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.data.datasets import ImageDataset, train_transform
+from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.sources import ImageList
+from simmim_bench.errors import DataError
+from simmim_bench.models.build import Backbone
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.loop import fit
+from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
+from simmim_bench.training.state import TrainState
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.job import TransferJob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """One fine-tuning run, built.
+
+    Attributes:
+        train: the training images, with their classes.
+        model: the backbone with its new head.
+        criterion: maps logits and labels, or mixed label distributions, to the loss.
+        mixup: mixes the images of a batch and their labels; None for no mixing.
+    """
+
+    context: RunContext
+    job: TransferJob[FinetuneRecipe]
+    train: ImageList
+    model: Backbone
+    state: TrainState
+    criterion: nn.Module
+    mixup: Mixup | None
+
+    def compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
+        """Return the mean loss of a batch (images, labels, indices)."""
+        device = self.context.dist.device
+        images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
+        # timm's Mixup pairs an image with the one at the mirrored position, so it needs an even batch.
+        if self.mixup is not None and len(images) % 2 == 0:
+            images, labels = self.mixup(images, labels)
+        elif self.mixup is not None:
+            labels = F.one_hot(labels, len(self.train.classes)).float()
+        loss: Tensor = self.criterion(self.state.parallel_model(images).float(), labels)
+        return loss
+
+    def save(self) -> None:
+        """Write the last checkpoint."""
+        weights, training = self.state.state_dict(self.context.dist)
+        if not self.context.dist.is_main:
+            return
+        recipe, checkpoint = self.job.recipe, self.job.checkpoint
+        write_checkpoint(
+            self.context.run.last_checkpoint,
+            state=weights,
+            spec=self.model.spec,
+            form="transfer",
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            provenance={
+                "label": f"{checkpoint.label}, fine-tuned",
+                "method": "finetune",
+                "recipe": {"name": recipe.name, "sha256": recipe.sha256()},
+                "epochs": round(self.state.epochs_done, 3),
+                "classes": list(self.train.classes),
+                "from": {"sha256": checkpoint.sha256, "provenance": checkpoint.provenance},
+            },
+            training=training,
+        )
+
+
+def finetune(
+    context: RunContext,
+    job: TransferJob[FinetuneRecipe],
+    train: ImageList,
+    *,
+    accumulation_steps: int | None = None,
+) -> Backbone:
+    """Train a backbone and a new head on all weights.
+
+    Args:
+        train: the training images.
+        accumulation_steps: backward passes that each process splits its batch into; None for the smallest
+            number that fits in memory.
+
+    Returns:
+        The model of the last epoch, or with `ema_decay` the moving average of its weights.
+
+    Raises:
+        DataError: the run to resume was trained for other classes, or the checkpoint does not fit.
+        DivergedError: the loss is not finite.
+    """
+    finetuning = build(context, job, train, accumulation_steps)
+    restore(finetuning)
+    log_setup(finetuning)
+    fit(
+        context,
+        finetuning.state,
+        finetuning.compute_loss,
+        description="fine-tune",
+        epochs=job.recipe.epochs,
+        clip_grad=job.recipe.clip_grad,
+        save=finetuning.save,
+    )
+    ema = finetuning.state.ema
+    model = finetuning.model if ema is None else ema.module
+    context.dist.broadcast_buffers(model)
+    return model
+
+
+def build(
+    context: RunContext,
+    job: TransferJob[FinetuneRecipe],
+    train: ImageList,
+    accumulation_steps: int | None,
+) -> Finetuning:
+    """Build the model with a new head, the loader, the optimizer and the schedule."""
+    recipe, dist = job.recipe, context.dist
+    model = load_backbone(
+        job.checkpoint,
+        recipe.img_size,
+        len(train.classes),
+        window_size=recipe.window_size,
+        drop_path_rate=recipe.drop_path_rate,
+        seed=context.seed,
+    ).to(dist.device)
+    context.run.log(f"fine-tune: {model.load_report}")
+    # Copied before the model is wrapped, which may convert its BatchNorm layers.
+    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    loader = build_loader(context, job, train)
+    criterion, mixup = loss_and_mixing(recipe, len(train.classes))
+    return Finetuning(
+        context=context,
+        job=job,
+        train=train,
+        model=model,
+        criterion=criterion,
+        mixup=mixup,
+        state=TrainState(
+            model=model,
+            parallel_model=dist.wrap_model(model),
+            optimizer=build_optimizer(recipe, model),
+            schedule=build_schedule(recipe, len(loader)),
+            loader=loader,
+            precision=recipe.precision,
+            accumulation_steps=accumulation_steps,
+            ema=ema,
+        ),
+    )
+
+
+def build_loader(
+    context: RunContext, job: TransferJob[FinetuneRecipe], train: ImageList
+) -> EpochLoader:
+    """Build the loader of augmented training images."""
+    recipe = job.recipe
+    transform = train_transform(
+        recipe.img_size,
+        mean=job.checkpoint.mean,
+        std=job.checkpoint.std,
+        crop_scale=recipe.crop_scale,
+        hflip=recipe.hflip,
+        color_jitter=recipe.color_jitter,
+        auto_augment=recipe.auto_augment,
+        random_erasing=recipe.random_erasing,
+    )
+    return EpochLoader(
+        ImageDataset(train, transform),
+        batch_size=recipe.batch_size,
+        num_workers=recipe.num_workers,
+        seed=context.seed,
+        rank=context.dist.rank,
+        world_size=context.dist.size,
+    )
+
+
+def build_optimizer(recipe: FinetuneRecipe, model: Backbone) -> torch.optim.Optimizer:
+    """Build AdamW over parameter groups with layer-wise learning-rate decay."""
+    groups = parameter_groups(
+        model,
+        model,
+        lr=scaled_lr(recipe.base_lr, recipe.batch_size),
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def build_schedule(recipe: FinetuneRecipe, steps_per_epoch: int) -> Schedule:
+    """Build the cosine schedule; its rates follow the recipe's batch size, also where images are fewer."""
+    return Schedule(
+        kind="cosine",
+        peak_lr=scaled_lr(recipe.base_lr, recipe.batch_size),
+        total_steps=recipe.epochs * steps_per_epoch,
+        warmup_steps=recipe.warmup_epochs * steps_per_epoch,
+        warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
+        min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
+    )
+
+
+def restore(finetuning: Finetuning) -> None:
+    """Resume from the run's last checkpoint, if there is one; choose the accumulation steps."""
+    context, state = finetuning.context, finetuning.state
+    saved = context.last_checkpoint()
+    if saved is not None:
+        _check_classes(saved, finetuning.train)
+        state.resume(context, saved)
+        context.run.log(f"fine-tune: resumed step={state.step} epoch={state.epochs_done:.2f}")
+    state.choose_accumulation_steps(finetuning.compute_loss, context.dist)
+
+
+def _check_classes(saved: Checkpoint, train: ImageList) -> None:
+    """Refuse to resume with a head that was trained for other classes."""
+    classes = saved.provenance.get("classes")
+    if classes != list(train.classes):
+        raise DataError(
+            f"{saved.name} was trained for {len(classes or [])} classes, which are not the "
+            f"{len(train.classes)} of {train.root}; start anew with another --out."
+        )
+
+
+def log_setup(finetuning: Finetuning) -> None:
+    """Log the model, the data and the protocol."""
+    recipe, state = finetuning.job.recipe, finetuning.state
+    finetuning.context.run.log(
+        f"fine-tune: start arch={finetuning.model.spec.arch} images={len(finetuning.train):,} "
+        f"epochs={recipe.epochs} steps_per_epoch={len(state.loader):,} batch_size={recipe.batch_size} "
+        f"lr={state.schedule.peak_lr:.3g} processes={finetuning.context.dist.size} "
+        f"accumulation_steps={state.accumulation_steps}"
+    )
+
+
+def loss_and_mixing(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:
+    """Return a recipe's loss and its batch mixing; one of the two smooths the labels."""
+    if recipe.mixup or recipe.cutmix:
+        mixup = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=classes,
+        )
+        return SoftTargetCrossEntropy(), mixup
+    return LabelSmoothingCrossEntropy(recipe.label_smoothing), None

@@ -1,0 +1,144 @@
+"""The directory of one feature array on disk: `features.npy`, and `features.json` that identifies it.
+
+Processes write their rows into a temporary directory, which rank 0 renames when all rows are written. A
+directory with a `features.json` is therefore complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import read_json, write_json
+
+ARRAY, IDENTITY = "features.npy", "features.json"
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+def is_complete(directory: Path) -> bool:
+    """Return whether a directory holds a finished feature array; its identity is written last."""
+    return (directory / IDENTITY).is_file()
+
+
+def read_array(directory: Path, identity: dict[str, Any]) -> np.ndarray:
+    """Return the memory-mapped array (blocks, poolings, images, channels) of a directory.
+
+    Args:
+        identity: what the features must have been computed from; see `FeatureStore`.
+
+    Raises:
+        DataError: the array is damaged, or was computed from something else.
+    """
+    found = read_json(directory / IDENTITY, "features' description")
+    if found != identity:
+        differing = [
+            key
+            for key in identity
+            if not isinstance(found, dict) or found.get(key) != identity[key]
+        ]
+        raise DataError(
+            f"the features in {directory} were computed with a different {', '.join(differing)}; remove the "
+            "directory to compute them again."
+        )
+    remedy = "remove the directory to compute them again"
+    try:
+        array: np.ndarray = np.load(directory / ARRAY, mmap_mode="r")
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"the features in {directory} are damaged ({error}); {remedy}.") from error
+    expected = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
+    if array.shape[:3] != expected:
+        raise DataError(
+            f"the features in {directory} are damaged (shape {array.shape}, expected {expected} and "
+            f"channels); {remedy}."
+        )
+    return array
+
+
+def check_free_space(directory: Path, shape: tuple[int, ...]) -> None:
+    """Raise an error before the forward pass if an array does not fit on the disk.
+
+    Args:
+        directory: where the array will be written.
+        shape: (blocks, poolings, images, channels) of float16.
+
+    Raises:
+        DataError: the disk has too little free space.
+    """
+    needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(directory).free
+    if needed > free:
+        raise DataError(
+            f"features of {shape[2]} images need {needed / 1e9:.1f} GB, but {directory.parent} has "
+            f"{free / 1e9:.1f} GB free; choose another --features directory, or store fewer features with "
+            "-o blocks=... -o pooling=..."
+        )
+
+
+def create_array(directory: Path, shape: tuple[int, ...]) -> None:
+    """Create the array's file with all of its disk space, so that a full disk fails before the forward pass."""
+    file = directory / ARRAY
+    np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with open(file, "r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError as error:
+            # Some file systems cannot reserve space.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+
+
+def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None:
+    """Write the features of consecutive images into their rows of the array.
+
+    The rows are written with `write`, not through a memory map: a memory map on a network file system writes
+    whole pages, which overwrite rows that other processes have written.
+
+    Args:
+        batches: row numbers, and features (B, blocks, poolings, channels).
+    """
+    file = directory / ARRAY
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+    offset, (_, _, images, channels) = array.offset, array.shape
+    with open(file, "r+b") as opened:
+        for numbers, rows in batches:
+            bounded = rows.clamp(-MAX_FLOAT16, MAX_FLOAT16).to(torch.float16)
+            planes = bounded.permute(1, 2, 0, 3).flatten(0, 1).numpy()
+            for number, plane in enumerate(planes):
+                row = number * images + numbers.start
+                opened.seek(offset + row * channels * array.itemsize)
+                opened.write(plane.tobytes())
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def publish(temporary: Path, directory: Path, identity: dict[str, Any]) -> None:
+    """Rename finished features to their directory, unless another run has published them meanwhile."""
+    write_json(temporary / IDENTITY, identity)
+    if not is_complete(directory):
+        remove(directory)
+    try:
+        temporary.rename(directory)
+    except OSError:
+        if not is_complete(directory):
+            raise
+
+
+def remove(directory: Path) -> None:
+    """Remove a directory atomically: rename it first, so that no process reads a half-removed one."""
+    with suppress(FileNotFoundError):
+        renamed = directory.with_name(f".{directory.name}.{secrets.randbits(62):x}.old")
+        directory.rename(renamed)
+        shutil.rmtree(renamed, ignore_errors=True)

@@ -1,0 +1,245 @@
+"""Features of a frozen backbone, computed once and stored on disk for every task that needs them.
+
+A feature array holds the pooled tokens of every image after every block, for one combination of weights, images
+and preprocessing; its directory's name is a hash of that combination. The array is memory-mapped, not
+read into memory: the features of ImageNet under a ViT-B are 48 GB.
+
+Legend: N images, D channels.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
+from simmim_bench.data.loader import SeededDataset
+from simmim_bench.data.sources import ImageList
+from simmim_bench.distributed import DistContext
+from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_json
+from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.training.precision import default_precision
+from transfer.frozen import feature_file
+from transfer.frozen.features import FeatureSet, RandomCrop, block_width
+from transfer.frozen.recipes import FrozenRecipe
+from transfer.inference import forward_batches
+
+LAYOUT = 2  # version of the files; a new version changes the directory's name
+
+
+class StoredFeatures:
+    """A float16 array of N images' pooled tokens, (blocks, poolings, N, D), read by feature set.
+
+    Args:
+        array: the array, usually memory-mapped.
+        identity: what the features were computed from; see `FeatureStore`.
+        widths: channels after each block; the array is padded with zeros after them.
+    """
+
+    def __init__(self, array: np.ndarray, identity: dict[str, Any], widths: Sequence[int]) -> None:
+        self._array, self._widths = array, list(widths)
+        self._blocks, self._poolings = identity["blocks"], identity["poolings"]
+        self.sha256 = sha256_json(identity)
+
+    def __len__(self) -> int:
+        return self._array.shape[2]
+
+    def read(self, feature_set: FeatureSet, rows: Sequence[int] | None = None) -> Tensor:
+        """Return a feature set's vectors (N, D), or (N, 2 D) of two concatenated poolings; float16.
+
+        Args:
+            rows: the images to read; None for all.
+        """
+        number = self._blocks.index(feature_set.block)
+        block = self._array[number, ..., : self._widths[number]]
+        columns = [block[self._poolings.index(name)] for name in feature_set.poolings]
+        return torch.from_numpy(
+            np.concatenate([c if rows is None else c[list(rows)] for c in columns], axis=1)
+        )
+
+
+@dataclass
+class FeatureStore:
+    """A directory of stored features, and what is needed to compute missing ones.
+
+    Attributes:
+        folder: shared by all processes of the run.
+        feature_sets: the feature sets that a forward pass must provide.
+        seed: initialises weights that the checkpoint does not hold, and samples random crops.
+        images_forwarded: images that went through the backbone; reused features do not count.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    recipe: FrozenRecipe
+    feature_sets: tuple[FeatureSet, ...]
+    seed: int
+    run: RunDir
+    dist: DistContext
+    images_forwarded: int = 0
+
+    def has(self, images: ImageList) -> bool:
+        """Return whether the features of the images' centre crops are stored."""
+        return feature_file.is_complete(self._directory(self._identify(images, None)))
+
+    def load_or_compute(self, images: ImageList, crop: RandomCrop | None = None) -> StoredFeatures:
+        """Return the features of a list of images; compute and store missing ones.
+
+        Every process of the run must call this method.
+
+        Args:
+            crop: the random crop to take; None for the centre crop.
+
+        Raises:
+            DataError: the stored features are damaged or of another run, or cannot be written.
+        """
+        identity = self._identify(images, crop)
+        directory = self._directory(identity)
+        if self.dist.all_max(not feature_file.is_complete(directory)):
+            self._compute(directory, identity, images, crop)
+            self.images_forwarded += len(images)
+        else:
+            self.run.log(f"features: reused images={len(images):,} directory={directory}")
+        spec = self.checkpoint.spec
+        widths = [block_width(spec, block) for block in identity["blocks"]]
+        return StoredFeatures(feature_file.read_array(directory, identity), identity, widths)
+
+    def discard(self, images: ImageList, crop: RandomCrop) -> None:
+        """Remove the features of a random crop that no later epoch uses."""
+        self.dist.barrier()
+        if self.dist.is_main:
+            feature_file.remove(self._directory(self._identify(images, crop)))
+
+    def _identify(self, images: ImageList, crop: RandomCrop | None) -> dict[str, Any]:
+        """Return everything that determines the features of some images."""
+        recipe = self.recipe
+        poolings = {name for feature_set in self.feature_sets for name in feature_set.poolings}
+        cropping: dict[str, Any] = {"test_crop_ratio": recipe.test_crop_ratio}
+        if crop is not None:
+            cropping = {"number": crop.number, "scale": list(crop.scale), "hflip": crop.hflip}
+            cropping["seed"] = self.seed
+        return {
+            "layout": LAYOUT,
+            "checkpoint": self.checkpoint.sha256,
+            "seed": self.seed if self.checkpoint.is_random else None,
+            "images": images.fingerprint(),
+            "count": len(images),
+            "img_size": list(recipe.img_size),
+            "window_size": recipe.window_size,
+            "crop": cropping,
+            "mean": list(self.checkpoint.mean),
+            "std": list(self.checkpoint.std),
+            "precision": default_precision(recipe.precision, self.dist.device),
+            "blocks": sorted({feature_set.block for feature_set in self.feature_sets}),
+            "poolings": [p for p in self.checkpoint.spec.poolings if p in poolings],
+        }
+
+    def _directory(self, identity: dict[str, Any]) -> Path:
+        return self.folder / sha256_json(identity)[:24]
+
+    def _compute(
+        self, directory: Path, identity: dict[str, Any], images: ImageList, crop: RandomCrop | None
+    ) -> None:
+        """Run the backbone over the images and store the features; rank 0 publishes the directory."""
+        dist = self.dist
+        # Another run may be writing the same features, so that the name is random; rank 0 samples it.
+        suffix = dist.all_max(secrets.randbits(62) if dist.is_main else 0)
+        temporary = directory.with_name(f".{directory.name}.{suffix:x}.tmp")
+        try:
+            if dist.is_main:
+                self._warn_of_unfinished(directory)
+                temporary.mkdir(parents=True)
+            dist.barrier()
+            self._forward_images(temporary, identity, images, crop)
+            dist.barrier()
+            if dist.is_main:
+                feature_file.publish(temporary, directory, identity)
+            dist.barrier()
+        except OSError as error:
+            raise DataError(
+                f"cannot write features to {directory}: {error.strerror or error}; free disk space or choose "
+                "another --features directory."
+            ) from error
+        finally:
+            if dist.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _warn_of_unfinished(self, directory: Path) -> None:
+        """Log temporary directories of the same features."""
+        for other in directory.parent.glob(f".{directory.name}.*.tmp"):
+            self.run.log(
+                f"features: unfinished directory={other}; another run is writing it, or a killed run left it "
+                "(remove it in that case)"
+            )
+
+    def _forward_images(
+        self, temporary: Path, identity: dict[str, Any], images: ImageList, crop: RandomCrop | None
+    ) -> None:
+        """Make one pass over the images; each process writes the rows of its images."""
+        recipe, dist = self.recipe, self.dist
+        blocks, poolings = identity["blocks"], identity["poolings"]
+        shape = (len(blocks), len(poolings), len(images), self.checkpoint.spec.num_features)
+        feature_file.check_free_space(temporary, shape)
+        forward = self._load_forward(blocks, poolings, log_report=crop is None)
+        dist.barrier()  # every process has measured the free space before rank 0 reserves it
+        if dist.is_main:
+            feature_file.create_array(temporary, shape)
+        dist.barrier()
+        batches = forward_batches(
+            forward,
+            self._dataset(images, crop),
+            batch_size=recipe.forward_batch_size,
+            num_workers=recipe.num_workers,
+            precision=recipe.precision,
+            run=self.run,
+            dist=dist,
+            description="features" if crop is None else f"features of crop {crop.number + 1}",
+        )
+        feature_file.write_rows(temporary, batches)
+
+    def _load_forward(
+        self, blocks: Sequence[int], poolings: Sequence[str], *, log_report: bool
+    ) -> Callable[[Tensor], Tensor]:
+        """Load the backbone; return a function from images to (B, blocks, poolings, D)."""
+        recipe, spec = self.recipe, self.checkpoint.spec
+        model = load_backbone(
+            self.checkpoint, recipe.img_size, window_size=recipe.window_size, seed=self.seed
+        )
+        if log_report:
+            self.run.log(str(model.load_report))
+        model.to(self.dist.device).eval()
+        rows = [block - 1 for block in blocks]
+        columns = [spec.poolings.index(name) for name in poolings]
+        return lambda pixels: model.forward_pooled(pixels)[:, rows][:, :, columns]
+
+    def _dataset(self, images: ImageList, crop: RandomCrop | None) -> Dataset[Any]:
+        """Return the images, cropped and normalised."""
+        recipe, checkpoint = self.recipe, self.checkpoint
+        if crop is None:
+            centre = eval_transform(
+                recipe.img_size,
+                crop_ratio=recipe.test_crop_ratio,
+                mean=checkpoint.mean,
+                std=checkpoint.std,
+            )
+            return ImageDataset(images, centre)
+        random = train_transform(
+            recipe.img_size,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+            crop_scale=crop.scale,
+            hflip=crop.hflip,
+        )
+        return SeededDataset(ImageDataset(images, random), self.seed, crop.number)

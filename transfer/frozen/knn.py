@@ -1,0 +1,198 @@
+"""k-nearest-neighbour classification by cosine similarity, as in DINO (arXiv 2104.14294, section 4.1).
+
+Legend: N training images, M queries, D channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simmim_bench.errors import DataError
+from simmim_bench.results.metrics import Ranking, join_rankings, rank_logits
+from simmim_bench.runs.run_dir import RunDir
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate
+from transfer.frozen.feature_store import StoredFeatures
+from transfer.frozen.features import FeatureSet
+from transfer.frozen.norms import Normaliser
+from transfer.frozen.recipes import KnnRecipe, Norm
+
+MIN_NORM = 1e-12  # as in torch's cosine similarity: a row of zeros is similar to nothing
+SIMILARITIES = 2**27  # computed at a time; half a GiB
+
+
+def knn_votes(
+    train: Tensor,
+    labels: Tensor,
+    queries: Tensor | None,
+    num_classes: int,
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    query_rows: Tensor | None = None,
+) -> Iterator[list[Tensor]]:
+    """Sum the votes of the k nearest training images, for several k, one chunk of queries after another.
+
+    Args:
+        train: (N, D) float32, each of length 1; labels: (N,); queries: (M, D), as `train`. All on one device.
+        query_rows: (M,) rows of `train` that are queried instead of `queries`; they do not vote on themselves.
+
+    Yields:
+        For each k, sums of exp((similarity - 1) / temperature): (queries of the chunk, K), on the CPU.
+    """
+    rows_or_vectors = query_rows if queries is None else queries
+    assert rows_or_vectors is not None
+    max_k = min(max(ks), len(train) - (queries is None))
+    for chunk in rows_or_vectors.to(train.device).split(max(1, SIMILARITIES // len(train))):
+        similarity = (train[chunk] if queries is None else chunk) @ train.T
+        if queries is None:
+            similarity.scatter_(1, chunk[:, None], -torch.inf)
+        nearest, index = similarity.topk(max_k, dim=1)
+        weight = ((nearest - 1) / temperature).exp()
+        votes = []
+        for k in ks:
+            sums = torch.zeros(len(chunk), num_classes, device=train.device)
+            votes.append(sums.scatter_add_(1, labels[index[:, :k]], weight[:, :k]).cpu())
+        yield votes
+
+
+def probe_knn(
+    train: TrainingSubset,
+    val: StoredFeatures | None,
+    feature_sets: Sequence[FeatureSet],
+    recipe: KnnRecipe,
+    *,
+    seed: int,
+    run: RunDir,
+    device: torch.device,
+) -> ProbeResult:
+    """Choose feature set, norm and k on some training images, each against all others, and score `val`.
+
+    Args:
+        val: None to score the other training images instead, each against all others.
+
+    Raises:
+        DataError: too few images to choose on some and score others.
+    """
+    labels = train.labels.to(device)
+    # Leave-one-out scores the same images for every seed, so that scores of several seeds are comparable.
+    choosing = (
+        _sample_images(len(labels), min(recipe.choose_on, len(labels) // 2), seed=0)
+        if val is None
+        else _sample_images(len(labels), recipe.choose_on, seed)
+    )
+    if not len(choosing):
+        raise DataError(
+            f"leave_one_out=true needs at least 2 training images, got {len(labels)}; none would be left to score."
+        )
+    compared = _compare(train, labels, feature_sets, recipe, choosing, run)
+    chosen = best_candidate(compared)
+    if val is not None:
+        return ProbeResult(_rank(train, labels, chosen, recipe, val), chosen, compared)
+    others = torch.ones(len(labels), dtype=torch.bool)
+    others[choosing] = False
+    scored = others.nonzero()[:, 0]
+    ranking = _rank(train, labels, chosen, recipe, scored)
+    return ProbeResult(ranking, chosen, compared, scored.tolist())
+
+
+def _sample_images(images: int, count: int, seed: int) -> Tensor:
+    """Sample the indices, ascending, of at most `count` images."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(images, generator=generator)[:count].sort().values
+
+
+def _compare(
+    train: TrainingSubset,
+    labels: Tensor,
+    feature_sets: Sequence[FeatureSet],
+    recipe: KnnRecipe,
+    choosing: Tensor,
+    run: RunDir,
+) -> list[dict[str, Any]]:
+    """Return every candidate with its top-1 on the `choosing` images, in percent."""
+    compared = []
+    truth = train.labels[choosing]
+    with run.display.task("compare", len(feature_sets) * len(recipe.norm)) as task:
+        for feature_set in feature_sets:
+            for norm in recipe.norm:
+                chunks = _vote(train, labels, feature_set, norm, recipe.k, recipe, choosing)
+                correct = _count_correct(chunks, truth, len(recipe.k))
+                compared += [
+                    {
+                        **asdict(feature_set),
+                        "norm": norm,
+                        "k": k,
+                        "held_out_top1": 100 * count / len(choosing),
+                    }
+                    for k, count in zip(recipe.k, correct, strict=True)
+                ]
+                task.advance()
+    return compared
+
+
+def _count_correct(chunks: Iterator[list[Tensor]], truth: Tensor, num_ks: int) -> list[int]:
+    """Count, for each k, the queries whose label has the most votes."""
+    correct, done = [0] * num_ks, 0
+    for votes in chunks:
+        labels = truth[done : done + len(votes[0])]
+        for number, sums in enumerate(votes):
+            correct[number] += int((sums.argmax(1) == labels).sum())
+        done += len(labels)
+    return correct
+
+
+def _rank(
+    train: TrainingSubset,
+    labels: Tensor,
+    chosen: dict[str, Any],
+    recipe: KnnRecipe,
+    queries: StoredFeatures | Tensor,
+) -> Ranking:
+    """Rank the classes of the queries by the chosen candidate."""
+    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
+    chunks = _vote(train, labels, feature_set, chosen["norm"], [chosen["k"]], recipe, queries)
+    # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
+    return join_rankings([rank_logits(votes.numpy()) for (votes,) in chunks])
+
+
+def _vote(
+    train: TrainingSubset,
+    labels: Tensor,
+    feature_set: FeatureSet,
+    norm: Norm,
+    ks: Sequence[int],
+    recipe: KnnRecipe,
+    queries: StoredFeatures | Tensor,
+) -> Iterator[list[Tensor]]:
+    """Let the training images vote on the queries; see `knn_votes`.
+
+    Args:
+        labels: class numbers of the training images, on the device that computes.
+        queries: features of other images, or indices of training images.
+    """
+    features = train.read(feature_set)
+    normaliser = Normaliser([norm], features, labels.device)
+    vectors = query_rows = None
+    if isinstance(queries, Tensor):
+        query_rows = queries
+    else:
+        vectors = _to_unit_length(normaliser.normalise_all(queries.read(feature_set)))
+    return knn_votes(
+        _to_unit_length(normaliser.normalise_all(features)),
+        labels,
+        vectors,
+        train.num_classes,
+        ks=ks,
+        temperature=recipe.temperature,
+        query_rows=query_rows,
+    )
+
+
+def _to_unit_length(features: Tensor) -> Tensor:
+    """Scale each row to length 1, in place: another copy may not fit in memory."""
+    return features.div_(features.norm(dim=1, keepdim=True).clamp_min_(MIN_NORM))

@@ -1,0 +1,181 @@
+"""Linear classifiers on the same features, trained jointly: one for every norm and every learning rate.
+
+All heads see the same images in the same order and start from the same weights, so that a sweep costs one wide
+matrix product a step instead of one training per setting. The training follows MAE's main_linprobe.py and
+BEiT's run_linear_eval.py.
+
+Legend: N images, B of them in a batch, D channels, K classes, S norms, R learning rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from timm.optim import Lars
+from torch import Tensor
+
+from transfer.frozen.norms import Normaliser
+from transfer.frozen.recipes import LinearRecipe
+
+REFERENCE_BATCH = 256  # MAE and BEiT scale their learning rates to this many images a step
+INITIAL_STD = 0.01  # of the weights: MAE, main_linprobe.py; BEiT, run_linear_eval.py
+# MAE: util/lars.py scales the learning rates of weights always and of biases never, and biases do not decay.
+# timm's Lars scales and decays biases too if weight_decay is above 0, which no recipe with lars has. Its
+# trust coefficient is MAE's.
+LARS_WEIGHTS = {"always_adapt": True}
+CHUNK = 4096  # images predicted at a time
+
+# Maps logits (S, R, K, B) and one-hot labels (K, B) to the gradient of each image's loss with respect to its logits.
+LossGradient = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the gradient of the cross-entropy with respect to the logits."""
+    return logits.softmax(2).sub_(targets)
+
+
+class ParallelLinearHeads:
+    """S x R linear classifiers on one feature set, trained jointly.
+
+    Gradients are computed explicitly instead of by autograd, and the image axis is the last one: with few
+    classes a step takes a quarter of the time.
+
+    Args:
+        normaliser: computes S versions of the features.
+        channels: D.
+        num_classes: K.
+        seed: initialises the weights, the same for all heads.
+        loss_gradient: gradient of the loss whose mean over the images is minimised.
+    """
+
+    def __init__(
+        self,
+        normaliser: Normaliser,
+        channels: int,
+        num_classes: int,
+        recipe: LinearRecipe,
+        *,
+        seed: int,
+        device: torch.device,
+        loss_gradient: LossGradient = cross_entropy_gradient,
+    ) -> None:
+        self._normaliser, self._device = normaliser.to(device), device
+        self._loss_gradient = loss_gradient
+        self._classes = torch.arange(num_classes, device=device)
+        norms, rates = len(normaliser.norms), len(recipe.base_lr)
+        self._shape = (norms, rates, num_classes)
+        generator = torch.Generator().manual_seed(seed)
+        initial = torch.randn(num_classes, channels, generator=generator) * INITIAL_STD
+        self._weights = initial.repeat(norms, rates, 1).to(device)
+        self._biases = torch.zeros(norms, rates * num_classes, 1, device=device)
+        self._weight_gradients = torch.zeros_like(self._weights)
+        self._bias_gradients = torch.zeros_like(self._biases)
+        self._optimizer = self._build_optimizer(recipe)
+
+    def _build_optimizer(self, recipe: LinearRecipe) -> torch.optim.Optimizer:
+        """Build one optimizer for all heads, with a parameter group for each rate."""
+        # The rate is scaled by the recipe's batch size, as in all protocols, even if fewer images make a batch.
+        peaks = [rate * recipe.batch_size / REFERENCE_BATCH for rate in recipe.base_lr]
+        groups = [
+            {"params": parameters, "lr": peak, "peak": peak, **options}
+            for joint, gradients, options in (
+                (self._weights, self._weight_gradients, LARS_WEIGHTS),
+                (self._biases, self._bias_gradients, {}),
+            )
+            for parameters, peak in zip(self._split_by_head(joint, gradients), peaks, strict=True)
+        ]
+        momentum, decay = recipe.momentum, recipe.weight_decay
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+        if recipe.optimizer == "lars":
+            return Lars(groups, momentum=momentum, weight_decay=decay)
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=decay, fused=True)
+
+    def _split_by_head(self, joint: Tensor, gradients: Tensor) -> list[list[Tensor]]:
+        """Split the joint tensor of all heads into views, one parameter per head: by rate, then by norm."""
+        norms, rates, classes = self._shape
+        parameters = [
+            [joint[s, r * classes : (r + 1) * classes] for s in range(norms)] for r in range(rates)
+        ]
+        for r in range(rates):
+            for s in range(norms):
+                parameters[r][s].grad = gradients[s, r * classes : (r + 1) * classes]
+        return parameters
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (S, R, K, B) of features (B, D)."""
+        return self._logits(self._normaliser(features))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        joint = torch.baddbmm(self._biases, self._weights, x.transpose(1, 2))
+        return joint.view(*self._shape, -1)
+
+    def step(self, features: Tensor, labels: Tensor, factor: float) -> None:
+        """Take one optimizer step on features (B, D) and labels (B,), at `factor` times the peak rates."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        x = self._normaliser(features)
+        targets = (labels == self._classes[:, None]).float()
+        gradients = self._loss_gradient(self._logits(x), targets).flatten(1, 2) / len(labels)
+        torch.bmm(gradients, x, out=self._weight_gradients)
+        torch.sum(gradients, 2, keepdim=True, out=self._bias_gradients)
+        self._optimizer.step()
+
+    def predict(self, features: Tensor) -> Tensor:
+        """Return logits (S, R, N, K) of features (N, D), on the CPU."""
+        chunks = features.split(CHUNK)
+        return torch.cat(
+            [self.logits(x.to(self._device)).transpose(2, 3).cpu() for x in chunks], dim=2
+        )
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return each head's accuracy on features (N, D): (S, R) in [0, 1]; 0 for a diverged head."""
+        count = torch.zeros(self._shape[:2], device=self._device)
+        for x, y in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+            logits = self.logits(x.to(self._device))
+            correct = logits.argmax(2) == y.to(self._device)
+            count += (correct & logits.isfinite().all(2)).sum(2)
+        return count.cpu() / len(labels)
+
+
+def train_epoch(
+    heads: ParallelLinearHeads,
+    features: Tensor,
+    labels: Tensor,
+    recipe: LinearRecipe,
+    *,
+    seed: int,
+    epoch: int,
+) -> None:
+    """Train all heads for one epoch on features (N, D) and labels (N,), both on the heads' device."""
+    for rows, factor in epoch_steps(len(labels), recipe, seed=seed, epoch=epoch):
+        rows = rows.to(labels.device)
+        heads.step(features[rows], labels[rows], factor)
+
+
+def epoch_steps(
+    images: int, recipe: LinearRecipe, *, seed: int, epoch: int
+) -> Iterator[tuple[Tensor, float]]:
+    """Yield the rows of every batch of an epoch, and the factor of the peak rate for its step.
+
+    A last incomplete batch is dropped, unless it is the only one.
+    """
+    generator = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+    )
+    order = torch.randperm(images, generator=generator)
+    batch = min(recipe.batch_size, images)
+    steps = images // batch
+    for step in range(steps):
+        yield order[step * batch : (step + 1) * batch], lr_factor(epoch + step / steps, recipe)
+
+
+def lr_factor(epoch: float, recipe: LinearRecipe) -> float:
+    """Return the factor of the peak rate, in [0, 1], at an epoch: linear warm-up, then half a cosine to zero."""
+    if epoch < recipe.warmup_epochs:
+        return epoch / recipe.warmup_epochs
+    progress = (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,232 @@
+"""Recipes of the protocols on frozen features, each number with its source.
+
+LINEAR and its variants are linear probes, LOGISTIC is logistic regression, KNN is k-nearest-neighbour
+classification. Learning rates are for 256 images a step, as in MAE and BEiT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
+
+Pooling = Literal["mean", "cls", "cls+mean"]
+Norm = Literal["none", "layer", "batch", "layer+batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenRecipe(Recipe):
+    """The features of a frozen backbone, and the candidates among them.
+
+    Every combination of `blocks`, `pooling`, `norm` and the classifier's own settings is a candidate. The
+    candidate is chosen on training images alone.
+
+    Attributes:
+        img_size: (H, W) in pixels.
+        blocks: blocks after which tokens are pooled, counted from 1 (of a Swin: stages), -1 being the
+            last; None for all.
+        pooling: the mean of the patch tokens, the class token, or both concatenated; None for all that
+            the backbone has.
+        norm: norm of the pooled features: "layer" over an image's channels, "batch" over the training images
+            (BatchNorm without weights, with exact instead of running statistics), or one after the other.
+        test_crop_ratio: fraction of the shorter side that the centre crop covers.
+        forward_batch_size: images a forward pass; it does not change the result.
+        window_size: window size of a Swin; None for the checkpoint's.
+    """
+
+    img_size: tuple[int, int]
+    blocks: tuple[int, ...] | None = None
+    pooling: tuple[Pooling, ...] | None = None
+    norm: tuple[Norm, ...]
+    test_crop_ratio: float
+    forward_batch_size: int = 256
+    window_size: int | None = None
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "img_size", "forward_batch_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearRecipe(FrozenRecipe):
+    """A linear classifier trained by gradient steps: the linear probe; see `linear_probe.py`.
+
+    Attributes:
+        epochs, warmup_epochs: passes over the features; the rate follows a cosine, updated every step.
+        batch_size: images a step.
+        base_lr: candidates for the rate, for 256 images a step.
+        optimizer: "lars" is SGD with the rate of each weight scaled by the ratio of the weight's norm to
+            its gradient's norm (arXiv 1708.03888).
+        held_out: fraction of the training images on which the candidates are compared, in (0, 1).
+        crops: number of random crops of every training image, used in turn, one an epoch; 0 for the centre
+            crop alone. Candidates are always compared on centre crops.
+        crop_scale: range of the fraction of the image's area that a random crop covers.
+        hflip: probability that a random crop is flipped horizontally.
+    """
+
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    base_lr: tuple[float, ...]
+    optimizer: Literal["sgd", "lars", "adamw"]
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    held_out: float
+    crops: int = 0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    hflip: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "epochs", "batch_size", "base_lr")
+        check_warmup(self.warmup_epochs, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticRecipe(FrozenRecipe):
+    """Logistic regression by L-BFGS: `fewshot`, and `linear` on few images.
+
+    Attributes:
+        folds: folds of the cross-validation that compares the candidates; few-shot images are too few to
+            hold out a fixed part.
+        l2: candidates for the weight of the squared norm of the classifier's weights.
+    """
+
+    folds: int
+    l2: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnRecipe(FrozenRecipe):
+    """k-nearest-neighbour classification: `knn`.
+
+    Attributes:
+        k: candidates for the number of neighbours.
+        temperature: temperature of the votes.
+        choose_on: number of training images, sampled by the seed, on which the candidates are compared, each
+            image against all others.
+        leave_one_out: score the other training images in the same way, instead of val/; the scored images are
+            then the same for every seed.
+    """
+
+    k: tuple[int, ...]
+    temperature: float
+    choose_on: int = 5000
+    leave_one_out: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "k", "temperature", "choose_on")
+
+
+LINEAR = LinearRecipe(
+    name="linear",
+    source="ours: every block, pooling, norm and rate side by side; 90 epochs of SGD without weight decay as "
+    "in MAE: FINETUNE.md (Linear Probing), but on centre crops",
+    img_size=(224, 224),
+    norm=("none", "layer", "batch"),
+    epochs=90,
+    warmup_epochs=0,
+    batch_size=4096,
+    base_lr=(1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0),
+    optimizer="sgd",
+    held_out=0.1,
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+LINEAR_MAE = replace(
+    LINEAR,
+    name="linear_mae",
+    source="MAE: FINETUNE.md (Linear Probing), main_linprobe.py",
+    sources={
+        "test_crop_ratio": "MAE: main_linprobe.py (256 / 224)",
+        "norm": "MAE: models_vit.py (norm), main_linprobe.py (BatchNorm1d); the last LayerNorm's own weights "
+        "fall out under the BatchNorm",
+        "blocks": "MAE: models_vit.py",
+    },
+    published="top-1 67.8 for MAE's ViT-B after 1,600 epochs (MAE: FINETUNE.md)",
+    blocks=(-1,),
+    pooling=("cls",),
+    norm=("layer+batch",),
+    warmup_epochs=10,
+    batch_size=16384,
+    base_lr=(0.1,),
+    optimizer="lars",
+    crops=90,
+)
+LINEAR_SIMMIM = replace(
+    LINEAR_MAE,
+    name="linear_simmim",
+    source="block and pooling: github.com/microsoft/SimMIM/issues/14; SimMIM publishes nothing else of it, so "
+    "the rest is MAE's: FINETUNE.md (Linear Probing)",
+    sources={},
+    published="top-1 56.7 for SimMIM's ViT-B after 800 epochs (arXiv 2111.09886, table 6)",
+    blocks=(8,),
+    pooling=("mean",),
+    norm=("batch",),
+)
+LINEAR_BEIT = replace(
+    LINEAR,
+    name="linear_beit",
+    source="BEiT: run_linear_eval.py, on eight GPUs; there the best block is chosen on val/, here on held-out "
+    "training images",
+    published="top-1 56.7 for BEiT's ViT-B after 800 epochs (arXiv 2106.08254, appendix)",
+    pooling=("cls+mean",),
+    norm=("none",),
+    epochs=100,
+    batch_size=1024,
+    base_lr=(1e-3,),
+    optimizer="adamw",
+    weight_decay=1e-4,
+    crops=100,
+)
+LINEAR_POCKET = replace(
+    LINEAR,
+    name="linear_pocket",
+    source="ours: thousands of small pictures, a CPU, seconds",
+    img_size=(32, 32),
+    epochs=30,
+    batch_size=256,
+    held_out=0.2,
+    test_crop_ratio=1.0,
+    num_workers=0,
+)
+LINEAR_CIFAR = replace(
+    LINEAR_POCKET,
+    name="linear_cifar",
+    source="ours: tens of thousands of small photographs, a CPU, minutes",
+    epochs=90,
+    batch_size=1024,
+    held_out=0.1,
+)
+
+LOGISTIC = LogisticRecipe(
+    name="logistic",
+    source="ours: every block and pooling, compared by cross-validation, solved by L-BFGS",
+    img_size=(224, 224),
+    norm=("batch",),
+    folds=5,
+    l2=(1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+LOGISTIC_POCKET = replace(
+    LOGISTIC, name="logistic_pocket", img_size=(32, 32), test_crop_ratio=1.0, num_workers=0
+)
+
+KNN = KnnRecipe(
+    name="knn",
+    source="ours: every block, pooling and norm; temperature and votes of DINO, arXiv 2104.14294, section 4.1, and "
+    "its eval_knn.py",
+    sources={"k": "DINO: eval_knn.py (10, 20, 100, 200)"},
+    img_size=(224, 224),
+    norm=("none", "batch"),
+    k=(10, 20, 100),
+    temperature=0.07,
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+KNN_POCKET = replace(KNN, name="knn_pocket", img_size=(32, 32), test_crop_ratio=1.0, num_workers=0)

@@ -1,0 +1,334 @@
+"""Run transfers: from a request to finished runs, with one seed or several, and a baseline's runs.
+
+A `TransferRequest` is a task with its options, for any checkpoint. `resolve_transfer` reads the checkpoint and
+resolves the recipe: a `ResolvedTransfer`. `plan_transfer` adds seeds and run directories: a `TransferPlan`, whose
+seeds `run_plan` runs one by one. The task's runner receives a `RunContext` and a `TransferJob`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.display import Display
+from simmim_bench.distributed import DistContext, best_device
+from simmim_bench.errors import UsageError
+from simmim_bench.recipe import Recipe, deviations, find_recipe, override
+from simmim_bench.results.record import Record, read_record
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.options import RunOptions
+from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
+from simmim_bench.runs.status import RunStatus, run_status
+from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
+from transfer.job import TransferJob
+from transfer.recipes import RECIPES, check_recipe_type, default_recipe
+from transfer.tasks import load_function, runner_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferRequest:
+    """A task with its options, for any checkpoint.
+
+    Attributes:
+        task: key of `simmim_bench.tasks.TASKS`.
+        options: the options that every run has.
+        task_options: options of the task by parameter name; None, and a flag that is off, count as
+            not given.
+
+    Raises:
+        UsageError: an option that the task does not take.
+    """
+
+    task: str
+    options: RunOptions
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        allowed = TASKS[self.task].options
+        given = given_options(self.task_options)
+        for name in given:
+            if name not in allowed:
+                raise UsageError(
+                    f"{OPTIONS[name].flag} is only for {', '.join(tasks_with(name))}, not for {self.task}; "
+                    "remove it."
+                )
+        defaults = {name: OPTIONS[name].default for name in allowed if OPTIONS[name].default}
+        object.__setattr__(self, "task_options", {**defaults, **given})
+
+    @property
+    def record_name(self) -> str:
+        """The task as records name it, such as `fewshot-1%`."""
+        return record_name(self.task, self.task_options)
+
+    @property
+    def folder(self) -> str:
+        """The record's name as the name of a folder."""
+        return self.record_name.replace("%", "pct")
+
+    def with_option(self, name: str, value: Any) -> TransferRequest:
+        """Return the request with another value of a task option."""
+        return replace(self, task_options={**self.task_options, name: value})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTransfer:
+    """A transfer with its checkpoint read and its recipe resolved; only seed and run directory remain to be chosen.
+
+    Attributes:
+        deviates: every difference from the named recipe.
+        arguments: what else determines the result, besides recipe and seed; kept in `recipe.json`.
+    """
+
+    request: TransferRequest
+    checkpoint: Checkpoint
+    recipe: Recipe
+    deviates: dict[str, Any]
+    arguments: dict[str, Any]
+
+    def run_description(self, seed: int) -> dict[str, Any]:
+        """Return what `recipe.json` says of the run of a seed."""
+        return describe_run(self.recipe, self.deviates, {**self.arguments, "seed": seed})
+
+
+def resolve_transfer(
+    request: TransferRequest, ckpt: str, checkpoint: Checkpoint | None = None
+) -> ResolvedTransfer:
+    """Read the checkpoint and resolve the recipe.
+
+    Args:
+        checkpoint: the checkpoint that CKPT names, where it has been read already.
+
+    Raises:
+        UsageError: an unknown recipe, a recipe of another task, or an override that it does not take.
+        DataError: a checkpoint that cannot be read.
+    """
+    options, task = request.options, request.task
+    found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
+    checkpoint = checkpoint or read_checkpoint(ckpt)
+    named = found or default_recipe(task, checkpoint.spec)
+    recipe = override(named, options.overrides)
+    check_recipe_type(task, recipe)
+    arguments: dict[str, Any] = {
+        "task": task,
+        "ckpt": ckpt,
+        "sha256": checkpoint.sha256,
+        "data": str(options.data),
+    }
+    for name, value in request.task_options.items():
+        if OPTIONS[name].affects_result:
+            arguments[name] = str(value)
+    return ResolvedTransfer(
+        request=request,
+        checkpoint=checkpoint,
+        recipe=recipe,
+        deviates=deviations(recipe, named),
+        arguments=arguments,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferPlan:
+    """The runs of one checkpoint: a run directory for each seed."""
+
+    transfer: ResolvedTransfer
+    ckpt: str
+    seeds: Sequence[int]
+    run_dirs: Sequence[Path]
+
+
+def plan_transfer(
+    request: TransferRequest,
+    ckpt: str,
+    seeds: Sequence[int],
+    root: Path = Path("runs"),
+    *,
+    checkpoint: Checkpoint | None = None,
+) -> TransferPlan:
+    """Choose the run directories and the folder of the frozen features.
+
+    With --out, one seed runs in it and several run below it, and the features are kept next to it. Without
+    --out, both are below `root/CKPT`.
+
+    Args:
+        root: the folder that holds a folder per checkpoint.
+        checkpoint: the checkpoint that CKPT names, where it has been read already.
+
+    Raises:
+        UsageError: the folder of the runs is itself a run, or see `resolve_transfer`.
+        DataError: see `resolve_transfer`.
+    """
+    out = request.options.out
+    # runs/vit_b is transferred below runs/vit_b's own name, not below runs/runs-vit_b.
+    parent = root / slug(ckpt).removeprefix("runs-") if out is None else out.parent
+    if "features" in TASKS[request.task].options and "features" not in request.task_options:
+        request = request.with_option("features", parent / "features")
+    if out is not None and len(seeds) == 1:
+        run_dirs = [out]
+    else:
+        folder = out or parent / request.folder
+        if (folder / "recipe.json").is_file():
+            raise UsageError(
+                f"{folder} is itself a run and cannot hold the runs of several seeds; choose another --out."
+            )
+        run_dirs = [folder / f"seed{seed}" for seed in seeds]
+    transfer = resolve_transfer(request, ckpt, checkpoint)
+    return TransferPlan(transfer=transfer, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
+
+
+def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -> TransferPlan:
+    """Plan the baseline's runs for a checkpoint's plan: same task, recipe, data and seeds.
+
+    Without --out they lie where a transfer of the baseline itself would, so that several checkpoints share
+    them; with --out they lie next to it.
+
+    Args:
+        request: the request that `plan` was made from; without the defaults that planning adds.
+        baseline: a CKPT, or "random" for random weights of the checkpoint's architecture.
+
+    Raises:
+        UsageError: the task has no top-1 accuracy to compare, or see `plan_transfer`.
+        DataError: see `plan_transfer`.
+    """
+    if not TASKS[request.task].supports_paired_comparison:
+        raise UsageError(
+            f"--baseline needs top-1 predictions, and {request.task} has none; transfer random:ARCH as well and "
+            "compare both rows of the leaderboard."
+        )
+    spec, options = plan.transfer.checkpoint.spec, request.options
+    other = f"random:{spec.arch}" if baseline == "random" else baseline
+    out = options.out
+    options = replace(
+        options,
+        recipe=options.recipe or default_recipe(request.task, spec).name,
+        out=None if out is None else out.with_name(f"{out.name}-from-{slug(other)}"),
+        resume=True,
+        overwrite=False,
+    )
+    return plan_transfer(replace(request, options=options), other, plan.seeds)
+
+
+def slug(ckpt: str) -> str:
+    """Convert a CKPT to a folder's name."""
+    return ckpt.strip("/").replace(":", "-").replace("/", "-")
+
+
+def check_run_dirs(plan: TransferPlan) -> None:
+    """Check, before any work starts, that every planned run can use its directory.
+
+    Raises:
+        UsageError: a directory that holds something else, or a run that was started differently.
+        DataError: the description of an earlier run cannot be read.
+    """
+    options = plan.transfer.request.options
+    for run_dir, seed in zip(plan.run_dirs, plan.seeds, strict=True):
+        check_run_dir(
+            run_dir,
+            plan.transfer.run_description(seed),
+            resume=options.resume,
+            overwrite=options.overwrite,
+        )
+
+
+def is_recorded(run_dir: Path) -> bool:
+    """Return whether a run has ended with a record.
+
+    Raises:
+        DataError: the record is damaged.
+    """
+    path = run_dir / "record.json"
+    if not path.is_file():
+        return False
+    read_record(path)
+    return True
+
+
+def transfer_status(transfer: ResolvedTransfer, run_dir: Path, seed: int) -> tuple[RunStatus, str]:
+    """Return the status of a seed's run directory, and why it is blocked where it is."""
+    return run_status(run_dir, transfer.run_description(seed), is_finished=is_recorded)
+
+
+def run_transfer(
+    transfer: ResolvedTransfer,
+    run_dir: Path,
+    *,
+    seed: int,
+    display: Display,
+    dist: DistContext | None = None,
+) -> Record | None:
+    """Run a transfer in a directory; with `resume`, a finished run is left as it is.
+
+    Returns:
+        The record, on rank 0.
+
+    Raises:
+        MissingFrameworkError: Detectron2 or MMSegmentation is not installed.
+        DataError: images, annotations or weights that cannot be used.
+        DivergedError: the loss is not finite.
+    """
+    options = transfer.request.options
+    with open_run(
+        run_dir,
+        recipe=transfer.recipe,
+        deviates=transfer.deviates,
+        arguments={**transfer.arguments, "seed": seed},
+        display=display,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        dist=dist,
+    ) as run:
+        if options.resume and (run_dir / "record.json").is_file():
+            run.log(f"{run_dir} is finished")
+            return read_record(run_dir / "record.json")
+        context = RunContext(
+            run=run,
+            seed=seed,
+            resume=options.resume,
+            dist=dist or DistContext(device=best_device()),
+        )
+        job = TransferJob(
+            task=transfer.request.task,
+            checkpoint=transfer.checkpoint,
+            data=options.data,
+            recipe=transfer.recipe,
+            deviates=transfer.deviates,
+            options=transfer.request.task_options,
+        )
+        record: Record | None = load_function(runner_of(transfer.recipe).run)(context, job)
+        return record
+
+
+def run_plan(
+    plan: TransferPlan, *, display: Display, dist: DistContext | None = None
+) -> list[Record]:
+    """Run a transfer with every seed, each in its run directory.
+
+    Returns:
+        The records, on rank 0.
+    """
+    records = []
+    description = f"{plan.transfer.request.folder}, seeds"
+    with display.task(description, len(plan.seeds)) as task:
+        for run_dir, seed in zip(plan.run_dirs, plan.seeds, strict=True):
+            records.append(
+                run_transfer(plan.transfer, run_dir, seed=seed, display=display, dist=dist)
+            )
+            task.advance()
+    return [record for record in records if record is not None]
+
+
+def summarise_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Compute the mean and sample standard deviation, in percent, of every metric that all records have."""
+    return {
+        metric: {
+            "mean": statistics.fmean(values),
+            "std": statistics.stdev(values),
+        }
+        for metric in records[0].metrics
+        if all(metric in record.metrics for record in records)
+        for values in ([record.metrics[metric] for record in records],)
+    }

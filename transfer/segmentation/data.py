@@ -1,0 +1,197 @@
+"""Load a segmentation data set through MMSegmentation: transforms, data set, loaders.
+
+The transforms are MMSegmentation's, except those that read files, whose errors name the file and the remedy. Imports
+MMSegmentation at the top: import this module after `run.require_mmseg` has passed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform, TestTimeAug
+from mmengine.dataset import pseudo_collate
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
+from mmseg.datasets.transforms import (
+    PackSegInputs,
+    PhotoMetricDistortion,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+)
+from torch.utils.data import DataLoader, Dataset
+
+from simmim_bench.data.decode import read_image
+from simmim_bench.distributed import DistContext, per_process_batch
+from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
+from transfer.segmentation.recipes import Ade20kRecipe
+
+IGNORED = 255  # MMSegmentation's label for pixels without a class
+ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
+
+
+class LoadImage(BaseTransform):
+    """Read the image at `img_path` as (H, W, 3), BGR, as MMSegmentation's transforms expect."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `img`, `img_shape` and `ori_shape`."""
+        rgb = np.asarray(read_image(results["img_path"]))
+        results["img"] = np.ascontiguousarray(rgb[..., ::-1])
+        results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
+        return results
+
+
+class LoadLabels(BaseTransform):
+    """Read the label map at `seg_map_path`; label 1 becomes class 0, label 0 is ignored."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add `gt_seg_map` (H, W)."""
+        labels = read_labels(results["seg_map_path"], self.classes, results["ori_shape"])
+        results["gt_seg_map"] = labels - np.uint8(1)  # 0 wraps round to 255, which is ignored
+        results["seg_fields"].append("gt_seg_map")
+        return results
+
+
+class CoverResize(BaseTransform):
+    """Resize so that the image covers `img_size` (H, W), times a random factor of `scale_range`."""
+
+    def __init__(self, img_size: tuple[int, int], scale_range: tuple[float, float]) -> None:
+        self.img_size, self.scale_range = img_size, scale_range
+        self.resize = Resize(scale=(1, 1))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize `img` and, if loaded, `gt_seg_map`."""
+        height, width = results["img_shape"]
+        factor = max(self.img_size[0] / height, self.img_size[1] / width)
+        factor *= np.random.uniform(*self.scale_range)
+        self.resize.scale = (max(1, round(width * factor)), max(1, round(height * factor)))
+        resized: dict[str, Any] = self.resize(results)
+        return resized
+
+
+class PairDataset(BaseSegDataset):
+    """A split as an MMSegmentation data set."""
+
+    def __init__(
+        self, split: SegmentationSplit, names: Sequence[str], pipeline: list[BaseTransform]
+    ) -> None:
+        self.split = split
+        metainfo: dict[str, Any] = {"classes": tuple(names)}
+        if tuple(names) == ADE20K_CLASSES:
+            metainfo["palette"] = ADE20KDataset.METAINFO["palette"]
+        super().__init__(
+            metainfo=metainfo, data_prefix={}, pipeline=pipeline, reduce_zero_label=True
+        )
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return the input of the transforms, one dict per image."""
+        pairs = zip(self.split.images, self.split.masks, strict=True)
+        return [
+            {"img_path": image, "seg_map_path": mask, "reduce_zero_label": True, "seg_fields": []}
+            for image, mask in pairs
+        ]
+
+
+class TrainingSamples(Dataset[dict[str, Any]]):
+    """The endless shuffled training set: sample number n depends on (seed, n) alone.
+
+    Neither the number of worker processes nor resuming changes the samples. mmengine's own loop would load
+    all earlier batches again to resume at an iteration.
+    """
+
+    def __init__(self, dataset: PairDataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.metainfo = dataset.metainfo  # read by mmengine's loop
+        self._epoch, self._order = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, offset = divmod(number, len(self.dataset))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, 0, epoch]).permutation(
+                len(self.dataset)
+            )
+        # The transforms sample from the global generators of numpy and of Python.
+        state = int(np.random.SeedSequence([self.seed, 1, number]).generate_state(1)[0])
+        np.random.seed(state)
+        random.seed(state)
+        item: dict[str, Any] = self.dataset[int(self._order[offset])]
+        return item
+
+
+def build_loaders(
+    recipe: Ade20kRecipe,
+    training: SegmentationSplit,
+    validation: SegmentationSplit,
+    names: Sequence[str],
+    *,
+    seed: int,
+    first_iteration: int,
+    dist: DistContext | None = None,
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Build the loaders of one process.
+
+    Args:
+        names: class names; class i is label i + 1 of the label maps.
+        first_iteration: iterations that are already done.
+        dist: the processes of the run, a single one by default. Each loads its slice of every training
+            batch; process r of n loads validation images r, r + n, ...
+
+    Returns:
+        The loader of the training batches from `first_iteration` to the recipe's last, and the loader of the
+        validation images, one by one.
+    """
+    dist = dist or DistContext()
+    images = per_process_batch(recipe.batch_size, dist.size)
+    numbers = [
+        iteration * recipe.batch_size + dist.rank * images + i
+        for iteration in range(first_iteration, recipe.max_iters)
+        for i in range(images)
+    ]
+    common: dict[str, Any] = {"num_workers": recipe.num_workers, "collate_fn": pseudo_collate}
+    train_loader: DataLoader[Any] = DataLoader(
+        TrainingSamples(PairDataset(training, names, train_pipeline(recipe, len(names))), seed),
+        batch_size=images,
+        sampler=numbers,
+        **common,
+    )
+    val_loader: DataLoader[Any] = DataLoader(
+        PairDataset(validation, names, eval_pipeline(recipe, len(names))),
+        batch_size=1,
+        sampler=range(dist.rank, len(validation), dist.size),
+        **common,
+    )
+    return train_loader, val_loader
+
+
+def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+    """Return the training transforms: random scale, crop, flip and, if the recipe has it, colour."""
+    colour = [PhotoMetricDistortion()] if recipe.photometric else []
+    return [
+        LoadImage(),
+        LoadLabels(classes),
+        CoverResize(recipe.img_size, recipe.scale_range),
+        RandomCrop(recipe.img_size, cat_max_ratio=0.75),
+        RandomFlip(prob=0.5),
+        *colour,
+        PackSegInputs(),
+    ]
+
+
+def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+    """Return the test transforms, one view of the image or all views of test-time augmentation.
+
+    The label map is loaded after resizing, because scores are computed at the original size.
+    """
+    ending = [LoadLabels(classes), PackSegInputs()]
+    scale = recipe.test_scales[0]
+    if recipe.views == 1:
+        return [LoadImage(), CoverResize(recipe.img_size, (scale, scale)), *ending]
+    sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
+    flips = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
+    return [LoadImage(), TestTimeAug([sizes, flips, *([step] for step in ending)])]

@@ -1,0 +1,229 @@
+"""Train a segmentor and predict the validation split through mmengine's Runner.
+
+Imports MMSegmentation at the top: import this module after `run.require_mmseg` has passed.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.model import MMDistributedDataParallel
+from mmengine.runner import Runner
+from mmseg.models import EncoderDecoder, SegTTAModel
+from torch import nn
+from torch.utils.data import DataLoader
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import read_training_state
+from simmim_bench.distributed import DistContext
+from simmim_bench.runs.context import RunContext
+from simmim_bench.training.optim import parameter_groups
+from simmim_bench.training.stopping import stop_on_signals
+from transfer.segmentation.ade20k_layout import SegmentationData
+from transfer.segmentation.data import build_loaders
+from transfer.segmentation.hooks import AutocastOptimWrapper, SegmentorHook
+from transfer.segmentation.metric import ConfusionMetric
+from transfer.segmentation.model import build_segmentor, unwrap
+from transfer.segmentation.recipes import Ade20kRecipe
+
+WORK_DIR_PREFIX = ".mmengine-"  # of mmengine's files within the run directory
+DEFAULT_HOOKS = ("timer", "logger", "param_scheduler", "checkpoint", "sampler_seed")
+
+
+def train_and_predict(
+    context: RunContext,
+    checkpoint: Checkpoint,
+    recipe: Ade20kRecipe,
+    data: SegmentationData,
+    label_maps: Path | None = None,
+) -> ConfusionMetric:
+    """Train, or continue training, then predict the validation split.
+
+    Args:
+        label_maps: folder to write every predicted map into, as PNGs with the data's labels; None to write
+            none.
+
+    Returns:
+        The metric with its matrices and first predictions, of all images on rank 0; its `dataset_meta` has
+        the palette.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; the iteration is saved.
+        DataError: a file cannot be used, or a checkpoint cannot be resumed.
+    """
+    dist, names = context.dist, data.class_names
+    saved = _read_saved(context)
+    synced = dist.size > 1 and dist.device.type == "cuda"
+    model = build_segmentor(checkpoint, recipe, len(names), context.seed, synced=synced)
+    optimizer = _build_optimizer(model, recipe)
+    loaders = build_loaders(
+        recipe,
+        data.training,
+        data.validation,
+        names,
+        seed=context.seed,
+        first_iteration=0 if saved is None else saved["iterations"],
+        dist=dist,
+    )
+    _log_start(context, checkpoint, recipe, data, model)
+    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+        metric = ConfusionMetric(data.validation.folder, label_maps)
+        hook = SegmentorHook(
+            context=context, recipe=recipe, checkpoint=checkpoint, saved=saved, stop=stop
+        )
+        runner = _build_runner(
+            wrap_model(model, dist), optimizer, loaders, metric, hook, work_dir=work_dir
+        )
+        try:
+            _train(runner, hook)
+            dist.broadcast_buffers(runner.model)
+            _predict(runner, hook)
+            metric.gather(dist, len(data.validation))
+        finally:
+            _close_log_files(runner)
+    return metric
+
+
+def _read_saved(context: RunContext) -> dict[str, Any] | None:
+    """Read the training state of an earlier start of this run; None for a new run."""
+    run = context.run
+    if not (context.resume and run.last_checkpoint.is_dir()):
+        return None
+    saved = read_training_state(run.last_checkpoint)
+    run.log(f"ade20k: resumed iteration={saved['iterations']:,}")
+    run.rewind(saved["iterations"] + 1)
+    return saved
+
+
+def _build_optimizer(model: EncoderDecoder, recipe: Ade20kRecipe) -> torch.optim.AdamW:
+    groups = parameter_groups(
+        model,
+        model.backbone.backbone,
+        lr=recipe.base_lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+    )
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def _log_start(
+    context: RunContext,
+    checkpoint: Checkpoint,
+    recipe: Ade20kRecipe,
+    data: SegmentationData,
+    model: EncoderDecoder,
+) -> None:
+    log = context.run.log
+    if checkpoint.state is not None:
+        log(f"ade20k: weights {model.backbone.backbone.load_report}")
+    log(
+        f"ade20k: training head={recipe.head} arch={checkpoint.spec.arch} "
+        f"parameters={sum(p.numel() for p in model.parameters()) / 1e6:.1f}M images={len(data.training):,} "
+        f"classes={len(data.class_names)} iterations={recipe.max_iters:,} batch_size={recipe.batch_size} "
+        f"base_lr={recipe.base_lr:.3g}"
+    )
+
+
+@contextmanager
+def _work_dir(context: RunContext) -> Iterator[Path]:
+    """Create a temporary folder for mmengine's files; remove those of killed processes."""
+    run, dist = context.run, context.dist
+    if dist.is_main:
+        for leftover in run.path.glob(f"{WORK_DIR_PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    dist.barrier()
+    with tempfile.TemporaryDirectory(dir=run.path, prefix=WORK_DIR_PREFIX) as folder:
+        yield Path(folder)
+
+
+class QuietRunner(Runner):
+    """A Runner that does not log the environment: doing so calls a compiler and needs distutils."""
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        pass
+
+
+def wrap_model(model: EncoderDecoder, dist: DistContext) -> nn.Module:
+    """Wrap a model for the training by all processes, with mmengine's wrapper, which has its own train step."""
+    model = model.to(dist.device)
+    if dist.size == 1:
+        return model
+    devices = [dist.device.index] if dist.device.type == "cuda" else None
+    return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)
+
+
+def _build_runner(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loaders: tuple[DataLoader[Any], DataLoader[Any]],
+    metric: ConfusionMetric,
+    hook: SegmentorHook,
+    *,
+    work_dir: Path,
+) -> QuietRunner:
+    """Build a Runner without default hooks.
+
+    Args:
+        loaders: for training and for validation.
+        work_dir: folder for mmengine's files.
+    """
+    recipe = hook.recipe
+    train_loader, val_loader = loaders
+    return QuietRunner(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=train_loader,
+        train_cfg={
+            "type": "IterBasedTrainLoop",
+            "max_iters": recipe.max_iters - hook.first_iter,
+        },
+        optim_wrapper=AutocastOptimWrapper(optimizer, recipe),
+        test_dataloader=val_loader,
+        test_cfg={},
+        test_evaluator=Evaluator(metric),
+        default_hooks=dict.fromkeys(DEFAULT_HOOKS),  # None switches a hook off
+        custom_hooks=[hook],
+        randomness={"seed": hook.context.seed},
+        log_level="ERROR",
+        default_scope="mmseg",
+        # By default the time in seconds; runs of the same second would share their loggers.
+        experiment_name=work_dir.name,
+    )
+
+
+def _train(runner: Runner, hook: SegmentorHook) -> None:
+    remaining = hook.recipe.max_iters - hook.first_iter
+    if remaining <= 0:
+        hook.before_train(runner)  # loads the saved weights
+        return
+    with hook.context.display.task("ade20k", remaining) as hook.task:
+        runner.train()
+
+
+def _predict(runner: Runner, hook: SegmentorHook) -> None:
+    if hook.recipe.views > 1:
+        warnings.filterwarnings("ignore", message="The shape of value will convert")
+        runner.model = SegTTAModel(module=unwrap(runner.model))
+    images = len(runner.test_dataloader)
+    with hook.context.display.task("ade20k: predict", images) as hook.task:
+        runner.test()
+    if hook.context.dist.size > 1:
+        hook.stop_predicting()
+
+
+def _close_log_files(runner: Runner) -> None:
+    """Close the log files of a Runner: mmengine writes to those of the last logger, also for later models."""
+    for handler in list(runner.logger.handlers):
+        if isinstance(handler, logging.FileHandler):
+            runner.logger.removeHandler(handler)
+            handler.close()

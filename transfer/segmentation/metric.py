@@ -1,0 +1,93 @@
+"""Compute one confusion matrix per validation image within MMSegmentation's evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from PIL import Image
+
+from simmim_bench.distributed import DistContext
+from simmim_bench.files import replacing
+from transfer.segmentation.data import IGNORED
+
+SHOWN = 8  # images whose predictions are kept for the figure
+
+
+class ConfusionMetric(BaseMetric):
+    """Collects a confusion matrix (K, K) per image, rows the ground truth, and the first predictions (H, W).
+
+    Args:
+        images: folder of the split's images.
+        label_maps: folder to write every predicted map into, as a PNG; None to write none.
+    """
+
+    default_prefix = "ade20k"
+
+    def __init__(self, images: Path, label_maps: Path | None = None) -> None:
+        super().__init__()
+        self.images, self.label_maps = images, label_maps
+        self.confusions: list[np.ndarray] = []
+        self.shown: list[np.ndarray] = []
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Add a batch; the Runner calls this in the order of the images."""
+        classes = len(self.dataset_meta["classes"])
+        for sample in data_samples:
+            truth = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()
+            predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
+            self.confusions.append(confusion_matrix(truth, predicted, classes))
+            if len(self.shown) < SHOWN:
+                self.shown.append(predicted)
+            if self.label_maps is not None:
+                # In the same subfolders as the images, because names may repeat between subfolders.
+                image = Path(sample["img_path"]).relative_to(self.images)
+                write_label_map(self.label_maps / image.with_suffix(".png"), predicted)
+            self.results.append(len(self.confusions))  # mmengine warns of a metric without results
+
+    def evaluate(self, size: int) -> dict[str, float]:
+        """Return no score: scores are computed from the stored matrices."""
+        self.results.clear()
+        return {}
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Return no score, as `evaluate` does."""
+        return {}
+
+    def gather(self, dist: DistContext, images: int) -> None:
+        """Collect the matrices and predictions of all processes on rank 0, in the images' order.
+
+        Args:
+            images: number of images of the split.
+        """
+        by_rank = dist.gather((self.confusions, self.shown))
+        if dist.is_main:
+            confusions, shown = zip(*by_rank, strict=True)
+            self.confusions = interleave(confusions, images)
+            self.shown = interleave(shown, min(images, SHOWN))
+
+
+def interleave(by_rank: Sequence[Sequence[np.ndarray]], count: int) -> list[np.ndarray]:
+    """Return the first `count` results of all processes; process r of n has results r, r + n, ..."""
+    return [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(count)]
+
+
+def write_label_map(path: Path, predicted: np.ndarray) -> None:
+    """Write a map (H, W) of classes as a PNG with the data's labels: class 0 is label 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray((predicted + 1).astype(np.uint8)).save(temporary, format="PNG")
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count the pixels of two maps (H, W) by (true, predicted) class; ignored pixels are left out.
+
+    Returns:
+        Counts (classes, classes).
+    """
+    kept = truth != IGNORED
+    pairs = truth[kept].astype(np.int64) * classes + predicted[kept]
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -1,0 +1,162 @@
+"""ADE20K transfer: fine-tune UPerNet, or a linear head, on a checkpoint through MMSegmentation, and score it.
+
+Writes the confusion matrix of every validation image at its original size, a record whose mIoU is computed from them,
+IoU by class, and `predictions.png`. The model is UPerNet (arXiv 1807.10221) as BEiT, MAE and Swin use it. This module
+can be imported without MMSegmentation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simmim_bench.distributed import DistContext, per_process_batch
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
+from simmim_bench.files import write_json
+from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.results.metrics import iou_by_class, write_confusion
+from simmim_bench.results.record import Record, write_record
+from simmim_bench.runs.context import RunContext
+from transfer.job import TransferJob
+from transfer.segmentation.ade20k_layout import SegmentationData, read_data
+from transfer.segmentation.figure import write_figure
+from transfer.segmentation.recipes import Ade20kRecipe
+
+if TYPE_CHECKING:
+    from transfer.segmentation.metric import ConfusionMetric
+
+
+def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | None:
+    """Fine-tune the recipe's model, predict the validation split and write the record.
+
+    Args:
+        job: its option `label_maps` is whether the predicted label maps are written as PNGs into
+            `predictions/label_maps/`.
+
+    Returns:
+        The record on rank 0, None on the other processes.
+
+    Raises:
+        MissingFrameworkError: MMSegmentation, mmengine or mmcv is not installed.
+        UsageError: the batch size or an image size is too small for the model.
+        DataError: a file of the data cannot be used.
+        DivergedError: the loss is not finite.
+        InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; the iteration is saved.
+    """
+    check_sizes(job.recipe, job.checkpoint.spec, context.dist)
+    require_mmseg()
+    from transfer.segmentation.data import ADE20K_CLASSES
+    from transfer.segmentation.loop import train_and_predict
+
+    data = read_data(job.data, default_names=ADE20K_CLASSES)
+    folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
+    try:
+        metric = train_and_predict(context, job.checkpoint, job.recipe, data, folder)
+    except DataError as error:
+        raise DataError(message_of(error)) from error
+    return _finish(context, job, data, metric) if context.dist.is_main else None
+
+
+def require_mmseg() -> None:
+    """Check that MMSegmentation can be imported, without its greeting on stdout and its warnings.
+
+    Raises:
+        MissingFrameworkError: MMSegmentation, or a library that it needs, is not installed.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of compiled operators of mmcv, which are not needed
+            import transfer.segmentation.loop  # noqa: F401
+    except ImportError as error:
+        raise MissingFrameworkError(
+            f"ade20k needs MMSegmentation, which cannot be imported ({error}); "
+            "install it with: pip install 'simmim-bench[seg]'"
+        ) from error
+
+
+def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> None:
+    """Check that the model can be trained with the recipe's batch size and image sizes.
+
+    Raises:
+        UsageError: a size is not allowed.
+    """
+    per_process_batch(recipe.batch_size, dist.size)
+    # On GPUs, batches are normalised over all processes; see `build_segmentor`.
+    min_batch = 2 if dist.device.type == "cuda" else 2 * dist.size
+    if recipe.head == "upernet" and recipe.batch_size < min_batch:
+        raise UsageError(
+            f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
+            f"images needs {min_batch} images or more."
+        )
+    pyramid = spec.family == "vit" and recipe.head == "upernet"
+    min_side = 4 * spec.patch_size if pyramid else spec.patch_size
+    if min(recipe.img_size) < min_side:
+        raise UsageError(
+            f"img_size {recipe.img_size} is below {min_side} pixels, which the feature pyramid of "
+            f"{spec.arch} needs; use {min_side} or more."
+        )
+    smallest = min(recipe.test_scales)
+    if min(recipe.img_size) * smallest < min_side:
+        raise UsageError(
+            f"test_scales {smallest:g} of img_size {recipe.img_size} is below {min_side} pixels, which the feature "
+            f"pyramid of {spec.arch} needs; use {min_side / min(recipe.img_size):.3g} or more."
+        )
+
+
+def message_of(error: DataError) -> str:
+    """Return an error's own line, without the traceback that a DataLoader adds to a worker's error."""
+    return str(error).strip().rpartition("DataError: ")[2].splitlines()[0]
+
+
+def _finish(
+    context: RunContext,
+    job: TransferJob[Ade20kRecipe],
+    data: SegmentationData,
+    metric: ConfusionMetric,
+) -> Record:
+    """Write predictions, IoU by class, figure and record.
+
+    Raises:
+        DataError: no pixel of the validation split has a label.
+    """
+    from mmseg import __version__ as mmseg_version
+
+    total = np.sum(metric.confusions, axis=0)
+    if not total.sum():
+        raise DataError(
+            f"the annotations of {job.data}/annotations/validation contain only label 0, which is "
+            "ignored; label some pixels 1 or above."
+        )
+    run, recipe, names = context.run, job.recipe, data.class_names
+    predictions = run.predictions / "confusion.npz"
+    write_confusion(predictions, metric.confusions, names)
+    write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
+    palette = np.array(metric.dataset_meta["palette"])
+    write_figure(run.path / "predictions.png", data.validation, metric.shown, palette)
+    return write_record(
+        run,
+        task="ade20k",
+        checkpoint=job.checkpoint,
+        recipe=recipe,
+        deviates=job.deviates,
+        seed=context.seed,
+        data={
+            "root": str(job.data),
+            "fingerprint": data.validation.fingerprint(),
+            "train_fingerprint": data.training.fingerprint(),
+        },
+        predictions=predictions,
+        evaluated=len(metric.confusions),
+        expected=len(data.validation),
+        images_seen=recipe.max_iters * recipe.batch_size + len(data.validation) * recipe.views,
+        dist=context.dist,
+        details={
+            "classes": len(names),
+            "training_images": len(data.training),
+            "mmsegmentation": mmseg_version,
+        },
+    )

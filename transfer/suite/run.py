@@ -1,0 +1,94 @@
+"""Run the steps of a suite, and build the leaderboard of all records in its folder.
+
+Completed steps are skipped and interrupted ones are resumed, so that the same command finishes a suite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simmim_bench.display import Display
+from simmim_bench.jobs.options import JobOptions
+from simmim_bench.jobs.runner import StepResult, run_steps
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.write import write_leaderboard
+from transfer.suite.options import SuiteOptions
+from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
+
+
+def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
+    """Return the plain form of a step's result."""
+    step = result.step
+    return {
+        "ckpt": step.ckpt,
+        "task": step.name,
+        "state": result.state,
+        "exit_code": result.code,
+        "error": result.error or None,
+        "seconds": round(result.seconds, 1),
+        "log": str(step.log),
+        "command": step.command(),
+    }
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """The results of a suite's steps, and its leaderboard; None where no step is done."""
+
+    results: tuple[StepResult[SuiteStep], ...]
+    board: Board | None
+    leaderboard: Path
+
+    @property
+    def failed(self) -> list[StepResult[SuiteStep]]:
+        """The failed steps, in the plan's order."""
+        return [result for result in self.results if result.state == "failed"]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the first failed step; 0 where all steps are done."""
+        return next((result.code for result in self.failed), 0)
+
+
+def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[PlannedStep]:
+    """List the steps of a suite with their status and expected cost; write nothing.
+
+    Raises:
+        UsageError: see `list_steps`.
+        DataError: see `list_steps`.
+    """
+    device: str | None = None
+    if job_options.slurm is None:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return plan_steps(list_steps(options), options.out, device)
+
+
+def run_suite(
+    planned: Sequence[PlannedStep],
+    job_options: JobOptions,
+    out: Path,
+    leaderboard: Path,
+    display: Display,
+) -> SuiteResult:
+    """Run the steps that are left, and build the leaderboard of all records below `out`.
+
+    Raises:
+        UsageError: a blocked step, or more devices than the machine has.
+        MissingFrameworkError: submitit is not installed.
+        InterruptedRun: a signal came; the running steps were asked to save.
+    """
+    check_obstacles(planned)
+    results = tuple(
+        run_steps([one.step for one in planned], job_options, out, display, what="suite")
+    )
+    board = None
+    if any(result.state == "done" for result in results):
+        board = find_records([out]).board()
+        write_leaderboard(board, leaderboard)
+    return SuiteResult(results, board, leaderboard)

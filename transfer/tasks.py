@@ -1,0 +1,157 @@
+"""Map each task of `simmim_bench.tasks` to its recipes, runner, cost estimator and data check.
+
+To add a task, add its recipes to `TASK_RECIPES`; a new type of recipe also needs an entry in `RUNNERS`, and a
+new data layout one in `EXAMINERS`. Functions are named as `module:function` and imported when they are called,
+so that Detectron2 and MMSegmentation are imported only by the tasks that need them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from simmim_bench.recipe import Recipe
+from simmim_bench.tasks import TASKS, Task
+from transfer.detection.recipes import CocoRecipe
+from transfer.finetune.recipes import FinetuneRecipe
+from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
+from transfer.segmentation.recipes import Ade20kRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRunner:
+    """The functions that run and estimate transfers under one type of recipe.
+
+    Attributes:
+        run: `(RunContext, TransferJob) -> Record | None`; the record on rank 0.
+        estimate: `(recipe, checkpoint, DataSize, device) -> Work`.
+        shares_features: whether seeds and tasks share one pass of the frozen backbone; a suite then
+            runs all seeds of the task in one process, and one such task of a checkpoint at a time.
+    """
+
+    run: str
+    estimate: str
+    shares_features: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecipes:
+    """The recipes of one task.
+
+    Attributes:
+        recipe_types: the types of recipe that the task takes.
+        defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
+            architectures, then by family.
+        recipe_modules: modules whose constants are the task's named recipes.
+    """
+
+    recipe_types: tuple[type[Recipe], ...]
+    defaults: Mapping[str, str]
+    recipe_modules: tuple[str, ...]
+
+
+_PROBE = "transfer.frozen.run:run_probe"
+_PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
+_FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
+
+RUNNERS: dict[type[Recipe], TaskRunner] = {
+    FinetuneRecipe: TaskRunner(
+        run="transfer.finetune.run:run_finetune",
+        estimate="transfer.finetune.estimate:plan_finetune",
+    ),
+    LinearRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    LogisticRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    KnnRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    CocoRecipe: TaskRunner(
+        run="transfer.detection.run:run_coco", estimate="transfer.detection.estimate:plan_coco"
+    ),
+    Ade20kRecipe: TaskRunner(
+        run="transfer.segmentation.run:run_ade20k",
+        estimate="transfer.segmentation.estimate:plan_ade20k",
+    ),
+}
+
+TASK_RECIPES: dict[str, TaskRecipes] = {
+    "imagenet": TaskRecipes(
+        recipe_types=(FinetuneRecipe,),
+        defaults={
+            "swin_l": "imagenet_swin_l_800ep",
+            "pocket": "imagenet_pocket",
+            "vit": "imagenet_vit_b_800ep",
+            "swin": "imagenet_swin_b_800ep",
+            "swinv2": "imagenet_swinv2_b_800ep",
+            "convnext": "imagenet_convnext_b_100ep",
+            "resnet": "imagenet_resnet50_100ep",
+        },
+        recipe_modules=("transfer.finetune.recipes",),
+    ),
+    "linear": TaskRecipes(
+        recipe_types=(LinearRecipe, LogisticRecipe),
+        defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
+        recipe_modules=("transfer.frozen.recipes",),
+    ),
+    "knn": TaskRecipes(
+        recipe_types=(KnnRecipe,),
+        defaults={"pocket": "knn_pocket", **dict.fromkeys(_FAMILIES, "knn")},
+        recipe_modules=("transfer.frozen.recipes",),
+    ),
+    "fewshot": TaskRecipes(
+        recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
+        defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
+        recipe_modules=("transfer.frozen.recipes", "transfer.finetune.recipes"),
+    ),
+    "coco": TaskRecipes(
+        recipe_types=(CocoRecipe,),
+        defaults={
+            "vit_l": "coco_vit_l_100ep",
+            "pocket": "coco_pocket",
+            "vit": "coco_vit_100ep",
+            "swin": "coco_swin_3x",
+            "swinv2": "coco_swin_3x",
+            "convnext": "coco_convnext_3x",
+            "resnet": "coco_resnet50_1x",
+        },
+        recipe_modules=("transfer.detection.recipes",),
+    ),
+    "ade20k": TaskRecipes(
+        recipe_types=(Ade20kRecipe,),
+        defaults={
+            "pocket": "ade20k_pocket",
+            "vit": "ade20k_vit_160k",
+            "swin": "ade20k_swin_160k",
+            "swinv2": "ade20k_swin_160k",
+            "convnext": "ade20k_convnext_160k",
+            "resnet": "ade20k_resnet50_160k",
+        },
+        recipe_modules=("transfer.segmentation.recipes",),
+    ),
+}
+
+# Checks of a data set, by layout: `(folder, Reading) -> list[Finding]`.
+EXAMINERS: dict[str, str] = {
+    "imagenet": "transfer.finetune.doctor_checks:examine_imagenet",
+    "coco": "transfer.detection.doctor_checks:examine_coco",
+    "ade20k": "transfer.segmentation.doctor_checks:examine_ade20k",
+}
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import the function that `module:function` names."""
+    module, _, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def runner_of(recipe: Recipe) -> TaskRunner:
+    """Return the runner of a recipe's type."""
+    return RUNNERS[type(recipe)]
+
+
+def task_of(recipe: Recipe) -> Task:
+    """Return the first task that takes a recipe; it tells the data layout and the frameworks."""
+    name = next(
+        n for n, transfer in TASK_RECIPES.items() if isinstance(recipe, transfer.recipe_types)
+    )
+    return TASKS[name]
