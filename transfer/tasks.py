@@ -3,7 +3,8 @@
 To add a task, first add its entry to `simmim_bench/tasks.py`, then its recipes to `TASK_RECIPES` here; a new type of
 recipe also needs an entry in `RUNNERS`, and a new data layout one in `DATA_CHECKS`.
 
-Functions are named as `module:function` and imported when they are called, so that Detectron2 and MMSegmentation are imported only by the tasks that need them.
+Functions are named as `module:function` and imported when they are called, so that Detectron2 and MMSegmentation are
+imported only by the tasks that need them.
 """
 
 from __future__ import annotations
