@@ -137,11 +137,11 @@ def test_published_scores_appear_only_at_the_papers_own_choices() -> None:
 def measured(
     name: str, *scores: float, above: tuple[float, float, float] | None = None
 ) -> CellResult:
-    told = tuple(SeedScore(seed, value, "", "") for seed, value in enumerate(scores))
+    result = tuple(SeedScore(seed, value, "", "") for seed, value in enumerate(scores))
     return CellResult(
         name=name,
         changes={} if name == "own" else {"masking": "square"},
-        scores=told,
+        scores=result,
         above=above,
         facts={"avg_dist": [len(name)]},
     )
@@ -212,10 +212,10 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
         "scope", "--seeds", "1", "--cells", "all pixels", "--only-table", data=pocket, out=out
     )
     assert "0 of 3 steps to do" in partly.stdout
-    told = ablate(*common, "--quiet", data=pocket, out=out)
-    assert told.exit_code == 0, told.output
-    assert scores_in(partly.stdout) == scores_in(told.stdout)
-    assert "0 of 6 steps to do" in told.stdout
+    result = ablate(*common, "--quiet", data=pocket, out=out)
+    assert result.exit_code == 0, result.output
+    assert scores_in(partly.stdout) == scores_in(result.stdout)
+    assert "0 of 6 steps to do" in result.stdout
     kept = json.loads((out / "scope" / "ablation.json").read_text())
     assert [row["name"] for row in kept["rows"]] == [
         "masked pixels",
@@ -223,7 +223,7 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
         "no pretraining",
     ]
     table = (out / "scope" / "ablation.md").read_text()
-    assert table in told.stdout
+    assert table in result.stdout
     for row in kept["rows"]:
         told_scores = [score["value"] for score in row["scores"]]
         records = [json.loads((out / score["record"]).read_text()) for score in row["scores"]]
@@ -261,7 +261,7 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     (out / "scope=all/seed0/linear/predictions").rename(out / "elsewhere")
     again = ablate(*common, "--seeds", "1", "--workers", "2", data=pocket, out=out)
     assert again.exit_code == 0, again.output + repr(again.exception)
-    assert list(scores_in(told.stdout)) == ["masked pixels", "all pixels", "no pretraining"]
+    assert list(scores_in(result.stdout)) == ["masked pixels", "all pixels", "no pretraining"]
     rows = json.loads((out / "scope" / "ablation.json").read_text())["rows"]
     assert [score["value"] for score in rows[1]["scores"]] == [everything["scores"][0]["value"]]
 

@@ -136,9 +136,9 @@ def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     assert any(cells[0])
 
     before = records(Path("runs"))
-    told = ok(*common)  # below runs/, where the single transfers are
-    assert "0 of 2 steps to do" in told
-    assert "2 of 2 steps done" in told
+    result = ok(*common)  # below runs/, where the single transfers are
+    assert "0 of 2 steps to do" in result
+    assert "2 of 2 steps done" in result
     assert records(Path("runs")) == before
     assert "vit_pocket, random" in Path("runs", "leaderboard", "LEADERBOARD.md").read_text()
 
@@ -294,9 +294,9 @@ def test_two_checkpoints_that_would_share_a_folder_are_refused(
 
 def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
     common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "knn", "--quiet")
-    told = suite(*common, "--slurm", "--cluster", "local", "--json")
-    assert told.exit_code == 0, told.output
-    (step,) = json.loads(told.stdout)["steps"]
+    result = suite(*common, "--slurm", "--cluster", "local", "--json")
+    assert result.exit_code == 0, result.output
+    (step,) = json.loads(result.stdout)["steps"]
     assert step["state"] == "done"
     assert set(records(tmp_path)) == {f"{HOME}/knn/seed0"}
     assert "top1" in (tmp_path / HOME / "knn" / "suite.log").read_text()
