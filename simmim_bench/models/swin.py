@@ -27,13 +27,19 @@ from simmim_bench.models.attention import select_attention
 _TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
 
+# torch's fused attention on CUDA fails in the backward pass of more windows (seen with torch 2.11 and 65,536).
+MAX_WINDOWS = 65_535
+
+
 class PaddedSwinBlock(SwinTransformerBlock):
     """timm's block of a Swin, padding a map to whole windows before the shift."""
 
     def _attn(self, x: Tensor) -> Tensor:
         """Apply window attention to normalised tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
-        return super()._attn(_pad_to_windows(x, self.window_size))[:, :height, :width]
+        x = _pad_to_windows(x, self.window_size)
+        parts = [super(PaddedSwinBlock, self)._attn(p) for p in _split(x, self.window_size)]
+        return _join(parts)[:, :height, :width]
 
 
 class PaddedSwinV2Block(SwinTransformerV2Block):
@@ -42,7 +48,9 @@ class PaddedSwinV2Block(SwinTransformerV2Block):
     def _attn(self, x: Tensor) -> Tensor:
         """Apply window attention to tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
-        return super()._attn(_pad_to_windows(x, self.window_size))[:, :height, :width]
+        x = _pad_to_windows(x, self.window_size)
+        parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(x, self.window_size)]
+        return _join(parts)[:, :height, :width]
 
 
 _PADDED_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
@@ -57,6 +65,16 @@ def _pad_to_windows(tokens: Tensor, window: tuple[int, int]) -> Tensor:
     bottom, right = -height % window[0], -width % window[1]
     # timm pads as well, by nothing then; a second copy of every map would cost time.
     return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
+
+
+def _split(tokens: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Split tokens (B, h, w, C) along the batch, so that no part has more than `MAX_WINDOWS` windows."""
+    windows = (tokens.shape[1] // window[0]) * (tokens.shape[2] // window[1])
+    return tokens.split(max(1, MAX_WINDOWS // windows))
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def pad_before_shift(model: nn.Module) -> None:

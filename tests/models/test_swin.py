@@ -234,3 +234,15 @@ def test_a_spec_reports_whether_its_windows_are_padded(
     arch: str, side: int, window: int, pads: bool
 ) -> None:
     assert find_spec(arch).at((side, side), window or None).pads_windows is pads
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_too_many_windows_is_split_without_changing_the_maps(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(spec_of(family)).eval()
+    images = torch.randn(5, 3, *PADDED, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = model.forward_maps(images)
+        monkeypatch.setattr("simmim_bench.models.swin.MAX_WINDOWS", 40)
+        assert_equal_maps(model.forward_maps(images), wanted)
