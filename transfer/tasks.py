@@ -83,7 +83,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "pocket": "imagenet_pocket",
             "vit": "imagenet_vit_b_800ep",
             "swin": "imagenet_swin_b_800ep",
-            "swinv2": "imagenet_swinv2_b_800ep",
+            "swinv2": "imagenet_swinv2_b_800ep_prefix",
             "convnext": "imagenet_convnext_b_100ep",
             "resnet": "imagenet_resnet50_100ep",
         },

@@ -78,6 +78,9 @@ class Schedule:
         warmup_lr: learning rate at the start of the warm-up.
         min_lr: learning rate at the end of the cosine.
         milestones: steps at which `multistep` multiplies the learning rate by `gamma`.
+        warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM
+            (lr_scheduler.py:24-34 with timm's default). microsoft/Swin-Transformer sets timm's option of
+            that name (config.py:178) and shortens the cosine by the warm-up (lr_scheduler.py:24-34).
     """
 
     kind: Literal["cosine", "multistep"]
@@ -88,6 +91,7 @@ class Schedule:
     min_lr: float = 0.0
     milestones: Sequence[int] = ()
     gamma: float = 0.1
+    warmup_prefix: bool = False
 
     def lr(self, step: int, scale: float = 1.0) -> float:
         """Return the learning rate of a step, counted from 0.
@@ -108,8 +112,9 @@ class Schedule:
             return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
         if self.kind == "multistep":
             return peak * self.gamma ** bisect_right(list(self.milestones), t)
-        # The cosine starts at step 0, during the warm-up, as timm's does without warmup_prefix.
-        progress = min(t / self.total_steps, 1.0)
+        # Without warmup_prefix, the cosine starts at step 0, so that the warm-up replaces its first part.
+        start = self.warmup_steps if self.warmup_prefix else 0
+        progress = min((t - start) / (self.total_steps - start), 1.0)
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * progress))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:

@@ -12,9 +12,10 @@ from pretrain.design import Design
 from pretrain.recipes import RECIPES as PRETRAIN
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.models.archs import find_spec
-from simmim_bench.recipe import ABOUT
+from simmim_bench.recipe import ABOUT, deviations
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.recipes import RECIPES as TRANSFER
+from transfer.recipes import default_recipe as transfer_recipe
 
 GPUS = 16  # SimMIM: README.md, for pretraining and for fine-tuning
 COMMON = {
@@ -76,6 +77,7 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     keys = {
         **COMMON,
         "TRAIN.LAYER_DECAY": "layer_decay",
+        "TRAIN.LR_SCHEDULER.WARMUP_PREFIX": "warmup_prefix",
         "MODEL.LABEL_SMOOTHING": "label_smoothing",
         "AUG.COLOR_JITTER": "color_jitter",
         "AUG.AUTO_AUGMENT": "auto_augment",
@@ -92,6 +94,16 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     assert not unchecked_fields(
         recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"}
     )
+
+
+def test_the_corrected_swin_v2_recipe_differs_in_the_start_of_the_cosine_alone() -> None:
+    corrected, earlier = (
+        TRANSFER[name] for name in ("imagenet_swinv2_b_800ep_prefix", "imagenet_swinv2_b_800ep")
+    )
+    assert deviations(corrected, earlier) == {"warmup_prefix": True}
+    assert transfer_recipe("imagenet", find_spec("swinv2_b")) is corrected
+    lines = {key: corrected.source_of(key) for key in corrected.fields() if key != "ema_decay"}
+    assert not [key for key, line in lines.items() if ":" not in line and key not in OURS_ALONE]
 
 
 @pytest.mark.parametrize(("names", "score"), official.SCORES.items())

@@ -20,6 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "TRAIN.LR_SCHEDULER.NAME": "cosine",
     "TRAIN.LR_SCHEDULER.GAMMA": 0.1,
     "TRAIN.LR_SCHEDULER.MULTISTEPS": (),
+    "TRAIN.LR_SCHEDULER.WARMUP_PREFIX": False,  # SimMIM has no such key: timm's default
     "TRAIN.OPTIMIZER.NAME": "adamw",
     "TRAIN.OPTIMIZER.BETAS": (0.9, 0.999),
     "MODEL.LABEL_SMOOTHING": 0.1,
@@ -133,8 +134,10 @@ FINETUNE: dict[str, dict[str, Any]] = {
         "MODEL.DROP_PATH_RATE": 0.1,
         "TRAIN.LAYER_DECAY": 0.65,
     },
-    "imagenet_swinv2_b_800ep": {
+    # Swin-Transformer: config.py:178. imagenet_swinv2_b_800ep differs in that one number.
+    "imagenet_swinv2_b_800ep_prefix": {
         **_FINETUNE,
+        "TRAIN.LR_SCHEDULER.WARMUP_PREFIX": True,
         "DATA.IMG_SIZE": 224,
         "WINDOW_SIZE": 14,
         "MODEL.DROP_PATH_RATE": 0.1,

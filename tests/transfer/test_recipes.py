@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from pretrain.recipes import POCKET, default_recipe
 from pretrain.recipes import RECIPES as PRETRAIN
@@ -16,7 +17,8 @@ from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.tasks import TASKS
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
-from transfer.finetune.recipes import IMAGENET_POCKET
+from transfer.finetune.recipes import IMAGENET_POCKET, FinetuneRecipe
+from transfer.finetune.train import build_schedule
 from transfer.frozen.recipes import LINEAR
 from transfer.recipes import RECIPES as TRANSFER
 from transfer.recipes import default_recipe as transfer_recipe
@@ -135,6 +137,42 @@ def test_the_cosine_schedule_starts_with_the_warm_up_and_ends_at_its_minimum() -
     assert schedule.lr(11) == pytest.approx(0.1 + 10 * 0.9 / 20)
     assert schedule.lr(51) == pytest.approx(0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert schedule.lr(101) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.75**25])
+def test_the_cosine_after_the_warm_up_equals_timms_at_every_step(scale: float) -> None:
+    # microsoft/Swin-Transformer, lr_scheduler.py:24-34: the cosine is as long as the rest after the warm-up.
+    recipe = TRANSFER["imagenet_swinv2_b_800ep_prefix"]
+    assert isinstance(recipe, FinetuneRecipe)
+    schedule = build_schedule(recipe, steps_per_epoch=7)
+    total, warmup = schedule.total_steps, schedule.warmup_steps
+    assert (total, warmup) == (700, 140)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=schedule.peak_lr * scale)
+    theirs = CosineLRScheduler(
+        optimizer,
+        t_initial=total - warmup,
+        lr_min=schedule.min_lr,
+        warmup_lr_init=schedule.warmup_lr,
+        warmup_t=warmup,
+        cycle_limit=1,
+        t_in_epochs=False,
+        warmup_prefix=True,
+    )
+    for step in range(total):  # main_simmim_ft.py:203 sets the rate after a step, by its number
+        (group,) = optimizer.param_groups
+        assert schedule.lr(step, scale) == pytest.approx(group["lr"], rel=1e-12), step
+        theirs.step_update(step)
+
+
+def test_a_cosine_that_starts_at_step_0_loses_a_fifth_of_the_rate() -> None:
+    earlier, corrected = (
+        build_schedule(recipe, steps_per_epoch=10)
+        for name in ("imagenet_swinv2_b_800ep", "imagenet_swinv2_b_800ep_prefix")
+        for recipe in [TRANSFER[name]]
+        if isinstance(recipe, FinetuneRecipe)
+    )
+    sums = [sum(map(one.lr, range(one.total_steps))) for one in (earlier, corrected)]
+    assert sums[0] / sums[1] == pytest.approx(0.81, abs=0.005)
 
 
 def test_the_multistep_schedule_divides_by_ten_at_its_milestones() -> None:

@@ -32,6 +32,7 @@ class FinetuneRecipe(Recipe):
         ema_decay: decay of a moving average of the weights, which then is scored and saved; its warm-up is
             timm's. 0 for the last weights.
         window_size: a Swin's window; None for the checkpoint's own.
+        warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM.
         precision: "auto" is bfloat16 on GPUs that support it, else float32.
     """
 
@@ -57,6 +58,7 @@ class FinetuneRecipe(Recipe):
     test_crop_ratio: float
     ema_decay: float = 0.0
     window_size: int | None = None
+    warmup_prefix: bool = False
     precision: Precision = "auto"
     num_workers: int = 0
 
@@ -154,6 +156,46 @@ IMAGENET_SWINV2_B_800EP = replace(
     "by this recipe is not said there",
     window_size=14,
     layer_decay=0.75,
+)
+_SWINV2 = (
+    "Swin-Transformer: configs/simmim/simmim_finetune__swinv2_base__img224_window14__800ep.yaml"
+)
+_SWINV2_DEFAULTS, _SWINV2_DATA = (
+    "Swin-Transformer: config.py",
+    "Swin-Transformer: data/data_simmim_ft.py",
+)
+# A correction of imagenet_swinv2_b_800ep, whose cosine starts at step 0: the sum of its rates is 19 % less.
+IMAGENET_SWINV2_B_800EP_PREFIX = replace(
+    IMAGENET_SWINV2_B_800EP,
+    name="imagenet_swinv2_b_800ep_prefix",
+    source=_SWINV2,
+    sources={
+        "drop_path_rate": f"{_SWINV2}:4",
+        "window_size": f"{_SWINV2}:9",
+        "img_size": f"{_SWINV2}:12",
+        "epochs": f"{_SWINV2}:14",
+        "warmup_epochs": f"{_SWINV2}:15",
+        "base_lr": f"{_SWINV2}:16",
+        "warmup_lr": f"{_SWINV2}:17",
+        "min_lr": f"{_SWINV2}:18",
+        "weight_decay": f"{_SWINV2}:19",
+        "layer_decay": f"{_SWINV2}:20",
+        "batch_size": f"{_SWINV2_DEFAULTS}:26 (DATA.BATCH_SIZE), on 16 GPUs as in get_started.md:308",
+        "num_workers": f"{_SWINV2_DEFAULTS}:43 (DATA.NUM_WORKERS)",
+        "label_smoothing": f"{_SWINV2_DEFAULTS}:70 (MODEL.LABEL_SMOOTHING)",
+        "clip_grad": f"{_SWINV2_DEFAULTS}:160 (TRAIN.CLIP_GRAD)",
+        "warmup_prefix": f"{_SWINV2_DEFAULTS}:178 (TRAIN.LR_SCHEDULER.WARMUP_PREFIX), lr_scheduler.py:24-34",
+        "color_jitter": f"{_SWINV2_DEFAULTS}:205 (AUG.COLOR_JITTER)",
+        "auto_augment": f"{_SWINV2_DEFAULTS}:207 (AUG.AUTO_AUGMENT)",
+        "random_erasing": f"{_SWINV2_DEFAULTS}:209 (AUG.REPROB)",
+        "mixup": f"{_SWINV2_DEFAULTS}:215 (AUG.MIXUP)",
+        "cutmix": f"{_SWINV2_DEFAULTS}:217 (AUG.CUTMIX)",
+        "crop_scale": f"{_SWINV2_DATA}:79-88, by timm's default",
+        "hflip": f"{_SWINV2_DATA}:79-88, by timm's default",
+        "test_crop_ratio": f"{_SWINV2_DATA}:98 (256 / 224)",
+        "precision": "ours; Swin-Transformer has float16 by torch.cuda.amp",
+    },
+    warmup_prefix=True,
 )
 _INPUTS = (
     "auto_augment",
