@@ -26,7 +26,14 @@ from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
 from transfer.job import TransferJob
-from transfer.recipes import RECIPES, check_recipe_type, default_recipe
+from transfer.recipes import (
+    RECIPES,
+    DefaultRecipe,
+    check_recipe_type,
+    choose_recipe,
+    default_recipe,
+    pretraining_recipe,
+)
 from transfer.tasks import load_function, runner_of
 
 
@@ -80,6 +87,7 @@ class ResolvedTransfer:
     """A transfer with its checkpoint read and its recipe resolved; only seed and run directory remain to be chosen.
 
     Attributes:
+        recipe_reason: why the recipe was chosen, for the log.
         deviates: every difference from the named recipe.
         arguments: what else determines the result, besides recipe and seed; kept in `recipe.json`.
     """
@@ -87,6 +95,7 @@ class ResolvedTransfer:
     request: TransferRequest
     checkpoint: Checkpoint
     recipe: Recipe
+    recipe_reason: str
     deviates: dict[str, Any]
     arguments: dict[str, Any]
 
@@ -110,7 +119,11 @@ def resolve_transfer(
     options, task = request.options, request.task
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
-    named = found or default_recipe(task, checkpoint.spec)
+    if found is not None:
+        named, reason = DefaultRecipe(found, "as requested")
+    else:
+        pretraining = pretraining_recipe(checkpoint.provenance)
+        named, reason = choose_recipe(task, checkpoint.spec, pretraining)
     recipe = override(named, options.overrides)
     check_recipe_type(task, recipe)
     arguments: dict[str, Any] = {
@@ -126,6 +139,7 @@ def resolve_transfer(
         request=request,
         checkpoint=checkpoint,
         recipe=recipe,
+        recipe_reason=reason,
         deviates=deviations(recipe, named),
         arguments=arguments,
     )
@@ -199,12 +213,13 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
             f"--baseline needs top-1 predictions, and {request.task} has none; transfer random:ARCH as well and "
             "compare both rows of the leaderboard."
         )
-    spec, options = plan.transfer.checkpoint.spec, request.options
+    checkpoint, options = plan.transfer.checkpoint, request.options
+    spec, pretraining = checkpoint.spec, pretraining_recipe(checkpoint.provenance)
     other = f"random:{spec.arch}" if baseline == "random" else baseline
     out = options.out
     options = replace(
         options,
-        recipe=options.recipe or default_recipe(request.task, spec).name,
+        recipe=options.recipe or default_recipe(request.task, spec, pretraining).name,
         out=None if out is None else out.with_name(f"{out.name}-from-{slug(other)}"),
         resume=True,
         overwrite=False,
@@ -284,6 +299,9 @@ def run_transfer(
         if options.resume and (run_dir / "record.json").is_file():
             run.log(f"{run_dir} is finished")
             return read_record(run_dir / "record.json")
+        run.log(
+            f"{transfer.request.task}: recipe={transfer.recipe.name} ({transfer.recipe_reason})"
+        )
         context = RunContext(
             run=run,
             seed=seed,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from simmim_bench.recipe import Recipe
@@ -47,11 +47,14 @@ class TaskRecipes:
         defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
             architectures, then by family.
         recipe_modules: modules whose constants are the task's named recipes.
+        after: name of the default recipe after a pretraining recipe that the task has a published recipe
+            for; it comes before `defaults`.
     """
 
     recipe_types: tuple[type[Recipe], ...]
     defaults: Mapping[str, str]
     recipe_modules: tuple[str, ...]
+    after: Mapping[str, str] = field(default_factory=dict)
 
 
 _PROBE = "transfer.frozen.run:run_probe"
@@ -79,7 +82,13 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "imagenet": TaskRecipes(
         recipe_types=(FinetuneRecipe,),
         defaults={
+            "vit_b": "imagenet_vit_b_800ep",
+            "vit_l": "imagenet_vit_l_800ep",
+            "swin_b": "imagenet_swin_b_800ep",
             "swin_l": "imagenet_swin_l_800ep",
+            "swinv2_b": "imagenet_swinv2_b_800ep_prefix",
+            "convnext_b": "imagenet_convnext_b_100ep",
+            "resnet50": "imagenet_resnet50_100ep",
             "pocket": "imagenet_pocket",
             "vit": "imagenet_vit_b_800ep",
             "swin": "imagenet_swin_b_800ep",
@@ -88,6 +97,14 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "resnet": "imagenet_resnet50_100ep",
         },
         recipe_modules=("transfer.finetune.recipes",),
+        # SimMIM: README.md (Main Results); the folders of configs/ hold the recipes that belong together.
+        after={
+            "vit_b_800ep": "imagenet_vit_b_800ep",
+            "swin_b_100ep": "imagenet_swin_b_100ep",
+            "swin_b_800ep": "imagenet_swin_b_800ep",
+            "swin_l_800ep": "imagenet_swin_l_800ep",
+            "swinv2_b_800ep": "imagenet_swinv2_b_800ep_prefix",
+        },
     ),
     "linear": TaskRecipes(
         recipe_types=(LinearRecipe, LogisticRecipe),

@@ -68,7 +68,7 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
     "--transfer-recipe",
     metavar="NAME",
     shell_complete=complete_among(transfer_recipes),
-    help="Transfer recipe; by default the one for the architecture.",
+    help="Transfer recipe; by default the one for the pretraining recipe.",
 )
 @override_option("Change one setting of the transfer recipe; may be repeated.", of="transfer")
 @click.option(

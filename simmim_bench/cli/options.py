@@ -118,7 +118,8 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
             "--recipe",
             metavar="NAME",
             shell_complete=complete_among(recipes),
-            help="Named recipe, see `simmim-bench recipes`; by default the one for the architecture.",
+            help="Named recipe, see `simmim-bench recipes`; by default the one for the "
+            "architecture or the checkpoint's pretraining recipe.",
         ),
         click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),

@@ -103,7 +103,7 @@ def complete_recipe(
     multiple=True,
     metavar="TASK=NAME",
     shell_complete=complete_recipe,
-    help="Named recipe of a task; by default the one for the architecture. May be repeated.",
+    help="Named recipe of a task; by default the one for the checkpoint. May be repeated.",
 )
 @click.option(
     "-o",

@@ -116,6 +116,21 @@ IMAGENET_VIT_B_800EP = FinetuneRecipe(
     test_crop_ratio=224 / 256,
     num_workers=8,
 )
+_MAE = "MAE: FINETUNE.md"
+IMAGENET_VIT_L_800EP = replace(
+    IMAGENET_VIT_B_800EP,
+    name="imagenet_vit_l_800ep",
+    source="ours: as imagenet_vit_b_800ep, with the layer decay and the drop path by which MAE's ViT-L differs from "
+    "its ViT-B; SimMIM publishes no ViT-L",
+    sources={
+        **_SOURCES,
+        "layer_decay": f"{_MAE}:91 (ViT-L 0.75; ViT-B 0.65 as here in line 72)",
+        "drop_path_rate": f"{_MAE}:92 (ViT-L 0.2; ViT-B 0.1 as here in line 73)",
+    },
+    published=None,
+    layer_decay=0.75,
+    drop_path_rate=0.2,
+)
 IMAGENET_SWIN_B_800EP = replace(
     IMAGENET_VIT_B_800EP,
     name="imagenet_swin_b_800ep",

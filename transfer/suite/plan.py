@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from transfer.launch import (
     plan_transfer,
     transfer_status,
 )
+from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.tasks import runner_of
@@ -161,9 +162,13 @@ def list_steps(options: SuiteOptions) -> list[SuiteStep]:
     recipes = read_recipes(options.recipes, names)
     overrides = read_overrides(options.overrides, names)
     steps, folders = list[SuiteStep](), dict[Path, str]()
-    for ckpt, checkpoint in _read_checkpoints(options).items():
+    checkpoints = _read_checkpoints(options)
+    for ckpt, checkpoint in checkpoints.items():
         for name in names:
-            request = _request(options, every[name], recipes.get(name), overrides.get(name, ()))
+            recipe = recipes.get(name)
+            if recipe is None and ckpt not in options.ckpts:
+                recipe = _baseline_recipe(every[name].task.name, checkpoint, checkpoints)
+            request = _request(options, every[name], recipe, overrides.get(name, ()))
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
             plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
             folder = plan.run_dirs[0].parent
@@ -183,6 +188,23 @@ def _read_checkpoints(options: SuiteOptions) -> dict[str, Checkpoint]:
         return found
     baselines = dict.fromkeys(f"random:{checkpoint.spec.arch}" for checkpoint in found.values())
     return {ckpt: read_checkpoint(ckpt) for ckpt in baselines} | found
+
+
+def _baseline_recipe(
+    task: str, baseline: Checkpoint, checkpoints: Mapping[str, Checkpoint]
+) -> str | None:
+    """Return the recipe of an added row of random weights: that of the first checkpoint of its architecture.
+
+    Returns:
+        Its name; None where it is the default of the baseline itself.
+    """
+    first = next(
+        checkpoint
+        for checkpoint in checkpoints.values()
+        if checkpoint.spec.arch == baseline.spec.arch and checkpoint is not baseline
+    )
+    recipe = default_recipe(task, first.spec, pretraining_recipe(first.provenance))
+    return None if recipe == default_recipe(task, baseline.spec) else recipe.name
 
 
 def _request(

@@ -50,20 +50,9 @@ def _protocol(study: AblationStudy, done: Sequence[AblationStep]) -> dict[str, s
         "images": study.data.name,
         "task": study.task,
         "metric": study.metric,
-        "transfer": _with_changes(_transfer_recipe(study), study.transfer_overrides),
+        "transfer": _with_changes(study.transfer_recipe_name, study.transfer_overrides),
         "scored": _scored_on(study, done),
     }
-
-
-def _transfer_recipe(study: AblationStudy) -> str:
-    """Return the name of the transfer's recipe."""
-    from simmim_bench.models.archs import find_spec
-    from simmim_bench.recipe import find_recipe
-    from transfer.recipes import RECIPES, default_recipe
-
-    if study.transfer_recipe is None:
-        return default_recipe(study.variant.task.name, find_spec(study.arch)).name
-    return find_recipe(RECIPES, study.transfer_recipe).name
 
 
 def _scored_on(study: AblationStudy, done: Sequence[AblationStep]) -> str:

@@ -64,6 +64,17 @@ class AblationStudy:
         return next(c.metric for c in self.variant.task.columns if c.task == self.task)
 
     @property
+    def transfer_recipe_name(self) -> str:
+        """The recipe of every cell's transfer, random weights included: the one given, or the recipe's default."""
+        from simmim_bench.models.archs import find_spec
+        from simmim_bench.recipe import find_recipe
+        from transfer.recipes import RECIPES, default_recipe
+
+        if self.transfer_recipe is not None:
+            return find_recipe(RECIPES, self.transfer_recipe).name
+        return default_recipe(self.variant.task.name, find_spec(self.arch), self.named.name).name
+
+    @property
     def results(self) -> Path:
         """The folder of the table and the figure."""
         return self.out / "-".join(self.grid.axes)
@@ -77,7 +88,7 @@ class AblationStudy:
             task_options=self.variant.options,
             options=RunOptions(
                 data=self.transfer_data,
-                recipe=self.transfer_recipe,
+                recipe=self.transfer_recipe_name,
                 overrides=self.transfer_overrides,
                 resume=True,
             ),
