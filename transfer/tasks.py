@@ -59,6 +59,7 @@ class TaskRecipes:
 
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
+_FINETUNE_RECIPES = ("transfer.finetune.recipes", "transfer.finetune.mae_recipes")
 _FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
 
 RUNNERS: dict[type[Recipe], TaskRunner] = {
@@ -96,7 +97,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "convnext": "imagenet_convnext_b_100ep",
             "resnet": "imagenet_resnet50_100ep",
         },
-        recipe_modules=("transfer.finetune.recipes",),
+        recipe_modules=_FINETUNE_RECIPES,
         # SimMIM: README.md (Main Results); the folders of configs/ hold the recipes that belong together.
         after={
             "vit_b_800ep": "imagenet_vit_b_800ep",
@@ -119,7 +120,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "fewshot": TaskRecipes(
         recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
         defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
-        recipe_modules=("transfer.frozen.recipes", "transfer.finetune.recipes"),
+        recipe_modules=("transfer.frozen.recipes", *_FINETUNE_RECIPES),
     ),
     "coco": TaskRecipes(
         recipe_types=(CocoRecipe,),

@@ -17,6 +17,7 @@ from torch import nn
 
 from simmim_bench.models.build import Backbone
 
+LrRule = Literal["simmim", "mae"]
 REFERENCE_BATCH = 512  # images per step for which SimMIM states its learning rates
 
 
@@ -81,6 +82,8 @@ class Schedule:
         warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM
             (lr_scheduler.py:24-34 with timm's default). microsoft/Swin-Transformer sets timm's option of
             that name (config.py:178) and shortens the cosine by the warm-up (lr_scheduler.py:24-34).
+        rule: how steps and layers enter. "simmim": see `lr`. "mae" (MAE: util/lr_sched.py:9-21,
+            engine_finetune.py:45-47): a step has the rate of its own number, and the whole rate is scaled.
     """
 
     kind: Literal["cosine", "multistep"]
@@ -92,6 +95,7 @@ class Schedule:
     milestones: Sequence[int] = ()
     gamma: float = 0.1
     warmup_prefix: bool = False
+    rule: LrRule = "simmim"
 
     def lr(self, step: int, scale: float = 1.0) -> float:
         """Return the learning rate of a step, counted from 0.
@@ -106,8 +110,12 @@ class Schedule:
         Args:
             scale: factor of the group's peak, its `lr_scale`.
         """
-        t = max(step - 1, 0)
-        peak = self.peak_lr * scale
+        if self.rule == "mae":
+            return scale * self._rate(step, self.peak_lr)
+        return self._rate(max(step - 1, 0), self.peak_lr * scale)
+
+    def _rate(self, t: int, peak: float) -> float:
+        """Return the learning rate after `t` steps of a schedule with a given peak."""
         if t < self.warmup_steps:
             return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
         if self.kind == "multistep":

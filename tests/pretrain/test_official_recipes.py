@@ -90,9 +90,10 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     assert recipe.test_crop_ratio == 224 / 256  # data/data_finetune.py
     assert recipe.crop_scale == (0.08, 1.0)  # timm's create_transform, by default
     assert recipe.hflip == 0.5
+    assert recipe.lr_rule == "simmim"  # tests/transfer/finetune/test_mae_recipes.py has MAE's
     assert recipe.ema_decay == 0  # main_finetune.py scores the last weights
     assert not unchecked_fields(
-        recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay"}
+        recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay", "lr_rule"}
     )
 
 

@@ -9,6 +9,7 @@ Learning rates are stated for 512 images per step, as in SimMIM, and are scaled 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
@@ -33,6 +34,8 @@ class FinetuneRecipe(Recipe):
             timm's. 0 for the last weights.
         window_size: a Swin's window; None for the checkpoint's own.
         warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM.
+        lr_rule: "simmim": layer decay scales the peak, and a step has the rate of the step before it;
+            "mae": layer decay scales the whole schedule, and a step has its own rate.
         precision: "auto" is bfloat16 on GPUs that support it, else float32.
     """
 
@@ -59,6 +62,7 @@ class FinetuneRecipe(Recipe):
     ema_decay: float = 0.0
     window_size: int | None = None
     warmup_prefix: bool = False
+    lr_rule: Literal["simmim", "mae"] = "simmim"
     precision: Precision = "auto"
     num_workers: int = 0
 

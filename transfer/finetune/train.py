@@ -213,6 +213,7 @@ def build_schedule(recipe: FinetuneRecipe, steps_per_epoch: int) -> Schedule:
         warmup_lr=scaled_lr(recipe.warmup_lr, recipe.batch_size),
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
         warmup_prefix=recipe.warmup_prefix,
+        rule=recipe.lr_rule,
     )
 
 
