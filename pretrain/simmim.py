@@ -6,7 +6,7 @@ One forward pass, step by step, with the module of each step:
 2. encoder input: `encoder_input.py` replaces what is hidden by mask tokens and runs the encoder;
 3. head: `heads.py` predicts every output position, a pixel or a t x t square, from the last feature map;
 4. target: `targets/` computes what the prediction is compared with (pixels; `targets/table.py` lists all);
-5. loss: `Target.loss` in `targets/base.py` averages the distance over the hidden pixels.
+5. loss: `loss.py` averages the distance over the hidden pixels (called by `Target.loss` in `targets/base.py`).
 
 `Design` in `design.py` holds the choices. With the defaults, the model equals the official models/simmim.py
 numerically; with `norm_target`, it equals that of the Swin-Transformer repository, which predicts pixels

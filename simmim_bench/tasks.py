@@ -6,7 +6,7 @@ To add a task, write the module that runs it, and add
 
 1. here: one entry to `TASKS` (and, only if they are new, to `LAYOUTS` and `OPTIONS`);
 2. in `transfer/tasks.py`: its recipes to `TASK_RECIPES`, and for a new type of recipe its runner to `RUNNERS`
-   (for a new layout also its check to `EXAMINERS`).
+   (for a new layout also its check to `DATA_CHECKS`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Task:
         variants: record name -> option values, for a task with several rows of protocols; by default
             the task's name without options.
         suite_order: suites run tasks in ascending order, cheap ones first.
-        images_compared: whether the score is a top-1 accuracy over images, so that two runs can be
+        supports_paired_comparison: whether the score is a top-1 accuracy over images, so that two runs can be
             compared image by image (`--baseline`).
         inapplicable: metric -> why a record may lack it.
     """

@@ -24,7 +24,14 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, Column, Task, columns, variants
 from transfer.job import TransferJob
 from transfer.recipes import RECIPES
-from transfer.tasks import EXAMINERS, RUNNERS, TASK_RECIPES, TaskRecipes, TaskRunner, load_function
+from transfer.tasks import (
+    DATA_CHECKS,
+    RUNNERS,
+    TASK_RECIPES,
+    TaskRecipes,
+    TaskRunner,
+    load_function,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,7 @@ def test_a_new_task_is_in_the_help_the_suite_the_doctor_and_the_leaderboard(
         required.append(needed)
         return []
 
-    monkeypatch.setattr("simmim_bench.diagnostics.frameworks.examine_frameworks", note)
+    monkeypatch.setattr("simmim_bench.diagnostics.frameworks.check_frameworks", note)
     run("doctor", "--imagenet", data)
     assert required == [{"mmseg"}]
 
@@ -130,7 +137,7 @@ def test_an_option_of_another_task_is_refused_with_the_tasks_that_take_it() -> N
 
 def test_both_halves_of_the_registry_fit_each_other() -> None:
     assert set(TASKS) == set(TASK_RECIPES)
-    assert set(LAYOUTS) == set(EXAMINERS) == {task.data for task in TASKS.values()}
+    assert set(LAYOUTS) == set(DATA_CHECKS) == {task.data for task in TASKS.values()}
     known = {framework.name for framework in FRAMEWORKS}
     for name, task in TASKS.items():
         assert set(task.options) <= set(OPTIONS)

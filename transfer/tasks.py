@@ -1,8 +1,10 @@
 """Map each task of `simmim_bench.tasks` to its recipes, runner, cost estimator and data check.
 
-To add a task, add its recipes to `TASK_RECIPES`; a new type of recipe also needs an entry in `RUNNERS`, and a
-new data layout one in `EXAMINERS`. Functions are named as `module:function` and imported when they are called,
-so that Detectron2 and MMSegmentation are imported only by the tasks that need them.
+To add a task, first add its entry to `simmim_bench/tasks.py`, then its recipes to `TASK_RECIPES` here; a new type of
+recipe also needs an entry in `RUNNERS`, and a new data layout one in `DATA_CHECKS`.
+
+Functions are named as `module:function` and imported when they are called, so that Detectron2 and MMSegmentation are
+imported only by the tasks that need them.
 """
 
 from __future__ import annotations
@@ -130,10 +132,10 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
 }
 
 # Checks of a data set, by layout: `(folder, Reading) -> list[Finding]`.
-EXAMINERS: dict[str, str] = {
-    "imagenet": "transfer.finetune.doctor_checks:examine_imagenet",
-    "coco": "transfer.detection.doctor_checks:examine_coco",
-    "ade20k": "transfer.segmentation.doctor_checks:examine_ade20k",
+DATA_CHECKS: dict[str, str] = {
+    "imagenet": "transfer.finetune.doctor_checks:check_imagenet",
+    "coco": "transfer.detection.doctor_checks:check_coco",
+    "ade20k": "transfer.segmentation.doctor_checks:check_ade20k",
 }
 
 

@@ -1,7 +1,7 @@
 """What a target is: computed from images, compared with the head's prediction by a loss, and converted back to pixels.
 
-`Target` defines the interface and the loss: the mean distance over the hidden pixels, SimMIM's equation in section 3.4
-of arXiv 2111.09886. `RegressionTarget` adds the distances L1, smooth L1 and L2. `table.py` lists all targets.
+`Target` defines the interface and the loss, by `loss.py`: the mean distance over the hidden pixels.
+`RegressionTarget` adds the distances L1, smooth L1 and L2. `table.py` lists all targets.
 
 Legend: B batch, C channels, K numbers predicted per point, G distances per point (one per channel, or one per class
 label), t side in pixels of the square that a point covers.
@@ -9,59 +9,19 @@ label), t side in pixels of the square that a point covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.design import Design, TargetModelInfo, point_channels, target_stride
+from pretrain.loss import DISTANCES, masked_mean
 from pretrain.masking.masks import upsample_mask
 from simmim_bench.display import Display
 from simmim_bench.models.archs import BackboneSpec
 
 FITTED_IMAGES = 256  # images that `fit` receives; they cover the colours of a data set
-
-
-def _median(values: Tensor) -> Tensor:
-    return values.median(dim=1, keepdim=True).values
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(dim=1, keepdim=True)
-
-
-def _huber_centre(values: Tensor) -> Tensor:
-    """Return each row's c with sum(clamp(x - c, -1, 1)) = 0, which minimises the smooth L1 distance."""
-    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
-    for _ in range(40):
-        middle = (low + high) / 2
-        above = (values - middle).clamp(-1, 1).sum(1, keepdim=True) > 0
-        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-    return (low + high) / 2
-
-
-class Distance(NamedTuple):
-    """An elementwise distance to the target.
-
-    Attributes:
-        elementwise: maps a prediction and a target of the same shape to the distance of each element.
-        nearest_constant: maps targets (G, N) to the constants (G, 1) with the least mean distance to them.
-    """
-
-    elementwise: Callable[[Tensor, Tensor], Tensor]
-    nearest_constant: Callable[[Tensor], Tensor]
-
-
-DISTANCES: dict[str, Distance] = {
-    "l1": Distance(lambda prediction, target: (target - prediction).abs(), _median),
-    "l2": Distance(lambda prediction, target: (target - prediction) ** 2, _mean),
-    "smooth_l1": Distance(
-        lambda prediction, target: F.smooth_l1_loss(prediction, target, reduction="none"),
-        _huber_centre,
-    ),
-}
 
 
 class Target(nn.Module):
@@ -170,9 +130,7 @@ class Target(nn.Module):
         """
         weights = torch.ones_like(hidden) if self.scope == "all" else hidden
         weights = self.reduce(weights).to(prediction)
-        distance = self.distance(prediction, target)
-        # 1e-5: the official guard against a mask that hides nothing.
-        return (distance * weights).sum() / (weights.sum() + 1e-5) / distance.shape[1]
+        return masked_mean(self.distance(prediction, target), weights)
 
     def reduce(self, pixels: Tensor) -> Tensor:
         """Average the pixels that every point covers: (B, C, H, W) to (B, C, H/t, W/t)."""

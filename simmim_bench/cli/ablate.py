@@ -62,7 +62,7 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
     help="Pretraining recipe; by default the one for the architecture.",
 )
 @override_option(
-    "Change one number of the pretraining recipe in every cell, such as epochs=10; may be repeated."
+    "Change one setting of the pretraining recipe in every cell, such as epochs=10; may be repeated."
 )
 @click.option(
     "--transfer-recipe",
@@ -70,13 +70,13 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
     shell_complete=complete_among(transfer_recipes),
     help="Transfer recipe; by default the one for the architecture.",
 )
-@override_option("Change one number of the transfer recipe; may be repeated.", of="transfer")
+@override_option("Change one setting of the transfer recipe; may be repeated.", of="transfer")
 @click.option(
     "--cells",
     multiple=True,
     metavar="NAME",
-    help="Run only these cells, the recipe's own and random weights; may be repeated. --dry-run lists the "
-    "names.",
+    help="Run only these cells; the unmodified recipe and the random baseline are always included. May be "
+    "repeated; --dry-run lists the names.",
 )
 @click.option(
     "--seeds",
@@ -101,7 +101,8 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
 @click.option(
     "--cell",
     metavar="NAME",
-    help="Run this cell with --seed in this process, without a table; this is what each step runs.",
+    hidden=True,
+    help="Run this cell with --seed in this process, without a table: the command of a step.",
 )
 @job_options
 @click.option("--json", "as_json", is_flag=True, help="Print the grid or the results as JSON.")
@@ -129,10 +130,12 @@ def ablate(
     scope          loss on masked pixels or on all pixels
     encoder-input  mask tokens, zeros, visible patches alone
 
-    Several axes give every combination. Each cell is pretrained and transferred with every seed, next to
-    random weights. OUT/AXIS/ablation.md lists scores with their deviation over seeds and their difference
-    to the recipe's own cell, AvgDist, reconstruction metrics, and published scores; ablation.png is the
-    figure. Started again, the command skips completed steps; axes share the cells that they have in common.
+    A cell is one combination of choices; several axes give all combinations. Each cell is pretrained
+    and transferred with every seed, next to random weights. OUT/AXIS/ablation.md lists scores with
+    their deviation over seeds and their difference to the unmodified recipe, AvgDist (SimMIM, section
+    4.1: the mean distance from a hidden to a visible pixel), reconstruction metrics, and published
+    scores; ablation.png is the figure. Started again, the command skips completed steps; axes share the
+    cells that they have in common.
 
     \b
       simmim-bench ablate masking --arch vit_pocket --data pocket/imagenet --dry-run

@@ -25,7 +25,9 @@ from simmim_bench.cli.options import complete_ckpt, read_size
     "--img-size", metavar="H[,W]", help="Resize the position tables to this size, in pixels."
 )
 @click.option(
-    "--window-size", type=click.IntRange(1), help="Resize them to this attention window, in tokens."
+    "--window-size",
+    type=click.IntRange(1),
+    help="Resize the position tables to this attention window, in tokens.",
 )
 @click.option(
     "--mean",
@@ -39,7 +41,7 @@ from simmim_bench.cli.options import complete_ckpt, read_size
     nargs=3,
     type=click.FloatRange(0, min_open=True),
     metavar="R G B",
-    help="Likewise the standard deviation.",
+    help="Normalisation standard deviation that the weights expect, if the file has none.",
 )
 @click.option("--label", help="Name of the leaderboard's row; the file's name by default.")
 @click.option("--overwrite", is_flag=True, help="Replace DST.")
@@ -65,7 +67,7 @@ def convert(
     \b
     native      a checkpoint directory            --ckpt DST
     timm        config.json, model.safetensors    timm.create_model("local-dir:DST", pretrained=True)
-    detectron2  a .pth                            MODEL.WEIGHTS of its Swin; of our adapter for a ViT
+    detectron2  a .pth                            for MODEL.WEIGHTS: Detectron2's Swin, or our ViT adapter
     mmseg       a .pth                            init_cfg of its SwinTransformer or BEiT
 
     \b
@@ -104,5 +106,5 @@ def convert(
         names = getattr(done, what)
         shown = "" if what == "matched" else ", ".join(names[:6]) + (", ..." if names[6:] else "")
         click.echo(f"{what:<10} {len(names)}  {shown}".rstrip())
-    click.echo(f"features   differ by {done.feature_difference:.1e} of their size")
+    click.echo(f"features   relative difference {done.feature_difference:.1e}")
     click.echo(f"wrote      {done.destination}\nuse        {done.usage}")

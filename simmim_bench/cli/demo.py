@@ -1,4 +1,4 @@
-"""`simmim-bench demo`: the whole path on synthetic data."""
+"""`simmim-bench demo`: the whole pipeline on synthetic data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEEDS = 3  # of the tasks on frozen features, which cost seconds; their spread s
 )
 @click.option("--overwrite", is_flag=True, help="Start anew.")
 def demo(out: Path, overwrite: bool) -> None:
-    """Run the whole path on synthetic images: about 20 minutes on two idle CPU cores.
+    """Run the whole pipeline on synthetic images: about 20 minutes on two idle CPU cores.
 
     A small ViT, two rows (random initialisation and SimMIM), all columns, the same recipes for both.
     """

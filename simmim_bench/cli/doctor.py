@@ -90,7 +90,7 @@ class DoctorCommand(click.Command):
     shell_complete=complete_among(all_recipes),
     help="Estimate memory, time and disk of a recipe, from one or two steps on this machine.",
 )
-@override_option("Change one number of --recipe, such as batch_size=256; may be repeated.")
+@override_option("Change one setting of --recipe, such as batch_size=256; may be repeated.")
 @click.option(
     "--out",
     type=PATH,
@@ -163,12 +163,12 @@ def _check_request(
 
 def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
     """Yield all findings, group by group."""
-    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, examine_frameworks
+    from simmim_bench.diagnostics.frameworks import FRAMEWORKS, check_frameworks
 
     for_recipe = _frameworks_of(request)
     tasks = [task for layout in request.data_sets for task in tasks_on(layout)]
     display.log(f"importing {len(FRAMEWORKS)} frameworks")
-    frameworks = examine_frameworks(FRAMEWORKS, frameworks_for(tasks) | for_recipe)
+    frameworks = check_frameworks(FRAMEWORKS, frameworks_for(tasks) | for_recipe)
     yield from frameworks
     optional = {framework.name for framework in FRAMEWORKS if framework.optional}
     lacking = [f.name for f in frameworks if f.state == "problem" and f.name not in optional]
@@ -180,16 +180,16 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
             said=f"machine, data and checkpoints need {', '.join(lacking)}",
         )
         return
-    from simmim_bench.diagnostics.checkpoint import examine_checkpoint
-    from simmim_bench.diagnostics.machine import examine_machine
+    from simmim_bench.diagnostics.checkpoint import check_checkpoint
+    from simmim_bench.diagnostics.machine import check_machine
 
     display.log("checking the machine")
-    yield from examine_machine(request.out)
+    yield from check_machine(request.out)
     of_data = list(_examine_data(request, display))
     yield from of_data
     checkpoint = None
     if request.ckpt is not None:
-        checkpoint, of_checkpoint = examine_checkpoint(request.ckpt, request.arch)
+        checkpoint, of_checkpoint = check_checkpoint(request.ckpt, request.arch)
         yield from of_checkpoint
     if request.recipe is None:
         return
@@ -220,11 +220,11 @@ def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]
     if not request.data_sets:
         return
     from transfer.doctor_checks import Reading
-    from transfer.tasks import EXAMINERS, load_function
+    from transfer.tasks import DATA_CHECKS, load_function
 
     reading = Reading(display=display, every_file=request.every_file)
     for layout, folder in request.data_sets.items():
-        yield from load_function(EXAMINERS[layout])(folder, reading)
+        yield from load_function(DATA_CHECKS[layout])(folder, reading)
 
 
 def _estimate(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def leaderboard() -> None:
-    """Build, check, show or keep the records below some folders.
+    """Build, check or print the leaderboard of the records below some folders, or export the records.
 
     There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
     recipes or on other data are in groups of their own.

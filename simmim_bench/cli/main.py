@@ -1,7 +1,8 @@
 """The entry point: the group of all commands, and the translation of errors into exit codes.
 
 Results go to stdout (`--json` for machines), logs and progress to stderr. Exit codes: 0 done, 1 failed, 2 usage,
-3 a framework is missing, 4 bad data, 5 diverged, 6 a check found drift, 130/143 interrupted after saving.
+3 a framework is missing, 4 bad data, 5 diverged, 6 a leaderboard check found a difference, 130/143 interrupted after
+saving.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def cli() -> None:
       simmim-bench transfer linear --ckpt runs/vit_b --data imagenet
       simmim-bench leaderboard build runs
 
-    Start with `simmim-bench demo`: the whole path on synthetic images, in about 20 minutes on a CPU.
+    Start with `simmim-bench demo`: the whole pipeline on synthetic images, in about 20 minutes on a CPU.
     """
 
 

@@ -125,7 +125,7 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
         SEED_OPTION,
         override_option(
-            "Change one number of the recipe, such as epochs=10; may be repeated. Kept in the record."
+            "Change one setting of the recipe, such as epochs=10; may be repeated. Kept in the record."
         ),
         JSON_OPTION,
         QUIET_OPTION,
@@ -180,7 +180,7 @@ _JOB_OPTIONS = (
         "--workers",
         type=click.IntRange(1),
         metavar="N",
-        help="Steps at a time; by default as many as there are GPUs for, 1 on a CPU, all with --slurm.",
+        help="Steps at a time; by default the number of GPUs / --gpus-per-task, 1 on a CPU, all with --slurm.",
     ),
     click.option(
         "--gpus-per-task",

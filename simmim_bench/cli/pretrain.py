@@ -55,7 +55,9 @@ from simmim_bench.runs.options import RunOptions
     metavar="N",
     help="Plot reconstructions every N epochs.",
 )
-@click.option("--pictures-every", type=click.IntRange(1), hidden=True, help="Old name.")
+@click.option(
+    "--pictures-every", type=click.IntRange(1), hidden=True, help="Deprecated: --visualize-every."
+)
 @click.option(
     "--skip-unreadable",
     default=0,

@@ -1,4 +1,4 @@
-"""`simmim-bench suite`: take checkpoints through every task."""
+"""`simmim-bench suite`: run every transfer task on some checkpoints."""
 
 from __future__ import annotations
 
@@ -111,14 +111,14 @@ def complete_recipe(
     "overrides",
     multiple=True,
     metavar="TASK.KEY=VALUE",
-    help="Change one number of a task's recipe, such as coco.max_iters=9000; may be repeated.",
+    help="Change one setting of a task's recipe, such as coco.max_iters=9000; may be repeated.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan with its cost; write nothing.")
 @job_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the results as JSON.")
 @QUIET_OPTION
 def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Take checkpoints through every task, to complete rows of the leaderboard.
+    """Run every transfer task on some checkpoints, for complete rows of the leaderboard.
 
     Each step is a `transfer` in a separate process. Completed steps are skipped, interrupted ones are
     resumed, and the suite continues after a failed step: the end of the output lists what failed and how

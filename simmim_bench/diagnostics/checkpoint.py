@@ -23,9 +23,7 @@ def _finding(name: str, state: Severity, said: str, **more: Any) -> Finding:
     return Finding(group="checkpoint", name=name, state=state, said=said, **more)
 
 
-def examine_checkpoint(
-    ckpt: str, arch: str | None = None
-) -> tuple[Checkpoint | None, list[Finding]]:
+def check_checkpoint(ckpt: str, arch: str | None = None) -> tuple[Checkpoint | None, list[Finding]]:
     """Check the checkpoint that CKPT names.
 
     Args:

@@ -138,7 +138,7 @@ FRAMEWORKS = (
 )
 
 
-def examine_frameworks(
+def check_frameworks(
     frameworks: Sequence[Framework] = FRAMEWORKS, needed: Collection[str] = ()
 ) -> list[Finding]:
     """Import and use each framework in another process.

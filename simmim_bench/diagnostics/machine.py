@@ -24,13 +24,13 @@ HIDING = "CUDA_VISIBLE_DEVICES"
 GET_STARTED = "PyTorch's page 'Get Started' has the command"
 
 
-def examine_machine(folder: Path) -> list[Finding]:
+def check_machine(folder: Path) -> list[Finding]:
     """Check the machine.
 
     Args:
         folder: the folder that runs will be written to; it need not exist yet.
     """
-    return [_python(), _processor(), _threads(), *examine_gpus(), _memory(), _disk(folder)]
+    return [_python(), _processor(), _threads(), *check_gpus(), _memory(), _disk(folder)]
 
 
 def _finding(name: str, said: str, /, **facts: object) -> Finding:
@@ -102,7 +102,7 @@ def _threads() -> Finding:
     )
 
 
-def examine_gpus() -> list[Finding]:
+def check_gpus() -> list[Finding]:
     """Check the GPUs: those that the driver lists, and those that torch can compute on."""
     build = f"torch {torch.__version__}, built for " + (
         f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"

@@ -20,20 +20,20 @@ from pretrain.estimate import plan_pretraining
 from pretrain.recipes import RECIPES as PRETRAINING
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.diagnostics.checkpoint import examine_checkpoint
+from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
 from simmim_bench.diagnostics.findings import Finding, exit_code
-from simmim_bench.diagnostics.frameworks import FRAMEWORKS, Framework, examine_frameworks
-from simmim_bench.diagnostics.machine import HIDING, examine_gpus
+from simmim_bench.diagnostics.frameworks import FRAMEWORKS, Framework, check_frameworks
+from simmim_bench.diagnostics.machine import HIDING, check_gpus
 from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import override
 from simmim_bench.training.memory import GIB, StepMemory
-from transfer.detection.doctor_checks import examine_coco
+from transfer.detection.doctor_checks import check_coco
 from transfer.doctor_checks import SAMPLE, Reading
-from transfer.finetune.doctor_checks import examine_imagenet
+from transfer.finetune.doctor_checks import check_imagenet
 from transfer.recipes import RECIPES as TRANSFER_RECIPES
-from transfer.segmentation.doctor_checks import examine_ade20k
+from transfer.segmentation.doctor_checks import check_ade20k
 from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_every_fault_is_reported_in_one_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "simmim_bench.diagnostics.frameworks.examine_frameworks", lambda *_: []
+        "simmim_bench.diagnostics.frameworks.check_frameworks", lambda *_: []
     )  # seconds of imports
     classes = sorted(p.name for p in (data / "imagenet" / "train").iterdir())
     shutil.rmtree(data / "imagenet" / "val" / classes[0])
@@ -142,7 +142,7 @@ def test_objects_that_runs_can_skip_are_a_warning(data: Path, reading: Reading) 
         content["annotations"][1]["bbox"][2] = 0
 
     change_coco(data, "train", flatten)
-    findings = examine_coco(data / "coco", reading)
+    findings = check_coco(data / "coco", reading)
     assert "bad_annotations=skip" in all_text(findings, "warning")
     assert exit_code(findings) == 0
 
@@ -153,7 +153,7 @@ def test_objects_that_scoring_would_misread_are_a_problem(data: Path, reading: R
         content["annotations"][0]["iscrowd"] = 0
 
     change_coco(data, "val", shorten)
-    found = all_text(examine_coco(data / "coco", reading), "problem")
+    found = all_text(check_coco(data / "coco", reading), "problem")
     assert "1 annotations with a polygon that is not three corners" in found
 
 
@@ -164,7 +164,7 @@ def test_every_key_that_coco_entries_lack_is_named(data: Path, reading: Reading)
         del content["images"][1]["height"]
 
     change_coco(data, "train", strip)
-    found = all_text(examine_coco(data / "coco", reading), "problem")
+    found = all_text(check_coco(data / "coco", reading), "problem")
     for named in (
         "entry 0 of annotations lacks 'area'",
         "entry 2 of annotations lacks 'iscrowd'",
@@ -178,7 +178,7 @@ def test_splits_of_other_categories_are_a_problem(data: Path, reading: Reading) 
         content["categories"].append({"id": 77, "name": "zebra"})
 
     change_coco(data, "val", add)
-    found = all_text(examine_coco(data / "coco", reading), "problem")
+    found = all_text(check_coco(data / "coco", reading), "problem")
     assert "id 77 is in one of them only" in found
 
 
@@ -187,15 +187,15 @@ def test_unused_files_are_a_warning(data: Path, reading: Reading) -> None:
     stray = shutil.copy(image, data / "imagenet" / "train" / "stray.JPEG")
     lonely = data / "ade20k" / "annotations" / "validation" / "lonely.png"
     Image.new("L", (32, 32)).save(lonely)
-    findings = examine_imagenet(data / "imagenet", reading)
-    findings += examine_ade20k(data / "ade20k", reading)
+    findings = check_imagenet(data / "imagenet", reading)
+    findings += check_ade20k(data / "ade20k", reading)
     chosen = all_text(findings, "warning")
     assert str(stray) in chosen
     assert str(lonely) in chosen
     assert exit_code(findings) == 0
 
 
-@pytest.mark.parametrize("examine", [examine_imagenet, examine_coco, examine_ade20k])
+@pytest.mark.parametrize("examine", [check_imagenet, check_coco, check_ade20k])
 def test_missing_folders_are_named(examine: Any, tmp_path: Path, reading: Reading) -> None:
     findings = examine(tmp_path / "nowhere", reading)
     assert str(tmp_path / "nowhere") in all_text(findings, "problem")
@@ -229,7 +229,7 @@ def write_tiny(folder: Path, spoil: Any = None) -> Path:
 
 def test_a_checkpoint_is_described_and_matched_with_architectures(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "tiny")
-    checkpoint, findings = examine_checkpoint(str(path))
+    checkpoint, findings = check_checkpoint(str(path))
     assert checkpoint is not None
     weights = len(build_backbone(TINY["vit"]).state_dict())
     (fit,) = [f for f in findings if "matched" in f.facts]
@@ -238,7 +238,7 @@ def test_a_checkpoint_is_described_and_matched_with_architectures(tmp_path: Path
     # It is named vit_pocket, but the registered vit_pocket is four times as wide.
     assert "embed_dim 32" in all_text(findings)
     for other in ("swin_pocket", "vit_b"):
-        _, findings = examine_checkpoint(str(path), other)
+        _, findings = check_checkpoint(str(path), other)
         assert f"does not fit {other}" in all_text(findings, "problem")
         assert "use --arch vit_pocket, its own architecture" in all_text(findings, "problem")
         assert exit_code(findings) == 4
@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     def spoil(state: dict[str, torch.Tensor]) -> None:
         state["blocks.2.mlp.fc1.weight"][3, 1] = torch.nan
 
-    _, findings = examine_checkpoint(str(write_tiny(tmp_path / "tiny", spoil)))
+    _, findings = check_checkpoint(str(write_tiny(tmp_path / "tiny", spoil)))
     assert "blocks.2.mlp.fc1.weight" in all_text(findings, "problem")
     assert exit_code(findings) == 4
 
@@ -258,7 +258,7 @@ def test_a_damaged_or_absent_checkpoint_is_a_problem(tmp_path: Path) -> None:
     weights = path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     for ckpt, said in ((path, "is damaged"), (tmp_path / "none", "does not exist")):
-        checkpoint, findings = examine_checkpoint(str(ckpt))
+        checkpoint, findings = check_checkpoint(str(ckpt))
         assert checkpoint is None
         assert said in all_text(findings, "problem")
 
@@ -267,10 +267,10 @@ def test_a_missing_framework_is_a_problem_only_where_it_is_needed() -> None:
     absent = Framework(
         "no_such_package", "nothing", "import no_such_package", "pip install it", True
     )
-    (finding,) = examine_frameworks([absent])
+    (finding,) = check_frameworks([absent])
     assert (finding.state, finding.remedy) == ("warning", "pip install it")
     assert exit_code([finding]) == 0
-    (finding,) = examine_frameworks([absent], ["no_such_package"])
+    (finding,) = check_frameworks([absent], ["no_such_package"])
     assert finding.state == "problem"
     assert exit_code([finding]) == 3
 
@@ -284,7 +284,7 @@ def test_a_broken_framework_does_not_affect_the_others(tmp_path: Path, monkeypat
     frameworks = [
         Framework(n, "tests", f"import {n}; v = '1.0'", f"install {n}", True) for n in names
     ]
-    found = {f.name: f for f in examine_frameworks(frameworks)}
+    found = {f.name: f for f in check_frameworks(frameworks)}
     assert "broken: its import ends Python with code 7" in found["halting"].said
     # What an installed package lacks makes it broken, not missing.
     assert "broken: ModuleNotFoundError: No module named 'no_such_part'" in found["torn"].said
@@ -310,12 +310,12 @@ def test_a_gpu_that_torch_cannot_use_is_reported_with_a_fix(
     driver.chmod(0o755)
     monkeypatch.delenv(HIDING, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    findings = examine_gpus()
+    findings = check_gpus()
     assert "NVIDIA Test" in all_text(findings, "problem")
     assert "built for" in (findings[0].remedy or "")
     assert exit_code(findings) == 3
     monkeypatch.setenv(HIDING, "")
-    assert f"unset {HIDING}" in all_text(examine_gpus(), "warning")
+    assert f"unset {HIDING}" in all_text(check_gpus(), "warning")
 
 
 def test_options_that_need_each_other_are_checked() -> None:
@@ -330,7 +330,7 @@ def test_pretraining_takes_the_estimated_steps_and_disk(
 ) -> None:
     recipe = override(PRETRAINING["pocket"], ["epochs=2", "warmup_epochs=0"])
     data = pocket / "imagenet"
-    size = data_size("imagenet", examine_imagenet(data, reading))
+    size = data_size("imagenet", check_imagenet(data, reading))
     assert (size.train, size.val, size.classes) == (60, 30, 10)
     work = plan_pretraining(recipe, size, CPU)
     code, _, err = run(

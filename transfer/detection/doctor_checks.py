@@ -30,7 +30,7 @@ from transfer.detection.coco_layout import read_splits, split_paths
 from transfer.doctor_checks import FindingGroup, Reading
 
 
-def examine_coco(data: Path, reading: Reading) -> list[Finding]:
+def check_coco(data: Path, reading: Reading) -> list[Finding]:
     """Check a folder in COCO's layout.
 
     Args:

@@ -16,7 +16,7 @@ from simmim_bench.errors import DataError
 from transfer.doctor_checks import FindingGroup, Reading
 
 
-def examine_imagenet(data: Path, reading: Reading) -> list[Finding]:
+def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
     """Check a folder in ImageNet's layout, `{train,val}/CLASS/image`.
 
     Args:

@@ -26,7 +26,7 @@ from transfer.segmentation.ade20k_layout import (
 ADE20K_CLASSES = 150  # of a folder without classes.txt: MMSegmentation's ADE20KDataset
 
 
-def examine_ade20k(data: Path, reading: Reading) -> list[Finding]:
+def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
     """Check a folder in ADE20K's layout.
 
     Args:
