@@ -28,9 +28,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, SimpleFeatureP
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from transfer.detection.recipes import CocoRecipe
 
@@ -72,7 +71,7 @@ class SimMIMBackbone(Backbone):
         Raises:
             UsageError: the config's pixel statistics are not those of the checkpoint.
         """
-        checkpoint = read_checkpoint(cfg.MODEL.SIMMIM.CKPT)
+        checkpoint = open_checkpoint(cfg.MODEL.SIMMIM.CKPT)
         _check_pixel_statistics(cfg, checkpoint)
         return {
             "ckpt": checkpoint,
@@ -191,7 +190,7 @@ def pixel_statistics(ckpt: str | Checkpoint) -> dict[str, Any]:
     Returns:
         `pixel_mean` and `pixel_std`, one value per channel for pixels in [0, 255], and `input_format`.
     """
-    checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+    checkpoint = open_checkpoint(ckpt)
     return {
         "pixel_mean": [255 * value for value in checkpoint.mean],
         "pixel_std": [255 * value for value in checkpoint.std],

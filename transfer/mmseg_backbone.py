@@ -31,9 +31,8 @@ from mmseg.models import SegDataPreProcessor
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.training.optim import parameter_groups
@@ -68,7 +67,7 @@ class SimMIMBackbone(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+        checkpoint = open_checkpoint(ckpt)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.backbone = load_backbone(
             checkpoint,
@@ -141,7 +140,7 @@ class SimMIMDataPreProcessor(SegDataPreProcessor):
     """
 
     def __init__(self, ckpt: str | Checkpoint, **options: Any) -> None:
-        checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+        checkpoint = open_checkpoint(ckpt)
         options["mean"] = [255 * value for value in checkpoint.mean]
         options["std"] = [255 * value for value in checkpoint.std]
         super().__init__(**{**options, "bgr_to_rgb": True, "rgb_to_bgr": False})

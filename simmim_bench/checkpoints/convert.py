@@ -65,6 +65,7 @@ class Conversion:
     unused: list[str]
     feature_difference: float
     usage: str = field(default="")
+    warning: str = field(default="")
 
 
 Writer = Callable[[Checkpoint, Path], ExportResult]
@@ -132,6 +133,7 @@ def convert(
         unused=report.unused,
         feature_difference=result.difference,
         usage=result.usage,
+        warning="" if mean and std else checkpoint.warning,
     )
 
 
