@@ -1,8 +1,8 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
-results/*.json become the speed tables between the markers of benchmarks/README.md, and ablations/*/ablation.json
-become ablations/*/ablation.md. With --check nothing is written, and the exit code is 6 if a table would change.
-The exit code is also 6 if a score of an ablation differs from the record in ablations/records with its
+results/gpu_check_*.json become the GPU checks in benchmarks/README.md, and other results/*.json its speed tables.
+ablations/*/ablation.json become ablations/*/ablation.md. With --check nothing is written, and the exit code is 6 if
+a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with its
 predictions' hash.
 """
 
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
 
 from simmim_bench.leaderboard.check import check_records
@@ -46,10 +47,18 @@ def main() -> int:
 
 def generate_documents() -> Iterator[tuple[Path, str]]:
     """Yield every document with its generated text."""
-    results = sorted((HERE / "results").glob("*.json"))
-    speed = "\n\n".join(speed_table(json.loads(p.read_text(encoding="utf-8"))) for p in results)
+    gpu_checks: list[str] = []
+    speed_tables: list[str] = []
+    for result in sorted((HERE / "results").glob("*.json")):
+        content = json.loads(result.read_text(encoding="utf-8"))
+        if result.name.startswith("gpu_check_"):
+            gpu_checks.append(gpu_check.markdown(content))
+        else:
+            speed_tables.append(speed_table(content))
     path = HERE / "README.md"
-    yield path, insert_table(path.read_text(encoding="utf-8"), speed, path, "speed tables")
+    text = path.read_text(encoding="utf-8")
+    text = insert_table(text, "\n\n".join(speed_tables), path, "speed tables")
+    yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
     for path, ablation in read_ablations():
         yield path.with_suffix(".md"), ablation_table(ablation)
 

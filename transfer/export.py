@@ -6,7 +6,7 @@ their files are for our own adapters. Every file is loaded and its feature maps 
 
 The frameworks' Swins use whole windows, and shift them, also on maps smaller than a window, and learn one norm per
 level (exported as an identity norm). The position tables are therefore written for a size at which no map is smaller
-than a window, and compared at that size.
+than a window. The feature maps of a Swin are compared at a size at which the windows divide no map.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def write_detectron2(checkpoint: Checkpoint, path: Path) -> ExportResult:
     reader = DetectionCheckpointer(holder)
     reader._load_model(torch.load(path, map_location="cpu", weights_only=True))
     net.eval()
-    return ExportResult(maps_difference(lambda x: net(x).values(), model), usage)
+    difference = maps_difference(lambda x: net(x).values(), model, _probe_size(model.spec))
+    return ExportResult(difference, usage)
 
 
 def _detectron2_swin(spec: BackboneSpec) -> nn.Module:
@@ -138,7 +139,7 @@ def _write_mmseg_swin(model: Backbone, path: Path) -> ExportResult:
     net.init_weights()
     net.eval()  # MMSegmentation's `eval` returns None
     usage = f"backbone=dict(type='SwinTransformer', ..., init_cfg={init})"
-    return ExportResult(maps_difference(net, model), usage)
+    return ExportResult(maps_difference(net, model, _probe_size(spec)), usage)
 
 
 def _fits_beit(spec: BackboneSpec) -> bool:
@@ -220,6 +221,13 @@ def _load_for_dense_tasks(checkpoint: Checkpoint) -> Backbone:
         return load_backbone(checkpoint).eval()
     side = 2 * spec.window_size * spec.stride
     return load_backbone(checkpoint, (side, side)).eval()
+
+
+def _probe_size(spec: BackboneSpec) -> tuple[int, int]:
+    """Return the size at which maps are compared: for a Swin, every map is one token larger than whole windows."""
+    height, width = spec.img_size
+    padded = spec.patch_size if spec.family == "swin" else 0
+    return height + padded, width + padded
 
 
 def _swin_state(model: Backbone) -> StateDict:

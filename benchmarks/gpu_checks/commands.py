@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_checks.harness import CheckFailed, Findings, Setup
+from gpu_checks.harness import CheckFailed, Setup
 from gpu_checks.product import SOURCES, read_checkpoint
+from gpu_checks.report import Findings
 
 PRODUCT = (sys.executable, "-m", "simmim_bench")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -49,7 +50,7 @@ TRANSFER_RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "ade20k": ("ade20k", "ade20k", FEW_ITERATIONS),
     "coco_swin": ("coco", "coco", ("--recipe", "coco_pocket", *FEW_ITERATIONS)),
 }
-TINY_TRANSFER_RUNS = ("imagenet", "knn", "coco")
+TINY_TRANSFER_RUNS = ("imagenet", "coco")
 PRECISION_RUNS = ("imagenet", "coco", "ade20k", "coco_swin")  # tasks that train the backbone
 DOCTOR_CODES = (0, 3, 4)  # all fine; a framework is missing; data or memory are too small
 

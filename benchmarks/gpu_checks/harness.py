@@ -24,11 +24,10 @@ from typing import Any
 import torch
 
 from gpu_checks.product import GIB
+from gpu_checks.report import Findings, Result, describe, plain
 
-Findings = dict[str, Any]  # JSON: figures and names, nested at most once
 PROCESSES_PER_CHECK = 4  # CPU cores that a check of commands keeps busy, roughly
 DIRECTORIES = re.compile(r"(?<![\w.])/(?:[\w.+@-]+/)+")  # of absolute paths: a report names none
-SHOWN = 150  # characters of a check's findings in the printed table
 
 
 class CheckFailed(Exception):
@@ -105,16 +104,6 @@ class CheckGroup:
     concurrent: bool = False
 
 
-@dataclass
-class Result:
-    """The outcome of a check: ok, failed or skipped."""
-
-    state: str
-    seconds: float = 0.0
-    findings: Findings = field(default_factory=dict)
-    error: str | None = None
-
-
 class Runner:
     """Run checks, print a line for each, and write the report after each.
 
@@ -139,7 +128,7 @@ class Runner:
                 for check in checks:
                     self._run(check)
                 continue
-            at_once = max(1, (os.cpu_count() or 1) // PROCESSES_PER_CHECK)
+            at_once = max(2, (os.cpu_count() or 1) // PROCESSES_PER_CHECK)
             with ThreadPoolExecutor(at_once) as pool:
                 list(pool.map(self._run, checks))
 
@@ -201,25 +190,6 @@ def card(device: torch.device) -> str:
     full = torch.cuda.get_device_name(device)
     found = re.search(r"[A-Za-z]*\d+[A-Za-z]*", full)
     return (found[0] if found else full.replace(" ", "_")).lower()
-
-
-def describe(name: str, result: Result) -> str:
-    """Return a line of the printed table: state, seconds, name, and what was found."""
-    told = result.error or json.dumps(result.findings)
-    told = " ".join(told.split())
-    told = told if len(told) <= SHOWN else f"{told[: SHOWN - 3]}..."
-    return f"{result.state:8} {result.seconds:6.1f} s  {name:28} {told}"
-
-
-def plain(value: Any) -> Any:
-    """Convert findings to JSON, with four significant digits."""
-    if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _gpu_memory() -> float:

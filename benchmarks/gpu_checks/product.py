@@ -2,28 +2,28 @@
 
 from pathlib import Path
 
-from simmim_bench.archs import BackboneSpec, find_spec
-from simmim_bench.checkpoint import IMAGENET_MEAN, IMAGENET_STD, read_checkpoint
-from simmim_bench.engine import _backward as accumulate_gradients
-from simmim_bench.engine import parts_that_fit as find_accumulation_steps
-from simmim_bench.images import normalise, random_crop_flip
-from simmim_bench.kernels import autocast, count_flops
-from simmim_bench.kernels import product_flops_per_s as peak_flops_per_s
-from simmim_bench.memory import GIB
-from simmim_bench.optim import parameter_groups
-from simmim_bench.sources import any_images
-from simmim_bench.team import Team as DistContext
-from simmim_bench.team import full_state as gather_state
-from transfer.dense_recipes import CocoRecipe
-from transfer.detection_model import build_detector
-
 import simmim_bench
-from pretrain.masking import mask_generator, random_masks, recipe_masks
+from pretrain.masking.masks import mask_generator, sample_masks, sample_recipe_masks
 from pretrain.recipes import PretrainRecipe, default_recipe
 from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
-from simmim_bench.data import EpochLoader, ImageDataset
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.datasets import ImageDataset
+from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.sources import any_images
+from simmim_bench.distributed import DistContext
+from simmim_bench.distributed import full_state as gather_state
+from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.recipe import find_recipe
+from simmim_bench.training.accumulation import accumulate_gradients, find_accumulation_steps
+from simmim_bench.training.flops import count_flops, peak_flops_per_s
+from simmim_bench.training.memory import GIB
+from simmim_bench.training.optim import parameter_groups
+from simmim_bench.training.precision import autocast
+from transfer.detection.model import build_detector
+from transfer.detection.recipes import CocoRecipe
 from transfer.recipes import RECIPES
 
 # Child processes import the same sources as this one.
@@ -58,7 +58,7 @@ __all__ = [
     "parameter_groups",
     "peak_flops_per_s",
     "random_crop_flip",
-    "random_masks",
     "read_checkpoint",
-    "recipe_masks",
+    "sample_masks",
+    "sample_recipe_masks",
 ]

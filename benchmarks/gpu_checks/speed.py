@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from gpu_checks.commands import finish, start
-from gpu_checks.harness import CheckFailed, Findings, Setup
+from gpu_checks.harness import CheckFailed, Setup
 from gpu_checks.product import (
     EpochLoader,
     ImageDataset,
@@ -29,6 +29,7 @@ from gpu_checks.product import (
     peak_flops_per_s,
     random_crop_flip,
 )
+from gpu_checks.report import Findings
 from gpu_checks.training import CLIP_GRAD, PretrainStep
 
 TINY_ARCH, TINY_BATCH = "vit_pocket", 8

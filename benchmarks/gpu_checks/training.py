@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gpu_checks.harness import Findings, Setup
+from gpu_checks.harness import Setup
 from gpu_checks.product import (
     GIB,
     IMAGENET_MEAN,
@@ -26,8 +26,9 @@ from gpu_checks.product import (
     mask_generator,
     normalise,
     parameter_groups,
-    recipe_masks,
+    sample_recipe_masks,
 )
+from gpu_checks.report import Findings
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two matrix products for each of the forward pass
 CLIP_GRAD = 5.0
@@ -141,7 +142,7 @@ class PretrainStep:
         pixels, _, indices = batch
         generators = [mask_generator(0, epoch, int(index)) for index in indices]
         images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, self.setup.device)
-        mask = recipe_masks(self.recipe, self.spec.patch_size, images, generators)
+        mask = sample_recipe_masks(self.recipe, self.spec.patch_size, images, generators)
         loss: Tensor = self.model(images, mask.to(self.setup.device, non_blocking=True)).loss
         return loss
 

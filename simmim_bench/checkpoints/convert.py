@@ -31,6 +31,7 @@ from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.swin import pad_before_shift
 
 TOLERANCE = 1e-4  # relative to the features' largest value, in float32
 
@@ -200,10 +201,10 @@ def _num_classes(checkpoint: Checkpoint) -> int:
     return len(checkpoint.state["head.weight"]) if "head.weight" in checkpoint.state else 0
 
 
-def probe_images(spec: BackboneSpec) -> Tensor:
-    """Return the two noise images (2, C, H, W) that features are compared on."""
+def probe_images(spec: BackboneSpec, img_size: tuple[int, int] | None = None) -> Tensor:
+    """Return the two noise images (2, C, H, W) that features are compared on, of the spec's size by default."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, spec.in_chans, *spec.img_size, generator=generator)
+    return torch.randn(2, spec.in_chans, *(img_size or spec.img_size), generator=generator)
 
 
 def relative_difference(found: Tensor, wanted: Tensor) -> float:
@@ -211,15 +212,20 @@ def relative_difference(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-def maps_difference(theirs: nn.Module | Callable[[Tensor], Any], ours: Backbone) -> float:
+def maps_difference(
+    theirs: nn.Module | Callable[[Tensor], Any],
+    ours: Backbone,
+    img_size: tuple[int, int] | None = None,
+) -> float:
     """Return the largest relative difference of feature maps.
 
     Args:
         theirs: maps images to feature maps that are layer-normalised as `forward_maps` does, so that a
             fine-tuned scale has no effect.
         ours: the backbone that was exported.
+        img_size: (H, W) of the images in pixels; None for the backbone's own.
     """
-    images = probe_images(ours.spec)
+    images = probe_images(ours.spec, img_size)
     with torch.no_grad():
         found, wanted = list(theirs(images)), ours.eval().forward_maps(images)
     assert len(found) == len(wanted)
@@ -249,6 +255,10 @@ def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
 def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     """Write the backbone in its transfer form as timm's `config.json` and `model.safetensors`.
 
+    A Swin whose windows do not divide its maps computes other features in timm, which shifts such a map before
+    padding it. The weights are then compared in timm's model with `pad_before_shift`, and the usage states the
+    difference of timm's model without it.
+
     Raises:
         UsageError: timm does not implement the architecture.
     """
@@ -273,10 +283,24 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     images = probe_images(ours.spec)
     with torch.no_grad():
         theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-        found = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
         wanted = ours.forward_features(images)
-    usage = f'timm.create_model("local-dir:{path}", pretrained=True)'
-    return ExportResult(relative_difference(found, wanted), usage)
+        difference = relative_difference(_timm_features(theirs, images), wanted)
+        usage = f'timm.create_model("local-dir:{path}", pretrained=True)'
+        if ours.spec.pads_windows:
+            usage += (
+                f"  # its features differ by {difference:.1e} of their size: windows of {ours.spec.window_size} do "
+                f"not divide the maps of {height}x{width} pixels, and timm shifts a map before padding it; "
+                "simmim_bench.models.swin.pad_before_shift(model) makes them equal"
+            )
+            pad_before_shift(theirs)
+            difference = relative_difference(_timm_features(theirs, images), wanted)
+    return ExportResult(difference, usage)
+
+
+def _timm_features(model: Any, images: Tensor) -> Tensor:
+    """Return the pooled features (B, C) of a timm model."""
+    features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
+    return features
 
 
 WRITERS: dict[str, Writer] = {"native": write_native, "timm": write_timm}

@@ -175,6 +175,15 @@ class BackboneSpec:
             for h, w in (self.grid,)
         )
 
+    @property
+    def pads_windows(self) -> bool:
+        """Whether a Swin pads the map of some stage to whole windows at `img_size`."""
+        return self.family in ("swin", "swinv2") and any(
+            -(-side // 2**i) % window
+            for i, windows in enumerate(self.stage_windows)
+            for side, window in zip(self.grid, windows, strict=True)
+        )
+
     def at(
         self,
         img_size: tuple[int, int] | None = None,

@@ -4,6 +4,11 @@ The modules map normalised images (B, C, H, W) to tokens, feature maps, pooled f
 arXiv 2103.14030 and 2111.09883; in SimMIM (arXiv 2111.09886, section 3) the mask is applied to the patch
 embedding and the features are the normalised last stage.
 
+Where a window does not divide a map, timm's blocks shift the map and then pad it, but mask attention as if they had
+padded it first, so that rows wrapped around from one border attend to rows of the opposite one. `pad_before_shift`
+makes them pad first, as the Swins of Detectron2, MMSegmentation and torchvision do. SimMIM's own Swin requires sizes
+that its windows divide, where both orders are equal.
+
 Legend: B batch, C channels, (H, W) image, (h, w) tokens.
 """
 
@@ -11,8 +16,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -20,6 +25,67 @@ from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.attention import select_attention
 
 _TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
+
+
+# torch's fused attention on CUDA fails in the backward pass of more windows (seen with torch 2.11 and 65,536).
+MAX_WINDOWS = 65_535
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """timm's block of a Swin, padding a map to whole windows before the shift."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """Apply window attention to normalised tokens (B, h, w, C)."""
+        height, width = x.shape[1:3]
+        x = _pad_to_windows(x, self.window_size)
+        parts = [super(PaddedSwinBlock, self)._attn(p) for p in _split(x, self.window_size)]
+        return _join(parts)[:, :height, :width]
+
+
+class PaddedSwinV2Block(SwinTransformerV2Block):
+    """timm's block of a Swin V2, padding a map to whole windows before the shift."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """Apply window attention to tokens (B, h, w, C)."""
+        height, width = x.shape[1:3]
+        x = _pad_to_windows(x, self.window_size)
+        parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(x, self.window_size)]
+        return _join(parts)[:, :height, :width]
+
+
+_PADDED_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
+    SwinTransformerBlock: PaddedSwinBlock,
+    SwinTransformerV2Block: PaddedSwinV2Block,
+}
+
+
+def _pad_to_windows(tokens: Tensor, window: tuple[int, int]) -> Tensor:
+    """Pad tokens (B, h, w, C) with zeros at the bottom and at the right to whole windows."""
+    height, width = tokens.shape[1:3]
+    bottom, right = -height % window[0], -width % window[1]
+    # timm pads as well, by nothing then; a second copy of every map would cost time.
+    return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
+
+
+def _split(tokens: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Split tokens (B, h, w, C) along the batch, so that no part has more than `MAX_WINDOWS` windows."""
+    windows = (tokens.shape[1] // window[0]) * (tokens.shape[2] // window[1])
+    return tokens.split(max(1, MAX_WINDOWS // windows))
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def pad_before_shift(model: nn.Module) -> None:
+    """Make the blocks of timm's Swin or Swin V2 pad a map to whole windows before they shift it.
+
+    The parameters and their names stay the same. At sizes that the windows divide, nothing changes.
+    """
+    for module in model.modules():
+        if type(module) in _PADDED_BLOCKS:
+            # timm's models have no argument for the class of their blocks, and these classes add no state.
+            module.__class__ = _PADDED_BLOCKS[type(module)]
 
 
 class Swin(nn.Module):
@@ -45,6 +111,7 @@ class Swin(nn.Module):
             strict_img_size=False,
             **(v2_options if spec.family == "swinv2" else {}),
         )
+        pad_before_shift(timm_model)
         self.patch_embed = timm_model.patch_embed
         self.layers = timm_model.layers
         self.norm = timm_model.norm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,8 +29,12 @@ from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.swin import pad_before_shift
 
 FAMILIES = sorted(TINY)
+# Every stage has a shifted block. The windows divide the maps of the first size only.
+SHIFTED_SWIN = replace(TINY["swin"], depths=(2, 2, 2, 2))
+SWIN_SIZES = [(128, 128), (58, 70), (60, 52), (56, 72), (100, 68), (130, 134), (6, 10)]
 
 
 def perturb(model: nn.Module) -> Any:
@@ -95,7 +100,7 @@ def test_native_to_timm_to_native_is_bit_exact(
     # timm's convolutional networks have stems of stride 4.
     spec = replace(TINY[family], sincos_position=False, patch_size=4).at(size)
     source = save(tmp_path / "a", spec, form, classes=3)
-    run_convert(source, tmp_path / "timm", "timm")
+    assert "differ" not in run_convert(source, tmp_path / "timm", "timm").usage
     run_convert(str(tmp_path / "timm"), tmp_path / "b")
     classes = 3 if form == "transfer" else 0
     wanted = load_backbone(source, num_classes=classes)
@@ -106,6 +111,24 @@ def test_native_to_timm_to_native_is_bit_exact(
     images = noise(spec)
     assert torch.allclose(theirs(images), wanted.eval()(images), atol=1e-5)
     assert theirs.pretrained_cfg["mean"] == list(IMAGENET_MEAN)
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_the_usage_states_the_difference_of_timms_padded_swins(tmp_path: Path, family: str) -> None:
+    spec = replace(TINY[family], patch_size=4).at((56, 72))  # stages of 14x18, 7x9, 4x5, 2x3 tokens
+    source = save(tmp_path / "a", spec)
+    done = run_convert(source, tmp_path / "timm", "timm")
+    stated = re.search(
+        r"# its features differ by (\S+) of their size: .*pad_before_shift", done.usage
+    )
+    assert stated is not None
+    assert float(stated[1]) > 1e-4
+    assert done.feature_difference < 1e-6
+    images, wanted = noise(spec), load_backbone(source).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert not torch.allclose(theirs(images), wanted(images), atol=1e-3)
+    pad_before_shift(theirs)
+    assert torch.allclose(theirs(images), wanted(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +172,15 @@ def test_resizing_equals_that_of_fine_tuning(tmp_path: Path, family: str) -> Non
     assert load_simmim(str(tmp_path / "b")).spec.img_size == (48, 64)
 
 
-def test_detectron2s_swin_computes_equal_maps(tmp_path: Path) -> None:
+def test_detectron2s_swin_computes_equal_maps_of_any_size(tmp_path: Path) -> None:
     swin = pytest.importorskip("detectron2.modeling.backbone.swin")
     from detectron2.checkpoint import DetectionCheckpointer
 
-    spec, file = TINY["swin"], tmp_path / "swin.pth"
+    spec, file = SHIFTED_SWIN, tmp_path / "swin.pth"
     source = save(tmp_path / "a", spec)
-    run_convert(source, file, "detectron2")
+    assert run_convert(source, file, "detectron2").feature_difference < 1e-6
 
-    def maps() -> dict[str, Tensor]:
+    def load() -> nn.Module:
         net = swin.SwinTransformer(
             patch_size=spec.patch_size,
             embed_dim=spec.embed_dim,
@@ -168,33 +191,30 @@ def test_detectron2s_swin_computes_equal_maps(tmp_path: Path) -> None:
         # The name of the backbone in a project is arbitrary.
         holder = nn.ModuleDict({"backbone": nn.ModuleDict({"net": net})})
         DetectionCheckpointer(holder).load(str(file))
-        found: dict[str, Tensor] = net.eval()(images)
-        return found
+        return net.eval()
 
-    side = 2 * spec.window_size * spec.stride
-    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(4))
-    wanted = load_backbone(source, (side, side)).eval().forward_maps(images)
-    for found, level in zip(maps().values(), wanted, strict=True):
-        assert torch.allclose(found, level, atol=1e-5)
+    net, ours = load(), load_backbone(source, SWIN_SIZES[0]).eval()
+    for size in SWIN_SIZES:
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
+        wanted = ours.forward_maps(images)
+        for found, level in zip(net(images).values(), wanted, strict=True):
+            assert torch.allclose(found, level, atol=1e-5), size
     content = torch.load(file, weights_only=True)
     content["model"]["layers.0.blocks.0.mlp.fc1.weight"] += 0.1
     torch.save(content, file)
-    assert not torch.allclose(maps()["p3"], wanted[3], atol=1e-3)
+    assert not torch.allclose(load()(images)["p3"], wanted[3], atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["swin", "vit"])
 def test_mmsegmentations_backbones_compute_equal_maps(tmp_path: Path, family: str) -> None:
     backbones = pytest.importorskip("mmseg.models.backbones")
-    spec = replace(
-        TINY[family], sincos_position=False, init_values=0.1 if family == "vit" else None
-    )
+    vit = replace(TINY["vit"], sincos_position=False, init_values=0.1)
+    spec = SHIFTED_SWIN if family == "swin" else vit
     source, file = save(tmp_path / "a", spec), tmp_path / "net.pth"
-    run_convert(source, file, "mmseg")
+    assert run_convert(source, file, "mmseg").feature_difference < 1e-6
     init = {"type": "Pretrained", "checkpoint": str(file)}
-    size = spec.img_size
+    sizes = SWIN_SIZES if family == "swin" else [spec.img_size]
     if family == "swin":
-        side = 2 * spec.window_size * spec.stride
-        size = (side, side)
         net = backbones.SwinTransformer(
             embed_dims=spec.embed_dim,
             patch_size=spec.patch_size,
@@ -217,13 +237,14 @@ def test_mmsegmentations_backbones_compute_equal_maps(tmp_path: Path, family: st
         )
     net.init_weights()
     net.eval()
-    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
-    wanted = load_backbone(source, size).eval().forward_maps(images)
-    for found, level in zip(net(images), wanted, strict=True):
-        if family == "vit":  # BEiT's maps are not normalised
-            found = F.layer_norm(found.permute(0, 2, 3, 1), found.shape[1:2], eps=1e-6)
-            found = found.permute(0, 3, 1, 2)
-        assert torch.allclose(found, level, atol=1e-5)
+    ours = load_backbone(source, sizes[0]).eval()
+    for size in sizes:
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(4))
+        for found, level in zip(net(images), ours.forward_maps(images), strict=True):
+            if family == "vit":  # BEiT's maps are not normalised
+                found = F.layer_norm(found.permute(0, 2, 3, 1), found.shape[1:2], eps=1e-6)
+                found = found.permute(0, 3, 1, 2)
+            assert torch.allclose(found, level, atol=1e-5), size
 
 
 @pytest.mark.parametrize(("to", "module"), [("detectron2", "detectron2"), ("mmseg", "mmseg")])

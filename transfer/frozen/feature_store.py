@@ -145,7 +145,16 @@ class FeatureStore:
             "precision": default_precision(recipe.precision, self.dist.device),
             "blocks": sorted({feature_set.block for feature_set in self.feature_sets}),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in poolings],
+            **self._identify_padding(),
         }
+
+    def _identify_padding(self) -> dict[str, Any]:
+        """Distinguish a padded Swin's features from those of versions that shifted a map before padding it."""
+        recipe, spec = self.recipe, self.checkpoint.spec
+        if spec.family not in ("swin", "swinv2"):
+            return {}
+        spec = spec.at(recipe.img_size, recipe.window_size)
+        return {"padding": "before the shift"} if spec.pads_windows else {}
 
     def _directory(self, identity: dict[str, Any]) -> Path:
         return self.folder / sha256_json(identity)[:24]

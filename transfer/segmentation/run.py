@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     """
     check_sizes(job.recipe, job.checkpoint.spec, context.dist)
     require_mmseg()
+    set_local_rank(context.dist)
     from transfer.segmentation.data import ADE20K_CLASSES
     from transfer.segmentation.loop import train_and_predict
 
@@ -59,6 +61,16 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     except DataError as error:
         raise DataError(message_of(error)) from error
     return _finish(context, job, data, metric) if context.dist.is_main else None
+
+
+def set_local_rank(dist: DistContext) -> None:
+    """Set LOCAL_RANK to the number of this process's GPU among those that it sees.
+
+    mmengine's logger reads `CUDA_VISIBLE_DEVICES[LOCAL_RANK]`, which does not exist where every process sees a
+    single GPU, as with `srun --gpus-per-task=1`.
+    """
+    if dist.device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(dist.device.index or 0)
 
 
 def require_mmseg() -> None:

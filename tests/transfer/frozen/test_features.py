@@ -179,6 +179,19 @@ def test_other_features_have_another_directory(
     assert len(list((run.path / "store").iterdir())) == 3
 
 
+def test_the_identity_of_a_padded_swins_features_states_the_padding(
+    images: ImageList, run: RunDir
+) -> None:
+    identities = []
+    for window in (None, 3):  # stages of 16, 8, 4 and 2 tokens; windows of 4 divide them
+        recipe = replace(RECIPE, window_size=window)
+        features(images.subset(range(2)), run, ckpt="random:swin_pocket", recipe=recipe)
+    for file in run.path.rglob("features.json"):
+        identity = json.loads(file.read_text())
+        identities.append((identity["window_size"], identity.get("padding")))
+    assert sorted(identities, key=str) == [(3, "before the shift"), (None, None)]
+
+
 def test_features_of_another_precision_are_stored_separately(
     images: ImageList, run: RunDir
 ) -> None:

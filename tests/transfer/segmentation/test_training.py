@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -28,12 +29,14 @@ from support.segmentation import (
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.display import Display, ProgressTask
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import (
     DivergedError,
     InterruptedRun,
     MissingFrameworkError,
 )
 from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET
+from transfer.segmentation.run import set_local_rank
 
 
 def test_learning_rate_equals_that_of_mmengines_schedulers(mmseg: None) -> None:
@@ -200,3 +203,14 @@ def test_without_a_library_of_mmseg_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingFrameworkError, match=r"simmim-bench\[seg\]"):
         transfer(tmp_path / "run", generated)
+
+
+def test_mmengine_counts_a_process_s_gpu_among_those_that_it_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    set_local_rank(DistContext(rank=3, size=4, device=torch.device("cpu")))
+    assert os.environ["LOCAL_RANK"] == "3"
+    # srun --gpus-per-task=1: the fourth process sees one GPU, which is its number 0.
+    set_local_rank(DistContext(rank=3, size=4, device=torch.device("cuda", 0)))
+    assert os.environ["LOCAL_RANK"] == "0"
