@@ -8,10 +8,26 @@ code's step from pretraining to fine-tuning (SimMIM: utils.py, load_pretrained),
 
 from __future__ import annotations
 
+import warnings
+
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.models.build import Backbone
+
+
+def open_checkpoint(ckpt: str | Checkpoint) -> Checkpoint:
+    """Return a checkpoint; read it if a CKPT is passed, and warn of what its file leaves open.
+
+    Raises:
+        UsageError, DataError: see `read_checkpoint`.
+    """
+    if isinstance(ckpt, Checkpoint):
+        return ckpt
+    checkpoint = read_checkpoint(ckpt)
+    if checkpoint.warning:
+        warnings.warn(checkpoint.warning, stacklevel=3)
+    return checkpoint
 
 
 def load_backbone(
@@ -44,7 +60,7 @@ def load_backbone(
         UsageError: The architecture is unknown, or the image size is not a multiple of the patch size.
         DataError: The checkpoint cannot be read, or its weights do not fit.
     """
-    checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+    checkpoint = open_checkpoint(ckpt)
     return restore_backbone(
         checkpoint,
         img_size,

@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.models.build import build_backbone
 
 README = Path(__file__).parent.parent / "README.md"
+HALF = (0.5, 0.5, 0.5)
+STATISTICS = [(IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)]
+SMALL_VIT = replace(find_spec("vit_b"), embed_dim=32, depths=(8,), num_heads=(2,))
+SIDE = 64  # pixels of the test image
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Change to a folder with a checkpoint runs/vit_b, a small ViT."""
-    save(tmp_path, replace(find_spec("vit_b"), embed_dim=32, depths=(8,), num_heads=(2,)))
+    save(tmp_path, SMALL_VIT)
     monkeypatch.chdir(tmp_path)
 
 
-def save(folder: Path, spec: BackboneSpec) -> None:
+def save(
+    folder: Path,
+    spec: BackboneSpec,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> None:
     write_checkpoint(
         folder / "runs" / "vit_b",
         state=build_backbone(spec, seed=1).state_dict(),
         spec=spec,
         form="transfer",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
         provenance={"label": "small", "method": "simmim"},
     )
 
@@ -43,10 +59,78 @@ def readme_lines(heading: str) -> str:
     return block.group(1)
 
 
-def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
-    pytest.importorskip("detectron2")
+class ReachedError(Exception):
+    """Ends a forward pass at the backbone, with its input."""
+
+
+def backbone_input(model: nn.Module, backbone: nn.Module, batch: Any) -> Tensor:
+    """Return the image (C, SIDE, SIDE) that reaches the backbone of a model, without padding."""
+
+    def stop(module: nn.Module, arguments: tuple[Tensor]) -> None:
+        raise ReachedError(arguments[0])
+
+    backbone.register_forward_pre_hook(stop)
+    with pytest.raises(ReachedError) as reached:
+        getattr(model.eval(), "test_step", model)(batch)
+    images: Tensor = reached.value.args[0]
+    return images[0, :, :SIDE, :SIDE]
+
+
+def check_equal_pixels(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert (wanted - wanted.flip(0)).abs().max() > 1  # the order of the channels is visible
+
+
+@pytest.fixture
+def image_file(tmp_path: Path) -> Path:
+    """Write a COCO val split of one PNG, which all decoders read equally; return the image's path."""
+    file = tmp_path / "coco" / "val2017" / "image.png"
+    file.parent.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(file)
+    square = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 16, 16], "area": 256}
+    content = {
+        "images": [{"id": 1, "file_name": file.name, "height": SIDE, "width": SIDE}],
+        "categories": [{"id": 1, "name": "square"}],
+        "annotations": [{**square, "iscrowd": 0}],
+    }
+    annotations = tmp_path / "coco" / "annotations" / "instances_val2017.json"
+    annotations.parent.mkdir()
+    annotations.write_text(json.dumps(content))
+    return file
+
+
+def coco_runner_input(file: Path) -> Tensor:
+    """Return the image that reaches the backbone in our `coco` task."""
+    from support.detection import RECIPE
+
+    from transfer.detection.coco_layout import read_split
+    from transfer.detection.data import val_loader
+    from transfer.detection.model import build_detector
+
+    recipe = replace(
+        RECIPE,
+        img_size=(SIDE, SIDE),
+        strides=(4, 8, 16, 32),
+        anchor_sizes=(16, 32, 64, 128),
+        batch_size=1,
+        num_workers=0,
+    )
+    model = build_detector(
+        read_checkpoint("runs/vit_b"),
+        recipe,
+        num_classes=2,
+        masks=False,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    (batch,) = val_loader(read_split(file.parent.parent, "val", "refuse"), recipe)
+    return backbone_input(model, model.backbone.net, batch)
+
+
+def yaml_config() -> Any:
+    """Return a Mask R-CNN on five levels, to which the README's lines are applied."""
     from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
 
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
@@ -60,6 +144,14 @@ def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
     cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
     cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    return cfg
+
+
+def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
+    pytest.importorskip("detectron2")
+    from detectron2.modeling import build_model
+
+    cfg = yaml_config()
     exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
@@ -69,6 +161,56 @@ def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
     with torch.no_grad():
         (found,) = model([{"image": torch.zeros(3, 200, 300), "height": 200, "width": 300}])
     assert found["instances"].image_size == (200, 300)
+
+
+@pytest.mark.parametrize(("mean", "std"), STATISTICS)
+def test_the_readmes_yaml_lines_train_on_the_coco_runners_pixels(
+    tmp_path: Path,
+    image_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    pytest.importorskip("detectron2")
+    from detectron2.data import DatasetMapper
+    from detectron2.modeling import build_model
+
+    save(tmp_path, SMALL_VIT, mean, std)
+    monkeypatch.chdir(tmp_path)
+    cfg = yaml_config()
+    exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
+    cfg.INPUT.MIN_SIZE_TEST = SIDE
+    item = DatasetMapper(cfg, is_train=False)({"file_name": str(image_file)})
+    model = build_model(cfg)
+    found = backbone_input(model, model.backbone.net, [item])
+    check_equal_pixels(found, coco_runner_input(image_file))
+
+
+def test_a_yaml_config_with_other_pixel_statistics_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("detectron2")
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_backbone as build_from_config
+
+    from transfer.detectron2_backbone import add_simmim_config, set_pixel_statistics
+
+    save(tmp_path, SMALL_VIT, HALF, HALF)
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_simmim_pyramid"
+    add_simmim_config(cfg)
+    cfg.MODEL.SIMMIM.CKPT = "runs/vit_b"  # after ImageNet's mean and standard deviation were set
+    with pytest.raises(UsageError, match=r"PIXEL_MEAN.*PIXEL_STD.*set_pixel_statistics\(cfg\)"):
+        build_from_config(cfg)
+    set_pixel_statistics(cfg)
+    build_from_config(cfg)
+    cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(UsageError, match=r"INPUT\.FORMAT='BGR'"):
+        build_from_config(cfg)
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_STD = "RGB", [1.0, 1.0, 1.0]
+    with pytest.raises(UsageError, match=r"MODEL\.PIXEL_STD=\[1\.0, 1\.0, 1\.0\]"):
+        build_from_config(cfg)
 
 
 def test_the_readmes_lazyconfig_lines_build_a_pyramid(project: None) -> None:
@@ -84,6 +226,79 @@ def test_the_readmes_lazyconfig_lines_build_a_pyramid(project: None) -> None:
     with torch.no_grad():
         maps = pyramid.eval()(torch.zeros(1, 3, 128, 128))
     assert maps["p3"].shape == (1, 256, 16, 16)
+
+
+@pytest.mark.parametrize(("mean", "std"), STATISTICS)
+def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
+    tmp_path: Path,
+    image_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """The lines are applied to Detectron2's own Mask R-CNN and COCO loaders, whose images are BGR."""
+    detectron2 = pytest.importorskip("detectron2")
+    from detectron2.config import LazyConfig, instantiate
+
+    save(tmp_path, SMALL_VIT, mean, std)
+    monkeypatch.chdir(tmp_path)
+    common = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "common"
+    if not common.exists():
+        pytest.skip("this Detectron2 was installed without its configs")
+    model = LazyConfig.load(str(common / "models" / "mask_rcnn_fpn.py")).model
+    dataloader = LazyConfig.load(str(common / "data" / "coco.py")).dataloader
+    exec(readme_lines("from LazyConfig"), {"model": model})
+    exec(readme_lines("The data loaders of a LazyConfig"), {"dataloader": dataloader})
+    assert dataloader.train.mapper.image_format == "RGB"
+    dataloader.test.mapper.augmentations[0].short_edge_length = SIDE
+    item = instantiate(dataloader.test.mapper)({"file_name": str(image_file)})
+    detector = instantiate(model)
+    found = backbone_input(detector, detector.backbone.net, [item])
+    check_equal_pixels(found, coco_runner_input(image_file))
+
+
+@pytest.mark.parametrize(("mean", "std"), STATISTICS)
+def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
+    tmp_path: Path,
+    image_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    pytest.importorskip("mmseg")
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine.config import Config
+    from mmengine.dataset import pseudo_collate
+    from mmseg.datasets.transforms import PackSegInputs
+    from mmseg.registry import MODELS
+    from support.segmentation import RECIPE
+
+    from transfer.segmentation.data import LoadImage
+    from transfer.segmentation.model import build_segmentor
+    from transfer.segmentation.run import require_mmseg
+
+    require_mmseg()
+    save(tmp_path, replace(find_spec("vit_b"), depths=(4,)), mean, std)
+    monkeypatch.chdir(tmp_path)
+    Path("base.py").write_text(BASE)
+    Path("own.py").write_text("_base_ = ['base.py']\n" + readme_lines("MMSegmentation config"))
+    theirs = MODELS.build(Config.fromfile("own.py").model)
+    ours = build_segmentor(
+        read_checkpoint("runs/vit_b"), replace(RECIPE, test_mode="whole"), classes=4, seed=0
+    )
+    pixels = []
+    for model, load in (
+        (theirs, lambda item: LoadImageFromFile()({"img_path": str(item["img_path"])})),
+        (ours, LoadImage()),
+    ):
+        batch = pseudo_collate([PackSegInputs()(load({"img_path": image_file}))])
+        pixels.append(backbone_input(model, model.backbone, batch))
+    check_equal_pixels(*pixels)
+    settings: list[tuple[Any, ...]] = [
+        (m.size, m.pad_val, m.seg_pad_val)
+        for m in (theirs.data_preprocessor, ours.data_preprocessor)
+    ]
+    assert settings[0] == ((512, 512), *settings[1][1:])
 
 
 def test_the_readmes_mmsegmentation_config_trains(
@@ -118,8 +333,12 @@ def test_the_readmes_mmsegmentation_config_trains(
 
 BASE = """
 norm_cfg = dict(type='BN')
+data_preprocessor = dict(
+    type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
 model = dict(
     type='EncoderDecoder',
+    data_preprocessor=data_preprocessor,
     backbone=dict(type='ResNetV1c', depth=50),
     decode_head=dict(
         type='UPerHead', in_channels=[768] * 4, in_index=[0, 1, 2, 3], channels=16, num_classes=4,

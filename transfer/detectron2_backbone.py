@@ -6,12 +6,18 @@ simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its last map, 
 their stages. A ResNet's BatchNorm is trained like all other weights, as in SparK (arXiv 2301.03580), and not frozen as
 in Detectron2's own ResNet; `DistContext.wrap_model` synchronises it between GPUs.
 
-With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly. With a yaml config, call
-`add_simmim_config(cfg)` and name `SimMIMBackbone` or `build_simmim_pyramid` in `MODEL.BACKBONE.NAME`.
+With a yaml config, call `add_simmim_config(cfg, CKPT)` and name `SimMIMBackbone` or `build_simmim_pyramid` in
+`MODEL.BACKBONE.NAME`. With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly.
+
+Detectron2's defaults are BGR images with a standard deviation of 1 (detectron2: config/defaults.py, `INPUT.FORMAT` and
+`MODEL.PIXEL_STD`), for weights whose first convolution has absorbed it. A checkpoint expects RGB images normalised with
+its own mean and standard deviation: `add_simmim_config` and `set_pixel_statistics` set them in a yaml config,
+`pixel_statistics` returns them for a LazyConfig.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -22,10 +28,12 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, SimpleFeatureP
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
 from transfer.detection.recipes import CocoRecipe
+
+PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
 
 
 @BACKBONE_REGISTRY.register()
@@ -58,9 +66,15 @@ class SimMIMBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
-        """Read the node that `add_simmim_config` adds."""
+        """Read the node that `add_simmim_config` adds.
+
+        Raises:
+            UsageError: the config's pixel statistics are not those of the checkpoint.
+        """
+        checkpoint = open_checkpoint(cfg.MODEL.SIMMIM.CKPT)
+        _check_pixel_statistics(cfg, checkpoint)
         return {
-            "ckpt": cfg.MODEL.SIMMIM.CKPT,
+            "ckpt": checkpoint,
             "img_size": tuple(cfg.MODEL.SIMMIM.IMG_SIZE),
             "window_size": cfg.MODEL.SIMMIM.WINDOW_SIZE or None,
             "drop_path_rate": cfg.MODEL.SIMMIM.DROP_PATH_RATE,
@@ -168,11 +182,34 @@ def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: i
         return build_pyramid(net, recipe.strides, recipe.neck_channels, max(recipe.img_size))
 
 
-def add_simmim_config(cfg: CfgNode) -> None:
-    """Add the node MODEL.SIMMIM, the checkpoint and the pyramid's settings, to a yaml config."""
+def pixel_statistics(ckpt: str | Checkpoint) -> dict[str, Any]:
+    """Return the arguments with which `GeneralizedRCNN` normalises images as a checkpoint expects.
+
+    `input_format` only names the channels' order: the data set mappers must read RGB images too.
+
+    Returns:
+        `pixel_mean` and `pixel_std`, one value per channel for pixels in [0, 255], and `input_format`.
+    """
+    checkpoint = open_checkpoint(ckpt)
+    return {
+        "pixel_mean": [255 * value for value in checkpoint.mean],
+        "pixel_std": [255 * value for value in checkpoint.std],
+        "input_format": "RGB",
+    }
+
+
+def add_simmim_config(cfg: CfgNode, ckpt: str | None = None) -> None:
+    """Add the node MODEL.SIMMIM, the checkpoint and the pyramid's settings, to a yaml config.
+
+    Also sets INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to the checkpoint's. Call `set_pixel_statistics`
+    if the checkpoint or one of them is changed afterwards; a backbone is not built with other values.
+
+    Args:
+        ckpt: MODEL.SIMMIM.CKPT, a CKPT; None for `random:vit_b`.
+    """
     cfg.MODEL.SIMMIM = CfgNode(
         {
-            "CKPT": "random:vit_b",
+            "CKPT": ckpt or "random:vit_b",
             "IMG_SIZE": [1024, 1024],
             "WINDOW_SIZE": 0,  # of attention windows; 0 for the checkpoint's
             "DROP_PATH_RATE": 0.0,
@@ -180,6 +217,36 @@ def add_simmim_config(cfg: CfgNode) -> None:
             "SQUARE_PAD": 0,
         }
     )
+    set_pixel_statistics(cfg)
+
+
+def set_pixel_statistics(cfg: CfgNode) -> None:
+    """Set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to those of MODEL.SIMMIM.CKPT."""
+    statistics = pixel_statistics(cfg.MODEL.SIMMIM.CKPT)
+    cfg.INPUT.FORMAT = statistics["input_format"]
+    cfg.MODEL.PIXEL_MEAN = statistics["pixel_mean"]
+    cfg.MODEL.PIXEL_STD = statistics["pixel_std"]
+
+
+def _check_pixel_statistics(cfg: CfgNode, checkpoint: Checkpoint) -> None:
+    """Raise a UsageError if images would reach the backbone in another range than its weights expect."""
+    wanted = pixel_statistics(checkpoint)
+    equal = wanted["input_format"] == cfg.INPUT.FORMAT
+    for key in ("pixel_mean", "pixel_std"):
+        found = cfg.MODEL[key.upper()]
+        equal &= len(found) == len(wanted[key]) and all(
+            math.isclose(a, b, abs_tol=PIXEL_TOLERANCE)
+            for a, b in zip(found, wanted[key], strict=True)
+        )
+    if not equal:
+        mean, std = (
+            [round(value, 3) for value in wanted[key]] for key in ("pixel_mean", "pixel_std")
+        )
+        raise UsageError(
+            f"INPUT.FORMAT={cfg.INPUT.FORMAT!r}, MODEL.PIXEL_MEAN={list(cfg.MODEL.PIXEL_MEAN)} and "
+            f"MODEL.PIXEL_STD={list(cfg.MODEL.PIXEL_STD)} do not fit checkpoint {checkpoint.name}; call "
+            f"set_pixel_statistics(cfg) after the last change of the config, or set 'RGB', {mean} and {std}."
+        )
 
 
 @BACKBONE_REGISTRY.register()

@@ -308,6 +308,8 @@ def run_transfer(
             resume=options.resume,
             dist=dist or DistContext(device=best_device()),
         )
+        if transfer.checkpoint.warning:
+            run.log(f"{transfer.request.task}: warning: {transfer.checkpoint.warning}")
         job = TransferJob(
             task=transfer.request.task,
             checkpoint=transfer.checkpoint,

@@ -3,9 +3,12 @@
 An MMSegmentation config needs `custom_imports=dict(imports=['transfer.mmseg_backbone'])` and
 `backbone=dict(type='SimMIMBackbone', ckpt=CKPT, img_size=(512, 512))`. The module returns NCHW maps and declares their
 `channels` and `strides`. A ViT's maps go through `Feature2Pyramid` with `pyramid_rescales`, those of other backbones
-directly to `UPerHead`. The data preprocessor must normalise with the module's `mean` and `std`, which are those of the
-checkpoint for pixels in [0, 255] in RGB order. A ResNet's BatchNorm is trained like all other weights, over the images
-of one process unless it is converted with `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
+directly to `UPerHead`. A ResNet's BatchNorm is trained like all other weights, over the images of one process unless it
+is converted with `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
+
+The data preprocessor must normalise with the module's `mean` and `std`, which are those of the checkpoint for pixels in
+[0, 255] in RGB order: `data_preprocessor=dict(type='SimMIMDataPreProcessor', ckpt=CKPT)` does. MMSegmentation's base
+configs have ImageNet's, which not all checkpoints share.
 
 For layer-wise learning rate decay use `optim_wrapper=dict(constructor='SimMIMLayerDecay',
 paramwise_cfg=dict(layer_decay=0.65), optimizer=...)`.
@@ -21,14 +24,15 @@ from typing import Any
 
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import load_checkpoint
+from mmseg.models import SegDataPreProcessor
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.training.optim import parameter_groups
@@ -63,7 +67,7 @@ class SimMIMBackbone(BaseModule):
         init_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+        checkpoint = open_checkpoint(ckpt)
         sides = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.backbone = load_backbone(
             checkpoint,
@@ -122,6 +126,24 @@ class SimMIMBackbone(BaseModule):
         """Map normalised images (B, C, H, W) to one map (B, C, h, w) per level, h = ceil(H / stride)."""
         maps = self.backbone.forward_maps(images)
         return tuple(maps[i] for i in self.out_indices)
+
+
+# In mmengine's registry, in which a model without `default_scope` looks for its data preprocessor.
+@MMENGINE_MODELS.register_module()
+class SimMIMDataPreProcessor(SegDataPreProcessor):
+    """Converts images from BGR to RGB and normalises them as a checkpoint expects.
+
+    Args:
+        ckpt: a CKPT, or a checkpoint already read.
+        options: of `SegDataPreProcessor`, such as `size`. `mean`, `std` and the order of the channels, which a base
+            config usually has, are replaced by the checkpoint's.
+    """
+
+    def __init__(self, ckpt: str | Checkpoint, **options: Any) -> None:
+        checkpoint = open_checkpoint(ckpt)
+        options["mean"] = [255 * value for value in checkpoint.mean]
+        options["std"] = [255 * value for value in checkpoint.std]
+        super().__init__(**{**options, "bgr_to_rgb": True, "rgb_to_bgr": False})
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from pretrain.design import Design, TargetModelInfo
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.tokens import TokenTarget
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
@@ -220,7 +220,7 @@ def _load_pixel_teacher(design: Design, spec: BackboneSpec, unit: int) -> Target
 
 def _read_teacher(design: Design, spec: BackboneSpec) -> Checkpoint:
     assert design.teacher is not None
-    checkpoint = read_checkpoint(design.teacher)
+    checkpoint = open_checkpoint(design.teacher)
     if checkpoint.spec.in_chans != spec.in_chans:
         raise UsageError(
             f"teacher {design.teacher} needs images of {checkpoint.spec.in_chans} channels, but the student has "

@@ -42,6 +42,7 @@ class Checkpoint:
         mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
         provenance: label, method, recipe, data, epochs and losses of the run that trained the weights.
         unread: names of entries of a third-party file that the model does not have.
+        warning: what a third-party file leaves open about its preprocessing, and how to settle it; else empty.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Checkpoint:
     std: tuple[float, ...]
     provenance: dict[str, Any]
     unread: tuple[str, ...] = ()
+    warning: str = ""
 
     @property
     def label(self) -> str:

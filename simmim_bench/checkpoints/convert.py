@@ -66,6 +66,7 @@ class Conversion:
     unused: list[str]
     feature_difference: float
     usage: str = field(default="")
+    warning: str = field(default="")
 
 
 Writer = Callable[[Checkpoint, Path], ExportResult]
@@ -133,6 +134,7 @@ def convert(
         unused=report.unused,
         feature_difference=result.difference,
         usage=result.usage,
+        warning="" if mean and std else checkpoint.warning,
     )
 
 

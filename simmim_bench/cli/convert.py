@@ -96,6 +96,8 @@ def convert(
         label=label,
         overwrite=overwrite,
     )
+    if done.warning:
+        click.echo(f"warning    {done.warning}", err=True)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(done)))
         return

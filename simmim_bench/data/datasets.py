@@ -121,14 +121,21 @@ def covering_size(
 ) -> tuple[int, int]:
     """Compute the (H, W) to resize an image to, so that a crop covers a fraction of its shorter side.
 
+    Both divisions are truncated, as in the published evaluations: the side of the resized image in SimMIM's
+    data/data_finetune.py (line 100, `int((256 / 224) * IMG_SIZE)`) and MAE's util/datasets.py (line 57), its
+    longer side in torchvision's `Resize` (transforms/functional.py, `_compute_resized_output_size`). For a
+    square `img_size` the result is that of `Resize(int(side / crop_ratio))`.
+
     Args:
         size: (H, W) of the image.
         img_size: (H, W) of the crop.
         crop_ratio: covered fraction of the shorter side, in (0, 1].
     """
-    cover = [round(side / crop_ratio) for side in img_size]
-    factor = max(cover[0] / size[0], cover[1] / size[1])
-    return max(cover[0], round(size[0] * factor)), max(cover[1], round(size[1] * factor))
+    height, width = size
+    rows, columns = (int(side / crop_ratio) for side in img_size)
+    if rows * width >= columns * height:  # the image is wider than the crop
+        return rows, rows * width // height
+    return columns * height // width, columns
 
 
 def eval_transform(
@@ -138,7 +145,10 @@ def eval_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> LoadImage:
-    """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise."""
+    """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise.
+
+    For a square `img_size` the pixels are those of torchvision's `Resize` and `CenterCrop` on a PIL image.
+    """
 
     def resize(image: Image.Image) -> Image.Image:
         size = covering_size((image.height, image.width), img_size, crop_ratio)

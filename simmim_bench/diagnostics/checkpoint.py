@@ -41,7 +41,9 @@ def check_checkpoint(ckpt: str, arch: str | None = None) -> tuple[Checkpoint | N
         checkpoint = read_checkpoint(ckpt)
     except DataError as error:
         return None, [_finding("file", "problem", str(error))]
-    return checkpoint, [_describe(checkpoint), *_weights(checkpoint), *_fit(checkpoint, arch)]
+    uncertain = [_finding("file", "warning", checkpoint.warning)] if checkpoint.warning else []
+    findings = [_describe(checkpoint), *uncertain, *_weights(checkpoint)]
+    return checkpoint, [*findings, *_fit(checkpoint, arch)]
 
 
 def _describe(checkpoint: Checkpoint) -> Finding:

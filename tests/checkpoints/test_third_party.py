@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from support.tiny import TINY
 from timm.models.beit import Beit
@@ -24,9 +26,11 @@ from torch import Tensor, nn
 
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.load import load_state
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
+from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_backbone
 
@@ -49,6 +53,7 @@ SWIN: dict[str, Any] = {
     "strict_img_size": False,
 }
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+BEIT_MEAN = (0.5, 0.5, 0.5)  # and standard deviation; unilm: beit/datasets.py
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
 
@@ -120,6 +125,75 @@ def test_a_pretrained_beit_computes_equal_tokens(tmp_path: Path) -> None:
     assert close(tokens, model.forward_features(IMAGES)[:, 1:])
     with pytest.raises(DataError, match="has no SimMIM head"):
         load_simmim(checkpoint.name)
+
+
+def fine_tuned(content: dict[str, Any], path: Path) -> Checkpoint:
+    """Save a fine-tuned ViT, in the layout that BEiT and SimMIM share, with other entries; read it."""
+    model = Beit(**VIT, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1)
+    state = model.state_dict()
+    names = {key for key in state if key.startswith("blocks.0.")}
+    # SimMIM: models/vision_transformer.py; BEiT: modeling_finetune.py.
+    assert names >= {
+        f"blocks.0.{name}"
+        for name in ("attn.relative_position_bias_table", "attn.q_bias", "attn.v_bias", "gamma_1")
+    }
+    assert {"cls_token", "fc_norm.weight", "head.weight"} <= state.keys()
+    assert not {"pos_embed", "norm.weight"} & state.keys()
+    return read_checkpoint(save({"model": state, **content}, path))
+
+
+def simmims_config() -> Any:
+    """Return what SimMIM's save_checkpoint (utils.py) stores as `config`."""
+    yacs = pytest.importorskip("yacs.config")
+    return yacs.CfgNode({"TAG": "simmim_finetune", "MODEL": {"TYPE": "vit"}})
+
+
+@pytest.mark.parametrize(("uses_imagenets", "mean"), [(False, BEIT_MEAN), (True, IMAGENET_MEAN)])
+def test_a_fine_tuned_beit_has_the_mean_of_its_arguments(
+    tmp_path: Path, uses_imagenets: bool, mean: tuple[float, ...]
+) -> None:
+    """BEiT trains with 0.5, BEiT v2 with --imagenet_default_mean_and_std (unilm: beit2/get_started*.md)."""
+    arguments = argparse.Namespace(lr=1e-3, imagenet_default_mean_and_std=uses_imagenets)
+    checkpoint = fine_tuned({"args": arguments, "epoch": 29}, tmp_path / "beit.pth")
+    assert (checkpoint.mean, checkpoint.warning) == (mean, "")
+    assert checkpoint.std == (IMAGENET_STD if uses_imagenets else BEIT_MEAN)
+
+
+def test_simmims_fine_tuned_vit_has_imagenets_mean(tmp_path: Path) -> None:
+    content = {"config": simmims_config(), "epoch": 99, "max_accuracy": 83.8}
+    checkpoint = fine_tuned(content, tmp_path / "simmim.pth")
+    assert (checkpoint.mean, checkpoint.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert checkpoint.warning == ""
+
+
+def test_a_fine_tuned_vit_without_configuration_is_read_with_a_warning(tmp_path: Path) -> None:
+    checkpoint = fine_tuned({}, tmp_path / "bare.pth")
+    assert (checkpoint.mean, checkpoint.std) == (BEIT_MEAN, BEIT_MEAN)
+    wanted = (
+        f"convert {tmp_path}/bare.pth DST --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5, or --mean 0.485 "
+    )
+    assert wanted in checkpoint.warning
+    with pytest.warns(UserWarning, match="does not show how its input was normalised"):
+        load_backbone(checkpoint.name)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["not named", "named"])
+def test_convert_warns_unless_mean_and_std_are_passed(tmp_path: Path, named: bool) -> None:
+    source = fine_tuned({}, tmp_path / "bare.pth").name
+    options = ["--mean", *map(str, IMAGENET_MEAN), "--std", *map(str, IMAGENET_STD)]
+    command = ["convert", source, str(tmp_path / "out"), "--json", *(options if named else [])]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    report = json.loads(result.stdout)
+    assert ("warning" in result.stderr, bool(report["warning"])) == (not named, not named)
+    converted = read_checkpoint(str(tmp_path / "out"))
+    assert converted.mean == (IMAGENET_MEAN if named else BEIT_MEAN)
+    assert converted.warning == ""
+
+
+def test_other_vits_are_read_without_warning(tmp_path: Path) -> None:
+    state = VisionTransformer(**VIT, init_values=0.1).state_dict()
+    checkpoint = read_checkpoint(save(state, tmp_path / "vit.pth"))
+    assert (checkpoint.mean, checkpoint.warning) == (IMAGENET_MEAN, "")
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.1])

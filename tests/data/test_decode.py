@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.datasets import covering_size, eval_transform
 from simmim_bench.data.decode import decode_image, normalise, random_crop_flip
 from simmim_bench.errors import DataError
 
@@ -124,3 +125,39 @@ def test_the_error_names_an_image_with_too_many_pixels() -> None:
 def test_a_name_without_suffix_allows_any_format() -> None:
     for kind in ("JPEG", "PNG"):
         assert decode_image(encode(smooth_image(40, 30), kind), "row 7").size == (30, 40)
+
+
+# (H, W) of images whose resized longer side is not a whole number, most of them odd.
+ODD_SIZES = [
+    *[(201, 299), (299, 201), (333, 500), (500, 333), (375, 499), (499, 375), (101, 103)],
+    *[(103, 101), (481, 321), (321, 481), (57, 63), (63, 57), (427, 641), (641, 427)],
+    *[(257, 1025), (1025, 257), (49, 97), (97, 49), (768, 1027), (1027, 769)],
+]
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=str)
+@pytest.mark.parametrize("side", [32, 192, 224, 256])
+def test_evaluation_pixels_equal_torchvisions(size: tuple[int, int], side: int) -> None:
+    """The reference is SimMIM's data/data_finetune.py, lines 97 to 114."""
+    image = smooth_image(*size)
+    official = T.Compose(
+        [
+            T.Resize(int((256 / 224) * side), interpolation=T.InterpolationMode.BICUBIC),
+            T.CenterCrop(side),
+            T.ToTensor(),
+            T.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    ours = eval_transform((side, side), crop_ratio=224 / 256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert torch.equal(ours(encode(image, "PNG"), "a.png"), official(image))
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=str)
+@pytest.mark.parametrize("img_size", [(48, 96), (96, 48), (64, 64)])
+def test_a_resized_image_covers_the_crop_with_its_proportions(
+    size: tuple[int, int], img_size: tuple[int, int]
+) -> None:
+    resized = covering_size(size, img_size, 1.0)
+    factor = max(side / length for side, length in zip(img_size, size, strict=True))
+    for found, length, side in zip(resized, size, img_size, strict=True):
+        assert side <= found <= length * factor + 1e-9 < found + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,12 @@ def test_every_published_score_has_a_source_and_a_plausible_value() -> None:
         assert 0 < score.value < 100
         assert score.source
         assert score.confidence in ("high", "medium")
+
+
+def test_published_protocols_describe_and_notes_advise() -> None:
+    scores = [score for row in read_reported() for score in row.scores if score is not None]
+    advice = re.compile(r"\b(see|treat|compare|do not)\b", re.IGNORECASE)
+    assert [score.protocol for score in scores if advice.search(score.protocol)] == []
 
 
 def test_a_damaged_record_is_reported_and_left_out(tmp_path: Path) -> None:

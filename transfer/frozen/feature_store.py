@@ -126,7 +126,8 @@ class FeatureStore:
         """Return everything that determines the features of some images."""
         recipe = self.recipe
         poolings = {name for feature_set in self.feature_sets for name in feature_set.poolings}
-        cropping: dict[str, Any] = {"test_crop_ratio": recipe.test_crop_ratio}
+        # "rounding" separates these features from those of versions that rounded the resized sides.
+        cropping: dict[str, Any] = {"test_crop_ratio": recipe.test_crop_ratio, "rounding": "floor"}
         if crop is not None:
             cropping = {"number": crop.number, "scale": list(crop.scale), "hflip": crop.hflip}
             cropping["seed"] = self.seed

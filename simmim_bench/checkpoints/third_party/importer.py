@@ -16,12 +16,7 @@ from typing import Any
 
 import torch
 
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-    StateDict,
-)
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import (
     BATCHNORM_COUNTER,
     ENCODER_PREFIX,
@@ -33,6 +28,7 @@ from simmim_bench.checkpoints.third_party.convnet import (
     convnext_spec,
     resnet_spec,
 )
+from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, inferred_statistics
 from simmim_bench.checkpoints.third_party.swin import from_openmmlab, from_swin_names, swin_spec
 from simmim_bench.checkpoints.third_party.vit import from_vit_names, vit_spec
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights
@@ -41,7 +37,6 @@ from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
 
-BEIT_MEAN = BEIT_STD = (0.5, 0.5, 0.5)  # timm: models/beit.py, and BEiT's datasets.py by default
 WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
 # Entries that no backbone needs: derived buffers, and the heads of other tasks.
 NOT_NEEDED = re.compile(
@@ -73,6 +68,7 @@ def import_state(
     window_size: int | None = None,
     num_heads: int | None = None,
     pretrained_windows: tuple[tuple[int, int], ...] = (),
+    statistics: PixelStatistics | None = None,
     provenance: dict[str, Any] | None = None,
 ) -> Checkpoint:
     """Build a checkpoint from a third-party state dict.
@@ -87,6 +83,7 @@ def import_state(
         window_size: of a Swin; None to infer it.
         num_heads: of a ViT; None to infer it.
         pretrained_windows: of a Swin V2 that was fine-tuned with another window.
+        statistics: normalisation of the input; None to infer it.
         provenance: entries to add to the inferred ones.
 
     Raises:
@@ -103,15 +100,16 @@ def import_state(
         ) from error
     title = f"{name} ({renamed.method}, {spec.arch})"
     ours, spare = _match_model(renamed.state, spec, form, title)
-    beit = renamed.method == "BEiT"
+    statistics = statistics or inferred_statistics(renamed, name)
     return Checkpoint(
         name=name,
         spec=spec,
         form=form,
         state=ours,
         sha256=sha256,
-        mean=BEIT_MEAN if beit else IMAGENET_MEAN,
-        std=BEIT_STD if beit else IMAGENET_STD,
+        mean=statistics.mean,
+        std=statistics.std,
+        warning=statistics.warning,
         provenance={"method": renamed.method, **(provenance or {}), "label": label},
         unread=tuple(sorted(renamed.unread + spare)),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, configured_statistics
 from simmim_bench.checkpoints.third_party.timm import build_timm, check_same_features
 from simmim_bench.checkpoints.third_party.weights import as_pair
 from simmim_bench.checkpoints.torch_file import read_weights_file
@@ -34,6 +35,10 @@ def read_third_party(path: Path) -> Checkpoint:
     state, rest = read_weights_file(file)
     arguments = config.get("model_args") or {}
     size, heads = arguments.get("img_size"), arguments.get("num_heads")
+    cfg = config.get("pretrained_cfg") or {}
+    statistics = configured_statistics(rest)
+    if "mean" in cfg and "std" in cfg:
+        statistics = PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"]))
     checkpoint = import_state(
         state,
         name=str(path),
@@ -43,17 +48,15 @@ def read_third_party(path: Path) -> Checkpoint:
         window_size=arguments.get("window_size"),
         num_heads=heads if isinstance(heads, int) else None,
         pretrained_windows=_pretrained_windows(arguments, rest),
+        statistics=statistics,
         provenance=_provenance(rest),
     )
     if checkpoint.spec.is_convolutional and "architecture" in config:
         check_same_features(checkpoint, build_timm(path))
-    cfg = config.get("pretrained_cfg") or {}
     if (
         "input_size" in cfg and checkpoint.spec.is_convolutional
     ):  # no weight depends on the image size
         checkpoint = replace(checkpoint, spec=checkpoint.spec.at(tuple(cfg["input_size"][1:])))
-    if "mean" in cfg and "std" in cfg:
-        checkpoint = replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
     return checkpoint
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
@@ -44,11 +44,12 @@ def read_timm(ckpt: str) -> Checkpoint:
         sha256=sha256_json({k: v.double().sum().item() for k, v in state.items()}),
         img_size=as_pair(cfg["input_size"][-1]),
         num_heads=model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None,
+        statistics=PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"])),
         provenance={"method": "timm", "tag": cfg.get("tag", "")},
     )
     if checkpoint.spec.is_convolutional:
         check_same_features(checkpoint, model)
-    return replace(checkpoint, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+    return checkpoint
 
 
 def build_timm(folder: Path) -> torch.nn.Module:
