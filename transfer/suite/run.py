@@ -17,6 +17,7 @@ from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.runner import StepResult, run_steps
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from transfer.suite.options import SuiteOptions
 from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
@@ -90,5 +91,6 @@ def run_suite(
     board = None
     if any(result.state == "done" for result in results):
         board = find_records([out]).board()
-        write_leaderboard(board, leaderboard)
+        # With the published rows, as `leaderboard build` and `check` have them by default.
+        write_leaderboard(board, leaderboard, reported=read_reported())
     return SuiteResult(results, board, leaderboard)

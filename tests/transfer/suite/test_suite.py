@@ -141,6 +141,10 @@ def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     assert "2 of 2 steps done" in result
     assert records(Path("runs")) == before
     assert "vit_pocket, random" in Path("runs", "leaderboard", "LEADERBOARD.md").read_text()
+    assert (
+        "verified: "
+        in CliRunner().invoke(cli, ["leaderboard", "check", "--out", "runs/leaderboard"]).output
+    )
 
     more = ("--imagenet", data, "--tasks", "linear,knn", "--seeds", "knn=4", "--dry-run", "--json")
     linear, knn = json.loads(ok(*more[:-2], "--out", "together", *more[-2:], *QUICK))
