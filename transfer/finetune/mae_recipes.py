@@ -13,8 +13,8 @@ from transfer.finetune.recipes import FinetuneRecipe
 _COMMAND, _MAIN, _DATA = "MAE: FINETUNE.md", "MAE: main_finetune.py", "MAE: util/datasets.py"
 # What differs from MAE's code, as far as it is known; tests/transfer/finetune/test_mae_recipes.py tests the rest.
 _DIFFERENCES = (
-    "differs in the precision, in the long side of a resized validation image (rounded, there truncated), and in "
-    "that the last epoch is scored (there every epoch, and the best is printed as well)"
+    "differs in the precision, and in that the last epoch is scored (there every epoch, and the best is printed as "
+    "well)"
 )
 
 
