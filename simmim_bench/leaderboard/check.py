@@ -110,12 +110,24 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
         problems.append(
             f"recipe '{name}' with the record's deviations is not the recipe of the run: hash mismatch."
         )
-    elif record.recipe["fields"] and _with_lists(resolved.fields()) != record.recipe["fields"]:
+    elif record.recipe["fields"] and not _has_fields(resolved, record.recipe["fields"]):
         problems.append(f"the fields of recipe '{name}' in the record do not match its hash.")
     description = path.parent / "recipe.json"
     if description.is_file() and not _describes_recipe(description, record):
         problems.append(f"{description} describes another recipe than the record.")
     return problems
+
+
+def _has_fields(recipe: Recipe, stored: Mapping[str, Any]) -> bool:
+    """Return whether a record's fields are those of a recipe.
+
+    A field that was added to the recipe's type since may be missing in the record if the recipe has it at its default,
+    which is excluded from the hash, too.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
+    added = {key: value for key, value in recipe.fields().items() if key not in stored}
+    kept = {key: value for key, value in recipe.fields().items() if key in stored}
+    return _with_lists(kept) == stored and all(value == defaults[k] for k, value in added.items())
 
 
 def _describes_recipe(description: Path, record: Record) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, wri
 from simmim_bench.errors import DriftError
 from simmim_bench.models.build import build_backbone
 from simmim_bench.results.metrics import write_logits
+from transfer.recipes import RECIPES
 
 
 def build(runs: Path, *options: object) -> None:
@@ -96,6 +98,20 @@ def test_a_changed_run_is_found_and_its_record_named(
     assert code == 6
     assert message in output
     assert str(built) in output
+
+
+def test_a_record_may_lack_a_field_that_its_recipe_got_later_but_only_at_its_default(
+    built: Path,
+) -> None:
+    recipe = json.loads(built.read_text())["recipe"]
+    scalars = {k: v for k, v in recipe["fields"].items() if not isinstance(v, list)}
+    defaults = {field.name: field.default for field in dataclasses.fields(RECIPES["linear"])}
+    at_default = next(key for key, value in scalars.items() if value == defaults[key])
+    changed = next(key for key, value in scalars.items() if value != defaults[key])
+    for key, code in ((at_default, 0), (changed, 6)):
+        fields = {k: v for k, v in recipe["fields"].items() if k != key}
+        change(built, recipe=recipe | {"fields": fields})
+        assert check(built.parents[1])[0] == code, key
 
 
 def write_weights(checkpoint: Path, seed: int) -> None:
