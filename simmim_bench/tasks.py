@@ -305,4 +305,6 @@ def record_name(task: str, options: Mapping[str, Any]) -> str:
     for variant in variants_of(TASKS[task]):
         if variant.options and all(options.get(k) == v for k, v in variant.options.items()):
             return variant.name
-    return task
+    # A fraction without a column of its own is still another task.
+    fraction = options.get("fraction")
+    return task if fraction is None else f"{task}-{fraction}"

@@ -204,6 +204,7 @@ def test_every_classification_record_follows_from_its_predictions(
     record = run_task(
         task, tmp_path / "run", pocket / "imagenet", TINY[task], ckpt=str(pretrained), **options
     )
+    assert record.task == (f"{task}-50%" if options else task)
     assert record.evaluated == record.expected == 30
     assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
     records = find_records([tmp_path]).records

@@ -169,7 +169,7 @@ def _vote(
     recipe: KnnRecipe,
     queries: StoredFeatures | Tensor,
 ) -> Iterator[list[Tensor]]:
-    """Let the training images vote on the queries; see `knn_votes`.
+    """Score queries by the votes of the training images; see `knn_votes`.
 
     Args:
         labels: class numbers of the training images, on the device that computes.
