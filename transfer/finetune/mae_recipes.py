@@ -58,7 +58,7 @@ def _sources(nodes: int, gpus: int, batch: int) -> dict[str, str]:
 
 def _published(top1: str, model: str, trials: str) -> str:
     return (
-        f"top-1 {top1} after MAE's {model} of 1600 epochs with normalised pixels ({_COMMAND}:27, 129)"
+        f"top-1 {top1} after MAE's {model} of 1600 epochs with normalised pixels ({_COMMAND}:25-28, 129)"
         f"{trials}"
     )
 
