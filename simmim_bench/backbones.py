@@ -13,6 +13,7 @@ import warnings
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.models.archs import MapOptions
 from simmim_bench.models.build import Backbone
 
 
@@ -39,6 +40,7 @@ def load_backbone(
     in_chans: int | None = None,
     drop_path_rate: float = 0.0,
     seed: int = 0,
+    maps: MapOptions | None = None,
 ) -> Backbone:
     """Load the backbone of a checkpoint in its transfer form.
 
@@ -52,6 +54,7 @@ def load_backbone(
             convolution are summed for one channel, and repeated and scaled for additional channels.
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
         seed: of the initialisation of weights that the checkpoint does not hold.
+        maps: how feature maps are made; None for the checkpoint's way, which is simmim-bench's default.
 
     Returns:
         The module; its `load_report` attribute lists the matched, resized, missing and unused weights.
@@ -69,4 +72,5 @@ def load_backbone(
         in_chans=in_chans,
         drop_path_rate=drop_path_rate,
         seed=seed,
+        maps=maps,
     )

@@ -31,6 +31,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import MapOptions
 from transfer.detection.recipes import CocoRecipe
 
 PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
@@ -49,6 +50,7 @@ class SimMIMBackbone(Backbone):
         window_size: int | None = None,
         drop_path_rate: float = 0.0,
         seed: int = 0,
+        maps: MapOptions | None = None,
     ) -> None:
         super().__init__()
         self.backbone = load_backbone(
@@ -57,6 +59,7 @@ class SimMIMBackbone(Backbone):
             window_size=window_size,
             drop_path_rate=drop_path_rate,
             seed=seed,
+            maps=maps,
         )
         self.freeze_beyond(-1)
         levels = self.backbone.feature_levels

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.archs import BackboneSpec, MapOptions
 from simmim_bench.training.optim import parameter_groups
 
 
@@ -51,6 +51,7 @@ class SimMIMBackbone(BaseModule):
         out_indices: indices of the backbone's levels to return, in order.
         frozen_stages: -1 to train all; 0 freezes the embedding, n also the blocks up to level n - 1, as in
             MMSegmentation's Swin.
+        maps: how the maps are made, a `MapOptions` or its arguments as a dict; None for the checkpoint's way.
         init_cfg: `dict(type='Pretrained', checkpoint=FILE)` loads a file that `simmim-bench convert --to
             mmseg` wrote for this module, strictly.
     """
@@ -65,6 +66,7 @@ class SimMIMBackbone(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         init_cfg: dict[str, Any] | None = None,
+        maps: MapOptions | dict[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         checkpoint = open_checkpoint(ckpt)
@@ -75,6 +77,7 @@ class SimMIMBackbone(BaseModule):
             window_size=window_size,
             drop_path_rate=drop_path_rate,
             seed=seed,
+            maps=MapOptions(**maps) if isinstance(maps, dict) else maps,
         )
         # DistributedDataParallel refuses trained parameters without a gradient.
         count = len(self.backbone.feature_levels)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import Form
+from simmim_bench.models.archs import BackboneSpec, Form, MapOptions
 from simmim_bench.models.build import Backbone, build_backbone, table_grids
+from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
 from simmim_bench.models.vit import ViT
 
@@ -24,6 +26,7 @@ NEW_IN_TRANSFER = ("fc_norm.", "head.")
 # A buffer of BatchNorm without effect on the output; older checkpoints of torchvision do not have it.
 BATCHNORM_COUNTER = "num_batches_tracked"
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
+LAYER_SCALES = (".gamma_1", ".gamma_2")  # of a ViT's block
 ENCODER_PREFIX = "encoder."
 
 
@@ -76,6 +79,7 @@ def restore_backbone(
     in_chans: int | None = None,
     drop_path_rate: float = 0.0,
     seed: int = 0,
+    maps: MapOptions | None = None,
 ) -> Backbone:
     """Build the backbone of a checkpoint in its transfer form and load its weights.
 
@@ -85,7 +89,14 @@ def restore_backbone(
         UsageError: The image size is not a multiple of the patch size.
         DataError: The weights do not fit.
     """
-    spec = checkpoint.spec.at(img_size, window_size, trained=checkpoint.state is not None)
+    spec = checkpoint.spec.at(
+        img_size,
+        window_size,
+        trained=checkpoint.state is not None,
+        patch_size=maps.patch_size if maps else None,
+    )
+    if maps is not None:
+        spec = spec.with_maps(maps, checkpoint.spec)
     spec = replace(spec, in_chans=in_chans or spec.in_chans)
     model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
     model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
@@ -135,7 +146,7 @@ def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
         if name.endswith(BIAS_TABLE) and old_grid is not None:
             fitted = resize_table(value, old_grid, new_grids[table])
         else:
-            fitted = _resize_weight(name, value, current, model.spec.grid, checkpoint.spec.grid)
+            fitted = _resize_weight(name, value, current, model.spec, checkpoint.spec)
         if fitted.shape != current.shape:
             fit.faults.append(
                 f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, "
@@ -145,32 +156,55 @@ def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
         (fit.report.matched if fitted is value else fit.report.resized).append(name)
         fit.weights[name] = fitted
     fit.report.unused += [*sorted(source), *checkpoint.unread]
-    _check_missing(fit, f"checkpoint {checkpoint.name}", model.spec.arch)
+    _check_missing(fit, f"checkpoint {checkpoint.name}", model.spec, checkpoint.spec)
     return fit
 
 
-def _resize_weight(name: str, value: Tensor, current: Tensor, grid: Grid, old_grid: Grid) -> Tensor:
-    """Resize a position embedding or the channels of the first convolution; return other weights unchanged."""
+def _resize_weight(
+    name: str, value: Tensor, current: Tensor, spec: BackboneSpec, old: BackboneSpec
+) -> Tensor:
+    """Resize a position embedding, patches or the channels of the first convolution; return others unchanged."""
     if name == "pos_embed" and value.shape != current.shape:
-        resized: Tensor = resample_abs_pos_embed(value, list(grid), list(old_grid))
+        resized: Tensor = resample_abs_pos_embed(
+            value,
+            list(spec.absolute_grid),
+            list(old.absolute_grid),
+            antialias=spec.antialias_position,
+        )
         return resized
-    if name in FIRST_CONVOLUTIONS and value.shape[1] != current.shape[1]:
-        adapted: Tensor = adapt_input_conv(current.shape[1], value, value.shape[1])
-        return adapted
+    if name.endswith(VECTORS) and value.shape[1:] == current.shape[1:]:
+        return value if value.shape == current.shape else resize_vectors(value, len(current))
+    if name in FIRST_CONVOLUTIONS:
+        if value.shape[1] != current.shape[1]:
+            value = adapt_input_conv(current.shape[1], value, value.shape[1])
+        if spec.family == "vit" and spec.patch_size != old.patch_size:
+            value = F.interpolate(value, size=current.shape[2:], mode="bicubic")
     return value
 
 
-def _check_missing(fit: Fit, title: str, arch: str) -> None:
-    """Add a fault if weights of the encoder are missing."""
+def _check_missing(fit: Fit, title: str, spec: BackboneSpec, old: BackboneSpec) -> None:
+    """Add a fault if weights of the encoder are missing, except those that `MapOptions` adds."""
     missing = [
         name
         for name in fit.report.missing
-        if not name.startswith(NEW_IN_TRANSFER) and not name.endswith(BATCHNORM_COUNTER)
+        if not name.startswith(NEW_IN_TRANSFER)
+        and not name.endswith(BATCHNORM_COUNTER)
+        and not _is_new(name, old)
     ]
     if missing:
         fit.faults.append(
-            f"{title} lacks {len(missing)} weights of {arch}'s encoder: {shorten(missing)}"
+            f"{title} lacks {len(missing)} weights of {spec.arch}'s encoder: {shorten(missing)}"
         )
+
+
+def _is_new(name: str, old: BackboneSpec) -> bool:
+    """Return whether a backbone of the spec `old` has no weight of this name, but `MapOptions` can add it."""
+    return (
+        (name.startswith("map_norms.") and old.map_norm != "affine")
+        or (name.endswith(f"rel_pos_bias.{BIAS_TABLE}") and not old.rel_pos_bias)
+        or (name.endswith(VECTORS) and not old.decomposed_rel_pos)
+        or (name.endswith(LAYER_SCALES) and old.init_values is None)
+    )
 
 
 def encoder_state(state: StateDict) -> StateDict:

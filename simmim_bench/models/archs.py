@@ -19,6 +19,10 @@ Family = Literal["vit", "swin", "swinv2", "convnext", "resnet"]
 Form = Literal["pretrain", "transfer"]
 """Form of a backbone: the encoder of a SimMIM model, or the backbone that is transferred to a task."""
 
+MapNorm = Literal["plain", "affine", "none"]
+RelPos = Literal["own", "table", "decomposed"]
+Position = Literal["antialiased", "bicubic", "kept"]
+
 RESNET_STEM_DIM = 64  # arXiv 1512.03385, table 1 (conv1)
 
 
@@ -27,6 +31,37 @@ class FeatureLevel(NamedTuple):
 
     channels: int
     stride: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions:
+    """How a backbone makes feature maps for a detector or segmentor; the default is simmim-bench's own way.
+
+    The options reproduce the backbones of published protocols: Detectron2's ViT (modeling/backbone/vit.py),
+    MMSegmentation's MAE and BEiT (models/backbones/mae.py, beit.py), and the Swin and ConvNeXt of both.
+
+    Attributes:
+        blocks: blocks of a ViT, counted from 1, whose outputs are the feature levels; () for the quarters of
+            the depth.
+        norm: "plain" is a LayerNorm of every level without weights, except that the last level of a Swin or
+            ConvNeXt has the checkpoint's last norm, and that a ResNet's levels end with a BatchNorm; "affine"
+            is a new LayerNorm with weights per level; "none" is no norm.
+        rel_pos: relative position of a ViT that has no position bias: "own" adds none, "table" a
+            zero-initialised bias table to every block, "decomposed" ViTDet's zero-initialised vectors per row
+            and column. A ViT with a position bias keeps it.
+        layer_scale: initial layer scale of a ViT that has none; None adds none.
+        position: a learned absolute position embedding is resized when it is loaded, with a bicubic filter that
+            is "antialiased" (timm's) or not ("bicubic"); or it is "kept" at its size and resized without
+            antialiasing in every forward pass.
+        patch_size: of a ViT, to which the kernels of the patch embedding are resized; None for the checkpoint's.
+    """
+
+    blocks: tuple[int, ...] = ()
+    norm: MapNorm = "plain"
+    rel_pos: RelPos = "own"
+    layer_scale: float | None = None
+    position: Position = "antialiased"
+    patch_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +94,10 @@ class BackboneSpec:
         pretrained_windows: (h, w) of every stage that a Swin V2's weights were trained with, where
             they differ from the current windows: the scale of the continuous position bias
             (arXiv 2111.09883, section 3.3).
+        map_blocks, map_norm: `blocks` and `norm` of `MapOptions`.
+        decomposed_rel_pos: a ViT's attention has ViTDet's relative position vectors per row and column.
+        position_grid: (h, w) of a ViT's learned absolute position embedding; () for that of `img_size`.
+        antialias_position: whether a resized absolute position embedding is antialiased.
     """
 
     arch: str
@@ -77,6 +116,11 @@ class BackboneSpec:
     sincos_position: bool = False
     narrow_init: bool = False
     pretrained_windows: tuple[tuple[int, int], ...] = ()
+    map_blocks: tuple[int, ...] = ()
+    map_norm: MapNorm = "plain"
+    decomposed_rel_pos: bool = False
+    position_grid: tuple[int, ...] = ()
+    antialias_position: bool = True
 
     def __post_init__(self) -> None:
         if any(size % self.patch_size for size in self.img_size):
@@ -139,7 +183,7 @@ class BackboneSpec:
         """
         if self.family != "vit" or not self.window_size:
             return ()
-        return tuple(i for i in range(self.depths[0]) if i + 1 not in self.level_blocks)
+        return tuple(i for i in range(self.depths[0]) if i + 1 not in self._quarters)
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
@@ -155,9 +199,14 @@ class BackboneSpec:
     def level_blocks(self) -> tuple[int, ...]:
         """Block, counted from 1, whose output is each of a ViT's feature levels.
 
-        BEiT uses blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs). simmim-bench
-        uses the quarters of the depth, so that every depth from 4 up has four distinct levels.
+        By default the quarters of the depth, so that every depth from 4 up has four distinct levels. BEiT
+        uses blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs).
         """
+        return self.map_blocks or self._quarters
+
+    @property
+    def _quarters(self) -> tuple[int, ...]:
+        """The last block, counted from 1, of each quarter of a ViT's blocks."""
         depth = self.depths[0]
         return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
 
@@ -165,6 +214,12 @@ class BackboneSpec:
     def grid(self) -> tuple[int, int]:
         """(h, w) patches of an image of `img_size`."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+    @property
+    def absolute_grid(self) -> tuple[int, int]:
+        """(h, w) of a ViT's learned absolute position embedding."""
+        height, width = self.position_grid or self.grid
+        return height, width
 
     @property
     def stage_windows(self) -> tuple[tuple[int, int], ...]:
@@ -190,12 +245,14 @@ class BackboneSpec:
         window_size: int | None = None,
         *,
         trained: bool = False,
+        patch_size: int | None = None,
     ) -> BackboneSpec:
-        """Return this architecture for another image size or window size.
+        """Return this architecture for another image size, window size or patch size.
 
         Args:
             img_size: (H, W) in pixels; None keeps the current one.
             window_size: side of an attention window in tokens; None keeps the current one.
+            patch_size: of a ViT, in pixels; None keeps the current one.
             trained: whether weights were trained with this spec's windows. A Swin V2 then keeps the scale
                 of its position bias (PRETRAINED_WINDOW_SIZES in Swin-Transformer's configs/).
 
@@ -207,13 +264,60 @@ class BackboneSpec:
                 f"window_size={window_size} does not apply to {self.arch}, which has no attention; remove it or "
                 "use -o window_size=none."
             )
+        if patch_size and self.family != "vit":
+            raise UsageError(
+                f"patch_size={patch_size} does not apply to {self.arch}, which is not a ViT; remove it or use "
+                "-o patch_size=none."
+            )
         changed = replace(
-            self, img_size=img_size or self.img_size, window_size=window_size or self.window_size
+            self,
+            img_size=img_size or self.img_size,
+            window_size=window_size or self.window_size,
+            patch_size=patch_size or self.patch_size,
         )
         rescaled = self.family == "swinv2" and changed.stage_windows != self.stage_windows
         if trained and rescaled and not self.pretrained_windows:
             changed = replace(changed, pretrained_windows=self.stage_windows)
         return changed
+
+    def with_maps(self, options: MapOptions, trained: BackboneSpec) -> BackboneSpec:
+        """Return this backbone with other feature maps.
+
+        Args:
+            trained: the spec of the weights, for the size of the position embedding.
+
+        Raises:
+            UsageError: an option that the network cannot have.
+        """
+        if self.family != "vit":
+            if options.norm == "affine" and self.family == "resnet":
+                raise UsageError(
+                    f"map_norm=affine does not apply to {self.arch}, whose blocks end with a BatchNorm; use "
+                    "-o map_norm=plain."
+                )
+            return replace(self, map_norm=options.norm)
+        if any(not 1 <= block <= self.num_blocks for block in options.blocks):
+            raise UsageError(
+                f"map_blocks {options.blocks} are not all blocks of {self.arch}; it has 1 to {self.num_blocks}."
+            )
+        bare = not (self.rel_pos_bias or self.decomposed_rel_pos)
+        decomposed = self.decomposed_rel_pos or (bare and options.rel_pos == "decomposed")
+        if decomposed and self.has_class_token:
+            raise UsageError(
+                f"rel_pos=decomposed needs a ViT without class token, as with window_size; {self.arch} has one here. "
+                "Use -o rel_pos=table."
+            )
+        kept = options.position == "kept" and self.abs_pos_embed
+        return replace(
+            self,
+            map_blocks=options.blocks,
+            map_norm=options.norm,
+            rel_pos_bias=self.rel_pos_bias or (bare and options.rel_pos == "table"),
+            decomposed_rel_pos=decomposed,
+            init_values=self.init_values if self.init_values is not None else options.layer_scale,
+            position_grid=trained.absolute_grid if kept else (),
+            antialias_position=options.position == "antialiased",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that `from_json` parses."""
@@ -293,6 +397,8 @@ ARCHS: dict[str, BackboneSpec] = {
         _vit("vit_s", 384, 12, 6),
         _vit("vit_b", 768, 12, 12),
         _vit("vit_l", 1024, 24, 16),
+        # Patches of 14 pixels, as in MAE (models_mae.py, mae_vit_huge_patch14).
+        replace(_vit("vit_h", 1280, 32, 16), patch_size=14),
         _swin("swin_t", 96, (2, 2, 6, 2), 3),
         _swin("swin_s", 96, (2, 2, 18, 2), 3),
         _swin("swin_b", 128, (2, 2, 18, 2), 4),

@@ -35,6 +35,7 @@ from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.buffers import preserve_buffers
+from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 
 # Prefixes of parameters that timm names differently: (simmim-bench's, timm's).
 TIMM_NAMES = {
@@ -50,10 +51,12 @@ class ConvNet(nn.Module):
 
     Attributes:
         norm: norm of the last stage; Identity if the blocks end with a norm.
+        map_norms: new norms of the feature maps; see `MapOptions`.
     """
 
     spec: BackboneSpec
     norm: nn.Module
+    map_norms: nn.ModuleList
     head: nn.Module
     grad_checkpointing: bool
     STEM: tuple[str, ...]  # prefixes of the stem's parameters
@@ -126,11 +129,13 @@ class ConvNet(nn.Module):
         """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
         count = len(self.spec.depths)
         last = range(count)[last_level]
+        beyond = range(last + 1, count)
         unused = (
             "head.",
-            *(self.STAGE.format(self.FIRST_STAGE + i) for i in range(last + 1, count)),
+            *(self.STAGE.format(self.FIRST_STAGE + i) for i in beyond),
+            *(f"map_norms.{i}." for i in beyond),
         )
-        if last < count - 1:
+        if beyond or self.spec.map_norm != "plain":
             unused += ("norm.",)
         return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
@@ -174,8 +179,14 @@ class ConvNet(nn.Module):
         return [*map(self._plain_norm, earlier), self.norm(last)]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Return one map (B, C, h, w) per stage, h = ceil(H / stride), normalised as in `encode_levels`."""
-        return [x.contiguous() for x in self.encode_levels(self.embed(images))]
+        """Return one map (B, C, h, w) per stage, h = ceil(H / stride), normalised by the spec's `map_norm`.
+
+        "plain" is the norm of `encode_levels`.
+        """
+        tokens = self.embed(images)
+        if self.spec.map_norm == "plain":
+            return [x.contiguous() for x in self.encode_levels(tokens)]
+        return normalise_maps(self.map_norms, [x.permute(0, 2, 3, 1) for x in self._run(tokens)])
 
     def _pooled(self, features: Tensor) -> Tensor:
         return features.mean((2, 3), keepdim=True)
@@ -224,6 +235,9 @@ class ConvNeXt(ConvNet):
             nn.init.zeros_(self.stem[0].bias)
         self.stages = timm_model.stages
         self.norm = timm_model.head.norm
+        self.map_norms = build_map_norms(
+            spec, eps=1e-6
+        )  # mmseg/.mim/configs/_base_/models/upernet_convnext.py
         self.head = self._make_head(num_classes)
 
     def _stages(self) -> Iterator[Stage]:
@@ -278,6 +292,7 @@ class ResNet(ConvNet):
         for name in self._layers:
             self.add_module(name, getattr(timm_model, name))
         self.norm = nn.Identity()
+        self.map_norms = nn.ModuleList()
         self.head = self._make_head(num_classes)
 
     @property

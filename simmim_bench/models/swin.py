@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 
 _TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
@@ -115,6 +116,8 @@ class Swin(nn.Module):
         self.patch_embed = timm_model.patch_embed
         self.layers = timm_model.layers
         self.norm = timm_model.norm
+        # eps: the default of torch's LayerNorm, as in mmseg/models/backbones/swin.py and detectron2's.
+        self.map_norms = build_map_norms(spec, eps=1e-5)
         self.head = nn.Linear(spec.num_features, num_classes) if num_classes else nn.Identity()
         if isinstance(self.head, nn.Linear):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
@@ -162,8 +165,9 @@ class Swin(nn.Module):
     def unused_in_maps(self, last_level: int = -1) -> list[str]:
         """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
         last = range(len(self.layers))[last_level]
-        unused = ("head.", *(f"layers.{i}." for i in range(last + 1, len(self.layers))))
-        if last < len(self.layers) - 1:
+        beyond = range(last + 1, len(self.layers))
+        unused = ("head.", *(f"{part}.{i}." for i in beyond for part in ("layers", "map_norms")))
+        if beyond or self.spec.map_norm != "plain":
             unused += ("norm.",)
         return [name for name, _ in self.named_parameters() if name.startswith(unused)]
 
@@ -186,14 +190,18 @@ class Swin(nn.Module):
         height, width = images.shape[-2:]
         return self.patch_embed(F.pad(images, (0, -width % patch, 0, -height % patch)))
 
-    def _run(self, tokens: Tensor) -> list[Tensor]:
-        """Return the tokens (B, h, w, C) after every stage, the last one normalised."""
+    def _run_stages(self, tokens: Tensor) -> list[Tensor]:
+        """Return the tokens (B, h, w, C) after every stage."""
         after_stages = []
         for stage in self.layers:
             tokens = stage(tokens)
             after_stages.append(tokens)
-        after_stages[-1] = self.norm(after_stages[-1])
         return after_stages
+
+    def _run(self, tokens: Tensor) -> list[Tensor]:
+        """Return the tokens (B, h, w, C) after every stage, the last one normalised."""
+        *earlier, last = self._run_stages(tokens)
+        return [*earlier, self.norm(last)]
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Map embedded, possibly masked patches (B, h, w, C) to SimMIM's features (B, C, h', w')."""
@@ -206,13 +214,15 @@ class Swin(nn.Module):
         return [x.permute(0, 3, 1, 2) for x in maps]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Return one map (B, C, h, w) per stage, h = ceil(H / stride).
+        """Return one map (B, C, h, w) per stage, h = ceil(H / stride), normalised by the spec's `map_norm`.
 
-        The earlier stages are layer-normalised without weights. Swin detectors learn a scale and shift
-        there, which the first 1x1 convolution of every neck can learn as well; without them, no weight is
-        missing from a checkpoint.
+        With "plain", the earlier stages are layer-normalised without weights and the last by `norm`, so that no
+        weight is missing from a checkpoint. Published detectors learn a scale and shift per stage ("affine").
         """
-        return [x.contiguous() for x in self.encode_levels(self.embed(images))]
+        tokens = self.embed(images)
+        if self.spec.map_norm == "plain":
+            return [x.contiguous() for x in self.encode_levels(tokens)]
+        return normalise_maps(self.map_norms, self._run_stages(tokens))
 
     def forward_pooled(self, images: Tensor) -> Tensor:
         """Return the mean token after every stage: (B, stages, 1, C), narrower stages padded with zeros."""

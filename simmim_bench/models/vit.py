@@ -33,6 +33,8 @@ from typing_extensions import Self
 
 from simmim_bench.models.archs import BackboneSpec, FeatureLevel, Form
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.decomposed_position import DecomposedPositionAttention
+from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.position_bias import Grid, RelativePositionBias
 
 HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
@@ -75,25 +77,37 @@ class ViTBlock(Block):
             if own_position_bias
             else None
         )
+        if spec.decomposed_rel_pos:
+            side = (window, window) if window else spec.grid
+            self.attn = DecomposedPositionAttention(spec.embed_dim, spec.num_heads[0], side)
 
     def forward(self, tokens: Tensor, grid: Grid, shared_bias: Tensor | None = None) -> Tensor:
         """Map (B, [1 +] L, C) to (B, [1 +] L, C)."""
+        if self.window:
+            # As in ViTDet, windows at the border are padded with zeros, and attention includes the padding.
+            windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window)
+            attended = self._attend(windows.flatten(1, 2), (self.window, self.window), shared_bias)
+            attended = window_unpartition(
+                attended.view_as(windows), self.window, grid, padded
+            ).flatten(1, 2)
+        else:
+            attended = self._attend(self.norm1(tokens), grid, shared_bias)
+        tokens = tokens + self.drop_path1(_scale(attended, self.gamma_1))
+        return tokens + self.drop_path2(_scale(self.mlp(self.norm2(tokens)), self.gamma_2))
+
+    def _attend(self, tokens: Tensor, size: Grid, shared_bias: Tensor | None) -> Tensor:
+        """Apply the attention to the normalised tokens of a grid or of windows of an (h, w) size."""
+        if isinstance(self.attn, DecomposedPositionAttention):
+            return self.attn(tokens, size)
         bias = shared_bias
         if self.rel_pos_bias is not None:
-            size = (self.window, self.window) if self.window else grid
             bias = self.rel_pos_bias(size, class_token=self.class_token)
         device = tokens.device.type
         # The "meta" device has no autocast; torch.compile cannot trace the question whether it is available.
         if bias is not None and device != "meta" and torch.is_autocast_enabled(device):
             bias = bias.to(torch.get_autocast_dtype(device))  # the dtype of queries and keys
-        if not self.window:
-            return super().forward(tokens, shared_rel_pos_bias=bias)
-        # As in ViTDet, windows at the border are padded with zeros, and attention includes the padding.
-        windows, padded = window_partition(self.norm1(tokens).unflatten(1, grid), self.window)
-        attended = self.attn(windows.flatten(1, 2), shared_rel_pos_bias=bias).view_as(windows)
-        attended = window_unpartition(attended, self.window, grid, padded).flatten(1, 2)
-        tokens = tokens + self.drop_path1(_scale(attended, self.gamma_1))
-        return tokens + self.drop_path2(_scale(self.mlp(self.norm2(tokens)), self.gamma_2))
+        attended: Tensor = self.attn(tokens, shared_rel_pos_bias=bias)
+        return attended
 
 
 def _scale(branch: Tensor, gamma: Tensor | None) -> Tensor:
@@ -133,7 +147,7 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.form = spec, form
-        self.grid = spec.grid
+        self.grid = spec.absolute_grid
         self.has_class_token = form == "pretrain" or spec.has_class_token
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(
@@ -169,6 +183,7 @@ class ViT(nn.Module):
         )
         self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
         self.fc_norm = nn.Identity() if pretraining else _norm(spec.embed_dim)
+        self.map_norms = build_map_norms(spec, eps=1e-6)
         self.head = nn.Linear(spec.embed_dim, num_classes) if num_classes else nn.Identity()
         self._init_weights()
 
@@ -267,7 +282,12 @@ class ViT(nn.Module):
         if self.has_class_token:
             x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x], dim=1)
         if self.pos_embed is not None:
-            positions = resample_abs_pos_embed(self.pos_embed, list(grid), list(self.grid))
+            positions = resample_abs_pos_embed(
+                self.pos_embed,
+                list(grid),
+                list(self.grid),
+                antialias=self.spec.antialias_position,
+            )
             x = x + (positions if self.has_class_token else positions[:, 1:])
         shared = None if self.rel_pos_bias is None else self.rel_pos_bias(grid)
         if visible is not None:
@@ -318,16 +338,17 @@ class ViT(nn.Module):
         return [*earlier, self.norm(levels[-1])]
 
     def forward_maps(self, images: Tensor) -> list[Tensor]:
-        """Return one map (B, C, h, w) per feature level, h = ceil(H / stride).
+        """Return one map (B, C, h, w) per feature level, h = ceil(H / stride), normalised by the spec's `map_norm`.
 
-        Every level is layer-normalised without weights: the magnitude of the residual stream grows from
-        block to block and with training, and a newly initialised neck does not learn from inputs of
-        arbitrary scale.
+        With "plain", every level is layer-normalised without weights: the magnitude of the residual stream
+        grows from block to block and with training, and a newly initialised neck does not learn from inputs
+        of arbitrary scale.
         """
         after_blocks = self._run(self.embed(images))
         levels = [after_blocks[i - 1] for i in self.spec.level_blocks]
-        normed = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
-        return [x.permute(0, 3, 1, 2).contiguous() for x in normed]
+        if self.spec.map_norm == "plain":
+            levels = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
+        return normalise_maps(self.map_norms, levels)
 
     def forward_pooled(self, images: Tensor) -> Tensor:
         """Return the spec's `poolings` after every block: (B, blocks, poolings, C), for probing."""
