@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from simmim_bench.models.archs import ARCHS, BackboneSpec
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.swin import pad_before_shift
 
 SWIN_WINDOW = 7  # Swin's default (arXiv 2103.14030, section 4), for encoders without windows
 MIN_CONV_CHANNELS = 32  # ours: lower limit for the channels of the transposed convolutions
@@ -143,6 +144,7 @@ class InverseSwin(nn.Module):
                 )
             )
         self.layers = nn.Sequential(*layers)
+        pad_before_shift(self.layers)
         self.norm = nn.LayerNorm(width)
         self.last = LinearHead(width, shape.channels, shape.factor >> (stages - 1), generator)
 

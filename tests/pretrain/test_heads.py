@@ -32,3 +32,16 @@ def test_every_head_predicts_the_requested_number_of_points(head: str, factor: i
     with torch.device("meta"):
         found = HEADS[head](shape, torch.Generator())(torch.zeros(2, 64, 2, 3))
     assert found.shape == (2, 5, 2 * factor, 3 * factor)
+
+
+def test_windows_of_an_inverse_swin_do_not_reach_across_the_border() -> None:
+    """Seven rows in windows of four: shifted windows must not join the last row and the first."""
+    shape = HeadShape(width=8, channels=3, factor=1, grid=(7, 7), window=4)
+    head = HEADS["inverse_swin_t"](shape, torch.Generator().manual_seed(0)).eval()
+    features = torch.randn(1, 8, 7, 7)
+    changed = features.clone()
+    changed[..., 6, 6] += 1
+    moved = (head(changed) - head(features)).abs().amax(1)[0]
+    assert (moved[4:, 4:] > 0).all()  # the window of the first block
+    assert (moved[:2] == 0).all()
+    assert (moved[:, :2] == 0).all()
