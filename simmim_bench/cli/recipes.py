@@ -65,7 +65,7 @@ def recipes_show(name: str, as_json: bool) -> None:
             via = [score["recipe"], score["pretraining_recipe"]]
             other = ", ".join(other for other in via if other not in (None, name))
             click.echo(
-                f"{score['value']:g}  {score['column']}, {score['row']}"
+                f"{score['value']}  {score['column']}, {score['row']}"
                 + (f", with {other}" if other else "")
                 + f"\n    {score['protocol']}\n    {score['confidence']} confidence: {score['source']}"
                 + (f"\n    {score['note']}" if score["note"] else "")

@@ -193,8 +193,8 @@ def test_published_rows_name_their_recipe(tmp_path: Path) -> None:
     assert {row["recipes"] for row in table if row["checkpoint"].startswith("SimMIM, Swin-L")} == {
         "imagenet_swin_l_800ep"
     }
-    rows = page_data(board_of(tmp_path / "runs"), read_reported())["rows"]
-    assert "imagenet_swin_l_800ep" in {row["recipes"] for row in rows if "recipes" in row}
+    page = render_page(page_data(board_of(tmp_path / "runs"), read_reported()))
+    assert "<dt>recipe with this protocol</dt><dd>imagenet_swin_l_800ep</dd>" in page
 
 
 LINKED = [
