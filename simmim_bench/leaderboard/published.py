@@ -32,8 +32,11 @@ ARCHS = {
     "Swin-B": "swin_b",
     "Swin-L": "swin_l",
     "SwinV2-B": "swinv2_b",
+    "ConvNeXt-T": "convnext_t",
+    "ConvNeXt-S": "convnext_s",
     "ConvNeXt-B": "convnext_b",
     "ResNet-50": "resnet50",
+    "ResNet-101": "resnet101",
 }
 # Images of the pretraining data sets: ILSVRC 2012, train (arXiv 1409.0575, table 2).
 PRETRAINING_IMAGES = {"IN1K": 1_281_167}
