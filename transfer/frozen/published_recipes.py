@@ -139,8 +139,8 @@ KNN_DINO = replace(
     KNN,
     name="knn_dino",
     source="DINO: eval_knn.py; there every k is scored on val/, here k is chosen on training images, and the scores "
-    "of every k are in the record's details. SimMIM and MAE do not train the class token's output: their scores "
-    "under this protocol say little",
+    "of every k are in the record's details. SimMIM's loss does not reach the class token after the last block, so "
+    "that its checkpoints score low here whatever their patch tokens hold",
     sources={
         "k": "DINO: eval_knn.py:194",
         "temperature": "DINO: eval_knn.py:196",
