@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
 from transfer.detection.coco_layout import CocoSplit
-from transfer.detection.recipes import CocoRecipe
+from transfer.detection.recipes import CocoRecipe, MaskFormat
+
+if TYPE_CHECKING:
+    from detectron2.data import DatasetMapper
+    from detectron2.data.transforms import Augmentation
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
@@ -120,28 +124,52 @@ class ErrorUnwrappingLoader:
 
 
 def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> TrainingStream:
-    """Build the stream of training images, augmented by large-scale jitter (arXiv 2012.07177).
+    """Build the stream of training images, augmented as the recipe says.
 
     Images without objects, or with crowds only, are left out, as in Detectron2.
     """
-    from detectron2.data import DatasetMapper
-    from detectron2.data import transforms as T
     from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-    mapper = DatasetMapper(
+    dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
+    return TrainingStream(dicts, CheckedMapper(training_mapper(split, recipe)), seed)
+
+
+def training_mapper(split: CocoSplit, recipe: CocoRecipe) -> DatasetMapper:
+    """Build the mapper from a dataset dict to an augmented training image with its objects."""
+    from detectron2.data import DatasetMapper
+
+    return DatasetMapper(
         is_train=True,
-        augmentations=[
-            T.RandomFlip(horizontal=True),
-            T.ResizeScale(*recipe.scale_range, *recipe.img_size),
-            T.FixedSizeCrop(recipe.img_size, pad=False),
-        ],
+        augmentations=_augmentations(recipe),
         image_format="RGB",
         use_instance_mask=split.has_masks,
-        instance_mask_format="bitmask",  # unlike polygons, correct for objects given as run lengths
-        recompute_boxes=split.has_masks,  # after a crop, the boxes of cut objects are too large
+        instance_mask_format=mask_format(split, recipe),
+        # After a crop, the boxes of cut objects are too large.
+        recompute_boxes=recipe.recompute_boxes and split.has_masks,
     )
-    dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
-    return TrainingStream(dicts, CheckedMapper(mapper), seed)
+
+
+def mask_format(split: CocoSplit, recipe: CocoRecipe) -> MaskFormat:
+    """Return the form of the training masks: the recipe's, or bit masks if an object has no outline."""
+    return "bitmask" if split.has_run_lengths else recipe.mask_format
+
+
+def _augmentations(recipe: CocoRecipe) -> list[Augmentation]:
+    from detectron2.data import transforms as T
+
+    flip = T.RandomFlip(horizontal=True)
+    if not recipe.short_sides:
+        return [
+            flip,
+            T.ResizeScale(*recipe.scale_range, *recipe.img_size),
+            T.FixedSizeCrop(recipe.img_size, pad=False),
+        ]
+    resize = T.ResizeShortestEdge(recipe.short_sides, recipe.max_side, "choice")
+    if not recipe.crop_short_sides:
+        return [flip, resize]
+    smaller = T.ResizeShortestEdge(recipe.crop_short_sides, recipe.max_side, "choice")
+    crop = T.RandomCrop("absolute_range", recipe.crop_sides)
+    return [flip, T.RandomApply(T.AugmentationList([smaller, crop]), 0.5), resize]
 
 
 def train_loader(
@@ -165,16 +193,18 @@ def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
     from detectron2.data import DatasetMapper, build_detection_test_loader
     from detectron2.data import transforms as T
 
-    mapper = DatasetMapper(
-        is_train=False,
-        augmentations=[T.ResizeScale(1.0, 1.0, *recipe.img_size)],
-        image_format="RGB",
-    )
+    if recipe.test_size is None:
+        resize: Augmentation = T.ResizeScale(1.0, 1.0, *recipe.img_size)
+        # Every batch is padded to the same square, so that the batch size does not change the result.
+        batch_size = min(recipe.batch_size, 8)
+    else:
+        resize = T.ResizeShortestEdge(*recipe.test_size)
+        batch_size = 1
+    mapper = DatasetMapper(is_train=False, augmentations=[resize], image_format="RGB")
     loader = build_detection_test_loader(
         split.dataset_dicts(),
         mapper=CheckedMapper(mapper),
-        # Every batch is padded to the same square, so that the batch size does not change the result.
-        batch_size=min(recipe.batch_size, 8),
+        batch_size=batch_size if recipe.square_pad else 1,
         num_workers=recipe.num_workers,
     )
     return ErrorUnwrappingLoader(loader)
