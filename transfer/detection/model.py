@@ -223,7 +223,7 @@ def _box_predictor(
         test_topk_per_image=recipe.detections,
         cls_agnostic_bbox_reg=agnostic,
         box_reg_loss_type="giou" if recipe.box_loss == "giou" else "smooth_l1",
-        loss_weight={"loss_box_reg": recipe.box_loss_weight},
+        loss_weight={"loss_cls": 1.0, "loss_box_reg": recipe.box_loss_weight},
     )
 
 
