@@ -20,7 +20,7 @@ from transfer.detection.recipes import CocoRecipe, MaskFormat
 
 if TYPE_CHECKING:
     from detectron2.data import DatasetMapper
-    from detectron2.data.transforms import Augmentation
+    from detectron2.data.transforms import Augmentation, AugmentationList
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
@@ -140,7 +140,7 @@ def training_mapper(split: CocoSplit, recipe: CocoRecipe) -> DatasetMapper:
 
     return DatasetMapper(
         is_train=True,
-        augmentations=_augmentations(recipe),
+        augmentations=training_augmentations(recipe).augs,
         image_format="RGB",
         use_instance_mask=split.has_masks,
         instance_mask_format=mask_format(split, recipe),
@@ -154,22 +154,21 @@ def mask_format(split: CocoSplit, recipe: CocoRecipe) -> MaskFormat:
     return "bitmask" if split.has_run_lengths else recipe.mask_format
 
 
-def _augmentations(recipe: CocoRecipe) -> list[Augmentation]:
+def training_augmentations(recipe: CocoRecipe) -> AugmentationList:
+    """Build the augmentations of training images, which sample from numpy's global generator."""
     from detectron2.data import transforms as T
 
-    flip = T.RandomFlip(horizontal=True)
+    augmentations: list[Augmentation] = [T.RandomFlip(horizontal=True)]
     if not recipe.short_sides:
-        return [
-            flip,
-            T.ResizeScale(*recipe.scale_range, *recipe.img_size),
-            T.FixedSizeCrop(recipe.img_size, pad=False),
-        ]
-    resize = T.ResizeShortestEdge(recipe.short_sides, recipe.max_side, "choice")
-    if not recipe.crop_short_sides:
-        return [flip, resize]
-    smaller = T.ResizeShortestEdge(recipe.crop_short_sides, recipe.max_side, "choice")
-    crop = T.RandomCrop("absolute_range", recipe.crop_sides)
-    return [flip, T.RandomApply(T.AugmentationList([smaller, crop]), 0.5), resize]
+        augmentations.append(T.ResizeScale(*recipe.scale_range, *recipe.img_size))
+        augmentations.append(T.FixedSizeCrop(recipe.img_size, pad=False))
+        return T.AugmentationList(augmentations)
+    if recipe.crop_short_sides:
+        smaller = T.ResizeShortestEdge(recipe.crop_short_sides, recipe.max_side, "choice")
+        crop = T.RandomCrop("absolute_range", recipe.crop_sides)
+        augmentations.append(T.RandomApply(T.AugmentationList([smaller, crop]), 0.5))
+    augmentations.append(T.ResizeShortestEdge(recipe.short_sides, recipe.max_side, "choice"))
+    return T.AugmentationList(augmentations)
 
 
 def train_loader(
@@ -190,21 +189,28 @@ def train_loader(
 
 def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
     """Build the loader of one process's validation images; all images are read once, in the order of their ids."""
-    from detectron2.data import DatasetMapper, build_detection_test_loader
-    from detectron2.data import transforms as T
+    from detectron2.data import build_detection_test_loader
 
-    if recipe.test_size is None:
-        resize: Augmentation = T.ResizeScale(1.0, 1.0, *recipe.img_size)
-        # Every batch is padded to the same square, so that the batch size does not change the result.
-        batch_size = min(recipe.batch_size, 8)
-    else:
-        resize = T.ResizeShortestEdge(*recipe.test_size)
-        batch_size = 1
-    mapper = DatasetMapper(is_train=False, augmentations=[resize], image_format="RGB")
+    # Batches that are padded to the same square do not change the result, which other batches do. Protocols with
+    # a test size predict one image at a time.
+    alone = recipe.test_size is not None or not recipe.square_pad
     loader = build_detection_test_loader(
         split.dataset_dicts(),
-        mapper=CheckedMapper(mapper),
-        batch_size=batch_size if recipe.square_pad else 1,
+        mapper=CheckedMapper(val_mapper(recipe)),
+        batch_size=1 if alone else min(recipe.batch_size, 8),
         num_workers=recipe.num_workers,
     )
     return ErrorUnwrappingLoader(loader)
+
+
+def val_mapper(recipe: CocoRecipe) -> DatasetMapper:
+    """Build the mapper from a dataset dict to a resized test image."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    resize = (
+        T.ResizeScale(1.0, 1.0, *recipe.img_size)
+        if recipe.test_size is None
+        else T.ResizeShortestEdge(*recipe.test_size)
+    )
+    return DatasetMapper(is_train=False, augmentations=[resize], image_format="RGB")
