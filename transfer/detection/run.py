@@ -174,6 +174,7 @@ def _restore(run: CocoRun) -> Progress:
 def _train(run: CocoRun, progress: Progress) -> None:
     """Train to the recipe's last iteration."""
     from transfer.detection.data import train_loader, training_stream
+    from transfer.detection.estimate import synthetic_image
     from transfer.detection.loop import train_detector
     from transfer.detection.memory import choose_accumulation
 
@@ -185,10 +186,15 @@ def _train(run: CocoRun, progress: Progress) -> None:
         requested = min(
             progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
         )
-    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
-    progress.accumulation_steps = choose_accumulation(
-        run.model, stream[0], recipe, requested, context
+    # Without a square, images are padded to the largest of their batch: one upright, another across at most.
+    side = max(recipe.img_size)
+    image = (
+        stream[0]
+        if recipe.square_pad
+        else synthetic_image((side, side), len(run.train.category_ids))
     )
+    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
+    progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
         run.optimizer.load_state_dict(progress.state["optimizer"])
         run.model.load_state_dict(progress.state["model"])

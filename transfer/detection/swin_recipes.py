@@ -101,6 +101,7 @@ COCO_SWIN_OD_1X = CocoRecipe(
         "neck_channels": f"{_MODEL}:24",
         "neck_norm": f"{_MODEL}:21-25",
         "rpn_convs": f"{_MODEL}:26-29",
+        "box_head_convs": f"{_MODEL}:50",
         "box_head_fcs": f"{_MODEL}:50",
         "box_head_dim": f"{_MODEL}:52",
         "mask_head_convs": f"{_MODEL}:70",

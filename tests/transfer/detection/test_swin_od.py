@@ -9,7 +9,9 @@ model", "data" and "schedule" the files of configs/_base_ that they name.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,13 @@ pytest.importorskip("detectron2")
 from detectron2.data.transforms import AugInput, ResizeShortestEdge
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from support.detection import RECIPE, run
 from support.official_detection import build_ours, detectron2_name
 
 from transfer.detection.data import training_augmentations
 from transfer.detection.optimizer import build_optimizer, build_schedule
 from transfer.detection.recipes import CocoRecipe
+from transfer.detectron2_backbone import SimMIMBackbone
 
 IMAGES = 117266  # of train2017 with objects
 EPOCH = math.ceil(IMAGES / 16)
@@ -147,11 +151,11 @@ def test_the_rate_at_every_step_is_mmcvs(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def cascade() -> nn.ModuleDict:
+def cascade() -> Any:
     return build_ours(find("coco_swin_od_cascade_1x"), "swin_t")
 
 
-def test_norms_and_tables_of_the_backbone_alone_do_not_decay(cascade: nn.ModuleDict) -> None:
+def test_norms_and_tables_of_the_backbone_alone_do_not_decay(cascade: Any) -> None:
     """By mmcv's rule of `custom_keys`: a parameter whose name contains a key."""
     backbone: Any = next(m for m in cascade.modules() if hasattr(m, "layer_id"))
     optimizer = build_optimizer(cascade, backbone, find("coco_swin_od_cascade_1x"))
@@ -175,7 +179,7 @@ def test_norms_and_tables_of_the_backbone_alone_do_not_decay(cascade: nn.ModuleD
     assert count == 12 * (1 + 2 * 2) + 3 * 2 + 2 + 4 * 2
 
 
-def test_the_cascades_heads_have_the_shapes_of_the_config(cascade: nn.ModuleDict) -> None:
+def test_the_cascades_heads_have_the_shapes_of_the_config(cascade: Any) -> None:
     heads: Any = cascade["roi_heads"]
     assert heads.num_cascade_stages == len(heads.mask_head) == 3
     stds = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
@@ -254,7 +258,7 @@ def test_test_images_are_resized_to_the_pixel() -> None:
     assert ties < 100
 
 
-def test_the_box_loss_is_the_configs_giou(cascade: nn.ModuleDict) -> None:
+def test_the_box_loss_is_the_configs_giou(cascade: Any) -> None:
     """Ten times the sum over positive regions, divided by the number of all regions (bbox_head.py, loss)."""
     predictor: Any = cascade["roi_heads"].box_predictor[2]
     generator = torch.Generator().manual_seed(0)
@@ -277,3 +281,43 @@ def test_the_box_loss_is_the_configs_giou(cascade: nn.ModuleDict) -> None:
     torch.testing.assert_close(losses["loss_box_reg"], 10 * total / 6)
     wanted = nn.functional.cross_entropy(logits, image.gt_classes)
     torch.testing.assert_close(losses["loss_cls"], wanted)
+
+
+def test_a_multi_scale_recipe_is_trained_and_scored(coco: Path, tmp_path: Path) -> None:
+    recipe = replace(
+        find("coco_swin_od_1x"),
+        **{
+            key: getattr(RECIPE, key)
+            for key in (
+                "max_iters",
+                "warmup_iters",
+                "batch_size",
+                "strides",
+                "anchor_sizes",
+                "neck_channels",
+                "box_head_dim",
+                "post_nms_topk",
+                "window_size",
+            )
+        },
+        img_size=(48, 64),
+        short_sides=(32, 48),
+        crop_short_sides=(40,),
+        crop_sides=(24, 32),
+        max_side=64,
+        test_size=(40, 64),
+        num_workers=0,
+    )
+    shapes: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+
+    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, SimMIMBackbone):
+            shapes[module.training].append(tuple(inputs[0].shape))
+
+    with nn.modules.module.register_module_forward_pre_hook(note):
+        record = run(tmp_path / "run", coco, recipe, arch="random:swin_pocket")
+    assert {"box_ap", "mask_ap"} <= set(record.metrics)
+    assert set(shapes[False]) == {(1, 3, 48, 48)}  # 40 pixels, padded to strides of 16
+    assert shapes[True][0] == (1, 3, 64, 64)  # memory is measured with the largest
+    assert {shape[-2:] for shape in shapes[True][1:]} <= {(32, 32), (48, 48), (64, 64)}
+    assert record.details["mask_format"] == "bitmask"
