@@ -44,7 +44,7 @@ def heads() -> MMDetCascadeROIHeads:
         torch.manual_seed(0)
         built = build_roi_heads(backbone, CASCADE, num_classes=CLASSES, masks=True)
         for predictor in built.box_predictor:  # so that boxes move and classes differ
-            torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.5)
+            torch.nn.init.normal_(predictor.bbox_pred.weight, std=0.2)
             torch.nn.init.normal_(predictor.cls_score.weight, std=0.5)
     assert isinstance(built, MMDetCascadeROIHeads)
     return built
@@ -59,11 +59,12 @@ def features() -> dict[str, Tensor]:
     }
 
 
-def proposals() -> list[Instances]:
+def proposals(more: Tensor | None = None) -> list[Instances]:
     generator = torch.Generator().manual_seed(2)
     corners = torch.rand(12, 2, generator=generator) * 40
     boxes = torch.cat([corners, corners + 8 + 14 * torch.rand(12, 2, generator=generator)], 1)
-    logits = torch.full((12,), 30.0)  # as high as the one that marks an object's own box
+    boxes = boxes if more is None else torch.cat([boxes, more])
+    logits = torch.full((len(boxes),), 30.0)  # as high as the one that marks an object's own box
     return [Instances((SIDE, SIDE), proposal_boxes=Boxes(boxes), objectness_logits=logits)]
 
 
@@ -138,15 +139,17 @@ def test_every_stage_trains_on_its_own_regions_and_the_objects_boxes(
     """Against a loop over stages, with all regions: weights 1, 0.5 and 0.25; own boxes are not moved on."""
     heads.train()
     truth = torch.tensor([[10.0, 10.0, 30.0, 34.0], [36.0, 20.0, 60.0, 44.0]])
+    shifted = torch.cat([truth + shift for shift in (-5, -4, -3, -2, 2, 3)])
+    (image,) = proposals(shifted)
     labels = torch.tensor([2, 0])
     targets = Instances((SIDE, SIDE), gt_boxes=Boxes(truth), gt_classes=labels)
     targets.gt_masks = BitMasks(torch.ones(2, SIDE, SIDE, dtype=torch.bool))
     with EventStorage():
-        _, losses = heads(None, features, proposals(), [targets])
+        _, losses = heads(None, features, [image], [targets])
     assert set(losses) == {
         f"loss_{kind}_stage{stage}" for kind in ("cls", "box_reg", "mask") for stage in range(3)
     }
-    boxes = proposals()[0].proposal_boxes.tensor
+    boxes, positives = image.proposal_boxes.tensor, []
     for stage, (weight, threshold) in enumerate(((1.0, 0.5), (0.5, 0.6), (0.25, 0.7))):
         regions = torch.cat([boxes, truth])
         target = torch.full((len(regions),), CLASSES)
@@ -154,6 +157,7 @@ def test_every_stage_trains_on_its_own_regions_and_the_objects_boxes(
             overlaps = [iou(region, box) for box in truth.tolist()]
             if max(overlaps) >= threshold:
                 target[r] = labels[overlaps.index(max(overlaps))]
+        positives.append(int((target[: len(boxes)] < CLASSES).sum()))
         # Batch statistics do not depend on the order of the regions.
         scores, offsets = box_outputs(heads, features, regions, stage)
         wanted = weight * F.cross_entropy(scores, target)
@@ -161,6 +165,7 @@ def test_every_stage_trains_on_its_own_regions_and_the_objects_boxes(
         best = torch.where(target == CLASSES, scores[:, :CLASSES].argmax(1), target)
         chosen = offsets.view(len(regions), CLASSES, 4)[torch.arange(len(regions)), best]
         boxes = moved(regions, chosen.detach(), stage)[: len(boxes)]
+    assert positives[0] > positives[1] > positives[2] > 0
 
 
 def iou(a: list[float], b: list[float]) -> float:
