@@ -27,7 +27,7 @@ ABOUT = (
 )  # fields that describe a recipe and change nothing
 # Fields that suit the machine: they change no result, so they are no part of the protocol.
 MACHINE = ("num_workers", "forward_batch_size")
-MAY_BE_EMPTY = ("milestones", "cascade")
+MAY_BE_EMPTY = ("milestones", "cascade", "short_sides", "crop_short_sides")
 CANDIDATES = (
     "blocks",
     "pooling",
@@ -83,6 +83,14 @@ LIMITS: dict[str, tuple[float, float]] = {
     "anchor_ratios": (1e-3, 1e3),
     "score_threshold": (0, 1),
     "cascade": (0, 1),
+    "short_sides": (1, LARGE),
+    "crop_short_sides": (1, LARGE),
+    "crop_sides": (1, LARGE),
+    "max_side": (1, LARGE),
+    "test_size": (1, LARGE),
+    "patch_size": (1, 1024),
+    "box_loss_weight": (0, 100),
+    "rpn_beta": (0, 100),
     "test_scales": (1e-2, 100),
     "window_size": (1, 1024),
     "norm_target": (0, 1023),

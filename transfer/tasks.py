@@ -126,15 +126,21 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "coco": TaskRecipes(
         recipe_types=(CocoRecipe,),
         defaults={
-            "vit_l": "coco_vit_l_100ep",
+            "vit_l": "coco_vitdet_l",
+            "vit_h": "coco_vitdet_h",
+            "swin_l": "coco_swin_od_3x_own_window",
             "pocket": "coco_pocket",
-            "vit": "coco_vit_100ep",
-            "swin": "coco_swin_3x",
-            "swinv2": "coco_swin_3x",
+            "vit": "coco_vitdet_b",
+            "swin": "coco_swin_od_3x",
+            "swinv2": "coco_swin_od_3x_own_window",
             "convnext": "coco_convnext_3x",
             "resnet": "coco_resnet50_1x",
         },
-        recipe_modules=("transfer.detection.recipes",),
+        recipe_modules=(
+            "transfer.detection.own_recipes",
+            "transfer.detection.vitdet_recipes",
+            "transfer.detection.swin_recipes",
+        ),
     ),
     "ade20k": TaskRecipes(
         recipe_types=(Ade20kRecipe,),

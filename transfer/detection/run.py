@@ -22,10 +22,12 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.optim import Schedule, parameter_groups
+from simmim_bench.training.precision import default_precision
 from transfer.detection import figure
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
+from transfer.detection.data import mask_format
 from transfer.detection.framework import require_detectron2, silence_detectron2
+from transfer.detection.optimizer import build_optimizer, build_schedule
 from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
 
@@ -128,13 +130,9 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         f"iterations={recipe.max_iters:,} batch_size={recipe.batch_size} "
         f"heads={'boxes+masks' if train.has_masks else 'boxes'}"
     )
-    groups = parameter_groups(
-        model,
-        backbone,
-        lr=recipe.base_lr,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-    )
+    form = mask_format(train, recipe)
+    if train.has_masks and form != recipe.mask_format:
+        log(f'coco: masks={form} reason="run lengths have no outline" recipe={recipe.mask_format}')
     return CocoRun(
         context=context,
         job=job,
@@ -143,7 +141,7 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         identity=data_identity(job.data, train, val),
         model=model,
         backbone=backbone,
-        optimizer=torch.optim.AdamW(groups),
+        optimizer=build_optimizer(model, backbone, recipe),
     )
 
 
@@ -176,6 +174,7 @@ def _restore(run: CocoRun) -> Progress:
 def _train(run: CocoRun, progress: Progress) -> None:
     """Train to the recipe's last iteration."""
     from transfer.detection.data import train_loader, training_stream
+    from transfer.detection.estimate import synthetic_image
     from transfer.detection.loop import train_detector
     from transfer.detection.memory import choose_accumulation
 
@@ -187,10 +186,15 @@ def _train(run: CocoRun, progress: Progress) -> None:
         requested = min(
             progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
         )
-    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
-    progress.accumulation_steps = choose_accumulation(
-        run.model, stream[0], recipe, requested, context
+    # Without a square, images are padded to the largest of their batch: one upright, another across at most.
+    side = max(recipe.img_size)
+    image = (
+        stream[0]
+        if recipe.square_pad
+        else synthetic_image((side, side), len(run.train.category_ids))
     )
+    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
+    progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
         run.optimizer.load_state_dict(progress.state["optimizer"])
         run.model.load_state_dict(progress.state["model"])
@@ -203,24 +207,13 @@ def _train(run: CocoRun, progress: Progress) -> None:
     train_detector(
         dist.wrap_model(run.model),
         run.optimizer,
-        _schedule(recipe),
+        build_schedule(recipe),
         train_loader(stream, recipe, progress.iterations, dist),
         recipe=recipe,
         context=context,
         first_iter=progress.iterations,
         save=save,
         accumulation_steps=progress.accumulation_steps,
-    )
-
-
-def _schedule(recipe: CocoRecipe) -> Schedule:
-    return Schedule(
-        kind="multistep",
-        peak_lr=recipe.base_lr,
-        warmup_lr=recipe.base_lr / 1000,  # detectron2: WarmupParamScheduler's factor in ViTDet
-        total_steps=recipe.max_iters,
-        warmup_steps=recipe.warmup_iters,
-        milestones=[round(fraction * recipe.max_iters) for fraction in recipe.milestones],
     )
 
 
@@ -297,6 +290,8 @@ def _finish(run: CocoRun, progress: Progress) -> Record | None:
 
 
 def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, Any]:
+    recipe, device = run.job.recipe, run.context.dist.device
+    test_precision = recipe.test_precision or recipe.precision
     return {
         "iterations": progress.iterations,
         "losses": progress.losses,
@@ -304,6 +299,9 @@ def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, 
         "processes": run.context.dist.size,
         "parts": progress.accumulation_steps,
         "masks": run.train.has_masks,
+        "mask_format": mask_format(run.train, recipe) if run.train.has_masks else None,
+        "precision": default_precision(recipe.precision, device),
+        "test_precision": default_precision(test_precision, device),
         "left_out_of_training": {kind: len(ids) for kind, ids in run.train.skipped.items()},
         "detections": detections,
     }
