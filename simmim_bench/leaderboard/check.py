@@ -15,7 +15,7 @@ from typing import Any
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.files import read_json, sha256_file
 from simmim_bench.leaderboard.archive import find_annotations
-from simmim_bench.recipe import Recipe
+from simmim_bench.recipe import Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 
@@ -103,7 +103,7 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
         return [f"recipe '{name}' is unknown; a recipe with published scores must keep its name."]
     problems = []
     try:
-        resolved = dataclasses.replace(recipes[name], **_with_tuples(record.deviates))
+        resolved = with_deviations(recipes[name], record.deviates)
     except (TypeError, UsageError) as error:
         return [f"recipe '{name}' rejects the deviations in the record: {error}"]
     if resolved.sha256() != sha256:
@@ -146,11 +146,6 @@ def _describes_recipe(description: Path, record: Record) -> bool:
         return False
 
 
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert JSON's lists to the tuples of recipes."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-
-
 def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a recipe's tuples to JSON's lists."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in fields.items()}
@@ -179,8 +174,10 @@ def _checkpoint_hash(name: str) -> str | None:
     # timm's weights are skipped because they would have to be downloaded.
     if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
         return None
+    # A file that was evaluated need not hold one of our backbones.
+    weights = Path(name, "model.safetensors") if Path(name, "config.json").is_file() else Path(name)
     try:
-        return read_checkpoint(name).sha256
+        return sha256_file(weights) if weights.is_file() else read_checkpoint(name).sha256
     except BenchError as error:
         return f"damaged: {error}"
 
