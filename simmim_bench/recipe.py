@@ -201,7 +201,9 @@ def with_deviations(named: AnyRecipe, deviates: Mapping[str, Any]) -> AnyRecipe:
     Raises:
         TypeError, UsageError: the recipe does not take them.
     """
-    changes = {key: tuple(v) if isinstance(v, list) else v for key, v in deviates.items()}
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in deviates.items()
+    }
     return dataclasses.replace(named, **changes)
 
 

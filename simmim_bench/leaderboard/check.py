@@ -15,7 +15,7 @@ from typing import Any
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.files import read_json, sha256_file
 from simmim_bench.leaderboard.archive import find_annotations
-from simmim_bench.recipe import Recipe, with_deviations
+from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 
@@ -119,14 +119,16 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
 
 
 def _has_fields(recipe: Recipe, stored: Mapping[str, Any]) -> bool:
-    """Return whether a record's fields are those of a recipe.
+    """Return whether a record's fields are those of a recipe, but for those that suit the machine.
 
     A field that was added to the recipe's type since may be missing in the record if the recipe has it at its default,
     which is excluded from the hash, too.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
-    added = {key: value for key, value in recipe.fields().items() if key not in stored}
-    kept = {key: value for key, value in recipe.fields().items() if key in stored}
+    fields = {key: value for key, value in recipe.fields().items() if key not in MACHINE}
+    stored = {key: value for key, value in stored.items() if key not in MACHINE}
+    added = {key: value for key, value in fields.items() if key not in stored}
+    kept = {key: value for key, value in fields.items() if key in stored}
     return _with_lists(kept) == stored and all(value == defaults[k] for k, value in added.items())
 
 
