@@ -6,7 +6,12 @@ import json
 
 import click
 
-from simmim_bench.cli.options import all_recipes, complete_among
+from simmim_bench.cli.options import complete_among, pretrain_recipes, scoring_recipes
+from simmim_bench.recipe import Recipe
+
+
+def _recipes() -> dict[str, Recipe]:
+    return {**pretrain_recipes(), **scoring_recipes()}
 
 
 @click.group(invoke_without_command=True)
@@ -14,14 +19,14 @@ from simmim_bench.cli.options import all_recipes, complete_among
 def recipes(context: click.Context) -> None:
     """List all recipes; `recipes show NAME` prints one with its sources."""
     if context.invoked_subcommand is None:
-        found = all_recipes()
+        found = _recipes()
         width = max(map(len, found))
         for name, recipe in found.items():
             click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
 
 
 @recipes.command("show")
-@click.argument("name", shell_complete=complete_among(all_recipes))
+@click.argument("name", shell_complete=complete_among(_recipes))
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
 def recipes_show(name: str, as_json: bool) -> None:
     """Print a recipe: every number with its source, and the published score.
@@ -32,7 +37,7 @@ def recipes_show(name: str, as_json: bool) -> None:
     """
     from simmim_bench.recipe import ABOUT, find_recipe
 
-    recipe = find_recipe(all_recipes(), name)
+    recipe = find_recipe(_recipes(), name)
     plain = recipe.to_json()
     if as_json:
         click.echo(json.dumps(plain, indent=2))
