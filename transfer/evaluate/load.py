@@ -106,7 +106,7 @@ def _official_preprocessing(
     """Return how the official codes evaluate a model of a checkpoint's family and image size.
 
     They agree up to 224 pixels. Above, the crop is the whole image: MAE (util/datasets.py:53-56, above 224), BEiT
-    (datasets.py:156-160, from 384), Swin and Swin V2 at 384 pixels (TEST.CROP False in configs/swin and
+    (unilm: beit/datasets.py:156-160, from 384), Swin and Swin V2 at 384 pixels (TEST.CROP False in configs/swin and
     configs/swinv2: both sides resized). Swin V2 at 256 has the same ratio as at 224 (data/build.py:148).
     """
     spec = checkpoint.spec

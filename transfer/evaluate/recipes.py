@@ -52,7 +52,7 @@ class EvaluateRecipe(Recipe):
 EVALUATE_IMAGENET = EvaluateRecipe(
     name="evaluate_imagenet",
     source="SimMIM: data/data_finetune.py:97-113 (TEST.CROP); the same in Swin-Transformer: data/build.py:145-158, "
-    "MAE: util/datasets.py:51-65 and BEiT: datasets.py:154-169, each up to 224 pixels",
+    "MAE: util/datasets.py:51-65 and unilm: beit/datasets.py:154-169, each up to 224 pixels",
     sources={
         "crop_mode": "SimMIM: data/data_finetune.py:100-103",
         "mean": "the model's own: of the file's configuration, timm's config or torchvision's transforms",
