@@ -35,6 +35,7 @@ CANDIDATES = (
     "base_lr",
     "l2",
     "k",
+    "n_last_blocks",
 )  # fields whose values are compared; each is tried once
 # Allowed range of the fields of these names in any recipe, ends included; 0 is allowed where it means "off".
 LIMITS: dict[str, tuple[float, float]] = {
@@ -64,6 +65,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "held_out": (1e-3, 0.9),
     "folds": (2, 100),
     "crops": (0, LARGE),
+    "n_last_blocks": (1, LARGE),
+    "norm_images": (2, LARGE),
+    "epoch_steps": (1, LARGE),
     "momentum": (0, 0.999999),
     "l2": (0, LARGE),
     "temperature": (1e-3, 100),

@@ -59,6 +59,7 @@ class TaskRecipes:
 
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
+_FROZEN_RECIPES = ("transfer.frozen.recipes", "transfer.frozen.published_recipes")
 _FINETUNE_RECIPES = ("transfer.finetune.recipes", "transfer.finetune.mae_recipes")
 _FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
 
@@ -110,17 +111,17 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "linear": TaskRecipes(
         recipe_types=(LinearRecipe, LogisticRecipe),
         defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
-        recipe_modules=("transfer.frozen.recipes",),
+        recipe_modules=_FROZEN_RECIPES,
     ),
     "knn": TaskRecipes(
         recipe_types=(KnnRecipe,),
         defaults={"pocket": "knn_pocket", **dict.fromkeys(_FAMILIES, "knn")},
-        recipe_modules=("transfer.frozen.recipes",),
+        recipe_modules=_FROZEN_RECIPES,
     ),
     "fewshot": TaskRecipes(
         recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
         defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
-        recipe_modules=("transfer.frozen.recipes", *_FINETUNE_RECIPES),
+        recipe_modules=(*_FROZEN_RECIPES, *_FINETUNE_RECIPES),
     ),
     "coco": TaskRecipes(
         recipe_types=(CocoRecipe,),
