@@ -207,6 +207,18 @@ def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
     return {k: v for k, v in new.items() if v != old[k] and k not in (*ABOUT, *MACHINE)}
 
 
+def with_deviations(named: AnyRecipe, deviates: Mapping[str, Any]) -> AnyRecipe:
+    """Return a recipe with the differences that a record or a run's `recipe.json` holds; lists become tuples.
+
+    Raises:
+        TypeError, UsageError: the recipe does not take them.
+    """
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in deviates.items()
+    }
+    return dataclasses.replace(named, **changes)
+
+
 def _parse(key: str, text: str, kind: Any) -> Any:
     """Parse a text as a field's type: int, float, bool, str, a Literal, a tuple of them, or `| None`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simmim_bench.cli.options import PATH, open_display, transfer_recipes
+from simmim_bench.cli.options import PATH, open_display, scoring_recipes
 from simmim_bench.errors import DriftError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def leaderboard_check(
     found = find_records(roots)
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:
-        problems += check_records(found.records, transfer_recipes(), task.advance)
+        problems += check_records(found.records, scoring_recipes(), task.advance)
     board, published = found.board(), _read_published(reported)
     wanted = render_tables(board, out, published) | render_documents(board, into, published)
     problems += check_files(wanted)

@@ -7,7 +7,12 @@ from typing import Any
 
 import click
 
-from simmim_bench.cli.options import JSON_OPTION, all_recipes, complete_among
+from simmim_bench.cli.options import JSON_OPTION, complete_among, pretrain_recipes, scoring_recipes
+from simmim_bench.recipe import Recipe
+
+
+def _recipes() -> dict[str, Recipe]:
+    return {**pretrain_recipes(), **scoring_recipes()}
 
 
 @click.group(invoke_without_command=True)
@@ -17,7 +22,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
     """List all recipes; `recipes show NAME` prints one with its sources."""
     if context.invoked_subcommand is not None:
         return
-    found = all_recipes()
+    found = _recipes()
     if as_json:
         listed = [
             {"name": name, "type": type(r).__name__, "source": r.source, "published": r.published}
@@ -31,7 +36,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
 
 
 @recipes.command("show")
-@click.argument("name", shell_complete=complete_among(all_recipes))
+@click.argument("name", shell_complete=complete_among(_recipes))
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
 def recipes_show(name: str, as_json: bool) -> None:
     """Print a recipe: every number with its source, what it is the default of, and the published scores
@@ -43,7 +48,7 @@ def recipes_show(name: str, as_json: bool) -> None:
     """
     from simmim_bench.recipe import ABOUT, find_recipe
 
-    recipe = find_recipe(all_recipes(), name)
+    recipe = find_recipe(_recipes(), name)
     plain = recipe.to_json()
     defaults, scores = _defaults(name), _published_scores(name)
     if as_json:

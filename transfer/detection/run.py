@@ -32,7 +32,10 @@ from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from detectron2.modeling import GeneralizedRCNN
+    from detectron2.structures import Instances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,25 +254,10 @@ def _save(run: CocoRun, progress: Progress) -> None:
 
 def _finish(run: CocoRun, progress: Progress) -> Record | None:
     """Detect in the val split; on rank 0, write predictions, scores, record and figure."""
-    from transfer.detection.data import val_loader
-    from transfer.detection.predict import detect
-
     context, job, val = run.context, run.job, run.val
-    with context.display.task("coco: val", val.count) as task:
-        results, shown, evaluated = detect(
-            run.model,
-            val_loader(val, job.recipe),
-            val,
-            task,
-            keep=figure.IMAGES,
-            dist=context.dist,
-        )
-    if not context.dist.is_main:
+    detected = detect_val(context, run.model, val, job.recipe, masks=run.train.has_masks)
+    if detected is None:
         return None
-    predictions = context.run.predictions / "coco_results.json"
-    write_text(predictions, json.dumps(results) + "\n")
-    scores = evaluate_coco(val.annotations, predictions, masks=run.train.has_masks)
-    write_json(context.run.path / "ap_by_class.json", scores.by_class)
     record = write_record(
         context.run,
         task="coco",
@@ -278,15 +266,67 @@ def _finish(run: CocoRun, progress: Progress) -> Record | None:
         deviates=job.deviates,
         seed=context.seed,
         data=run.identity,
-        predictions=predictions,
-        evaluated=evaluated,
+        predictions=detected.predictions,
+        evaluated=detected.evaluated,
         expected=val.count,
         images_seen=job.recipe.max_iters * job.recipe.batch_size + val.count,
         dist=context.dist,
-        details=_details(run, progress, detections=len(results)),
+        details=_details(run, progress, detections=detected.detections),
     )
-    figure.write_figure(val, shown, context.run)
+    figure.write_figure(val, detected.shown, context.run)
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detected:
+    """The detections in a val split.
+
+    Attributes:
+        predictions: the results file.
+        evaluated: number of images.
+        detections: number of detections.
+        shown: detections of the first images, for the figure.
+    """
+
+    predictions: Path
+    evaluated: int
+    detections: int
+    shown: list[Instances]
+
+
+def detect_val(
+    context: RunContext,
+    model: GeneralizedRCNN,
+    val: CocoSplit,
+    recipe: CocoRecipe,
+    *,
+    masks: bool,
+) -> Detected | None:
+    """Detect in the val split, and write the results and the AP of every class into the run directory.
+
+    Args:
+        model: a trained detector, on its device.
+        masks: whether it predicts masks.
+
+    Returns:
+        The detections on rank 0, None on the other processes.
+    """
+    from transfer.detection.data import val_loader
+    from transfer.detection.predict import detect
+
+    with context.display.task("coco: val", val.count) as task:
+        results, shown, evaluated = detect(
+            model, val_loader(val, recipe), val, task, keep=figure.IMAGES, dist=context.dist
+        )
+    if not context.dist.is_main:
+        return None
+    predictions = context.run.predictions / "coco_results.json"
+    write_text(predictions, json.dumps(results) + "\n")
+    scores = evaluate_coco(val.annotations, predictions, masks=masks)
+    write_json(context.run.path / "ap_by_class.json", scores.by_class)
+    return Detected(
+        predictions=predictions, evaluated=evaluated, detections=len(results), shown=shown
+    )
 
 
 def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, Any]:
