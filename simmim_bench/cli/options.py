@@ -258,7 +258,7 @@ def job_options(command: Command) -> Command:
     return _apply(_JOB_OPTIONS, collect)
 
 
-def read_size(text: str) -> tuple[int, int]:
+def read_size(text: str, option: str = "--img-size") -> tuple[int, int]:
     """Parse H or H,W in pixels.
 
     Raises:
@@ -266,7 +266,7 @@ def read_size(text: str) -> tuple[int, int]:
     """
     sizes = text.replace("x", ",").split(",")
     if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
-        raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
+        raise UsageError(f"{option} {text} is not H or H,W in pixels, such as 64 or 96,128.")
     return int(sizes[0]), int(sizes[-1])
 
 

@@ -15,7 +15,6 @@ from simmim_bench.checkpoints.read import (
     read_checkpoint,
     read_training_state,
 )
-from simmim_bench.checkpoints.torch_file import read_weights_file
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.models.archs import ARCHS
@@ -27,6 +26,7 @@ from transfer.evaluate.evaluation import (
     evaluation_of_run,
 )
 from transfer.evaluate.trained_run import find_trained_run
+from transfer.evaluate.weights_file import read_model_state
 from transfer.recipes import RECIPES, check_recipe_type, default_recipe
 
 # Names of the adapter's weights within a model: transfer/detectron2_backbone.py in a ViT's pyramid and in an FPN,
@@ -134,7 +134,7 @@ def _of_file(request: EvaluationRequest, path: Path) -> TrainedModel:
         UsageError: --backbone is missing.
         DataError: the file is damaged, or its model has another backbone than our adapter's.
     """
-    state, _ = read_weights_file(path)
+    state = read_model_state(path)
     if not any(name.startswith(ADAPTERS) for name in state):
         raise DataError(
             f"{path} holds no model with simmim-bench's backbone: no weight starts with {', '.join(ADAPTERS)}; "

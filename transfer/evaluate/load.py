@@ -15,14 +15,13 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, shorten
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.checkpoints.third_party.importer import WRAPPERS
-from simmim_bench.checkpoints.torch_file import read_weights_file
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.record import describe_checkpoint
 from transfer.evaluate import timm_models, torchvision_models
 from transfer.evaluate.classifier import Classifier, head_classes, no_head
 from transfer.evaluate.preprocessing import Preprocessing
+from transfer.evaluate.weights_file import read_model_state
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -92,14 +91,6 @@ def of_checkpoint(
     )
 
 
-def _unwrapped(state: StateDict) -> StateDict:
-    """Remove the prefix that DataParallel or torch.compile adds to every name."""
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return state
-
-
 def _official_preprocessing(
     checkpoint: Checkpoint, img_size: tuple[int, int] | None
 ) -> Preprocessing:
@@ -128,7 +119,7 @@ def _of_library(path: Path, model_name: str, img_size: tuple[int, int] | None) -
     library, _, name = model_name.partition(":")
     if library not in LIBRARIES or not name:
         raise UsageError(f"--model {model_name} is not timm:NAME or torchvision:NAME.")
-    state = _unwrapped(read_weights_file(path)[0])
+    state = read_model_state(path)
     classes = head_classes(state)
     if classes is None:
         raise no_head(str(path))
@@ -143,7 +134,7 @@ def _of_file(path: Path, img_size: tuple[int, int] | None, window_size: int | No
     Raises:
         DataError: the file is damaged, has no classification head, or is of no known kind.
     """
-    state = _unwrapped(read_weights_file(path)[0])
+    state = read_model_state(path)
     sha256 = sha256_file(path)
     classes = head_classes(state)
     published = torchvision_models.published_as(sha256)
