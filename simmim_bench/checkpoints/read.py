@@ -46,7 +46,7 @@ def read_checkpoint(ckpt: str) -> Checkpoint:
     path = Path(ckpt)
     if path.is_file() or (path / "config.json").is_file():
         return read_third_party(path)
-    return _read_directory(_find_directory(path), ckpt)
+    return _read_directory(find_checkpoint_directory(path), ckpt)
 
 
 def _random_checkpoint(ckpt: str) -> Checkpoint:
@@ -95,7 +95,7 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
         ) from error
 
 
-def _find_directory(path: Path) -> Path:
+def find_checkpoint_directory(path: Path) -> Path:
     """Find the checkpoint directory of a path: the path itself, or the last checkpoint of a run directory."""
     if not path.exists():
         raise DataError(

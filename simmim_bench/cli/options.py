@@ -44,8 +44,15 @@ def transfer_recipes() -> dict[str, Recipe]:
     return dict(RECIPES)
 
 
+def scoring_recipes() -> dict[str, Recipe]:
+    """Return the named recipes that records can have: of transfers, and of evaluations without training."""
+    from transfer.evaluate.recipes import RECIPES
+
+    return {**transfer_recipes(), **RECIPES}
+
+
 def all_recipes() -> dict[str, Recipe]:
-    """Return all named recipes."""
+    """Return all named recipes by which something is trained."""
     return {**pretrain_recipes(), **transfer_recipes()}
 
 
@@ -105,28 +112,40 @@ SEED_OPTION = click.option(
 )
 
 
-def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Command]:
+RECIPE_HELP = (
+    "Named recipe, see `simmim-bench recipes`; by default the one for the architecture or the checkpoint's "
+    "pretraining recipe."
+)
+
+
+def run_options(
+    recipes: Callable[[], dict[str, Any]],
+    *,
+    recipe_help: str = RECIPE_HELP,
+    override_example: str = "epochs=10",
+    seeded: bool = True,
+) -> Callable[[Command], Command]:
     """Add the options that every run has, passed to the command as one `options`.
 
     Args:
         recipes: returns the recipes by name, for the completion of `--recipe`.
+        seeded: whether the run samples anything, so that it has a --seed.
     """
-    names = [field.name for field in dataclasses.fields(RunOptions)]
+    names = [f.name for f in dataclasses.fields(RunOptions) if seeded or f.name != "seed"]
     declared = (
         click.option("--data", required=True, type=PATH, help="Folder of the data set."),
         click.option(
             "--recipe",
             metavar="NAME",
             shell_complete=complete_among(recipes),
-            help="Named recipe, see `simmim-bench recipes`; by default the one for the "
-            "architecture or the checkpoint's pretraining recipe.",
+            help=recipe_help,
         ),
         click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        SEED_OPTION,
+        *([SEED_OPTION] if seeded else []),
         override_option(
-            "Change one setting of the recipe, such as epochs=10; may be repeated. Kept in the record."
+            f"Change one setting of the recipe, such as {override_example}; may be repeated. Kept in the record."
         ),
         JSON_OPTION,
         QUIET_OPTION,

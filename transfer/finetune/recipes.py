@@ -94,6 +94,11 @@ class FinetuneRecipe(Recipe):
                 f"{', '.join(POLICIES)}, such as rand-m9-mstd0.5-inc1, or is none."
             )
 
+    @property
+    def eval_img_size(self) -> tuple[int, int]:
+        """(H, W) of the evaluation in pixels."""
+        return self.test_img_size or self.img_size
+
 
 IMAGENET_POCKET = FinetuneRecipe(
     name="imagenet_pocket",

@@ -466,7 +466,7 @@ TEST_SIZES = [
 def test_validation_images_are_those_of_the_source(name: str, side: int, crop: int) -> None:
     recipe = recipe_of(name)
     ours = eval_transform(
-        recipe.test_img_size or recipe.img_size,
+        recipe.eval_img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
