@@ -211,3 +211,14 @@ def test_an_estimate_has_the_recipes_loss(name: str) -> None:
 def test_an_impossible_protocol_is_refused(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         override(IMAGENET_POCKET, [assignment])
+
+
+def test_evaluate_takes_the_size_of_the_evaluation(tmp_path: Path, pocket: Path) -> None:
+    data = pocket / "imagenet"
+    trained, evaluated = tmp_path / "trained", tmp_path / "evaluated"
+    words = command("imagenet", trained, data, "-o", "test_img_size=48")
+    assert CliRunner().invoke(cli, words).exception is None
+    words = ["evaluate", "imagenet", "--ckpt", str(trained), "--data", str(data), "--quiet"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(evaluated)])
+    assert done.exception is None, done.output
+    assert np.array_equal(logits(evaluated), logits(trained))
