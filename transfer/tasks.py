@@ -60,7 +60,17 @@ class TaskRecipes:
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
 _FROZEN_RECIPES = ("transfer.frozen.recipes", "transfer.frozen.published_recipes")
-_FINETUNE_RECIPES = ("transfer.finetune.recipes", "transfer.finetune.mae_recipes")
+_FINETUNE_RECIPES = tuple(
+    f"transfer.finetune.{module}"
+    for module in (
+        "recipes",
+        "simmim_recipes",
+        "mae_recipes",
+        "beit_recipes",
+        "convnet_recipes",
+        "semivit_recipes",
+    )
+)
 _FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
 
 RUNNERS: dict[type[Recipe], TaskRunner] = {
@@ -86,6 +96,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
         defaults={
             "vit_b": "imagenet_vit_b_800ep",
             "vit_l": "imagenet_vit_l_800ep",
+            "vit_h": "imagenet_mae_vit_h",
             "swin_b": "imagenet_swin_b_800ep",
             "swin_l": "imagenet_swin_l_800ep",
             "swinv2_b": "imagenet_swinv2_b_800ep_prefix",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import AutoAugment, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms as T
@@ -98,22 +98,28 @@ def train_transform(
         crop_scale: range of the crop's area as a fraction of the image's.
         hflip: probability of a horizontal flip, in [0, 1].
         color_jitter: strength of timm's colour jitter; 0 for none.
-        auto_augment: name of a policy in timm; None for none.
+        auto_augment: name of a policy in timm, or "trivial" for torchvision's TrivialAugmentWide; None for none.
         random_erasing: probability of random erasing, in [0, 1].
     """
-    transform: Callable[[Image.Image], Tensor] = create_transform(
+    trivial = auto_augment == "trivial"
+    transform: T.Compose = create_transform(
         (3, *img_size),
         is_training=True,
         scale=crop_scale,
         hflip=hflip,
         color_jitter=color_jitter or None,
-        auto_augment=auto_augment,
+        auto_augment="v0" if trivial else auto_augment,
         re_prob=random_erasing,
         re_mode="pixel",
         interpolation="bicubic",
         mean=tuple(mean),
         std=tuple(std),
     )
+    if trivial:  # timm does not know it: in the place of another policy, as SparK's downstream_imagenet/data.py:42-46
+        (place,) = (i for i, step in enumerate(transform.transforms) if type(step) is AutoAugment)
+        transform.transforms[place] = T.TrivialAugmentWide(
+            interpolation=T.InterpolationMode.BICUBIC
+        )
     return decode_then(transform)
 
 

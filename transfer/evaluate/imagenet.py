@@ -218,7 +218,7 @@ def _forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
     else:
         assert isinstance(recipe, FinetuneRecipe)
         transform = eval_transform(
-            recipe.img_size, crop_ratio=recipe.test_crop_ratio, mean=mean, std=std
+            recipe.eval_img_size, crop_ratio=recipe.test_crop_ratio, mean=mean, std=std
         )
         batch_size = min(recipe.batch_size, EVAL_BATCH)
     return {

@@ -93,7 +93,7 @@ def evaluate(
     """
     recipe = job.recipe
     transform = eval_transform(
-        recipe.img_size,
+        recipe.eval_img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=job.checkpoint.mean,
         std=job.checkpoint.std,
