@@ -78,7 +78,7 @@ def evaluate(
     and the recipe:
 
     \b
-      simmim-bench evaluate coco --ckpt model_final.pth --backbone runs/vit_b --recipe coco_vit_100ep --data coco
+      simmim-bench evaluate coco --ckpt model_final.pth --backbone runs/vit_b --recipe coco_vitdet_b --data coco
       simmim-bench evaluate ade20k --ckpt iter_160000.pth --backbone vit_b --data ade20k
 
     The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
