@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU_SIDE, GPU_SIDE = 1024, 8192  # of square matrices large enough to be bound by arithmetic
 REPEATS = 5  # the fastest of them counts
 
@@ -24,11 +25,11 @@ def peak_flops_per_s(device: torch.device, precision: str) -> float:
     """Measure the operations per second of a large matrix product: the most that a device reaches.
 
     Args:
-        precision: "bf16" for bfloat16, anything else for float32.
+        precision: "fp32", "bf16" or "fp16".
     """
     side = GPU_SIDE if device.type == "cuda" else CPU_SIDE
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    return 2 * side**3 / best_matmul_time(torch.ones(side, side, dtype=dtype, device=device))
+    matrix = torch.ones(side, side, dtype=DTYPES[precision], device=device)
+    return 2 * side**3 / best_matmul_time(matrix)
 
 
 def best_matmul_time(matrix: Tensor) -> float:

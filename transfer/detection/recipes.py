@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class CocoRecipe(Recipe):
     cascade: tuple[float, ...] = ()
     bad_annotations: Literal["refuse", "skip"] = "refuse"
     window_size: int | None = None
-    precision: Precision = "auto"
+    precision: UnscaledPrecision = "auto"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

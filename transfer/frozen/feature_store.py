@@ -142,7 +142,7 @@ class FeatureStore:
             "crop": cropping,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
-            "precision": default_precision(recipe.precision, self.dist.device),
+            "precision": default_precision(recipe.precision, self.dist.device, allow_fp16=True),
             "blocks": sorted({feature_set.block for feature_set in self.feature_sets}),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in poolings],
             **self._identify_padding(),
