@@ -128,6 +128,16 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
         override_option(
             "Change one setting of the recipe, such as epochs=10; may be repeated. Kept in the record."
         ),
+        click.option(
+            "--precision",
+            type=click.Choice(("auto", "bf16", "fp16", "fp32")),
+            help="Precision of the computation, the same as -o precision=...; by default the recipe's.",
+        ),
+        click.option(
+            "--deterministic",
+            is_flag=True,
+            help="Use deterministic kernels alone, which are slower: on one machine two runs are then equal.",
+        ),
         JSON_OPTION,
         QUIET_OPTION,
     )
@@ -135,6 +145,9 @@ def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Co
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def collect(**arguments: Any) -> None:
+            precision = arguments.pop("precision")
+            if precision is not None:
+                arguments["overrides"] += (f"precision={precision}",)
             options = RunOptions(**{name: arguments.pop(name) for name in names})
             command(options=options, **arguments)
 
