@@ -301,6 +301,7 @@ def init_distributed() -> Iterator[DistContext]:
         "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=STEP_TIMEOUT
     )
     waiting = torch_dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
+    assert not isinstance(waiting, int)  # torch's sign of a process outside of the group
     yield DistContext(rank, size, device, waiting)
     torch_dist.destroy_process_group()
 
