@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import torch
 from support.tiny import TINY
@@ -24,9 +24,9 @@ class OutOfMemory(torch.autograd.Function):
     """Run out of memory in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor) -> Tensor:
-        """Return the loss."""
-        return loss.clone()
+    def forward(ctx: Any, tokens: Tensor) -> Tensor:
+        """Return the tokens."""
+        return tokens.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -53,9 +53,14 @@ def train(dist: DistContext, *, trial: bool) -> tuple[int, dict[str, Tensor], di
     )
 
     def loss_with_little_memory(model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
+        if dist.rank == 0 or len(batch[0]) <= ROOM:
+            return compute_loss(model, batch, epoch)
+        # In the middle of the backward pass: the blocks above have gathered their parameters.
+        first = cast(SimMIM, model).encoder.blocks_in_order[0]
+        hook = first.register_forward_hook(lambda *call: OutOfMemory.apply(call[-1]))
         loss = compute_loss(model, batch, epoch)
-        full = dist.rank == 1 and len(batch[0]) > ROOM
-        return OutOfMemory.apply(loss) if full else loss
+        hook.remove()
+        return loss
 
     fitting = 0
     if trial:
