@@ -36,7 +36,7 @@ class FinetuneRecipe(Recipe):
         warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM.
         lr_rule: "simmim": layer decay scales the peak, and a step has the rate of the step before it;
             "mae": layer decay scales the whole schedule, and a step has its own rate.
-        precision: "auto" is bfloat16 on GPUs that support it, else float32.
+        precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
     """
 
     img_size: tuple[int, int]
