@@ -41,7 +41,7 @@ def test_a_kernel_without_a_deterministic_form_is_named() -> None:
         ),
         deterministic_algorithms(True),
     ):
-        functional.max_unpool2d(maximum, index, 2)
+        functional.max_unpool2d(maximum, index, [2, 2])
     with pytest.raises(RuntimeError, match="another"), deterministic_algorithms(True):
         raise RuntimeError("another error")
 
