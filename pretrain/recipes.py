@@ -39,7 +39,8 @@ class PretrainRecipe(Design, Recipe):
         crop_scale: range of the fraction of the image's area that a random crop covers.
         window_size: a Swin's window; None for the arch's own, and for models without windows.
         betas: AdamW's betas.
-        precision: "auto" is bfloat16 on GPUs that support it and on CPUs that are faster with it.
+        precision: "auto" is bfloat16 on GPUs that have it and on CPUs that are faster with it, float16 on other
+            GPUs.
     """
 
     arch: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.build import (
     build_model,
@@ -30,8 +30,15 @@ from simmim_bench.data.sources import ImageSource, any_images, held_out_images
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.precision import decide_precision
-from simmim_bench.training.state import TrainState
+from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training.precision import Precision, decide_precision
+from simmim_bench.training.state import TrainState, choose_accumulation_steps
+
+PRECISIONS: tuple[Precision, ...] = (
+    "fp32",
+    "bf16",
+    "fp16",
+)  # the last one of all processes is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,7 @@ class Pretraining:
         teacher: the frozen teacher or tokenizer that the target comes from; None for other targets.
         fitted: figures of what the target was fitted to, such as the tokenizer's error.
         state: the model under training, its optimizer and schedule.
+        compute_loss: the mean loss of a batch.
     """
 
     context: RunContext
@@ -80,16 +88,25 @@ class Pretraining:
     teacher: TargetSource | None
     fitted: dict[str, float]
     state: TrainState
+    compute_loss: LossFunction
 
-    def compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
-        """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
-        pixels, _, indices = batch
-        device, seed = self.context.dist.device, self.context.seed
-        generators = [mask_generator(seed, epoch, int(index)) for index in indices]
-        inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
-        mask = sample_recipe_masks(self.recipe, self.spec.patch_size, inputs, generators)
-        loss: Tensor = self.state.parallel_model(inputs, mask.to(device, non_blocking=True)).loss
-        return loss
+
+def masked_loss(
+    context: RunContext,
+    recipe: PretrainRecipe,
+    spec: BackboneSpec,
+    model: nn.Module,
+    batch: list[Tensor],
+    epoch: int,
+) -> Tensor:
+    """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
+    pixels, _, indices = batch
+    device = context.dist.device
+    generators = [mask_generator(context.seed, epoch, int(index)) for index in indices]
+    inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+    mask = sample_recipe_masks(recipe, spec.patch_size, inputs, generators)
+    loss: Tensor = model(inputs, mask.to(device, non_blocking=True)).loss
+    return loss
 
 
 def build(
@@ -115,7 +132,8 @@ def build(
     images = any_images(data)
     held_out = held_out_images(data) or images
     decided = decide_precision(recipe.precision, dist.device, spec.num_features)
-    precision = "bf16" if dist.all_max(decided == "bf16") else "fp32"
+    # The processes' machines may differ; a GPU without bfloat16 has float16.
+    precision = PRECISIONS[dist.all_max(PRECISIONS.index(decided))]
     dataset = ImageDataset(
         images,
         partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
@@ -130,6 +148,7 @@ def build(
     else:
         check_same_teacher(teacher, saved)
         fitted = saved.provenance.get("fitted", {})
+    compute_loss = partial(masked_loss, context, recipe, spec)
     return Pretraining(
         context=context,
         recipe=recipe,
@@ -141,7 +160,10 @@ def build(
         model=model,
         teacher=teacher,
         fitted=fitted,
-        state=_build_state(context, recipe, options, model, dataset, precision),
+        state=_build_state(
+            context, recipe, options, model, dataset, precision, compute_loss, saved
+        ),
+        compute_loss=compute_loss,
     )
 
 
@@ -152,16 +174,11 @@ def _build_state(
     model: SimMIM,
     dataset: ImageDataset,
     precision: str,
+    compute_loss: LossFunction,
+    saved: Checkpoint | None,
 ) -> TrainState:
-    """Wrap the model for all processes, then build its loader, optimizer and schedule."""
+    """Choose the accumulation steps and wrap the model for all processes, then build optimizer and schedule."""
     model.encoder.set_grad_checkpointing(options.grad_checkpointing)
-    # Sharding replaces the parameters, so the optimizer is built afterwards.
-    parallel_model = context.dist.wrap_model(
-        model,
-        shard=options.shard,
-        parts=model.encoder.blocks_in_order,
-        compiled=options.compiled,
-    )
     loader = EpochLoader(
         dataset,
         batch_size=recipe.batch_size,
@@ -170,6 +187,21 @@ def _build_state(
         rank=context.dist.rank,
         world_size=context.dist.size,
     )
+    accumulation_steps = choose_accumulation_steps(
+        options.accumulate,
+        context,
+        saved,
+        lambda: find_accumulation_steps(
+            model, loader, compute_loss, precision, context.dist, shard=options.shard
+        ),
+    )
+    # Sharding replaces the parameters, so the optimizer is built afterwards.
+    parallel_model = context.dist.wrap_model(
+        model,
+        shard=options.shard,
+        parts=model.encoder.blocks_in_order,
+        compiled=options.compiled,
+    )
     return TrainState(
         model=model,
         parallel_model=parallel_model,
@@ -177,7 +209,7 @@ def _build_state(
         schedule=build_schedule(recipe, len(loader)),
         loader=loader,
         precision=precision,
-        accumulation_steps=options.accumulate,
+        accumulation_steps=accumulation_steps,
     )
 
 

@@ -104,13 +104,12 @@ def is_finished(provenance: Mapping[str, Any]) -> bool:
 
 
 def restore(pretraining: Pretraining, saved: Checkpoint | None) -> None:
-    """Resume from a checkpoint, if there is one; seed the generators; choose the accumulation steps."""
+    """Resume from a checkpoint, if there is one, and seed the generators."""
     context, state = pretraining.context, pretraining.state
     if saved is not None:
         state.resume(context, saved)
         context.run.log(f"pretrain: resumed step={state.step} epoch={state.epochs_done:.2f}")
     seed_everything(context.seed)
-    state.choose_accumulation_steps(pretraining.compute_loss, context.dist)
 
 
 def log_setup(pretraining: Pretraining) -> None:

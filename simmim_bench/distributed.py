@@ -1,15 +1,19 @@
 """Distributed training: the processes of one run, alone, under `torchrun`, or under `srun`.
 
 `init_distributed` reads the launcher's environment and yields a `DistContext`, which carries rank, number of
-processes, device and the collective operations of the project. The backend is Gloo on CPUs, NCCL on GPUs.
+processes, device and the collective operations of the project. What a training step exchanges goes through
+NCCL on GPUs, Gloo on CPUs; values of the host and waiting go through Gloo, with a longer timeout.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed as torch_dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -33,8 +37,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simmim_bench.errors import UsageError
 
-# Rank 0 may compare classifiers for hours while the others wait; torch's default is 10 to 30 minutes.
-COLLECTIVE_TIMEOUT = timedelta(days=1)
+# A step's collectives wait for processes that compute the same; 10 minutes is torch's default for NCCL.
+STEP_TIMEOUT = timedelta(minutes=10)
+# Rank 0 may compare classifiers for hours while the others wait.
+WAITING_TIMEOUT = timedelta(days=1)
+LAUNCHER_S = 3.0  # ours: torchrun looks at its processes ten times a second
+EXIT_HANDLERS_S = 10.0  # ours: a handler that waits for another process must not keep this one
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ class DistContext:
         rank: number of this process, from 0.
         size: number of processes.
         device: the device of this process.
+        waiting: the Gloo group for waiting and for values of the host; None for the default group.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    waiting: torch_dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -59,25 +69,40 @@ class DistContext:
     def barrier(self) -> None:
         """Wait until all processes have reached this call."""
         if self.size > 1:
-            torch_dist.barrier()
+            torch_dist.barrier(self.waiting)
 
     def all_max(self, value: int) -> int:
         """Return the largest of all processes' values, on every process."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, device=self.device)
-        torch_dist.all_reduce(shared, op=torch_dist.ReduceOp.MAX)
+        shared = torch.tensor(value, device=self._host_device)
+        torch_dist.all_reduce(shared, op=torch_dist.ReduceOp.MAX, group=self.waiting)
         return int(shared)
 
     def all_mean(self, value: float) -> float:
         """Return the mean of all processes' values, on every process."""
         if self.size == 1:
             return value
-        shared = torch.tensor(value, device=self.device, dtype=torch.float64)
-        if self.device.type == "cuda":
-            shared = shared.float()
-        torch_dist.all_reduce(shared)
+        shared = torch.tensor(value, device=self._host_device, dtype=torch.float64)
+        torch_dist.all_reduce(shared, group=self.waiting)
         return float(shared) / self.size
+
+    @property
+    def _host_device(self) -> torch.device:
+        """The device on which values of the host are exchanged."""
+        return self.device if self.waiting is None else torch.device("cpu")
+
+    def any_process(self, flag: Tensor) -> Tensor:
+        """Return whether a flag is set on any process, on the device and without waiting for it.
+
+        Args:
+            flag: a boolean scalar on this process's device.
+        """
+        if self.size == 1:
+            return flag
+        shared = flag.float()
+        torch_dist.all_reduce(shared, op=torch_dist.ReduceOp.MAX)
+        return shared > 0
 
     def gather(self, own: Any) -> list[Any]:
         """Gather one object per process on rank 0.
@@ -91,11 +116,12 @@ class DistContext:
         if self.size == 1:
             return [own]
         found: list[Any] | None = [None] * self.size if self.is_main else None
-        torch_dist.gather_object(own, found)
+        torch_dist.gather_object(own, found, group=self.waiting)
         return found or []
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Copy rank 0's buffers, such as BatchNorm's running statistics, to every process."""
+        self.barrier()  # rank 0 may have computed the buffers for longer than a step's timeout
         if self.size > 1:
             for buffer in model.buffers():
                 torch_dist.broadcast(buffer, 0)
@@ -252,6 +278,9 @@ def _set_slurm_rendezvous() -> None:
 def init_distributed() -> Iterator[DistContext]:
     """Join the process group of this run for the block; a single process joins none.
 
+    A block that fails leaves the group to the end of the process: to destroy it, NCCL waits for processes that
+    may be waiting for this one, and the error would not be printed until then.
+
     Raises:
         UsageError: the launcher's variables contradict each other.
     """
@@ -269,16 +298,26 @@ def init_distributed() -> Iterator[DistContext]:
     if cuda:
         torch.cuda.set_device(device)
     torch_dist.init_process_group(
-        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT
+        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=STEP_TIMEOUT
     )
+    waiting = torch_dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
+    assert not isinstance(waiting, int)  # torch's sign of a process outside of the group
+    yield DistContext(rank, size, device, waiting)
+    torch_dist.destroy_process_group()
+
+
+def is_one_of_several() -> bool:
+    """Return whether a launcher has started this process as one of several."""
     try:
-        yield DistContext(rank, size, device)
-    finally:
-        torch_dist.destroy_process_group()
+        return read_launcher_env(os.environ)[1] > 1
+    except UsageError:  # the process group was never joined
+        return False
 
 
 def exit_process(code: int) -> None:
     """Exit immediately if this is one of several processes; return if it is the only one.
+
+    Nothing follows the call, so whatever there is to report is printed before it.
 
     Python's finalisation destroys what Gloo's threads need to release a tensor: a thread that still holds a
     tensor then aborts the process after all of its work is done (pytorch/pytorch, 179291).
@@ -288,15 +327,32 @@ def exit_process(code: int) -> None:
     Args:
         code: the exit code.
     """
-    try:
-        if read_launcher_env(os.environ)[1] == 1:
-            return
-    except UsageError:  # the process group was never joined
+    if not is_one_of_several():
         return
-    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    late = threading.Timer(EXIT_HANDLERS_S, os._exit, (code,))
+    late.daemon = True
+    late.start()
+    try:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def exit_failed(error: Exception) -> None:
+    """Exit one of several processes after an error whose traceback is printed, with code 1.
+
+    A process that has lost another one waits for the launcher's SIGTERM first: the launcher reports the exit
+    code of the process that failed first, at a resolution of a second.
+    """
+    if isinstance(error, torch_dist.DistError) or "by peer" in str(error):  # NCCL, Gloo
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.stderr.flush()
+        time.sleep(LAUNCHER_S)
+    exit_process(1)
 
 
 def best_device() -> torch.device:

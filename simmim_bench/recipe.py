@@ -17,7 +17,9 @@ from typing import Any, Literal, TypeVar
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.files import sha256_json
 
-Precision = Literal["auto", "fp32", "bf16"]  # "auto": bfloat16 where the device is faster with it
+# "auto": bfloat16 where the device is faster with it, float16 on GPUs without bfloat16
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+UnscaledPrecision = Literal["auto", "fp32", "bf16"]  # of training loops without a gradient scaler
 LARGE = 1e9
 ABOUT = (
     "name",

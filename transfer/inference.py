@@ -45,7 +45,7 @@ def forward_batches(
     done = 0
     with run.display.task(description, len(indices)) as task:
         for batch, *_ in loader:
-            with torch.no_grad(), autocast(dist.device, precision):
+            with torch.no_grad(), autocast(dist.device, precision, allow_fp16=True):
                 rows = forward(batch.to(dist.device, non_blocking=True)).float().cpu()
             yield indices[done : done + len(batch)], rows
             done += len(batch)

@@ -104,7 +104,7 @@ class PretrainStep:
         """Run the forward pass in evaluation mode."""
         self.model.eval()
         with autocast(self.setup.device, self.precision):
-            self._compute_loss(self._batch, 0)
+            self._compute_loss(self.model, self._batch, 0)
         self.model.train()
 
     def measure(self, steps: int | None = None) -> Findings:
@@ -138,12 +138,12 @@ class PretrainStep:
         self.setup.synchronize()
         return time.perf_counter() - started
 
-    def _compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
+    def _compute_loss(self, model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
         pixels, _, indices = batch
         generators = [mask_generator(0, epoch, int(index)) for index in indices]
         images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, self.setup.device)
         mask = sample_recipe_masks(self.recipe, self.spec.patch_size, images, generators)
-        loss: Tensor = self.model(images, mask.to(self.setup.device, non_blocking=True)).loss
+        loss: Tensor = model(images, mask.to(self.setup.device, non_blocking=True)).loss
         return loss
 
 

@@ -37,7 +37,7 @@ def held_out_metrics(
     """Evaluate at most 512 evenly spaced images, uncropped, each with a different mask.
 
     Args:
-        precision: "fp32" or "bf16", of the forward pass.
+        precision: "fp32", "bf16" or "fp16", of the forward pass.
 
     Returns:
         `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels (`ReconstructionMetrics`), if the

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import traceback
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
@@ -75,6 +76,12 @@ def main() -> None:
         distributed = sys.modules.get("simmim_bench.distributed")
         if distributed is not None and isinstance(end.code, int):
             distributed.exit_process(end.code)
+        raise
+    except Exception as error:
+        distributed = sys.modules.get("simmim_bench.distributed")
+        if distributed is not None and distributed.is_one_of_several():
+            traceback.print_exc()
+            distributed.exit_failed(error)
         raise
 
 

@@ -147,6 +147,16 @@ def run_options(
         override_option(
             f"Change one setting of the recipe, such as {override_example}; may be repeated. Kept in the record."
         ),
+        click.option(
+            "--precision",
+            type=click.Choice(("auto", "bf16", "fp16", "fp32")),
+            help="Precision of the computation, the same as -o precision=...; by default the recipe's.",
+        ),
+        click.option(
+            "--deterministic",
+            is_flag=True,
+            help="Use deterministic kernels alone, which are slower: on one machine two runs are then equal.",
+        ),
         JSON_OPTION,
         QUIET_OPTION,
     )
@@ -154,6 +164,9 @@ def run_options(
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def collect(**arguments: Any) -> None:
+            precision = arguments.pop("precision")
+            if precision is not None:
+                arguments["overrides"] += (f"precision={precision}",)
             options = RunOptions(**{name: arguments.pop(name) for name in names})
             command(options=options, **arguments)
 

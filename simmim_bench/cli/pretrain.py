@@ -92,6 +92,7 @@ def pretrain(
     (#SBATCH --signal=USR1@120).
     """
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.training.determinism import deterministic_algorithms
 
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
@@ -99,7 +100,7 @@ def pretrain(
     from pretrain.train import TrainOptions
 
     recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
-    with init_distributed() as dist:
+    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         checkpoint = run_pretraining(
             recipe=recipe,
             named=named,

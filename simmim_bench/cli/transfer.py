@@ -129,6 +129,7 @@ def transfer(
     All tasks also run under torchrun and srun; every image is scored once.
     """
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.compare import compare_runs
     from transfer.launch import (
         TransferRequest,
@@ -141,7 +142,7 @@ def transfer(
     request = TransferRequest(task=task, options=options, task_options=task_options)
     ours = plan_transfer(request, ckpt, range(options.seed, options.seed + seeds))
     other = None if baseline is None else plan_baseline(request, ours, baseline)
-    with init_distributed() as dist:
+    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         # Check the baseline's directories first, so that it cannot fail after hours of training.
         for plan in (ours, other):

@@ -18,6 +18,7 @@ class RunOptions:
         overrides: `key=value` texts that change the recipe.
         as_json: print results as JSON.
         quiet: no log and no progress on stderr.
+        deterministic: use deterministic kernels alone.
     """
 
     data: Path
@@ -29,3 +30,4 @@ class RunOptions:
     overrides: tuple[str, ...] = ()
     as_json: bool = False
     quiet: bool = False
+    deterministic: bool = False

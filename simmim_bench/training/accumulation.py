@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -12,9 +12,11 @@ from simmim_bench.data.loader import EpochLoader
 from simmim_bench.distributed import DistContext, no_sync
 from simmim_bench.errors import UsageError
 from simmim_bench.models.buffers import preserve_buffers
+from simmim_bench.training.memory import optimizer_bytes, trial_memory
 from simmim_bench.training.precision import autocast
 
-LossFunction = Callable[[list[Tensor], int], Tensor]  # (batch, epoch) -> mean loss, a scalar
+# (model, batch, epoch) -> mean loss, a scalar
+LossFunction = Callable[[nn.Module, list[Tensor], int], Tensor]
 
 
 def accumulate_gradients(
@@ -25,6 +27,7 @@ def accumulate_gradients(
     precision: str,
     device: torch.device,
     steps: int,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Accumulate the gradients of a batch over several backward passes.
 
@@ -32,7 +35,8 @@ def accumulate_gradients(
         model: as `DistContext.wrap_model` returned it; gradients are averaged over the processes in the
             last pass only.
         batch: tensors whose first dimension is the image; each is split into `steps` chunks.
-        compute_loss: maps a chunk and the epoch to the mean loss of the chunk's images.
+        compute_loss: maps the model, a chunk and the epoch to the mean loss of the chunk's images.
+        scaler: scales the gradients; None to leave them as they are.
 
     Returns:
         The mean loss of the batch, a detached scalar.
@@ -43,8 +47,9 @@ def accumulate_gradients(
         weight = len(chunk[0]) / len(batch[0])
         with nullcontext() if number == len(chunks) - 1 else no_sync(model):
             with autocast(device, precision):
-                loss = compute_loss(list(chunk), epoch)
-            (loss * weight).backward()
+                loss = compute_loss(model, list(chunk), epoch)
+            weighted = loss * weight
+            (weighted if scaler is None else scaler.scale(weighted)).backward()
         total += loss.detach() * weight
     return total
 
@@ -55,27 +60,51 @@ def find_accumulation_steps(
     compute_loss: LossFunction,
     precision: str,
     dist: DistContext,
+    *,
+    shard: bool = False,
 ) -> int:
-    """Find the smallest number of accumulation steps, a power of two, that fits in memory.
+    """Find the smallest number of accumulation steps that fits in memory, the same for every process.
 
-    The forward and backward pass of the first batch is tried on the device, with room reserved for the
-    optimizer's state. Use it on a GPU only: a system that runs out of main memory ends the process.
+    The forward and backward pass of the first batch is tried on the device, with room reserved for gradients
+    and the optimizer's state. Use it on a GPU only: a system that runs out of main memory ends the process.
+
+    Args:
+        model: not wrapped and not compiled: a pass of a sharded model that runs out of memory leaves its
+            parameters gathered, and a process that runs out alone leaves the others waiting for it.
+        shard: whether gradients and optimizer state will be sharded over the processes.
+
+    Returns:
+        A power of two, or one step per image.
 
     Raises:
         UsageError: not even one image fits.
     """
     batch = next(iter(loader.epoch(0)))
+    reserved = optimizer_bytes(model, dist.size, shard=shard)
+    devices = [dist.device] if dist.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), trial_memory(dist.device):
+        fitting = (
+            steps
+            for steps in _candidates(len(batch[0]))
+            if _fits_in_memory(model, batch, compute_loss, precision, dist.device, steps, reserved)
+        )
+        steps = next(fitting, None)
+    if dist.all_max(steps is None):
+        raise UsageError(
+            "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
+            "--grad-checkpointing, or --shard with more GPUs."
+        )
+    assert steps is not None
+    return dist.all_max(steps)
+
+
+def _candidates(images: int) -> Iterator[int]:
+    """Yield the powers of two below the number of images, then that number."""
     steps = 1
-    while True:
-        fits = _fits_in_memory(model, batch, compute_loss, precision, dist.device, steps)
-        if not dist.all_max(not fits):
-            return steps
-        if steps >= len(batch[0]):
-            raise UsageError(
-                "one image does not fit into the GPU's memory; use a smaller -o img_size=..., or to pretrain "
-                "--grad-checkpointing, or --shard with more GPUs."
-            )
+    while steps < images:
+        yield steps
         steps *= 2
+    yield images
 
 
 def _fits_in_memory(
@@ -85,18 +114,30 @@ def _fits_in_memory(
     precision: str,
     device: torch.device,
     steps: int,
+    reserved: int,
 ) -> bool:
-    """Try one accumulation step of `steps`, with memory reserved for AdamW's two moments."""
+    """Try one accumulation step of `steps`, with a number of bytes reserved."""
     model.train()
+    # The gradients are reserved in full; keeping those of the trial as well would count them twice.
+    hooks = [
+        p.register_post_accumulate_grad_hook(_discard_gradient)
+        for p in model.parameters()
+        if p.requires_grad
+    ]
     try:
-        moments = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+        room = torch.empty(reserved, dtype=torch.uint8, device=device)
         chunk = [x.chunk(steps)[0] for x in batch]
-        with no_sync(model), preserve_buffers(model):
+        with preserve_buffers(model):
             accumulate_gradients(model, chunk, 0, compute_loss, precision, device, 1)
-        del moments
+        del room
+        fits = True
     except torch.OutOfMemoryError:
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-    return True
+        fits = False
+    for hook in hooks:
+        hook.remove()
+    model.zero_grad(set_to_none=True)
+    return fits
+
+
+def _discard_gradient(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -21,6 +21,7 @@ from simmim_bench.errors import DivergedError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
 from simmim_bench.training.accumulation import LossFunction, accumulate_gradients
+from simmim_bench.training.finite import FiniteCheck
 from simmim_bench.training.flops import peak_flops_per_s
 from simmim_bench.training.memory import GIB, peak_memory, retain_freed_memory
 from simmim_bench.training.state import TrainState
@@ -45,7 +46,7 @@ def fit(
     resumed run ends with the weights of an uninterrupted one.
 
     Args:
-        compute_loss: maps (batch, epoch) to the mean loss of the batch's images, a scalar.
+        compute_loss: maps (model, batch, epoch) to the mean loss of the batch's images, a scalar.
         description: the phase, as the progress bar and messages name it.
         clip_grad: largest norm of the gradient; 0 for no clipping.
         save: writes the checkpoint; called after each epoch and when asked to stop.
@@ -54,7 +55,9 @@ def fit(
             include their rate, and its fraction of a large matrix product's rate.
 
     Raises:
-        DivergedError: the loss is not finite; the last checkpoint is kept, and the batch is written.
+        DivergedError: the loss is not finite; the last checkpoint is kept, and the first batch with which it was
+            not finite is written. On a GPU the host reads this every few steps, and the weights stay unchanged
+            in between.
         InterruptedRun: a signal came; its step is saved.
     """
     run, dist = context.run, context.dist
@@ -63,6 +66,14 @@ def fit(
     steps_per_epoch = len(state.loader)
     total = epochs * steps_per_epoch
     throughput = Throughput(dist, state.precision, flops_per_image)
+    finite = FiniteCheck(dist)
+
+    def save_finite() -> None:
+        raise_if_diverged(description, run, finite)
+        save()
+        # Rank 0 may write for longer than the next step's collectives wait.
+        dist.barrier()
+
     with stop_on_signals() as stop, run.display.task(description, total) as task:
         task.advance(state.step)
         while state.step < total:
@@ -76,16 +87,18 @@ def fit(
                 step = state.step
                 seed_everything(context.seed, step, dist.rank)
                 lr = state.schedule.apply(state.optimizer, step)
-                loss, grad_norm = _compute_gradients(
+                loss, grad_norm, scale = _compute_gradients(
                     state, batch, epoch, compute_loss, clip_grad, dist.device
                 )
-                if not _is_finite(loss, grad_norm, step, dist):
-                    raise_diverged(description, run, batch, step, loss, grad_norm, dist.rank)
-                state.optimizer_step()
+                state.optimizer_step(finite.skip(step, batch, loss, grad_norm, scale))
                 throughput.images += len(batch[0]) * dist.size
 
                 epoch_ended = state.step % steps_per_epoch == 0
-                if step % METRICS_EVERY == 0 or epoch_ended:
+                logged = step % METRICS_EVERY == 0 or epoch_ended
+                # Reading a value waits for a GPU, so only the steps that log metrics do.
+                if logged or dist.device.type != "cuda":
+                    raise_if_diverged(description, run, finite)
+                if logged:
                     rates = throughput.metrics()
                     mean_loss, norm = dist.all_mean(loss.item()), grad_norm.item()
                     run.metrics(step, epoch=epoch, lr=lr, loss=mean_loss, grad_norm=norm, **rates)
@@ -96,7 +109,7 @@ def fit(
                 task.advance(1)
                 if epoch_ended:
                     _check_weights(state.parallel_model, description, epoch)
-                    save()
+                    save_finite()
                 raise_if_stopped(
                     stop,
                     description,
@@ -104,7 +117,7 @@ def fit(
                     total,
                     run=run,
                     dist=dist,
-                    save=None if epoch_ended else save,
+                    save=None if epoch_ended else save_finite,
                 )
 
 
@@ -155,26 +168,46 @@ def _compute_gradients(
     compute_loss: LossFunction,
     clip_grad: float,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Compute and clip the gradients of a batch; return the mean loss and the norm before clipping."""
-    state.optimizer.zero_grad(set_to_none=True)
-    steps = state.accumulation_steps or 1
-    loss = accumulate_gradients(
-        state.parallel_model, batch, epoch, compute_loss, state.precision, device, steps
-    )
-    norm = nn.utils.clip_grad_norm_(state.parallel_model.parameters(), clip_grad or math.inf)
-    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute and clip the gradients of a batch.
 
-
-def _is_finite(loss: Tensor, grad_norm: Tensor, step: int, dist: DistContext) -> bool:
-    """Return whether loss and gradient are finite on every process.
-
-    On a GPU only the steps that log metrics are checked, as reading a value waits for the device.
+    Returns:
+        The mean loss, the norm before clipping, and the scale that the gradients had in the backward pass; on
+        the device.
     """
-    if dist.device.type == "cuda" and step % METRICS_EVERY:
-        return True
-    finite = bool(loss.isfinite()) and bool(grad_norm.isfinite())
-    return not dist.all_max(not finite)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = accumulate_gradients(
+        state.parallel_model,
+        batch,
+        epoch,
+        compute_loss,
+        state.precision,
+        device,
+        state.accumulation_steps,
+        state.scaler,
+    )
+    scale = state.scaler.scale(torch.ones((), device=device))
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.parallel_model.parameters(), clip_grad or math.inf)
+    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm, scale
+
+
+def raise_if_diverged(description: str, run: RunDir, finite: FiniteCheck) -> None:
+    """Wait for the device; end the run if the loss or gradient of a step was not finite.
+
+    Raises:
+        DivergedError: the batch of the first such step is written.
+    """
+    step, dist = finite.first_bad(), finite.dist
+    if step is None:
+        return
+    try:
+        raise_diverged(
+            description, run, step.batch, step.number, step.loss, step.grad_norm, dist.rank
+        )
+    finally:
+        # A launcher would kill the processes that are still writing as soon as one ends.
+        dist.barrier()
 
 
 def raise_diverged(

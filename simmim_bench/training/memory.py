@@ -9,8 +9,8 @@ import ctypes
 import gc
 import math
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,8 @@ CONTAINER = (
 COPIES = 4  # of a trained weight: the weight, its gradient, AdamW's two moments
 BACKWARD = 1.25  # ours: the backward pass allocates while it frees the saved activations
 USABLE = 0.9  # ours: fraction of the free memory, as allocators leave gaps
+# Ours: fraction of a GPU's memory that a trial may take; NCCL, wrappers and gaps of the allocator come on top.
+TRIAL_FRACTION = 0.92
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +107,46 @@ def step_memory(
         result = forward()
     saved_bytes = sum(storage.nbytes() for storage in saved.values())
     del result
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the peak in records is the run's
     weights = sum(p.nbytes for p in model.parameters())
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return StepMemory(
-        fixed=weights + (COPIES - 1 + (processes > 1)) * trained,
+        fixed=weights + optimizer_bytes(model, processes),
         per_image=saved_bytes / images,
         # The weights are allocated already.
         available=None if before is None else before + weights,
     )
+
+
+def optimizer_bytes(model: nn.Module, processes: int = 1, *, shard: bool = False) -> int:
+    """Return the bytes of a process's gradients and AdamW moments.
+
+    Args:
+        shard: whether they are sharded over the processes; otherwise several processes hold each gradient
+            twice, once in the buckets that they exchange.
+    """
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    if shard:
+        return -(-(COPIES - 1) * trained // processes)
+    return (COPIES - 1 + (processes > 1)) * trained
+
+
+@contextmanager
+def trial_memory(device: torch.device) -> Iterator[None]:
+    """Limit a trial to a fraction of a GPU's memory; afterwards free its memory and forget its peak."""
+    if device.type != "cuda":
+        yield
+        return
+    gc.collect()
+    torch.cuda.empty_cache()  # blocks cached by an earlier seed's run
+    torch.cuda.set_per_process_memory_fraction(TRIAL_FRACTION, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)  # the peak in records is the run's
 
 
 def available_memory(device: torch.device) -> int | None:

@@ -1,16 +1,16 @@
-"""The precision of a computation: bfloat16 or float32, and which of the two is faster on a device."""
+"""The precision of a computation: bfloat16, float16 or float32, and which of them suits a device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from simmim_bench.training.flops import CPU_SIDE, best_matmul_time
+from simmim_bench.training.flops import CPU_SIDE, DTYPES, best_matmul_time
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 # A matrix product that the CPU has no instructions for takes seconds, so a small one is timed first. The
 # speed-up at which the large one is skipped is ours: without AVX-512 the measured speed-up is 0.02, and 0.6
@@ -20,10 +20,22 @@ WORTHWHILE = 1.5  # ours: below it, conversions cost what bfloat16 saves in matr
 MIN_WIDTH = 384  # ours: narrower models (ViT-S has 384) spend too little of their time in products
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Return an autocast context: bfloat16 for "bf16", and for "auto" on a GPU that supports it."""
-    chosen = default_precision(precision, device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bf16")
+def autocast(
+    device: torch.device, precision: str, *, allow_fp16: bool = False
+) -> AbstractContextManager[Any]:
+    """Return an autocast context of a precision, which `default_precision` resolves."""
+    chosen = default_precision(precision, device, allow_fp16=allow_fp16)
+    if chosen == "fp32":
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, DTYPES[chosen])
+
+
+def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Return the scaler of a training's gradients, which changes nothing except in float16.
+
+    Gradients below 6e-8 are zero in float16, so the loss is scaled up before the backward pass.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -36,11 +48,24 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def default_precision(precision: str, device: torch.device) -> str:
-    """Resolve "auto" without timing anything: bfloat16 on a GPU that supports it, else float32."""
+def default_precision(
+    precision: str, device: torch.device, *, allow_fp16: bool = False
+) -> Precision:
+    """Resolve "auto" without timing anything: bfloat16 on a GPU that has it, float32 on a CPU.
+
+    Args:
+        precision: "auto", "fp32", "bf16" or "fp16".
+        allow_fp16: whether "auto" may be float16 on a GPU without bfloat16: no gradients are computed, or
+            `gradient_scaler` scales them.
+    """
     if precision != "auto":
-        return precision
-    return "bf16" if _gpu_supports_bf16(device) else "fp32"
+        return cast(Precision, precision)
+    if device.type != "cuda":
+        return "fp32"
+    # Older GPUs emulate bfloat16: a V100 or T4 is slower with it than with float32.
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if allow_fp16 else "fp32"
 
 
 def decide_precision(
@@ -52,23 +77,19 @@ def decide_precision(
     """Resolve "auto" for training on this machine.
 
     On a GPU the hardware decides. On a CPU matrix products are timed for less than a second: some CPUs
-    list AVX512-BF16 among their flags and are slower with it.
+    list AVX512-BF16 among their flags and are slower with it. The gradients of float16 must be scaled.
 
     Args:
-        precision: "auto", "fp32" or "bf16".
+        precision: "auto", "fp32", "bf16" or "fp16".
         width: channels of the model's widest tokens.
         measure_speedup: returns how many times faster bfloat16 is than float32; `bf16_speedup` by default.
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if _gpu_supports_bf16(device) else "fp32"
+        return default_precision(precision, device, allow_fp16=True)
     speedup = measure_speedup or bf16_speedup
     return "bf16" if width >= MIN_WIDTH and speedup() >= WORTHWHILE else "fp32"
-
-
-def _gpu_supports_bf16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def bf16_speedup(time_of: Callable[[torch.Tensor], float] = best_matmul_time) -> float:

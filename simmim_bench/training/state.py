@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.distributed import DistContext, full_state, load_full_state
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.optim import Schedule
+from simmim_bench.training.precision import default_precision, gradient_scaler
 
 
 @dataclass(kw_only=True)
@@ -24,15 +25,15 @@ class TrainState:
 
     Attributes:
         model: the model itself; a checkpoint uses its parameter names.
-        wrapped: the model as `DistContext.wrap_model` returned it, which the loss function calls.
-        optimizer: over the parameters of `model`.
+        parallel_model: the model as `DistContext.wrap_model` returned it, which the loss function calls.
+        optimizer: a fused AdamW over the parameters of `model`.
         schedule: the learning rate of every step.
         loader: the batches of every epoch.
-        precision: "fp32", "bf16", or "auto" as `autocast` takes it.
+        precision: "fp32", "bf16" or "fp16"; the checkpoint's precision in a resumed run.
         step: completed optimizer steps.
-        accumulation_steps: backward passes that each process splits its batch into; None until
-            `choose_accumulation_steps` finds the smallest number that fits.
+        accumulation_steps: backward passes that each process splits its batch into.
         ema: moving average of the weights, which then replaces them in the checkpoint; None for no average.
+        scaler: scales the gradients in float16; disabled otherwise.
     """
 
     model: nn.Module
@@ -42,37 +43,40 @@ class TrainState:
     loader: EpochLoader
     precision: str
     step: int = 0
-    accumulation_steps: int | None = None
+    accumulation_steps: int = 1
     ema: ModelEmaV3 | None = None
+    scaler: torch.amp.GradScaler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._set_precision(self.precision)
+
+    def _set_precision(self, precision: str) -> None:
+        device = next(self.model.parameters()).device
+        # Fine-tuning stored "auto" until version 0.2.
+        self.precision = default_precision(precision, device, allow_fp16=True)
+        self.scaler = gradient_scaler(self.precision, device)
 
     @property
     def epochs_done(self) -> float:
         """Completed passes over the training images, a fraction within an epoch."""
         return self.step / len(self.loader)
 
-    def optimizer_step(self) -> None:
-        """Update the weights and their moving average, and count the step."""
-        self.optimizer.step()
+    def optimizer_step(self, skip: Tensor) -> None:
+        """Update the weights and their moving average, and count the step.
+
+        Args:
+            skip: a boolean scalar on the device: whether the optimizer leaves weights and moments unchanged.
+        """
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # What torch's GradScaler sets: a fused AdamW reads it in its kernels, and the host does not wait.
+            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not skip:  # waits for the device, as timm's Lamb has no such input
+            self.optimizer.step()
+        self.scaler.update()
         self.step += 1
         if self.ema is not None:
             self.ema.update(self.model, self.step)
-
-    def choose_accumulation_steps(self, compute_loss: LossFunction, dist: DistContext) -> int:
-        """Set the number of accumulation steps where neither an option nor a checkpoint has set it.
-
-        Returns:
-            The smallest number that fits in a GPU's memory; 1 on a CPU, where nothing is tried.
-        """
-        if self.accumulation_steps is None:
-            on_gpu = dist.device.type == "cuda"
-            self.accumulation_steps = (
-                find_accumulation_steps(
-                    self.parallel_model, self.loader, compute_loss, self.precision, dist
-                )
-                if on_gpu
-                else 1
-            )
-        return self.accumulation_steps
 
     def state_dict(self, dist: DistContext) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Gather the contents of a checkpoint on the CPU; every process must call.
@@ -87,6 +91,8 @@ class TrainState:
             "precision": self.precision,
             "accumulate": self.accumulation_steps,
         }
+        if self.scaler.is_enabled():
+            training["scaler"] = self.scaler.state_dict()
         if self.ema is not None:
             training["weights"] = weights
             weights = self.ema.module.state_dict()
@@ -95,15 +101,17 @@ class TrainState:
     def load_state_dict(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, with any number of processes.
 
-        An option that has set `accumulation_steps` takes precedence over the checkpoint.
+        The number of accumulation steps is chosen before the model is wrapped, by
+        `choose_accumulation_steps`.
         """
         if self.ema is not None:
             self.ema.module.load_state_dict(weights)
             weights = training["weights"]
         load_full_state(self.model, self.optimizer, weights, training["optimizer"])
         self.step = training["steps_done"]
-        self.precision = training.get("precision", self.precision)
-        self.accumulation_steps = self.accumulation_steps or training.get("accumulate")
+        self._set_precision(training.get("precision", self.precision))
+        if self.scaler.is_enabled() and "scaler" in training:
+            self.scaler.load_state_dict(training["scaler"])
 
     def resume(self, context: RunContext, saved: Checkpoint) -> None:
         """Continue from a run's last checkpoint, and drop the metrics of later steps.
@@ -118,3 +126,23 @@ class TrainState:
         training = read_training_state(context.run.last_checkpoint)
         self.load_state_dict(saved.state, training)
         context.run.rewind(self.step)
+
+
+def choose_accumulation_steps(
+    requested: int | None, context: RunContext, saved: Checkpoint | None, find: Callable[[], int]
+) -> int:
+    """Return the number of accumulation steps of each process.
+
+    Args:
+        requested: by an option; it takes precedence.
+        saved: the checkpoint that the run continues from, which keeps its number.
+        find: finds the smallest number that fits in a GPU's memory. On a CPU, where nothing is tried, it is 1.
+    """
+    if requested is not None:
+        return requested
+    if saved is not None:
+        # Every forward pass samples its dropped paths anew, so another number would be another training.
+        before: int | None = read_training_state(context.run.last_checkpoint).get("accumulate")
+        if before is not None:
+            return before
+    return find() if context.dist.device.type == "cuda" else 1

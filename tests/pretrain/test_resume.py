@@ -20,9 +20,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.commands import Ended, start, two_processes, under_torchrun
+from support.pretraining import pretrain_first_epoch, pretrain_pocket
 
 from pretrain.recipes import POCKET, PretrainRecipe
-from pretrain.train import TrainOptions, pretrain
+from pretrain.run import build
+from pretrain.train import TrainOptions, pretrain, restore
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
@@ -31,6 +33,7 @@ from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.distributed import init_distributed, read_launcher_env
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
+from simmim_bench.recipe import override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir, open_run
 from simmim_bench.training.loop import raise_diverged
@@ -126,6 +129,54 @@ def test_accumulation_does_not_change_the_losses(
 ) -> None:
     run_pretrain(tmp_path / "run", pocket / "imagenet", options=TrainOptions(accumulate=4))
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def assert_equal(found: Any, wanted: Any) -> None:
+    """Compare nested dictionaries and lists, their tensors bit by bit."""
+    if isinstance(wanted, torch.Tensor):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+    elif isinstance(wanted, Mapping):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            assert_equal(found[key], wanted[key])
+    elif isinstance(wanted, list | tuple):
+        for one, other in zip(found, wanted, strict=True):
+            assert_equal(one, other)
+    else:
+        assert found == wanted
+
+
+def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A CPU takes seconds for the product whose rate metrics compare with.
+    monkeypatch.setattr("simmim_bench.training.flops.CPU_SIDE", 64)
+    size = ("batch_size=4", "img_size=16")  # 12 images: three steps an epoch
+    choices = (*size, "precision=fp16")
+    single, whole, out = (tmp_path / name for name in ("fp32", "whole", "run"))
+    pretrain_pocket(single, few, *size, "precision=fp32")
+    pretrain_pocket(whole, few, *choices)
+    # Float16 has 11 bits; a gradient whose scale is wrong would change the losses more.
+    assert losses(whole) == pytest.approx(losses(single), rel=2e-3)
+    assert losses(whole) != losses(single)
+
+    pretrain_first_epoch(out, few, *choices, monkeypatch=monkeypatch)
+    saved = read_training_state(out / "checkpoints" / "last")
+    assert saved["scaler"]["scale"] == 2**16
+    assert saved["scaler"]["_growth_tracker"] == 3  # steps
+    recipe = override(POCKET, ["epochs=2", "mask_patch_size=8", *choices])
+    quiet = Display(quiet=True)
+    with open_run(out, recipe=recipe, deviates={}, arguments={}, display=quiet, resume=True) as run:
+        context = RunContext(run=run, seed=0, resume=True)
+        checkpoint = context.last_checkpoint()
+        built = build(context, recipe, few, None, TrainOptions(), checkpoint)
+        restore(built, checkpoint)
+        restored, training = built.state.state_dict(context.dist)
+    assert_equal(restored, weights(out))
+    assert_equal(training, saved)
+    pretrain_pocket(out, few, *choices, resume=True)
+    assert_same_weights(weights(out), weights(whole))
 
 
 @pytest.mark.parametrize(
@@ -411,6 +462,8 @@ def test_a_process_uses_a_visible_gpu_and_waits_for_hours(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     calls: list[Any] = []
+    groups: list[Any] = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **options: groups.append(options))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
     monkeypatch.setattr(torch.cuda, "set_device", calls.append)
@@ -420,7 +473,10 @@ def test_a_process_uses_a_visible_gpu_and_waits_for_hours(
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     with init_distributed() as joined:
         assert joined.device == calls[0] == torch.device("cuda", wanted)
-    assert calls[1]["timeout"] >= timedelta(hours=12)
+    # A step's collectives end soon where a process hangs; waiting for rank 0 may take long.
+    assert timedelta(minutes=5) <= calls[1]["timeout"] <= timedelta(minutes=30)
+    assert groups[0]["backend"] == "gloo"
+    assert groups[0]["timeout"] >= timedelta(hours=12)
 
 
 def test_contradicting_launcher_variables_are_refused() -> None:

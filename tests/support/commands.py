@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from simmim_bench.distributed import exit_process
 from simmim_bench.jobs.process import command_line
 
 IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.launch"]
@@ -27,19 +30,22 @@ class Ended:
 
 def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
     """Start the command; its stdout and stderr are written to files of these names in the folder `out`."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_run_command, args=(out, arguments, variables))
-    process.start()
-    return process
+    return _start(partial(_run_command, arguments), out, variables)
 
 
 def two_processes(*arguments: str) -> Ended:
     """Run a command as two processes with torchrun's variables, and check that both succeed."""
+    return two_processes_of(partial(_run_command, arguments))
+
+
+def two_processes_of(function: Callable[[], None]) -> Ended:
+    """Run a function as two processes with torchrun's variables, and check that both succeed."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
         dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-        ranks = [start(out, *arguments, **dist, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+        ranks = [
+            _start(function, out, {**dist, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
+        ]
         while any(process.is_alive() for process in ranks):
             ranks[0].join(0.1)
             ranks[1].join(0.1)
@@ -68,11 +74,24 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _run_command(out: Path, arguments: tuple[str, ...], variables: dict[str, str]) -> None:
+def _start(function: Callable[[], None], out: Path, variables: dict[str, str]) -> BaseProcess:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=_run, args=(function, out, variables))
+    process.start()
+    return process
+
+
+def _run(function: Callable[[], None], out: Path, variables: dict[str, str]) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         with (out / name).open("ab") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(variables)
+    function()
+    exit_process(0)
+
+
+def _run_command(arguments: tuple[str, ...]) -> None:
     sys.argv = ["simmim-bench", *arguments]
     from simmim_bench.cli.main import main
 

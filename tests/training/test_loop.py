@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +26,17 @@ from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.models.attention import select_attention
+from simmim_bench.recipe import Precision
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
-from simmim_bench.training.accumulation import find_accumulation_steps
+from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.flops import CPU_SIDE
-from simmim_bench.training.precision import SMALL_SIDE, bf16_speedup, decide_precision
+from simmim_bench.training.precision import (
+    SMALL_SIDE,
+    bf16_speedup,
+    decide_precision,
+    default_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -90,8 +96,8 @@ def test_accumulation_steps_are_the_fewest_that_fit() -> None:
     images_and_labels: Any = TensorDataset(torch.zeros(12, 3), torch.zeros(12))
     loader = EpochLoader(images_and_labels, batch_size=12, num_workers=0, seed=0)
 
-    def loss_with_room_for(images: int) -> Callable[[Any, int], Tensor]:
-        def compute_loss(batch: list[Tensor], epoch: int) -> Tensor:
+    def loss_with_room_for(images: int) -> LossFunction:
+        def compute_loss(model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
             tried.append(len(batch[0]))
             if len(batch[0]) > images:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -109,6 +115,7 @@ def test_accumulation_steps_are_the_fewest_that_fit() -> None:
     assert (steps(12), tried) == (1, [12])
     assert (steps(11), tried) == (2, [12, 6])
     assert (steps(3), tried) == (4, [12, 6, 3])
+    assert (steps(1), tried) == (12, [12, 6, 3, 2, 1])
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(UsageError, match="one image does not fit"):
         steps(0)
@@ -119,15 +126,34 @@ def test_accumulation_steps_are_the_fewest_that_fit() -> None:
     [
         ("fp32", 768, 9.0, "fp32"),
         ("bf16", 64, 0.1, "bf16"),
+        ("fp16", 64, 9.0, "fp16"),
         ("auto", 768, 2.5, "bf16"),
         ("auto", 768, 0.6, "fp32"),  # a CPU that supports bfloat16 and is slower with it
         ("auto", 128, 2.5, "fp32"),
     ],
 )
 def test_a_cpu_computes_in_the_faster_precision(
-    precision: Literal["auto", "fp32", "bf16"], width: int, gain: float, wanted: str
+    precision: Precision, width: int, gain: float, wanted: str
 ) -> None:
     assert decide_precision(precision, CPU, width, lambda: gain) == wanted
+
+
+@pytest.mark.parametrize(
+    ("native", "scaled", "unscaled"), [(True, "bf16", "bf16"), (False, "fp16", "fp32")]
+)
+def test_a_gpu_that_emulates_bfloat16_uses_float16_where_gradients_are_scaled(
+    monkeypatch: pytest.MonkeyPatch, native: bool, scaled: str, unscaled: str
+) -> None:
+    def is_supported(
+        including_emulation: bool = True,
+    ) -> bool:  # as torch answers on an A100 and a V100
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    gpu = torch.device("cuda")
+    assert decide_precision("auto", gpu, 64) == scaled
+    assert default_precision("auto", gpu, allow_fp16=True) == scaled
+    assert default_precision("auto", gpu) == unscaled
 
 
 @pytest.mark.parametrize(

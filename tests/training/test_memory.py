@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from simmim_bench.training.memory import GIB, StepMemory, available_memory, step_memory
+from simmim_bench.training.memory import (
+    GIB,
+    StepMemory,
+    available_memory,
+    optimizer_bytes,
+    step_memory,
+    trial_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -69,3 +77,30 @@ def test_a_containers_limit_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert available_memory(CPU) == 7_000_000
     (tmp_path / "limit").write_text("max\n")
     assert (available_memory(CPU) or 0) > 7_000_000
+
+
+@pytest.mark.parametrize(
+    ("processes", "shard", "copies"), [(1, False, 3), (8, False, 4), (8, True, 3 / 8)]
+)
+def test_gradients_and_moments_are_counted_per_process(
+    processes: int, shard: bool, copies: float
+) -> None:
+    model = nn.Linear(64, 64, bias=False)
+    assert optimizer_bytes(model, processes, shard=shard) == copies * 4 * 64 * 64
+
+
+def test_a_trial_leaves_room_and_no_trace_in_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    for name in ("empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats"):
+        monkeypatch.setattr(
+            torch.cuda, name, lambda *given, name=name: calls.append((name, *given))
+        )
+    gpu = torch.device("cuda", 1)
+    with suppress(torch.OutOfMemoryError), trial_memory(gpu):
+        assert calls[-1] == ("set_per_process_memory_fraction", 0.92, gpu)
+        raise torch.OutOfMemoryError
+    assert calls[-3:] == [
+        ("set_per_process_memory_fraction", 1.0, gpu),
+        ("empty_cache",),
+        ("reset_peak_memory_stats", gpu),
+    ]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapNorm, MapOptions, Position, RelPos
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
 
 MaskFormat = Literal["bitmask", "polygon"]
 
@@ -115,7 +115,7 @@ class CocoRecipe(Recipe):
     cascade: tuple[float, ...] = ()
     bad_annotations: Literal["refuse", "skip"] = "refuse"
     window_size: int | None = None
-    precision: Precision = "auto"
+    precision: UnscaledPrecision = "auto"
     num_workers: int = 0
     short_sides: tuple[int, ...] = ()
     crop_short_sides: tuple[int, ...] = ()
@@ -139,7 +139,7 @@ class CocoRecipe(Recipe):
     rel_pos: RelPos = "own"
     position: Position = "antialiased"
     patch_size: int | None = None
-    test_precision: Precision | None = None
+    test_precision: UnscaledPrecision | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -46,7 +46,7 @@ class FinetuneRecipe(Recipe):
         lr_rule: "simmim": layer decay scales the peak, and a step has the rate of the step before it;
             "mae": layer decay scales the whole schedule, and a step has its own rate. "beit", "spark" and "mmcv"
             are as "mae", but for what `Schedule` describes.
-        precision: "auto" is bfloat16 on GPUs that support it, else float32.
+        precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
     """
 
     img_size: tuple[int, int]

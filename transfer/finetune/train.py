@@ -25,9 +25,11 @@ from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
-from simmim_bench.training.state import TrainState
+from simmim_bench.training.precision import default_precision
+from simmim_bench.training.state import TrainState, choose_accumulation_steps
 from transfer.finetune.layers import layers_after
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.job import TransferJob
@@ -39,30 +41,18 @@ class Finetuning:
 
     Attributes:
         train: the training images, with their classes.
+        saved: the checkpoint that the run continues from; None for a new run.
         model: the backbone with its new head.
-        criterion: maps logits and labels, or mixed label distributions, to the loss.
-        mixup: mixes the images of a batch and their labels; None for no mixing.
+        compute_loss: the mean loss of a batch.
     """
 
     context: RunContext
     job: TransferJob[FinetuneRecipe]
     train: ImageList
+    saved: Checkpoint | None
     model: Backbone
     state: TrainState
-    criterion: nn.Module
-    mixup: Mixup | None
-
-    def compute_loss(self, batch: list[Tensor], epoch: int) -> Tensor:
-        """Return the mean loss of a batch (images, labels, indices)."""
-        device = self.context.dist.device
-        images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
-        # timm's Mixup pairs an image with the one at the mirrored position, so it needs an even batch.
-        if self.mixup is not None and len(images) % 2 == 0:
-            images, labels = self.mixup(images, labels)
-        elif self.mixup is not None:
-            labels = F.one_hot(labels, len(self.train.classes)).float()
-        loss: Tensor = self.criterion(self.state.parallel_model(images).float(), labels)
-        return loss
+    compute_loss: LossFunction
 
     def save(self) -> None:
         """Write the last checkpoint."""
@@ -135,7 +125,9 @@ def build(
     accumulation_steps: int | None,
 ) -> Finetuning:
     """Build the model with a new head, the loader, the optimizer and the schedule."""
-    recipe, dist = job.recipe, context.dist
+    recipe, dist, saved = job.recipe, context.dist, context.last_checkpoint()
+    if saved is not None:
+        _check_classes(saved, train)
     model = load_backbone(
         job.checkpoint,
         recipe.img_size,
@@ -152,22 +144,29 @@ def build(
         else None
     )
     loader = build_loader(context, job, train)
-    criterion, mixup = loss_and_mixing(recipe, len(train.classes))
+    compute_loss = classification_loss(recipe, len(train.classes), dist.device)
+    precision = default_precision(recipe.precision, dist.device, allow_fp16=True)
+    steps = choose_accumulation_steps(
+        accumulation_steps,
+        context,
+        saved,
+        lambda: find_accumulation_steps(model, loader, compute_loss, precision, dist),
+    )
     return Finetuning(
         context=context,
         job=job,
         train=train,
         model=model,
-        criterion=criterion,
-        mixup=mixup,
+        saved=saved,
+        compute_loss=compute_loss,
         state=TrainState(
             model=model,
             parallel_model=dist.wrap_model(model),
             optimizer=build_optimizer(recipe, model),
             schedule=build_schedule(recipe, len(loader)),
             loader=loader,
-            precision=recipe.precision,
-            accumulation_steps=accumulation_steps,
+            precision=precision,
+            accumulation_steps=steps,
             ema=ema,
         ),
     )
@@ -236,14 +235,11 @@ def build_schedule(recipe: FinetuneRecipe, steps_per_epoch: int) -> Schedule:
 
 
 def restore(finetuning: Finetuning) -> None:
-    """Resume from the run's last checkpoint, if there is one; choose the accumulation steps."""
-    context, state = finetuning.context, finetuning.state
-    saved = context.last_checkpoint()
+    """Resume from the run's last checkpoint, if there is one."""
+    context, state, saved = finetuning.context, finetuning.state, finetuning.saved
     if saved is not None:
-        _check_classes(saved, finetuning.train)
         state.resume(context, saved)
         context.run.log(f"fine-tune: resumed step={state.step} epoch={state.epochs_done:.2f}")
-    state.choose_accumulation_steps(finetuning.compute_loss, context.dist)
 
 
 def _check_classes(saved: Checkpoint, train: ImageList) -> None:
@@ -265,6 +261,23 @@ def log_setup(finetuning: Finetuning) -> None:
         f"lr={state.schedule.peak_lr:.3g} processes={finetuning.context.dist.size} "
         f"accumulation_steps={state.accumulation_steps}"
     )
+
+
+def classification_loss(recipe: FinetuneRecipe, classes: int, device: torch.device) -> LossFunction:
+    """Return a function from model, batch (images, labels, indices) and epoch to the recipe's mean loss."""
+    criterion, mixup = loss_and_mixing(recipe, classes)
+
+    def compute_loss(model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
+        images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
+        # timm's Mixup pairs an image with the one at the mirrored position, so it needs an even batch.
+        if mixup is not None and len(images) % 2 == 0:
+            images, labels = mixup(images, labels)
+        elif mixup is not None:
+            labels = F.one_hot(labels, classes).float()
+        loss: Tensor = criterion(model(images).float(), labels)
+        return loss
+
+    return compute_loss
 
 
 def loss_and_mixing(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:

@@ -148,7 +148,7 @@ class FeatureStore:
             "crop": cropping,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
-            "precision": default_precision(recipe.precision, self.dist.device),
+            "precision": default_precision(recipe.precision, self.dist.device, allow_fp16=True),
             "blocks": sorted(
                 set().union(*(feature_set.blocks for feature_set in self.feature_sets))
             ),

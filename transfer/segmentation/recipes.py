@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
 
 _MULTI_SCALE = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
 
@@ -54,7 +54,7 @@ class Ade20kRecipe(Recipe):
     test_scales: tuple[float, ...] = (1.0,)
     test_flip: bool = False
     window_size: int | None = None
-    precision: Precision = "auto"
+    precision: UnscaledPrecision = "auto"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ def test_an_accumulated_step_is_that_of_the_whole_batch(loss: str) -> None:
     model = nn.Linear(4, 5).double()
     batch = [torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 4, 0, 1])]
 
-    def compute_loss(chunk: list[Tensor], epoch: int) -> Tensor:
+    def compute_loss(model: nn.Module, chunk: list[Tensor], epoch: int) -> Tensor:
         result: Tensor = criterion(model(chunk[0]), chunk[1])
         return result
 

@@ -1,0 +1,80 @@
+"""Test --deterministic and --precision."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn import functional
+
+from simmim_bench.cli.main import cli
+from simmim_bench.errors import UsageError
+from simmim_bench.training.determinism import deterministic_algorithms
+
+
+def test_kernels_are_deterministic_for_the_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    cudnn = torch.backends.cudnn
+    with deterministic_algorithms(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic_algorithms(True):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert cudnn.deterministic
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] in (
+            ":4096:8",
+            ":16:8",
+        )  # cuBLAS's documentation
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not cudnn.deterministic
+
+
+def test_a_kernel_without_a_deterministic_form_is_named() -> None:
+    # One of the few that have none on a CPU.
+    maximum, index = functional.max_pool2d(torch.randn(1, 1, 4, 4), 2, return_indices=True)
+    with (
+        pytest.raises(
+            UsageError, match=r"^max_unpool\w+ .* implementation; remove --deterministic"
+        ),
+        deterministic_algorithms(True),
+    ):
+        functional.max_unpool2d(maximum, index, [2, 2])
+    with pytest.raises(RuntimeError, match="another"), deterministic_algorithms(True):
+        raise RuntimeError("another error")
+
+
+def test_the_command_line_sets_both(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", calls.append)
+    words = ["--data", str(few), "--quiet", "--deterministic", "--precision", "fp32"]
+    words += ["-o", "epochs=1", "-o", "warmup_epochs=0", "-o", "batch_size=4"]
+    trained = tmp_path / "pretrain"
+    command = ["pretrain", "--arch", "vit_pocket", "--out", str(trained), *words]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert calls == [True, False]
+    command = [
+        "transfer",
+        "imagenet",
+        "--ckpt",
+        str(trained),
+        "--out",
+        str(tmp_path / "it"),
+        *words,
+    ]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert calls == [True, False, True, False]
+    for run in (trained, tmp_path / "it"):
+        assert json.loads((run / "recipe.json").read_text())["deviates"]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("task", ["coco", "ade20k"])
+def test_frameworks_without_scaled_gradients_refuse_float16(task: str, tmp_path: Path) -> None:
+    command = ["transfer", task, "--ckpt", "random:vit_pocket", "--data", str(tmp_path)]
+    refused = CliRunner().invoke(cli, [*command, "--precision", "fp16"])
+    assert isinstance(refused.exception, UsageError)
+    assert "precision=fp16 is not one of the allowed values" in str(refused.exception)

@@ -1,0 +1,70 @@
+"""Test what one of several processes does to the others: two processes, over Gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.commands import two_processes_of
+from support.sharded_trial import compare
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+PRETRAIN = ("pretrain", "--arch", "vit_pocket", "-o", "batch_size=4")
+FINETUNE = ("transfer", "imagenet", "--ckpt", "random:vit_pocket", "-o", "batch_size=4")
+
+
+def torchrun(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as two processes under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(SUPPORT / script), *arguments]
+    paths = os.pathsep.join([str(SUPPORT.parent), *sys.path])
+    return subprocess.run(
+        command,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "command", "code", "message"),
+    [
+        ("defect", PRETRAIN, 1, "ValueError: rank 1 cannot read an image"),
+        pytest.param(
+            *("data", FINETUNE, 4, "error: rank 1 cannot read an image"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["pretrain", "transfer"],
+)
+def test_an_error_of_one_process_is_printed_and_ends_all(
+    tmp_path: Path, few: Path, kind: str, command: tuple[str, ...], code: int, message: str
+) -> None:
+    folders = ("--data", str(few), "--out", str(tmp_path / "run"))
+    changes = ("epochs=2", "warmup_epochs=0", "precision=fp32", "num_workers=0")
+    options = (word for change in changes for word in ("-o", change))
+    done = torchrun("failing_rank.py", kind, *command, *folders, *options, "--quiet")
+    ended = time.time()
+    assert done.returncode == 1
+    # Rank 0 waits in a collective, until Gloo reports that rank 1 is gone, and is then ended by torchrun.
+    found = re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", done.stderr)
+    assert sorted(found) == [("0", "-15"), ("1", str(code))], done.stderr[-3000:]
+    assert found[-1][0] == "1"  # the first failure, whose exit code suites report
+    assert done.stderr.index(message) < done.stderr.index("closing signal SIGTERM")
+    last_step = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime
+    assert ended - last_step < 30
+
+
+def test_a_trial_that_runs_out_of_memory_changes_nothing_in_a_sharded_run() -> None:
+    found = json.loads(two_processes_of(compare).stdout)
+    # Rank 1 has room for 2 of its 8 images; rank 0 has room for all.
+    assert found["fitting"] == [4, 4]
+    assert found["moved"] > 1e-3
+    assert found["differ"] == 0
