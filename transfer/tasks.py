@@ -142,6 +142,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "vit_h": "ade20k_mae_vit_h",
             "swin_l": "ade20k_swin_w12",
             "convnext_t": "ade20k_convnext_t_512",
+            "convnext_s": "ade20k_convnext_s_512",
             "pocket": "ade20k_pocket",
             "vit": "ade20k_mae_vit_b",
             "swin": "ade20k_swin_w7",

@@ -279,6 +279,16 @@ ADE20K_CONVNEXT_512_MS = replace(
     test_scales=_TEST_SCALES,
     test_flip=True,
 )
+_CONVNEXT_S = _CONVNEXT.format("small", "512x512")
+ADE20K_CONVNEXT_S_512 = replace(
+    ADE20K_CONVNEXT_512,
+    name="ade20k_convnext_s_512",
+    source=_CONVNEXT_S,
+    sources={**ADE20K_CONVNEXT_512.sources, "drop_path_rate": f"{_CONVNEXT_S}:14"},
+    published="48.56 mIoU with ConvNeXt-S pretrained with labels of ImageNet-1K "
+    "(MMSegmentation: configs/convnext/metafile.yaml:32)",
+    drop_path_rate=0.3,
+)
 _CONVNEXT_T = _CONVNEXT.format("tiny", "512x512")
 ADE20K_CONVNEXT_T_512 = replace(
     ADE20K_CONVNEXT_512,
