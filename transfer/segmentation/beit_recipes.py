@@ -118,7 +118,6 @@ ADE20K_BEIT_VIT_B_640 = replace(
     "(microsoft/unilm: beit/README.md:86)",
     img_size=(640, 640),
     resize_within=(2560, 640),
-    slide_stride=(426, 426),
     base_lr=3e-5,
     layer_decay=0.9,
     rel_pos="own",
@@ -170,7 +169,6 @@ ADE20K_BEIT_VIT_L_640 = replace(
     "(configs/beit/metafile.yaml:32)",
     img_size=(640, 640),
     resize_within=(2560, 640),
-    slide_stride=(426, 426),
 )
 ADE20K_BEIT_VIT_L_640_MS = replace(
     ADE20K_BEIT_VIT_L_640,

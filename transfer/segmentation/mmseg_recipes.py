@@ -79,7 +79,6 @@ ADE20K_MAE_VIT_B = Ade20kRecipe(
     auxiliary_channels=256,
     auxiliary_weight=0.4,
     test_mode="slide",
-    slide_stride=(341, 341),
     map_blocks=(4, 6, 8, 12),
     map_norm="none",
     rel_pos="table",
@@ -144,7 +143,8 @@ ADE20K_SWIN_W7 = replace(
         "resize_within": f"{_DATASET}:10, 20",
         "scale_range": f"{_DATASET}:11",
         "photometric": f"{_DATASET}:15",
-        "window_size": f"{_SWIN_TINY}:15; the position tables of other windows are resized",
+        "window_size": f"{_SWIN_TINY}:15; SimMIM's position tables are resized as "
+        "SimMIM resizes them (utils.py), MMSegmentation's bicubically",
         "drop_path_rate": f"{_SWIN_TINY}:17",
         "map_norm": "MMSegmentation: mmseg/models/backbones/swin.py:631-635",
         "head_channels": "MMSegmentation: configs/_base_/models/upernet_swin.py:40",
@@ -170,7 +170,6 @@ ADE20K_SWIN_W7 = replace(
     drop_path_rate=0.3,
     head_channels=512,
     test_mode="whole",
-    slide_stride=None,
     window_size=7,
     map_blocks=(),
     map_norm="affine",
@@ -263,7 +262,6 @@ ADE20K_CONVNEXT_512 = replace(
     stage_decay_layers=12,
     drop_path_rate=0.4,
     test_mode="slide",
-    slide_stride=(341, 341),
     window_size=None,
     precision="auto",
 )

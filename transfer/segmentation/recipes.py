@@ -103,6 +103,12 @@ class Ade20kRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "test_scales")
+        stride = self.slide_stride or (1, 1)
+        if any(step > side for step, side in zip(stride, self.img_size, strict=True)):
+            raise UsageError(
+                f"slide_stride {stride} of recipe '{self.name}' is larger than the window, img_size "
+                f"{self.img_size}, and would leave pixels without a prediction; use a smaller one."
+            )
         if len(self.resize_within) not in (0, 2):
             raise UsageError(
                 f"resize_within {self.resize_within} of recipe '{self.name}' is not a long and a short side; use "

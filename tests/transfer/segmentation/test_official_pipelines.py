@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -156,6 +155,8 @@ def test_every_view_has_the_size_of_the_published_multi_scale_tests(
     item: dict[str, Any], name: str
 ) -> None:
     """MultiScaleFlipAug with SETR_Resize (microsoft/unilm: resize_transform.py:173-190) or with Resize (Swin)."""
+    import cv2
+
     from transfer.segmentation.data import eval_pipeline
 
     recipe = recipe_of(name)
