@@ -38,7 +38,7 @@ def main() -> None:
     """Parse the arguments, time the alternatives and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--arch", default="vit_b")
-    parser.add_argument("--recipe", default="coco_vit_100ep")
+    parser.add_argument("--recipe", default="coco_vitdet_b")
     parser.add_argument("--img-size", type=int, help="side in pixels; the recipe's by default")
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

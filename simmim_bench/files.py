@@ -36,6 +36,16 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def use_default_mode(path: Path) -> None:
+    """Give a file the permissions of a file that `open` creates; safetensors writes files that only the owner reads."""
+    sibling = path.with_name(f".{path.name}.mode")
+    try:
+        sibling.touch()
+        path.chmod(sibling.stat().st_mode & 0o777)
+    finally:
+        sibling.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:

@@ -27,7 +27,14 @@ ABOUT = (
 )  # fields that describe a recipe and change nothing
 # Fields that suit the machine: they change no result, so they are no part of the protocol.
 MACHINE = ("num_workers", "forward_batch_size")
-MAY_BE_EMPTY = ("milestones", "cascade", "map_blocks", "resize_within")
+MAY_BE_EMPTY = (
+    "milestones",
+    "cascade",
+    "short_sides",
+    "crop_short_sides",
+    "map_blocks",
+    "resize_within",
+)
 CANDIDATES = (
     "blocks",
     "pooling",
@@ -35,6 +42,7 @@ CANDIDATES = (
     "base_lr",
     "l2",
     "k",
+    "n_last_blocks",
 )  # fields whose values are compared; each is tried once
 # Allowed range of the fields of these names in any recipe, ends included; 0 is allowed where it means "off".
 LIMITS: dict[str, tuple[float, float]] = {
@@ -50,6 +58,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "layer_decay": (1e-3, 1),
     "drop_path_rate": (0, 0.99),
     "ema_decay": (0, 0.999999),
+    "repeated_aug": (1, 100),
     "betas": (0, 0.999999),
     "crop_scale": (1e-3, 1),
     "scale_range": (1e-2, 100),
@@ -64,6 +73,9 @@ LIMITS: dict[str, tuple[float, float]] = {
     "held_out": (1e-3, 0.9),
     "folds": (2, 100),
     "crops": (0, LARGE),
+    "n_last_blocks": (1, LARGE),
+    "norm_images": (2, LARGE),
+    "epoch_steps": (1, LARGE),
     "momentum": (0, 0.999999),
     "l2": (0, LARGE),
     "temperature": (1e-3, 100),
@@ -82,11 +94,18 @@ LIMITS: dict[str, tuple[float, float]] = {
     "stage_decay_layers": (0, 1000),
     "map_blocks": (1, 1000),
     "layer_scale": (0, 100),
-    "patch_size": (1, 1024),
     "anchor_sizes": (1, LARGE),
     "anchor_ratios": (1e-3, 1e3),
     "score_threshold": (0, 1),
     "cascade": (0, 1),
+    "short_sides": (1, LARGE),
+    "crop_short_sides": (1, LARGE),
+    "crop_sides": (1, LARGE),
+    "max_side": (1, LARGE),
+    "test_size": (1, LARGE),
+    "patch_size": (1, 1024),
+    "box_loss_weight": (0, 100),
+    "rpn_beta": (0, 100),
     "test_scales": (1e-2, 100),
     "window_size": (1, 1024),
     "norm_target": (0, 1023),
@@ -201,6 +220,18 @@ def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
     """Return the fields that shape the result and differ from the named recipe, with their new values."""
     new, old = recipe.to_json(), named.to_json()
     return {k: v for k, v in new.items() if v != old[k] and k not in (*ABOUT, *MACHINE)}
+
+
+def with_deviations(named: AnyRecipe, deviates: Mapping[str, Any]) -> AnyRecipe:
+    """Return a recipe with the differences that a record or a run's `recipe.json` holds; lists become tuples.
+
+    Raises:
+        TypeError, UsageError: the recipe does not take them.
+    """
+    changes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in deviates.items()
+    }
+    return dataclasses.replace(named, **changes)
 
 
 def _parse(key: str, text: str, kind: Any) -> Any:

@@ -121,7 +121,11 @@ class ViTPyramid(SimpleFeaturePyramid):
 
 
 def build_pyramid(
-    net: SimMIMBackbone, strides: tuple[int, ...], channels: int, square_pad: int = 0
+    net: SimMIMBackbone,
+    strides: tuple[int, ...],
+    channels: int,
+    square_pad: int = 0,
+    norm: str | None = None,
 ) -> Backbone:
     """Build a pyramid on a backbone.
 
@@ -131,6 +135,8 @@ def build_pyramid(
             from the last.
         channels: of every level.
         square_pad: side in pixels of the square that images are padded to; 0 for no square.
+        norm: of the pyramid's convolutions, a name of Detectron2's `get_norm`; None for LN in a simple feature
+            pyramid and none in an FPN.
 
     Raises:
         UsageError: the backbone does not have these strides.
@@ -159,6 +165,7 @@ def build_pyramid(
             out_channels=channels,
             scale_factors=[spec.patch_size / stride for stride in direct],
             top_block=top_block,
+            norm="LN" if norm is None else norm,
             square_pad=square_pad,
         )
     net.freeze_beyond(available.index(direct[-1]))
@@ -166,6 +173,7 @@ def build_pyramid(
         net,
         in_features=[f"map{available.index(stride)}" for stride in direct],
         out_channels=channels,
+        norm=norm or "",
         top_block=top_block,
         square_pad=square_pad,
     )
@@ -181,8 +189,15 @@ def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: i
             window_size=recipe.window_size,
             drop_path_rate=recipe.drop_path_rate,
             seed=seed,
+            maps=recipe.maps,
         )
-        return build_pyramid(net, recipe.strides, recipe.neck_channels, max(recipe.img_size))
+        return build_pyramid(
+            net,
+            recipe.strides,
+            recipe.neck_channels,
+            max(recipe.img_size) if recipe.square_pad else 0,
+            recipe.neck_norm,
+        )
 
 
 def pixel_statistics(ckpt: str | Checkpoint) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Choose the training images of few-shot learning: a balanced fraction, or the images that a file lists.
 
-The fraction takes the same number of images of every class. A file is a list such as SimCLR's `1percent.txt` and
-`10percent.txt` (github.com/google-research/simclr, imagenet_subsets).
+The fraction takes equally many images of every class, or one more of some, so that its size is that of SimCLR's
+lists. A file is a list such as SimCLR's `1percent.txt` and `10percent.txt` (github.com/google-research/simclr,
+imagenet_subsets).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The named transfer recipes, and which one a task takes for a checkpoint.
 
-The numbers, each with its source, are in the rooms of the tasks: `finetune/recipes.py` and `finetune/mae_recipes.py`,
-`frozen/recipes.py`, `detection/recipes.py` and `segmentation/*recipes.py`. `tasks.py` says which task takes which
-type of recipe.
+The numbers, each with its source, are in the modules `*recipes.py` of `finetune/`, `frozen/`, `detection/` and
+`segmentation/`, which `tasks.py` lists by task.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ def describe_data(data: Path, train: ImageList, val: ImageList) -> dict[str, Any
     }
 
 
-def describe_split(images: ImageList, split: Path | None) -> dict[str, str]:
-    """Describe the images that a split file lists; a split sampled from the seed needs no description."""
+def describe_split(images: ImageList, split: Path | None) -> dict[str, Any]:
+    """Describe the images that a split file lists, or the size of a sampled split of unequal classes.
+
+    A split sampled evenly from the classes needs no description. The size of another one makes it a separate
+    protocol: earlier versions rounded the number of images of every class instead of the total, so that their
+    records have another number of images under the same recipe.
+    """
     if split is None:
-        return {}
+        uneven = len(set(Counter(images.labels).values())) > 1
+        return {"sampled_images": len(images)} if uneven else {}
     return {"listed_split": str(split), "listed_split_sha256": split_sha256(images)}

@@ -59,7 +59,18 @@ class TaskRecipes:
 
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
-_FINETUNE_RECIPES = ("transfer.finetune.recipes", "transfer.finetune.mae_recipes")
+_FROZEN_RECIPES = ("transfer.frozen.recipes", "transfer.frozen.published_recipes")
+_FINETUNE_RECIPES = tuple(
+    f"transfer.finetune.{module}"
+    for module in (
+        "recipes",
+        "simmim_recipes",
+        "mae_recipes",
+        "beit_recipes",
+        "convnet_recipes",
+        "semivit_recipes",
+    )
+)
 _FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
 
 RUNNERS: dict[type[Recipe], TaskRunner] = {
@@ -85,6 +96,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
         defaults={
             "vit_b": "imagenet_vit_b_800ep",
             "vit_l": "imagenet_vit_l_800ep",
+            "vit_h": "imagenet_mae_vit_h",
             "swin_b": "imagenet_swin_b_800ep",
             "swin_l": "imagenet_swin_l_800ep",
             "swinv2_b": "imagenet_swinv2_b_800ep_prefix",
@@ -110,30 +122,36 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "linear": TaskRecipes(
         recipe_types=(LinearRecipe, LogisticRecipe),
         defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
-        recipe_modules=("transfer.frozen.recipes",),
+        recipe_modules=_FROZEN_RECIPES,
     ),
     "knn": TaskRecipes(
         recipe_types=(KnnRecipe,),
         defaults={"pocket": "knn_pocket", **dict.fromkeys(_FAMILIES, "knn")},
-        recipe_modules=("transfer.frozen.recipes",),
+        recipe_modules=_FROZEN_RECIPES,
     ),
     "fewshot": TaskRecipes(
         recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
         defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
-        recipe_modules=("transfer.frozen.recipes", *_FINETUNE_RECIPES),
+        recipe_modules=(*_FROZEN_RECIPES, *_FINETUNE_RECIPES),
     ),
     "coco": TaskRecipes(
         recipe_types=(CocoRecipe,),
         defaults={
-            "vit_l": "coco_vit_l_100ep",
+            "vit_l": "coco_vitdet_l",
+            "vit_h": "coco_vitdet_h",
+            "swin_l": "coco_swin_od_3x_own_window",
             "pocket": "coco_pocket",
-            "vit": "coco_vit_100ep",
-            "swin": "coco_swin_3x",
-            "swinv2": "coco_swin_3x",
+            "vit": "coco_vitdet_b",
+            "swin": "coco_swin_od_3x",
+            "swinv2": "coco_swin_od_3x_own_window",
             "convnext": "coco_convnext_3x",
             "resnet": "coco_resnet50_1x",
         },
-        recipe_modules=("transfer.detection.recipes",),
+        recipe_modules=(
+            "transfer.detection.own_recipes",
+            "transfer.detection.vitdet_recipes",
+            "transfer.detection.swin_recipes",
+        ),
     ),
     "ade20k": TaskRecipes(
         recipe_types=(Ade20kRecipe,),

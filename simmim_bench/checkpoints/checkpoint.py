@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import replacing, sha256_file, write_json
+from simmim_bench.files import replacing, sha256_file, use_default_mode, write_json
 from simmim_bench.models.archs import BackboneSpec, Form
 
 StateDict = dict[str, Tensor]
@@ -42,7 +42,7 @@ class Checkpoint:
         mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
         provenance: label, method, recipe, data, epochs and losses of the run that trained the weights.
         unread: names of entries of a third-party file that the model does not have.
-        warning: what a third-party file leaves open about its preprocessing, and how to settle it; else empty.
+        warning: what a third-party file leaves open, such as its preprocessing, and how to settle it; else empty.
     """
 
     name: str
@@ -96,6 +96,7 @@ def write_checkpoint(
         temporary.mkdir(parents=True)
         weights = temporary / "model.safetensors"
         save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
+        use_default_mode(weights)
         meta = {
             "format": FORMAT_VERSION,
             "spec": spec.to_json(),

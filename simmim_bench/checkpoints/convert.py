@@ -27,8 +27,11 @@ from simmim_bench.checkpoints.load import (
     restore_backbone,
 )
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
+from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.files import use_default_mode
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone, build_backbone
 from simmim_bench.models.swin import pad_before_shift
@@ -67,6 +70,7 @@ class Conversion:
     feature_difference: float
     usage: str = field(default="")
     warning: str = field(default="")
+    read: dict[str, Any] = field(default_factory=dict)
 
 
 Writer = Callable[[Checkpoint, Path], ExportResult]
@@ -84,6 +88,7 @@ def convert(
     std: tuple[float, ...] | None = None,
     label: str | None = None,
     overwrite: bool = False,
+    hints: Hints = NO_HINTS,
 ) -> Conversion:
     """Convert a checkpoint: read, resize, write and compare features.
 
@@ -96,13 +101,16 @@ def convert(
         mean, std: normalisation of the input, if the source does not specify it.
         label: name of the row in a leaderboard.
         overwrite: replace an existing destination.
+        hints: what a third-party source does not show.
 
     Raises:
         UsageError: The source is `random:ARCH`, or the destination exists.
         DataError: The source cannot be read or is incomplete, or the destination cannot be written.
         BenchError: The written file computes other features; the file is removed.
     """
-    checkpoint = _read_source(source, destination, overwrite=overwrite)
+    if mean and std:
+        hints = replace(hints, statistics=PixelStatistics(mean, std))
+    checkpoint = _read_source(source, destination, overwrite=overwrite, hints=hints)
     provenance = {
         **checkpoint.provenance,
         "label": label or checkpoint.label,
@@ -134,15 +142,16 @@ def convert(
         unused=report.unused,
         feature_difference=result.difference,
         usage=result.usage,
-        warning="" if mean and std else checkpoint.warning,
+        warning=checkpoint.warning,
+        read=checkpoint.provenance.get("read", {}),
     )
 
 
-def _read_source(source: str, destination: Path, *, overwrite: bool) -> Checkpoint:
+def _read_source(source: str, destination: Path, *, overwrite: bool, hints: Hints) -> Checkpoint:
     """Read the checkpoint to convert and check that the destination may be written."""
     if destination.exists() and not overwrite:
         raise UsageError(f"{destination} exists; choose another DST or add --overwrite.")
-    checkpoint = read_checkpoint(source)
+    checkpoint = read_checkpoint(source, hints)
     if checkpoint.is_random:
         raise UsageError(f"{source} has no weights to convert; use a checkpoint or a weights file.")
     if destination.exists() and destination.resolve() == Path(source).resolve():
@@ -280,6 +289,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
         "tag": "simmim_bench",
     }
     save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)
+    use_default_mode(path / "model.safetensors")
     images = probe_images(ours.spec)
     with torch.no_grad():
         theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,34 +19,54 @@ from simmim_bench.checkpoints.checkpoint import (
     Checkpoint,
     previous_checkpoint,
 )
+from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, sha256_file, sha256_json
 from simmim_bench.models.archs import BackboneSpec, find_spec
 
+if TYPE_CHECKING:
+    from simmim_bench.checkpoints.third_party.hints import Hints
 
-def read_checkpoint(ckpt: str) -> Checkpoint:
+
+WEIGHTS_SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+
+
+def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
     """Read the checkpoint that a CKPT argument names.
 
     Args:
         ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/third_party/`),
             `random:ARCH`, or `timm:NAME`, which timm downloads.
+        hints: what a third-party checkpoint does not show.
 
     Raises:
-        UsageError: The architecture or timm model is unknown.
+        UsageError: The architecture or timm model is unknown, or the hints apply to no such checkpoint.
         DataError: The path does not exist, is not a checkpoint, or is damaged.
     """
+    path = Path(ckpt)
+    named = ckpt.startswith(("random:", "timm:"))
+    third_party = not named and (path.is_file() or is_model_folder(path))
+    if hints is not None and hints.options() and not third_party:
+        raise UsageError(
+            f"{hints.options()[0]} applies to a third-party weights file, which {ckpt} is not; remove it."
+        )
     if ckpt.startswith("random:"):
         return _random_checkpoint(ckpt)
     # Imported here: these modules import timm and every model, which other checkpoints do not need.
+    from simmim_bench.checkpoints.third_party.hints import NO_HINTS
     from simmim_bench.checkpoints.third_party.read import read_third_party
     from simmim_bench.checkpoints.third_party.timm import read_timm
 
     if ckpt.startswith("timm:"):
         return read_timm(ckpt)
-    path = Path(ckpt)
-    if path.is_file() or (path / "config.json").is_file():
-        return read_third_party(path)
-    return _read_directory(_find_directory(path), ckpt)
+    if third_party:
+        return read_third_party(path, hints or NO_HINTS)
+    return _read_directory(find_checkpoint_directory(path), ckpt)
+
+
+def is_model_folder(path: Path) -> bool:
+    """Return whether a path is a folder of timm or transformers, rather than a checkpoint of simmim-bench."""
+    return (path / "config.json").is_file() and not (path / "meta.json").is_file()
 
 
 def _random_checkpoint(ckpt: str) -> Checkpoint:
@@ -69,6 +89,8 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
     meta = read_json(directory / "meta.json", "checkpoint file")
     weights = directory / "model.safetensors"
     try:
+        with open(weights, "rb") as file:
+            check_weights(weights, file.read(64))
         if sha256_file(weights) != meta["sha256"]:
             raise DataError(
                 f"checkpoint {weights} is damaged: its SHA-256 differs from the one in meta.json; use another copy."
@@ -95,7 +117,7 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
         ) from error
 
 
-def _find_directory(path: Path) -> Path:
+def find_checkpoint_directory(path: Path) -> Path:
     """Find the checkpoint directory of a path: the path itself, or the last checkpoint of a run directory."""
     if not path.exists():
         raise DataError(
@@ -106,9 +128,10 @@ def _find_directory(path: Path) -> Path:
     for directory in (path, path / "checkpoints" / "last", path / "checkpoints" / "previous"):
         if (directory / "meta.json").is_file():
             return directory
+    files = sorted(f for s in WEIGHTS_SUFFIXES for f in path.glob(f"*{s}"))
+    use = f"pass the file, such as {files[0]}" if files else "use a checkpoint or run directory"
     raise DataError(
-        f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json exists; "
-        "use a checkpoint or run directory."
+        f"{path} holds no checkpoint: neither meta.json nor checkpoints/last/meta.json exists; {use}."
     )
 
 

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
 
-from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.errors import DataError
 
 # Configuration classes that are read as dictionaries: yacs in SimMIM and Swin, argparse in MAE and BEiT.
@@ -32,19 +30,26 @@ AS_DICTIONARIES = (
     "addict.addict.Dict",
     "mmengine.logging.history_buffer.HistoryBuffer",
 )
-# Keys of the weights in files with other entries: SimMIM, Swin, MAE, BEiT; mmpretrain; BEiT v2.
-WEIGHTS_KEYS = ("model", "state_dict", "module", "model_state_dict")
+LFS_POINTER = b"version https://git-lfs"  # first bytes of what Git LFS leaves in place of a file
+PAGE = (b"<!doctype html", b"<html")  # first bytes of a web page, in lower case
 
 
-def read_weights_file(path: Path) -> tuple[StateDict, dict[str, Any]]:
+def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Read a weights file.
 
     Returns:
-        The tensors by name, and the file's other entries by key.
+        The file's content, which may nest dictionaries, and the metadata of a safetensors file.
 
     Raises:
-        DataError: The file cannot be read, is damaged, requests code execution, or holds no weights.
+        DataError: The file cannot be read, is damaged, or requests code execution.
     """
+    try:
+        with open(path, "rb") as file:
+            check_weights(path, file.read(len(LFS_POINTER)))
+    except OSError as error:
+        raise DataError(
+            f"weights file {path} cannot be read: {error}; use another copy."
+        ) from error
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -54,11 +59,26 @@ def read_weights_file(path: Path) -> tuple[StateDict, dict[str, Any]]:
                 f"weights file {path} is damaged ({error}); use another copy."
             ) from error
     content = _load_pickle(path)
-    for key in WEIGHTS_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            rest = {k: v for k, v in content.items() if k != key}
-            return _tensors(content[key], path), rest
-    return _tensors(content, path), {}
+    return content if isinstance(content, Mapping) else {}, {}
+
+
+def check_weights(path: Path, start: bytes) -> None:
+    """Check by its first bytes that a weights file is not something in place of weights.
+
+    Raises:
+        DataError: The file is empty, a pointer of Git LFS or a web page.
+    """
+    if not start:
+        raise DataError(f"weights file {path} is empty; use another copy.")
+    if start.startswith(LFS_POINTER):
+        raise DataError(
+            f"weights file {path} is a Git LFS pointer, not the weights; run git lfs pull in its repository."
+        )
+    if start.lower().startswith(PAGE):
+        raise DataError(
+            f"weights file {path} is a web page, not the weights; download the file again, signed in if its host "
+            "requires it."
+        )
 
 
 def _load_pickle(path: Path) -> Any:
@@ -78,13 +98,9 @@ def _load_pickle(path: Path) -> Any:
         ),
     ]
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"weights file {path} is empty; use another copy.")
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
     except UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         if wanted is not None:
@@ -109,22 +125,3 @@ def _numpy_functions() -> list[Any]:
     """Return the two functions that unpickle arrays and scalars, whose module depends on numpy's version."""
     array, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
     return [array, scalar]
-
-
-def _tensors(content: Any, path: Path) -> StateDict:
-    """Return the tensors of a dictionary.
-
-    Raises:
-        DataError: `content` is not a dictionary or has no tensors.
-    """
-    found = (
-        {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
-    if not found:
-        raise DataError(
-            f"{path} holds no weights by name: neither the file's content nor its entries "
-            f"{', '.join(WEIGHTS_KEYS)} are a dictionary of tensors; use a file with a state dict."
-        )
-    return found

@@ -43,6 +43,32 @@ from simmim_bench.cli.options import complete_ckpt, read_size
     metavar="R G B",
     help="Normalisation standard deviation that the weights expect, if the file has none.",
 )
+@click.option(
+    "--num-heads",
+    type=click.IntRange(1),
+    help="Attention heads of the ViT in SRC, if the file has no position table and no configuration.",
+)
+@click.option(
+    "--source-window-size",
+    type=click.IntRange(1),
+    help="Attention window of the Swin V2 in SRC, in tokens, if the file does not show it.",
+)
+@click.option(
+    "--source-img-size",
+    metavar="H[,W]",
+    help="Image size that SRC was trained with, in pixels, if the file does not show it.",
+)
+@click.option(
+    "--timm-model",
+    metavar="NAME",
+    help="Name of the timm model whose weights SRC holds; its heads, window and image size are used.",
+)
+@click.option(
+    "--checkpoint-key", metavar="KEY", help="Entry of SRC with the weights, such as teacher."
+)
+@click.option(
+    "--strip-prefix", metavar="P", help="Prefix of the weights in SRC, such as module.encoder_k."
+)
 @click.option("--label", help="Name of the leaderboard's row; the file's name by default.")
 @click.option("--overwrite", is_flag=True, help="Replace DST.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON, with all names.")
@@ -54,6 +80,12 @@ def convert(
     window_size: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    num_heads: int | None,
+    source_window_size: int | None,
+    source_img_size: str | None,
+    timm_model: str | None,
+    checkpoint_key: str | None,
+    strip_prefix: str | None,
     label: str | None,
     overwrite: bool,
     as_json: bool,
@@ -61,8 +93,8 @@ def convert(
     """Convert a checkpoint: read SRC, resize it if asked to, write DST, and compare the features.
 
     SRC is any CKPT: SimMIM's official files (pretraining and fine-tuning, ViT and Swin), Swin
-    Transformer's, MAE, BEiT, timm, MMPretrain, safetensors, a checkpoint directory, timm:NAME. Pickles
-    are never executed.
+    Transformer's, MAE, BEiT, DINO, MoCo v3, timm, MMPretrain, transformers' ViT (folders, also in shards),
+    safetensors, a checkpoint directory, timm:NAME. Pickles are never executed.
 
     \b
     native      a checkpoint directory            --ckpt DST
@@ -77,6 +109,8 @@ def convert(
     """
     from simmim_bench.checkpoints.convert import WRITERS
     from simmim_bench.checkpoints.convert import convert as run_conversion
+    from simmim_bench.checkpoints.third_party.encoders import Encoder
+    from simmim_bench.checkpoints.third_party.hints import Hints
 
     if to in WRITERS:
         write = WRITERS[to]
@@ -95,6 +129,16 @@ def convert(
         std=std,
         label=label,
         overwrite=overwrite,
+        hints=Hints(
+            num_heads=num_heads,
+            window_size=source_window_size,
+            img_size=None
+            if source_img_size is None
+            else read_size(source_img_size, "--source-img-size"),
+            timm_model=timm_model,
+            checkpoint_key=checkpoint_key,
+            strip_prefix=strip_prefix,
+        ),
     )
     if done.warning:
         click.echo(f"warning    {done.warning}", err=True)
@@ -104,6 +148,10 @@ def convert(
     size = "x".join(map(str, done.img_size))
     window = f", window {done.window_size}" if done.window_size else ""
     click.echo(f"read       {done.source}: {done.method}, {done.arch}, {size} pixels{window}")
+    if done.read:
+        others = f"; not {', '.join(done.read['others'])}" if done.read["others"] else ""
+        place = Encoder(done.read["entry"], done.read["prefix"])
+        click.echo(f"encoder    {place}{others}")
     for what in ("matched", "resized", "missing", "unused"):
         names = getattr(done, what)
         shown = "" if what == "matched" else ", ".join(names[:6]) + (", ..." if names[6:] else "")

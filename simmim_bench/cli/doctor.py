@@ -115,7 +115,7 @@ def doctor(
       simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
       simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
       simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
-      simmim-bench doctor --recipe coco_vit_100ep --ckpt runs/vit_b --json
+      simmim-bench doctor --recipe coco_vitdet_b --ckpt runs/vit_b --json
 
     Exit codes: 0 no problem, warnings allowed; 3 a framework is missing or broken, or torch cannot use a
     GPU of the machine; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is

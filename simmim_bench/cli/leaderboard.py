@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from simmim_bench.cli.options import PATH, open_display, transfer_recipes
+from simmim_bench.cli.options import PATH, open_display, scoring_recipes
 from simmim_bench.errors import DriftError
 
 if TYPE_CHECKING:
@@ -82,12 +82,13 @@ def leaderboard_build(
     The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
     file that works offline. A damaged record is reported and left out.
     """
+    from simmim_bench.leaderboard.published import add_published
     from simmim_bench.leaderboard.tables import print_table
     from simmim_bench.leaderboard.write import write_leaderboard
 
-    board = _find(roots).board()
-    write_leaderboard(board, out, reported=_read_published(reported), into=into)
-    print_table(board)
+    board, published = _find(roots).board(), _read_published(reported)
+    write_leaderboard(board, out, reported=published, into=into)
+    print_table(add_published(board, published))
     click.echo(str(out / "leaderboard.html"))
 
 
@@ -112,10 +113,9 @@ def leaderboard_check(
     found = find_records(roots)
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:
-        problems += check_records(found.records, transfer_recipes(), task.advance)
-    board = found.board()
-    wanted = render_tables(board, out, _read_published(reported))
-    wanted |= render_documents(board, into)
+        problems += check_records(found.records, scoring_recipes(), task.advance)
+    board, published = found.board(), _read_published(reported)
+    wanted = render_tables(board, out, published) | render_documents(board, into, published)
     problems += check_files(wanted)
     if problems:
         raise DriftError("\n       ".join(problems))
@@ -135,9 +135,10 @@ def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | Non
     """Print the table of the records below ROOTS."""
     from simmim_bench.files import read_json
     from simmim_bench.leaderboard.changes import changes_to_markdown
+    from simmim_bench.leaderboard.published import add_published
     from simmim_bench.leaderboard.tables import print_table, to_json
 
-    board = _find(roots).board()
+    board = add_published(_find(roots).board(), _read_published(True))
     if against is not None:
         click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
     elif as_json:

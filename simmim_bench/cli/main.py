@@ -21,6 +21,7 @@ from simmim_bench.cli.ablate import ablate
 from simmim_bench.cli.convert import convert
 from simmim_bench.cli.demo import demo
 from simmim_bench.cli.doctor import doctor
+from simmim_bench.cli.evaluate import evaluate
 from simmim_bench.cli.leaderboard import leaderboard
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
@@ -51,6 +52,7 @@ def cli() -> None:
 for _command in (
     pretrain,
     transfer,
+    evaluate,
     suite,
     ablate,
     leaderboard,

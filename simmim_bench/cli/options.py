@@ -44,8 +44,15 @@ def transfer_recipes() -> dict[str, Recipe]:
     return dict(RECIPES)
 
 
+def scoring_recipes() -> dict[str, Recipe]:
+    """Return the named recipes that records can have: of transfers, and of evaluations without training."""
+    from transfer.evaluate.recipes import RECIPES
+
+    return {**transfer_recipes(), **RECIPES}
+
+
 def all_recipes() -> dict[str, Recipe]:
-    """Return all named recipes."""
+    """Return all named recipes by which something is trained."""
     return {**pretrain_recipes(), **transfer_recipes()}
 
 
@@ -105,28 +112,40 @@ SEED_OPTION = click.option(
 )
 
 
-def run_options(recipes: Callable[[], dict[str, Any]]) -> Callable[[Command], Command]:
+RECIPE_HELP = (
+    "Named recipe, see `simmim-bench recipes`; by default the one for the architecture or the checkpoint's "
+    "pretraining recipe."
+)
+
+
+def run_options(
+    recipes: Callable[[], dict[str, Any]],
+    *,
+    recipe_help: str = RECIPE_HELP,
+    override_example: str = "epochs=10",
+    seeded: bool = True,
+) -> Callable[[Command], Command]:
     """Add the options that every run has, passed to the command as one `options`.
 
     Args:
         recipes: returns the recipes by name, for the completion of `--recipe`.
+        seeded: whether the run samples anything, so that it has a --seed.
     """
-    names = [field.name for field in dataclasses.fields(RunOptions)]
+    names = [f.name for f in dataclasses.fields(RunOptions) if seeded or f.name != "seed"]
     declared = (
         click.option("--data", required=True, type=PATH, help="Folder of the data set."),
         click.option(
             "--recipe",
             metavar="NAME",
             shell_complete=complete_among(recipes),
-            help="Named recipe, see `simmim-bench recipes`; by default the one for the "
-            "architecture or the checkpoint's pretraining recipe.",
+            help=recipe_help,
         ),
         click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
         click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
         click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        SEED_OPTION,
+        *([SEED_OPTION] if seeded else []),
         override_option(
-            "Change one setting of the recipe, such as epochs=10; may be repeated. Kept in the record."
+            f"Change one setting of the recipe, such as {override_example}; may be repeated. Kept in the record."
         ),
         JSON_OPTION,
         QUIET_OPTION,
@@ -239,7 +258,7 @@ def job_options(command: Command) -> Command:
     return _apply(_JOB_OPTIONS, collect)
 
 
-def read_size(text: str) -> tuple[int, int]:
+def read_size(text: str, option: str = "--img-size") -> tuple[int, int]:
     """Parse H or H,W in pixels.
 
     Raises:
@@ -247,7 +266,7 @@ def read_size(text: str) -> tuple[int, int]:
     """
     sizes = text.replace("x", ",").split(",")
     if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
-        raise UsageError(f"--img-size {text} is not H or H,W in pixels, such as 64 or 96,128.")
+        raise UsageError(f"{option} {text} is not H or H,W in pixels, such as 64 or 96,128.")
     return int(sizes[0]), int(sizes[-1])
 
 

@@ -1,30 +1,46 @@
-"""`simmim-bench recipes`: list the named recipes, or print one with its sources."""
+"""`simmim-bench recipes`: list the named recipes, or print one with its sources and the scores it aims at."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from simmim_bench.cli.options import all_recipes, complete_among
+from simmim_bench.cli.options import JSON_OPTION, complete_among, pretrain_recipes, scoring_recipes
+from simmim_bench.recipe import Recipe
+
+
+def _recipes() -> dict[str, Recipe]:
+    return {**pretrain_recipes(), **scoring_recipes()}
 
 
 @click.group(invoke_without_command=True)
+@JSON_OPTION
 @click.pass_context
-def recipes(context: click.Context) -> None:
+def recipes(context: click.Context, as_json: bool) -> None:
     """List all recipes; `recipes show NAME` prints one with its sources."""
-    if context.invoked_subcommand is None:
-        found = all_recipes()
-        width = max(map(len, found))
-        for name, recipe in found.items():
-            click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
+    if context.invoked_subcommand is not None:
+        return
+    found = _recipes()
+    if as_json:
+        listed = [
+            {"name": name, "type": type(r).__name__, "source": r.source, "published": r.published}
+            for name, r in found.items()
+        ]
+        click.echo(json.dumps(listed, indent=2))
+        return
+    width = max(map(len, found))
+    for name, recipe in found.items():
+        click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
 
 
 @recipes.command("show")
-@click.argument("name", shell_complete=complete_among(all_recipes))
+@click.argument("name", shell_complete=complete_among(_recipes))
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
 def recipes_show(name: str, as_json: bool) -> None:
-    """Print a recipe: every number with its source, and the published score.
+    """Print a recipe: every number with its source, what it is the default of, and the published scores
+    that it aims at.
 
     \b
       simmim-bench recipes show swin_b_800ep
@@ -32,15 +48,70 @@ def recipes_show(name: str, as_json: bool) -> None:
     """
     from simmim_bench.recipe import ABOUT, find_recipe
 
-    recipe = find_recipe(all_recipes(), name)
+    recipe = find_recipe(_recipes(), name)
     plain = recipe.to_json()
+    defaults, scores = _defaults(name), _published_scores(name)
     if as_json:
-        click.echo(json.dumps(plain, indent=2))
+        click.echo(
+            json.dumps({**plain, "default_of": defaults, "published_scores": scores}, indent=2)
+        )
         return
     shown = {key: json.dumps(value) for key, value in plain.items() if key not in ABOUT}
     width, value_width = max(map(len, shown)), min(32, max(map(len, shown.values())))
     click.echo(f"{recipe.name}\nsource     {recipe.source}")
-    click.echo(f"published  {recipe.published or 'no score'}\nsha256     {recipe.sha256()}\n")
+    click.echo(f"published  {recipe.published or 'no score'}\nsha256     {recipe.sha256()}")
+    click.echo(f"default of {_describe_defaults(defaults)}\n")
     for key, value in shown.items():
         source = recipe.source_of(key) if key in recipe.sources else ""
         click.echo(f"{key:<{width}}  {value:<{value_width}}  {source}".rstrip())
+    if scores:
+        click.echo("\npublished scores that the recipe aims at")
+        for score in scores:
+            via = [score["recipe"], score["pretraining_recipe"]]
+            other = ", ".join(other for other in via if other not in (None, name))
+            click.echo(
+                f"{score['value']}  {score['column']}, {score['row']}"
+                + (f", with {other}" if other else "")
+                + f"\n    {score['protocol']}\n    {score['confidence']} confidence: {score['source']}"
+                + (f"\n    {score['note']}" if score["note"] else "")
+            )
+
+
+def _published_scores(name: str) -> list[dict[str, Any]]:
+    """Return the published scores that a recipe aims at as plain JSON."""
+    from simmim_bench.leaderboard.reported import linked_scores, read_reported
+
+    return [
+        {"column": column.title, "task": column.task, "metric": column.metric}
+        | {"row": row.label, **vars(score)}
+        for column, row, score in linked_scores(read_reported(), name)
+    ]
+
+
+def _defaults(name: str) -> dict[str, dict[str, list[str]]]:
+    """Return the tasks that a recipe is the default of, for which `archs` and `after` which pretraining recipes."""
+    from pretrain.recipes import default_recipe
+    from simmim_bench.models.archs import ARCHS
+    from transfer.recipes import choose_recipe
+    from transfer.tasks import TASK_RECIPES
+
+    pretrained = [arch for arch in ARCHS if default_recipe(arch).name.split("@")[0] == name]
+    found = {"pretrain": {"archs": pretrained, "after": list[str]()}}
+    for task, transfer in TASK_RECIPES.items():
+        found[task] = {
+            "archs": [
+                a for a, s in ARCHS.items() if choose_recipe(task, s, None).recipe.name == name
+            ],
+            "after": [recipe for recipe, chosen in transfer.after.items() if chosen == name],
+        }
+    return {task: chosen for task, chosen in found.items() if chosen["archs"] or chosen["after"]}
+
+
+def _describe_defaults(defaults: dict[str, dict[str, list[str]]]) -> str:
+    """Describe what a recipe is the default of, such as `imagenet for vit_b, and after vit_b_800ep`."""
+    texts = []
+    for task, chosen in defaults.items():
+        reasons = [("for", chosen["archs"]), ("after", chosen["after"])]
+        parts = [f"{word} {', '.join(names)}" for word, names in reasons if names]
+        texts.append(f"{task} {', and '.join(parts)}")
+    return "; ".join(texts) or "nothing"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import AutoAugment, create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms as T
@@ -97,22 +98,28 @@ def train_transform(
         crop_scale: range of the crop's area as a fraction of the image's.
         hflip: probability of a horizontal flip, in [0, 1].
         color_jitter: strength of timm's colour jitter; 0 for none.
-        auto_augment: name of a policy in timm; None for none.
+        auto_augment: name of a policy in timm, or "trivial" for torchvision's TrivialAugmentWide; None for none.
         random_erasing: probability of random erasing, in [0, 1].
     """
-    transform: Callable[[Image.Image], Tensor] = create_transform(
+    trivial = auto_augment == "trivial"
+    transform: T.Compose = create_transform(
         (3, *img_size),
         is_training=True,
         scale=crop_scale,
         hflip=hflip,
         color_jitter=color_jitter or None,
-        auto_augment=auto_augment,
+        auto_augment="v0" if trivial else auto_augment,
         re_prob=random_erasing,
         re_mode="pixel",
         interpolation="bicubic",
         mean=tuple(mean),
         std=tuple(std),
     )
+    if trivial:  # timm does not know it: in the place of another policy, as SparK's downstream_imagenet/data.py:42-46
+        (place,) = (i for i, step in enumerate(transform.transforms) if type(step) is AutoAugment)
+        transform.transforms[place] = T.TrivialAugmentWide(
+            interpolation=T.InterpolationMode.BICUBIC
+        )
     return decode_then(transform)
 
 
@@ -161,11 +168,15 @@ def eval_transform(
 
 
 def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
-    """Sample a fraction of the images, with the same number of images for every class.
+    """Sample a fraction of the images, as evenly from the classes as their sizes allow.
+
+    The number of images is that of SimCLR's lists (github.com/google-research/simclr, imagenet_subsets): 12,811
+    and 128,116 of ImageNet's 1,281,167, the fraction rounded down, in which classes differ by one image at most
+    (12 or 13, 128 or 129). The classes with one image more are sampled.
 
     Args:
         labels: class of every image.
-        fraction: in (0, 1]; every class keeps max(1, round(fraction * images / classes)) images.
+        fraction: in (0, 1]; every class keeps at least one image.
         seed: of the sampling.
 
     Returns:
@@ -177,8 +188,23 @@ def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[i
     if not 0 < fraction <= 1:
         raise UsageError(f"fraction {fraction} is not in (0, 1]; use 1% or 10%.")
     array = np.asarray(labels)
-    classes = np.unique(array)
-    wanted = max(1, round(fraction * len(array) / len(classes)))
+    classes, sizes = np.unique(array, return_counts=True)
     generator = np.random.Generator(np.random.PCG64(seed))
-    chosen = [generator.permutation(np.flatnonzero(array == c))[:wanted] for c in classes]
+    orders = [generator.permutation(np.flatnonzero(array == c)) for c in classes]
+    # 0.29 * 100 is below 29 in floating point.
+    wanted = max(len(classes), math.floor(round(fraction * len(array), 6)))
+    counts = _even_counts(sizes, wanted, generator)
+    chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
     return sorted(int(i) for i in np.concatenate(chosen))
+
+
+def _even_counts(sizes: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
+    """Distribute `total` images over classes of the given sizes, with counts as equal as possible."""
+    counts = np.zeros_like(sizes)
+    while rest := total - int(counts.sum()):
+        unfilled = np.flatnonzero(counts < sizes)
+        if rest < len(unfilled):
+            counts[generator.choice(unfilled, rest, replace=False)] += 1
+        else:
+            counts[unfilled] += np.minimum(rest // len(unfilled), (sizes - counts)[unfilled])
+    return counts

@@ -25,7 +25,10 @@ def seed_everything(*key: int) -> None:
 
 
 class SeededDataset(Dataset[tuple[Tensor, int, int]]):
-    """Images of one epoch as (image, label, index), each augmented with a seed for that image and epoch."""
+    """Images of one epoch as (image, label, index), each augmented with a seed for that image and epoch.
+
+    The item `index + copy * len(self)` is another augmentation of the image `index`.
+    """
 
     def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
         self.dataset, self.key = dataset, (seed, epoch)
@@ -33,8 +36,9 @@ class SeededDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        seed_everything(*self.key, index)
+    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
+        copy, index = divmod(item, len(self))
+        seed_everything(*self.key, index, *([copy] if copy else []))
         return *self.dataset[index], index
 
 
@@ -51,6 +55,9 @@ class EpochLoader:
         seed: of order and augmentation.
         rank: of this process.
         world_size: number of processes.
+        repeats: augmentations of an image in an epoch, which follow each other in its order. An epoch has as
+            many batches as without repeats, so that it shows one image in `repeats` (arXiv 1902.05509; the order is
+            that of timm's RepeatAugSampler, whose epoch is a multiple of 256 images).
 
     Raises:
         UsageError: The number of processes does not divide the batch.
@@ -65,8 +72,10 @@ class EpochLoader:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        repeats: int = 1,
     ) -> None:
         self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
+        self._repeats = repeats
         self._rank, self._world_size = rank, world_size
         self._images = len(dataset)  # type: ignore[arg-type]
         # A last incomplete batch is dropped, unless it is the only one.
@@ -83,6 +92,8 @@ class EpochLoader:
             int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
         )
         order = torch.randperm(self._images, generator=generator)
+        copies = torch.arange(self._repeats) * self._images
+        order = (order[:, None] + copies).flatten()  # the copies of an image follow each other
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
         batches = order[first_step:, self._rank :: self._world_size]
         return DataLoader(

@@ -51,6 +51,10 @@ def _describe(checkpoint: Checkpoint) -> Finding:
     size = " x ".join(map(str, spec.img_size))
     window = f", window {spec.window_size}" if spec.window_size else ""
     said = f"{spec.arch} for {size} pixels{window}, {checkpoint.form} form: {checkpoint.label}"
+    read = checkpoint.provenance.get("read", {})
+    if read.get("others"):  # a third-party file with several encoders
+        read_from = [f"{k} {read[k]}" for k in ("entry", "prefix") if read[k]]
+        said += f"; read from {', '.join(read_from)}, not {', '.join(read['others'])}"
     return _finding(
         "file",
         "ok",

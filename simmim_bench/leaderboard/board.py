@@ -15,6 +15,7 @@ from pathlib import Path
 
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
+from simmim_bench.leaderboard.reported import ReportedScore
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column, columns
 
@@ -30,6 +31,7 @@ class ScoreCell:
         deviates: some settings differ from the named recipe.
         partial: not every image of the split was evaluated.
         dirty: the code had uncommitted changes.
+        published: the published score of this checkpoint under the same recipe; None if there is none.
     """
 
     values: tuple[float, ...]
@@ -37,6 +39,7 @@ class ScoreCell:
     deviates: bool = False
     partial: bool = False
     dirty: bool = False
+    published: ReportedScore | None = None
 
     @property
     def mean(self) -> float:
@@ -52,6 +55,15 @@ class ScoreCell:
     def is_rankable(self) -> bool:
         """Whether the score may be ranked."""
         return not (self.partial or self.dirty)
+
+    @property
+    def comparison(self) -> str | None:
+        """Comparison with the published score, such as `published 83.8, here 83.5 (-0.3)`, if there is one."""
+        if self.published is None:
+            return None
+        # Adding zero turns -0.0 into 0.0.
+        difference = round(self.mean - self.published.value, 1) + 0.0
+        return f"published {self.published.value:.1f}, here {self.mean:.1f} ({difference:+.1f})"
 
     def __str__(self) -> str:
         text = f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
@@ -144,10 +156,13 @@ class Board:
 def protocol_id(record: Record) -> str:
     """Return the hash of everything that two comparable scores must share.
 
-    Hashed are the recipe, its deviations, the fingerprints of the data, and a listed split.
+    Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, and the size of a
+    sampled split of unequal classes.
     """
     keys = ("train_fingerprint", "listed_split_sha256")
     data = [record.data["fingerprint"], *(record.data.get(key) for key in keys)]
+    if "sampled_images" in record.data:
+        data.append(record.data["sampled_images"])
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.files import read_json, sha256_file
 from simmim_bench.leaderboard.archive import find_annotations
-from simmim_bench.recipe import Recipe
+from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 
@@ -103,7 +103,7 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
         return [f"recipe '{name}' is unknown; a recipe with published scores must keep its name."]
     problems = []
     try:
-        resolved = dataclasses.replace(recipes[name], **_with_tuples(record.deviates))
+        resolved = with_deviations(recipes[name], record.deviates)
     except (TypeError, UsageError) as error:
         return [f"recipe '{name}' rejects the deviations in the record: {error}"]
     if resolved.sha256() != sha256:
@@ -119,14 +119,16 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
 
 
 def _has_fields(recipe: Recipe, stored: Mapping[str, Any]) -> bool:
-    """Return whether a record's fields are those of a recipe.
+    """Return whether a record's fields are those of a recipe, but for those that suit the machine.
 
     A field that was added to the recipe's type since may be missing in the record if the recipe has it at its default,
     which is excluded from the hash, too.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(recipe)}
-    added = {key: value for key, value in recipe.fields().items() if key not in stored}
-    kept = {key: value for key, value in recipe.fields().items() if key in stored}
+    fields = {key: value for key, value in recipe.fields().items() if key not in MACHINE}
+    stored = {key: value for key, value in stored.items() if key not in MACHINE}
+    added = {key: value for key, value in fields.items() if key not in stored}
+    kept = {key: value for key, value in fields.items() if key in stored}
     return _with_lists(kept) == stored and all(value == defaults[k] for k, value in added.items())
 
 
@@ -144,11 +146,6 @@ def _describes_recipe(description: Path, record: Record) -> bool:
         )
     except (BenchError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert JSON's lists to the tuples of recipes."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
 
 
 def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,8 +176,10 @@ def _checkpoint_hash(name: str) -> str | None:
     # timm's weights are skipped because they would have to be downloaded.
     if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
         return None
+    # A file that was evaluated need not hold one of our backbones.
+    weights = Path(name, "model.safetensors") if Path(name, "config.json").is_file() else Path(name)
     try:
-        return read_checkpoint(name).sha256
+        return sha256_file(weights) if weights.is_file() else read_checkpoint(name).sha256
     except BenchError as error:
         return f"damaged: {error}"
 

@@ -21,7 +21,7 @@ from simmim_bench.files import read_lines
 from simmim_bench.leaderboard.archive import find_archived_checkpoint
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.tables import describe_group, explain_marks
+from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
 
@@ -109,6 +109,8 @@ def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
+        "published": plain_published(cell),
+        "comparison": cell.comparison,
         "records": [record_numbers[path] for path in cell.records],
     }
 
@@ -186,6 +188,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
         "source": "; ".join(dict.fromkeys(score.source for score in scores)),
         "confidence": "medium" if any(s.confidence == "medium" for s in scores) else "high",
         "protocol_text": "; ".join(protocols),
+        "recipes": ", ".join(row.recipes),
     }
 
 

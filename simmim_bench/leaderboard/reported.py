@@ -1,18 +1,18 @@
 """Load published results, which the leaderboard lists separately because they cannot be recomputed here.
 
-`reported.json` has one entry per published score, with its protocol and source. The scores are arranged in rows
-with the leaderboard's columns.
+`reported.json` has one entry per published score, with its protocol and source, and with the recipe that follows
+this protocol where there is one. The scores are arranged in rows with the leaderboard's columns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from simmim_bench.tasks import columns
+from simmim_bench.tasks import Column, columns
 
 # Published scores with equal values of these keys belong to the same model.
 MODEL_KEYS = ("method", "backbone", "params_m", "data", "epochs", "img_size")
@@ -26,6 +26,13 @@ class ReportedScore:
         value: percent.
         confidence: "high" for a score read in the repository or a paper of the method's authors, or in a paper
             whose authors ran the comparison; "medium" for a quotation, or a run by a third party.
+        recipe: name of the transfer recipe with the protocol of this score; None if there is none. Of the
+            published scores of one checkpoint under one protocol, only one names the recipe: the one that
+            was made with the code that the recipe follows.
+        pretraining_recipe: name of the recipe that pretrains this score's checkpoint; None if there is none.
+        checkpoints: labels of the published pretrained weights that the score was made from: the stem of the
+            file, or timm's name.
+        finetuned: labels of the published fine-tuned weights with this score.
     """
 
     value: float
@@ -33,6 +40,10 @@ class ReportedScore:
     source: str
     confidence: str
     note: str | None
+    recipe: str | None = None
+    pretraining_recipe: str | None = None
+    checkpoints: tuple[str, ...] = ()
+    finetuned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,11 @@ class ReportedRow:
         known = [str(text) for text in (self.data, epochs) if text]
         return f"{self.method}, {self.backbone}" + (f" ({', '.join(known)})" if known else "")
 
+    @property
+    def recipes(self) -> list[str]:
+        """Names of the transfer recipes of the scores, without duplicates."""
+        return [*dict.fromkeys(s.recipe for s in self.scores if s is not None and s.recipe)]
+
 
 def read_reported() -> list[ReportedRow]:
     """Load all published rows; a model that was scored under several protocols has several rows."""
@@ -73,6 +89,16 @@ def read_reported() -> list[ReportedRow]:
         for model, entries in entries_by_model.items()
         for scores in _split_by_protocol(entries)
     ]
+
+
+def linked_scores(
+    rows: Sequence[ReportedRow], recipe: str
+) -> Iterator[tuple[Column, ReportedRow, ReportedScore]]:
+    """Yield the published scores that a recipe aims at, as a transfer or as a pretraining recipe."""
+    for row in rows:
+        for column, score in zip(columns(), row.scores, strict=True):
+            if score is not None and recipe in (score.recipe, score.pretraining_recipe):
+                yield column, row, score
 
 
 def _split_by_protocol(
@@ -100,6 +126,10 @@ def _split_by_protocol(
             entry["source"],
             entry["confidence"],
             entry["note"],
+            entry.get("recipe"),
+            entry.get("pretraining_recipe"),
+            tuple(entry.get("checkpoints", ())),
+            tuple(entry.get("finetuned", ())),
         )
     shown = columns()
     return [

@@ -20,6 +20,7 @@ from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
 
 MISSING, INAPPLICABLE = "–", "n/a"
+PUBLISHED = "Published for the same recipe and checkpoint"
 LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {
     "^": r"\textasciicircum{}",
@@ -56,6 +57,16 @@ def explain_marks(rows: Sequence[Row]) -> list[str]:
     return footnotes
 
 
+def describe_published(group: ProtocolGroup) -> list[str]:
+    """Return one sentence for every score of a group that has a published counterpart."""
+    return [
+        f"{row.label}, {column.title}: {cell.comparison} ({cell.published.source})"
+        for row in group.rows
+        for column, cell in zip(columns(), row.cells, strict=True)
+        if cell is not None and cell.published is not None
+    ]
+
+
 def describe_protocol(record: Record) -> str:
     """Describe a record's protocol in a few words: recipe, deviations, data set and number of images."""
     changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
@@ -83,7 +94,8 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
 def to_markdown(board: Board) -> str:
     """Return one Markdown table per group, with the best score of every column in bold.
 
-    Several groups are listed with their protocols. Footnotes and damaged records follow the tables.
+    Several groups are listed with their protocols. Published counterparts of a group's scores are listed below
+    its table; footnotes and damaged records follow the tables.
     """
     parts = []
     for group in board.groups:
@@ -93,6 +105,9 @@ def to_markdown(board: Board) -> str:
                 f"### Protocols {group.name}\n\n" + escape_markdown("\n".join(lines)) + "\n"
             )
         parts.append(_markdown_table(group))
+        if published := describe_published(group):
+            lines = [f"- {escape_markdown(line)}" for line in published]
+            parts.append("\n".join([f"{PUBLISHED}:\n", *lines]) + "\n")
     parts += [f"{footnote}\n" for footnote in explain_marks(board.rows)]
     parts += [f"{escape_markdown(problem)}\n" for problem in board.problems]
     return "\n".join(parts)
@@ -117,24 +132,24 @@ def escape_markdown(text: str) -> str:
 
 
 def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
-    """Return published results as a separate, collapsed Markdown table with numbered sources."""
+    """Return published results as a separate, collapsed Markdown table with recipes and numbered sources."""
     shown = columns()
     sources: list[str] = []
     lines = [
-        "| published | " + " | ".join(column.title for column in shown) + " | source |",
-        "| --- |" + " ---: |" * len(shown) + " --- |",
+        "| published | " + " | ".join(column.title for column in shown) + " | recipe | source |",
+        "| --- |" + " ---: |" * len(shown) + " --- | --- |",
     ]
     for row in rows:
         cited = [score.source for score in row.scores if score is not None]
         sources += [source for source in cited if source not in sources]
         numbers = sorted({sources.index(source) + 1 for source in cited})
         texts = [f"{score.value:.1f}" if score is not None else MISSING for score in row.scores]
-        texts.append(", ".join(map(str, numbers)))
+        texts += [", ".join(row.recipes) or MISSING, ", ".join(map(str, numbers))]
         lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
     references = [f"{number}. {escape_markdown(s)}" for number, s in enumerate(sources, 1)]
     return (
         "<details><summary>Published results, copied from the sources listed below. They were not reproduced "
-        "here, and their protocols differ.</summary>\n\n"
+        "here, and their protocols differ. A recipe is named where one follows the protocol.</summary>\n\n"
         + "\n".join(lines)
         + "\n\n"
         + "\n".join(references)
@@ -164,22 +179,34 @@ def insert_table(document: str, table: str, path: Path, name: str = "leaderboard
 def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
     """Return the rows as CSV: means and standard deviations in full precision, empty where missing.
 
-    Published rows come last; their group is `reported`.
+    A score is followed in the last columns by the published score of the same recipe and checkpoint, if there is
+    one. Published rows come last; their group is `reported`, and `recipes` names the recipes with their protocols.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     titles = [f"{column.task}/{column.metric}" for column in columns()]
     writer.writerow(
-        ["group", "rank", "checkpoint", "sha256", *titles, *(f"{title} std" for title in titles)]
+        [
+            *("group", "rank", "checkpoint", "sha256", *titles),
+            *(f"{title} std" for title in titles),
+            *(f"{title} published" for title in titles),
+            "recipes",
+        ]
     )
     for group in board.groups:
         for row in group.rows:
             means = ["" if cell is None else repr(cell.mean) for cell in row.cells]
             stds = ["" if c is None or c.std is None else repr(c.std) for c in row.cells]
-            writer.writerow([group.name, row.rank or "", row.label, row.checkpoint, *means, *stds])
-    for published in reported:
-        means = ["" if score is None else repr(score.value) for score in published.scores]
-        writer.writerow(["reported", "", published.label, "", *means, *[""] * len(titles)])
+            published = [
+                "" if cell is None or cell.published is None else repr(cell.published.value)
+                for cell in row.cells
+            ]
+            described = [group.name, row.rank or "", row.label, row.checkpoint]
+            writer.writerow([*described, *means, *stds, *published, ""])
+    for model in reported:
+        means = ["" if score is None else repr(score.value) for score in model.scores]
+        empty = [""] * (2 * len(titles))
+        writer.writerow(["reported", "", model.label, "", *means, *empty, " ".join(model.recipes)])
     return out.getvalue()
 
 
@@ -200,7 +227,8 @@ def to_latex(board: Board) -> str:
             marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
             lines.append(" & ".join([_escape_latex(row.label), *marked]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    comments = (*explain_marks(board.rows), *board.problems)
+    published = [f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group)]
+    comments = (*explain_marks(board.rows), *published, *board.problems)
     return "\n".join(parts) + "".join(f"% {' '.join(text.split())}\n" for text in comments)
 
 
@@ -239,6 +267,19 @@ def _plain_cell(cell: ScoreCell) -> dict[str, Any]:
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
+        "published": plain_published(cell),
+    }
+
+
+def plain_published(cell: ScoreCell) -> dict[str, Any] | None:
+    """Return a cell's published counterpart as plain JSON, with the difference from it in percentage points."""
+    if cell.published is None:
+        return None
+    return {
+        "value": cell.published.value,
+        "difference": cell.mean - cell.published.value,
+        "source": cell.published.source,
+        "confidence": cell.published.confidence,
     }
 
 
@@ -255,8 +296,10 @@ def print_table(board: Board) -> None:
     shown = columns()
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
-        footnotes = " ".join(explain_marks(group.rows)) or None
-        table = Table(title=title, caption=footnotes, caption_justify="left")
+        footnotes = "\n".join(
+            filter(None, [" ".join(explain_marks(group.rows)), *describe_published(group)])
+        )
+        table = Table(title=title, caption=escape(footnotes) or None, caption_justify="left")
         table.add_column("checkpoint")
         for column in shown:
             table.add_column(column.title, justify="right")

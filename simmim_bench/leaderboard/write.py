@@ -13,6 +13,7 @@ from simmim_bench.files import write_text
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
+from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.tables import (
     insert_table,
@@ -26,6 +27,7 @@ from simmim_bench.leaderboard.tables import (
 
 def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ()) -> dict[Path, str]:
     """Return the text of every table by the path of its file in `out`."""
+    board = add_published(board, reported)
     markdown = to_markdown(board)
     if reported:
         markdown += "\n" + reported_to_markdown(reported)
@@ -37,18 +39,23 @@ def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ())
     }
 
 
-def render_documents(board: Board, paths: Iterable[Path]) -> dict[Path, str]:
+def render_documents(
+    board: Board, paths: Iterable[Path], reported: Sequence[ReportedRow] = ()
+) -> dict[Path, str]:
     """Return the text of existing documents with the table inserted between their markers.
+
+    Published results are not listed there, except next to the scores that aim at them.
 
     Raises:
         DataError: a document does not exist.
         UsageError: a document has no markers.
     """
+    table = to_markdown(add_published(board, reported))
     texts = {}
     for path in paths:
         if not path.is_file():
             raise DataError(f"document {path} does not exist.")
-        texts[path] = insert_table(path.read_text(encoding="utf-8"), to_markdown(board), path)
+        texts[path] = insert_table(path.read_text(encoding="utf-8"), table, path)
     return texts
 
 
@@ -70,7 +77,8 @@ def write_leaderboard(
         DataError: a document does not exist.
         UsageError: a document has no markers.
     """
-    texts = render_tables(board, out, reported) | render_documents(board, into)
-    texts[out / "leaderboard.html"] = render_page(page_data(board, reported))
+    texts = render_tables(board, out, reported) | render_documents(board, into, reported)
+    page = page_data(add_published(board, reported), reported)
+    texts[out / "leaderboard.html"] = render_page(page)
     for path, text in texts.items():
         write_text(path, text)

@@ -350,9 +350,15 @@ class ViT(nn.Module):
             levels = [F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in levels]
         return normalise_maps(self.map_norms, levels)
 
-    def forward_pooled(self, images: Tensor) -> Tensor:
-        """Return the spec's `poolings` after every block: (B, blocks, poolings, C), for probing."""
+    def forward_pooled(self, images: Tensor, token_norm: nn.Module | None = None) -> Tensor:
+        """Return the spec's `poolings` after every block: (B, blocks, poolings, C), for probing.
+
+        Args:
+            token_norm: applied to the tokens after every block, before they are pooled.
+        """
         after_blocks = self._run_with_class_token(self.embed(images))
+        if token_norm is not None:
+            after_blocks = [token_norm(x) for x in after_blocks]
         if not self.has_class_token:
             return torch.stack([x.mean(1, keepdim=True) for x in after_blocks], 1)
         return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)

@@ -57,11 +57,32 @@ class Record:
     schema: int = SCHEMA
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScoredModel:
+    """The model that a record is of, where it is not a backbone of `BackboneSpec`.
+
+    Attributes:
+        label: name of the row in a leaderboard.
+        name: CKPT as given on the command line.
+        sha256: hash of the weights file.
+        arch: architecture.
+        params: parameters without classification head.
+        provenance: as of a checkpoint; its "method" is the pretraining method, or where the model is from.
+    """
+
+    label: str
+    name: str
+    sha256: str
+    arch: str
+    params: int
+    provenance: dict[str, Any]
+
+
 def write_record(
     run: RunDir,
     *,
     task: str,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | ScoredModel,
     recipe: Recipe,
     deviates: dict[str, Any],
     seed: int,
@@ -72,6 +93,7 @@ def write_record(
     images_seen: int,
     dist: DistContext,
     details: dict[str, Any] | None = None,
+    command: list[str] | None = None,
 ) -> Record:
     """Score the stored predictions and write the run's record.
 
@@ -83,6 +105,7 @@ def write_record(
         images_seen: images that the model processed in training and scoring, counting repetitions.
         dist: the processes of the run, one device each.
         details: figures of the run that do not follow from the predictions.
+        command: reproduces the record; None for `simmim-bench transfer`.
     """
     from simmim_bench.runs.environment import environment
 
@@ -94,7 +117,7 @@ def write_record(
         metrics=metrics,
         details=details or {},
         status="reproduced" if evaluated == expected else "partial",
-        checkpoint=_describe_checkpoint(checkpoint),
+        checkpoint=dataclasses.asdict(describe_checkpoint(checkpoint)),
         recipe=_describe_recipe(recipe),
         deviates=deviates,
         seed=seed,
@@ -107,7 +130,8 @@ def write_record(
         },
         environment=environment(),
         cost=_compute_cost(wall_time_s, images_seen, dist),
-        command=reproduction_command(task, checkpoint, data, recipe, deviates, seed),
+        command=command
+        or reproduction_command(task, checkpoint.name, data, recipe, deviates, seed),
         wall_time_s=round(wall_time_s, 1),
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -117,15 +141,18 @@ def write_record(
     return record
 
 
-def _describe_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "label": checkpoint.label,
-        "name": checkpoint.name,
-        "sha256": checkpoint.sha256,
-        "arch": checkpoint.spec.arch,
-        "params": count_params(checkpoint.spec),
-        "provenance": checkpoint.provenance,
-    }
+def describe_checkpoint(checkpoint: Checkpoint | ScoredModel) -> ScoredModel:
+    """Return what a record stores of a checkpoint."""
+    if isinstance(checkpoint, ScoredModel):
+        return checkpoint
+    return ScoredModel(
+        label=checkpoint.label,
+        name=checkpoint.name,
+        sha256=checkpoint.sha256,
+        arch=checkpoint.spec.arch,
+        params=count_params(checkpoint.spec),
+        provenance=checkpoint.provenance,
+    )
 
 
 def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -161,24 +188,29 @@ def count_params(spec: BackboneSpec) -> int:
 
 def reproduction_command(
     task: str,
-    checkpoint: Checkpoint,
+    ckpt: str,
     data: dict[str, Any],
     recipe: Recipe,
     deviates: dict[str, Any],
     seed: int,
 ) -> list[str]:
-    """Return the command that reproduces a record."""
+    """Return the command that reproduces the record of a transfer."""
     name, _, fraction = task.partition("-")
-    command = ["simmim-bench", "transfer", name, "--ckpt", checkpoint.name, "--data", data["root"]]
+    command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", data["root"]]
     if "listed_split" in data:
         command += ["--split", data["listed_split"]]
     elif fraction:
         command += ["--fraction", fraction]
-    command += ["--recipe", recipe.name]
+    return [*command, *recipe_options(recipe, deviates), "--seed", str(seed)]
+
+
+def recipe_options(recipe: Recipe, deviates: dict[str, Any]) -> list[str]:
+    """Return the options of the command line that choose a recipe and its differences from the named one."""
+    options = ["--recipe", recipe.name]
     for key, value in deviates.items():
         shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        command += ["-o", f"{key}={shown or '()'}"]
-    return [*command, "--seed", str(seed)]
+        options += ["-o", f"{key}={shown or '()'}"]
+    return options
 
 
 def with_masks(details: dict[str, Any] | None) -> bool:

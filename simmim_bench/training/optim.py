@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from simmim_bench.models.build import Backbone
 
-LrRule = Literal["simmim", "mae"]
+LrRule = Literal["simmim", "mae", "beit", "spark", "mmcv"]
 REFERENCE_BATCH = 512  # images per step for which SimMIM states its learning rates
 
 
@@ -33,6 +33,7 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
+    layers_after: Callable[[str], int] | None = None,
     pretraining: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a model's parameters by layer (layer-wise learning-rate decay) and by weight decay.
@@ -41,6 +42,8 @@ def parameter_groups(
         model: contains `backbone`; parameters outside of the backbone count as its last layer.
         lr: learning rate of the last layer.
         layer_decay: factor per layer from the last to the first, in (0, 1]; 1 for one learning rate.
+        layers_after: maps the name of a backbone's parameter to the number of layers after its layer; None for
+            the layers of `Backbone.layer_id`.
         pretraining: whether `model` is a SimMIM model.
 
     Returns:
@@ -53,14 +56,19 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         inner = names_in_backbone.get(id(parameter))
-        layer = backbone.num_layers - 1 if inner is None else backbone.layer_id(inner)
+        if inner is None:
+            after = 0
+        elif layers_after is None:
+            after = backbone.num_layers - 1 - backbone.layer_id(inner)
+        else:
+            after = layers_after(inner)
         exempt = parameter.ndim <= 1 or name.endswith(".bias")
         known = inner or (
             name if pretraining else None
         )  # SimMIM's mask token lies outside of the encoder
         if known is not None:
             exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
-        scale = layer_decay ** (backbone.num_layers - 1 - layer)
+        scale = layer_decay**after
         decay = 0.0 if exempt else weight_decay
         group = groups.setdefault(
             (scale, decay),
@@ -82,8 +90,12 @@ class Schedule:
         warmup_prefix: whether the cosine starts after the warm-up, and not at step 0 as in SimMIM
             (lr_scheduler.py:24-34 with timm's default). microsoft/Swin-Transformer sets timm's option of
             that name (config.py:178) and shortens the cosine by the warm-up (lr_scheduler.py:24-34).
-        rule: how steps and layers enter. "simmim": see `lr`. "mae" (MAE: util/lr_sched.py:9-21,
-            engine_finetune.py:45-47): a step has the rate of its own number, and the whole rate is scaled.
+        rule: how steps and layers enter. "simmim": see `lr`. By the others a step has the rate of its own number,
+            and the whole rate is scaled. "mae" (MAE: util/lr_sched.py:9-21, engine_finetune.py:45-47) adds
+            nothing to that. "beit" (unilm: beit/utils.py:383-400): the last step of the warm-up has the peak.
+            "spark" (SparK: downstream_imagenet/lr_decay.py:11-17): the last step has the minimum. "mmcv" (mmcv
+            1: runner/hooks/lr_updater.py): an epoch has one rate, which the warm-up multiplies.
+        epoch_steps: steps of an epoch, for "mmcv".
     """
 
     kind: Literal["cosine", "multistep"]
@@ -96,6 +108,7 @@ class Schedule:
     gamma: float = 0.1
     warmup_prefix: bool = False
     rule: LrRule = "simmim"
+    epoch_steps: int = 1
 
     def lr(self, step: int, scale: float = 1.0) -> float:
         """Return the learning rate of a step, counted from 0.
@@ -110,19 +123,32 @@ class Schedule:
         Args:
             scale: factor of the group's peak, its `lr_scale`.
         """
-        if self.rule == "mae":
-            return scale * self._rate(step, self.peak_lr)
-        return self._rate(max(step - 1, 0), self.peak_lr * scale)
+        if self.rule == "simmim":
+            return self._rate(max(step - 1, 0), self.peak_lr * scale)
+        if self.rule == "mmcv":
+            regular = self._decayed(step - step % self.epoch_steps, self.peak_lr)
+            return scale * regular * self._warm(step, self.peak_lr) / self.peak_lr
+        return scale * self._rate(step, self.peak_lr)
 
     def _rate(self, t: int, peak: float) -> float:
         """Return the learning rate after `t` steps of a schedule with a given peak."""
-        if t < self.warmup_steps:
-            return self.warmup_lr + t * (peak - self.warmup_lr) / self.warmup_steps
+        return self._warm(t, peak) if t < self.warmup_steps else self._decayed(t, peak)
+
+    def _warm(self, t: int, peak: float) -> float:
+        """Return the learning rate of the warm-up after `t` steps, and the peak after its end."""
+        steps = self.warmup_steps - (self.rule == "beit")
+        if t >= steps:
+            return peak
+        return self.warmup_lr + t * (peak - self.warmup_lr) / steps
+
+    def _decayed(self, t: int, peak: float) -> float:
+        """Return the learning rate of the decay after `t` steps."""
         if self.kind == "multistep":
             return peak * self.gamma ** bisect_right(list(self.milestones), t)
         # Without warmup_prefix, the cosine starts at step 0, so that the warm-up replaces its first part.
         start = self.warmup_steps if self.warmup_prefix else 0
-        progress = min((t - start) / (self.total_steps - start), 1.0)
+        end = self.total_steps - (self.rule == "spark")
+        progress = min((t - start) / max(end - start, 1), 1.0)
         return self.min_lr + 0.5 * (peak - self.min_lr) * (1 + math.cos(math.pi * progress))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:

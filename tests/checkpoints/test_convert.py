@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -257,6 +258,25 @@ def test_architectures_without_a_framework_backbone_use_the_adapter(
     done = run_convert(source, tmp_path / "net.pth", to)
     assert "SimMIMBackbone" in done.usage
     assert done.feature_difference < 1e-6
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027], ids=["022", "027"])
+@pytest.mark.parametrize("to", ["native", "timm", "detectron2", "mmseg"])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, to: str, umask: int) -> None:
+    """safetensors writes its files with mode 0600."""
+    if to not in WRITERS:
+        pytest.importorskip(to)
+    previous = os.umask(umask)
+    try:
+        source = save(tmp_path / "a", TINY["swin"])
+        run_convert(source, tmp_path / "b" / "net.pth", to)
+    finally:
+        os.umask(previous)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) >= 3
+    assert {oct(path.stat().st_mode & 0o777) for path in written} == {oct(0o666 & ~umask)}
+    folders = [path for path in tmp_path.rglob("*") if path.is_dir()]
+    assert {oct(path.stat().st_mode & 0o777) for path in folders} == {oct(0o777 & ~umask)}
 
 
 def files(folder: Path) -> list[str]:

@@ -17,18 +17,21 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from support.third_party import official_simmim, perturb, save
 from support.tiny import TINY
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.load import load_state
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.hints import Hints
+from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
@@ -57,19 +60,6 @@ BEIT_MEAN = (0.5, 0.5, 0.5)  # and standard deviation; unilm: beit/datasets.py
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
 
 
-def perturb(model: nn.Module) -> Any:
-    """Perturb all parameters, because some are initialised to constants."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
-def save(content: object, path: Path) -> str:
-    torch.save(content, path)
-    return str(path)
-
-
 def close(found: Tensor, wanted: Tensor) -> bool:
     return bool((found - wanted).abs().max() <= 1e-5 * wanted.abs().max())
 
@@ -84,21 +74,10 @@ def official_swin(state: dict[str, Tensor], windows: tuple[int, ...]) -> dict[st
     return renamed
 
 
-def official_simmim(model: SimMIM) -> dict[str, Tensor]:
-    """Rename a SimMIM model's weights to the names of the official implementation."""
-    names: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        if name.startswith("encoder."):
-            name = "encoder." + shift_downsample(name.removeprefix("encoder."), -1)
-        name = name.replace("decoder.", "decoder.0.")
-        names["encoder.mask_token" if name == "mask_token" else name] = value
-    return names
-
-
 def test_beit_computes_equal_logits(tmp_path: Path) -> None:
     model = perturb(Beit(**VIT, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1))
     ckpt = save({"model": model.state_dict()}, tmp_path / "beit.pth")
-    ours = load_backbone(ckpt, num_classes=5).eval()
+    ours = load_backbone(read_checkpoint(ckpt), num_classes=5).eval()
     assert close(ours(IMAGES), model(IMAGES))
     assert not ours.load_report.missing  # type: ignore[union-attr]
 
@@ -190,16 +169,25 @@ def test_convert_warns_unless_mean_and_std_are_passed(tmp_path: Path, named: boo
     assert converted.warning == ""
 
 
-def test_other_vits_are_read_without_warning(tmp_path: Path) -> None:
+def test_other_bare_vits_are_read_with_imagenets_mean_and_a_warning(tmp_path: Path) -> None:
+    """The ViTs of timm's augreg and of Google have 0.5, those of DINO and DeiT ImageNet's values."""
     state = VisionTransformer(**VIT, init_values=0.1).state_dict()
-    checkpoint = read_checkpoint(save(state, tmp_path / "vit.pth"))
-    assert (checkpoint.mean, checkpoint.warning) == (IMAGENET_MEAN, "")
+    ckpt = save(state, tmp_path / "vit.pth")
+    checkpoint = read_checkpoint(ckpt)
+    assert checkpoint.mean == IMAGENET_MEAN
+    assert f"convert {ckpt} DST --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5, or --mean 0.485" in (
+        checkpoint.warning
+    )
+    settled = Hints(num_heads=3, statistics=PixelStatistics(BEIT_MEAN, BEIT_MEAN))
+    checkpoint = read_checkpoint(ckpt, settled)
+    assert (checkpoint.mean, checkpoint.warning) == (BEIT_MEAN, "")
 
 
 @pytest.mark.parametrize("layer_scale", [None, 0.1])
 def test_timms_vit_computes_equal_block_features(tmp_path: Path, layer_scale: float | None) -> None:
     model = perturb(VisionTransformer(**VIT, init_values=layer_scale))
-    ours = load_backbone(save(model.state_dict(), tmp_path / "vit.pth")).eval()
+    ckpt = save(model.state_dict(), tmp_path / "vit.pth")
+    ours = load_backbone(read_checkpoint(ckpt)).eval()
     blocks = model.forward_intermediates(IMAGES, intermediates_only=True, return_prefix_tokens=True)
     wanted = [torch.stack([x.mean((2, 3)), tokens[:, 0]], 1) for x, tokens in blocks]
     assert close(ours.forward_pooled(IMAGES), torch.stack(wanted, dim=1))
@@ -345,7 +333,7 @@ def write_empty(path: Path) -> None:
 
 
 def write_text(path: Path) -> None:
-    path.write_text("<html>404</html>")
+    path.write_text("not found")
 
 
 def write_half(path: Path) -> None:
@@ -405,7 +393,7 @@ def write_unknown_heads(path: Path) -> None:
             r"lacks 1 of the encoder's \d+ weights: blocks\.1\.mlp\.fc2\.bias",
         ),
         (write_misshapen, "a.pth", r"blocks\.1\.norm1\.weight has \(191,\), not \(192,\)"),
-        (write_unknown_heads, "a.pth", "number of attention heads .* cannot be inferred"),
+        (write_unknown_heads, "a.pth", r"attention heads .* width 96 has; use .* --num-heads N"),
         (write_unknown_weight, "a.pth", r"does not have: blocks\.0\.attn\.q_norm\.weight"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",

@@ -34,7 +34,7 @@ from simmim_bench.models.build import build_backbone
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
-from transfer.detection.recipes import COCO_POCKET
+from transfer.detection.own_recipes import COCO_POCKET
 from transfer.frozen.recipes import LINEAR_POCKET
 from transfer.job import TransferJob
 from transfer.segmentation.recipes import ADE20K_POCKET

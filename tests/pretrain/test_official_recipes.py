@@ -92,9 +92,17 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     assert recipe.hflip == 0.5
     assert recipe.lr_rule == "simmim"  # tests/transfer/finetune/test_mae_recipes.py has MAE's
     assert recipe.ema_decay == 0  # main_finetune.py scores the last weights
-    assert not unchecked_fields(
-        recipe, fields | {"test_crop_ratio", "crop_scale", "hflip", "ema_decay", "lr_rule"}
-    )
+    assert recipe.optimizer == found["TRAIN.OPTIMIZER.NAME"]
+    assert recipe.loss == "ce"  # main_finetune.py:95-97
+    assert recipe.repeated_aug == 1  # data/data_finetune.py:27-29
+    assert recipe.layer_groups == "block"  # optimizer.py:109-136
+    assert (recipe.test_img_size, recipe.ema_warmup) == (
+        None,
+        True,
+    )  # the training size; no average
+    fields |= {"test_crop_ratio", "crop_scale", "hflip", "ema_decay", "lr_rule", "optimizer"}
+    fields |= {"loss", "repeated_aug", "layer_groups", "test_img_size", "ema_warmup"}
+    assert not unchecked_fields(recipe, fields)
 
 
 def test_the_corrected_swin_v2_recipe_differs_in_the_start_of_the_cosine_alone() -> None:

@@ -19,7 +19,8 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.data import ErrorUnwrappingLoader, train_loader, training_stream
-from transfer.detection.recipes import COCO_POCKET, CocoRecipe
+from transfer.detection.own_recipes import COCO_POCKET
+from transfer.detection.recipes import CocoRecipe
 from transfer.detection.run import run_coco
 from transfer.job import TransferJob
 

@@ -28,6 +28,8 @@ def make_cell(mean: float, records: list[int], **fields: Any) -> dict[str, Any]:
         "seeds": max(len(records), 1),
         "text": f"{mean:.1f}",
         "records": records,
+        "published": None,
+        "comparison": None,
         **marks,
         **fields,
     }

@@ -36,6 +36,7 @@ from transfer.tasks import TASK_RECIPES
         ("swinv2_b", "swinv2_b_800ep", "imagenet_swinv2_b_800ep_prefix", "published after"),
         ("vit_b", "multimodal_masks", "imagenet_vit_b_800ep", "default of vit_b"),
         ("vit_l", "vit_b_800ep@vit_l", "imagenet_vit_l_800ep", "default of vit_l"),
+        ("vit_h", None, "imagenet_mae_vit_h", "default of vit_h"),
         ("vit_s", None, "imagenet_vit_b_800ep", "the family vit; none is for vit_s alone"),
         ("vit_ti", None, "imagenet_vit_b_800ep", "the family vit; none is for vit_ti alone"),
         ("vit_pocket", "pocket", "imagenet_pocket", "the family pocket"),

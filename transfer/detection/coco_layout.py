@@ -37,6 +37,7 @@ class CocoSplit:
         category_ids: as in the file, sorted; a class is an index into them.
         class_names: in the same order.
         has_masks: whether the objects that can be trained on have a segmentation.
+        has_run_lengths: whether some object that can be trained on is given as run lengths.
         without_mask: ids of all annotations without a segmentation, crowds included.
         count: number of images in the file.
         skipped: ids of the annotations that are not trained on, by fault.
@@ -47,6 +48,7 @@ class CocoSplit:
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
     has_masks: bool
+    has_run_lengths: bool
     without_mask: tuple[int, ...]
     count: int
     skipped: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -122,6 +124,7 @@ def read_split(
         category_ids=tuple(c["id"] for c in categories),
         class_names=tuple(c["name"] for c in categories),
         has_masks=bool(objects[0].get("segmentation")),
+        has_run_lengths=any(isinstance(a.get("segmentation"), dict) for a in objects),
         without_mask=tuple(a["id"] for a in content["annotations"] if not a.get("segmentation")),
         count=len(content["images"]),
         skipped={kind: tuple(numbers) for kind, numbers in bad.items()} if split == "train" else {},

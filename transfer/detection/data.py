@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,7 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
 from transfer.detection.coco_layout import CocoSplit
-from transfer.detection.recipes import CocoRecipe
+from transfer.detection.recipes import CocoRecipe, MaskFormat
+
+if TYPE_CHECKING:
+    from detectron2.data import DatasetMapper
+    from detectron2.data.transforms import Augmentation, AugmentationList
 
 
 class TrainingStream(Dataset[dict[str, Any]]):
@@ -120,28 +124,51 @@ class ErrorUnwrappingLoader:
 
 
 def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> TrainingStream:
-    """Build the stream of training images, augmented by large-scale jitter (arXiv 2012.07177).
+    """Build the stream of training images, augmented as the recipe says.
 
     Images without objects, or with crowds only, are left out, as in Detectron2.
     """
-    from detectron2.data import DatasetMapper
-    from detectron2.data import transforms as T
     from detectron2.data.build import filter_images_with_only_crowd_annotations
 
-    mapper = DatasetMapper(
+    dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
+    return TrainingStream(dicts, CheckedMapper(training_mapper(split, recipe)), seed)
+
+
+def training_mapper(split: CocoSplit, recipe: CocoRecipe) -> DatasetMapper:
+    """Build the mapper from a dataset dict to an augmented training image with its objects."""
+    from detectron2.data import DatasetMapper
+
+    return DatasetMapper(
         is_train=True,
-        augmentations=[
-            T.RandomFlip(horizontal=True),
-            T.ResizeScale(*recipe.scale_range, *recipe.img_size),
-            T.FixedSizeCrop(recipe.img_size, pad=False),
-        ],
+        augmentations=training_augmentations(recipe).augs,
         image_format="RGB",
         use_instance_mask=split.has_masks,
-        instance_mask_format="bitmask",  # unlike polygons, correct for objects given as run lengths
-        recompute_boxes=split.has_masks,  # after a crop, the boxes of cut objects are too large
+        instance_mask_format=mask_format(split, recipe),
+        # After a crop, the boxes of cut objects are too large.
+        recompute_boxes=recipe.recompute_boxes and split.has_masks,
     )
-    dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
-    return TrainingStream(dicts, CheckedMapper(mapper), seed)
+
+
+def mask_format(split: CocoSplit, recipe: CocoRecipe) -> MaskFormat:
+    """Return the form of the training masks: the recipe's, or bit masks if an object has no outline."""
+    return "bitmask" if split.has_run_lengths else recipe.mask_format
+
+
+def training_augmentations(recipe: CocoRecipe) -> AugmentationList:
+    """Build the augmentations of training images, which sample from numpy's global generator."""
+    from detectron2.data import transforms as T
+
+    augmentations: list[Augmentation] = [T.RandomFlip(horizontal=True)]
+    if not recipe.short_sides:
+        augmentations.append(T.ResizeScale(*recipe.scale_range, *recipe.img_size))
+        augmentations.append(T.FixedSizeCrop(recipe.img_size, pad=False))
+        return T.AugmentationList(augmentations)
+    if recipe.crop_short_sides:
+        smaller = T.ResizeShortestEdge(recipe.crop_short_sides, recipe.max_side, "choice")
+        crop = T.RandomCrop("absolute_range", recipe.crop_sides)
+        augmentations.append(T.RandomApply(T.AugmentationList([smaller, crop]), 0.5))
+    augmentations.append(T.ResizeShortestEdge(recipe.short_sides, recipe.max_side, "choice"))
+    return T.AugmentationList(augmentations)
 
 
 def train_loader(
@@ -162,19 +189,28 @@ def train_loader(
 
 def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
     """Build the loader of one process's validation images; all images are read once, in the order of their ids."""
-    from detectron2.data import DatasetMapper, build_detection_test_loader
-    from detectron2.data import transforms as T
+    from detectron2.data import build_detection_test_loader
 
-    mapper = DatasetMapper(
-        is_train=False,
-        augmentations=[T.ResizeScale(1.0, 1.0, *recipe.img_size)],
-        image_format="RGB",
-    )
+    # Batches that are padded to the same square do not change the result, which other batches do. Protocols with
+    # a test size predict one image at a time.
+    alone = recipe.test_size is not None or not recipe.square_pad
     loader = build_detection_test_loader(
         split.dataset_dicts(),
-        mapper=CheckedMapper(mapper),
-        # Every batch is padded to the same square, so that the batch size does not change the result.
-        batch_size=min(recipe.batch_size, 8),
+        mapper=CheckedMapper(val_mapper(recipe)),
+        batch_size=1 if alone else min(recipe.batch_size, 8),
         num_workers=recipe.num_workers,
     )
     return ErrorUnwrappingLoader(loader)
+
+
+def val_mapper(recipe: CocoRecipe) -> DatasetMapper:
+    """Build the mapper from a dataset dict to a resized test image."""
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    resize = (
+        T.ResizeScale(1.0, 1.0, *recipe.img_size)
+        if recipe.test_size is None
+        else T.ResizeShortestEdge(*recipe.test_size)
+    )
+    return DatasetMapper(is_train=False, augmentations=[resize], image_format="RGB")

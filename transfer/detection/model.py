@@ -7,6 +7,7 @@ has them. Imports Detectron2 at the top: import this module after `framework.req
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,11 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.training.precision import autocast
+from transfer.detection.cascade import BOX_STDS, MMDetCascadeROIHeads
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
 
@@ -77,9 +79,24 @@ def build_detector(
             pixel_std=[255 * value for value in checkpoint.std],
             input_format="RGB",
         )
-    # Detectron2's AMPTrainer needs CUDA; as a decorator, autocast covers inference as well.
-    model.forward = autocast(device, recipe.precision)(model.forward)  # type: ignore[operator]
+    model.forward = _in_precision(model, recipe, device)
     return model.to(device)
+
+
+def _in_precision(
+    model: GeneralizedRCNN, recipe: CocoRecipe, device: torch.device
+) -> Callable[[list[dict[str, Any]]], Any]:
+    """Return the model's forward pass in the recipe's precision of training or of evaluation.
+
+    Detectron2's own trainer for mixed precision needs CUDA.
+    """
+    training = autocast(device, recipe.precision)(model.forward)  # type: ignore[operator]
+    evaluation = autocast(device, recipe.test_precision or recipe.precision)(model.forward)  # type: ignore[operator]
+
+    def forward(images: list[dict[str, Any]]) -> Any:
+        return (training if model.training else evaluation)(images)
+
+    return forward
 
 
 def build_rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
@@ -105,6 +122,8 @@ def build_rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
         pre_nms_topk=recipe.pre_nms_topk,
         post_nms_topk=recipe.post_nms_topk,
         nms_thresh=0.7,
+        anchor_boundary_thresh=recipe.anchor_border,
+        smooth_l1_beta=recipe.rpn_beta,
     )
 
 
@@ -120,12 +139,15 @@ def build_roi_heads(
     # A level that is pooled from another is for proposals only, as in Detectron2's FPN models.
     names = list(levels)[: len(levels) - (0 if backbone.top_block is None else 1)]
     scales = [1 / levels[name].stride for name in names]
+    per_stage = recipe.cascade_rule == "mmdet"  # MMDetection's cascade has a mask head per stage
+    stages = len(recipe.cascade) if per_stage else 1
     mask_arguments: dict[str, Any] = {}
     if masks:
+        mask_heads = [_mask_head(recipe, num_classes) for _ in range(stages)]
         mask_arguments = {
             "mask_in_features": names,
             "mask_pooler": _pooler(recipe, recipe.mask_pool, scales),
-            "mask_head": _mask_head(recipe, num_classes),
+            "mask_head": nn.ModuleList(mask_heads) if per_stage else mask_heads[0],
         }
     common: dict[str, Any] = {
         "num_classes": num_classes,
@@ -137,12 +159,11 @@ def build_roi_heads(
     }
     if recipe.cascade:
         heads = [_box_head(recipe) for _ in recipe.cascade]
-        return CascadeROIHeads(
+        return (MMDetCascadeROIHeads if per_stage else CascadeROIHeads)(
             box_heads=heads,
-            # detectron2, config/defaults.py (ROI_BOX_CASCADE_HEAD): each stage regresses more finely
             box_predictors=[
-                _box_predictor(head, recipe, num_classes, scale=stage)
-                for stage, head in enumerate(heads, 1)
+                _box_predictor(head, recipe, num_classes, weights)
+                for head, weights in zip(heads, _cascade_weights(recipe), strict=True)
             ],
             proposal_matchers=[_matcher(iou) for iou in recipe.cascade],
             **common,
@@ -151,9 +172,17 @@ def build_roi_heads(
     return StandardROIHeads(
         proposal_matcher=_matcher(POSITIVE_IOU),
         box_head=head,
-        box_predictor=_box_predictor(head, recipe, num_classes),
+        box_predictor=_box_predictor(head, recipe, num_classes, BOX_WEIGHTS),
         **common,
     )
+
+
+def _cascade_weights(recipe: CocoRecipe) -> list[tuple[float, ...]]:
+    """Return the weights of box offsets for every stage: each regresses more finely."""
+    if recipe.cascade_rule == "mmdet":
+        return [tuple(1 / std for std in stds) for stds in BOX_STDS]
+    # detectron2, config/defaults.py (ROI_BOX_CASCADE_HEAD)
+    return [tuple(stage * w for w in BOX_WEIGHTS) for stage in range(1, len(recipe.cascade) + 1)]
 
 
 def _pooler(recipe: CocoRecipe, size: int, scales: list[float]) -> ROIPooler:
@@ -174,22 +203,27 @@ def _box_head(recipe: CocoRecipe) -> FastRCNNConvFCHead:
         ShapeSpec(channels=width, height=recipe.box_pool, width=recipe.box_pool),
         conv_dims=[width] * recipe.box_head_convs,
         fc_dims=[recipe.box_head_dim] * recipe.box_head_fcs,
-        conv_norm=recipe.head_norm,
+        conv_norm=recipe.head_norm if recipe.box_norm is None else recipe.box_norm,
     )
 
 
 def _box_predictor(
-    head: FastRCNNConvFCHead, recipe: CocoRecipe, num_classes: int, scale: float = 1.0
+    head: FastRCNNConvFCHead,
+    recipe: CocoRecipe,
+    num_classes: int,
+    weights: tuple[float, ...],
 ) -> FastRCNNOutputLayers:
-    x, y, w, h = (scale * weight for weight in BOX_WEIGHTS)
+    # The stages of Detectron2's cascade pass on boxes that have no class yet.
+    agnostic = recipe.class_agnostic or bool(recipe.cascade and recipe.cascade_rule == "detectron2")
     return FastRCNNOutputLayers(
         head.output_shape,
-        box2box_transform=Box2BoxTransform(weights=(x, y, w, h)),
+        box2box_transform=Box2BoxTransform(weights=weights),
         num_classes=num_classes,
         test_score_thresh=recipe.score_threshold,
         test_topk_per_image=recipe.detections,
-        # The stages of a cascade pass on boxes that have no class yet.
-        cls_agnostic_bbox_reg=recipe.class_agnostic or bool(recipe.cascade),
+        cls_agnostic_bbox_reg=agnostic,
+        box_reg_loss_type="giou" if recipe.box_loss == "giou" else "smooth_l1",
+        loss_weight={"loss_cls": 1.0, "loss_box_reg": recipe.box_loss_weight},
     )
 
 

@@ -22,15 +22,20 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.optim import Schedule, parameter_groups
+from simmim_bench.training.precision import default_precision
 from transfer.detection import figure
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
+from transfer.detection.data import mask_format
 from transfer.detection.framework import require_detectron2, silence_detectron2
+from transfer.detection.optimizer import build_optimizer, build_schedule
 from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from detectron2.modeling import GeneralizedRCNN
+    from detectron2.structures import Instances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,13 +133,9 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         f"iterations={recipe.max_iters:,} batch_size={recipe.batch_size} "
         f"heads={'boxes+masks' if train.has_masks else 'boxes'}"
     )
-    groups = parameter_groups(
-        model,
-        backbone,
-        lr=recipe.base_lr,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-    )
+    form = mask_format(train, recipe)
+    if train.has_masks and form != recipe.mask_format:
+        log(f'coco: masks={form} reason="run lengths have no outline" recipe={recipe.mask_format}')
     return CocoRun(
         context=context,
         job=job,
@@ -143,7 +144,7 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         identity=data_identity(job.data, train, val),
         model=model,
         backbone=backbone,
-        optimizer=torch.optim.AdamW(groups),
+        optimizer=build_optimizer(model, backbone, recipe),
     )
 
 
@@ -176,6 +177,7 @@ def _restore(run: CocoRun) -> Progress:
 def _train(run: CocoRun, progress: Progress) -> None:
     """Train to the recipe's last iteration."""
     from transfer.detection.data import train_loader, training_stream
+    from transfer.detection.estimate import synthetic_image
     from transfer.detection.loop import train_detector
     from transfer.detection.memory import choose_accumulation
 
@@ -187,10 +189,15 @@ def _train(run: CocoRun, progress: Progress) -> None:
         requested = min(
             progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
         )
-    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
-    progress.accumulation_steps = choose_accumulation(
-        run.model, stream[0], recipe, requested, context
+    # Without a square, images are padded to the largest of their batch: one upright, another across at most.
+    side = max(recipe.img_size)
+    image = (
+        stream[0]
+        if recipe.square_pad
+        else synthetic_image((side, side), len(run.train.category_ids))
     )
+    # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
+    progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
         run.optimizer.load_state_dict(progress.state["optimizer"])
         run.model.load_state_dict(progress.state["model"])
@@ -203,24 +210,13 @@ def _train(run: CocoRun, progress: Progress) -> None:
     train_detector(
         dist.wrap_model(run.model),
         run.optimizer,
-        _schedule(recipe),
+        build_schedule(recipe),
         train_loader(stream, recipe, progress.iterations, dist),
         recipe=recipe,
         context=context,
         first_iter=progress.iterations,
         save=save,
         accumulation_steps=progress.accumulation_steps,
-    )
-
-
-def _schedule(recipe: CocoRecipe) -> Schedule:
-    return Schedule(
-        kind="multistep",
-        peak_lr=recipe.base_lr,
-        warmup_lr=recipe.base_lr / 1000,  # detectron2: WarmupParamScheduler's factor in ViTDet
-        total_steps=recipe.max_iters,
-        warmup_steps=recipe.warmup_iters,
-        milestones=[round(fraction * recipe.max_iters) for fraction in recipe.milestones],
     )
 
 
@@ -258,25 +254,10 @@ def _save(run: CocoRun, progress: Progress) -> None:
 
 def _finish(run: CocoRun, progress: Progress) -> Record | None:
     """Detect in the val split; on rank 0, write predictions, scores, record and figure."""
-    from transfer.detection.data import val_loader
-    from transfer.detection.predict import detect
-
     context, job, val = run.context, run.job, run.val
-    with context.display.task("coco: val", val.count) as task:
-        results, shown, evaluated = detect(
-            run.model,
-            val_loader(val, job.recipe),
-            val,
-            task,
-            keep=figure.IMAGES,
-            dist=context.dist,
-        )
-    if not context.dist.is_main:
+    detected = detect_val(context, run.model, val, job.recipe, masks=run.train.has_masks)
+    if detected is None:
         return None
-    predictions = context.run.predictions / "coco_results.json"
-    write_text(predictions, json.dumps(results) + "\n")
-    scores = evaluate_coco(val.annotations, predictions, masks=run.train.has_masks)
-    write_json(context.run.path / "ap_by_class.json", scores.by_class)
     record = write_record(
         context.run,
         task="coco",
@@ -285,18 +266,72 @@ def _finish(run: CocoRun, progress: Progress) -> Record | None:
         deviates=job.deviates,
         seed=context.seed,
         data=run.identity,
-        predictions=predictions,
-        evaluated=evaluated,
+        predictions=detected.predictions,
+        evaluated=detected.evaluated,
         expected=val.count,
         images_seen=job.recipe.max_iters * job.recipe.batch_size + val.count,
         dist=context.dist,
-        details=_details(run, progress, detections=len(results)),
+        details=_details(run, progress, detections=detected.detections),
     )
-    figure.write_figure(val, shown, context.run)
+    figure.write_figure(val, detected.shown, context.run)
     return record
 
 
+@dataclass(frozen=True, kw_only=True)
+class Detected:
+    """The detections in a val split.
+
+    Attributes:
+        predictions: the results file.
+        evaluated: number of images.
+        detections: number of detections.
+        shown: detections of the first images, for the figure.
+    """
+
+    predictions: Path
+    evaluated: int
+    detections: int
+    shown: list[Instances]
+
+
+def detect_val(
+    context: RunContext,
+    model: GeneralizedRCNN,
+    val: CocoSplit,
+    recipe: CocoRecipe,
+    *,
+    masks: bool,
+) -> Detected | None:
+    """Detect in the val split, and write the results and the AP of every class into the run directory.
+
+    Args:
+        model: a trained detector, on its device.
+        masks: whether it predicts masks.
+
+    Returns:
+        The detections on rank 0, None on the other processes.
+    """
+    from transfer.detection.data import val_loader
+    from transfer.detection.predict import detect
+
+    with context.display.task("coco: val", val.count) as task:
+        results, shown, evaluated = detect(
+            model, val_loader(val, recipe), val, task, keep=figure.IMAGES, dist=context.dist
+        )
+    if not context.dist.is_main:
+        return None
+    predictions = context.run.predictions / "coco_results.json"
+    write_text(predictions, json.dumps(results) + "\n")
+    scores = evaluate_coco(val.annotations, predictions, masks=masks)
+    write_json(context.run.path / "ap_by_class.json", scores.by_class)
+    return Detected(
+        predictions=predictions, evaluated=evaluated, detections=len(results), shown=shown
+    )
+
+
 def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, Any]:
+    recipe, device = run.job.recipe, run.context.dist.device
+    test_precision = recipe.test_precision or recipe.precision
     return {
         "iterations": progress.iterations,
         "losses": progress.losses,
@@ -304,6 +339,9 @@ def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, 
         "processes": run.context.dist.size,
         "parts": progress.accumulation_steps,
         "masks": run.train.has_masks,
+        "mask_format": mask_format(run.train, recipe) if run.train.has_masks else None,
+        "precision": default_precision(recipe.precision, device),
+        "test_precision": default_precision(test_precision, device),
         "left_out_of_training": {kind: len(ids) for kind, ids in run.train.skipped.items()},
         "detections": detections,
     }

@@ -31,7 +31,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
 
     Args:
         job: of the task `imagenet`, or of `fewshot` with the options `fraction` (of the training images to
-            learn from, the same number from every class) and `split` (a file that lists them instead).
+            learn from, as evenly from the classes as possible) and `split` (a file that lists them instead).
 
     Returns:
         The record on rank 0; None on the other processes.
@@ -93,7 +93,7 @@ def evaluate(
     """
     recipe = job.recipe
     transform = eval_transform(
-        recipe.img_size,
+        recipe.eval_img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=job.checkpoint.mean,
         std=job.checkpoint.std,

@@ -1,7 +1,8 @@
 """Fine-tune a backbone with a new classification head on all its weights.
 
 Follows SimMIM (arXiv 2111.09886, section 4.1) and its main_finetune.py: mean pooling, layer-wise
-learning-rate decay, Mixup and CutMix, the last epoch's model.
+learning-rate decay, Mixup and CutMix, the last epoch's model. The other published protocols differ in what the fields
+of `FinetuneRecipe` name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import Lamb
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.training.state import TrainState
+from transfer.finetune.layers import layers_after
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.job import TransferJob
 
@@ -143,7 +146,11 @@ def build(
     ).to(dist.device)
     context.run.log(f"fine-tune: {model.load_report}")
     # Copied before the model is wrapped, which may convert its BatchNorm layers.
-    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+    ema = (
+        ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
+        if recipe.ema_decay
+        else None
+    )
     loader = build_loader(context, job, train)
     criterion, mixup = loss_and_mixing(recipe, len(train.classes))
     return Finetuning(
@@ -188,19 +195,29 @@ def build_loader(
         seed=context.seed,
         rank=context.dist.rank,
         world_size=context.dist.size,
+        repeats=recipe.repeated_aug,
     )
 
 
 def build_optimizer(recipe: FinetuneRecipe, model: Backbone) -> torch.optim.Optimizer:
-    """Build AdamW over parameter groups with layer-wise learning-rate decay."""
+    """Build a recipe's optimizer over parameter groups with layer-wise learning-rate decay.
+
+    Raises:
+        UsageError: the recipe groups layers as a convolutional network's, and the model is none.
+    """
     groups = parameter_groups(
         model,
         model,
         lr=scaled_lr(recipe.base_lr, recipe.batch_size),
         weight_decay=recipe.weight_decay,
         layer_decay=recipe.layer_decay,
+        layers_after=layers_after(model, recipe.layer_groups),
     )
-    return torch.optim.AdamW(groups, fused=True)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
+    spark = recipe.optimizer == "lamb_spark"
+    # The training loop clips the gradient and logs its norm, as for AdamW.
+    return Lamb(groups, max_grad_norm=None, always_adapt=spark, bias_correction=not spark)
 
 
 def build_schedule(recipe: FinetuneRecipe, steps_per_epoch: int) -> Schedule:
@@ -214,6 +231,7 @@ def build_schedule(recipe: FinetuneRecipe, steps_per_epoch: int) -> Schedule:
         min_lr=scaled_lr(recipe.min_lr, recipe.batch_size),
         warmup_prefix=recipe.warmup_prefix,
         rule=recipe.lr_rule,
+        epoch_steps=steps_per_epoch,
     )
 
 
@@ -251,6 +269,7 @@ def log_setup(finetuning: Finetuning) -> None:
 
 def loss_and_mixing(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mixup | None]:
     """Return a recipe's loss and its batch mixing; one of the two smooths the labels."""
+    mixup = None
     if recipe.mixup or recipe.cutmix:
         mixup = Mixup(
             mixup_alpha=recipe.mixup,
@@ -258,5 +277,7 @@ def loss_and_mixing(recipe: FinetuneRecipe, classes: int) -> tuple[nn.Module, Mi
             label_smoothing=recipe.label_smoothing,
             num_classes=classes,
         )
-        return SoftTargetCrossEntropy(), mixup
-    return LabelSmoothingCrossEntropy(recipe.label_smoothing), None
+    smoothing = recipe.label_smoothing if mixup is None else 0.0
+    if recipe.loss != "ce":
+        return BinaryCrossEntropy(smoothing, sum_classes=recipe.loss == "bce_sum"), mixup
+    return (SoftTargetCrossEntropy() if mixup else LabelSmoothingCrossEntropy(smoothing)), mixup

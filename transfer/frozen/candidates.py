@@ -71,6 +71,7 @@ class ProbeResult:
         chosen: the candidate that was scored.
         compared: all candidates with their top-1 on held-out training images, in percent.
         scored: indices of the training images that were scored; None if the validation set was.
+        by_setting: rankings of k-NN for every k, among them `ranking`, whose scores the record's details list.
         note: a remark on the choice for the record, such as that nothing could be compared.
     """
 
@@ -79,6 +80,7 @@ class ProbeResult:
     compared: list[dict[str, Any]] = field(default_factory=list)
     scored: list[int] | None = None
     note: str | None = None
+    by_setting: dict[int, Ranking] = field(default_factory=dict)
 
 
 def best_candidate(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:

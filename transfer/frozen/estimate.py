@@ -9,7 +9,7 @@ import torch
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
-from transfer.frozen.features import feature_sets
+from transfer.frozen.features import feature_sets, token_norm
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 
 
@@ -19,11 +19,12 @@ def plan_frozen(
     """Build the backbone of a recipe, count its forward passes and the bytes of its features.
 
     Raises:
-        UsageError: the recipe names features that the backbone does not have.
+        UsageError: the recipe names features or a norm that the backbone does not have.
         DataError: the weights do not fit the backbone.
     """
     model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size)
     model.to(device).eval().requires_grad_(False)
+    token_norm(recipe, checkpoint)
     crops = min(recipe.crops, recipe.epochs) if isinstance(recipe, LinearRecipe) else 0
     val = 0 if isinstance(recipe, KnnRecipe) and recipe.leave_one_out else data.val
     steps = (1 + crops) * math.ceil(data.train / recipe.forward_batch_size)
@@ -51,6 +52,6 @@ def plan_frozen(
 def _bytes_per_image(recipe: FrozenRecipe, checkpoint: Checkpoint) -> int:
     """Return the bytes of an image's float16 features of all blocks and poolings."""
     sets = feature_sets(recipe, checkpoint.spec)
-    blocks = {feature_set.block for feature_set in sets}
+    blocks = set().union(*(feature_set.blocks for feature_set in sets))
     poolings = {name for feature_set in sets for name in feature_set.poolings}
     return 2 * len(blocks) * len(poolings) * checkpoint.spec.num_features

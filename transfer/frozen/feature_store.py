@@ -29,10 +29,12 @@ from simmim_bench.data.sources import ImageList
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
+from simmim_bench.models.vit import ViT
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import default_precision
 from transfer.frozen import feature_file
-from transfer.frozen.features import FeatureSet, RandomCrop, block_width
+from transfer.frozen.crops import single_draw_transform
+from transfer.frozen.features import FeatureSet, RandomCrop, block_width, token_norm
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.inference import forward_batches
 
@@ -57,14 +59,16 @@ class StoredFeatures:
         return self._array.shape[2]
 
     def read(self, feature_set: FeatureSet, rows: Sequence[int] | None = None) -> Tensor:
-        """Return a feature set's vectors (N, D), or (N, 2 D) of two concatenated poolings; float16.
+        """Return a feature set's vectors (N, D), with several D of concatenated parts; float16.
 
         Args:
             rows: the images to read; None for all.
         """
-        number = self._blocks.index(feature_set.block)
-        block = self._array[number, ..., : self._widths[number]]
-        columns = [block[self._poolings.index(name)] for name in feature_set.poolings]
+        columns = []
+        for block, pooling in feature_set.parts:
+            number = self._blocks.index(block)
+            plane = self._array[number, self._poolings.index(pooling)]
+            columns.append(plane[:, : self._widths[number]])
         return torch.from_numpy(
             np.concatenate([c if rows is None else c[list(rows)] for c in columns], axis=1)
         )
@@ -131,6 +135,8 @@ class FeatureStore:
         if crop is not None:
             cropping = {"number": crop.number, "scale": list(crop.scale), "hflip": crop.hflip}
             cropping["seed"] = self.seed
+            if crop.rule != "torchvision":
+                cropping["rule"] = crop.rule
         return {
             "layout": LAYOUT,
             "checkpoint": self.checkpoint.sha256,
@@ -143,9 +149,12 @@ class FeatureStore:
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
             "precision": default_precision(recipe.precision, self.dist.device),
-            "blocks": sorted({feature_set.block for feature_set in self.feature_sets}),
+            "blocks": sorted(
+                set().union(*(feature_set.blocks for feature_set in self.feature_sets))
+            ),
             "poolings": [p for p in self.checkpoint.spec.poolings if p in poolings],
             **self._identify_padding(),
+            **({} if recipe.token_norm == "none" else {"token_norm": recipe.token_norm}),
         }
 
     def _identify_padding(self) -> dict[str, Any]:
@@ -232,7 +241,12 @@ class FeatureStore:
         model.to(self.dist.device).eval()
         rows = [block - 1 for block in blocks]
         columns = [spec.poolings.index(name) for name in poolings]
-        return lambda pixels: model.forward_pooled(pixels)[:, rows][:, :, columns]
+        norm = token_norm(recipe, self.checkpoint)
+        if norm is None:
+            return lambda pixels: model.forward_pooled(pixels)[:, rows][:, :, columns]
+        assert isinstance(model, ViT)
+        vit, norm = model, norm.to(self.dist.device)
+        return lambda pixels: vit.forward_pooled(pixels, norm)[:, rows][:, :, columns]
 
     def _dataset(self, images: ImageList, crop: RandomCrop | None) -> Dataset[Any]:
         """Return the images, cropped and normalised."""
@@ -245,7 +259,8 @@ class FeatureStore:
                 std=checkpoint.std,
             )
             return ImageDataset(images, centre)
-        random = train_transform(
+        transform = train_transform if crop.rule == "torchvision" else single_draw_transform
+        random = transform(
             recipe.img_size,
             mean=checkpoint.mean,
             std=checkpoint.std,

@@ -6,7 +6,6 @@ Legend: N training images, M queries, D channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -92,12 +91,14 @@ def probe_knn(
     compared = _compare(train, labels, feature_sets, recipe, choosing, run)
     chosen = best_candidate(compared)
     if val is not None:
-        return ProbeResult(_rank(train, labels, chosen, recipe, val), chosen, compared)
+        rankings = _rank(train, labels, chosen, recipe, val)
+        return ProbeResult(rankings[chosen["k"]], chosen, compared, by_setting=rankings)
     others = torch.ones(len(labels), dtype=torch.bool)
     others[choosing] = False
     scored = others.nonzero()[:, 0]
-    ranking = _rank(train, labels, chosen, recipe, scored)
-    return ProbeResult(ranking, chosen, compared, scored.tolist())
+    rankings = _rank(train, labels, chosen, recipe, scored)
+    ranking = rankings[chosen["k"]]
+    return ProbeResult(ranking, chosen, compared, scored.tolist(), by_setting=rankings)
 
 
 def _sample_images(images: int, count: int, seed: int) -> Tensor:
@@ -124,7 +125,7 @@ def _compare(
                 correct = _count_correct(chunks, truth, len(recipe.k))
                 compared += [
                     {
-                        **asdict(feature_set),
+                        **feature_set.to_json(),
                         "norm": norm,
                         "k": k,
                         "held_out_top1": 100 * count / len(choosing),
@@ -152,12 +153,16 @@ def _rank(
     chosen: dict[str, Any],
     recipe: KnnRecipe,
     queries: StoredFeatures | Tensor,
-) -> Ranking:
-    """Rank the classes of the queries by the chosen candidate."""
-    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
-    chunks = _vote(train, labels, feature_set, chosen["norm"], [chosen["k"]], recipe, queries)
+) -> dict[int, Ranking]:
+    """Rank the classes of the queries by the chosen feature set and norm, for every k."""
+    feature_set = FeatureSet.of(chosen)
+    chunks = _vote(train, labels, feature_set, chosen["norm"], recipe.k, recipe, queries)
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
-    return join_rankings([rank_logits(votes.numpy()) for (votes,) in chunks])
+    ranked = [[rank_logits(votes.numpy()) for votes in by_k] for by_k in chunks]
+    return {
+        k: join_rankings(parts)
+        for k, parts in zip(recipe.k, zip(*ranked, strict=True), strict=True)
+    }
 
 
 def _vote(

@@ -6,9 +6,9 @@
    (`parallel_heads.py`); several processes divide the feature sets.
 3. The best candidate is trained again on all training images, and the validation set is evaluated once.
 
-The recipes are in `recipes.py`: LINEAR (the default), LINEAR_MAE, LINEAR_SIMMIM and LINEAR_BEIT (the published
-protocols), LINEAR_POCKET and LINEAR_CIFAR (small images). The published ones name a single candidate or few, and
-train on random crops, which the backbone processes anew (`LinearRecipe.crops`).
+The recipes are in `recipes.py`: LINEAR (the default), LINEAR_POCKET and LINEAR_CIFAR (small images); and in
+`published_recipes.py`. The published ones name a single candidate or few, and train on random crops, which the
+backbone processes anew (`LinearRecipe.crops`).
 
 Legend: N images, D channels, S norms, R learning rates.
 """
@@ -16,7 +16,7 @@ Legend: N images, D channels, S norms, R learning rates.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,7 +64,7 @@ def probe_linear(
     heads = _train_chosen(candidates[number], train, recipe, store, seed)
     if heads is None:
         return None
-    logits = heads.predict(val.read(_feature_set(candidates[number])))[0, 0]
+    logits = heads.predict(val.read(FeatureSet.of(candidates[number])))[0, 0]
     chosen = compared[number] if compared else candidates[number]
     return ProbeResult(rank_logits(logits.numpy()), chosen, compared)
 
@@ -74,15 +74,11 @@ def list_candidates(
 ) -> list[dict[str, Any]]:
     """Return all candidates of a recipe: every feature set with every norm and every rate."""
     return [
-        {**asdict(feature_set), "norm": norm, "base_lr": rate}
+        {**feature_set.to_json(), "norm": norm, "base_lr": rate}
         for feature_set in feature_sets
         for norm in recipe.norm
         for rate in recipe.base_lr
     ]
-
-
-def _feature_set(candidate: dict[str, Any]) -> FeatureSet:
-    return FeatureSet(candidate["block"], candidate["pooling"])
 
 
 def _held_out_top1(
@@ -113,7 +109,7 @@ def _train_chosen(
 ) -> ParallelLinearHeads | None:
     """Train one candidate on all training images, on rank 0; the other processes compute crops."""
     single = replace(recipe, norm=(candidate["norm"],), base_lr=(candidate["base_lr"],))
-    own_sets = [_feature_set(candidate)] if store.dist.is_main else []
+    own_sets = [FeatureSet.of(candidate)] if store.dist.is_main else []
     with store.run.display.task("linear", recipe.epochs) as task:
         trained = [heads for _, heads in _train(own_sets, single, train, None, store, seed, task)]
     return trained[0] if trained else None
@@ -175,7 +171,8 @@ def _train_on_random_crops(
     # Crops are seeded by an image's index among the images learnt from, whatever else is stored.
     images, rows = train.images, None if indices is None else indices.tolist()
     for epoch in range(recipe.epochs):
-        crop = RandomCrop(epoch % recipe.crops, recipe.crop_scale, recipe.hflip)
+        number = epoch % recipe.crops
+        crop = RandomCrop(number, recipe.crop_scale, recipe.hflip, recipe.crop_rule)
         stored = store.load_or_compute(images, crop)
         for feature_set in feature_sets:
             features = stored.read(feature_set, rows).to(store.dist.device)
@@ -198,7 +195,7 @@ def _build_heads(
     features: Tensor, num_classes: int, recipe: LinearRecipe, seed: int
 ) -> ParallelLinearHeads:
     """Build S x R untrained heads for features (N, D), on the features' device."""
-    normaliser = Normaliser(recipe.norm, features)
+    normaliser = Normaliser(recipe.norm, features, batch_images=recipe.norm_images)
     return ParallelLinearHeads(
         normaliser, features.shape[1], num_classes, recipe, seed=seed, device=features.device
     )

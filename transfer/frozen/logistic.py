@@ -9,7 +9,6 @@ Legend: N images, D channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -81,11 +80,11 @@ def probe_logistic(
     compared: list[dict[str, Any]] = []
     note: str | None = "nothing compared: no class has two images"
     if folds is None:
-        chosen = {**asdict(feature_sets[-1]), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
+        chosen = {**feature_sets[-1].to_json(), "norm": recipe.norm[-1], "l2": max(recipe.l2)}
     else:
         compared = _compare(train, feature_sets, recipe, folds.to(device), run)
         chosen, note = best_candidate(compared), _single_image_note(folds, train.num_classes)
-    feature_set = FeatureSet(chosen["block"], chosen["pooling"])
+    feature_set = FeatureSet.of(chosen)
     features = train.read(feature_set).to(device)
     normaliser = Normaliser([chosen["norm"]], features)
     weight, bias, converged = fit_logistic(
@@ -117,7 +116,7 @@ def _compare(
             for norm in recipe.norm:
                 for l2 in recipe.l2:
                     top1 = _cross_validate(features, norm, l2, labels, train.num_classes, folds)
-                    candidate = {**asdict(feature_set), "norm": norm, "l2": l2}
+                    candidate = {**feature_set.to_json(), "norm": norm, "l2": l2}
                     compared.append({**candidate, "held_out_top1": top1})
                     task.advance()
     return compared

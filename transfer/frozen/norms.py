@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transfer.frozen.recipes import Norm
 
 EPSILON = 1e-6  # MAE: main_linprobe.py (BatchNorm1d)
+RUNNING_MOMENTUM = 0.1  # of BatchNorm's running statistics: torch's default
 CHUNK = 4096  # images normalised at a time
 
 
@@ -24,14 +25,20 @@ class Normaliser(nn.Module):
         norms: see `FrozenRecipe.norm`.
         features: training features (N, D), whose means and deviations the norm "batch" uses.
         device: where to normalise; the device of `features` by default.
+        batch_images: see `LinearRecipe.norm_images`.
     """
 
     def __init__(
-        self, norms: Sequence[Norm], features: Tensor, device: torch.device | None = None
+        self,
+        norms: Sequence[Norm],
+        features: Tensor,
+        device: torch.device | None = None,
+        *,
+        batch_images: int | None = None,
     ) -> None:
         super().__init__()
         device = device or features.device
-        self.norms = list(norms)
+        self.norms, self._batch_images = list(norms), batch_images
         means, deviations = [], []
         for norm in self.norms:
             total = torch.zeros(2, features.shape[1], dtype=torch.float64, device=device)
@@ -41,6 +48,8 @@ class Normaliser(nn.Module):
             mean, square = total / len(features)
             variance = (square - mean.square()).clamp_min(0)
             batch = norm.endswith("batch")
+            if batch and batch_images is not None:  # running statistics start as torch's
+                mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
             means.append(mean if batch else torch.zeros_like(mean))
             deviations.append((variance + EPSILON).sqrt() if batch else torch.ones_like(variance))
         self.means: Tensor
@@ -55,12 +64,45 @@ class Normaliser(nn.Module):
         result: Tensor = (before - self.means[:, None]) / self.deviations[:, None]
         return result
 
+    def normalise_batch(self, features: Tensor) -> Tensor:
+        """Return (S, B, D) float32 of a training batch; update running statistics, where these are used."""
+        if self._batch_images is None:
+            return self(features)
+        x = features.float()
+        return torch.stack(
+            [
+                self._normalise_groups(number, _layer_norm(norm, x))
+                if norm.endswith("batch")
+                else _layer_norm(norm, x)
+                for number, norm in enumerate(self.norms)
+            ]
+        )
+
+    def _normalise_groups(self, number: int, x: Tensor) -> Tensor:
+        """Normalise each group of a batch (B, D) by its own statistics, as BatchNorm does on each process.
+
+        The first group updates the running statistics: DistributedDataParallel broadcasts those of rank 0.
+        """
+        assert self._batch_images is not None
+        first, *_ = groups = x.split(self._batch_images)
+        variance = self.deviations[number].square() - EPSILON
+        mean = self.means[number]
+        mean.lerp_(first.mean(0), RUNNING_MOMENTUM)
+        variance.lerp_(first.var(0, correction=min(1, len(first) - 1)), RUNNING_MOMENTUM)
+        self.deviations[number] = (variance + EPSILON).sqrt()
+        return torch.cat([_standardise(group) for group in groups])
+
     def normalise_all(self, features: Tensor) -> Tensor:
         """Return features (N, D) float32 under the only norm, computed in chunks."""
         result = torch.empty(features.shape, device=self.means.device)
         for chunk, into in zip(features.split(CHUNK), result.split(CHUNK), strict=True):
             into.copy_(self(chunk.to(result.device))[0])
         return result
+
+
+def _standardise(x: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(x, 0, correction=0)
+    return (x - mean) / (variance + EPSILON).sqrt()
 
 
 def _layer_norm(norm: Norm, x: Tensor) -> Tensor:

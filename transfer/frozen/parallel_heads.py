@@ -117,7 +117,7 @@ class ParallelLinearHeads:
         """Take one optimizer step on features (B, D) and labels (B,), at `factor` times the peak rates."""
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        x = self._normaliser(features)
+        x = self._normaliser.normalise_batch(features)
         targets = (labels == self._classes[:, None]).float()
         gradients = self._loss_gradient(self._logits(x), targets).flatten(1, 2) / len(labels)
         torch.bmm(gradients, x, out=self._weight_gradients)
@@ -161,14 +161,14 @@ def epoch_steps(
 ) -> Iterator[tuple[Tensor, float]]:
     """Yield the rows of every batch of an epoch, and the factor of the peak rate for its step.
 
-    A last incomplete batch is dropped, unless it is the only one.
+    A last incomplete batch is dropped, unless it is the only one, and so are steps beyond `epoch_steps`.
     """
     generator = torch.Generator().manual_seed(
         int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
     )
     order = torch.randperm(images, generator=generator)
     batch = min(recipe.batch_size, images)
-    steps = images // batch
+    steps = min(images // batch, recipe.epoch_steps or images)
     for step in range(steps):
         yield order[step * batch : (step + 1) * batch], lr_factor(epoch + step / steps, recipe)
 

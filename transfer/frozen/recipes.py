@@ -1,7 +1,8 @@
-"""Recipes of the protocols on frozen features, each number with its source.
+"""Types of the recipes on frozen features, and simmim-bench's own protocols.
 
 LINEAR and its variants are linear probes, LOGISTIC is logistic regression, KNN is k-nearest-neighbour
-classification. Learning rates are for 256 images a step, as in MAE and BEiT.
+classification. Learning rates are for 256 images a step, as in MAE and BEiT. Others' protocols are in
+`published_recipes.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
 
 Pooling = Literal["mean", "cls", "cls+mean"]
 Norm = Literal["none", "layer", "batch", "layer+batch"]
+TokenNorm = Literal["none", "final"]
+CropRule = Literal["torchvision", "mae"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,10 @@ class FrozenRecipe(Recipe):
             last; None for all.
         pooling: the mean of the patch tokens, the class token, or both concatenated; None for all that
             the backbone has.
+        n_last_blocks: numbers of blocks, up to each of `blocks`, whose class tokens are concatenated; patch
+            tokens are those of the last of them alone.
+        token_norm: norm of the tokens before they are pooled: none, or "final", the checkpoint's own LayerNorm
+            after the last block, with its weights, after every block. Only a ViT in its pretraining form has it.
         norm: norm of the pooled features: "layer" over an image's channels, "batch" over the training images
             (BatchNorm without weights, with exact instead of running statistics), or one after the other.
         test_crop_ratio: fraction of the shorter side that the centre crop covers.
@@ -38,6 +45,8 @@ class FrozenRecipe(Recipe):
     img_size: tuple[int, int]
     blocks: tuple[int, ...] | None = None
     pooling: tuple[Pooling, ...] | None = None
+    n_last_blocks: tuple[int, ...] = (1,)
+    token_norm: TokenNorm = "none"
     norm: tuple[Norm, ...]
     test_crop_ratio: float
     forward_batch_size: int = 256
@@ -56,26 +65,34 @@ class LinearRecipe(FrozenRecipe):
 
     Attributes:
         epochs, warmup_epochs: passes over the features; the rate follows a cosine, updated every step.
+        epoch_steps: limit of the steps of an epoch; None for all images, in whole batches.
         batch_size: images a step.
+        norm_images: images over which BatchNorm computes its statistics in training, the batch of one process in
+            the official code; running statistics of the first such group predict, as in torch. None for exact
+            statistics over all training images.
         base_lr: candidates for the rate, for 256 images a step.
         optimizer: "lars" is SGD with the rate of each weight scaled by the ratio of the weight's norm to
             its gradient's norm (arXiv 1708.03888).
         held_out: fraction of the training images on which the candidates are compared, in (0, 1).
         crops: number of random crops of every training image, used in turn, one an epoch; 0 for the centre
             crop alone. Candidates are always compared on centre crops.
+        crop_rule: how a random crop is sampled: torchvision's ten tries, or MAE's single one; see `crops.py`.
         crop_scale: range of the fraction of the image's area that a random crop covers.
         hflip: probability that a random crop is flipped horizontally.
     """
 
     epochs: int
     warmup_epochs: int
+    epoch_steps: int | None = None
     batch_size: int
+    norm_images: int | None = None
     base_lr: tuple[float, ...]
     optimizer: Literal["sgd", "lars", "adamw"]
     momentum: float = 0.9
     weight_decay: float = 0.0
     held_out: float
     crops: int = 0
+    crop_rule: CropRule = "torchvision"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     hflip: float = 0.5
 
@@ -136,52 +153,6 @@ LINEAR = LinearRecipe(
     held_out=0.1,
     test_crop_ratio=224 / 256,
     num_workers=8,
-)
-LINEAR_MAE = replace(
-    LINEAR,
-    name="linear_mae",
-    source="MAE: FINETUNE.md (Linear Probing), main_linprobe.py",
-    sources={
-        "test_crop_ratio": "MAE: main_linprobe.py (256 / 224)",
-        "norm": "MAE: models_vit.py (norm), main_linprobe.py (BatchNorm1d); the last LayerNorm's own weights "
-        "fall out under the BatchNorm",
-        "blocks": "MAE: models_vit.py",
-    },
-    published="top-1 67.8 for MAE's ViT-B after 1,600 epochs (MAE: FINETUNE.md)",
-    blocks=(-1,),
-    pooling=("cls",),
-    norm=("layer+batch",),
-    warmup_epochs=10,
-    batch_size=16384,
-    base_lr=(0.1,),
-    optimizer="lars",
-    crops=90,
-)
-LINEAR_SIMMIM = replace(
-    LINEAR_MAE,
-    name="linear_simmim",
-    source="block and pooling: github.com/microsoft/SimMIM/issues/14; SimMIM publishes nothing else of it, so "
-    "the rest is MAE's: FINETUNE.md (Linear Probing)",
-    sources={},
-    published="top-1 56.7 for SimMIM's ViT-B after 800 epochs (arXiv 2111.09886, table 6)",
-    blocks=(8,),
-    pooling=("mean",),
-    norm=("batch",),
-)
-LINEAR_BEIT = replace(
-    LINEAR,
-    name="linear_beit",
-    source="BEiT: run_linear_eval.py, on eight GPUs; there the best block is chosen on val/, here on held-out "
-    "training images",
-    published="top-1 56.7 for BEiT's ViT-B after 800 epochs (arXiv 2106.08254, appendix)",
-    pooling=("cls+mean",),
-    norm=("none",),
-    epochs=100,
-    batch_size=1024,
-    base_lr=(1e-3,),
-    optimizer="adamw",
-    weight_decay=1e-4,
-    crops=100,
 )
 LINEAR_POCKET = replace(
     LINEAR,

@@ -16,7 +16,7 @@ import torch
 
 from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
 from simmim_bench.files import write_json
-from simmim_bench.results.metrics import write_ranking
+from simmim_bench.results.metrics import classification_scores, write_ranking
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
@@ -186,7 +186,7 @@ def _write_record(
         expected=len(scored),
         images_seen=store.images_forwarded,
         dist=context.dist,
-        details=_details(job, train, val, result),
+        details=_details(job, train, val, result, np.array(scored.labels)),
     )
 
 
@@ -195,11 +195,13 @@ def _details(
     train: TrainingSubset,
     val: StoredFeatures | None,
     result: ProbeResult,
+    labels: np.ndarray,
 ) -> dict[str, Any]:
     """Return the record's details: the choice, and what it was made on."""
     return {
         **result.chosen,
         **({} if result.note is None else {"choice": result.note}),
+        **_scores_by_k(result, labels),
         "blocks": job.checkpoint.spec.probed_blocks,
         "candidates": len(result.compared) or 1,
         "features_sha256": {
@@ -211,3 +213,14 @@ def _details(
         "train_images": len(train.images),
         "train_split_sha256": split_sha256(train.images),
     }
+
+
+def _scores_by_k(result: ProbeResult, labels: np.ndarray) -> dict[str, Any]:
+    """Return the scores of k-NN for every k, as DINO's eval_knn.py prints them (lines 238 to 241)."""
+    if not result.by_setting:
+        return {}
+    scores = {
+        str(k): classification_scores(ranking.ranked, labels, ranking.classes)
+        for k, ranking in result.by_setting.items()
+    }
+    return {"by_k": scores}

@@ -154,20 +154,30 @@ def build_loaders(
         for iteration in range(first_iteration, recipe.max_iters)
         for i in range(images)
     ]
-    common: dict[str, Any] = {"num_workers": recipe.num_workers, "collate_fn": pseudo_collate}
     train_loader: DataLoader[Any] = DataLoader(
         TrainingSamples(PairDataset(training, names, train_pipeline(recipe, len(names))), seed),
         batch_size=images,
         sampler=numbers,
-        **common,
+        num_workers=recipe.num_workers,
+        collate_fn=pseudo_collate,
     )
-    val_loader: DataLoader[Any] = DataLoader(
+    return train_loader, build_val_loader(recipe, validation, names, dist)
+
+
+def build_val_loader(
+    recipe: Ade20kRecipe,
+    validation: SegmentationSplit,
+    names: Sequence[str],
+    dist: DistContext,
+) -> DataLoader[Any]:
+    """Build the loader of one process's validation images, one by one; see `build_loaders`."""
+    return DataLoader(
         PairDataset(validation, names, eval_pipeline(recipe, len(names))),
         batch_size=1,
         sampler=range(dist.rank, len(validation), dist.size),
-        **common,
+        num_workers=recipe.num_workers,
+        collate_fn=pseudo_collate,
     )
-    return train_loader, val_loader
 
 
 def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:

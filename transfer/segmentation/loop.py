@@ -9,7 +9,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.distributed import DistContext
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.stopping import stop_on_signals
-from transfer.segmentation.ade20k_layout import SegmentationData
-from transfer.segmentation.data import build_loaders
+from transfer.segmentation.ade20k_layout import SegmentationData, SegmentationSplit
+from transfer.segmentation.data import build_loaders, build_val_loader
 from transfer.segmentation.hooks import AutocastOptimWrapper, SegmentorHook
 from transfer.segmentation.metric import ConfusionMetric
 from transfer.segmentation.model import build_segmentor, unwrap
@@ -81,14 +81,62 @@ def train_and_predict(
         hook = SegmentorHook(
             context=context, recipe=recipe, checkpoint=checkpoint, saved=saved, stop=stop
         )
+        train_loader, val_loader = loaders
         runner = _build_runner(
-            wrap_model(model, dist), optimizer, loaders, metric, hook, work_dir=work_dir
+            wrap_model(model, dist),
+            val_loader,
+            metric,
+            hook,
+            work_dir=work_dir,
+            train_dataloader=train_loader,
+            train_cfg={
+                "type": "IterBasedTrainLoop",
+                "max_iters": recipe.max_iters - hook.first_iter,
+            },
+            optim_wrapper=AutocastOptimWrapper(optimizer, recipe),
         )
         try:
             _train(runner, hook)
             dist.broadcast_buffers(runner.model)
             _predict(runner, hook)
             metric.gather(dist, len(data.validation))
+        finally:
+            _close_log_files(runner)
+    return metric
+
+
+def predict_validation(
+    context: RunContext,
+    model: EncoderDecoder,
+    checkpoint: Checkpoint,
+    recipe: Ade20kRecipe,
+    validation: SegmentationSplit,
+    names: Sequence[str],
+) -> ConfusionMetric:
+    """Predict a validation split with a trained model.
+
+    Args:
+        checkpoint: of the model's backbone.
+        names: class names; class i is label i + 1 of the label maps.
+
+    Returns:
+        The metric with its matrices and first predictions, of all images on rank 0.
+
+    Raises:
+        InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived.
+        DataError: a file cannot be used.
+    """
+    dist = context.dist
+    loader = build_val_loader(recipe, validation, names, dist)
+    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+        metric = ConfusionMetric(validation.folder)
+        hook = SegmentorHook(
+            context=context, recipe=recipe, checkpoint=checkpoint, saved=None, stop=stop
+        )
+        runner = _build_runner(model.to(dist.device), loader, metric, hook, work_dir=work_dir)
+        try:
+            _predict(runner, hook)
+            metric.gather(dist, len(validation))
         finally:
             _close_log_files(runner)
     return metric
@@ -158,30 +206,23 @@ def wrap_model(model: EncoderDecoder, dist: DistContext) -> nn.Module:
 
 def _build_runner(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loaders: tuple[DataLoader[Any], DataLoader[Any]],
+    val_loader: DataLoader[Any],
     metric: ConfusionMetric,
     hook: SegmentorHook,
     *,
     work_dir: Path,
+    **training: Any,
 ) -> QuietRunner:
     """Build a Runner without default hooks.
 
     Args:
-        loaders: for training and for validation.
         work_dir: folder for mmengine's files.
+        training: the Runner's arguments for training; none to predict only.
     """
-    recipe = hook.recipe
-    train_loader, val_loader = loaders
     return QuietRunner(
         model=model,
         work_dir=str(work_dir),
-        train_dataloader=train_loader,
-        train_cfg={
-            "type": "IterBasedTrainLoop",
-            "max_iters": recipe.max_iters - hook.first_iter,
-        },
-        optim_wrapper=AutocastOptimWrapper(optimizer, recipe),
+        **training,
         test_dataloader=val_loader,
         test_cfg={},
         test_evaluator=Evaluator(metric),

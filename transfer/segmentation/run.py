@@ -22,12 +22,19 @@ from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.results.metrics import iou_by_class, write_confusion
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import RunDir
 from transfer.job import TransferJob
-from transfer.segmentation.ade20k_layout import SegmentationData, read_data
+from transfer.segmentation.ade20k_layout import (
+    SegmentationData,
+    SegmentationSplit,
+    read_data,
+)
 from transfer.segmentation.figure import write_figure
 from transfer.segmentation.recipes import Ade20kRecipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transfer.segmentation.metric import ConfusionMetric
 
 
@@ -155,20 +162,10 @@ def _finish(
     """
     from mmseg import __version__ as mmseg_version
 
-    total = np.sum(metric.confusions, axis=0)
-    if not total.sum():
-        raise DataError(
-            f"the annotations of {job.data}/annotations/validation contain only label 0, which is "
-            "ignored; label some pixels 1 or above."
-        )
-    run, recipe, names = context.run, job.recipe, data.class_names
-    predictions = run.predictions / "confusion.npz"
-    write_confusion(predictions, metric.confusions, names)
-    write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
-    palette = np.array(metric.dataset_meta["palette"])
-    write_figure(run.path / "predictions.png", data.validation, metric.shown, palette)
+    recipe, names = job.recipe, data.class_names
+    predictions = write_predictions(context.run, data.validation, names, metric)
     return write_record(
-        run,
+        context.run,
         task="ade20k",
         checkpoint=job.checkpoint,
         recipe=recipe,
@@ -190,3 +187,28 @@ def _finish(
             "mmsegmentation": mmseg_version,
         },
     )
+
+
+def write_predictions(
+    run: RunDir, validation: SegmentationSplit, names: list[str], metric: ConfusionMetric
+) -> Path:
+    """Write the confusion matrices, IoU by class and the figure into the run directory.
+
+    Returns:
+        The file of the matrices, from which the scores are computed.
+
+    Raises:
+        DataError: no pixel of the validation split has a label.
+    """
+    total = np.sum(metric.confusions, axis=0)
+    if not total.sum():
+        raise DataError(
+            f"the annotations of {validation.root}/annotations/validation contain only label 0, which is "
+            "ignored; label some pixels 1 or above."
+        )
+    predictions = run.predictions / "confusion.npz"
+    write_confusion(predictions, metric.confusions, names)
+    write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
+    palette = np.array(metric.dataset_meta["palette"])
+    write_figure(run.path / "predictions.png", validation, metric.shown, palette)
+    return predictions

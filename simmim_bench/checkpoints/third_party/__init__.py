@@ -1,5 +1,6 @@
-"""Third-party checkpoints: SimMIM's and Swin's official files, MAE, BEiT, timm, torchvision and MMPretrain.
+"""Third-party checkpoints: official files, timm, torchvision, MMPretrain, transformers' ViT, and their training code.
 
-Every family has a module that renames its weights and infers its spec from their shapes. This package may import
-the rest of `simmim_bench.checkpoints`, except `read`, which calls it.
+The encoder is found in a file (`encoders.py`), every family has a module that renames its weights and infers its spec
+from their shapes, and what no shape shows comes from configurations, timm's models or the user (`hints.py`). This
+package may import the rest of `simmim_bench.checkpoints`, except `read`, which calls it.
 """

@@ -10,7 +10,7 @@ adds the same number to all logits of a query, which the softmax ignores.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,22 +29,41 @@ from simmim_bench.checkpoints.third_party.convnet import (
     resnet_spec,
 )
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, inferred_statistics
-from simmim_bench.checkpoints.third_party.swin import from_openmmlab, from_swin_names, swin_spec
-from simmim_bench.checkpoints.third_party.vit import from_vit_names, vit_spec
+from simmim_bench.checkpoints.third_party.swin import (
+    UnknownWindowError,
+    from_openmmlab,
+    from_swin_names,
+    pretrained_window,
+    swin_spec,
+)
+from simmim_bench.checkpoints.third_party.transformers import from_transformers
+from simmim_bench.checkpoints.third_party.vit import (
+    UnknownHeadsError,
+    fixed_position,
+    from_vit_names,
+    recorded_heads,
+    vit_spec,
+)
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
 
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
 # Entries that no backbone needs: derived buffers, and the heads of other tasks.
 NOT_NEEDED = re.compile(
     r"relative_position_index|relative_coords_table|attn_mask|\.k_bias$"
     r"|^decoder_|^lm_head\.|^data_preprocessor\.|^(auxiliary|decode)_head\.|^target_generator\."
+    # iBOT's mask token; heads of SwAV and of other contrastive methods.
+    r"|^masked_embed$|^(projection_head|prototypes|predictor|projector)\."
 )
 # Heads of another form, and the last norm of a model whose pooled features have another norm.
 SPARE = ("head.", "fc_norm.", "norm.", "mask_token", "decoder.")
+
+READABLE = (
+    "Use an official file of SimMIM or Swin Transformer, MAE, BEiT, DINO or MoCo v3, timm's ViT, Swin, ConvNeXt or "
+    "ResNet with bottleneck blocks, transformers' ViT, or MMPretrain's Swin."
+)
 
 SpecReader = Callable[
     [RenamedWeights, tuple[int, int] | None, int | None], tuple[BackboneSpec, Form]
@@ -70,6 +89,9 @@ def import_state(
     pretrained_windows: tuple[tuple[int, int], ...] = (),
     statistics: PixelStatistics | None = None,
     provenance: dict[str, Any] | None = None,
+    rest: Mapping[str, Any] | None = None,
+    method: str = "",
+    warning: str = "",
 ) -> Checkpoint:
     """Build a checkpoint from a third-party state dict.
 
@@ -81,18 +103,40 @@ def import_state(
         img_size: (H, W) of the position tables; None to infer it from the tables, which must then be
             square.
         window_size: of a Swin; None to infer it.
-        num_heads: of a ViT; None to infer it.
+        num_heads: of a ViT; None to infer it from `rest` or the position tables, or to assume that of the published
+            ViT of this width, with a warning.
         pretrained_windows: of a Swin V2 that was fine-tuned with another window.
         statistics: normalisation of the input; None to infer it.
         provenance: entries to add to the inferred ones.
+        rest: entries of the file beside the weights.
+        method: pretraining method, if more than the names of the weights shows it.
+        warning: what the file leaves open besides heads and normalisation.
 
     Raises:
         DataError: The weights are of no known kind, or the backbone is incomplete.
     """
-    renamed = replace(_rename(state, name), heads=num_heads)
+    renamed = _rename(state, name)
+    if renamed.method == "weights" and "pos_embed" in renamed.state:
+        method = method or fixed_position(renamed.state["pos_embed"]) or ""
+    renamed = replace(renamed, method=method or renamed.method)
+    if renamed.family == "vit":
+        num_heads = num_heads or recorded_heads(rest or {}, renamed.method, renamed.state)
+    renamed = replace(renamed, heads=num_heads)
     try:
         spec, form = SPEC_READERS[renamed.family](renamed, img_size, window_size)
-        spec = replace(spec, pretrained_windows=pretrained_windows)
+        if pretrained_windows:
+            spec = replace(spec, pretrained_windows=pretrained_windows)
+    except UnknownHeadsError as error:
+        raise DataError(
+            f"{name} does not show how many attention heads its ViT of width {error} has; use {_how_to_set(name)} "
+            "--num-heads N."
+        ) from error
+    except UnknownWindowError as error:
+        raise DataError(
+            f"{name} does not show the attention window of its Swin V2, nor the image size; use {_how_to_set(name)} "
+            "--timm-model swinv2_base_window8_256 (the model's name), or --source-window-size 8 --source-img-size "
+            "256 (the model's sizes)."
+        ) from error
     except (KeyError, IndexError, ValueError, UsageError) as error:
         raise DataError(
             f"{name} looks like a {renamed.family} of {renamed.method}, but its sizes cannot be inferred "
@@ -101,6 +145,14 @@ def import_state(
     title = f"{name} ({renamed.method}, {spec.arch})"
     ours, spare = _match_model(renamed.state, spec, form, title)
     statistics = statistics or inferred_statistics(renamed, name)
+    warnings = [warning]
+    if spec.family == "vit" and not spec.rel_pos_bias and renamed.heads is None:
+        warnings.append(
+            f"{name} does not show how many attention heads its ViT of width {spec.embed_dim} has; "
+            f"{spec.num_heads[0]} are used, as in the published ViT. To set them: {_how_to_set(name)} --num-heads "
+            f"{spec.num_heads[0]}."
+        )
+    warnings.append(statistics.warning)
     return Checkpoint(
         name=name,
         spec=spec,
@@ -109,31 +161,37 @@ def import_state(
         sha256=sha256,
         mean=statistics.mean,
         std=statistics.std,
-        warning=statistics.warning,
+        warning=" ".join(filter(None, warnings)),
         provenance={"method": renamed.method, **(provenance or {}), "label": label},
         unread=tuple(sorted(renamed.unread + spare)),
     )
 
 
+def _how_to_set(name: str) -> str:
+    """Return the start of the command that converts a file with what the user knows of it."""
+    return f"simmim-bench convert {name} DST"
+
+
 def _rename(state: StateDict, name: str) -> RenamedWeights:
     """Detect the kind of file from its names, and convert them to simmim-bench's."""
-    for wrapper in WRAPPERS:
-        if all(k.startswith(wrapper) for k in state):
-            state = {k.removeprefix(wrapper): v for k, v in state.items()}
     method, unread = _detect_method(state)
     if any(".w_msa." in k for k in state):
         state = from_openmmlab(state)
+    state, dropped = from_transformers(state)
+    unread += dropped
     if "encoder.mask_token" in state:
         state = {**state, "mask_token": state["encoder.mask_token"]}
         del state["encoder.mask_token"]
     flat: StateDict = {}
     windows: dict[int, int] = {}
+    scales: dict[int, int] = {}
     for key, value in state.items():
         new = key.replace("decoder.0.", "decoder.").removeprefix(ENCODER_PREFIX)
         new = new.replace("head.fc.", "head.") if new.startswith("head.fc.") else new
         found = re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_(coords|position)_", new)
         if found is not None and found[2] == "coords":
             windows[int(found[1])] = (value.shape[1] + 1) // 2
+            scales[int(found[1])] = pretrained_window(value)
         if NOT_NEEDED.search(new):
             unread.append(key)
         elif key not in unread:
@@ -147,11 +205,10 @@ def _rename(state: StateDict, name: str) -> RenamedWeights:
             return RenamedWeights(method, family, renamed, unread, {})
     if "layers.0.blocks.0.attn.qkv.weight" in flat:
         family = "swinv2" if "layers.0.blocks.0.attn.logit_scale" in flat else "swin"
-        return RenamedWeights(method, family, from_swin_names(flat), unread, windows)
+        return RenamedWeights(method, family, from_swin_names(flat), unread, windows, scales)
     raise DataError(
         f"{name} holds no ViT, Swin, ConvNeXt or ResNet that simmim-bench knows; its first names are "
-        f"{', '.join(list(state)[:4])}. Use an official file of SimMIM or Swin Transformer, MAE, BEiT, timm's "
-        "ViT, Swin, ConvNeXt or ResNet with bottleneck blocks, or MMPretrain's Swin."
+        f"{shorten(list(state))}. {READABLE}"
     )
 
 

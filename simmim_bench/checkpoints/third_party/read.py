@@ -1,81 +1,233 @@
-"""Read a third-party weights file, or a folder with timm's `config.json` and `model.safetensors`."""
+"""Read a third-party weights file, or a folder of timm or transformers with `config.json` and weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
+from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
+from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.importer import import_state
-from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, configured_statistics
-from simmim_bench.checkpoints.third_party.timm import build_timm, check_same_features
-from simmim_bench.checkpoints.third_party.weights import as_pair
-from simmim_bench.checkpoints.torch_file import read_weights_file
-from simmim_bench.errors import DataError
-from simmim_bench.files import read_json, sha256_file
+from simmim_bench.checkpoints.third_party.statistics import (
+    IMAGENET,
+    PixelStatistics,
+    configured_statistics,
+    statistics_of,
+)
+from simmim_bench.checkpoints.third_party.timm import (
+    Geometry,
+    build_named,
+    build_timm,
+    check_same_features,
+    read_geometry,
+    recorded_model,
+)
+from simmim_bench.checkpoints.third_party.transformers import check_config, configured_pixels
+from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import read_json
+from simmim_bench.models.archs import BackboneSpec
+
+# Method of an encoder by a part of its entry or prefix, and whether its files count epochs from 1 (DINO: main_dino.py,
+# line 282; MoCo v3: main_moco.py, line 311).
+METHODS = {
+    "teacher": "DINO",
+    "student": "DINO",
+    "base_encoder": "MoCo v3",
+    "momentum_encoder": "MoCo v3",
+    "encoder_q": "MoCo",
+    "encoder_k": "MoCo",
+}
 
 
-def read_third_party(path: Path) -> Checkpoint:
-    """Read a weights file, or a folder with timm's `config.json` and `model.safetensors`.
+@dataclass(frozen=True)
+class Evidence:
+    """What a configuration says of a checkpoint.
+
+    Attributes:
+        geometry: sizes that the weights do not show.
+        model: timm's model with the weights, whose features are compared; None without.
+        statistics: normalisation of the input; None if unknown.
+        warning: what the configuration leaves open.
+    """
+
+    geometry: Geometry = field(default_factory=Geometry)
+    model: Any = None
+    statistics: PixelStatistics | None = None
+    warning: str = ""
+
+
+def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
+    """Read a weights file, an index of shards, or a folder with `config.json` and weights.
+
+    Args:
+        hints: what the file does not show.
 
     Raises:
-        DataError: The file is damaged, of no known kind, or does not hold a complete backbone.
+        UsageError: A hint does not apply to the weights.
+        DataError: The file is damaged, of no known kind, does not hold a complete backbone, or leaves open how its
+            weights are used.
     """
+    folder = path if path.is_dir() else path.parent if path.name.endswith(INDEX) else None
+    file = find_weights(path) if path.is_dir() else path
     config: dict[str, Any] = {}
-    label, file = path.stem, path
-    if path.is_dir():
-        config = read_json(path / "config.json", "timm's config")
-        label, file = path.name, path / "model.safetensors"
-        if not file.is_file():
-            raise DataError(
-                f"{path} has timm's config.json but no model.safetensors; use a complete folder."
-            )
-    state, rest = read_weights_file(file)
-    arguments = config.get("model_args") or {}
-    size, heads = arguments.get("img_size"), arguments.get("num_heads")
-    cfg = config.get("pretrained_cfg") or {}
-    statistics = configured_statistics(rest)
-    if "mean" in cfg and "std" in cfg:
-        statistics = PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"]))
+    if folder is not None and (folder / "config.json").is_file():
+        config = read_json(folder / "config.json", "configuration")
+        if not isinstance(config, dict):
+            raise DataError(f"{folder / 'config.json'} is not a JSON object; use another copy.")
+    content, metadata, sha256 = read_weights(file)
+    found = find_encoder(content, str(path), hints)
+    rest = {**found.rest, **metadata}
+    evidence = _evidence(folder, config, found, hints)
+    method = next((METHODS[p] for p in found.encoder.parts if p in METHODS), "")
+    method = "iBOT" if method == "DINO" and "masked_embed" in found.state else method
+    geometry = evidence.geometry
     checkpoint = import_state(
-        state,
+        found.state,
         name=str(path),
-        label=label,
-        sha256=sha256_file(file),
-        img_size=None if size is None else as_pair(size),
-        window_size=arguments.get("window_size"),
-        num_heads=heads if isinstance(heads, int) else None,
-        pretrained_windows=_pretrained_windows(arguments, rest),
-        statistics=statistics,
-        provenance=_provenance(rest),
+        label=path.name if path.is_dir() else path.stem,
+        sha256=sha256,
+        img_size=hints.img_size or geometry.img_size,
+        window_size=hints.window_size or geometry.window_size,
+        num_heads=hints.num_heads or geometry.num_heads,
+        pretrained_windows=geometry.pretrained_windows or _pretrained_windows(rest),
+        statistics=hints.statistics or evidence.statistics or configured_statistics(rest),
+        provenance={**_provenance(rest, from_one=bool(method)), **found.provenance()},
+        rest=rest,
+        method=method,
+        warning=" ".join(filter(None, [found.warning, evidence.warning])),
     )
-    if checkpoint.spec.is_convolutional and "architecture" in config:
-        check_same_features(checkpoint, build_timm(path))
-    if (
-        "input_size" in cfg and checkpoint.spec.is_convolutional
-    ):  # no weight depends on the image size
-        checkpoint = replace(checkpoint, spec=checkpoint.spec.at(tuple(cfg["input_size"][1:])))
+    _check_hints(hints, path, checkpoint.spec.family)
+    checkpoint = replace(checkpoint, unread=tuple(sorted({*checkpoint.unread, *found.unread})))
+    if evidence.model is None and _has_no_position(checkpoint.spec):
+        raise DataError(
+            f"{path} holds a ViT without position embedding or position bias, such as one with rotary positions, which "
+            f"no weight shows; use simmim-bench convert {path} DST --timm-model NAME to compare it with timm's model."
+        )
+    if evidence.model is not None:
+        checkpoint = check_same_features(checkpoint, evidence.model)
+    size = table_of(config, "pretrained_cfg").get("input_size")
+    if size and checkpoint.spec.is_convolutional:  # no weight depends on the image size
+        checkpoint = replace(checkpoint, spec=checkpoint.spec.at((size[1], size[2])))
     return checkpoint
 
 
-def _pretrained_windows(
-    arguments: Mapping[str, Any], rest: Mapping[str, Any]
-) -> tuple[tuple[int, int], ...]:
-    """Return the pretraining windows of a Swin V2 from timm's arguments or the official config."""
+def _check_hints(hints: Hints, path: Path, family: str) -> None:
+    """Check that the hints apply to the family of the weights.
+
+    Raises:
+        UsageError: One does not.
+    """
+    if hints.num_heads is not None and family != "vit":
+        raise UsageError(f"--num-heads applies to a ViT, but {path} holds a {family}; remove it.")
+    if hints.window_size is not None and family not in ("swin", "swinv2"):
+        raise UsageError(
+            f"--source-window-size applies to a Swin, but {path} holds a {family}; remove it."
+        )
+
+
+def _has_no_position(spec: BackboneSpec) -> bool:
+    """Return whether a ViT treats its patches as a set."""
+    return spec.family == "vit" and not spec.rel_pos_bias and not spec.abs_pos_embed
+
+
+def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: Hints) -> Evidence:
+    """Return what the hints, the folder's configuration or the training code's arguments say of the weights."""
+    cfg = table_of(config, "pretrained_cfg")
+    statistics = statistics_of(cfg.get("mean"), cfg.get("std"))
+    if hints.timm_model is not None:
+        size = {} if hints.img_size is None else {"img_size": hints.img_size}
+        model = build_named(hints.timm_model, found.state, size)
+        return Evidence(read_geometry(model), model, statistics or _timm_statistics(found, model))
+    if folder is not None and "architecture" in config:
+        model = _folder_model(folder, found.state)
+        return Evidence(read_geometry(model), model, statistics)
+    if folder is not None and "model_type" in config:
+        return _transformers_evidence(folder, config, hints)
+    arguments = table_of(config, "model_args")
+    if arguments:  # a configuration without architecture
+        heads = arguments.get("num_heads")
+        geometry = Geometry(
+            img_size=as_pair(arguments["img_size"]) if arguments.get("img_size") else None,
+            num_heads=heads if isinstance(heads, int) else None,
+            window_size=arguments.get("window_size"),
+            pretrained_windows=_as_windows(arguments.get("pretrained_window_sizes")),
+        )
+        return Evidence(geometry, None, statistics)
+    recorded = recorded_model(found.rest)
+    if recorded is not None:
+        try:
+            model = build_named(recorded[0], found.state, recorded[1])
+        except DataError:  # training code that has another model of this name
+            return Evidence(statistics=statistics)
+        return Evidence(read_geometry(model), model, statistics or _timm_statistics(found, model))
+    return Evidence(statistics=statistics)
+
+
+def _timm_statistics(found: Found, model: Any) -> PixelStatistics:
+    """Return the normalisation that a file records, or else that of timm's model."""
+    cfg = model.pretrained_cfg
+    recorded = configured_statistics(found.rest)
+    return recorded or PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"]))
+
+
+def _folder_model(folder: Path, state: StateDict) -> Any:
+    """Build the model of a timm folder, with the size of its position tables if the configuration has another."""
+    position = state.get("pos_embed")
+    try:
+        return build_timm(folder, state)
+    except DataError:
+        if position is None or "patch_embed.proj.weight" not in state:
+            raise
+        side = int((position.shape[1]) ** 0.5) * state["patch_embed.proj.weight"].shape[2]
+        return build_timm(folder, state, (side, side))
+
+
+def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -> Evidence:
+    """Return what the configuration of a folder of transformers says."""
+    check_config(config, folder)
+    statistics, warning = configured_pixels(folder), ""
+    if statistics is None and hints.statistics is None:
+        statistics = IMAGENET
+        warning = (
+            f"{folder} has no preprocessor_config.json with image_mean and image_std; ImageNet's are used. To set "
+            f"them: simmim-bench convert {folder} DST --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 (Google's ViT)."
+        )
+    size = config.get("image_size")
+    heads = config.get("num_attention_heads")
+    geometry = Geometry(
+        img_size=as_pair(size) if size else None,
+        num_heads=heads if isinstance(heads, int) else None,
+    )
+    return Evidence(geometry, None, statistics, warning)
+
+
+def _as_windows(sizes: Any) -> tuple[tuple[int, int], ...]:
+    """Return the pretraining windows (h, w) of a list of sizes; empty if all are zero."""
+    return tuple(as_pair(s) for s in sizes) if sizes and any(sizes) else ()
+
+
+def _pretrained_windows(rest: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Return the pretraining windows of a Swin V2 from the official config."""
     config = rest.get("config")
     model = config.get("MODEL", {}) if isinstance(config, Mapping) else {}
     swin = model.get("SWINV2", {}) if model.get("TYPE") == "swinv2" else {}
-    sizes = arguments.get("pretrained_window_sizes") or swin.get("PRETRAINED_WINDOW_SIZES") or ()
-    return tuple(as_pair(s) for s in sizes) if any(sizes) else ()
+    return _as_windows(swin.get("PRETRAINED_WINDOW_SIZES"))
 
 
-def _provenance(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the completed epochs, and the tag and target of the configuration, as far as a file has them."""
+def _provenance(rest: Mapping[str, Any], *, from_one: bool) -> dict[str, Any]:
+    """Return the completed epochs, and the tag and target of the configuration, as far as a file has them.
+
+    Args:
+        from_one: whether the file counts epochs from 1.
+    """
     found: dict[str, Any] = {}
     if isinstance(rest.get("epoch"), int):
-        found["epochs"] = rest["epoch"] + 1  # the files count epochs from 0
+        found["epochs"] = rest["epoch"] + (0 if from_one else 1)
     config = rest.get("config")
     if isinstance(config, Mapping):
         if isinstance(config.get("TAG"), str):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.checkpoints.third_party.weights import RenamedWeights
+from simmim_bench.checkpoints.third_party.weights import RenamedWeights, as_values, config_entries
 from simmim_bench.models.position_bias import BIAS_TABLE
 
 BEIT_ARGUMENT = "imagenet_default_mean_and_std"  # of BEiT's and BEiT v2's training scripts
@@ -39,6 +39,12 @@ IMAGENET = PixelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 BEIT = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+def statistics_of(mean: Any, std: Any) -> PixelStatistics | None:
+    """Return the normalisation of a configuration's values; None if it has not both."""
+    means, stds = as_values(mean), as_values(std)
+    return None if means is None or stds is None else PixelStatistics(means, stds)
+
+
 def configured_statistics(rest: Mapping[str, Any]) -> PixelStatistics | None:
     """Return the normalisation that a file's entries beside the weights determine; None if they do not.
 
@@ -47,15 +53,13 @@ def configured_statistics(rest: Mapping[str, Any]) -> PixelStatistics | None:
     - `args`, which BEiT saves (unilm: beit/utils.py, `save_model`): 0.5, or ImageNet's with the option
       `--imagenet_default_mean_and_std`, as in every command of BEiT v2's documentation.
     """
-    config, args = rest.get("config"), rest.get("args")
+    config, args = rest.get("config"), config_entries(rest.get("args"))
     if isinstance(config, Mapping) and isinstance(config.get("MODEL"), Mapping):
         return IMAGENET
-    if isinstance(args, Mapping):
-        # An argparse.Namespace is read as a dictionary with attributes.
-        entries = {**args, **getattr(args, "__dict__", {})}
-        if BEIT_ARGUMENT in entries:
-            return IMAGENET if entries[BEIT_ARGUMENT] else BEIT
-    return None
+    if BEIT_ARGUMENT in args:
+        return IMAGENET if args[BEIT_ARGUMENT] else BEIT
+    # timm's train.py records the values, or None for those of the model.
+    return statistics_of(args.get("mean"), args.get("std"))
 
 
 def inferred_statistics(renamed: RenamedWeights, name: str) -> PixelStatistics:
@@ -63,15 +67,22 @@ def inferred_statistics(renamed: RenamedWeights, name: str) -> PixelStatistics:
 
     A ViT with a relative position bias that is neither a SimMIM model nor a BEiT with its head of visual tokens is
     taken for a fine-tuned BEiT, with a warning: BEiT's files are published without `args`, whereas SimMIM's
-    `save_checkpoint` always adds `config`.
+    `save_checkpoint` always adds `config`. A ViT with another position embedding is taken for one that was trained with
+    ImageNet's values, as DINO, DeiT and DINOv2 are, with a warning.
     """
     if renamed.method == "BEiT":
         return BEIT
     if renamed.method != "weights" or renamed.family != "vit":
         return IMAGENET
-    if not any(key.endswith(f"rel_pos_bias.{BIAS_TABLE}") for key in renamed.state):
-        return IMAGENET
     imagenet = [" ".join(map(str, values)) for values in (IMAGENET_MEAN, IMAGENET_STD)]
+    if not any(key.endswith(f"rel_pos_bias.{BIAS_TABLE}") for key in renamed.state):
+        return PixelStatistics(
+            IMAGENET.mean,
+            IMAGENET.std,
+            f"{name} does not show how its input was normalised. ImageNet's mean and std are used; ViTs of Google and "
+            f"of timm's augreg have 0.5. To set the values: simmim-bench convert {name} DST --mean 0.5 0.5 0.5 --std "
+            f"0.5 0.5 0.5, or --mean {imagenet[0]} --std {imagenet[1]}.",
+        )
     return PixelStatistics(
         BEIT.mean,
         BEIT.std,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -27,6 +28,22 @@ OPENMMLAB_NAMES = (
 )
 
 
+class UnknownWindowError(Exception):
+    """Report a Swin V2 whose file does not show its window: its position bias is a network's output."""
+
+
+def pretrained_window(table: Tensor) -> int:
+    """Return the window that a Swin V2's `relative_coords_table` (1, 2h - 1, 2w - 1, 2) was scaled with; 0 if unclear.
+
+    The largest coordinate is log2(1 + 8 (w - 1) / (p - 1)) / 3 for a window w and a window p in pretraining
+    (Swin-Transformer: models/swin_transformer_v2.py, `WindowAttention.__init__`).
+    """
+    window, largest = (table.shape[1] + 1) // 2, float(table.max())
+    if window == 1 or largest <= 0:
+        return 0
+    return round(1 + 8 * (window - 1) / (2 ** (3 * largest) - 1))
+
+
 def from_swin_names(state: StateDict) -> StateDict:
     """Rename every downsampling layer from the end of a stage, as in official files, to the next stage's start."""
     if "layers.0.downsample.reduction.weight" not in state:
@@ -44,8 +61,14 @@ def from_openmmlab(state: StateDict) -> StateDict:
     """Rename the weights of MMPretrain's or MMSegmentation's Swin, and reorder its merged channels.
 
     OpenMMLab's PatchMerging unfolds (mmpretrain/models/utils/embed.py): channel by channel, four pixels
-    each, in row-major order. The official one concatenates pixel by pixel, in column-major order.
+    each, in row-major order. The official one concatenates pixel by pixel, in column-major order. A Swin V2
+    normalises after the reduction (`use_post_norm`), whose outputs have the same order in both.
     """
+    merged = {
+        key.replace("reduction.weight", "norm"): value.shape[1]
+        for key, value in state.items()
+        if key.endswith("downsample.reduction.weight")
+    }
     renamed: StateDict = {}
     for key, value in state.items():
         inner = key.startswith("backbone.") or not re.match(r"(neck|head)\.", key)
@@ -54,7 +77,7 @@ def from_openmmlab(state: StateDict) -> StateDict:
             name = name.replace(theirs, ours)
         if inner and "downsample.reduction" in name:
             value = official_merging_order(value)
-        elif inner and "downsample.norm" in name:
+        elif inner and len(value) == merged.get(key.rpartition(".")[0]):
             value = official_merging_order(value[None])[0]
         renamed[name] = value
     stages = {int(m[1]) for k in renamed if (m := re.match(r"layers\.(\d+)\.", k))}
@@ -86,12 +109,13 @@ def swin_spec(
     heads, windows = _heads_and_windows(renamed, len(depths))
     window = window_size or windows[0]
     known = known_archs(renamed.family, dim, depths)
-    if not window and known:
-        window = known[0].window_size
+    if window_size and windows[0] and windows[0] != window_size:
+        raise ValueError(f"its tables have a window of {windows[0]}, not {window_size}")
+    if not window or (img_size is None and not windows[-1]):
+        raise UnknownWindowError
     if img_size is None:
         # In every published Swin, the last stage's window is its whole map or as large as the first stage's.
-        side = windows[-1] or (known[0].grid[0] // 2 ** (len(depths) - 1) if known else window)
-        img_size = (side * patch * 2 ** (len(depths) - 1),) * 2
+        img_size = (windows[-1] * patch * 2 ** (len(depths) - 1),) * 2
     spec = BackboneSpec(
         arch=known[0].arch if known else f"{renamed.family}_{dim}",
         family="swinv2" if renamed.family == "swinv2" else "swin",
@@ -104,6 +128,9 @@ def swin_spec(
         in_chans=in_chans,
         mlp_ratio=len(state["layers.0.blocks.0.mlp.fc1.weight"]) / dim,
     )
+    scales = tuple(renamed.scales.get(i, 0) for i in range(len(depths)))
+    if all(scales) and scales != tuple(map(max, spec.stage_windows)):
+        spec = replace(spec, pretrained_windows=tuple((scale, scale) for scale in scales))
     return spec, infer_form(state)
 
 

@@ -1,18 +1,48 @@
-"""Read `timm:NAME`, build the model of a timm folder, and compare a checkpoint's features with timm's model."""
+"""Read `timm:NAME`, build the model that a configuration names, and compare a checkpoint's features with it.
+
+No weight of a ViT without position table depends on its attention heads, and none of a Swin V2 on its window, so
+that both are read from timm's model.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import restore_backbone
-from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
-from simmim_bench.checkpoints.third_party.weights import as_pair
+from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
+from simmim_bench.models.swin import pad_before_shift
+
+# Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
+FEATURE_TOLERANCE = 3e-5
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a timm model that its weights do not show; None or empty if it has none.
+
+    Attributes:
+        img_size: (H, W) of the images.
+        num_heads: attention heads of a ViT.
+        window_size: nominal side of a Swin's attention window.
+        pretrained_windows: (h, w) that scale the position bias of every Swin V2 stage.
+    """
+
+    img_size: tuple[int, int] | None = None
+    num_heads: int | None = None
+    window_size: int | None = None
+    pretrained_windows: tuple[tuple[int, int], ...] = ()
 
 
 def read_timm(ckpt: str) -> Checkpoint:
@@ -35,56 +65,195 @@ def read_timm(ckpt: str) -> Checkpoint:
             f"{ckpt} cannot be downloaded ({type(error).__name__}); download it on a machine with a network "
             "and pass the file."
         ) from error
+    return import_timm(model, ckpt, name)
+
+
+def import_timm(model: Any, ckpt: str, label: str) -> Checkpoint:
+    """Build a checkpoint from a timm model with its weights.
+
+    Raises:
+        DataError: The model's family is not supported, or simmim-bench computes other features.
+    """
     cfg = model.pretrained_cfg
     state = model.state_dict()
+    geometry = read_geometry(model)
+    if hasattr(model, "blocks") and geometry.num_heads is None:
+        raise DataError(
+            f"{ckpt} is timm's {type(model).__name__}, which simmim-bench does not have; {READABLE}"
+        )
     checkpoint = import_state(
         state,
         name=ckpt,
-        label=name,
+        label=label,
         sha256=sha256_json({k: v.double().sum().item() for k, v in state.items()}),
-        img_size=as_pair(cfg["input_size"][-1]),
-        num_heads=model.blocks[0].attn.num_heads if hasattr(model, "blocks") else None,
+        img_size=geometry.img_size or as_pair(cfg["input_size"][1:]),
+        num_heads=geometry.num_heads,
+        window_size=geometry.window_size,
+        pretrained_windows=geometry.pretrained_windows,
         statistics=PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"])),
         provenance={"method": "timm", "tag": cfg.get("tag", "")},
     )
-    if checkpoint.spec.is_convolutional:
-        check_same_features(checkpoint, model)
-    return checkpoint
+    return check_same_features(checkpoint, model)
 
 
-def build_timm(folder: Path) -> torch.nn.Module:
-    """Build the model that a timm folder describes, with its weights.
+def read_geometry(model: Any) -> Geometry:
+    """Return the sizes of a timm ViT or Swin; those of other models are empty."""
+    img_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    known = Geometry(img_size=None if img_size is None else as_pair(img_size))
+    blocks, stages = getattr(model, "blocks", None), getattr(model, "layers", None)
+    if blocks is not None and hasattr(blocks[0], "attn"):
+        return replace(known, num_heads=getattr(blocks[0].attn, "num_heads", None))
+    if stages is None or not hasattr(stages[0], "blocks"):
+        return known
+    attention = [stage.blocks[0].attn for stage in stages]
+    scales = tuple(as_pair(getattr(a, "pretrained_window_size", 0)) for a in attention)
+    return replace(
+        known,
+        # A window is at most the map of its stage (`BackboneSpec.stage_windows`).
+        window_size=max(max(as_pair(a.window_size)) for a in attention),
+        pretrained_windows=scales if any(map(any, scales)) else (),
+    )
+
+
+def build_timm(folder: Path, state: StateDict, img_size: tuple[int, int] | None = None) -> Any:
+    """Build the model that a timm folder's `config.json` describes, with the folder's weights.
+
+    Args:
+        state: the weights.
+        img_size: (H, W) of their position tables, if it is not that of the configuration.
 
     Raises:
-        DataError: timm cannot build the model.
+        DataError: timm cannot build the model, or the weights are not its weights.
     """
     import timm
 
+    size = {} if img_size is None else {"img_size": img_size}
     try:
-        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+        model = timm.create_model(f"local-dir:{folder}", pretrained=False, **size)
+        loaded = model.load_state_dict(state, strict=False)
+        if loaded.missing_keys or loaded.unexpected_keys:
+            # Names of older versions, which timm's own reader converts.
+            model = timm.create_model(f"local-dir:{folder}", pretrained=True, **size)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
         raise DataError(
-            f"timm cannot build the model of {folder / 'config.json'}: {type(error).__name__}: {error}"
+            f"timm cannot build the model of {folder / 'config.json'}: {_one_line(error)}"
         ) from error
+    return model
+
+
+def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> Any:
+    """Build timm's model of a name with the weights of a file, which may hold further entries.
+
+    Raises:
+        DataError: timm cannot build the model, or a weight is missing or has another shape.
+    """
+    import timm
+
+    classes = [v.shape[0] for k, v in state.items() if k in ("head.weight", "head.fc.weight")]
+    try:
+        model = timm.create_model(name, pretrained=False, num_classes=sum(classes), **arguments)
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:
+        raise DataError(
+            f"the weights are not those of timm's {name}: {_one_line(error)}"
+        ) from error
+    if missing:
+        raise DataError(f"the weights are not those of timm's {name}, which also has {missing[0]}")
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    """Return the type and the start of the message of an error."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'...' if text[200:] else ''}"
+
+
+def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Return the timm model and arguments that training code recorded beside the weights; None without.
+
+    timm's train.py saves `arch` and `args` (timm/utils/checkpoint_saver.py), DeiT `args.model`.
+    """
+    import timm
+
+    args = config_entries(rest.get("args"))
+    for name in (rest.get("arch"), args.get("model")):
+        if isinstance(name, str) and timm.is_model(name):
+            arguments = dict(table_of(args, "model_kwargs"))
+            size = args.get("img_size") or args.get("input_size")  # DeiT's argument is input_size
+            if isinstance(size, int):
+                arguments["img_size"] = size
+            return name, arguments
+    return None
 
 
 @torch.no_grad()
-def check_same_features(checkpoint: Checkpoint, theirs: torch.nn.Module) -> None:
+def check_same_features(checkpoint: Checkpoint, theirs: Any) -> Checkpoint:
     """Check that simmim-bench's backbone computes the same features as timm's model.
 
-    Variants of a convolutional network may differ in operations without weights, such as anti-aliased
-    downsampling.
+    Variants of a network differ in operations without weights, such as anti-aliased downsampling, the activation or
+    the number of attention heads.
+
+    Returns:
+        The checkpoint, with a warning if timm's Swin pads maps that its windows do not divide, which it does
+        otherwise (`pad_before_shift`).
 
     Raises:
         DataError: The features differ.
     """
+    spec = checkpoint.spec
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, checkpoint.spec.in_chans, 64, 64, generator=generator)
-    theirs.eval()
-    wanted = theirs.forward_head(theirs.forward_features(image), pre_logits=True)  # type: ignore[operator]
-    found = restore_backbone(checkpoint).eval().forward_features(image)
-    if wanted.shape != found.shape or not torch.allclose(found, wanted, rtol=1e-3, atol=1e-4):
+    size = (64, 64) if spec.is_convolutional else spec.img_size
+    image = torch.randn(1, spec.in_chans, *size, generator=generator)
+    ours = restore_backbone(checkpoint).eval()
+    # The dtype of the weights is that of the file.
+    theirs = theirs.float().eval()
+    try:
+        wanted = (_pooled_blocks if spec.family == "vit" else _pooled)(theirs, image)
+    except (AssertionError, RuntimeError) as error:
         raise DataError(
-            f"{checkpoint.name} is a variant of {checkpoint.spec.arch}: timm's model computes other features with "
+            f"{checkpoint.name} holds weights for images of {size[0]}x{size[1]} pixels, but timm's model is for "
+            f"another size ({_one_line(error)}); give the size in config.json."
+        ) from error
+    found = (ours.forward_pooled if spec.family == "vit" else ours.forward_features)(image)
+    difference = relative_norm(found, wanted)
+    if spec.pads_windows and not difference <= FEATURE_TOLERANCE:
+        padded = copy.deepcopy(theirs)
+        pad_before_shift(padded)
+        timms = difference
+        difference = relative_norm(found, _pooled(padded, image))
+        if difference <= FEATURE_TOLERANCE:
+            height, width = spec.img_size
+            message = (
+                f"windows of {spec.window_size} do not divide the maps of {checkpoint.name} for {height}x{width} "
+                f"pixels. timm shifts such a map before it pads it, so that its features differ by {timms:.1e} of "
+                "their size. If timm trained the weights, use an img_size that the windows divide."
+            )
+            return replace(checkpoint, warning=f"{checkpoint.warning} {message}".strip())
+    if not difference <= FEATURE_TOLERANCE:
+        raise DataError(
+            f"{checkpoint.name} is a variant of {spec.arch}: timm's model computes other features with "
             "these weights; use a plain model."
         )
+    return checkpoint
+
+
+def relative_norm(found: Tensor, wanted: Tensor) -> float:
+    """Return the norm of the difference divided by that of `wanted`; infinite for different shapes."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+
+
+def _pooled(theirs: Any, image: Tensor) -> Tensor:
+    """Return the pooled features (B, C) of a timm model; of a Swin, the mean of its last map."""
+    tokens: Tensor = theirs.forward_features(image)
+    if getattr(theirs, "output_fmt", "") == "NHWC":
+        return tokens.mean((1, 2))
+    pooled: Tensor = theirs.forward_head(tokens, pre_logits=True)
+    return pooled.flatten(1)
+
+
+def _pooled_blocks(theirs: Any, image: Tensor) -> Tensor:
+    """Return the mean patch token and the class token of every block of a timm ViT: (B, blocks, 2, C)."""
+    blocks = theirs.forward_intermediates(image, intermediates_only=True, return_prefix_tokens=True)
+    return torch.stack([torch.stack([x.mean((2, 3)), t[:, 0]], 1) for x, t in blocks], dim=1)

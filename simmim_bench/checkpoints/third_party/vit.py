@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.checkpoints.third_party.weights import RenamedWeights
+from simmim_bench.checkpoints.third_party.weights import RenamedWeights, config_entries
 from simmim_bench.models.archs import ARCHS, BackboneSpec, Form
 from simmim_bench.models.position_bias import BIAS_TABLE, CLASS_TOKEN_ROWS
 
 # Attention heads of the published ViTs by width. Without position table, no weight's shape depends on the heads.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+MAE_HEADS = {768: 12, 1024: 16, 1280: 16}  # models_mae.py, lines 223-244
+MOCO_V3_HEADS = {384: 12, 768: 12}  # vits.py, `vit_small` and `vit_base`
+# Width and heads of the models that DINO, iBOT, MAE and DeiT name `vit_small`, `mae_vit_base_patch16` and the like
+# (DINO: vision_transformer.py, lines 236-255).
+NAMED_SIZES = {
+    "tiny": (192, 3),
+    "small": (384, 6),
+    "base": (768, 12),
+    "large": (1024, 16),
+    "huge": (1280, 16),
+}
+NAMED_VIT = rf"(?:mae_)?(?:vit|deit)_({'|'.join(NAMED_SIZES)})(?:_patch|$)"
 DEFAULT_SIDE = 224  # pixels
 
 
@@ -45,7 +61,8 @@ def vit_spec(
     A position embedding without class token gets a zero row for it in `renamed.state`.
 
     Raises:
-        ValueError: The number of heads or the grid cannot be inferred.
+        UnknownHeadsError: The number of attention heads is unknown.
+        ValueError: The heads contradict the weights, or the grid cannot be inferred.
     """
     state = renamed.state
     kernel = state["patch_embed.proj.weight"]
@@ -57,8 +74,16 @@ def vit_spec(
     known = [s for s in ARCHS.values() if (s.embed_dim, s.depths) == (dim, (depth,))]
     if table is not None:
         heads = table.shape[1]
+        if renamed.heads not in (None, heads):
+            raise ValueError(
+                f"its position tables have {heads} attention heads, not {renamed.heads}"
+            )
     else:
-        heads = _heads_without_table(renamed, known, dim)
+        heads = renamed.heads or published_heads(state) or 0
+    if not heads:
+        raise UnknownHeadsError(dim)
+    if dim % heads:
+        raise ValueError(f"its width {dim} is not a multiple of {heads} attention heads")
     transfer = own_table in state or "norm.weight" not in state
     if img_size is None:
         side = _grid_side(state, table, patch)
@@ -85,18 +110,57 @@ def vit_spec(
     return spec, "transfer" if transfer else "pretrain"
 
 
-def _heads_without_table(renamed: RenamedWeights, known: list[BackboneSpec], dim: int) -> int:
-    """Return the attention heads from the configuration, a known architecture or the width."""
-    heads = renamed.heads or (known[0].num_heads[0] if known else HEADS.get(dim))
-    if not heads:
-        raise ValueError(
-            f"the number of attention heads of a ViT of width {dim} cannot be inferred; use a timm folder "
-            "with config.json"
-        )
-    return heads
+class UnknownHeadsError(Exception):
+    """Report a ViT whose number of attention heads nothing shows; its argument is the width."""
 
 
-def _grid_side(state: StateDict, table: torch.Tensor | None, patch: int) -> int:
+def published_heads(state: StateDict) -> int | None:
+    """Return the attention heads of the published ViT of this width; None if there is none."""
+    return HEADS.get(len(state["patch_embed.proj.weight"]))
+
+
+def recorded_heads(rest: Mapping[str, Any], method: str, state: StateDict) -> int | None:
+    """Return the attention heads that the training code is known to have; None if it is unknown.
+
+    Args:
+        rest: entries of the file beside the weights. MAE, DINO and DeiT save `args`.
+        method: pretraining method of the file.
+        state: weights by simmim-bench's names.
+    """
+    dim = len(state["patch_embed.proj.weight"])
+    if method == "MoCo v3":
+        return MOCO_V3_HEADS.get(dim)
+    if method == "MAE" and dim in MAE_HEADS:
+        return MAE_HEADS[dim]
+    args = config_entries(rest.get("args"))
+    for name in (args.get("arch"), args.get("model")):
+        size = re.match(NAMED_VIT, name) if isinstance(name, str) else None
+        if size is not None and NAMED_SIZES[size[1]][0] == dim:
+            return NAMED_SIZES[size[1]][1]
+    return None
+
+
+def fixed_position(position: Tensor) -> str | None:
+    """Return whose fixed sine-cosine embedding (1, 1 + L, C) of a square grid this is, "MAE" or "MoCo v3".
+
+    Both concatenate sines and cosines of the two coordinates; MAE begins with the column (util/pos_embed.py), MoCo v3
+    with the row (vits.py, `build_2d_sincos_position_embedding`).
+    """
+    patches, dim = position[0, 1:].float(), position.shape[2]
+    side = math.isqrt(len(patches))
+    if dim % 4 or side < 2 or side**2 != len(patches) or position[0, 0].any():
+        return None
+    frequencies = 1 / 10000 ** (torch.arange(dim // 4) / (dim // 4))
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = waves.repeat_interleave(side, 0), waves.repeat(side, 1)
+    for method, halves in (("MAE", (columns, rows)), ("MoCo v3", (rows, columns))):
+        if torch.allclose(patches, torch.cat(halves, 1), atol=2e-3):  # half precision
+            return method
+    return None
+
+
+def _grid_side(state: StateDict, table: Tensor | None, patch: int) -> int:
     """Infer the side of the square patch grid from the position table or the position embedding."""
     if table is not None:
         side = (math.isqrt(len(table) - CLASS_TOKEN_ROWS) + 1) // 2

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import StateDict
@@ -20,6 +21,7 @@ class RenamedWeights:
         state: weights by simmim-bench's names.
         unread: names of entries that no backbone has.
         windows: window size of every Swin stage whose buffers show it.
+        scales: window size that scales the position bias of every Swin V2 stage whose buffers show it.
         heads: attention heads of a ViT, if a configuration specifies them.
     """
 
@@ -28,6 +30,7 @@ class RenamedWeights:
     state: StateDict
     unread: list[str]
     windows: dict[int, int]
+    scales: dict[int, int] = field(default_factory=dict)
     heads: int | None = None
 
 
@@ -59,3 +62,25 @@ def known_archs(family: str, dim: int, depths: tuple[int, ...]) -> list[Backbone
 def infer_form(state: StateDict) -> Form:
     """Return "pretrain" if the weights include SimMIM's mask token or head, else "transfer"."""
     return "pretrain" if "decoder.weight" in state or "mask_token" in state else "transfer"
+
+
+def config_entries(config: Any) -> dict[str, Any]:
+    """Return the entries of a configuration: a dictionary, or an `argparse.Namespace` that was read as one."""
+    if not isinstance(config, Mapping):
+        return {}
+    return {**config, **getattr(config, "__dict__", {})}
+
+
+def as_values(values: Any) -> tuple[float, ...] | None:
+    """Return a configuration's values per channel, a list or one number for three channels; None for anything else."""
+    if isinstance(values, int | float):
+        return (float(values),) * 3
+    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
+        return tuple(map(float, values)) or None
+    return None
+
+
+def table_of(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the dictionary that a configuration holds under a key; an empty one if it holds something else."""
+    value = config.get(key)
+    return value if isinstance(value, Mapping) else {}

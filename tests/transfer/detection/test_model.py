@@ -11,7 +11,7 @@ import torch
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from transfer.detection.coco_layout import read_splits
-from transfer.detection.recipes import COCO_VIT_100EP
+from transfer.detection.own_recipes import COCO_VIT_100EP
 
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg

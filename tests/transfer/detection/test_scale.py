@@ -84,7 +84,7 @@ def test_a_batch_that_processes_cannot_split_evenly_is_refused(
     from simmim_bench.checkpoints.read import read_checkpoint
     from simmim_bench.distributed import DistContext
     from simmim_bench.runs.context import RunContext
-    from transfer.detection.recipes import COCO_POCKET
+    from transfer.detection.own_recipes import COCO_POCKET
     from transfer.detection.run import run_coco
     from transfer.job import TransferJob
 

@@ -59,9 +59,13 @@ def test_every_number_is_maes_and_has_its_line(name: str) -> None:
     assert (recipe.crop_scale, recipe.hflip) == ((0.08, 1.0), 0.5)  # timm's create_transform
     assert recipe.test_crop_ratio == 224 / 256  # util/datasets.py:54
     assert (recipe.ema_decay, recipe.window_size) == (0, None)
+    assert (recipe.optimizer, recipe.loss) == ("adamw", "ce")  # main_finetune.py:287, 290-296
+    assert (recipe.layer_groups, recipe.repeated_aug) == ("block", 1)
+    assert (recipe.test_img_size, recipe.ema_warmup) == (None, True)
     checked = {*KEYS.values(), "img_size", "batch_size", "base_lr", "min_lr", "warmup_lr"}
     checked |= {"warmup_prefix", "lr_rule", "clip_grad", "color_jitter", "crop_scale", "hflip"}
     checked |= {"test_crop_ratio", "ema_decay", "window_size", "precision"}
+    checked |= {"optimizer", "loss", "layer_groups", "repeated_aug", "test_img_size", "ema_warmup"}
     assert (
         {f.name for f in dataclasses.fields(recipe)} - set(ABOUT) == checked == set(recipe.sources)
     )

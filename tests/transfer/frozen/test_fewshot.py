@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
+from simmim_bench.data.datasets import balanced_subset
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.errors import BenchError, DataError
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.results.record import Record, read_record
 from transfer.fewshot import few_shot_images, split_sha256
+from transfer.split_description import describe_split
 
 
 def images(classes: int, per_class: int, root: str = "data") -> ImageList:
@@ -41,6 +44,64 @@ def test_a_sampled_split_is_balanced_and_depends_on_the_seed() -> None:
     chosen = few_shot_images(train, 0.01, 0)
     assert Counter(train.labels[i] for i in chosen) == dict.fromkeys(range(5), 3)
     assert few_shot_images(train, 0.01, 0) == chosen != few_shot_images(train, 0.01, 1)
+
+
+def imagenet_labels() -> list[int]:
+    """Labels of ImageNet's size: 1,281,167 images in 1,000 classes of 732 to 1,300; 895 classes have 1,300."""
+    sizes = [1300] * 895 + [732] + [1124] * 103
+    sizes.append(1_281_167 - sum(sizes))
+    assert 732 <= sizes[-1] <= 1300
+    return np.repeat(np.arange(1000), sizes).tolist()
+
+
+@pytest.mark.parametrize(
+    ("fraction", "images_per_class"),
+    # google-research/simclr@383d414: imagenet_subsets/1percent.txt and 10percent.txt, counted by class
+    [(0.01, {13: 811, 12: 189}), (0.1, {129: 116, 128: 884})],
+)
+def test_a_sampled_split_of_imagenet_has_the_counts_of_simclrs_lists(
+    fraction: float, images_per_class: dict[int, int]
+) -> None:
+    labels = np.array(imagenet_labels())
+    counts = np.bincount(labels[balanced_subset(labels.tolist(), fraction, 0)])
+    assert Counter(counts.tolist()) == images_per_class
+    assert counts.sum() == {0.01: 12_811, 0.1: 128_116}[fraction]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.29, 0.5, 0.93, 1.0])
+def test_classes_that_are_too_small_are_made_up_for_by_the_others(fraction: float) -> None:
+    sizes = [1, 40, 3, 40, 16]
+    labels = np.repeat(np.arange(5), sizes)
+    counts = np.bincount(labels[balanced_subset(labels.tolist(), fraction, 4)], minlength=5)
+    expected = [0] * 5
+    for _ in range(round(100 * fraction)):
+        room = [c for c in range(5) if expected[c] < sizes[c]]
+        expected[min(room, key=lambda c: expected[c])] += 1
+    assert sorted(counts) == sorted(expected)
+    assert ((counts <= sizes) & (counts >= 1)).all()
+
+
+@pytest.mark.parametrize(("classes", "per_class"), [(10, 4500), (10, 400), (3, 300)])
+@pytest.mark.parametrize("fraction", [0.01, 0.1])
+def test_an_even_split_is_that_of_earlier_versions(
+    classes: int, per_class: int, fraction: float
+) -> None:
+    """Committed records are of 45,000 and 4,000 images in ten classes."""
+    labels = np.arange(classes * per_class) % classes
+    generator = np.random.Generator(np.random.PCG64(5))
+    expected = [
+        i
+        for c in range(classes)
+        for i in generator.permutation(np.flatnonzero(labels == c))[: round(per_class * fraction)]
+    ]
+    assert balanced_subset(labels.tolist(), fraction, 5) == sorted(expected)
+
+
+def test_only_an_uneven_sampled_split_is_described(tmp_path: Path) -> None:
+    even, uneven = images(3, 100), images(3, 110)
+    assert describe_split(even.subset(few_shot_images(even, 0.1, 0)), None) == {}
+    chosen = uneven.subset(few_shot_images(uneven, 0.05, 0))
+    assert describe_split(chosen, None) == {"sampled_images": 16}
 
 
 def test_a_listed_split_has_the_images_of_the_file(tmp_path: Path) -> None:
@@ -138,6 +199,8 @@ def test_both_classifiers_score_a_listed_split(tmp_path: Path, pocket: Path, rec
     assert record.details["train_images"] == len(chosen) == 10
     assert record.details["train_split_sha256"] == split_sha256(chosen)
     assert record.recipe["name"] == recipe
+    uneven = replace(record, data={**record.data, "sampled_images": 10})
+    assert protocol_id(uneven) != protocol_id(record)
 
 
 def test_random_crops_do_not_depend_on_features_that_other_tasks_stored(

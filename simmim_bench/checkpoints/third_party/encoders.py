@@ -1,0 +1,226 @@
+"""Find the encoder in a third-party file: the entry that holds it, and the prefix of its names.
+
+Training code nests and wraps models in many ways: `{"teacher": {"backbone.blocks.0..."}}`, `_orig_mod.module.`,
+`model.`. Instead of a list of such names, the places are searched where the first block of a known family is. A
+file may hold several encoders, such as a student and its teacher, or weights and their moving average.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from simmim_bench.checkpoints.checkpoint import StateDict
+from simmim_bench.checkpoints.load import ENCODER_PREFIX, shorten
+from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS
+from simmim_bench.checkpoints.third_party.hints import Hints
+from simmim_bench.checkpoints.third_party.importer import READABLE
+from simmim_bench.errors import DataError
+
+# A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers (before and since
+# version 5).
+FIRST_BLOCKS = (
+    "blocks.0.attn.qkv.weight",
+    "layers.0.blocks.0.attn.qkv.weight",
+    *IDENTIFYING_WEIGHTS.values(),
+    "stages.0.blocks.0.attn.w_msa.qkv.weight",
+    "encoder.layer.0.attention.attention.query.weight",
+    "layers.0.attention.q_proj.weight",
+)
+STEMS = ("patch_embed.", "stem.", "conv1.", "embeddings.patch_embeddings.")
+NESTING = 3  # levels of dictionaries that are searched
+# Parts of an entry or prefix of an encoder that its own project does not evaluate.
+# - student: DINO (eval_linear.py, line 264) and iBOT evaluate the teacher.
+# - momentum_encoder: MoCo v3 (main_lincls.py, line 181); encoder_k: MoCo.
+NOT_EVALUATED = ("student", "momentum_encoder", "encoder_k")
+OPTIMIZER = re.compile(r"optim|scheduler|scaler")  # entries whose tensors are not weights
+AVERAGE = re.compile(r"(^|_)ema(_|$)|averag", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder of a file.
+
+    Attributes:
+        entry: keys of the dictionary that holds it, joined by dots; empty for the file's top level.
+        prefix: of its names, empty or with a dot at the end.
+    """
+
+    entry: str
+    prefix: str
+
+    def __str__(self) -> str:
+        places = [f"entry {self.entry}"] if self.entry else []
+        places += [f"prefix {self.prefix}"] if self.prefix else []
+        return ", ".join(places) or "names without prefix"
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of its entry and prefix."""
+        return [part for part in f"{self.entry}.{self.prefix}".split(".") if part]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The encoder that is read from a file.
+
+    Attributes:
+        encoder: where it is.
+        state: its tensors by name without prefix; SimMIM's keep theirs, which distinguishes encoder and decoder.
+        unread: names of tensors that do not belong to it.
+        rest: the file's other entries by key.
+        cut: the removed part of its prefix.
+        others: other encoders of the file.
+        warning: how to read another encoder; empty if none is as good.
+    """
+
+    encoder: Encoder
+    state: StateDict
+    unread: list[str]
+    rest: dict[str, Any]
+    cut: str = ""
+    others: list[Encoder] = field(default_factory=list)
+    warning: str = ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Return where the weights were read, if the file holds more than one encoder or has prefixes."""
+        if not self.others and not self.cut:
+            return {}
+        read = {"entry": self.encoder.entry, "prefix": self.encoder.prefix}
+        return {"read": {**read, "others": [str(other) for other in self.others]}}
+
+
+def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
+    """Find the encoder to read from a file's content.
+
+    Args:
+        name: of the file, for messages.
+        hints: `checkpoint_key` and `strip_prefix` select one of several encoders.
+
+    Raises:
+        DataError: The file holds no weights, no encoder of a known family, or several without a reason for one.
+    """
+    states = dict(_state_dicts(content))
+    if not states:
+        raise DataError(
+            f"{name} holds no weights by name: neither the file's content nor its entries "
+            f"{_listed(content)} are a dictionary of tensors; use a file with a state dict."
+        )
+    encoders = [Encoder(entry, prefix) for entry in states for prefix in _prefixes(states[entry])]
+    if not encoders:
+        names = [key for state in states.values() for key in state]
+        raise DataError(
+            f"{name} holds no ViT, Swin, ConvNeXt or ResNet that simmim-bench knows; its first names are "
+            f"{shorten(names)}. {READABLE}"
+        )
+    chosen, others, warning = _choose(encoders, name, hints)
+    state = states[chosen.entry]
+    cut = _wrapper(state, chosen.prefix)
+    kept = {k.removeprefix(cut): v for k, v in state.items() if k.startswith(cut)}
+    top = chosen.entry.partition(".")[0]
+    return Found(
+        encoder=chosen,
+        state=kept,
+        unread=[k for k in state if not k.startswith(cut)],
+        rest={k: v for k, v in content.items() if k != top and not isinstance(v, Tensor)},
+        cut=cut,
+        others=others,
+        warning=warning,
+    )
+
+
+def _state_dicts(content: Any, entry: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
+    """Yield the dictionaries of tensors by name, the outer ones first."""
+    if not isinstance(content, Mapping) or depth > NESTING:
+        return
+    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    if tensors:
+        yield entry, tensors
+    for key, value in content.items():
+        if OPTIMIZER.search(str(key)):
+            continue
+        yield from _state_dicts(value, f"{entry}.{key}" if entry else str(key), depth + 1)
+
+
+def _prefixes(state: StateDict) -> list[str]:
+    """Return the prefixes of the encoders in a state dict; those with an input layer, if one has."""
+    found: list[str] = []
+    for key in state:
+        ends = (block for block in FIRST_BLOCKS if key == block or key.endswith(f".{block}"))
+        # "layers.0.blocks.0..." ends like "blocks.0...", too; the longest match has the shortest prefix.
+        prefix = min((key.removesuffix(end) for end in ends), key=len, default=None)
+        if prefix is not None and prefix not in found:
+            found.append(prefix)
+    complete = [p for p in found if any(k.startswith(tuple(p + s for s in STEMS)) for k in state)]
+    return complete or found
+
+
+def _choose(encoders: list[Encoder], name: str, hints: Hints) -> tuple[Encoder, list[Encoder], str]:
+    """Return the encoder to read, the other ones, and a warning.
+
+    Raises:
+        DataError: No encoder is where the hints say, or several remain.
+    """
+    key, prefix = hints.checkpoint_key, hints.strip_prefix
+    dotted = None if prefix is None or not prefix else prefix.removesuffix(".") + "."
+    wanted = [
+        e
+        for e in encoders
+        if (key is None or e.entry == key) and (prefix is None or e.prefix == (dotted or ""))
+    ]
+    if not wanted:
+        raise DataError(
+            f"{name} holds no encoder with {_command(key, prefix)}; it holds {_commands(encoders)}."
+        )
+    evaluated = [e for e in wanted if not set(e.parts) & set(NOT_EVALUATED)]
+    current = [e for e in evaluated if not any(AVERAGE.search(part) for part in e.parts)]
+    left = current or evaluated or wanted
+    if len(left) > 1:
+        raise DataError(
+            f"{name} holds {len(left)} encoders; choose one with simmim-bench convert {name} DST and "
+            f"{_commands(left)}."
+        )
+    others = [e for e in encoders if e != left[0]]
+    averages = [e for e in evaluated if e != left[0]]
+    warning = ""
+    if averages:
+        warning = (
+            f"{name} holds weights ({left[0]}), which are read, and their moving average. To read the average: "
+            f"simmim-bench convert {name} DST {_commands(averages)}."
+        )
+    return left[0], others, warning
+
+
+def _command(key: str | None, prefix: str | None) -> str:
+    parts = [f"--checkpoint-key {key}"] if key else []
+    parts += [f"--strip-prefix {prefix}"] if prefix else []
+    return " ".join(parts) or "--strip-prefix ''"
+
+
+def _commands(encoders: list[Encoder]) -> str:
+    return ", or ".join(_command(e.entry, e.prefix) for e in encoders)
+
+
+def _wrapper(state: StateDict, prefix: str) -> str:
+    """Return the part of a prefix to remove.
+
+    SimMIM's `encoder.` is kept, beside which are its mask token and head, and OpenMMLab's `backbone.`, beside which
+    is its neck.
+    """
+    if any(".w_msa." in key for key in state):
+        return prefix.removesuffix("backbone.")
+    outer = prefix.removesuffix(ENCODER_PREFIX)
+    if outer != prefix:
+        heads = (outer + "decoder.0.", outer + "decoder.weight", prefix + "mask_token")
+        if any(key.startswith(heads) for key in state):
+            return outer
+    return prefix
+
+
+def _listed(content: Any) -> str:
+    keys = [str(key) for key in content][:6] if isinstance(content, Mapping) else []
+    return ", ".join(keys) or "(none)"

@@ -1,0 +1,117 @@
+"""`simmim-bench evaluate`: score a fine-tuned model without training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from simmim_bench.cli.options import (
+    complete_arch,
+    complete_ckpt,
+    open_display,
+    run_options,
+    scoring_recipes,
+)
+from simmim_bench.runs.options import RunOptions
+
+if TYPE_CHECKING:
+    from simmim_bench.results.record import Record
+    from transfer.evaluate.evaluation import Evaluation
+
+TASKS = ("imagenet", "coco", "ade20k")
+
+
+@click.command()
+@click.argument("task", type=click.Choice(TASKS))
+@click.option(
+    "--ckpt",
+    required=True,
+    metavar="CKPT",
+    shell_complete=complete_ckpt,
+    help="Run of `transfer`, a weights file, a timm folder, or timm:NAME.",
+)
+@run_options(
+    scoring_recipes,
+    recipe_help="Named recipe; by default a run's own, `evaluate_imagenet` with the preprocessing of a file's "
+    "publisher, or the default of coco or ade20k for the backbone.",
+    override_example="img_size=256",
+    seeded=False,
+)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="For imagenet: timm:NAME or torchvision:NAME, the model of a weights file that does not show it.",
+)
+@click.option(
+    "--backbone",
+    metavar="CKPT",
+    shell_complete=complete_arch,
+    help="For coco and ade20k: the backbone of a model file, a CKPT or an architecture such as vit_b.",
+)
+def evaluate(
+    task: str, ckpt: str, model: str | None, backbone: str | None, options: RunOptions
+) -> None:
+    """Score a fine-tuned model without training, and record the score.
+
+    \b
+      imagenet  a classifier on val/CLASS/*: top-1, top-5
+      coco      a detector on val2017/: box and mask AP
+      ade20k    a segmentor on images/validation/: mIoU
+
+    A run of `transfer` is scored again under its own recipe. A classifier can also be an official file of SimMIM,
+    Swin Transformer, MAE or BEiT, a model of timm, or a file of torchvision. Its images are preprocessed as its
+    publisher does, unless -o says otherwise: img_size, test_crop_ratio, crop_mode, interpolation, mean, std. Class
+    k is the k-th folder in alphabetical order.
+
+    \b
+      simmim-bench evaluate imagenet --ckpt runs/vit_b/imagenet/seed0 --data imagenet
+      simmim-bench evaluate imagenet --ckpt simmim_finetune__vit_base.pth --data imagenet
+      simmim-bench evaluate imagenet --ckpt resnet50-11ad3fa6.pth --data imagenet
+      simmim-bench evaluate imagenet --ckpt timm:deit_small_patch16_224 --data imagenet -o img_size=256
+      simmim-bench evaluate imagenet --ckpt x.pth --model timm:vit_base_patch16_224.augreg_in1k --data imagenet
+      simmim-bench evaluate coco --ckpt runs/vit_b/coco/seed0 --data coco
+
+    A model file that Detectron2 or MMSegmentation wrote, with the backbone of this project, needs the backbone
+    and the recipe:
+
+    \b
+      simmim-bench evaluate coco --ckpt model_final.pth --backbone runs/vit_b --recipe coco_vitdet_b --data coco
+      simmim-bench evaluate ade20k --ckpt iter_160000.pth --backbone vit_b --data ade20k
+
+    The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
+    of the model's recipe is printed next to the score.
+    """
+    from simmim_bench.distributed import init_distributed
+    from transfer.evaluate.evaluation import EvaluationRequest
+    from transfer.evaluate.launch import run_evaluation
+
+    request = EvaluationRequest(
+        task=task, ckpt=ckpt, options=options, model=model, backbone=backbone
+    )
+    with init_distributed() as dist:
+        display = open_display(options.quiet or not dist.is_main)
+        evaluation, record = run_evaluation(request, display=display, dist=dist)
+    if record is None:
+        return
+    lines, plain = summarise(evaluation, record)
+    click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
+
+
+def summarise(evaluation: Evaluation, record: Record) -> tuple[list[str], dict[str, Any]]:
+    """Return the scores, those that training recorded, and a published one, as lines and as JSON."""
+    trained = {} if evaluation.run is None else dict(evaluation.run.metrics)
+    lines = []
+    for metric, value in record.metrics.items():
+        before = f"  (training recorded {trained[metric]:.2f})" if metric in trained else ""
+        lines.append(f"{metric} {value:.2f}{before}")
+    if evaluation.published is not None:
+        lines.append(f"published: {evaluation.published}")
+    plain = {
+        **dataclasses.asdict(record),
+        "trained": trained or None,
+        "published": evaluation.published,
+    }
+    return lines, plain

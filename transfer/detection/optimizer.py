@@ -1,0 +1,88 @@
+"""The optimizer and the learning rate of detector training.
+
+SimMIM's rules, or those of Detectron2 (solver/build.py, get_default_optimizer_params; modeling/backbone/vit.py,
+get_vit_lr_decay_rate) and MMDetection (paramwise_cfg), which differ in what decays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from simmim_bench.models.build import Backbone
+from simmim_bench.training.optim import Schedule, parameter_groups
+from transfer.detection.recipes import CocoRecipe
+
+NORMS = (nn.LayerNorm, nn.BatchNorm2d)  # of the backbones
+WARMUP_FACTOR = (
+    1e-3  # of the rate, at the first step; detectron2 and Swin-OD: see the recipes' `warmup_iters`
+)
+
+
+def build_optimizer(
+    model: nn.Module, backbone: Backbone, recipe: CocoRecipe
+) -> torch.optim.Optimizer:
+    """Build AdamW for a detector with the given backbone in it."""
+    if recipe.decay_exempt == "vectors":
+        groups = parameter_groups(
+            model,
+            backbone,
+            lr=recipe.base_lr,
+            weight_decay=recipe.weight_decay,
+            layer_decay=recipe.layer_decay,
+        )
+    else:
+        groups = _groups(model, backbone, recipe)
+    return torch.optim.AdamW(groups, betas=recipe.betas)
+
+
+def _groups(model: nn.Module, backbone: Backbone, recipe: CocoRecipe) -> list[dict[str, Any]]:
+    """Group parameters by layer and weight decay; biases decay, and parameters outside of the backbone."""
+    exempt = _norms_and_tables(backbone) if recipe.decay_exempt == "norms" else set()
+    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        last = backbone.num_layers - 1
+        name = names.get(id(parameter))
+        scale = recipe.layer_decay ** (last - (last if name is None else backbone.layer_id(name)))
+        decay = 0.0 if id(parameter) in exempt else recipe.weight_decay
+        group = groups.setdefault(
+            (scale, decay),
+            {
+                "params": [],
+                "lr": recipe.base_lr * scale,
+                "weight_decay": decay,
+                "lr_scale": scale,
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _norms_and_tables(backbone: Backbone) -> set[int]:
+    """Return the ids of the parameters of the backbone's norms and position tables."""
+    norms = {
+        id(parameter)
+        for module in backbone.modules()
+        if isinstance(module, NORMS)
+        for parameter in module.parameters()
+    }
+    tables = {id(p) for name, p in backbone.named_parameters() if backbone.no_weight_decay(name)}
+    return norms | tables
+
+
+def build_schedule(recipe: CocoRecipe) -> Schedule:
+    """Build the linear warm-up and the steps of the learning rate."""
+    return Schedule(
+        kind="multistep",
+        peak_lr=recipe.base_lr,
+        warmup_lr=WARMUP_FACTOR * recipe.base_lr,
+        total_steps=recipe.max_iters,
+        warmup_steps=recipe.warmup_iters,
+        milestones=[round(fraction * recipe.max_iters) for fraction in recipe.milestones],
+        rule=recipe.lr_rule,
+    )

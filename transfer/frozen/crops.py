@@ -1,0 +1,64 @@
+"""MAE's random crop, which samples once where torchvision tries up to ten times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torchvision import transforms as T
+
+from simmim_bench.data.datasets import LoadImage, decode_then
+
+
+def sample_crop(
+    size: tuple[int, int], scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Sample a crop as MAE's util/crop.py (lines 23 to 42) does: top, left, height, width.
+
+    A side that is longer than the image's is cut to it, whereas torchvision samples again and takes a centre
+    crop after ten failures. The numbers come from torch's global generator, in MAE's order.
+
+    Args:
+        size: (H, W) of the image.
+        scale: range of the fraction of the image's area.
+        ratio: range of width divided by height, of whose logarithm the distribution is uniform.
+    """
+    rows, columns = size
+    area = rows * columns * torch.empty(1).uniform_(*scale).item()
+    low, high = torch.tensor(ratio).log().tolist()
+    aspect = torch.empty(1).uniform_(low, high).exp().item()
+    width = min(round(math.sqrt(area * aspect)), columns)
+    height = min(round(math.sqrt(area / aspect)), rows)
+    top = int(torch.randint(0, rows - height + 1, (1,)))
+    left = int(torch.randint(0, columns - width + 1, (1,)))
+    return top, left, height, width
+
+
+class SingleDrawCrop(T.RandomResizedCrop):
+    """torchvision's `RandomResizedCrop` with the crops of `sample_crop`."""
+
+    @staticmethod
+    def get_params(
+        img: Image.Image, scale: Sequence[float], ratio: Sequence[float]
+    ) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of a crop."""
+        return sample_crop((img.height, img.width), scale, ratio)
+
+
+def single_draw_transform(
+    img_size: tuple[int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_scale: tuple[float, float],
+    hflip: float,
+) -> LoadImage:
+    """Build the training transform of MAE's main_linprobe.py (lines 132 to 136).
+
+    The arguments are those of `simmim_bench.data.datasets.train_transform`.
+    """
+    crop = SingleDrawCrop(img_size, crop_scale, interpolation=T.InterpolationMode.BICUBIC)
+    flip = T.RandomHorizontalFlip(hflip)
+    return decode_then(T.Compose([crop, flip, T.ToTensor(), T.Normalize(mean, std)]))
