@@ -29,7 +29,14 @@ ABOUT = (
 )  # fields that describe a recipe and change nothing
 # Fields that suit the machine: they change no result, so they are no part of the protocol.
 MACHINE = ("num_workers", "forward_batch_size")
-MAY_BE_EMPTY = ("milestones", "cascade", "short_sides", "crop_short_sides")
+MAY_BE_EMPTY = (
+    "milestones",
+    "cascade",
+    "short_sides",
+    "crop_short_sides",
+    "map_blocks",
+    "resize_within",
+)
 CANDIDATES = (
     "blocks",
     "pooling",
@@ -82,6 +89,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "mask_pool": (1, 64),
     "detections": (1, LARGE),
     "auxiliary_weight": (0, 100),
+    "auxiliary_channels": (1, LARGE),
+    "resize_within": (1, LARGE),
+    "slide_stride": (1, LARGE),
+    "min_test_side": (0, LARGE),
+    "stage_decay_layers": (0, 1000),
+    "map_blocks": (1, 1000),
+    "layer_scale": (0, 100),
     "anchor_sizes": (1, LARGE),
     "anchor_ratios": (1e-3, 1e3),
     "score_threshold": (0, 1),

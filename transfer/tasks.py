@@ -156,14 +156,24 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     "ade20k": TaskRecipes(
         recipe_types=(Ade20kRecipe,),
         defaults={
+            "vit_l": "ade20k_mae_vit_l",
+            "vit_h": "ade20k_mae_vit_h",
+            "swin_l": "ade20k_swin_w12",
+            "convnext_t": "ade20k_convnext_t_512",
+            "convnext_s": "ade20k_convnext_s_512",
             "pocket": "ade20k_pocket",
-            "vit": "ade20k_vit_160k",
-            "swin": "ade20k_swin_160k",
-            "swinv2": "ade20k_swin_160k",
-            "convnext": "ade20k_convnext_160k",
+            "vit": "ade20k_mae_vit_b",
+            "swin": "ade20k_swin_w7",
+            "swinv2": "ade20k_swinv2",
+            "convnext": "ade20k_convnext_512",
             "resnet": "ade20k_resnet50_160k",
         },
-        recipe_modules=("transfer.segmentation.recipes",),
+        recipe_modules=(
+            "transfer.segmentation.recipes",
+            "transfer.segmentation.mmseg_recipes",
+            "transfer.segmentation.beit_recipes",
+            "transfer.segmentation.dinov2_recipes",
+        ),
     ),
 }
 

@@ -30,7 +30,7 @@ from simmim_bench.cli.recipes import recipes
 from simmim_bench.cli.suite import suite
 from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
-from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.errors import TERMINATED, BenchError, InterruptedRun, UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -111,7 +111,7 @@ def _run() -> None:
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End on SIGTERM where no training loop handles it; no checkpoint is being written there."""
-    raise InterruptedRun("stopped by SIGTERM.", number)
+    raise InterruptedRun(TERMINATED, number)
 
 
 def _fail(message: str, code: int) -> None:

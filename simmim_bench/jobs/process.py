@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from simmim_bench.errors import TERMINATED
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _C = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -89,9 +91,11 @@ def exit_code(code: int, output: str) -> int:
 def last_error(code: int, output: str) -> str:
     """Return the line of a failed command's output that names the reason."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error: ")]
-    if errors:
-        return errors[-1].removeprefix("error: ")
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    # After one process has failed, torchrun terminates the others.
+    reasons = [error for error in errors if error != TERMINATED] or errors
+    if reasons:
+        return reasons[-1]
     if code > 128:
         with suppress(ValueError):
             name = signal.Signals(code - 128).name

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmcv.transforms import BaseTransform, TestTimeAug
+from mmcv.transforms import BaseTransform, RandomResize, TestTimeAug
 from mmengine.dataset import pseudo_collate
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.datasets.transforms import (
@@ -28,6 +28,7 @@ from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
 from transfer.segmentation.recipes import Ade20kRecipe
 
+UNLIMITED = 10**9  # pixels of a side that is not limited
 IGNORED = 255  # MMSegmentation's label for pixels without a class
 ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
 
@@ -185,7 +186,7 @@ def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
     return [
         LoadImage(),
         LoadLabels(classes),
-        CoverResize(recipe.img_size, recipe.scale_range),
+        _train_resize(recipe),
         RandomCrop(recipe.img_size, cat_max_ratio=0.75),
         RandomFlip(prob=0.5),
         *colour,
@@ -199,9 +200,36 @@ def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
     The label map is loaded after resizing, because scores are computed at the original size.
     """
     ending = [LoadLabels(classes), PackSegInputs()]
-    scale = recipe.test_scales[0]
+    sizes = [_test_resize(recipe, scale) for scale in recipe.test_scales]
     if recipe.views == 1:
-        return [LoadImage(), CoverResize(recipe.img_size, (scale, scale)), *ending]
-    sizes = [CoverResize(recipe.img_size, (scale, scale)) for scale in recipe.test_scales]
+        return [LoadImage(), *sizes, *ending]
     flips = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
     return [LoadImage(), TestTimeAug([sizes, flips, *([step] for step in ending)])]
+
+
+def _train_resize(recipe: Ade20kRecipe) -> BaseTransform:
+    if not recipe.resize_within:
+        return CoverResize(recipe.img_size, recipe.scale_range)
+    return RandomResize(
+        scale=recipe.resize_within,
+        ratio_range=recipe.scale_range,
+        resize_type=Resize,
+        keep_ratio=True,
+    )
+
+
+def _test_resize(recipe: Ade20kRecipe, scale: float) -> BaseTransform:
+    """Return the resizing of a test image to a multiple of the test size.
+
+    Of several views, MMSegmentation 0.x and BEiT's code multiply the limits of the sides (MultiScaleFlipAug), and
+    MMSegmentation 1.x the original size (`tta_pipeline`). With a minimum of the short side, the long one is not
+    limited (microsoft/unilm: beit/semantic_segmentation/mmcv_custom/resize_transform.py:174-185).
+    """
+    if recipe.views_of == "original":
+        return Resize(scale_factor=scale, keep_ratio=True)
+    if not recipe.resize_within:
+        return CoverResize(recipe.img_size, (scale, scale))
+    long, short = (int(side * scale) for side in recipe.resize_within)
+    if recipe.min_test_side:
+        long, short = UNLIMITED, max(short, recipe.min_test_side)
+    return Resize(scale=(long, short), keep_ratio=True)

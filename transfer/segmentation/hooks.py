@@ -22,18 +22,25 @@ from simmim_bench.runs.run_dir import METRICS_EVERY
 from simmim_bench.training.precision import autocast
 from simmim_bench.training.stopping import StopRequest, raise_if_stopped
 from transfer.segmentation.model import unwrap
-from transfer.segmentation.recipes import Ade20kRecipe
+from transfer.segmentation.recipes import Ade20kRecipe, LrRule
 
 SAVE_EVERY = 1000  # iterations between checkpoints
-FIRST_LR_FACTOR = 1e-6  # of the warm-up; MMSegmentation: configs/mae, configs/swin (LinearLR)
+# Of the warm-up. MMSegmentation: configs/mae, configs/swin (LinearLR); unilm: beit/semantic_segmentation (warmup_ratio)
+FIRST_LR_FACTOR = 1e-6
 
 
-def lr_factor(iteration: int, warmup_iters: int, max_iters: int) -> float:
+def lr_factor(
+    iteration: int, warmup_iters: int, max_iters: int, rule: LrRule = "mmengine"
+) -> float:
     """Return the learning rate of an iteration, counted from 0, divided by the base rate.
 
     The rate rises linearly from 1e-6 of the base rate, then falls by a polynomial of power 1, as with
-    mmengine's LinearLR and PolyLR in the published configs.
+    mmengine's LinearLR and PolyLR in the published configs. With the rule "mmcv" it falls from iteration 0, and
+    the warm-up is a factor on it (MMCV 1.x: mmcv/runner/hooks/lr_updater.py).
     """
+    if rule == "mmcv":
+        rest = 1 - min(1.0, iteration / max(1, warmup_iters))
+        return (1 - iteration / max_iters) * (1 - rest * (1 - FIRST_LR_FACTOR))
     if iteration < warmup_iters:
         return FIRST_LR_FACTOR + (1 - FIRST_LR_FACTOR) * iteration / max(1, warmup_iters - 1)
     return 1 - (iteration - warmup_iters) / max(1, max_iters - warmup_iters - 1)
@@ -90,9 +97,10 @@ class SegmentorHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Set the learning rate, and the seed of dropout and stochastic depth."""
         iteration = self.first_iter + batch_idx
-        factor = lr_factor(iteration, self.recipe.warmup_iters, self.recipe.max_iters)
+        recipe = self.recipe
+        factor = lr_factor(iteration, recipe.warmup_iters, recipe.max_iters, recipe.lr_rule)
         for group in runner.optim_wrapper.optimizer.param_groups:
-            group["lr"] = self.recipe.base_lr * factor * group["lr_scale"]
+            group["lr"] = recipe.base_lr * factor * group["lr_scale"]
         # From (seed, iteration) alone, so that a resumed run samples the same.
         seed_everything(self.context.seed, iteration, self.context.dist.rank)
 

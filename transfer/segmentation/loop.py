@@ -26,13 +26,13 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.distributed import DistContext
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.optim import parameter_groups
 from simmim_bench.training.stopping import stop_on_signals
 from transfer.segmentation.ade20k_layout import SegmentationData, SegmentationSplit
 from transfer.segmentation.data import build_loaders, build_val_loader
 from transfer.segmentation.hooks import AutocastOptimWrapper, SegmentorHook
 from transfer.segmentation.metric import ConfusionMetric
 from transfer.segmentation.model import build_segmentor, unwrap
+from transfer.segmentation.optim import segmentor_groups
 from transfer.segmentation.recipes import Ade20kRecipe
 
 WORK_DIR_PREFIX = ".mmengine-"  # of mmengine's files within the run directory
@@ -154,13 +154,7 @@ def _read_saved(context: RunContext) -> dict[str, Any] | None:
 
 
 def _build_optimizer(model: EncoderDecoder, recipe: Ade20kRecipe) -> torch.optim.AdamW:
-    groups = parameter_groups(
-        model,
-        model.backbone.backbone,
-        lr=recipe.base_lr,
-        weight_decay=recipe.weight_decay,
-        layer_decay=recipe.layer_decay,
-    )
+    groups = segmentor_groups(model, model.backbone.backbone, recipe)
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -10,10 +10,12 @@ import warnings
 from typing import Any
 
 import torch
+from mmcv.cnn import build_norm_layer
 from mmengine.config import ConfigDict
 from mmengine.model import is_model_wrapper
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
-from torch import nn
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.models.archs import BackboneSpec
@@ -22,6 +24,19 @@ from transfer.segmentation.data import IGNORED
 from transfer.segmentation.recipes import Ade20kRecipe
 
 Config = dict[str, Any]
+
+
+class NormedLinearHead(BaseDecodeHead):
+    """DINOv2's head: a batch norm and a 1x1 convolution."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.norm = build_norm_layer(self.norm_cfg, self.in_channels)[1]
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """Map the backbone's maps (B, C, h, w) to logits (B, K, h, w)."""
+        logits: Tensor = self.cls_seg(self.norm(self._transform_inputs(maps)))
+        return logits
 
 
 def build_segmentor(
@@ -35,12 +50,15 @@ def build_segmentor(
         synced: normalise over the batches of all processes, as the published configs do; on GPUs only.
     """
     norm = {"type": "SyncBN" if synced else "BN", "requires_grad": True}
+    spec = checkpoint.spec.at(patch_size=recipe.patch_size)
+    if recipe.maps is not None:
+        spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
     config = {
         "data_preprocessor": _preprocessor_config(checkpoint, recipe),
         "backbone": _backbone_config(checkpoint, recipe, seed),
-        "neck": _neck_config(checkpoint.spec, recipe, norm),
-        "decode_head": _decode_head_config(checkpoint.spec, recipe, classes, norm),
-        "auxiliary_head": _auxiliary_head_config(checkpoint.spec, recipe, classes, norm),
+        "neck": _neck_config(spec, recipe, norm),
+        "decode_head": _decode_head_config(spec, recipe, classes, norm),
+        "auxiliary_head": _auxiliary_head_config(spec, recipe, classes, norm),
         "train_cfg": {},
         "test_cfg": _test_config(recipe),
     }
@@ -76,6 +94,7 @@ def _backbone_config(checkpoint: Checkpoint, recipe: Ade20kRecipe, seed: int) ->
         "window_size": recipe.window_size,
         "drop_path_rate": recipe.drop_path_rate,
         "seed": seed,
+        "maps": recipe.maps,
     }
 
 
@@ -108,15 +127,17 @@ def _decode_head_config(
             "pool_scales": (1, 2, 3, 6),
             "channels": recipe.head_channels,
         }
-    return {
-        **config,
-        "type": "FCNHead",
+    first = len(channels) - 1 if recipe.linear_maps == "last" else 0
+    config |= {
+        "in_channels": channels[first:],
+        "in_index": list(range(first, len(channels))),
         "input_transform": "resize_concat",
-        "num_convs": 0,
-        "concat_input": False,
-        "channels": sum(channels),
+        "channels": sum(channels[first:]),
         "dropout_ratio": 0.0,
     }
+    if recipe.linear_norm:
+        return {**config, "type": NormedLinearHead}
+    return {**config, "type": "FCNHead", "num_convs": 0, "concat_input": False}
 
 
 def _auxiliary_head_config(
@@ -129,7 +150,7 @@ def _auxiliary_head_config(
         "type": "FCNHead",
         "in_channels": spec.feature_levels[2].channels,
         "in_index": 2,
-        "channels": recipe.head_channels // 2,
+        "channels": recipe.auxiliary_channels or recipe.head_channels // 2,
         "num_convs": 1,
         "concat_input": False,
         "loss_decode": {"type": "CrossEntropyLoss", "loss_weight": recipe.auxiliary_weight},
@@ -150,9 +171,8 @@ def _test_config(recipe: Ade20kRecipe) -> ConfigDict:
     if recipe.test_mode == "whole":
         return ConfigDict(mode="whole")
     height, width = recipe.img_size
-    return ConfigDict(
-        mode="slide", crop_size=(height, width), stride=(height * 2 // 3, width * 2 // 3)
-    )
+    stride = recipe.slide_stride or (height * 2 // 3, width * 2 // 3)
+    return ConfigDict(mode="slide", crop_size=(height, width), stride=stride)
 
 
 def unwrap(model: nn.Module) -> Any:

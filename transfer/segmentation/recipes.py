@@ -1,6 +1,7 @@
-"""Recipes of ADE20K segmentation, each number with its source.
+"""Recipes of ADE20K segmentation: their type, and those of simmim-bench's own, each number with its source.
 
-Learning rates are for the recipe's own batch size, as in the papers.
+`mmseg_recipes.py`, `beit_recipes.py` and `dinov2_recipes.py` have the published protocols. Learning rates are for the
+recipe's own batch size, as in the papers.
 """
 
 from __future__ import annotations
@@ -8,9 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import MapNorm, MapOptions, Position, RelPos
 from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
 
-_MULTI_SCALE = "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline)"
+NoDecay = Literal["default", "vectors", "norms", "nothing"]
+LrRule = Literal["mmengine", "mmcv"]
+
+_MULTI_SCALE = (
+    "MMSegmentation: configs/_base_/datasets/ade20k.py (tta_pipeline); there of the original image"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +28,39 @@ class Ade20kRecipe(Recipe):
     Attributes:
         img_size: (H, W) of the training crop in pixels. Training images are resized to cover it, times a
             random factor of `scale_range`; test images are resized to cover it.
+        resize_within: (long, short) side in pixels that a resized image has at most, its ratio kept, in place
+            of covering `img_size`; () for covering.
         max_iters, warmup_iters: optimizer steps; the learning rate falls by a polynomial of power 1.
+        lr_rule: "mmengine" warms up, then falls from the full rate; with "mmcv", of MMSegmentation before 1.0,
+            the rate falls from step 0 and the warm-up is a factor on it.
         batch_size: images per step, over all processes.
         base_lr: for this batch size, of the last layer.
+        layer_decay: factor of the learning rate of each block towards the input.
+        stage_decay_layers: number of layers of a ConvNeXt's decay by stage in MMSegmentation; 0 for decay by
+            block. See `optim.segmentor_groups`.
+        no_decay: parameters without weight decay. "default": vectors, biases, class token, position embedding
+            and a Swin's position tables. "vectors": vectors and biases. "norms": the backbone's norms and a
+            Swin's position tables. "nothing": all decay.
         clip_grad: maximum norm of the gradient; 0 for no clipping.
         photometric: distort brightness, contrast, saturation and hue in training.
         head: "upernet", or "linear": a 1x1 convolution of the backbone's maps, resized to the finest map and
             concatenated; the backbone is frozen.
-        head_channels: width of UPerNet; the auxiliary FCN head has half as many channels.
+        head_channels: width of UPerNet.
+        auxiliary_channels: width of the auxiliary FCN head; None for half of `head_channels`.
+        linear_maps: which of the backbone's maps the linear head has, "all" or the "last".
+        linear_norm: normalise the linear head's input over the batch.
         auxiliary_weight: weight of the auxiliary head's loss; 0 for no auxiliary head.
-        test_mode: predict an image "whole", or "slide" a window of `img_size` over it with a stride of two
-            thirds of the window's side, and average the logits.
+        test_mode: predict an image "whole", or "slide" a window of `img_size` over it and average the logits.
+        slide_stride: (H, W) of the sliding window; None for two thirds of its sides.
         test_scales: multiples of the test size at which an image is predicted; probabilities are averaged.
+        views_of: the size that `test_scales` multiply: that of the "resized" test image, or that of the
+            "original".
+        min_test_side: with `resize_within`, the short side in pixels that no test image is below; the long side
+            is then not limited.
         test_flip: predict each of them horizontally flipped as well.
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
+        map_blocks, map_norm, rel_pos, layer_scale, position, patch_size: how the backbone makes its maps; see
+            `MapOptions`.
     """
 
     img_size: tuple[int, int]
@@ -56,21 +83,62 @@ class Ade20kRecipe(Recipe):
     window_size: int | None = None
     precision: UnscaledPrecision = "auto"
     num_workers: int = 0
+    resize_within: tuple[int, ...] = ()
+    lr_rule: LrRule = "mmengine"
+    stage_decay_layers: int = 0
+    no_decay: NoDecay = "default"
+    auxiliary_channels: int | None = None
+    linear_maps: Literal["all", "last"] = "all"
+    linear_norm: bool = False
+    slide_stride: tuple[int, int] | None = None
+    views_of: Literal["resized", "original"] = "resized"
+    min_test_side: int = 0
+    map_blocks: tuple[int, ...] = ()
+    map_norm: MapNorm = "plain"
+    rel_pos: RelPos = "own"
+    layer_scale: float | None = None
+    position: Position = "antialiased"
+    patch_size: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "test_scales")
+        stride = self.slide_stride or (1, 1)
+        if any(step > side for step, side in zip(stride, self.img_size, strict=True)):
+            raise UsageError(
+                f"slide_stride {stride} of recipe '{self.name}' is larger than the window, img_size "
+                f"{self.img_size}, and would leave pixels without a prediction; use a smaller one."
+            )
+        if len(self.resize_within) not in (0, 2):
+            raise UsageError(
+                f"resize_within {self.resize_within} of recipe '{self.name}' is not a long and a short side; use "
+                "resize_within=2048,512."
+            )
 
     @property
     def views(self) -> int:
         """Number of predictions of a test image, which are averaged."""
         return len(self.test_scales) * (1 + self.test_flip)
 
+    @property
+    def maps(self) -> MapOptions | None:
+        """How the backbone makes its maps; None for the checkpoint's way."""
+        options = MapOptions(
+            blocks=self.map_blocks,
+            norm=self.map_norm,
+            rel_pos=self.rel_pos,
+            layer_scale=self.layer_scale,
+            position=self.position,
+            patch_size=self.patch_size,
+        )
+        return None if options == MapOptions() else options
+
 
 ADE20K_VIT_160K = Ade20kRecipe(
     name="ade20k_vit_160k",
-    # SimMIM reports no ViT on ADE20K. With this config, MAE's ViT-B scores 48.1 there.
-    source="MMSegmentation: configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py",
+    source="ours: after MMSegmentation's configs/mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512.py, which has other "
+    "levels, no norm of the maps, position tables, layer scale 1 and 256 auxiliary channels: ade20k_mae_vit_b has its "
+    "numbers",
     img_size=(512, 512),
     scale_range=(0.5, 2.0),
     max_iters=160000,
@@ -90,8 +158,9 @@ ADE20K_VIT_160K = Ade20kRecipe(
 ADE20K_SWIN_160K = replace(
     ADE20K_VIT_160K,
     name="ade20k_swin_160k",
-    # SimMIM's 52.8 to 54.2 on ADE20K are multi-scale results and not comparable.
-    source="MMSegmentation: configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    source="ours: after MMSegmentation's configs/swin/swin-base-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-"
+    "512x512.py, which has windows of 7, norms with weights on the maps and weight decay of biases: ade20k_swin_w7 has "
+    "its numbers",
     base_lr=6e-5,
     weight_decay=0.01,
     layer_decay=1.0,
@@ -102,8 +171,9 @@ ADE20K_SWIN_160K = replace(
 ADE20K_CONVNEXT_160K = replace(
     ADE20K_VIT_160K,
     name="ade20k_convnext_160k",
-    source="MMSegmentation: configs/convnext/convnext-base_upernet_8xb2-amp-160k_ade20k-512x512.py",
-    sources={"layer_decay": "ours: 0.9 there, of groups of three blocks; here its cube root"},
+    source="ours: after MMSegmentation's configs/convnext/convnext-base_upernet_8xb2-amp-160k_ade20k-512x512.py, whose "
+    "layer decay is by stage and whose maps have norms with weights: ade20k_convnext_512 has its numbers",
+    sources={"layer_decay": "ours: 0.9 there, by stage; here its cube root by block"},
     layer_decay=0.9 ** (1 / 3),
     drop_path_rate=0.4,
     head_channels=512,
@@ -132,8 +202,8 @@ ADE20K_SWIN_160K_MS = replace(
 ADE20K_LINEAR = replace(
     ADE20K_VIT_160K,
     name="ade20k_linear",
-    source="DINOv2, arXiv 2304.07193, section 7.4: a linear layer on frozen patch tokens, AdamW 1e-3, 40k "
-    "iterations of 16 images; here of all maps",
+    source="ours: after DINOv2, arXiv 2304.07193, section 7.4: a linear layer on frozen patch tokens, AdamW 1e-3, 40k "
+    "iterations of 16 images; here of all maps, and without DINOv2's batch norm, which ade20k_dinov2_linear has",
     max_iters=40000,
     base_lr=1e-3,
     weight_decay=1e-4,

@@ -111,18 +111,36 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> 
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
             f"images needs {min_batch} images or more."
         )
+    spec = spec.at(patch_size=recipe.patch_size)
     pyramid = spec.family == "vit" and recipe.head == "upernet"
+    if recipe.map_blocks and spec.family == "vit":
+        _check_blocks(recipe, spec)
     min_side = 4 * spec.patch_size if pyramid else spec.patch_size
     if min(recipe.img_size) < min_side:
         raise UsageError(
             f"img_size {recipe.img_size} is below {min_side} pixels, which the feature pyramid of "
             f"{spec.arch} needs; use {min_side} or more."
         )
+    if recipe.views_of == "original":
+        return
+    sides = recipe.resize_within or recipe.img_size
     smallest = min(recipe.test_scales)
-    if min(recipe.img_size) * smallest < min_side:
+    if max(min(sides) * smallest, recipe.min_test_side) < min_side:
+        key = "resize_within" if recipe.resize_within else "img_size"
         raise UsageError(
-            f"test_scales {smallest:g} of img_size {recipe.img_size} is below {min_side} pixels, which the feature "
-            f"pyramid of {spec.arch} needs; use {min_side / min(recipe.img_size):.3g} or more."
+            f"test_scales {smallest:g} of {key} {sides} is below {min_side} pixels, which the feature "
+            f"pyramid of {spec.arch} needs; use {min_side / min(sides):.3g} or more."
+        )
+
+
+def _check_blocks(recipe: Ade20kRecipe, spec: BackboneSpec) -> None:
+    """Check that a ViT has four levels, the last of its last block: a recipe for another depth is not meant."""
+    blocks, depth = recipe.map_blocks, spec.num_blocks
+    if len(blocks) != 4 or blocks[-1] != depth:
+        wanted = ",".join(str(depth * part // 12) for part in (4, 6, 8, 12))
+        raise UsageError(
+            f"map_blocks {blocks} of recipe '{recipe.name}' are not four blocks up to {spec.arch}'s last, {depth}; "
+            f"use -o map_blocks={wanted}."
         )
 
 

@@ -175,6 +175,14 @@ def test_images_reach_the_backbone_as_normalised_rgb(mmseg: None, data: Path) ->
         ({"batch_size": 1}, r"batch_size 1 is too small"),
         ({"img_size": (12, 64)}, r"img_size \(12, 64\) is below 16 pixels"),
         ({"test_scales": (0.1, 1.0)}, r"test_scales 0.1 of img_size .* use 0.25 or more"),
+        (
+            {"test_scales": (0.1, 1.0), "resize_within": (320, 80)},
+            r"test_scales 0.1 of resize_within \(320, 80\) is below 16 .* use 0.2 or more",
+        ),
+        (
+            {"map_blocks": (1, 2, 3, 5)},
+            r"not four blocks up to vit_pocket's last, 4; use -o map_blocks=1,2,2,4",
+        ),
     ],
 )
 def test_sizes_too_small_for_upernet_are_refused(
@@ -182,3 +190,17 @@ def test_sizes_too_small_for_upernet_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         transfer(tmp_path / "run", generated, replace(RECIPE, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slide_stride": (16, 65)}, r"slide_stride \(16, 65\) .* is larger than the window"),
+        ({"resize_within": (2048,)}, r"resize_within \(2048,\) .* not a long and a short side"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(RECIPE, **changes)

@@ -25,6 +25,7 @@ from support.segmentation import (
     transfer,
 )
 
+from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.cli.main import cli
 from simmim_bench.distributed import DistContext
@@ -55,6 +56,36 @@ def test_several_scales_and_flips_are_averaged_at_the_original_size(
     assert_counts_every_labelled_pixel(tmp_path / "run", data)
     transfer(tmp_path / "unflipped", data, recipe)
     assert not np.array_equal(entries(tmp_path / "run"), entries(tmp_path / "unflipped"))
+
+
+def test_a_recipe_with_the_published_protocols_options_trains_and_predicts(
+    mmseg: None, data: Path, tmp_path: Path
+) -> None:
+    """Resizing within limits, a minimum side in several views, and a ViT with new tables and layer scales."""
+    recipe = replace(
+        RECIPE,
+        max_iters=3,
+        resize_within=(256, 64),
+        lr_rule="mmcv",
+        no_decay="vectors",
+        auxiliary_channels=8,
+        test_mode="slide",
+        slide_stride=(48, 40),
+        test_scales=(0.5, 1.25),
+        test_flip=True,
+        min_test_side=64,
+        map_norm="none",
+        rel_pos="table",
+        layer_scale=1.0,
+        position="bicubic",
+    )
+    transfer(tmp_path / "run", data, recipe)
+    assert_counts_every_labelled_pixel(tmp_path / "run", data)
+    model = segmentor("random:vit_pocket", recipe, classes=16)
+    model.load_state_dict(read_training_state(tmp_path / "run/checkpoints/last")["model"])
+    assert model.auxiliary_head.channels == 8
+    found = load_backbone(str(tmp_path / "run")).spec  # a later task keeps the maps
+    assert (found.map_norm, found.init_values, found.rel_pos_bias) == ("none", 1.0, True)
 
 
 def test_views_of_an_image_are_averaged_as_probabilities(

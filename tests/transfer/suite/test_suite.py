@@ -520,4 +520,6 @@ def test_the_reason_a_step_ended_is_reported() -> None:
     assert "SIGKILL, possibly out of memory" in last_error(137, "step 3\n")
     assert last_error(1, "Traceback\n  File\nValueError: 3\n") == "ValueError: 3"
     assert last_error(4, "a\nerror: b\nc\n") == "b"
+    assert last_error(4, "error: b\nerror: stopped by SIGTERM.\n") == "b"
+    assert last_error(143, "error: stopped by SIGTERM.\n") == "stopped by SIGTERM."
     assert "exit code 1" in last_error(1, "")
