@@ -511,7 +511,7 @@ def test_checkpoints_and_recipes_are_completed() -> None:
         return [item.value for item in shell.get_completions(["suite", option], begun)]
 
     assert offered("--recipe", "few") == ["fewshot-1%=", "fewshot-10%=", "fewshot="]
-    assert offered("--recipe", "linear=linear_m") == ["linear=linear_mae"]
+    assert offered("--recipe", "linear=linear_s") == ["linear=linear_simmim"]
     assert "random:vit_pocket" in offered("--ckpt", "random:vit")
 
 
