@@ -34,6 +34,7 @@ def parameter_groups(
     weight_decay: float,
     layer_decay: float = 1.0,
     layers_after: Callable[[str], int] | None = None,
+    without_decay: Callable[[str, nn.Parameter], bool] | None = None,
     pretraining: bool = False,
 ) -> list[dict[str, Any]]:
     """Group a model's parameters by layer (layer-wise learning-rate decay) and by weight decay.
@@ -44,11 +45,12 @@ def parameter_groups(
         layer_decay: factor per layer from the last to the first, in (0, 1]; 1 for one learning rate.
         layers_after: maps the name of a backbone's parameter to the number of layers after its layer; None for
             the layers of `Backbone.layer_id`.
+        without_decay: whether a parameter, with its name in `model`, has no weight decay; None for SimMIM's rule:
+            vectors, biases, and what `Backbone.no_weight_decay` names.
         pretraining: whether `model` is a SimMIM model.
 
     Returns:
-        One dict per group with `params`, `lr`, `weight_decay` and `lr_scale`. Vectors and biases do not
-        decay.
+        One dict per group with `params`, `lr`, `weight_decay` and `lr_scale`.
     """
     names_in_backbone = {id(p): name for name, p in backbone.named_parameters()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -62,12 +64,14 @@ def parameter_groups(
             after = backbone.num_layers - 1 - backbone.layer_id(inner)
         else:
             after = layers_after(inner)
-        exempt = parameter.ndim <= 1 or name.endswith(".bias")
-        known = inner or (
-            name if pretraining else None
-        )  # SimMIM's mask token lies outside of the encoder
-        if known is not None:
-            exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
+        if without_decay is not None:
+            exempt = without_decay(name, parameter)
+        else:
+            exempt = is_vector(name, parameter)
+            # SimMIM's mask token lies outside of the encoder.
+            known = inner or (name if pretraining else None)
+            if known is not None:
+                exempt = exempt or backbone.no_weight_decay(known, pretraining=pretraining)
         scale = layer_decay**after
         decay = 0.0 if exempt else weight_decay
         group = groups.setdefault(
@@ -76,6 +80,11 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def is_vector(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter is a vector or a bias, which do not decay in most published trainings."""
+    return parameter.ndim <= 1 or name.endswith(".bias")
 
 
 @dataclass(frozen=True, kw_only=True)

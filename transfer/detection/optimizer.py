@@ -6,8 +6,6 @@ get_vit_lr_decay_rate) and MMDetection (paramwise_cfg), which differ in what dec
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -25,42 +23,20 @@ def build_optimizer(
     model: nn.Module, backbone: Backbone, recipe: CocoRecipe
 ) -> torch.optim.Optimizer:
     """Build AdamW for a detector with the given backbone in it."""
-    if recipe.decay_exempt == "vectors":
-        groups = parameter_groups(
-            model,
-            backbone,
-            lr=recipe.base_lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-        )
-    else:
-        groups = _groups(model, backbone, recipe)
-    return torch.optim.AdamW(groups, betas=recipe.betas)
-
-
-def _groups(model: nn.Module, backbone: Backbone, recipe: CocoRecipe) -> list[dict[str, Any]]:
-    """Group parameters by layer and weight decay; biases decay, and parameters outside of the backbone."""
     exempt = _norms_and_tables(backbone) if recipe.decay_exempt == "norms" else set()
-    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        last = backbone.num_layers - 1
-        name = names.get(id(parameter))
-        scale = recipe.layer_decay ** (last - (last if name is None else backbone.layer_id(name)))
-        decay = 0.0 if id(parameter) in exempt else recipe.weight_decay
-        group = groups.setdefault(
-            (scale, decay),
-            {
-                "params": [],
-                "lr": recipe.base_lr * scale,
-                "weight_decay": decay,
-                "lr_scale": scale,
-            },
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
+    groups = parameter_groups(
+        model,
+        backbone,
+        lr=recipe.base_lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        without_decay=(
+            None
+            if recipe.decay_exempt == "vectors"
+            else lambda _, parameter: id(parameter) in exempt
+        ),
+    )
+    return torch.optim.AdamW(groups, betas=recipe.betas)
 
 
 def _norms_and_tables(backbone: Backbone) -> set[int]:

@@ -6,13 +6,14 @@ Does not import MMSegmentation.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import Backbone
-from simmim_bench.training.optim import parameter_groups
+from simmim_bench.training.optim import is_vector, parameter_groups
 from transfer.segmentation.recipes import Ade20kRecipe, NoDecay
 
 _CONVNEXT_STAGE = re.compile(r"stages\.(\d+)\.blocks\.")
@@ -32,63 +33,50 @@ def segmentor_groups(
     Raises:
         UsageError: decay by stage of another network than a ConvNeXt.
     """
-    if recipe.no_decay == "default" and not recipe.stage_decay_layers:
-        return parameter_groups(
-            model,
-            backbone,
-            lr=recipe.base_lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay,
-        )
-    names_in_backbone = {id(p): name for name, p in backbone.named_parameters()}
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        inner = names_in_backbone.get(id(parameter))
-        scale = 1.0 if inner is None else _lr_scale(backbone, inner, recipe)
-        exempt = _is_exempt(recipe.no_decay, backbone, inner, name, parameter)
-        decay = 0.0 if exempt else recipe.weight_decay
-        group = groups.setdefault(
-            (scale, decay),
-            {"params": [], "lr": recipe.base_lr * scale, "weight_decay": decay, "lr_scale": scale},
-        )
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def _lr_scale(backbone: Backbone, name: str, recipe: Ade20kRecipe) -> float:
-    """Return the factor of a backbone parameter's learning rate.
-
-    By stage, MMSegmentation counts the stem and all downsamplings as layer 0, stage i as layer i + 1 and the rest as
-    the last of `stage_decay_layers` + 2 layers (mmseg/engine/optimizers/layer_decay_optimizer_constructor.py:53-77).
-    """
-    if not recipe.stage_decay_layers:
-        return recipe.layer_decay ** (backbone.num_layers - 1 - backbone.layer_id(name))
-    if backbone.spec.family != "convnext":
+    if recipe.stage_decay_layers and backbone.spec.family != "convnext":
         raise UsageError(
             f"stage_decay_layers={recipe.stage_decay_layers} does not apply to {backbone.spec.arch}, which is not a "
             "ConvNeXt; use -o stage_decay_layers=0."
         )
-    last = recipe.stage_decay_layers + 1
-    stage = _CONVNEXT_STAGE.match(name)
-    if stage is not None:
-        return recipe.layer_decay ** (last - 1 - int(stage[1]))
-    in_stages = name.startswith("stages.") or backbone.layer_id(name) == 0
-    return recipe.layer_decay**last if in_stages else 1.0
+    return parameter_groups(
+        model,
+        backbone,
+        lr=recipe.base_lr,
+        weight_decay=recipe.weight_decay,
+        layer_decay=recipe.layer_decay,
+        layers_after=_stages_after(backbone, recipe) if recipe.stage_decay_layers else None,
+        without_decay=_without_decay(backbone, recipe.no_decay),
+    )
 
 
-def _is_exempt(
-    rule: NoDecay, backbone: Backbone, inner: str | None, name: str, parameter: nn.Parameter
-) -> bool:
-    """Return whether a parameter has no weight decay.
+def _stages_after(backbone: Backbone, recipe: Ade20kRecipe) -> Callable[[str], int]:
+    """Return the function that maps a ConvNeXt's parameter to the number of layers after its layer.
 
-    Args:
-        inner: name in the backbone; None outside of it.
-        name: name in the segmentor.
+    MMSegmentation counts the stem and all downsamplings as layer 0, stage i as layer i + 1 and the rest as the last
+    of `stage_decay_layers` + 2 layers (mmseg/engine/optimizers/layer_decay_optimizer_constructor.py:53-77).
     """
-    listed = inner is not None and backbone.no_weight_decay(inner)
-    if rule == "norms":
-        return listed or (inner is not None and "norm" in inner)
-    vector = parameter.ndim <= 1 or name.endswith(".bias")
-    return {"default": vector or listed, "vectors": vector, "nothing": False}[rule]
+    last = recipe.stage_decay_layers + 1
+
+    def stages_after(name: str) -> int:
+        stage = _CONVNEXT_STAGE.match(name)
+        if stage is not None:
+            return last - 1 - int(stage[1])
+        return last if name.startswith("stages.") or backbone.layer_id(name) == 0 else 0
+
+    return stages_after
+
+
+def _without_decay(backbone: Backbone, rule: NoDecay) -> Callable[[str, nn.Parameter], bool] | None:
+    """Return whether a parameter has no weight decay by a rule; None for SimMIM's."""
+    norms = {
+        id(parameter)
+        for name, parameter in backbone.named_parameters()
+        if "norm" in name or backbone.no_weight_decay(name)
+    }
+    rules: dict[NoDecay, Callable[[str, nn.Parameter], bool] | None] = {
+        "default": None,
+        "vectors": is_vector,
+        "norms": lambda _, parameter: id(parameter) in norms,
+        "nothing": lambda *_: False,
+    }
+    return rules[rule]
