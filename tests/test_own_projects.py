@@ -136,6 +136,7 @@ def yaml_config() -> Any:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.MASK_ON = True
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
@@ -153,6 +154,7 @@ def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
 
     cfg = yaml_config()
     exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
+    assert cfg.MODEL.WEIGHTS == ""  # else the trainer loads the base config's weights
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
     assert backbone.spec.embed_dim == 32
@@ -248,7 +250,12 @@ def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
     model = LazyConfig.load(str(common / "models" / "mask_rcnn_fpn.py")).model
     dataloader = LazyConfig.load(str(common / "data" / "coco.py")).dataloader
     exec(readme_lines("from LazyConfig"), {"model": model})
-    exec(readme_lines("The data loaders of a LazyConfig"), {"dataloader": dataloader})
+    train = LazyConfig.load(str(common / "train.py")).train
+    # ViTDet's weights, which match the names in a SimMIMBackbone.
+    train.init_checkpoint = "mae_pretrain_vit_base.pth?matching_heuristics=True"
+    names = {"dataloader": dataloader, "train": train}
+    exec(readme_lines("The data loaders of a LazyConfig"), names)
+    assert train.init_checkpoint == ""
     assert dataloader.train.mapper.image_format == "RGB"
     dataloader.test.mapper.augmentations[0].short_edge_length = SIDE
     item = instantiate(dataloader.test.mapper)({"file_name": str(image_file)})
