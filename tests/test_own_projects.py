@@ -332,6 +332,8 @@ def test_the_readmes_mmsegmentation_config_trains(
     assert rates == {round(0.65**n, 6) for n in range(10)}
     maps = model.extract_feat(torch.zeros(2, 3, 64, 64))
     assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
+    assert model.decode_head(maps).shape == (2, 4, 16, 16)
+    assert model.auxiliary_head(maps).shape == (2, 4, 4, 4)
     weight = model.backbone.backbone.blocks[0].mlp.fc1.weight
     before = weight.detach().clone()
     wrapper.update_params(sum(m.square().mean() for m in maps))
@@ -340,15 +342,21 @@ def test_the_readmes_mmsegmentation_config_trains(
 
 BASE = """
 norm_cfg = dict(type='BN')
+optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005)
+optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
 data_preprocessor = dict(
     type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
 model = dict(
     type='EncoderDecoder',
+    pretrained='open-mmlab://resnet50_v1c',
     data_preprocessor=data_preprocessor,
     backbone=dict(type='ResNetV1c', depth=50),
     decode_head=dict(
-        type='UPerHead', in_channels=[768] * 4, in_index=[0, 1, 2, 3], channels=16, num_classes=4,
+        type='UPerHead', in_channels=[256, 512, 1024, 2048], in_index=[0, 1, 2, 3], channels=16,
+        num_classes=4, norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
+    auxiliary_head=dict(
+        type='FCNHead', in_channels=1024, in_index=2, channels=16, num_classes=4,
         norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
     train_cfg=dict(), test_cfg=dict(mode='whole'))
 """
