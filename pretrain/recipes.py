@@ -165,7 +165,7 @@ RESNET50_300EP = replace(
         "num_workers": "ours",
         "precision": "ours; there mixed, in float16",
     },
-    published="ImageNet top-1 79.9 after 300 epochs of RSB's A2, which has no recipe here (A2MIM: README.md)",
+    published="ImageNet top-1 79.9 after imagenet_resnet50_rsb_a2 (A2MIM: README.md)",
     arch="resnet50",
     epochs=300,
     base_lr=2e-4,
@@ -181,12 +181,12 @@ CONVNEXT_B_300EP = replace(
     name="convnext_b_300ep",
     # There the mask token is added to the hidden positions of the stem's output; here it replaces them.
     source="openmixup: configs/selfsup/simmim/imagenet/convnext_base_sz224_8xb256_fp16_ep300.py",
-    published="ImageNet top-1 83.6 after 300 epochs of RSB's A2, which has no recipe here (A2MIM: README.md)",
+    published="ImageNet top-1 83.6 after 300 epochs of RSB's A2, no recipe here for ConvNeXt (A2MIM: README.md)",
     arch="convnext_b",
 )
 POCKET = PretrainRecipe(
     name="pocket",
-    source="ours: thousands of small pictures, a CPU, minutes; many small steps, as steps are few",
+    source="ours: thousands of small images, a CPU, minutes; many small steps, as steps are few",
     arch="vit_pocket",
     img_size=(32, 32),
     mask_patch_size=8,  # two by two patches, like 32 pixels of ViT-B
@@ -208,7 +208,7 @@ POCKET = PretrainRecipe(
 CIFAR = replace(
     POCKET,
     name="cifar",
-    source="ours: CIFAR-10's 45,000 pictures of 32 pixels, a CPU, minutes",
+    source="ours: CIFAR-10's 45,000 images of 32 pixels, a CPU, minutes",
     epochs=1,
     warmup_epochs=0,
 )

@@ -136,6 +136,7 @@ def yaml_config() -> Any:
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     cfg.MODEL.MASK_ON = True
+    cfg.MODEL.WEIGHTS = "R-50.pkl"
     cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
     cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
@@ -153,6 +154,7 @@ def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
 
     cfg = yaml_config()
     exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
+    assert cfg.MODEL.WEIGHTS == ""  # else the trainer loads the base config's weights
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
     assert backbone.spec.embed_dim == 32
@@ -248,7 +250,12 @@ def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
     model = LazyConfig.load(str(common / "models" / "mask_rcnn_fpn.py")).model
     dataloader = LazyConfig.load(str(common / "data" / "coco.py")).dataloader
     exec(readme_lines("from LazyConfig"), {"model": model})
-    exec(readme_lines("The data loaders of a LazyConfig"), {"dataloader": dataloader})
+    train = LazyConfig.load(str(common / "train.py")).train
+    # ViTDet's weights, which match the names in a SimMIMBackbone.
+    train.init_checkpoint = "mae_pretrain_vit_base.pth?matching_heuristics=True"
+    names = {"dataloader": dataloader, "train": train}
+    exec(readme_lines("The data loaders of a LazyConfig"), names)
+    assert train.init_checkpoint == ""
     assert dataloader.train.mapper.image_format == "RGB"
     dataloader.test.mapper.augmentations[0].short_edge_length = SIDE
     item = instantiate(dataloader.test.mapper)({"file_name": str(image_file)})
@@ -325,6 +332,8 @@ def test_the_readmes_mmsegmentation_config_trains(
     assert rates == {round(0.65**n, 6) for n in range(10)}
     maps = model.extract_feat(torch.zeros(2, 3, 64, 64))
     assert [m.shape[-1] for m in maps] == [16, 8, 4, 2]
+    assert model.decode_head(maps).shape == (2, 4, 16, 16)
+    assert model.auxiliary_head(maps).shape == (2, 4, 4, 4)
     weight = model.backbone.backbone.blocks[0].mlp.fc1.weight
     before = weight.detach().clone()
     wrapper.update_params(sum(m.square().mean() for m in maps))
@@ -333,15 +342,21 @@ def test_the_readmes_mmsegmentation_config_trains(
 
 BASE = """
 norm_cfg = dict(type='BN')
+optimizer = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.0005)
+optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer, clip_grad=None)
 data_preprocessor = dict(
     type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
     bgr_to_rgb=True, pad_val=0, seg_pad_val=255)
 model = dict(
     type='EncoderDecoder',
+    pretrained='open-mmlab://resnet50_v1c',
     data_preprocessor=data_preprocessor,
     backbone=dict(type='ResNetV1c', depth=50),
     decode_head=dict(
-        type='UPerHead', in_channels=[768] * 4, in_index=[0, 1, 2, 3], channels=16, num_classes=4,
+        type='UPerHead', in_channels=[256, 512, 1024, 2048], in_index=[0, 1, 2, 3], channels=16,
+        num_classes=4, norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
+    auxiliary_head=dict(
+        type='FCNHead', in_channels=1024, in_index=2, channels=16, num_classes=4,
         norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
     train_cfg=dict(), test_cfg=dict(mode='whole'))
 """

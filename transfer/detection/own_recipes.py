@@ -180,7 +180,7 @@ COCO_SMALL = replace(
 )
 COCO_POCKET = CocoRecipe(
     name="coco_pocket",
-    source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
+    source="ours: three hundred images of 64 pixels, a CPU, a minute",
     img_size=(64, 64),
     scale_range=(0.8, 1.25),
     max_iters=160,

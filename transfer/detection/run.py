@@ -126,7 +126,7 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
     )
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(bool(job.options.get("grad_checkpointing")))
-    log(f"coco: weights {backbone.load_report}")
+    log(f"coco: {backbone.load_report}")
     log(
         f'coco: training checkpoint="{job.checkpoint.label}" '
         f"parameters={sum(p.numel() for p in model.parameters()) / 1e6:.1f}M images={train.count:,} "

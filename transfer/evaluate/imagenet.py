@@ -154,8 +154,8 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     plan = _forward_plan(recipe, classifier)
     context.run.log(
         f"imagenet: evaluate arch={evaluation.scored.arch} images={len(val):,} classes={classifier.num_classes:,} "
-        f"code={classifier.code} recipe={evaluation.named.name} "
-        + " ".join(f"{key}={value}" for key, value in evaluation.deviates.items())
+        f"code={classifier.code} recipe={evaluation.named.name}"
+        + "".join(f" {key}={value}" for key, value in evaluation.deviates.items())
     )
     transform = plan.pop("transform")
     batches = forward_batches(

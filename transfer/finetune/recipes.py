@@ -102,7 +102,7 @@ class FinetuneRecipe(Recipe):
 
 IMAGENET_POCKET = FinetuneRecipe(
     name="imagenet_pocket",
-    source="ours: thousands of small pictures, a CPU, a minute",
+    source="ours: thousands of small images, a CPU, a minute",
     img_size=(32, 32),
     epochs=2,
     warmup_epochs=1,

@@ -141,7 +141,7 @@ class KnnRecipe(FrozenRecipe):
 
 LINEAR = LinearRecipe(
     name="linear",
-    source="ours: every block, pooling, norm and rate side by side; 90 epochs of SGD without weight decay as "
+    source="ours: every block, pooling, norm and rate jointly; 90 epochs of SGD without weight decay as "
     "in MAE: FINETUNE.md (Linear Probing), but on centre crops",
     img_size=(224, 224),
     norm=("none", "layer", "batch"),
@@ -157,7 +157,7 @@ LINEAR = LinearRecipe(
 LINEAR_POCKET = replace(
     LINEAR,
     name="linear_pocket",
-    source="ours: thousands of small pictures, a CPU, seconds",
+    source="ours: thousands of small images, a CPU, seconds",
     img_size=(32, 32),
     epochs=30,
     batch_size=256,

@@ -167,7 +167,7 @@ def _log_start(
 ) -> None:
     log = context.run.log
     if checkpoint.state is not None:
-        log(f"ade20k: weights {model.backbone.backbone.load_report}")
+        log(f"ade20k: {model.backbone.backbone.load_report}")
     log(
         f"ade20k: training head={recipe.head} arch={checkpoint.spec.arch} "
         f"parameters={sum(p.numel() for p in model.parameters()) / 1e6:.1f}M images={len(data.training):,} "

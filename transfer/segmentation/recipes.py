@@ -214,7 +214,7 @@ ADE20K_LINEAR = replace(
 )
 ADE20K_POCKET = Ade20kRecipe(
     name="ade20k_pocket",
-    source="ours: three hundred pictures of 64 pixels, a CPU, a minute",
+    source="ours: three hundred images of 64 pixels, a CPU, a minute",
     img_size=(64, 64),
     scale_range=(0.8, 1.25),
     max_iters=300,
