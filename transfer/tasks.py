@@ -117,6 +117,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "swin_b_800ep": "imagenet_swin_b_800ep",
             "swin_l_800ep": "imagenet_swin_l_800ep",
             "swinv2_b_800ep": "imagenet_swinv2_b_800ep_prefix",
+            "resnet50_300ep": "imagenet_resnet50_rsb_a2",
         },
     ),
     "linear": TaskRecipes(
