@@ -104,10 +104,12 @@ def convert(
         hints: what a third-party source does not show.
 
     Raises:
-        UsageError: The source is `random:ARCH`, or the destination exists.
+        UsageError: The source is `random:ARCH`, the destination exists, or only one of mean and std is given.
         DataError: The source cannot be read or is incomplete, or the destination cannot be written.
         BenchError: The written file computes other features; the file is removed.
     """
+    if (mean is None) != (std is None):
+        raise UsageError("--mean and --std belong together; set both or neither.")
     if mean and std:
         hints = replace(hints, statistics=PixelStatistics(mean, std))
     checkpoint = _read_source(source, destination, overwrite=overwrite, hints=hints)

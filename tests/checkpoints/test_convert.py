@@ -283,6 +283,13 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_mean_without_a_standard_deviation_is_refused(tmp_path: Path) -> None:
+    arguments = ["convert", "model.pth", str(tmp_path / "out"), "--mean", "0.5", "0.5", "0.5"]
+    found = CliRunner().invoke(cli, arguments)
+    assert isinstance(found.exception, UsageError)
+    assert "--mean and --std belong together" in str(found.exception)
+
+
 def test_an_existing_destination_is_not_changed(tmp_path: Path) -> None:
     source = save(tmp_path / "a", TINY["vit"])
     (tmp_path / "b").write_text("mine")

@@ -175,7 +175,7 @@ def test_equal_encoders_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
     ckpt = save({"state_dict": state}, tmp_path / "byol.pth")
     with pytest.raises(
         DataError,
-        match=r"holds 2 encoders; choose one .* --checkpoint-key state_dict --strip-prefix online\., or",
+        match=r"holds 2 encoders; choose one .* --checkpoint-key state_dict --strip-prefix online, or",
     ):
         read_checkpoint(ckpt)
     chosen = read_checkpoint(ckpt, Hints(num_heads=4, strip_prefix="target"))

@@ -25,7 +25,7 @@ from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.checkpoints.third_party.timm import import_timm
 from simmim_bench.cli.main import cli
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, UsageError
 
 SWIN: dict[str, Any] = {
     "img_size": 64,
@@ -252,6 +252,10 @@ def test_the_name_of_timms_model_settles_the_window(tmp_path: Path) -> None:
     assert checkpoint.spec.stage_windows[-1] == (8, 8)
     with pytest.raises(DataError, match="the weights are not those of timm's vit_tiny_patch16_224"):
         read_checkpoint(ckpt, Hints(timm_model="vit_tiny_patch16_224"))
+    with pytest.raises(
+        UsageError, match=r"timm has no model 'vit_tinny_.*'; .*vit_tiny_patch16_224"
+    ):
+        read_checkpoint(ckpt, Hints(timm_model="vit_tinny_patch16_224"))
 
 
 def test_a_window_that_the_tables_contradict_is_refused(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def _prepare_file(request: EvaluationRequest) -> tuple[Evaluation, Classifier]:
         recipe.img_size if sized or isinstance(named, FinetuneRecipe) else None,
         recipe.window_size,
     )
+    if recipe.window_size is not None and classifier.code != "simmim-bench":
+        raise UsageError(
+            f"window_size={recipe.window_size} applies to a Swin that simmim-bench computes, but {request.ckpt} is "
+            f"computed by {classifier.code}; remove it or use -o window_size=none."
+        )
     wanted = classifier.preprocessing
     published = named.published if recipe.sha256() == named.sha256() else None
     if isinstance(named, EvaluateRecipe):

@@ -19,7 +19,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.record import describe_checkpoint
 from transfer.evaluate import timm_models, torchvision_models
-from transfer.evaluate.classifier import Classifier, head_classes, no_head
+from transfer.evaluate.classifier import Classifier, check_channels, head_classes, no_head
 from transfer.evaluate.preprocessing import Preprocessing
 from transfer.evaluate.weights_file import read_model_state
 
@@ -72,6 +72,7 @@ def of_checkpoint(
     state = checkpoint.state or {}
     if checkpoint.form == "pretrain" or "head.weight" not in state:
         raise no_head(checkpoint.name)
+    check_channels(checkpoint.name, checkpoint.spec.in_chans)
     classes = len(state["head.weight"])
     model = load_backbone(checkpoint, img_size, classes, window_size=window_size)
     report: Any = model.load_report  # torch types attributes of modules as tensors and modules
@@ -97,16 +98,17 @@ def _official_preprocessing(
     """Return how the official codes evaluate a model of a checkpoint's family and image size.
 
     They agree up to 224 pixels. Above, the crop is the whole image: MAE (util/datasets.py:53-56, above 224), BEiT
-    (unilm: beit/datasets.py:156-160, from 384), Swin and Swin V2 at 384 pixels (TEST.CROP False in configs/swin and
-    configs/swinv2: both sides resized). Swin V2 at 256 has the same ratio as at 224 (data/build.py:148).
+    (unilm: beit/datasets.py:156-160, from 384), and, with both sides resized, Swin and Swin V2 at 384 pixels (TEST.CROP
+    False in configs/swin and configs/swinv2) and ConvNeXt (datasets.py:77-82, from 384). Swin V2 at 256 has the same
+    ratio as at 224 (data/build.py:148).
     """
     spec = checkpoint.spec
     size = img_size or spec.img_size
-    large, swin = max(size) >= 384, spec.family in ("swin", "swinv2")
+    large, squashed = max(size) >= 384, spec.family in ("swin", "swinv2", "convnext")
     return Preprocessing(
         img_size=size,
         test_crop_ratio=1.0 if large else 224 / 256,
-        crop_mode="squash" if large and swin else "center",
+        crop_mode="squash" if large and squashed else "center",
         mean=checkpoint.mean,
         std=checkpoint.std,
         source="the official codes of the family",
@@ -140,6 +142,7 @@ def _of_file(path: Path, img_size: tuple[int, int] | None, window_size: int | No
     published = torchvision_models.published_as(sha256)
     if published is not None and classes is not None:
         return torchvision_models.load_file(path, state, published, classes, sha256, img_size)
+    checkpoint: Checkpoint | None = None
     try:
         checkpoint = read_checkpoint(str(path))
     except DataError as error:
@@ -154,9 +157,10 @@ def _of_file(path: Path, img_size: tuple[int, int] | None, window_size: int | No
         name = torchvision_models.recognise(state, classes)
         if name is not None:
             return torchvision_models.load_file(path, state, name, classes, sha256, img_size)
-        token_vit = timm_models.build_token_vit(state, classes)
-        if token_vit is not None:
-            return timm_models.of_token_vit(path, token_vit, state, sha256, img_size)
+        if checkpoint is not None and checkpoint.spec.family == "vit":
+            token_vit = timm_models.build_token_vit(state, classes, checkpoint.spec.num_heads[0])
+            if token_vit is not None:
+                return timm_models.of_token_vit(path, token_vit, checkpoint, img_size)
     raise DataError(
         f"{path} holds no classifier that `evaluate` recognises ({str(unread).rstrip('.')}); name its model with "
         "--model timm:NAME or --model torchvision:NAME."

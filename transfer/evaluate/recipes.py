@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
 CropMode = Literal["center", "squash"]
@@ -47,6 +48,13 @@ class EvaluateRecipe(Recipe):
         check_positive(self, "img_size", "forward_batch_size")
         if self.std is not None:
             check_positive(self, "std")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != 3:
+                raise UsageError(
+                    f"{name} {values} of recipe '{self.name}' has {len(values)} values; use one per channel, such as "
+                    f"-o {name}=0.5,0.5,0.5."
+                )
 
 
 EVALUATE_IMAGENET = EvaluateRecipe(

@@ -13,12 +13,11 @@ from timm.data import resolve_data_config
 from timm.models import VisionTransformer
 from torch import nn
 
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, StateDict
-from simmim_bench.checkpoints.third_party.vit import HEADS
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import read_json, sha256_file, sha256_json
 from simmim_bench.results.record import ScoredModel
-from transfer.evaluate.classifier import Classifier, no_head
+from transfer.evaluate.classifier import Classifier, check_channels, no_head
 from transfer.evaluate.preprocessing import Preprocessing
 
 CROP_MODES = ("center", "squash")
@@ -64,7 +63,8 @@ def load_folder(folder: Path, img_size: ImageSize = None) -> Classifier:
         model = _create(f"local-dir:{folder}", img_size, pretrained=True)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
         raise DataError(
-            f"timm cannot build the model of {folder / 'config.json'}: {type(error).__name__}: {error}"
+            f"timm cannot build the model of {folder / 'config.json'}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
     return _classifier(
         model,
@@ -113,10 +113,14 @@ def load_file(
     )
 
 
-def build_token_vit(state: StateDict, classes: int) -> VisionTransformer | None:
+def build_token_vit(state: StateDict, classes: int, heads: int) -> VisionTransformer | None:
     """Build timm's ViT that classifies by its class token, if a state dict holds exactly such a model.
 
     It is DeiT's, and that of timm's plain ViTs: a norm before the pooling, and a learned absolute position.
+
+    Args:
+        classes: outputs of the state dict's head.
+        heads: attention heads, which the weights do not show.
 
     Returns:
         The model with the weights; None for another model.
@@ -129,7 +133,7 @@ def build_token_vit(state: StateDict, classes: int) -> VisionTransformer | None:
     # DeiT's position embedding includes the class token; timm's "no_embed_class" has none for it.
     side = math.isqrt(tokens)
     blocks = [int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k)) is not None]
-    if dim not in HEADS or not blocks or tokens - side**2 not in (0, 1):
+    if not blocks or tokens - side**2 not in (0, 1):
         return None
     model = VisionTransformer(
         img_size=side * patch,
@@ -139,7 +143,7 @@ def build_token_vit(state: StateDict, classes: int) -> VisionTransformer | None:
         global_pool="token",
         embed_dim=dim,
         depth=1 + max(blocks),
-        num_heads=HEADS[dim],
+        num_heads=heads,
         mlp_ratio=len(state["blocks.0.mlp.fc1.weight"]) / dim,
         init_values=1.0 if "blocks.0.ls1.gamma" in state else None,
         no_embed_class=tokens == side**2,
@@ -152,31 +156,41 @@ def build_token_vit(state: StateDict, classes: int) -> VisionTransformer | None:
 
 
 def of_token_vit(
-    path: Path, model: VisionTransformer, state: StateDict, sha256: str, img_size: ImageSize
+    path: Path, model: VisionTransformer, checkpoint: Checkpoint, img_size: ImageSize
 ) -> Classifier:
     """Return the classifier of a file without configuration whose model is `build_token_vit`'s.
 
-    Its preprocessing is DeiT's (facebookresearch/deit: datasets.py, `build_transform`). timm's AugReg ViTs have the
-    same weights by name, but mean and std 0.5.
+    Its preprocessing is DeiT's (facebookresearch/deit: datasets.py, `build_transform`), with the mean and std of the
+    file if it records them. timm's AugReg ViTs have the same weights by name, but mean and std 0.5.
+
+    Args:
+        checkpoint: the same file as a backbone.
     """
     side = model.patch_embed.img_size[0]
+    warning = (
+        f"{path} does not show how its input was normalised: DeiT has ImageNet's mean and std, which are "
+        "used; timm's AugReg ViTs have 0.5. Name the model with --model timm:NAME, or set -o mean=0.5,0.5,0.5 "
+        "-o std=0.5,0.5,0.5."
+    )
     if img_size is not None:
         model.set_input_size(img_size)
     return Classifier(
         model=model,
         num_classes=model.num_classes,
         described=_describe(
-            model, ckpt=str(path), label=path.stem, arch=_vit_name(model, side), sha256=sha256
+            model,
+            ckpt=str(path),
+            label=path.stem,
+            arch=_vit_name(model, side),
+            sha256=checkpoint.sha256,
         ),
         preprocessing=Preprocessing(
             img_size=img_size or (side, side),
             test_crop_ratio=224 / 256 if side <= 224 else 1.0,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
             source="DeiT: datasets.py",
-            warning=f"{path} does not show how its input was normalised: DeiT has ImageNet's mean and std, which are "
-            "used; timm's AugReg ViTs have 0.5. Name the model with --model timm:NAME, or set -o mean=0.5,0.5,0.5 "
-            "-o std=0.5,0.5,0.5.",
+            warning=warning if checkpoint.warning else "",
         ),
         code="timm",
     )
@@ -210,6 +224,7 @@ def _classifier(
     if not classes:
         raise no_head(ckpt)
     config = resolve_data_config({}, model=model)
+    check_channels(ckpt, config["input_size"][0])
     if config["crop_mode"] not in CROP_MODES:
         raise DataError(
             f"{ckpt} is evaluated with timm's crop_mode '{config['crop_mode']}', which is not supported; set "

@@ -14,7 +14,6 @@ from simmim_bench.errors import DataError
 
 # Keys of the weights in files with other entries: SimMIM, Swin, MAE, BEiT, Detectron2; timm, mmengine; BEiT v2.
 WEIGHTS_KEYS = ("model", "state_dict", "module", "model_state_dict")
-WRAPPERS = ("module.", "_orig_mod.")  # prefixes of DataParallel and torch.compile
 
 
 def read_model_state(path: Path) -> StateDict:
@@ -41,6 +40,8 @@ def _tensors(content: Mapping[str, Any], path: Path) -> StateDict:
 
 
 def _unwrapped(state: StateDict) -> StateDict:
-    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in state)), ""):
-        state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return state
+    """Remove prefixes that all names share, as of DataParallel, torch.compile and an attribute of a training class."""
+    wrapper, dot, _ = next(iter(state)).partition(".")
+    if not dot or not all(name.startswith(wrapper + dot) for name in state):
+        return state
+    return _unwrapped({name.removeprefix(wrapper + dot): value for name, value in state.items()})

@@ -197,7 +197,7 @@ def _choose(encoders: list[Encoder], name: str, hints: Hints) -> tuple[Encoder, 
 
 def _command(key: str | None, prefix: str | None) -> str:
     parts = [f"--checkpoint-key {key}"] if key else []
-    parts += [f"--strip-prefix {prefix}"] if prefix else []
+    parts += [f"--strip-prefix {prefix.removesuffix('.')}"] if prefix else []
     return " ".join(parts) or "--strip-prefix ''"
 
 

@@ -145,10 +145,14 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
     """Build timm's model of a name with the weights of a file, which may hold further entries.
 
     Raises:
+        UsageError: timm has no model of that name.
         DataError: timm cannot build the model, or a weight is missing or has another shape.
     """
     import timm
 
+    arch = name.split(".")[0]
+    if not timm.is_model(arch):
+        raise UsageError(f"timm has no model '{name}'; {nearest(arch, timm.list_models())[:300]}")
     classes = [v.shape[0] for k, v in state.items() if k in ("head.weight", "head.fc.weight")]
     try:
         model = timm.create_model(name, pretrained=False, num_classes=sum(classes), **arguments)

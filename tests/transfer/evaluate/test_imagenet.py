@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from support.cli import fails, run
@@ -23,10 +24,11 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.files import sha256_file
 from transfer.evaluate import torchvision_models
-from transfer.evaluate.load import load_classifier
+from transfer.evaluate.load import _official_preprocessing, load_classifier
 
 CLASSES = 10  # of the synthetic images
 
@@ -250,6 +252,50 @@ def test_a_vit_with_class_token_is_scored_as_deit_does(few: Path, tmp_path: Path
     assert record["deviates"] == {"img_size": [32, 32]}
 
 
+def test_a_linear_classifier_on_moco_v3s_vit_has_its_attention_heads(tmp_path: Path) -> None:
+    # MoCo v3: vits.py, vit_small has 12 heads, where other ViTs of its width have 6.
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 384, "depth": 1, "num_classes": CLASSES}
+    model = perturb(VisionTransformer(**sizes, num_heads=12))
+    angles = torch.arange(4)[:, None] / 10000 ** (torch.arange(96) / 96)
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = waves.repeat_interleave(4, 0), waves.repeat(4, 1)
+    model.pos_embed.data = F.pad(torch.cat([rows, columns], 1), (0, 0, 1, 0))[None]
+    file = tmp_path / "linear.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, file)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = load_classifier(str(file)).model.eval()(images), model(images)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_a_file_that_records_its_normalisation_is_evaluated_with_it(tmp_path: Path) -> None:
+    model = VisionTransformer(**{**VIT, "depth": 1})
+    file = tmp_path / "model.pth"
+    args = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}  # as timm's train.py records them
+    torch.save({"state_dict": model.state_dict(), "args": args}, file)
+    found = load_classifier(str(file)).preprocessing
+    assert (found.mean, found.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_prefixes_of_all_names_are_removed(pool: Any, tmp_path: Path) -> None:
+    model = perturb(VisionTransformer(**{**VIT, "depth": 1}, global_pool=pool))
+    file = tmp_path / "model.ckpt"
+    state = {f"_orig_mod.model.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": state}, file)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, wanted = load_classifier(str(file)).model.eval()(images), model(images)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "mode", "ratio"), [(224, "center", 0.875), (384, "squash", 1.0)])
+def test_convnext_is_preprocessed_as_its_code_does(side: int, mode: str, ratio: float) -> None:
+    # ConvNeXt: datasets.py:76-90
+    found = _official_preprocessing(read_checkpoint("random:convnext_t"), (side, side))
+    assert (found.crop_mode, found.test_crop_ratio) == (mode, ratio)
+
+
 def test_a_torchvision_file_is_scored_as_torchvision_does(few: Path, tmp_path: Path) -> None:
     name = "mobilenet_v3_small"
     model = perturb(torchvision.models.get_model(name, num_classes=CLASSES), 0.01)
@@ -419,4 +465,19 @@ def test_wrong_options_and_files_are_reported(trained: Path, few: Path, tmp_path
         2, "evaluate", "imagenet", "--ckpt", "timm:x", *common, "--model", "timm:y"
     )
     assert "does not exist" in fails(4, *of_run[:4], "--data", tmp_path / "nothing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_and_models_that_do_not_fit_are_reported(few: Path, tmp_path: Path) -> None:
+    folders = {}
+    for channels in (1, 3):
+        model = timm.create_model("test_resnet", num_classes=CLASSES, in_chans=channels)
+        folders[channels] = tmp_path / f"model{channels}"
+        arguments = {"in_chans": channels}
+        save_for_hf(model, str(folders[channels]), model_args=arguments, safe_serialization=True)
+    common = ("--data", few, "--out", tmp_path / "out", "-o", "num_workers=0")
+    gray, colour = (("evaluate", "imagenet", "--ckpt", folders[n], *common) for n in (1, 3))
+    assert "images of 1 channels" in fails(4, *gray)
+    assert "is computed by timm" in fails(2, *colour, "-o", "window_size=7")
+    assert "has 2 values" in fails(2, *colour, "-o", "mean=0.5,0.5")
     assert not (tmp_path / "out").exists()
