@@ -300,6 +300,11 @@ class BackboneSpec:
             raise UsageError(
                 f"map_blocks {options.blocks} are not all blocks of {self.arch}; it has 1 to {self.num_blocks}."
             )
+        if list(options.blocks) != sorted(set(options.blocks)):
+            raise UsageError(
+                f"map_blocks {options.blocks} must increase; use -o map_blocks="
+                f"{','.join(map(str, sorted(set(options.blocks))))}."
+            )
         bare = not (self.rel_pos_bias or self.decomposed_rel_pos)
         decomposed = self.decomposed_rel_pos or (bare and options.rel_pos == "decomposed")
         if decomposed and self.has_class_token:

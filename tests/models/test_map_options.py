@@ -203,6 +203,8 @@ def test_options_that_a_network_cannot_have_are_refused() -> None:
     vit = ARCHS["vit_b"]
     with pytest.raises(UsageError, match=r"map_blocks \(13,\).* 1 to 12"):
         vit.with_maps(MapOptions(blocks=(13,)), trained=vit)
+    with pytest.raises(UsageError, match=r"\(8, 4, 12, 12\) must increase.*map_blocks=4,8,12\."):
+        vit.with_maps(MapOptions(blocks=(8, 4, 12, 12)), trained=vit)
     bare = replace(vit, rel_pos_bias=False)
     with pytest.raises(UsageError, match="needs a ViT without class token"):
         bare.with_maps(VITDET, trained=bare)

@@ -172,6 +172,10 @@ class CocoRecipe(Recipe):
             raise UsageError(
                 f"crop_sides {self.crop_sides} of recipe '{self.name}' must not decrease; use crop_sides=LEAST,MOST."
             )
+        if self.test_size is not None and self.test_size[0] > self.test_size[1]:
+            raise UsageError(
+                f"test_size {self.test_size} of recipe '{self.name}' must not decrease; use test_size=SHORTER,LONGER."
+            )
 
     @property
     def maps(self) -> MapOptions:

@@ -202,3 +202,5 @@ def test_a_cascade_of_mmdetection_has_three_stages() -> None:
         replace(RECIPE, crop_short_sides=(400,))
     with pytest.raises(UsageError, match="must not decrease"):
         replace(RECIPE, crop_sides=(600, 384))
+    with pytest.raises(UsageError, match=r"test_size \(1333, 800\) .* must not decrease"):
+        replace(RECIPE, test_size=(1333, 800))
