@@ -51,8 +51,7 @@ def build_segmentor(
     """
     norm = {"type": "SyncBN" if synced else "BN", "requires_grad": True}
     spec = checkpoint.spec.at(patch_size=recipe.patch_size)
-    if recipe.maps is not None:
-        spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
+    spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
     config = {
         "data_preprocessor": _preprocessor_config(checkpoint, recipe),
         "backbone": _backbone_config(checkpoint, recipe, seed),

@@ -109,10 +109,16 @@ class Ade20kRecipe(Recipe):
                 f"slide_stride {stride} of recipe '{self.name}' is larger than the window, img_size "
                 f"{self.img_size}, and would leave pixels without a prediction; use a smaller one."
             )
-        if len(self.resize_within) not in (0, 2):
+        sides = self.resize_within
+        if len(sides) not in (0, 2) or list(sides) != sorted(sides, reverse=True):
             raise UsageError(
                 f"resize_within {self.resize_within} of recipe '{self.name}' is not a long and a short side; use "
                 "resize_within=2048,512."
+            )
+        if self.min_test_side and not sides:
+            raise UsageError(
+                f"min_test_side {self.min_test_side} of recipe '{self.name}' has no effect without resize_within; set "
+                "both, or min_test_side=0."
             )
 
     @property
@@ -121,9 +127,9 @@ class Ade20kRecipe(Recipe):
         return len(self.test_scales) * (1 + self.test_flip)
 
     @property
-    def maps(self) -> MapOptions | None:
-        """How the backbone makes its maps; None for the checkpoint's way."""
-        options = MapOptions(
+    def maps(self) -> MapOptions:
+        """How the backbone makes its maps."""
+        return MapOptions(
             blocks=self.map_blocks,
             norm=self.map_norm,
             rel_pos=self.rel_pos,
@@ -131,7 +137,6 @@ class Ade20kRecipe(Recipe):
             position=self.position,
             patch_size=self.patch_size,
         )
-        return None if options == MapOptions() else options
 
 
 ADE20K_VIT_160K = Ade20kRecipe(

@@ -137,7 +137,9 @@ def _check_blocks(recipe: Ade20kRecipe, spec: BackboneSpec) -> None:
     """Check that a ViT has four levels, the last of its last block: a recipe for another depth is not meant."""
     blocks, depth = recipe.map_blocks, spec.num_blocks
     if len(blocks) != 4 or blocks[-1] != depth:
-        wanted = ",".join(str(depth * part // 12) for part in (4, 6, 8, 12))
+        thirds = tuple(depth * part // 12 for part in (4, 6, 8, 12))
+        distinct = thirds if len(set(thirds)) == 4 else spec.level_blocks
+        wanted = ",".join(map(str, distinct))
         raise UsageError(
             f"map_blocks {blocks} of recipe '{recipe.name}' are not four blocks up to {spec.arch}'s last, {depth}; "
             f"use -o map_blocks={wanted}."

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.random_weights import random_checkpoint
 from support.segmentation import (
     ARCHS,
     CLASS_NAMES,
@@ -26,7 +27,7 @@ from simmim_bench.errors import (
     DataError,
     UsageError,
 )
-from simmim_bench.models.archs import find_spec
+from simmim_bench.models.archs import MapOptions, find_spec
 
 
 def adapter_class() -> Any:
@@ -169,6 +170,28 @@ def test_images_reach_the_backbone_as_normalised_rgb(mmseg: None, data: Path) ->
     np.testing.assert_allclose(inputs[0].permute(1, 2, 0), expected, atol=1e-5)
 
 
+def test_a_recipe_decides_on_the_maps_of_a_checkpoint_that_has_others(mmseg: None) -> None:
+    """As of a run of another recipe, which keeps its levels and norms with the weights."""
+    from transfer.segmentation.model import build_segmentor
+
+    options = MapOptions(blocks=(1, 2, 4), norm="none")
+    spec = find_spec("vit_pocket")
+    other = random_checkpoint(spec.with_maps(options, trained=spec))
+    net = build_segmentor(other, RECIPE, 5, seed=0).backbone.backbone
+    assert net.spec.level_blocks == (
+        1,
+        2,
+        3,
+        4,
+    )  # the quarters, as `Ade20kRecipe.map_blocks` is empty
+    maps = net.eval().forward_maps(torch.randn(1, 3, 64, 64))
+    for level in maps:  # "plain": every token has mean 0 and variance 1
+        torch.testing.assert_close(level.mean(1), torch.zeros_like(level[:, 0]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            level.var(1, unbiased=False), torch.ones_like(level[:, 0]), rtol=0, atol=1e-2
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -181,7 +204,7 @@ def test_images_reach_the_backbone_as_normalised_rgb(mmseg: None, data: Path) ->
         ),
         (
             {"map_blocks": (1, 2, 3, 5)},
-            r"not four blocks up to vit_pocket's last, 4; use -o map_blocks=1,2,2,4",
+            r"not four blocks up to vit_pocket's last, 4; use -o map_blocks=1,2,3,4",
         ),
     ],
 )
@@ -197,6 +220,8 @@ def test_sizes_too_small_for_upernet_are_refused(
     [
         ({"slide_stride": (16, 65)}, r"slide_stride \(16, 65\) .* is larger than the window"),
         ({"resize_within": (2048,)}, r"resize_within \(2048,\) .* not a long and a short side"),
+        ({"resize_within": (80, 320)}, r"resize_within \(80, 320\) .* not a long and a short side"),
+        ({"min_test_side": 64}, r"min_test_side 64 .* has no effect without resize_within"),
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(
