@@ -54,8 +54,19 @@ def plan_coco(
         disk=KEPT * checkpoint_bytes([backbone, model], model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself",
-        memory=lambda: estimate_memory(model, image, recipe, DistContext(device=device)),
+        memory=lambda: estimate_memory(
+            model, largest_image(recipe, data.classes), recipe, DistContext(device=device)
+        ),
     )
+
+
+def largest_image(recipe: CocoRecipe, classes: int) -> dict[str, Any]:
+    """Build a synthetic training image of the largest size that a recipe's images are padded to.
+
+    Without a square, images are padded to the largest of their batch: one upright, another across at most.
+    """
+    side = max(recipe.img_size)
+    return synthetic_image((side, side), classes)
 
 
 def synthetic_image(img_size: tuple[int, int], classes: int) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _restore(run: CocoRun) -> Progress:
 def _train(run: CocoRun, progress: Progress) -> None:
     """Train to the recipe's last iteration."""
     from transfer.detection.data import train_loader, training_stream
-    from transfer.detection.estimate import synthetic_image
+    from transfer.detection.estimate import largest_image
     from transfer.detection.loop import train_detector
     from transfer.detection.memory import choose_accumulation
 
@@ -189,13 +189,7 @@ def _train(run: CocoRun, progress: Progress) -> None:
         requested = min(
             progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
         )
-    # Without a square, images are padded to the largest of their batch: one upright, another across at most.
-    side = max(recipe.img_size)
-    image = (
-        stream[0]
-        if recipe.square_pad
-        else synthetic_image((side, side), len(run.train.category_ids))
-    )
+    image = stream[0] if recipe.square_pad else largest_image(recipe, len(run.train.category_ids))
     # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
     progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torchvision.ops import generalized_box_iou_loss
 
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.diagnostics.estimate import DataSize
 from transfer.recipes import RECIPES
 
 pytest.importorskip("detectron2")
@@ -30,6 +32,7 @@ from support.detection import RECIPE, run
 from support.official_detection import build_ours, detectron2_name
 
 from transfer.detection.data import training_augmentations
+from transfer.detection.estimate import plan_coco
 from transfer.detection.optimizer import build_optimizer, build_schedule
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone
@@ -323,3 +326,20 @@ def test_a_multi_scale_recipe_is_trained_and_scored(coco: Path, tmp_path: Path) 
     assert all(side in (32, 48, 64) for shape in trained for side in shape[-2:])
     assert len(set(trained)) > 1  # no batch is padded to a square
     assert record.details["mask_format"] == "bitmask"
+
+
+def memory_per_image(recipe: CocoRecipe) -> float:
+    """Return the memory that `doctor` estimates for each image of a step."""
+    size = DataSize(train=8, val=8, classes=4, known="the")
+    checkpoint = read_checkpoint("random:swin_pocket")
+    measure = plan_coco(recipe, checkpoint, size, torch.device("cpu")).memory
+    assert measure is not None
+    return measure().per_image
+
+
+def test_memory_is_estimated_for_images_that_are_padded_to_the_largest_of_their_batch() -> None:
+    """Images of 64 x 128 and 128 x 64 pixels in one batch take 128 x 128 each."""
+    recipe = replace(RECIPE, img_size=(64, 128), square_pad=False)
+    found = memory_per_image(recipe)
+    assert found == pytest.approx(memory_per_image(replace(recipe, img_size=(128, 128))), rel=0.05)
+    assert memory_per_image(replace(recipe, img_size=(64, 64))) < 0.6 * found
