@@ -223,19 +223,28 @@ def _classifier(
     classes = int(getattr(model, "num_classes", 0))
     if not classes:
         raise no_head(ckpt)
-    config = resolve_data_config({}, model=model)
+    # As timm's own validate.py: some models are published with scores at a larger size than they were trained with.
+    config = resolve_data_config({}, model=model, use_test_size=True)
     check_channels(ckpt, config["input_size"][0])
     if config["crop_mode"] not in CROP_MODES:
         raise DataError(
             f"{ckpt} is evaluated with timm's crop_mode '{config['crop_mode']}', which is not supported; set "
             f"crop_mode in its config.json to one of {', '.join(CROP_MODES)}."
         )
+    size = img_size or tuple(config["input_size"][1:])
+    trained: Any = getattr(model, "pretrained_cfg", {}).get("input_size")
+    if img_size is None and trained and size != tuple(trained[1:]):
+        resize: Any = getattr(
+            model, "set_input_size", None
+        )  # of models with position tables or windows
+        if resize is not None:
+            resize(size)
     return Classifier(
         model=model,
         num_classes=classes,
         described=_describe(model, ckpt=ckpt, label=label, arch=arch, sha256=sha256),
         preprocessing=Preprocessing(
-            img_size=img_size or tuple(config["input_size"][1:]),
+            img_size=size,
             test_crop_ratio=config["crop_pct"],
             crop_mode=config["crop_mode"],
             interpolation=config["interpolation"],

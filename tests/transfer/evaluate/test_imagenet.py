@@ -180,7 +180,7 @@ def test_a_timm_folder_is_scored_as_timm_does(family: str, few: Path, tmp_path: 
     save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
     record = evaluate(folder, few, tmp_path / "out")
     read = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    transform = create_transform(**resolve_data_config({}, model=read))
+    transform = create_transform(**resolve_data_config({}, model=read, use_test_size=True))
     assert_scores(record, tmp_path / "out", loop(read, few, transform), few)
     assert record["recipe"]["name"] == "evaluate_imagenet"
     assert record["deviates"]["test_crop_ratio"] == 0.9
@@ -198,12 +198,30 @@ def test_a_timm_file_with_its_models_name_is_scored_as_timm_does(few: Path, tmp_
     out = tmp_path / "out"
     record = evaluate(file, few, out, "--model", "timm:test_efficientnet.r160_in1k")
     named = timm.create_model("test_efficientnet.r160_in1k", num_classes=CLASSES)
-    transform = create_transform(**resolve_data_config({}, model=named))
+    transform = create_transform(**resolve_data_config({}, model=named, use_test_size=True))
     assert_scores(record, out, loop(model, few, transform), few)
     code, _, err = run("leaderboard", "build", out, "--out", tmp_path / "tables")
     assert code == 0, err
     code, _, err = run("leaderboard", "check", out, "--out", tmp_path / "tables")
     assert code == 0, err
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_vit"])
+def test_a_timm_model_is_scored_at_its_test_size(name: str, few: Path, tmp_path: Path) -> None:
+    """As timm's validate.py does; 291 of timm's published weights have a size for tests alone."""
+    arguments = {"img_size": 32} if name == "test_vit" else {}
+    model = perturb(timm.create_model(name, num_classes=CLASSES, **arguments), 0.02)
+    sizes = {"input_size": (3, 32, 32), "test_input_size": (3, 48, 48), "test_crop_pct": 1.0}
+    model.pretrained_cfg = {**model.pretrained_cfg, **sizes, "crop_pct": 0.9}
+    folder = tmp_path / "model"
+    save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+    record = evaluate(folder, few, tmp_path / "out")
+    read = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    if name == "test_vit":
+        read.set_input_size((48, 48))
+    config = resolve_data_config({}, model=read, use_test_size=True)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 48, 48), 1.0)
+    assert_scores(record, tmp_path / "out", loop(read, few, create_transform(**config)), few)
 
 
 def test_overrides_change_the_preprocessing(few: Path, tmp_path: Path) -> None:
