@@ -53,10 +53,13 @@ def test_an_error_of_one_process_is_printed_and_ends_all(
     done = torchrun("failing_rank.py", kind, *command, *folders, *options, "--quiet")
     ended = time.time()
     assert done.returncode == 1
-    # Rank 0 waits in a collective, until Gloo reports that rank 1 is gone, and is then ended by torchrun.
     found = re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", done.stderr)
-    assert sorted(found) == [("0", "-15"), ("1", str(code))], done.stderr[-3000:]
-    assert found[-1][0] == "1"  # the first failure, whose exit code suites report
+    # The last one is the first failure, whose exit code suites report.
+    assert found[-1] == ("1", str(code)), done.stderr[-3000:]
+    # Rank 0 waits in a collective, until Gloo reports that rank 1 is gone. torchrun's SIGTERM comes in the
+    # training loop (1), while files are closed (143), or afterwards (-15).
+    assert [rank for rank, _ in found[:-1]] == ["0"]
+    assert found[0][1] in {"1", "143", "-15"}
     assert done.stderr.index(message) < done.stderr.index("closing signal SIGTERM")
     last_step = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime
     assert ended - last_step < 30
