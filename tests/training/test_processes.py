@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.commands import two_processes_of
 from support.sharded_trial import compare
+from support.unlike_processes import agree
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 PRETRAIN = ("pretrain", "--arch", "vit_pocket", "-o", "batch_size=4")
@@ -71,3 +72,8 @@ def test_a_trial_that_runs_out_of_memory_changes_nothing_in_a_sharded_run() -> N
     assert found["fitting"] == [4, 4]
     assert found["moved"] > 1e-3
     assert found["differ"] == 0
+
+
+def test_processes_whose_gpus_differ_train_in_one_precision() -> None:
+    wanted = ["fp16", "fp16", "bf16", "fp32"]
+    assert json.loads(two_processes_of(agree).stdout) == [wanted, wanted]
