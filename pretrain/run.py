@@ -31,14 +31,8 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
-from simmim_bench.training.precision import Precision, decide_precision
+from simmim_bench.training.precision import agree_on_precision, decide_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps
-
-PRECISIONS: tuple[Precision, ...] = (
-    "fp32",
-    "bf16",
-    "fp16",
-)  # the last one of all processes is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +126,7 @@ def build(
     images = any_images(data)
     held_out = held_out_images(data) or images
     decided = decide_precision(recipe.precision, dist.device, spec.num_features)
-    # The processes' machines may differ; a GPU without bfloat16 has float16.
-    precision = PRECISIONS[dist.all_max(PRECISIONS.index(decided))]
+    precision = agree_on_precision(decided, dist)
     dataset = ImageDataset(
         images,
         partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),

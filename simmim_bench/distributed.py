@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -42,6 +43,8 @@ STEP_TIMEOUT = timedelta(minutes=10)
 # Rank 0 may compare classifiers for hours while the others wait.
 WAITING_TIMEOUT = timedelta(days=1)
 LAUNCHER_S = 3.0  # ours: torchrun looks at its processes ten times a second
+# In the message of a RuntimeError of Gloo: "Connection closed by peer", or "writev ..: Broken pipe".
+LOST_PEER = ("by peer", "gloo/transport")
 EXIT_HANDLERS_S = 10.0  # ours: a handler that waits for another process must not keep this one
 
 
@@ -343,13 +346,15 @@ def exit_process(code: int) -> None:
 
 
 def exit_failed(error: Exception) -> None:
-    """Exit one of several processes after an error whose traceback is printed, with code 1.
+    """Print the traceback of an error of one of several processes, and exit with code 1.
 
     A process that has lost another one waits for the launcher's SIGTERM first: the launcher reports the exit
     code of the process that failed first, at a resolution of a second.
     """
-    if isinstance(error, torch_dist.DistError) or "by peer" in str(error):  # NCCL, Gloo
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The signal may come while the traceback is printed, and must not raise another error there.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    traceback.print_exception(error)
+    if isinstance(error, torch_dist.DistError) or any(sign in str(error) for sign in LOST_PEER):
         sys.stderr.flush()
         time.sleep(LAUNCHER_S)
     exit_process(1)

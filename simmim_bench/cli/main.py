@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import signal
 import sys
-import traceback
 from importlib.util import find_spec as find_module
 from pathlib import Path
 from types import FrameType
@@ -80,7 +79,6 @@ def main() -> None:
     except Exception as error:
         distributed = sys.modules.get("simmim_bench.distributed")
         if distributed is not None and distributed.is_one_of_several():
-            traceback.print_exc()
             distributed.exit_failed(error)
         raise
 

@@ -139,11 +139,12 @@ def trial_memory(device: torch.device) -> Iterator[None]:
         return
     gc.collect()
     torch.cuda.empty_cache()  # blocks cached by an earlier seed's run
-    torch.cuda.set_per_process_memory_fraction(TRIAL_FRACTION, device)
+    # Unlike the other functions, this one refuses a device without an index; None is the current GPU.
+    torch.cuda.set_per_process_memory_fraction(TRIAL_FRACTION, device.index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device.index)
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)  # the peak in records is the run's

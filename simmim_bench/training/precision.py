@@ -8,9 +8,11 @@ from typing import Any, Literal, cast
 
 import torch
 
+from simmim_bench.distributed import DistContext
 from simmim_bench.training.flops import CPU_SIDE, DTYPES, best_matmul_time
 
 Precision = Literal["fp32", "bf16", "fp16"]
+RANKED: tuple[Precision, ...] = ("fp32", "bf16", "fp16")  # the last one of all processes is used
 
 # A matrix product that the CPU has no instructions for takes seconds, so a small one is timed first. The
 # speed-up at which the large one is skipped is ours: without AVX-512 the measured speed-up is 0.02, and 0.6
@@ -90,6 +92,14 @@ def decide_precision(
         return default_precision(precision, device, allow_fp16=True)
     speedup = measure_speedup or bf16_speedup
     return "bf16" if width >= MIN_WIDTH and speedup() >= WORTHWHILE else "fp32"
+
+
+def agree_on_precision(decided: Precision, dist: DistContext) -> Precision:
+    """Return one precision for the training of all processes, whose machines may have decided differently.
+
+    A GPU without bfloat16 has float16, whose scaled gradients cannot be averaged with others that are not.
+    """
+    return RANKED[dist.all_max(RANKED.index(decided))]
 
 
 def bf16_speedup(time_of: Callable[[torch.Tensor], float] = best_matmul_time) -> float:

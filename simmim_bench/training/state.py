@@ -26,7 +26,7 @@ class TrainState:
     Attributes:
         model: the model itself; a checkpoint uses its parameter names.
         parallel_model: the model as `DistContext.wrap_model` returned it, which the loss function calls.
-        optimizer: a fused AdamW over the parameters of `model`.
+        optimizer: a fused AdamW, or timm's Lamb, over the parameters of `model`.
         schedule: the learning rate of every step.
         loader: the batches of every epoch.
         precision: "fp32", "bf16" or "fp16"; the checkpoint's precision in a resumed run.

@@ -89,18 +89,25 @@ def test_gradients_and_moments_are_counted_per_process(
     assert optimizer_bytes(model, processes, shard=shard) == copies * 4 * 64 * 64
 
 
-def test_a_trial_leaves_room_and_no_trace_in_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "index"), [("cuda:1", 1), ("cuda", 0)])
+def test_a_trial_leaves_room_and_no_trace_in_the_peak(
+    monkeypatch: pytest.MonkeyPatch, name: str, index: int
+) -> None:
     calls: list[tuple[object, ...]] = []
-    for name in ("empty_cache", "set_per_process_memory_fraction", "reset_peak_memory_stats"):
+    # What torch.cuda's functions call in the end, so that they check the device themselves.
+    for function in ("emptyCache", "setMemoryFraction", "resetPeakMemoryStats"):
         monkeypatch.setattr(
-            torch.cuda, name, lambda *given, name=name: calls.append((name, *given))
+            torch._C,
+            f"_cuda_{function}",
+            lambda *given, function=function: calls.append((function, *given)),
+            raising=False,
         )
-    gpu = torch.device("cuda", 1)
-    with suppress(torch.OutOfMemoryError), trial_memory(gpu):
-        assert calls[-1] == ("set_per_process_memory_fraction", 0.92, gpu)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda.memory, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda.memory, "is_initialized", lambda: True)
+    with suppress(torch.OutOfMemoryError), trial_memory(torch.device(name)):
+        assert calls[-1] == ("setMemoryFraction", 0.92, index)
         raise torch.OutOfMemoryError
-    assert calls[-3:] == [
-        ("set_per_process_memory_fraction", 1.0, gpu),
-        ("empty_cache",),
-        ("reset_peak_memory_stats", gpu),
-    ]
+    assert calls[-3:-1] == [("setMemoryFraction", 1.0, index), ("emptyCache",)]
+    assert calls[-1][0] == "resetPeakMemoryStats"

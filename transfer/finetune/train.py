@@ -28,7 +28,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
-from simmim_bench.training.precision import default_precision
+from simmim_bench.training.precision import agree_on_precision, default_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps
 from transfer.finetune.layers import layers_after
 from transfer.finetune.recipes import FinetuneRecipe
@@ -145,7 +145,8 @@ def build(
     )
     loader = build_loader(context, job, train)
     compute_loss = classification_loss(recipe, len(train.classes), dist.device)
-    precision = default_precision(recipe.precision, dist.device, allow_fp16=True)
+    decided = default_precision(recipe.precision, dist.device, allow_fp16=True)
+    precision = agree_on_precision(decided, dist)
     steps = choose_accumulation_steps(
         accumulation_steps,
         context,
