@@ -290,6 +290,11 @@ class BackboneSpec:
             UsageError: an option that the network cannot have.
         """
         if self.family != "vit":
+            if options.blocks or options.rel_pos != "own" or options.layer_scale is not None:
+                raise UsageError(
+                    f"map_blocks, rel_pos and layer_scale apply to a ViT, which {self.arch} is not; use another "
+                    "--recipe, or none for the default of the architecture."
+                )
             if options.norm == "affine" and self.family == "resnet":
                 raise UsageError(
                     f"map_norm=affine does not apply to {self.arch}, whose blocks end with a BatchNorm; use "

@@ -210,5 +210,7 @@ def test_options_that_a_network_cannot_have_are_refused() -> None:
         bare.with_maps(VITDET, trained=bare)
     with pytest.raises(UsageError, match="resnet50, whose blocks end with a BatchNorm"):
         ARCHS["resnet50"].with_maps(MapOptions(norm="affine"), trained=ARCHS["resnet50"])
+    with pytest.raises(UsageError, match="a ViT, which swin_b is not; use another --recipe"):
+        ARCHS["swin_b"].with_maps(VITDET, trained=ARCHS["swin_b"])
     with pytest.raises(UsageError, match="swin_b, which is not a ViT"):
         ARCHS["swin_b"].at(patch_size=8)

@@ -130,7 +130,6 @@ def test_the_backbones_blocks_have_the_windows_and_drop_paths_of_the_config(case
         == theirs.get_submodule(
             "backbone.bottom_up" if official.layer_decay is None else "backbone.net"
         ).patch_embed.proj.stride
-        or official.arch == "vit_h"
     )
 
 
