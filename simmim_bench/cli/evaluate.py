@@ -85,13 +85,14 @@ def evaluate(
     of the model's recipe is printed next to the score.
     """
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.evaluate.evaluation import EvaluationRequest
     from transfer.evaluate.launch import run_evaluation
 
     request = EvaluationRequest(
         task=task, ckpt=ckpt, options=options, model=model, backbone=backbone
     )
-    with init_distributed() as dist:
+    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         evaluation, record = run_evaluation(request, display=display, dist=dist)
     if record is None:

@@ -68,6 +68,10 @@ def test_the_command_line_sets_both(
     ]
     assert CliRunner().invoke(cli, command).exit_code == 0
     assert calls == [True, False, True, False]
+    command = ["evaluate", "imagenet", "--ckpt", str(tmp_path / "it"), "--data", str(few)]
+    command += ["--out", str(tmp_path / "scored"), "--quiet", "--deterministic"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert calls == [True, False] * 3
     for run in (trained, tmp_path / "it"):
         assert json.loads((run / "recipe.json").read_text())["deviates"]["precision"] == "fp32"
 
