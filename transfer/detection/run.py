@@ -200,6 +200,7 @@ def _train(run: CocoRun, progress: Progress) -> None:
         progress.iterations, progress.losses = iterations, losses
         if dist.is_main:
             _save(run, progress)
+        dist.barrier()  # rank 0 may write for longer than the next collective waits
 
     train_detector(
         dist.wrap_model(run.model),

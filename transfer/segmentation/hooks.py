@@ -169,9 +169,13 @@ class SegmentorHook(Hook):
         )
 
     def save(self, runner: Runner, done: int) -> None:
+        """Write the run's checkpoint on rank 0; the others wait until it is written."""
+        if self.context.dist.is_main:
+            self._write(runner, done)
+        self.context.dist.barrier()  # rank 0 may write for longer than the next collective waits
+
+    def _write(self, runner: Runner, done: int) -> None:
         """Write the fine-tuned backbone as a checkpoint, with the training state that resuming needs."""
-        if not self.context.dist.is_main:
-            return
         model = unwrap(runner.model)
         backbone = model.backbone.backbone
         origin = self.checkpoint.provenance
