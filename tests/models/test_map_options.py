@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import timm
 import torch
 from support.tiny import TINY
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import LoadReport
+from simmim_bench.checkpoints.timm_format import to_timm
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS, BackboneSpec, MapOptions
 from simmim_bench.models.build import Backbone, build_backbone
@@ -214,3 +216,24 @@ def test_options_that_a_network_cannot_have_are_refused() -> None:
         ARCHS["swin_b"].with_maps(VITDET, trained=ARCHS["swin_b"])
     with pytest.raises(UsageError, match="swin_b, which is not a ViT"):
         ARCHS["swin_b"].at(patch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
+)
+@pytest.mark.parametrize("size", [(64, 96), (70, 90)])
+def test_maps_of_a_convolutional_network_equal_timms(
+    arch: str, name: str, size: tuple[int, int]
+) -> None:
+    """timm's ConvNeXt drops cells that do not fill a patch, ours pads: both get whole patches."""
+    ours = build_backbone(replace(ARCHS[arch], map_norm="none")).eval()
+    theirs: Any = timm.create_model(name, num_classes=0).eval()
+    theirs.load_state_dict(to_timm(ours))
+    images = torch.randn(1, 3, *size)
+    if arch == "convnext_t":
+        images = nn.functional.pad(images, (0, -size[1] % 32, 0, -size[0] % 32))
+    with torch.no_grad():
+        found = ours.forward_maps(images)
+        wanted = theirs.forward_intermediates(images, intermediates_only=True)[-4:]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
