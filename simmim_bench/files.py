@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def use_default_mode(path: Path) -> None:
-    """Give a file the permissions of a file that `open` creates; safetensors writes files that only the owner reads."""
+    """Set a file's permissions to those that `open` gives a new one; safetensors writes for the owner alone."""
     sibling = path.with_name(f".{path.name}.mode")
     try:
         sibling.touch()

@@ -1,4 +1,4 @@
-"""Put published scores next to the reproduced scores that aim at them.
+"""Find the published score that a reproduced score aims at, for the tables to list both.
 
 Two such scores share everything but the code and the seed: the recipe that the published score names, without
 deviations; the published weights, or a checkpoint of the pretraining recipe that the published score names, on as many

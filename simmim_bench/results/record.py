@@ -201,16 +201,11 @@ def reproduction_command(
         command += ["--split", data["listed_split"]]
     elif fraction:
         command += ["--fraction", fraction]
-    return [*command, *recipe_options(recipe, deviates), "--seed", str(seed)]
-
-
-def recipe_options(recipe: Recipe, deviates: dict[str, Any]) -> list[str]:
-    """Return the options of the command line that choose a recipe and its differences from the named one."""
-    options = ["--recipe", recipe.name]
+    command += ["--recipe", recipe.name]
     for key, value in deviates.items():
         shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        options += ["-o", f"{key}={shown or '()'}"]
-    return options
+        command += ["-o", f"{key}={shown or '()'}"]
+    return [*command, "--seed", str(seed)]
 
 
 def with_masks(details: dict[str, Any] | None) -> bool:

@@ -69,8 +69,9 @@ class TrainState:
         """
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # What torch's GradScaler sets: a fused AdamW reads it in its kernels, and the host does not wait.
-            self.optimizer.found_inf = skip.float()  # type: ignore[attr-defined]
-            self.optimizer.step()
+            fused: Any = self.optimizer
+            fused.found_inf = skip.float()
+            fused.step()
         elif not skip:  # waits for the device, as timm's Lamb has no such input
             self.optimizer.step()
         self.scaler.update()

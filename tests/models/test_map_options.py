@@ -17,7 +17,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import LoadReport
 from simmim_bench.checkpoints.timm_format import to_timm
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import ARCHS, BackboneSpec, MapOptions
+from simmim_bench.models.archs import ARCHS, BackboneSpec, MapOptions, Position
 from simmim_bench.models.build import Backbone, build_backbone
 
 # A ViT with a learned absolute position embedding alone, as MAE's.
@@ -138,11 +138,12 @@ def test_a_position_embedding_is_resized_by_the_filter_of_the_option() -> None:
     checkpoint = random_checkpoint(PLAIN_VIT)
     assert checkpoint.state is not None
     table = checkpoint.state["encoder.pos_embed"][:, 1:].unflatten(1, (14, 14)).permute(0, 3, 1, 2)
-    for position, antialias in (("antialiased", True), ("bicubic", False)):
+    filters: list[tuple[Position, bool]] = [("antialiased", True), ("bicubic", False)]
+    for position, antialias in filters:
         model = load_backbone(
             checkpoint,
             (96, 96),
-            maps=MapOptions(position=position),  # type: ignore[arg-type]
+            maps=MapOptions(position=position),
         )
         wanted = nn.functional.interpolate(
             table, size=(24, 24), mode="bicubic", antialias=antialias
@@ -188,7 +189,7 @@ def test_affine_norms_learn_and_start_as_plain_ones(family: str) -> None:
             cells, cells.shape[-1:], eps=1e-5 if family.startswith("swin") else 1e-6
         )
         torch.testing.assert_close(found, wanted.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-5)
-    sum((m.square() * torch.randn_like(m)).sum() for m in maps).backward()  # type: ignore[union-attr]
+    torch.stack([(m.square() * torch.randn_like(m)).sum() for m in maps]).sum().backward()
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == set(model.unused_in_maps())
 

@@ -90,11 +90,12 @@ def _in_precision(
 
     Detectron2's own trainer for mixed precision needs CUDA.
     """
-    training = autocast(device, recipe.precision)(model.forward)  # type: ignore[operator]
-    evaluation = autocast(device, recipe.test_precision or recipe.precision)(model.forward)  # type: ignore[operator]
+    unchanged: Any = model.forward  # torch types a module's attributes as tensors and modules
+    test_precision = recipe.test_precision or recipe.precision
 
     def forward(images: list[dict[str, Any]]) -> Any:
-        return (training if model.training else evaluation)(images)
+        with autocast(device, recipe.precision if model.training else test_precision):
+            return unchanged(images)
 
     return forward
 

@@ -257,8 +257,8 @@ def _classifier(
 
 
 @torch.no_grad()
-def _describe(model: nn.Module, *, ckpt: str, label: str, arch: str, sha256: str) -> ScoredModel:
-    head = model.get_classifier()  # type: ignore[operator]
+def _describe(model: Any, *, ckpt: str, label: str, arch: str, sha256: str) -> ScoredModel:
+    head = model.get_classifier()
     heads = head if isinstance(head, tuple | list) else (head,)
     in_heads = sum(p.numel() for module in heads for p in module.parameters())
     return ScoredModel(

@@ -197,7 +197,7 @@ def small_vitdet() -> tuple[CocoRecipe, Any]:
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
-    """Give random values to the weights of our pyramid, and the same to Detectron2's."""
+    """Set the weights of our pyramid to random values, and Detectron2's to the same."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
     with torch.no_grad():

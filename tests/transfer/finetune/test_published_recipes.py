@@ -431,7 +431,8 @@ def test_training_images_are_those_of_the_source(name: str, pocket: Path) -> Non
         task="imagenet", checkpoint=checkpoint, data=pocket, recipe=recipe, deviates={}
     )
     train = class_folders(pocket / "imagenet", "train")
-    context: Any = RunContext(run=None, seed=0)  # type: ignore[arg-type]
+    nothing: Any = None  # the loader reads seed and rank alone
+    context = RunContext(run=nothing, seed=0)
     small = dataclasses.replace(job, recipe=dataclasses.replace(recipe, num_workers=0))
     seeded: Any = build_loader(context, small, train).epoch(0).dataset
     load = seeded.dataset.load

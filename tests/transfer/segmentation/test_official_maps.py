@@ -34,7 +34,7 @@ def recipe_of(name: str) -> Ade20kRecipe:
 
 
 def randomised(model: Backbone, scale: float = 0.5) -> Backbone:
-    """Give every parameter, such as relative positions and layer scales, a random value away from its start."""
+    """Set every parameter, such as relative positions and layer scales, to a random value away from its start."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
