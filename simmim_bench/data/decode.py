@@ -1,4 +1,15 @@
-"""Decode image files to a whole PIL image, or fast to a random crop as a (3, H, W) uint8 tensor.
+"""Decode image files: the whole image, or fast to a random crop as a (3, H, W) uint8 tensor.
+
+One policy for all tasks. The content decides the format, not the suffix, and of several frames or pages the first
+one is read. Colours become RGB by Pillow's `convert`, as in torchvision's, timm's and Detectron2's loaders:
+palettes are looked up, grey is repeated, alpha is dropped, CMYK is converted without a colour profile. Of 16 bits
+per channel the upper 8 are kept, in grey images as in coloured ones (Pillow's `convert` alone clips grey at 255).
+Grey pixels of 32 bits have no defined range and are refused.
+
+EXIF orientation is applied for COCO and ADE20K, whose published pipelines apply it (`read_image` in Detectron2's
+data/detection_utils.py; cv2.IMREAD_COLOR in mmcv's image/io.py). It is not applied for pretraining and
+classification, whose published pipelines use pixels as they are stored (`pil_loader` in torchvision's
+datasets/folder.py; timm's data/dataset.py).
 
 The crop is that of SimMIM's data/data_simmim.py: torchvision's RandomResizedCrop and flip, with equal random
 numbers for equal seeds. Its pixels differ from PIL's by at most one of 255 levels. For a large JPEG, which is
@@ -9,23 +20,36 @@ decoded at a half, a quarter or an eighth of its size, they differ by about one 
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 import simplejpeg
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.errors import DataError
 
-# The only file of ImageNet-1K with a wrong suffix: a PNG among the JPEGs.
-MISNAMED_IN_IMAGENET = "n02105855_2933.JPEG"
+# Pillow tries these formats alone: others need external programs or hold no pixels. MPO is a JPEG of several images.
+FORMATS = sorted({*IMAGE_FORMATS.values(), "MPO"})
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
+# What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of a crop; SimMIM: data/data_simmim.py
 REDUCTIONS = (8, 4, 2)  # divisors of a JPEG's size at which libjpeg-turbo decodes fast
 MIN_REDUCED_SIZE = (
@@ -33,49 +57,105 @@ MIN_REDUCED_SIZE = (
 )
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read and decode an image file as RGB.
+def read_image(path: Path, *, upright: bool = False) -> Image.Image:
+    """Read and decode an image file as RGB; see `decode_image`.
 
     Raises:
-        DataError: The image cannot be decoded, or its format does not match its suffix.
+        DataError: The image cannot be decoded.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise _unreadable(str(path), error) from error
-    return decode_image(content, str(path))
+        raise unreadable(str(path), error.strerror) from error
+    return decode_image(content, str(path), upright=upright)
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
+def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.Image:
     """Decode an image as RGB.
 
     Args:
         content: content of the file.
-        name: name of the file, for messages; a known suffix must match the format.
+        name: name of the file, for messages.
+        upright: whether to apply the EXIF orientation, if the image has one.
 
     Raises:
-        DataError: The image cannot be decoded, or its format does not match its suffix.
+        DataError: The image cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            expected = IMAGE_FORMATS.get(PurePath(name).suffix.lower(), image.format)
-            if image.format not in (expected, "MPO") and not name.endswith(MISNAMED_IN_IMAGENET):
-                raise DataError(
-                    f"image {name} is a {image.format} file, not {expected}; rename it or convert it."
-                )
-            return image.convert("RGB")
-    except (
-        OSError,
-        UnidentifiedImageError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise _unreadable(name, error) from error
+        with warnings.catch_warnings():
+            # A damaged EXIF block or a trailing byte does not change the pixels.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                image.load()
+                rgb = _to_rgb(image, name)
+                turn = TURNS.get(read_orientation(image)) if upright else None
+                return rgb if turn is None else rgb.transpose(turn)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
+        raise unreadable(name, _reason(content, error)) from error
 
 
-def _unreadable(name: str, error: Exception) -> DataError:
-    return DataError(f"image {name} cannot be read: {error}; replace it or remove it.")
+def exif_orientation(content: bytes) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1, upright, for an image without one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                return read_orientation(image)
+        except Exception:  # reported where the image is decoded
+            return 1
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the orientation that remains to be applied to an opened image, 1 to 8; 1 if it is unknown.
+
+    Pillow itself turns a TIFF.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged EXIF block, as in Detectron2's `_apply_exif_orientation`
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def unreadable(name: str, reason: str | None) -> DataError:
+    """Return the error for an image that cannot be read."""
+    return DataError(f"image {name} cannot be read: {reason}; replace it or remove it.")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Convert an image of any mode to RGB, as the module's docstring describes."""
+    # Pillow before 11.0 reads 16-bit PNGs as mode I, and every version PGMs, whose values it scales to 16 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.int64)
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(TIFF_BITS) == (12,):
+            values <<= 4
+        if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
+            values = 65535 - values
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"image {name} has pixels of 32 bits (Pillow's mode {image.mode}), whose range is not defined; convert "
+            "it to 8 or 16 bits."
+        )
+    if "transparency" in image.info and image.mode in ("P", "L", "1"):
+        return image.convert("RGBA").convert("RGB")  # the same colours; directly, Pillow warns
+    return image.convert("RGB")
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    """Return why an image cannot be decoded; Pillow's message may hold an object's address."""
+    if not content:
+        return "the file is empty"
+    if content.startswith(LFS_POINTER):
+        return "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of the formats that Pillow reads here ({', '.join(FORMATS)})"
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def random_crop_flip(
@@ -95,9 +175,9 @@ def random_crop_flip(
         (3, H, W) uint8.
 
     Raises:
-        DataError: The image cannot be decoded, or its format does not match its suffix.
+        DataError: The image cannot be decoded.
     """
-    height, width = _jpeg_size(content, name)
+    height, width = _jpeg_size(content)
     pixels = None if height else np.array(decode_image(content, name))
     if pixels is not None:
         height, width = pixels.shape[:2]
@@ -136,10 +216,9 @@ def _resize(
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
-def _jpeg_size(content: bytes, name: str) -> tuple[int, int]:
+def _jpeg_size(content: bytes) -> tuple[int, int]:
     """Return (H, W) of a JPEG that the fast decoder supports, and (0, 0) for any other file."""
-    expected = IMAGE_FORMATS.get(PurePath(name).suffix.lower())
-    if not content.startswith(b"\xff\xd8\xff") or expected not in ("JPEG", None):
+    if not content.startswith(b"\xff\xd8\xff"):
         return 0, 0
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
