@@ -36,8 +36,6 @@ from torchvision.transforms import RandomResizedCrop
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.errors import DataError
 
-# Pillow tries these formats alone: others need external programs or hold no pixels. MPO is a JPEG of several images.
-FORMATS = sorted({*IMAGE_FORMATS.values(), "MPO"})
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
 # What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
@@ -85,7 +83,7 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
         with warnings.catch_warnings():
             # A damaged EXIF block or a trailing byte does not change the pixels.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 image.load()
                 rgb = _to_rgb(image, name)
                 turn = TURNS.get(read_orientation(image)) if upright else None
@@ -101,7 +99,7 @@ def exif_orientation(content: bytes) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=_formats()) as image:
                 return read_orientation(image)
         except Exception:  # reported where the image is decoded
             return 1
@@ -119,6 +117,13 @@ def read_orientation(image: Image.Image) -> int:
     except Exception:  # a damaged EXIF block, as in Detectron2's `_apply_exif_orientation`
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Return the formats that Pillow may try: others need external programs or hold no pixels."""
+    Image.init()
+    return tuple(f for f in dict.fromkeys(IMAGE_FORMATS.values()) if f in Image.OPEN)
 
 
 def unreadable(name: str, reason: str | None) -> DataError:
@@ -154,7 +159,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if content.startswith(LFS_POINTER):
         return "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of the formats that Pillow reads here ({', '.join(FORMATS)})"
+        return f"it is none of the formats that Pillow reads here ({', '.join(_formats())})"
     return str(error).rstrip(".") or type(error).__name__
 
 

@@ -41,7 +41,6 @@ IMAGE_FORMATS = {
     ".j2k": "JPEG2000",
     ".jpx": "JPEG2000",
     ".avif": "AVIF",
-    ".tga": "TGA",
 }
 # Of macOS archives, Synology servers, ext4, Windows. Names that begin with a dot are hidden as well.
 SYSTEM_NAMES = {
