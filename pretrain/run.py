@@ -26,7 +26,12 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Che
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, seed_everything
-from simmim_bench.data.sources import ImageSource, any_images, held_out_images
+from simmim_bench.data.sources import (
+    ImageSource,
+    any_images,
+    describe_left_out,
+    held_out_images,
+)
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
@@ -124,7 +129,12 @@ def build(
             "be preserved while activations are recomputed; use one of the two."
         )
     images = any_images(data)
-    held_out = held_out_images(data) or images
+    held_out = held_out_images(data)
+    for line in describe_left_out(images, "train"):
+        context.run.log(line)
+    for line in describe_left_out(held_out, "val") if held_out is not None else ():
+        context.run.log(line)
+    held_out = held_out or images
     decided = decide_precision(recipe.precision, dist.device, spec.num_features)
     precision = agree_on_precision(decided, dist)
     dataset = ImageDataset(

@@ -233,13 +233,20 @@ class CheckpointWriter:
             pretraining.held_out,
             device=context.dist.device,
             precision=pretraining.state.precision,
+            skip_unreadable=pretraining.options.skip_unreadable,
         )
         self.provenance.update(metrics)
         run.metrics(pretraining.state.step - 1, **metrics, trivial_loss=self.constant_loss)
         due = epoch % pretraining.options.visualize_every == 0 or epoch == recipe.epochs
         if due and model.reconstruction_target.can_visualize:
             figure = run.path / "reconstructions.png" if context.dist.is_main else None
-            visualize_held_out(model, recipe, pretraining.held_out, figure)
+            visualize_held_out(
+                model,
+                recipe,
+                pretraining.held_out,
+                figure,
+                skip_unreadable=pretraining.options.skip_unreadable,
+            )
             run.add_image("reconstructions", epoch, figure)
 
     def _keep(self, epoch: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from simmim_bench.data.datasets import balanced_subset
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageList, split_folder
 from simmim_bench.errors import DataError, UsageError
 
 
@@ -47,13 +47,13 @@ def few_shot_images(
 def split_sha256(images: ImageList) -> str:
     """Hash the images of a split by class and name: SHA-256 in hexadecimal, the same on every machine."""
     lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _read_split(split: Path) -> list[str]:
     """Return the distinct entries of a split file."""
     try:
-        lines = [line.strip() for line in split.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in split.read_text("utf-8", "surrogateescape").splitlines()]
     except (OSError, ValueError) as error:
         raise DataError(f"the split {split} cannot be read: {error}.") from error
     return list(dict.fromkeys(line for line in lines if line))
@@ -62,8 +62,9 @@ def _read_split(split: Path) -> list[str]:
 def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[int]:
     """Return the indices, ascending, of the training images that a split file names."""
     indices: dict[str, list[int]] = {}
+    folder = split_folder(train.root, "train")
     for index, path in enumerate(train.paths):
-        for suffix in _path_suffixes(path.relative_to(train.root / "train").as_posix(), 1):
+        for suffix in _path_suffixes(path.relative_to(folder).as_posix(), 1):
             indices.setdefault(suffix, []).append(index)
     matches = {
         name: next((indices[s] for s in _path_suffixes(name, 2) if s in indices), [])
@@ -72,7 +73,7 @@ def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[in
     missing = [name for name, found in matches.items() if not found]
     if missing:
         raise DataError(
-            f"the split {split} names {len(missing)} images that do not exist below {train.root / 'train'}: "
+            f"the split {split} names {len(missing)} images that do not exist below {folder}: "
             f"{_first_three(missing)}"
         )
     for name, found in matches.items():

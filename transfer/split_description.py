@@ -1,4 +1,4 @@
-"""Describe the images of a classification transfer, as its record stores them."""
+"""List the images of a classification transfer, and describe them as its record stores them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,28 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import (
+    ImageList,
+    check_same_classes,
+    class_folders,
+    describe_left_out,
+)
+from simmim_bench.runs.run_dir import RunDir
 from transfer.fewshot import split_sha256
+
+
+def read_splits(run: RunDir, data: Path) -> tuple[ImageList, ImageList]:
+    """List `train/` and `val/`, and log what lies in them and is not read.
+
+    Raises:
+        DataError: a split is missing, or the classes of the splits differ.
+    """
+    train, val = class_folders(data, "train"), class_folders(data, "val")
+    check_same_classes(train, val)
+    for images, split in ((train, "train"), (val, "val")):
+        for line in describe_left_out(images, split):
+            run.log(line)
+    return train, val
 
 
 def describe_data(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:

@@ -33,23 +33,25 @@ def held_out_metrics(
     *,
     device: torch.device,
     precision: str,
+    skip_unreadable: int = 0,
 ) -> dict[str, float]:
     """Evaluate at most 512 evenly spaced images, uncropped, each with a different mask.
 
     Args:
         precision: "fp32", "bf16" or "fp16", of the forward pass.
+        skip_unreadable: the most unreadable images that the next image replaces.
 
     Returns:
         `held_out_loss`; `masked_l1`, `psnr` and `ssim` of hidden pixels (`ReconstructionMetrics`), if the
-        target can be visualised; and `effective_rank` of the pooled features of the unmasked images.
+        target can be visualised; `effective_rank` of the pooled features of the unmasked images; and
+        `held_out_unreadable`, the number of replaced images, if there are any.
     """
     images = evenly_spaced(images, HELD_OUT_IMAGES)
     transform = eval_transform(
         recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
-    loader = eval_loader(
-        ImageDataset(images, transform), batch_size=BATCH, num_workers=recipe.num_workers
-    )
+    dataset = ImageDataset(images, transform, skip_unreadable=skip_unreadable)
+    loader = eval_loader(dataset, batch_size=BATCH, num_workers=recipe.num_workers)
     model.eval()
     generator = torch.Generator().manual_seed(0)
     scale, shift = (
@@ -72,19 +74,32 @@ def held_out_metrics(
         "held_out_loss": total / len(images),
         **metrics.compute(),
         "effective_rank": effective_rank(torch.cat(pooled)),
+        **({"held_out_unreadable": dataset.skipped} if dataset.skipped else {}),
     }
 
 
 def visualize_held_out(
-    model: SimMIM, recipe: PretrainRecipe, images: ImageSource, out: Path | None
+    model: SimMIM,
+    recipe: PretrainRecipe,
+    images: ImageSource,
+    out: Path | None,
+    *,
+    skip_unreadable: int = 0,
 ) -> None:
     """Write eight images, masked and reconstructed, as a grid.
 
     Args:
         out: PNG file; None for the other processes of a sharded model, which only take part in the forward pass.
+        skip_unreadable: as of `held_out_metrics`.
     """
     chosen = evenly_spaced(images, VISUALIZED_IMAGES)
     generator = torch.Generator().manual_seed(0)
-    pixels = load_uncropped(chosen, recipe.img_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    pixels = load_uncropped(
+        chosen,
+        recipe.img_size,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        skip_unreadable=skip_unreadable,
+    )
     mask = sample_recipe_masks(recipe, model.spec.patch_size, pixels, generator)
     save_reconstruction_grid(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -25,7 +25,7 @@ from pretrain.masking.masks import (
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.datasets import covering_size, eval_transform
+from simmim_bench.data.datasets import ImageDataset, covering_size, eval_transform
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, replacing
@@ -65,11 +65,21 @@ def evenly_spaced(images: ImageSource, count: int) -> ImageSource:
 
 
 def load_uncropped(
-    images: ImageSource, img_size: tuple[int, int], *, mean: Sequence[float], std: Sequence[float]
+    images: ImageSource,
+    img_size: tuple[int, int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    skip_unreadable: int = 0,
 ) -> Tensor:
-    """Load images as (B, 3, H, W), normalised, resized to cover `img_size` and centre-cropped to its aspect."""
+    """Load images as (B, 3, H, W), normalised, resized to cover `img_size` and centre-cropped to its aspect.
+
+    Args:
+        skip_unreadable: the most unreadable images that the next image replaces.
+    """
     transform = eval_transform(img_size, crop_ratio=1.0, mean=mean, std=std)
-    return torch.stack([transform(images.read(i), images.name(i)) for i in range(len(images))])
+    dataset = ImageDataset(images, transform, skip_unreadable=skip_unreadable)
+    return torch.stack([dataset[i][0] for i in range(len(dataset))])
 
 
 def save_reconstruction_grid(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -52,6 +52,7 @@ SYSTEM_NAMES = {
     "thumbs.db",
     "desktop.ini",
 }
+SUFFIXES = ", ".join(IMAGE_FORMATS)
 INDEX_MIN_FILES = 50_000  # smaller trees are not indexed: listing them takes a second
 NAMED = 3  # left-out files that a message names of each suffix
 
@@ -79,13 +80,15 @@ class LeftOut:
     Attributes:
         files: files that are no images that can be read, by their paths below the listed folder, sorted.
         hidden: hidden files and folders, and links to a folder that contains them, likewise.
+        outside: images that are not where the layout has its images, likewise.
     """
 
     files: tuple[str, ...] = ()
     hidden: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.files or self.hidden)
+        return bool(self.files or self.hidden or self.outside)
 
     def describe(self) -> str:
         """Return their number and some names, by suffix, in one line; empty if there are none."""
@@ -98,7 +101,17 @@ class LeftOut:
         if self.hidden:
             verb = "entries are" if len(self.hidden) > 1 else "entry is"
             parts.append(f"{len(self.hidden):,} hidden {verb} not read: {_some(self.hidden)}")
+        if self.outside:
+            verb = "images are" if len(self.outside) > 1 else "image is"
+            parts.append(
+                f"{len(self.outside):,} {verb} outside of the class folders or shards and not used: "
+                f"{_some(self.outside)}"
+            )
         return "; ".join(parts)
+
+    def only(self) -> str:
+        """Return what a message says of a place that has nothing else."""
+        return f", only this: {self.describe()}" if self else ""
 
 
 def _count_suffixes(names: Iterable[str]) -> str:
@@ -112,6 +125,15 @@ def _count_suffixes(names: Iterable[str]) -> str:
 def _some(names: Iterable[str]) -> str:
     found = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
     return ", ".join([*found[:NAMED], *(["…"] if len(found) > NAMED else [])])
+
+
+def hash_names_and_sizes(named_sizes: Iterator[tuple[str, int]]) -> str:
+    """Hash names and sizes in bytes, in their order: SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, size in named_sizes:
+        # A name that is not UTF-8 is hashed as the bytes that it has on disk.
+        digest.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 class Listing(NamedTuple):

@@ -6,18 +6,27 @@ images. It does not decode images.
 
 from __future__ import annotations
 
-import hashlib
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
 
-from simmim_bench.data.listing import IMAGE_FORMATS, list_folder, list_images
-from simmim_bench.errors import DataError, MissingFrameworkError
+from simmim_bench.data.decode import unreadable
+from simmim_bench.data.hub import HUB_PREFIX, hub_images
+from simmim_bench.data.listing import (
+    SUFFIXES,
+    LeftOut,
+    hash_names_and_sizes,
+    is_hidden,
+    list_folder,
+    list_tree,
+)
+from simmim_bench.data.shards import tar_shards
+from simmim_bench.errors import DataError
 
-HUB_PREFIX = "hfds:"  # followed by the name or folder of a Hugging Face dataset
-SUFFIXES = ", ".join(IMAGE_FORMATS)
+# Names of the splits' folders, the first one preferred: Roboflow exports valid/, and timm reads all of them
+# (timm/data/dataset_factory.py, _TRAIN_SYNONYM and _EVAL_SYNONYM).
+SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
 class ImageSource(Protocol):
@@ -30,6 +39,10 @@ class ImageSource(Protocol):
     @property
     def classes(self) -> Sequence[str]:
         """The names of the classes."""
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What lies with the images and is not read."""
 
     def __len__(self) -> int: ...
 
@@ -46,13 +59,6 @@ class ImageSource(Protocol):
         """Hash the names and sizes of all images: SHA-256 in hexadecimal."""
 
 
-def _hash_names_and_sizes(named_sizes: Iterator[tuple[str, int]]) -> str:
-    digest = hashlib.sha256()
-    for name, size in named_sizes:
-        digest.update(f"{name} {size}\n".encode())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class ImageList:
     """Images in separate files, sorted."""
@@ -61,6 +67,7 @@ class ImageList:
     paths: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -70,9 +77,7 @@ class ImageList:
         try:
             return self.paths[index].read_bytes()
         except OSError as error:
-            raise DataError(
-                f"image {self.paths[index]} cannot be read: {error.strerror}; replace it or remove it."
-            ) from error
+            raise unreadable(str(self.paths[index]), error.strerror) from error
 
     def name(self, index: int) -> str:
         """Return the path of an image."""
@@ -85,11 +90,12 @@ class ImageList:
             tuple(self.paths[i] for i in indices),
             tuple(self.labels[i] for i in indices),
             self.classes,
+            self.left_out,
         )
 
     def fingerprint(self) -> str:
         """Hash every image's path relative to the root and its size in bytes: SHA-256 in hexadecimal."""
-        return _hash_names_and_sizes(
+        return hash_names_and_sizes(
             (path.relative_to(self.root).as_posix(), self._size(path)) for path in self.paths
         )
 
@@ -102,145 +108,77 @@ class ImageList:
             ) from error
 
 
-@dataclass(frozen=True)
-class TarMember:
-    """Position of an image in a shard, in bytes."""
+def split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split; if it does not exist under any name, the preferred one.
 
-    shard: int
-    name: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class TarShards:
-    """Images in uncompressed tar files, as WebDataset writes them, read at their offsets.
-
-    Files are not kept open and nothing is unpacked, so that any process can read any image in any order.
+    Args:
+        split: `train` or `val`.
     """
-
-    shards: tuple[Path, ...]
-    members: tuple[TarMember, ...]
-    classes: tuple[str, ...] = ("image",)
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """One class for all images: pretraining does not use labels."""
-        return (0,) * len(self)
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def read(self, index: int) -> bytes:
-        """Return the content of an image file."""
-        member = self.members[index]
-        try:
-            with open(self.shards[member.shard], "rb") as file:
-                file.seek(member.offset)
-                return file.read(member.size)
-        except OSError as error:
-            raise DataError(
-                f"image {self.name(index)} cannot be read: {error.strerror}; use another copy of the shard."
-            ) from error
-
-    def name(self, index: int) -> str:
-        """Return the shard and the name of an image."""
-        member = self.members[index]
-        return f"{self.shards[member.shard]}:{member.name}"
-
-    def subset(self, indices: Sequence[int]) -> TarShards:
-        """Return a source of some images, in the order of `indices`."""
-        return replace(self, members=tuple(self.members[i] for i in indices))
-
-    def fingerprint(self) -> str:
-        """Hash every image's shard, name and size in bytes: SHA-256 in hexadecimal."""
-        shards = [shard.name for shard in self.shards]
-        return _hash_names_and_sizes((f"{shards[m.shard]}/{m.name}", m.size) for m in self.members)
-
-
-@dataclass(frozen=True)
-class HubImages:
-    """Images of a Hugging Face dataset."""
-
-    dataset: Any
-    column: str
-    what: str
-    indices: Sequence[int]
-    classes: tuple[str, ...] = ("image",)
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """One class for all images: pretraining does not use labels."""
-        return (0,) * len(self)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def read(self, index: int) -> bytes:
-        """Return the content of an image file."""
-        image = self.dataset[self.indices[index]][self.column]
-        content: bytes | None = image["bytes"]
-        return Path(image["path"]).read_bytes() if content is None else content
-
-    def name(self, index: int) -> str:
-        """Return the dataset and the row of an image."""
-        return f"{self.what}[{self.indices[index]}]"
-
-    def subset(self, indices: Sequence[int]) -> HubImages:
-        """Return a source of some images, in the order of `indices`."""
-        return replace(self, indices=[self.indices[i] for i in indices])
-
-    def fingerprint(self) -> str:
-        """Hash the dataset's own fingerprint, which depends on its content and every transformation."""
-        return _hash_names_and_sizes(
-            iter([(f"{self.what} {self.dataset._fingerprint}", len(self))])
-        )
+    folders = [root / name for name in SPLIT_FOLDERS[split]]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def class_folders(root: Path, split: str) -> ImageList:
     """List a split in ImageNet's layout, `root/split/class/image`.
 
+    The images of a class are all below its folder, at any depth. Classes are numbered in the order of their
+    names, as by torchvision's `ImageFolder`: "10" comes before "2".
+
     Raises:
-        DataError: A folder is missing or empty, or a class folder has no images.
+        DataError: A folder is missing or empty, a class folder has no images, or there is one class alone.
     """
-    found, _ = list_classes(root, split)
+    found, left_out = list_classes(root, split)
+    faults = class_faults(split_folder(root, split), found)
+    if faults:
+        raise DataError(faults[0])
     paths: list[Path] = []
     labels: list[int] = []
-    for label, (name, images) in enumerate(found.items()):
-        if not images:
-            raise DataError(empty_class(root / split / name))
+    for label, images in enumerate(found.values()):
         paths += images
         labels += [label] * len(images)
-    return ImageList(root, tuple(paths), tuple(labels), tuple(found))
+    return ImageList(root, tuple(paths), tuple(labels), tuple(found), left_out)
 
 
-def empty_class(folder: Path) -> str:
-    """Return the message for a class folder without images."""
-    return f"class folder {folder} has no images ({SUFFIXES}); add images or remove it."
+def class_faults(folder: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Return a message for each fault of a split's class folders."""
+    faults = [
+        f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
+        for name, images in classes.items()
+        if not images
+    ]
+    if len(classes) == 1:
+        faults.append(
+            f"data folder {folder} has one class folder, {next(iter(classes))}, and a classifier needs two or more; "
+            "if the classes are below it, move them up."
+        )
+    return faults
 
 
-def list_classes(root: Path, split: str) -> tuple[dict[str, list[Path]], list[Path]]:
-    """List the images of every class of a split, and the images outside of the class folders.
+def list_classes(root: Path, split: str) -> tuple[dict[str, list[Path]], LeftOut]:
+    """List the images of every class of a split, and what is left out of it.
 
     Raises:
         DataError: A folder is missing or has no class folders.
     """
-    folder = root / split
+    folder = split_folder(root, split)
     if not folder.is_dir():
         raise DataError(
             f"data folder {folder} does not exist; use a folder with train/ and val/, each with one folder "
             "per class."
         )
-    names = sorted(list_folder(str(folder))[0])
+    names = sorted(list_folder(str(folder)).folders)
     if not names:
         raise DataError(
-            f"data folder {folder} has no class folders; move the images to {folder}/CLASS/."
+            f"data folder {folder} has no class folders; move the images to {folder}/CLASS/ (ImageNet's own archives "
+            "have none: torchvision.datasets.ImageNet creates them)."
         )
     found: dict[str, list[Path]] = {name: [] for name in names}
     outside: list[Path] = []
-    for path in list_images(folder):
+    images, left_out = list_tree(folder)
+    for path in images:
         found.get(path.parts[len(folder.parts)], outside).append(path)
-    return found, outside
+    stray = tuple(str(path.relative_to(folder)) for path in outside)
+    return found, replace(left_out, outside=stray)
 
 
 def any_images(data: Path) -> ImageSource:
@@ -255,34 +193,38 @@ def any_images(data: Path) -> ImageSource:
         MissingFrameworkError: The package `datasets` is not installed.
     """
     if str(data).startswith(HUB_PREFIX):
-        return _hub_images(str(data).removeprefix(HUB_PREFIX), "train")
+        return hub_images(str(data).removeprefix(HUB_PREFIX), "train")
     if data.is_file() and data.suffix == ".tar":
-        return _tar_shards([data])
+        return tar_shards([data])
     folder = data / "train" if (data / "train").is_dir() else data
     if not folder.is_dir():
         raise DataError(
             f"data folder {folder} does not exist; use a folder of images or of tar shards, a tar file, or "
             f"{HUB_PREFIX}NAME."
         )
-    shards = sorted(folder.glob("*.tar"))
+    shards = sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
+    paths, left_out = list_tree(folder)
     if shards:
-        return _tar_shards(shards)
-    paths = list_images(folder)
+        names = {shard.name for shard in shards}
+        files = tuple(name for name in left_out.files if name not in names)
+        stray = tuple(str(path.relative_to(folder)) for path in paths)
+        return tar_shards(shards, replace(left_out, files=files, outside=stray))
     if not paths:
         raise DataError(
-            f"data folder {folder} has no images ({SUFFIXES}) and no *.tar; use another folder."
+            f"data folder {folder} has no images ({SUFFIXES}) and no *.tar{left_out.only()}; use another folder."
         )
-    return ImageList(data, tuple(paths), (0,) * len(paths), ("image",))
+    return ImageList(data, tuple(paths), (0,) * len(paths), ("image",), left_out)
 
 
 def held_out_images(data: Path) -> ImageSource | None:
     """Open the validation images, if any: `val/`, or the "validation" split of a Hugging Face dataset."""
     if str(data).startswith(HUB_PREFIX):
         try:
-            return _hub_images(str(data).removeprefix(HUB_PREFIX), "validation")
+            return hub_images(str(data).removeprefix(HUB_PREFIX), "validation")
         except DataError:
             return None
-    return any_images(data / "val") if (data / "val").is_dir() else None
+    folder = split_folder(data, "val")
+    return any_images(folder) if folder.is_dir() else None
 
 
 def check_same_classes(train: ImageList, val: ImageList) -> None:
@@ -291,56 +233,34 @@ def check_same_classes(train: ImageList, val: ImageList) -> None:
     Raises:
         DataError: Some classes are in one split only; the message names them.
     """
-    different = sorted(set(train.classes) ^ set(val.classes))
-    if different:
-        raise DataError(
-            f"train/ and val/ of {train.root} have different classes: {', '.join(different[:5])} "
-            "exist in one of them only; use the same class folders in both."
+    faults = unshared_classes(train.classes, val.classes)
+    if faults:
+        raise DataError(f"data folder {train.root}: {faults[0]}")
+
+
+def unshared_classes(train: Sequence[str], val: Sequence[str]) -> list[str]:
+    """Return a message for each split that has class folders which the other one lacks."""
+    faults = []
+    for split, here, other, there in (("train", train, "val", val), ("val", val, "train", train)):
+        unshared = sorted(set(here) - set(there))
+        if not unshared:
+            continue
+        missing = f"{len(unshared):,} classes of" if len(unshared) > 1 else "1 class of"
+        verb = "are" if len(unshared) > 1 else "is"
+        alike = {_plain(name): name for name in there if name not in here}
+        similar = [f"{n!r} and {alike[_plain(n)]!r}" for n in unshared if _plain(n) in alike]
+        hint = f" ({similar[0]} differ in case or spaces)" if similar else ""
+        faults.append(
+            f"{missing} {split}/ {verb} missing in {other}/: {', '.join(unshared[:5])}"
+            f"{', …' if len(unshared) > 5 else ''}{hint}; use the same class folders in both."
         )
+    return faults
 
 
-def _tar_shards(shards: Sequence[Path]) -> TarShards:
-    """List the images in tar files.
-
-    Raises:
-        DataError: A shard cannot be read or is compressed, or no shard has images.
-    """
-    members = []
-    for number, shard in enumerate(shards):
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                members += [
-                    TarMember(number, m.name, m.offset_data, m.size)
-                    for m in archive
-                    if m.isfile() and PurePosixPath(m.name).suffix.lower() in IMAGE_FORMATS
-                ]
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(
-                f"shard {shard} cannot be read as an uncompressed tar file: {error}; write it without compression."
-            ) from error
-    if not members:
-        raise DataError(
-            f"the {len(shards)} shards {shards[0]}, ... have no images ({SUFFIXES}); use other shards."
-        )
-    return TarShards(tuple(shards), tuple(members))
+def _plain(name: str) -> str:
+    return "".join(name.split()).casefold()
 
 
-def _hub_images(name: str, split: str) -> HubImages:
-    """Open a split of a Hugging Face dataset."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingFrameworkError(
-            f"{HUB_PREFIX}{name} needs the package datasets: pip install 'simmim-bench[hub]'."
-        ) from error
-    try:
-        dataset = datasets.load_dataset(name, split=split)
-    except Exception as error:  # raised by datasets, pyarrow, fsspec and the hub's client alike
-        raise DataError(f"dataset {name} ({split}) cannot be read: {error}") from error
-    columns = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
-    if not columns:
-        raise DataError(
-            f"dataset {name} ({split}) has no image column, only {', '.join(dataset.features)}; use another dataset."
-        )
-    encoded = dataset.cast_column(columns[0], datasets.Image(decode=False))
-    return HubImages(encoded, columns[0], f"{name} ({split})", range(len(encoded)))
+def describe_left_out(images: ImageSource, split: str) -> list[str]:
+    """Return the log lines of what lies with the images of a split and is not read; mostly none."""
+    return [f"data: {split}: {images.left_out.describe()}"] if images.left_out else []

@@ -167,6 +167,7 @@ def open_run(
     how = {"resume": resume, "overwrite": overwrite}
     check_run_dir(path, description, **how)
     occupied = is_occupied(path)
+    created = [parent for parent in path.parents if not parent.exists()]
     with ExitStack() as closing:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -190,6 +191,9 @@ def open_run(
             # A run that failed to start leaves no directory, so that the corrected command is not refused.
             if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
                 shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):  # another run has begun there
+                    for parent in created:
+                        parent.rmdir()
             raise
 
 

@@ -100,7 +100,7 @@ def test_every_fault_is_reported_in_one_run(
     code, out, err = run("doctor", *folders, "--ckpt", damaged)
     assert code == 4
     for named in (
-        f"- {classes[0]}",
+        f"1 class of train/ is missing in val/: {classes[0]}",
         f"class folder {data / 'imagenet' / 'train' / classes[1]} has no images",
         f"image {cut} cannot be read",
         f"image {missing} does not exist",
@@ -190,7 +190,7 @@ def test_unused_files_are_a_warning(data: Path, reading: Reading) -> None:
     findings = check_imagenet(data / "imagenet", reading)
     findings += check_ade20k(data / "ade20k", reading)
     chosen = all_text(findings, "warning")
-    assert str(stray) in chosen
+    assert Path(stray).name in chosen
     assert str(lonely) in chosen
     assert exit_code(findings) == 0
 

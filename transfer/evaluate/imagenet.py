@@ -10,7 +10,12 @@ import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
-from simmim_bench.data.sources import ImageList, class_folders
+from simmim_bench.data.sources import (
+    ImageList,
+    class_folders,
+    describe_left_out,
+    split_folder,
+)
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.recipe import Recipe, find_recipe
 from simmim_bench.results.metrics import write_logits
@@ -153,6 +158,8 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
     val = class_folders(request.options.data, "val")
     warning = check_classes(classifier, val, request.ckpt)
+    for line in describe_left_out(val, "val"):
+        context.run.log(line)
     for text in (evaluation.warning, warning):
         if text:
             context.run.log(f"imagenet: warning: {text}")
@@ -243,10 +250,8 @@ def check_classes(classifier: Classifier, val: ImageList, ckpt: str) -> str:
     Raises:
         DataError: the number or the names of the classes differ.
     """
-    count, folders = (
-        classifier.num_classes,
-        f"{val.root / 'val'} has {len(val.classes):,} class folders",
-    )
+    folder, count = split_folder(val.root, "val"), classifier.num_classes
+    folders = f"{folder} has {len(val.classes):,} class folders"
     if classifier.classes is not None and classifier.classes != val.classes:
         different = sorted({*classifier.classes} ^ {*val.classes})
         raise DataError(
@@ -265,7 +270,7 @@ def check_classes(classifier: Classifier, val: ImageList, ckpt: str) -> str:
     named = classifier.classes is not None
     if not named and not all(WORDNET_ID.fullmatch(name) for name in val.classes):
         return (
-            f"{ckpt} has no names of classes, and those of {val.root / 'val'} are not WordNet ids: output k is "
+            f"{ckpt} has no names of classes, and those of {folder} are not WordNet ids: output k is "
             "taken for the k-th folder in alphabetical order."
         )
     return ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.datasets import ImageDataset, eval_transform
-from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.data.sources import ImageList
 from simmim_bench.models.build import Backbone
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
@@ -21,7 +21,7 @@ from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import finetune
 from transfer.inference import forward_batches, gather_rows
 from transfer.job import TransferJob
-from transfer.split_description import describe_data, describe_split
+from transfer.split_description import describe_data, describe_split, read_splits
 
 EVAL_BATCH = 256  # images per process; the batch size of training is the total over all processes
 
@@ -40,8 +40,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         DataError: images that cannot be used, or a checkpoint that does not fit.
         DivergedError: the loss is not finite.
     """
-    train, val = class_folders(job.data, "train"), class_folders(job.data, "val")
-    check_same_classes(train, val)
+    train, val = read_splits(context.run, job.data)
     description = describe_data(job.data, train, val)
     if job.task == "fewshot":
         split: Path | None = job.options.get("split")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simmim_bench.data.sources import ImageList, check_same_classes, class_folders
+from simmim_bench.data.sources import ImageList
 from simmim_bench.files import write_json
 from simmim_bench.results.metrics import classification_scores, write_ranking
 from simmim_bench.results.record import Record, write_record
@@ -29,7 +29,7 @@ from transfer.frozen.linear_probe import list_candidates, probe_linear
 from transfer.frozen.logistic import probe_logistic
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.job import TransferJob
-from transfer.split_description import describe_data, describe_split
+from transfer.split_description import describe_data, describe_split, read_splits
 
 
 def run_probe(context: RunContext, job: TransferJob[FrozenRecipe]) -> Record | None:
@@ -86,8 +86,7 @@ class _ProbeImages:
 
 def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeImages:
     """List the images of both splits, and choose the few-shot images."""
-    train, val = class_folders(job.data, "train"), class_folders(job.data, "val")
-    check_same_classes(train, val)
+    train, val = read_splits(context.run, job.data)
     description = describe_data(job.data, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)
@@ -153,7 +152,10 @@ def _probe(
 
 def _write_choice(run: RunDir, result: ProbeResult) -> None:
     """Log the chosen candidate and write all candidates to `compared.json`."""
-    chosen = " ".join(f"{key}={value}" for key, value in result.chosen.items())
+    chosen = " ".join(
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in result.chosen.items()
+    )
     run.log(f"candidates: chosen on training images: {chosen}")
     if result.note is not None:
         run.log(result.note)
