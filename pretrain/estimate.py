@@ -9,6 +9,7 @@ from pretrain.build import build_model, check_sizes, load_teacher
 from pretrain.masking.masks import sample_recipe_masks
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
+from simmim_bench.display import plural
 from simmim_bench.training.precision import decide_precision
 
 
@@ -42,7 +43,7 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
         precision=decide_precision(recipe.precision, device, spec.num_features),
         batch_size=min(recipe.batch_size, data.train),
         steps=recipe.epochs * steps_per_epoch,
-        counted=f"{recipe.epochs} epochs of {steps_per_epoch:,} steps, of {data.images}",
+        counted=f"{plural(recipe.epochs, 'epoch')} of {plural(steps_per_epoch, 'step')}, of {data.images}",
         disk=KEPT * checkpoint_bytes([model], model.parameters()) + weights,
         written=f"{KEPT} checkpoints at a time and the best one's weights; --keep-every keeps more",
         cut="by itself" if device.type == "cuda" else "--accumulate",

@@ -99,6 +99,11 @@ class Display:
                 self.progress = None
 
 
+def plural(count: int, noun: str) -> str:
+    """Format a number of things that form their plural with an s: `1 epoch`, `1,200 steps`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds: `3.4 s`, `42 s`, `5 min 07 s`, `1 h 02 min` or `3 d 04 h`."""
     if seconds < 10:

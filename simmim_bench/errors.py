@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -20,6 +21,8 @@ class BenchError(Exception):
         # A DataLoader re-raises a worker's error with the worker's whole traceback as its message.
         if message.startswith("Caught "):
             message = message.strip().splitlines()[-1].partition(": ")[2]
+        # A library's message may hold the address of an object, which tells the user nothing.
+        message = re.sub(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>", r"\1", message)
         super().__init__(message)
 
 

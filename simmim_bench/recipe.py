@@ -287,6 +287,19 @@ def check_positive(recipe: Recipe, *keys: str) -> None:
             raise UsageError(f"{key} {value} of recipe '{recipe.name}' must be above 0.")
 
 
+def describe_long_warmup(warmup: int, total: int, unit: str) -> list[str]:
+    """Return the log line of a warm-up that is as long as the training; none for a shorter one.
+
+    Args:
+        warmup, total: lengths, in `unit`.
+        unit: `epochs` or `iters`, as in the recipe's keys.
+    """
+    if warmup < total or not warmup:
+        return []
+    keys = f"warmup_{unit}={warmup} is not less than {'max_iters' if unit == 'iters' else unit}={total}"
+    return [f"warning: {keys}: the whole run is warm-up; use -o warmup_{unit}={total // 5}."]
+
+
 def check_warmup(warmup_epochs: int, epochs: int) -> None:
     """Check that the warm-up is shorter than the training.
 

@@ -20,6 +20,7 @@ from pretrain.estimate import plan_pretraining
 from pretrain.recipes import RECIPES as PRETRAINING
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
 from simmim_bench.diagnostics.findings import Finding, exit_code
@@ -414,3 +415,31 @@ def test_a_recipe_that_does_not_fit_in_memory_or_disk_is_reported(tmp_path: Path
     assert "batch_size=16" in (memory.remedy or "")
     # Not even one image: no step is tried.
     assert [f.name for f in findings_for("--accumulate", 2, 0)] == ["memory", "disk"]
+
+
+def test_real_folders_are_reported_in_the_words_of_a_run(
+    data: Path, reading: Reading, tmp_path: Path
+) -> None:
+    root = data / "imagenet"
+    first, second = sorted((root / "train").iterdir())[:2]
+    image = sorted(first.iterdir())[0]
+    shutil.copy(image, second / "copy.jpg")
+    shutil.copy(image, root / "val" / first.name / "leaked.jpg")
+    (first / "scan.heic").write_bytes(b"x")
+    (first / ".ipynb_checkpoints").mkdir()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.effect_noise((40, 30), 60).save(first / "phone.jpg", exif=exif)
+    twelve_bits = np.random.default_rng(0).integers(0, 4096, (30, 40)).astype(np.uint16)
+    Image.fromarray(twelve_bits).save(first / "scan.png")
+    found = all_text(check_imagenet(root, reading), "warning")
+    left_out = class_folders(root, "train").left_out.describe()
+    assert "1 file is not an image that can be read: .heic 1 (scan.heic)" in left_out
+    for named in (
+        left_out,
+        "1 image has an EXIF orientation",
+        "1 image is nearly black",
+        "images is a copy of another one",
+        "1 image of val/ is in train/ as well",
+    ):
+        assert named in found, named

@@ -8,6 +8,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
+from simmim_bench.display import plural
 from simmim_bench.training.precision import default_precision
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import loss_and_mixing
@@ -48,7 +49,7 @@ def plan_finetune(
         precision=default_precision(recipe.precision, device, allow_fp16=True),
         batch_size=min(recipe.batch_size, data.train),
         steps=recipe.epochs * steps_per_epoch,
-        counted=f"{recipe.epochs} epochs of {steps_per_epoch:,} steps, of {data.images}",
+        counted=f"{plural(recipe.epochs, 'epoch')} of {plural(steps_per_epoch, 'step')}, of {data.images}",
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,

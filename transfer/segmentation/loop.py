@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.distributed import DistContext
+from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.stopping import stop_on_signals
 from transfer.segmentation.ade20k_layout import SegmentationData, SegmentationSplit
@@ -166,6 +167,8 @@ def _log_start(
     model: EncoderDecoder,
 ) -> None:
     log = context.run.log
+    for line in describe_long_warmup(recipe.warmup_iters, recipe.max_iters, "iters"):
+        log(f"ade20k: {line}")
     if checkpoint.state is not None:
         log(f"ade20k: {model.backbone.backbone.load_report}")
     log(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from pretrain.design import Design
 from pretrain.evaluation.monitor import WINDOW, CollapseMonitor, sample_images, trivial_loss
 from pretrain.recipes import POCKET
 from pretrain.targets.pixels import PixelTarget
-from pretrain.train import pretrain
+from pretrain.train import TrainOptions, pretrain
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import random_crop_flip
 from simmim_bench.data.sources import ImageList, any_images
@@ -113,3 +115,50 @@ def test_too_many_unreadable_images_are_a_data_error(tmp_path: Path, pocket: Pat
         DataError, match=r"2\.\w+ cannot be read.* number 3; --skip-unreadable allows 2"
     ):
         dataset[0]
+
+
+def test_unreadable_held_out_images_are_skipped_up_to_a_limit(tmp_path: Path, pocket: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pocket / "imagenet", data)
+    first = sorted((data / "val").rglob("*.JPEG"))[0]  # the first of the evenly spaced ones
+    first.write_bytes(b"not an image")
+    recipe = replace(POCKET, epochs=1, warmup_epochs=1, batch_size=20)
+    for limit, message in ((0, f"{first.name} cannot be read"), (1, None)):
+        with (
+            pytest.raises(DataError, match=message) if message else nullcontext(),
+            open_run(
+                tmp_path / "runs" / "deep",
+                recipe=recipe,
+                deviates={},
+                arguments={},
+                display=Display(quiet=True),
+                overwrite=limit > 0,
+            ) as run,
+        ):
+            pretrain(
+                RunContext(run=run, seed=0),
+                recipe=recipe,
+                deviates={},
+                data=data,
+                options=TrainOptions(skip_unreadable=limit),
+            )
+    metrics = (tmp_path / "runs" / "deep" / "metrics.jsonl").read_text()
+    assert '"held_out_unreadable": 1' in metrics
+    log = (tmp_path / "runs" / "deep" / "log.txt").read_text()
+    assert "warmup_epochs=1 is not less than epochs=1: the whole run is warm-up" in log
+
+
+def test_a_refused_run_leaves_no_folders(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataError, match="reader") as caught,
+        open_run(
+            tmp_path / "a" / "b" / "run",
+            recipe=POCKET,
+            deviates={},
+            arguments={},
+            display=Display(quiet=True),
+        ),
+    ):
+        raise DataError("reader <_io.BytesIO object at 0x7f0a> here")
+    assert str(caught.value) == "reader _io.BytesIO here"
+    assert not (tmp_path / "a").exists()
