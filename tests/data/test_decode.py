@@ -170,7 +170,14 @@ def test_a_resized_image_covers_the_crop_with_its_proportions(
 
 def opencv(content: bytes) -> np.ndarray:
     """Decode with OpenCV, which keeps the upper 8 of 16 bits and applies the orientation."""
-    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.asarray(image)[..., ::-1]
+
+
+def equal(image: Image.Image, wanted: Image.Image | np.ndarray) -> bool:
+    """Return whether an image has the wanted pixels."""
+    return np.array_equal(np.asarray(image), np.asarray(wanted))
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "pgm", "jp2", "white is zero"])
@@ -202,14 +209,14 @@ def test_orientation_is_applied_where_requested(orientation: int, kind: str) -> 
     exif[274] = orientation
     content = encode(smooth_image(40, 56), kind, exif=exif)
     stored = decode_image(content, "a")
-    assert np.array_equal(stored, Image.open(io.BytesIO(content)).convert("RGB"))
-    assert np.array_equal(decode_image(content, "a", upright=True), opencv(content))
+    assert equal(stored, Image.open(io.BytesIO(content)).convert("RGB"))
+    assert equal(decode_image(content, "a", upright=True), opencv(content))
     assert exif_orientation(content) == orientation
 
 
 def test_the_content_decides_the_format() -> None:
     image = smooth_image(40, 40)
-    assert np.array_equal(decode_image(encode(image, "PNG"), "a.jpg"), image)
+    assert equal(decode_image(encode(image, "PNG"), "a.jpg"), image)
     assert random_crop_flip(encode(image, "JPEG"), "a.png", (32, 32), (0.5, 1.0)).shape[0] == 3
 
 
@@ -218,7 +225,7 @@ def test_transparent_palettes_keep_their_colours() -> None:
     content = encode(image, "PNG", transparency=bytes(range(8)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(decode_image(content, "a.png"), image.convert("RGB"))
+        assert equal(decode_image(content, "a.png"), image.convert("RGB"))
 
 
 @pytest.mark.parametrize(

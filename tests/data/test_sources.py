@@ -131,7 +131,7 @@ def test_the_index_avoids_listing_unchanged_folders(
     listed: list[str] = []
     list_folder = listing.list_folder
 
-    def spy(folder: str) -> tuple[list[str], list[str]]:
+    def spy(folder: str) -> listing.Folder:
         listed.append(os.path.relpath(folder, tree))
         return list_folder(folder)
 

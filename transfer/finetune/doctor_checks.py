@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from simmim_bench.data.decode import decode_image, exif_orientation
 from simmim_bench.data.sources import (
     ImageList,
@@ -45,7 +47,7 @@ class ReadImages:
         """Decode an image, as a run does, and note what it is."""
         content, name = images.read(index), images.name(index)
         image = decode_image(content, name)
-        if max(high for _, high in image.getextrema()) <= DARK:
+        if int(np.asarray(image).max()) <= DARK:
             self.dark.append(name)
         if exif_orientation(content) != 1:
             self.turned.append(name)
