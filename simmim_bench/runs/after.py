@@ -1,4 +1,7 @@
-"""What follows a run's record: figures and tables, whose failure is a warning. The record decides the exit code."""
+"""What is written beside a run's record: figures and tables, whose failure is a warning.
+
+The record decides the exit code.
+"""
 
 from __future__ import annotations
 

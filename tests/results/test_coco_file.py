@@ -44,6 +44,12 @@ def renumber(content: dict[str, Any]) -> None:
         annotation["id"] = number
 
 
+def add_empty_outlines(content: dict[str, Any]) -> None:
+    for annotation in content["annotations"]:
+        if isinstance(annotation["segmentation"], list):
+            annotation["segmentation"].append([])
+
+
 HARMLESS: dict[str, Edit] = {
     "year empty": lambda c: c.update(info={"year": ""}),
     "year text": lambda c: c.update(info={"year": "2024"}),
@@ -69,11 +75,7 @@ HARMLESS: dict[str, Edit] = {
     "no ids": lambda c: [a.pop("id") for a in c["annotations"]],
     "id 0": renumber,
     "ids twice": every("annotations", id=1),
-    "empty outline": lambda c: [
-        a["segmentation"].append([])
-        for a in c["annotations"]
-        if isinstance(a["segmentation"], list)
-    ],
+    "empty outline": add_empty_outlines,
 }
 
 
