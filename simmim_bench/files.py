@@ -58,7 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file.
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
 
     Args:
         what: what the file should be, for error messages.
@@ -67,11 +67,16 @@ def read_json(path: Path, what: str) -> Any:
         DataError: the file does not exist or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{what} {path} does not exist.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{what} {path} cannot be read as JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{what} {path} cannot be read as JSON: byte {error.start:,} is not {error.encoding}; save it as UTF-8."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{what} {path} cannot be read as JSON: {reason}") from error
 
 
 def read_lines(path: Path) -> list[str]:

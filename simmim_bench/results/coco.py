@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from simmim_bench.errors import DataError
+from simmim_bench.results.coco_file import read_instances
 
 # The twelve metrics in the order of pycocotools.
 STATS = (
@@ -51,13 +52,16 @@ class CocoScores:
     by_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def check_annotations(annotations: Path) -> None:
+def check_annotations(annotations: Path, content: dict[str, Any]) -> None:
     """Check that an annotation file can be evaluated against, so that a run does not fail after training.
 
+    Args:
+        content: of the file, cleaned (`read_instances`).
+
     Raises:
-        DataError: the evaluator cannot read the file.
+        DataError: the evaluator cannot use the file.
     """
-    _load_evaluator(annotations, "hotcoco")
+    _load_evaluator(annotations, content, "hotcoco")
 
 
 def evaluate_coco(
@@ -76,10 +80,10 @@ def evaluate_coco(
     if not LIST.match(text):
         raise DataError(f"{results} is not a list of detections in COCO's results format.")
     empty = EMPTY_LIST.fullmatch(text) is not None
-    has_masks = (
-        masks and HAS_MASK.search(annotations.read_bytes()) and (empty or HAS_MASK.search(text))
-    )
-    evaluate, names = _load_evaluator(annotations, library)
+    truth = read_instances(annotations).content
+    evaluate, names = _load_evaluator(annotations, truth, library)
+    annotated = any(entry.get("segmentation") for entry in truth["annotations"])
+    has_masks = masks and annotated and (empty or HAS_MASK.search(text))
     scores = CocoScores()
     for kind, prefix in KINDS.items():
         if kind == "segm" and not has_masks:
@@ -130,26 +134,30 @@ def _ap_by_class(precision: Any, names: Names) -> dict[str, float]:
     }
 
 
-def _load_evaluator(annotations: Path, library: Library) -> tuple[Evaluator, Names]:
-    """Load an annotation file.
+def _load_evaluator(annotations: Path, content: Any, library: Library) -> tuple[Evaluator, Names]:
+    """Load the cleaned content of an annotation file.
+
+    Annotations are numbered anew: pycocotools takes a match with annotation 0 for none, and of several annotations
+    with one id it scores the last one alone.
 
     Raises:
-        DataError: the library cannot read the file.
+        DataError: the library cannot use the content.
     """
     load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
     try:
-        return load(annotations)
+        entries = [{**a, "id": number} for number, a in enumerate(content["annotations"], 1)]
+        return load({**content, "annotations": entries})
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{annotations} cannot be evaluated against: {error}; correct the file."
         ) from error
 
 
-def _load_hotcoco(annotations: Path) -> tuple[Evaluator, Names]:
-    """Load an annotation file with hotcoco, which creates no Python object per detection."""
+def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
+    """Load annotations with hotcoco, which creates no Python object per detection."""
     import hotcoco
 
-    truth = hotcoco.COCO(str(annotations))
+    truth = hotcoco.COCO(content)
 
     def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
         detections = truth.load_res(str(file))
@@ -162,12 +170,14 @@ def _load_hotcoco(annotations: Path) -> tuple[Evaluator, Names]:
     return evaluate, _names(truth)
 
 
-def _load_pycocotools(annotations: Path) -> tuple[Evaluator, Names]:
+def _load_pycocotools(content: dict[str, Any]) -> tuple[Evaluator, Names]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
+        truth = COCO()
+        truth.dataset = {"info": {}, **content}  # `loadRes` needs `info`
+        truth.createIndex()
 
     def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
         detections = json.loads(file.read_bytes())

@@ -160,15 +160,15 @@ def test_objects_that_scoring_would_misread_are_a_problem(data: Path, reading: R
 
 def test_every_key_that_coco_entries_lack_is_named(data: Path, reading: Reading) -> None:
     def strip(content: dict[str, Any]) -> None:
-        del content["annotations"][0]["area"]
-        del content["annotations"][2]["iscrowd"]
+        del content["annotations"][0]["image_id"]
+        del content["annotations"][2]["category_id"]
         del content["images"][1]["height"]
 
     change_coco(data, "train", strip)
     found = all_text(check_coco(data / "coco", reading), "problem")
     for named in (
-        "entry 0 of annotations lacks 'area'",
-        "entry 2 of annotations lacks 'iscrowd'",
+        "entry 0 of annotations lacks 'image_id'",
+        "entry 2 of annotations lacks 'category_id'",
         "entry 1 of images lacks 'height'",
     ):
         assert named in found

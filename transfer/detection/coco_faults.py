@@ -1,18 +1,20 @@
-"""Find faults of a COCO instances file and its images.
+"""Find faults of a COCO instances file.
 
 A fault is a message that names the file, the value and the remedy. `find_bad` finds objects that only training
-cannot use; a recipe may skip those.
+cannot use; a recipe may skip those. The content is that of `simmim_bench.results.coco_file.read_instances`. Faults
+of image files are found by `coco_images.py`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 NUMBER = (int, float)
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -27,13 +29,24 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "iscrowd": int,
     },
 }
+EXPECTED = {int: "a whole number", str: "text", list: "a list", NUMBER: "a number"}
+LEAST, MOST = {"height": 1, "width": 1}, {"iscrowd": 1}  # allowed values; otherwise 0 to MAX_ID
+MAX_ID = 2**53  # larger whole numbers are not exact in every program that reads JSON
 # Faults of objects. Records store the number of skipped objects under these texts: do not change them.
 POLYGON = "a polygon that is not three corners or more, [[x1, y1, x2, y2, x3, y3, ...], ...]"
 RUN_LENGTHS = "run lengths without size and counts"
+RUN_LENGTHS_SIZE = "run lengths whose size is not [height, width] of their image"
+RUN_LENGTHS_SUM = "run lengths that do not add up to the pixels of their image"
 NO_MASK = "no mask, while others have one"
 NO_AREA = "a box without area"
 OUTSIDE = "a box outside of its image"
-MISREAD = (POLYGON, RUN_LENGTHS)  # pycocotools takes four numbers for a box, and fails on others
+MASK_OUTSIDE = "a mask outside of its image"
+# pycocotools takes four numbers for a box, reads run lengths of another size as another mask, and fails on others.
+MISREAD = (POLYGON, RUN_LENGTHS, RUN_LENGTHS_SIZE, RUN_LENGTHS_SUM)
+# Of COCO 2017's annotations 1.2 % are crowds; CVAT exports every object that was painted with its brush as one.
+MANY_CROWDS = 0.2
+ROUNDING = 1.0  # pixels by which exporters' boxes may leave the image
+OFTEN = 0.25  # corners taken for sizes leave the image for three boxes in four, where objects lie anywhere
 
 
 def entry_faults(path: Path, content: Any) -> Iterator[str]:
@@ -46,8 +59,6 @@ def entry_faults(path: Path, content: Any) -> Iterator[str]:
         for index, entry in enumerate(entries):
             yield from _key_faults(f"{path}: entry {index} of {section}", entry, keys)
         yield from _duplicate_ids(path, section, entries)
-        if section == "categories":
-            yield from _duplicate_names(path, entries)
 
 
 def _key_faults(where: str, entry: Any, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -58,8 +69,13 @@ def _key_faults(where: str, entry: Any, keys: Mapping[str, Any]) -> Iterator[str
         if key not in entry:
             yield f"{where} lacks '{key}', which pycocotools needs; add it."
         elif isinstance(entry[key], bool) or not isinstance(entry[key], kind):
-            expected = "a number" if kind is NUMBER else f"of type {kind.__name__}"
+            expected = EXPECTED[kind]
             yield f"{where} has {key} {json.dumps(entry[key])}, which is not {expected}; correct it."
+        elif kind is int and not LEAST.get(key, 0) <= entry[key] <= MOST.get(key, MAX_ID):
+            yield (
+                f"{where} has {key} {entry[key]}, which is not from {LEAST.get(key, 0)} to {MOST.get(key, MAX_ID)}; "
+                "correct it."
+            )
     if entry.get("ignore"):
         yield (
             f"{where} has 'ignore', which COCO does not define; remove it, or mark a crowd with iscrowd 1."
@@ -77,27 +93,36 @@ def _duplicate_ids(path: Path, section: str, entries: list[Any]) -> Iterator[str
         )
 
 
-def _duplicate_names(path: Path, entries: list[Any]) -> Iterator[str]:
-    names = [n for e in entries if isinstance(e, dict) and isinstance(n := e.get("name"), str)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            yield f"{path}: {count} categories are called '{name}'; rename all but one."
+def category_faults(paths: Sequence[Path], contents: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a message if splits have different categories, or if objects have two categories of one name.
 
-
-def category_faults(
-    paths: Sequence[Path], train: Sequence[int], val: Sequence[int]
-) -> Iterator[str]:
-    """Yield a message if the two splits have different category ids.
+    A category without objects may have the name of another one: Roboflow adds the project's name as the parent of
+    all categories.
 
     Args:
-        paths: the annotation files of train and val.
+        paths: the annotation files, of one or more splits.
+        contents: of these files.
     """
-    unshared = sorted(set(train) ^ set(val))
-    if unshared:
-        yield (
-            f"{' and '.join(path.name for path in paths)} in {paths[0].parent} have different categories: id "
-            f"{unshared[0]} is in one of them only; use the same categories in both."
-        )
+    first, *others = ({c["id"]: c["name"] for c in content["categories"]} for content in contents)
+    where = " and ".join(map(str, paths))
+    for other in others:
+        unshared = sorted(set(first) ^ set(other))
+        if unshared:
+            yield (
+                f"{where} have different categories: id {unshared[0]} is in one of them only; use the same categories "
+                "in both."
+            )
+        renamed = [n for n in first if other.get(n, first[n]) != first[n]]
+        if renamed:
+            n = renamed[0]
+            yield (
+                f"{where} have different categories: id {n} is '{first[n]}' in the first and '{other[n]}' in the "
+                f"second ({len(renamed)} ids differ); number the categories alike in both."
+            )
+    used = {a["category_id"] for content in contents for a in content["annotations"]}
+    for name, count in Counter(first[n] for n in used if n in first).items():
+        if count > 1:
+            yield f"{where}: objects have {count} categories that are called '{name}'; rename all but one."
 
 
 def reference_faults(path: Path, content: dict[str, Any]) -> Iterator[str]:
@@ -128,28 +153,64 @@ def is_box(box: Any) -> bool:
     )
 
 
-def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[str]:
-    """Yield a message if images of an annotation file are not on disk.
-
-    Args:
-        images: the folder that the `file_name`s are relative to.
-    """
-    if not images.is_dir():
-        yield f"image folder {images} does not exist; {path} refers to the images in it."
-        return
-    missing = missing_images(content, images)
-    if missing:
+def crowd_faults(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message if so many annotations are crowds that they are rather objects."""
+    annotations = content["annotations"]
+    crowds = [a for a in annotations if a["iscrowd"]]
+    if len(crowds) > MANY_CROWDS * len(annotations):
         yield (
-            f"image {images / missing[0]} does not exist ({len(missing)} of the {len(content['images'])} images of "
-            f"{path} are missing); add them or remove their entries."
+            f"{path}: {len(crowds):,} of {len(annotations):,} annotations are crowds (iscrowd 1; the first is "
+            f"annotation {crowds[0]['id']}), which are not trained on and not scored. CVAT exports single objects that "
+            "were painted with its brush so. Set their iscrowd to 0, or ignore them with -o many_crowds=ignore."
         )
 
 
-def missing_images(content: dict[str, Any], images: Path) -> list[str]:
-    """Return the names of the images that are not on disk."""
-    present = set(os.listdir(images))  # one listing: 118,000 single checks are slow on a network
-    names = [image["file_name"] for image in content["images"]]
-    return [n for n in names if n not in present and not (images / n).is_file()]
+def box_form_faults(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message if the boxes are corners, [x1, y1, x2, y2], or fractions of the image."""
+    boxes, sizes = _boxes_and_sizes(content)
+    if not len(boxes):
+        return
+    if boxes.min() >= 0 and boxes.max() <= 1 and sizes.min() > 1:
+        yield (
+            f"{path}: all {len(boxes):,} boxes have values from 0 to 1; they seem to be fractions of the image. "
+            "Multiply them by its width and height: COCO's boxes are [x, y, width, height] in pixels."
+        )
+        return
+    start, extent = boxes[:, :2], boxes[:, 2:]
+    as_corners = ((extent > start) & (extent <= sizes + ROUNDING)).all()
+    leaving = (start + extent > sizes + ROUNDING).any(1)
+    if as_corners and leaving.mean() >= OFTEN:
+        yield (
+            f"{path}: {leaving.sum():,} of {len(boxes):,} boxes leave their image, and none does as [x1, y1, x2, y2]; "
+            "they seem to be corners. Convert them to COCO's [x, y, width, height]."
+        )
+
+
+def boxes_leaving(content: Mapping[str, Any]) -> int:
+    """Count the boxes that are partly outside of their image, by more than a pixel."""
+    boxes, sizes = _boxes_and_sizes(content)
+    start, end = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    leaving = ((start < -ROUNDING) | (end > sizes + ROUNDING)).any(1)
+    inside = ((start < sizes) & (end > 0)).all(1)
+    return int((leaving & inside).sum())
+
+
+def masks_elsewhere(content: Mapping[str, Any]) -> int:
+    """Count the objects none of whose outlines overlaps the box."""
+    return sum(
+        all(_is_outside(p, *annotation["bbox"]) for p in mask)
+        for annotation in content["annotations"]
+        if isinstance(mask := annotation.get("segmentation"), list) and all(map(_is_polygon, mask))
+    )
+
+
+def _boxes_and_sizes(content: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes (N, 4) and the (width, height) of their images (N, 2)."""
+    size_of = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    annotations = content["annotations"]
+    boxes = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+    sizes = np.array([size_of[a["image_id"]] for a in annotations], float).reshape(-1, 2)
+    return boxes, sizes
 
 
 def find_bad(content: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -172,10 +233,11 @@ def find_bad(content: Mapping[str, Any]) -> dict[str, list[int]]:
 def _object_faults(annotation: Mapping[str, Any], width: int, height: int) -> Iterator[str]:
     mask = annotation.get("segmentation")
     if isinstance(mask, dict):
-        if not {"size", "counts"} <= set(mask):
-            yield RUN_LENGTHS
+        yield from _run_length_faults(mask, width, height)
     elif mask and not (isinstance(mask, list) and all(map(_is_polygon, mask))):
         yield POLYGON
+    elif mask and all(_is_outside(polygon, 0, 0, width, height) for polygon in mask):
+        yield MASK_OUTSIDE
     x, y, w, h = annotation["bbox"]
     if w <= 0 or h <= 0:
         yield NO_AREA
@@ -183,5 +245,53 @@ def _object_faults(annotation: Mapping[str, Any], width: int, height: int) -> It
         yield OUTSIDE
 
 
+def _run_length_faults(mask: Mapping[str, Any], width: int, height: int) -> Iterator[str]:
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(size, list) or not isinstance(counts, str | list):
+        yield RUN_LENGTHS
+    elif size != [height, width]:
+        yield RUN_LENGTHS_SIZE
+    elif sum_run_lengths(counts) != height * width:
+        yield RUN_LENGTHS_SUM
+
+
+def sum_run_lengths(counts: str | list[Any]) -> int | None:
+    """Return the sum of COCO's run lengths, compressed or not; None if they are damaged.
+
+    pycocotools' decoder does not require that they fill the mask. The compressed form is that of `rleToString` in
+    pycocotools' maskApi.c: groups of five bits, the lowest first, a sixth bit for "more follow", a sign in the last
+    group's highest bit; from the fourth run on, the difference to the run before the previous one.
+    """
+    if isinstance(counts, list):
+        valid = all(type(count) is int and count >= 0 for count in counts)
+        return sum(counts) if valid else None
+    groups = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        return None
+    ends = np.flatnonzero(groups & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    position = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
+    if position.max() > 6:  # 35 bits: no image has such a run
+        return None
+    values = np.add.reduceat((groups & 31) << (5 * position), starts)
+    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return int(values.sum()) if values.min() >= 0 else None
+
+
 def _is_polygon(corners: Any) -> bool:
-    return isinstance(corners, list) and len(corners) >= 6 and not len(corners) % 2
+    return (
+        isinstance(corners, list)
+        and len(corners) >= 6
+        and not len(corners) % 2
+        and all(type(v) in NUMBER and math.isfinite(v) for v in corners)
+    )
+
+
+def _is_outside(corners: Sequence[float], x: float, y: float, w: float, h: float) -> bool:
+    """Return whether a polygon's bounding box does not touch a box."""
+    if x <= corners[0] <= x + w and y <= corners[1] <= y + h:  # of nearly all polygons
+        return False
+    xs, ys = corners[0::2], corners[1::2]
+    return min(xs) >= x + w or min(ys) >= y + h or max(xs) <= x or max(ys) <= y

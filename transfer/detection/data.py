@@ -1,20 +1,26 @@
 """Load training and validation images of a `CocoSplit` through Detectron2's mappers and loaders.
 
-Crowd regions are not trained on.
+Images are decoded as in all tasks (`simmim_bench.data.decode`) and turned upright by their EXIF orientation. Crowd
+regions are not trained on.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from simmim_bench.data.decode import read_image
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
+from transfer.detection.coco_images import check_size, size_error
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.recipes import CocoRecipe, MaskFormat
 
@@ -75,9 +81,9 @@ class PositionSampler(Sampler[int]):
 
 
 class CheckedMapper:
-    """A Detectron2 mapper whose errors name the image file."""
+    """A Detectron2 mapper that reads images as all tasks do, and whose errors name the image file."""
 
-    def __init__(self, mapper: Any) -> None:
+    def __init__(self, mapper: DatasetMapper) -> None:
         self.mapper = mapper
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -86,20 +92,31 @@ class CheckedMapper:
         Raises:
             DataError: the image cannot be decoded, or its size differs from the annotations'.
         """
-        from detectron2.data.detection_utils import SizeMismatchError
-
-        path = dataset_dict["file_name"]
+        path = Path(dataset_dict["file_name"])
+        image = np.asarray(read_image(path, upright=True))
+        if image.shape[:2] != (dataset_dict["height"], dataset_dict["width"]):
+            check_size(dataset_dict, Path())
+            size = (image.shape[1], image.shape[0])
+            raise size_error(path, size, size, dataset_dict)
         try:
-            mapped: dict[str, Any] = self.mapper(dataset_dict)
-        except SizeMismatchError as error:
-            raise DataError(
-                f"image {path} is not {dataset_dict['width']} x {dataset_dict['height']} pixels, the size of "
-                "its entry in the annotations; correct one of them."
-            ) from error
-        except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow for damaged files
+            return self._map(copy.deepcopy(dataset_dict), image)
+        except ValueError as error:
             raise DataError(
                 f"image {path}, or an annotation of it, cannot be read: {error}; replace it or remove its entry."
             ) from error
+
+    def _map(self, mapped: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
+        """Do what Detectron2's `DatasetMapper` does after reading the image (H, W, 3)."""
+        from detectron2.data.transforms import AugInput
+
+        augmented = AugInput(image)
+        transforms = self.mapper.augmentations(augmented)
+        channels_first = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
+        mapped["image"] = torch.as_tensor(channels_first)
+        if self.mapper.is_train:
+            self.mapper._transform_annotations(mapped, transforms, augmented.image.shape[:2])
+        else:
+            mapped.pop("annotations", None)
         return mapped
 
 

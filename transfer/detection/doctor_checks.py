@@ -15,16 +15,22 @@ from typing import Any
 from simmim_bench.data.decode import read_image
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_json
+from simmim_bench.results.coco_file import read_instances
 from transfer.detection.coco_faults import (
     MISREAD,
+    box_form_faults,
     category_faults,
+    crowd_faults,
     entry_faults,
     find_bad,
-    image_faults,
     is_box,
-    missing_images,
     reference_faults,
+)
+from transfer.detection.coco_images import (
+    check_size,
+    image_faults,
+    missing_images,
+    resolve_names,
 )
 from transfer.detection.coco_layout import read_splits, split_paths
 from transfer.doctor_checks import FindingGroup, Reading
@@ -42,20 +48,21 @@ def check_coco(data: Path, reading: Reading) -> list[Finding]:
     """
     group = FindingGroup("coco")
     findings: list[Finding] = []
-    categories: dict[str, list[int]] = {}
+    contents: dict[str, dict[str, Any]] = {}
     for split in ("train", "val"):
         content, found = _read_annotations(data, split, reading, group)
         findings += found
         if content is not None:
-            categories[split] = [category["id"] for category in content["categories"]]
+            contents[split] = content
             findings += _examine_split(data, split, content, reading, group)
-    if len(categories) == 2:
-        paths = [split_paths(data, split)[0] for split in categories]
-        faults = list(category_faults(paths, categories["train"], categories["val"]))
+    paths = [split_paths(data, split)[0] for split in contents]
+    if contents:
+        faults = list(category_faults(paths, list(contents.values())))
         findings += group.problems("categories", faults)
     if all(finding.state != "problem" for finding in findings):
-        try:  # what a run requires beyond the checks above
-            read_splits(data, "skip")
+        try:  # what a run requires beyond the checks above, and what it warns of
+            for read in read_splits(data, "skip"):
+                findings += [group.finding("splits", "warning", text) for text in read.warnings]
         except DataError as error:
             findings.append(group.finding("splits", "problem", str(error)))
     return findings
@@ -68,7 +75,7 @@ def _read_annotations(
     try:
         path, _ = split_paths(data, split)
         reading.display.log(f"coco: reading {path}")
-        content = read_json(path, "annotation file")
+        content = read_instances(path).content
     except DataError as error:
         return None, [group.finding(split, "problem", str(error))]
     faults = list(entry_faults(path, content))
@@ -83,13 +90,19 @@ def _examine_split(
     path, folder = split_paths(data, split)
     yield _count(split, content, group)
     yield from group.problems(f"{split} entries", list(reference_faults(path, content)))
-    missing = missing_images(content, folder) if folder.is_dir() else []
+    missing: list[str] = []
+    if folder.is_dir():
+        resolve_names(content, folder)
+        missing = missing_images(content, folder)
     for fault in image_faults(path, content, folder):
         yield group.finding(f"{split} images", "problem", fault, items=missing)
 
     image_ids = {entry["id"] for entry in content["images"]}
     whole = [a for a in content["annotations"] if a["image_id"] in image_ids and is_box(a["bbox"])]
-    yield from _bad_objects(split, find_bad({**content, "annotations": whole}), group)
+    usable = {**content, "annotations": whole}
+    yield from _bad_objects(split, find_bad(usable), group)
+    forms = [*box_form_faults(path, usable), *crowd_faults(path, usable)]
+    yield from group.problems(f"{split} objects", forms)
 
     if folder.is_dir():
         absent = set(missing)
@@ -154,9 +167,5 @@ def _check_image(images: Sequence[Mapping[str, Any]], folder: Path, index: int) 
         DataError: the image cannot be decoded, or has another size.
     """
     entry = images[index]
-    image = read_image(folder / entry["file_name"])
-    if (image.width, image.height) != (entry["width"], entry["height"]):
-        raise DataError(
-            f"image {folder / entry['file_name']} is {image.width} x {image.height} pixels, but its entry in the "
-            f"annotations is {entry['width']} x {entry['height']}; correct one of them."
-        )
+    read_image(folder / entry["file_name"], upright=True)
+    check_size(entry, folder)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from simmim_bench.data.decode import read_image
 from simmim_bench.files import replacing
 from simmim_bench.runs.run_dir import RunDir
 from transfer.detection.coco_layout import CocoSplit
@@ -28,7 +31,6 @@ def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> No
         run: the figure is also added to its TensorBoard log.
     """
     from detectron2.data.catalog import Metadata
-    from detectron2.data.detection_utils import read_image
     from detectron2.utils.visualizer import Visualizer
     from torchvision.utils import make_grid, save_image
 
@@ -38,7 +40,7 @@ def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> No
         if not all("segmentation" in annotation for annotation in truth["annotations"]):
             for annotation in truth["annotations"]:  # the Visualizer expects masks of all or none
                 annotation.pop("segmentation", None)
-        image = read_image(truth["file_name"], format="RGB")
+        image = np.asarray(read_image(Path(truth["file_name"]), upright=True))
         scale = TILE_SIDE / max(image.shape[:2])
         confident = instances[instances.scores > MIN_SCORE]
         for rendered in (

@@ -76,6 +76,8 @@ class CocoRecipe(Recipe):
         detections: maximum number of detections per image.
         score_threshold: detections with a lower score are dropped before evaluation.
         bad_annotations: "refuse" objects that cannot be trained on, or "skip" them (`coco_faults.find_bad`).
+        many_crowds: "refuse" a split with so many crowds that they are rather objects
+            (`coco_faults.crowd_faults`), or "ignore" these.
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
         map_norm, rel_pos, position, patch_size: of the backbone's maps, see `MapOptions`.
         precision: of training.
@@ -114,6 +116,7 @@ class CocoRecipe(Recipe):
     score_threshold: float
     cascade: tuple[float, ...] = ()
     bad_annotations: Literal["refuse", "skip"] = "refuse"
+    many_crowds: Literal["refuse", "ignore"] = "refuse"
     window_size: int | None = None
     precision: UnscaledPrecision = "auto"
     num_workers: int = 0

@@ -22,6 +22,7 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
+from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.precision import default_precision
 from transfer.detection import figure
@@ -114,9 +115,11 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
     from transfer.detection.model import build_detector, find_adapter
 
     recipe, log = job.recipe, context.run.log
-    train, val = read_splits(job.data, recipe.bad_annotations)
+    train, val = read_splits(job.data, recipe.bad_annotations, recipe.many_crowds)
     for kind, ids in train.skipped.items():
         log(f'coco: skipped annotations={len(ids):,} reason="{kind}"')
+    log_split(context, train)
+    log_split(context, val)
     model = build_detector(
         job.checkpoint,
         recipe,
@@ -149,6 +152,14 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         backbone=backbone,
         optimizer=build_optimizer(model, backbone, recipe),
     )
+
+
+def log_split(context: RunContext, split: CocoSplit) -> None:
+    """Log what of a split is not trained on or not scored, or is used otherwise than its author may expect."""
+    if split.crowds:
+        context.run.log(f'coco: ignored crowds={split.crowds:,} annotations="{split.annotations}"')
+    for warning in split.warnings:
+        context.run.log(f"coco: warning: {warning}")
 
 
 def _restore(run: CocoRun) -> Progress:
@@ -245,6 +256,7 @@ def _save(run: CocoRun, progress: Progress) -> None:
                 "losses": progress.losses,
                 "parts": progress.accumulation_steps,
                 "train_fingerprint": run.identity["train_fingerprint"],
+                "categories": list(zip(run.train.category_ids, run.train.class_names, strict=True)),
             },
         },
     )
@@ -271,7 +283,8 @@ def _finish(run: CocoRun, progress: Progress) -> Record | None:
         dist=context.dist,
         details=_details(run, progress, detections=detected.detections),
     )
-    figure.write_figure(val, detected.shown, context.run)
+    with warn_only(context.run.log, "predictions.png"):
+        figure.write_figure(val, detected.shown, context.run)
     return record
 
 

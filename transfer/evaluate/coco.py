@@ -5,12 +5,13 @@ from __future__ import annotations
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.record import Record
+from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
 from transfer.detection import figure
-from transfer.detection.coco_layout import read_split
+from transfer.detection.coco_layout import CocoSplit, read_split
 from transfer.detection.framework import require_detectron2, silence_detectron2
 from transfer.detection.recipes import CocoRecipe
-from transfer.detection.run import detect_val
+from transfer.detection.run import detect_val, log_split
 from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, Score
 from transfer.evaluate.framework_file import TrainedModel, load_model, prepare_framework
 
@@ -29,14 +30,15 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
 
     recipe, data = evaluation.recipe, evaluation.request.options.data
     assert isinstance(recipe, CocoRecipe)
-    val = read_split(data, "val", recipe.bad_annotations)
+    val = read_split(data, "val", recipe.bad_annotations, recipe.many_crowds)
+    log_split(context, val)
     masks = any(name.startswith("roi_heads.mask_head.") for name in trained.state)
     if masks and val.without_mask:
         raise DataError(
             f"{val.annotations}: annotation {val.without_mask[0]} has no mask ({len(val.without_mask)} annotations "
             "have none, crowds included), but the detector predicts masks; add the masks."
         )
-    _check_classes(trained, len(val.category_ids), f"{val.annotations}", evaluation)
+    _check_classes(trained, val, evaluation)
     model = build_detector(
         trained.checkpoint,
         recipe,
@@ -69,24 +71,30 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
             "model_sha256": trained.sha256,
         },
     )
-    figure.write_figure(val, detected.shown, context.run)
+    with warn_only(context.run.log, "predictions.png"):
+        figure.write_figure(val, detected.shown, context.run)
     return record
 
 
-def _check_classes(
-    trained: TrainedModel, categories: int, annotations: str, evaluation: Evaluation
-) -> None:
-    """Check that a detector predicts the categories of an annotation file.
+def _check_classes(trained: TrainedModel, val: CocoSplit, evaluation: Evaluation) -> None:
+    """Check that a detector predicts the categories of the val split.
 
     Raises:
-        DataError: their numbers differ.
+        DataError: their numbers differ, or, where the run has kept them, their ids or names.
     """
     # A cascade has a predictor per stage; each has one output more, the background.
     names = [name for name in trained.state if name.endswith("cls_score.bias")]
     outputs = {len(trained.state[name]) - 1 for name in names}
-    if outputs != {categories}:
+    if outputs != {len(val.category_ids)}:
         found = ", ".join(map(str, sorted(outputs))) or "no"
         raise DataError(
-            f"{evaluation.request.ckpt} predicts {found} classes, and {annotations} has {categories} categories; use "
-            "the data that it was trained for."
+            f"{evaluation.request.ckpt} predicts {found} classes, and {val.annotations} has "
+            f"{len(val.category_ids)} categories; use the data that it was trained for."
         )
+    kept = trained.training.get("progress", {}).get("categories", ())
+    for learnt, own in zip(kept, zip(val.category_ids, val.class_names, strict=True), strict=False):
+        if tuple(learnt) != own:
+            raise DataError(
+                f"{evaluation.request.ckpt} was trained with category {learnt[0]}, '{learnt[1]}', and "
+                f"{val.annotations} has {own[0]}, '{own[1]}', in its place; number the categories as in training."
+            )

@@ -21,6 +21,7 @@ from simmim_bench.files import write_json
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.results.metrics import iou_by_class, write_confusion
 from simmim_bench.results.record import Record, write_record
+from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.job import TransferJob
@@ -212,5 +213,6 @@ def write_predictions(
     write_confusion(predictions, metric.confusions, names)
     write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
     palette = np.array(metric.dataset_meta["palette"])
-    write_figure(run.path / "predictions.png", validation, metric.shown, palette)
+    with warn_only(run.log, "predictions.png"):
+        write_figure(run.path / "predictions.png", validation, metric.shown, palette)
     return predictions

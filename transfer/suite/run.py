@@ -19,6 +19,7 @@ from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
+from simmim_bench.runs.after import warn_only
 from transfer.suite.options import SuiteOptions
 from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
 
@@ -90,7 +91,8 @@ def run_suite(
     )
     board = None
     if any(result.state == "done" for result in results):
-        board = find_records([out]).board()
-        # With the published rows, as `leaderboard build` and `check` have them by default.
-        write_leaderboard(board, leaderboard, reported=read_reported())
+        with warn_only(display.log, f"leaderboard {leaderboard}"):
+            board = find_records([out]).board()
+            # With the published rows, as `leaderboard build` and `check` have them by default.
+            write_leaderboard(board, leaderboard, reported=read_reported())
     return SuiteResult(results, board, leaderboard)

@@ -33,18 +33,26 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda c: c["annotations"].append(c["annotations"][0]),
         "id 1 occurs 2 times in annotations",
     ),
-    "area": (lambda c: c["annotations"][0].pop("area"), "lacks 'area'"),
-    "id": (lambda c: c["annotations"][0].update(id="1"), r'entry 0 of annotations has id "1"'),
+    "area": (lambda c: c["annotations"][0].update(area="big"), 'has area "big"'),
+    "id": (
+        lambda c: c["images"][0].update(id="a"),
+        r'entry 0 of images has id "a", which is not a',
+    ),
+    "negative id": (lambda c: c["annotations"][0].update(id=-1), r"has id -1, which is not from 0"),
     "size": (
         lambda c: c["images"][0].update(width=None),
-        "has width null, which is not of type int",
+        "has width null, which is not a whole number",
     ),
-    "crowd": (lambda c: c["annotations"][0].update(iscrowd="0"), 'has iscrowd "0"'),
+    "crowd": (lambda c: c["annotations"][0].update(iscrowd="no"), 'has iscrowd "no"'),
+    "crowds": (
+        lambda c: c["annotations"][0].update(iscrowd=2),
+        "has iscrowd 2, which is not from 0 to 1",
+    ),
     "entry": (lambda c: c["images"].insert(0, 3), "entry 0 of images is 3; it must be an object"),
     "ignore": (lambda c: c["annotations"][0].update(ignore=1), "has 'ignore', which COCO does not"),
     "names": (
-        lambda c: c["categories"][0].update(name=c["categories"][1]["name"]),
-        "2 categories are called",
+        lambda c: [category.update(name="all") for category in c["categories"]],
+        "objects have [0-9]+ categories that are called 'all'",
     ),
     "flat": (
         lambda c: c["annotations"][0].update(segmentation=[1, 2, 3, 4, 5, 6]),
@@ -77,7 +85,7 @@ BAD_ANNOTATIONS: dict[str, tuple[Callable[[Any], object], str]] = {
         "1 with a box outside of its image",
     ),
     "file": (lambda c: c["images"][0].update(file_name="gone.jpg"), "gone.jpg does not exist"),
-    "objects": (_drop_objects, "no usable annotation"),
+    "objects": (_drop_objects, "annotations are crowds"),
     "list": (lambda c: c.pop("annotations"), "no list of annotations"),
     "classes": (
         lambda c: c["categories"].append({"id": 90, "name": "x"}),
@@ -124,12 +132,10 @@ def test_val_objects_without_masks_are_refused_if_training_objects_have_masks(
         read_splits(own_coco, "skip")
 
 
-def test_val_annotations_that_cannot_be_evaluated_are_refused_before_training(
-    own_coco: Path,
-) -> None:
-    change(annotations_of(own_coco, "val"), lambda c: c["images"][0].update(license="a"))
-    with pytest.raises(DataError, match=r"cannot be evaluated against: .*invalid type"):
-        read_splits(own_coco, "refuse")
+def test_a_split_of_crowds_alone_is_refused_even_if_they_are_ignored(own_coco: Path) -> None:
+    change(annotations_of(own_coco), _drop_objects)
+    with pytest.raises(DataError, match="no usable annotation"):
+        read_splits(own_coco, "refuse", "ignore")
 
 
 def test_a_val_polygon_that_pycocotools_would_misread_is_refused_even_if_skipping(

@@ -117,7 +117,7 @@ OFFICIAL = {
     "coco_swin_od_cascade_3x": (CASCADE, 0.2, (27, 33), 36),  # tiny and small 3x: the same lines
     "coco_swin_od_cascade_b_3x": (CASCADE, 0.3, (27, 33), 36),  # base 3x: the same lines
 }
-OURS = {"img_size", "scale_range", "bad_annotations", "precision", "num_workers"}
+OURS = {"img_size", "scale_range", "bad_annotations", "many_crowds", "precision", "num_workers"}
 
 
 def find(name: str) -> CocoRecipe:

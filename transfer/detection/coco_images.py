@@ -1,0 +1,172 @@
+"""Find the image files of a COCO instances file, and their faults.
+
+Exporters write other paths than those of the files: with a folder, absolute, as a URL, with Windows' separators. The
+longest end of such a path that is a file in the image folder is taken. Images are turned upright by their EXIF
+orientation, as Detectron2 and image viewers do; width and height of an entry are those of the upright image.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from PIL import Image
+
+from simmim_bench.data.decode import read_orientation
+from simmim_bench.data.listing import is_hidden, is_image
+from simmim_bench.errors import DataError
+
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
+
+
+def resolve_names(content: dict[str, Any], images: Path) -> int:
+    """Replace the `file_name`s by the paths of the files relative to the image folder, where they are found.
+
+    Args:
+        content: of the annotation file; changed in place.
+        images: the image folder.
+
+    Returns:
+        The number of names that were replaced.
+    """
+    present = set(os.listdir(images))  # one listing: 118,000 single checks are slow on a network
+    lower = {name.lower(): name for name in present}
+    replaced = 0
+    for entry in content["images"]:
+        name = entry["file_name"]
+        if name in present:
+            continue
+        found = _find(name, images, lower)
+        if found is not None:
+            entry["file_name"] = found
+            replaced += found != os.path.normpath(name)
+    return replaced
+
+
+def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
+    """Return the longest end of a path that is a file in the image folder, in any case of its last part."""
+    if "\0" in name:
+        return None
+    if (images / name).is_file():
+        return os.path.normpath(name)
+    if "://" in name:
+        name = unquote(urlsplit(name).path)
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    for first in range(len(parts)):
+        end = "/".join(parts[first:])
+        if (images / end).is_file():
+            return end
+    return lower.get(parts[-1].lower()) if parts else None
+
+
+def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[str]:
+    """Yield a message if images of an annotation file are not on disk, or belong to several entries.
+
+    Args:
+        content: with the names that `resolve_names` found.
+        images: the image folder.
+    """
+    if not images.is_dir():
+        yield f"image folder {images} does not exist; {path} refers to the images in it."
+        return
+    missing = missing_images(content, images)
+    if missing:
+        yield (
+            f"image {images / missing[0]} does not exist ({len(missing)} of the {len(content['images'])} images of "
+            f"{path} are missing); add them or remove their entries."
+        )
+    shared = [
+        n for n, count in Counter(e["file_name"] for e in content["images"]).items() if count > 1
+    ]
+    if shared:
+        ids = [entry["id"] for entry in content["images"] if entry["file_name"] == shared[0]]
+        yield (
+            f"{path}: image {shared[0]} has {len(ids)} entries, with ids {ids[0]} and {ids[1]} ({len(shared)} images "
+            "have several), so that objects of one are background of the other; merge them."
+        )
+
+
+def missing_images(content: dict[str, Any], images: Path) -> list[str]:
+    """Return the names of the images that are not on disk."""
+    present = set(os.listdir(images))
+    names = [image["file_name"] for image in content["images"]]
+    return [n for n in names if n not in present and ("\0" in n or not (images / n).is_file())]
+
+
+def unused_images(content: Mapping[str, Any], images: Path) -> list[str]:
+    """Return the names of the images that have no entry, sorted; those in subfolders are not listed."""
+    used = {entry["file_name"] for entry in content["images"]}
+    names = sorted(os.listdir(images))
+    return [n for n in names if n not in used and is_image(n) and not is_hidden(n)]
+
+
+def shared_images(
+    train: Mapping[str, Any], val: Mapping[str, Any], folders: tuple[Path, Path]
+) -> list[str]:
+    """Return the names of the validation images that are also training images, with the same content."""
+    names = {entry["file_name"] for entry in train["images"]}
+    found = []
+    for entry in val["images"]:
+        name = entry["file_name"]
+        if name in names:
+            one, other = (folder / name for folder in folders)
+            if one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False):
+                found.append(name)
+    return found
+
+
+def check_size(entry: Mapping[str, Any], images: Path) -> int:
+    """Compare the size in an image's header with its entry.
+
+    Returns:
+        The image's EXIF orientation; 1 if it is upright.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    path = images / entry["file_name"]
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            orientation = read_orientation(image)
+    except Exception:  # reported where the image is decoded
+        return 1
+    stored = (width, height)
+    upright = (height, width) if orientation in SIDEWAYS else stored
+    if (entry["width"], entry["height"]) != upright:
+        raise size_error(path, upright, stored, entry)
+    return orientation
+
+
+def size_error(
+    path: Path, upright: tuple[int, int], stored: tuple[int, int], entry: Mapping[str, Any]
+) -> DataError:
+    """Return the error for an image whose size is not that of its entry.
+
+    Args:
+        upright, stored: (width, height) of the image turned upright, and of its stored pixels.
+    """
+    wanted = (entry["width"], entry["height"])
+    size = f"{upright[0]} x {upright[1]} pixels"
+    if wanted == stored:
+        return DataError(
+            f"image {path} is {size} once it is turned upright by its EXIF orientation, but its entry in the "
+            f"annotations has the size before, {wanted[0]} x {wanted[1]}. If its objects were annotated upright, "
+            "correct the entry; if they were annotated on the stored pixels, remove the orientation from the file."
+        )
+    return DataError(
+        f"image {path} is {size}, but its entry in the annotations is {wanted[0]} x {wanted[1]}; correct one of them."
+    )
+
+
+def describe_turned(count: int, images: Path) -> str:
+    """Return what is reported of images with an EXIF orientation."""
+    return (
+        f"{count:,} images of {images} have an EXIF orientation: they are turned upright, as Detectron2 and image "
+        "viewers do, and their annotations must have been made upright"
+    )
