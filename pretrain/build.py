@@ -12,6 +12,7 @@ from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import TargetSource, load_target_model
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
@@ -89,6 +90,7 @@ def build_model(
 
 def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str) -> None:
     start = load_simmim(init_from)
+    check_channels(f"--init-from {init_from}", start.spec.in_chans)
     if start.spec != model.spec:
         raise UsageError(
             f"--init-from {init_from} is a {start.spec.arch} for {start.spec.img_size} pixels, not "

@@ -11,6 +11,7 @@ import numpy as np
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.recipe import Recipe
 
 CHECK_AT_ONCE = 2000  # files; larger splits are sampled, or checked when they are loaded
 SAMPLE = 500  # files that are read of a split with more than CHECK_AT_ONCE files
@@ -24,10 +25,12 @@ class Reading:
     Attributes:
         every_file: whether all files are read; otherwise all files of splits with up to
             `CHECK_AT_ONCE` files, and `SAMPLE` files of larger splits.
+        recipe: the recipe that the data are checked for, if one is given.
     """
 
     display: Display
     every_file: bool = False
+    recipe: Recipe | None = None
 
     def choose(self, count: int) -> list[int]:
         """Return the indices of the files to read, ascending."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
@@ -114,11 +115,12 @@ def resolve_transfer(
 
     Raises:
         UsageError: an unknown recipe, a recipe of another task, or an override that it does not take.
-        DataError: a checkpoint that cannot be read.
+        DataError: a checkpoint that cannot be read, or that does not take RGB images.
     """
     options, task = request.options, request.task
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
+    check_channels(ckpt, checkpoint.spec.in_chans)
     if found is not None:
         named, reason = DefaultRecipe(found, "as requested")
     else:

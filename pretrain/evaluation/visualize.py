@@ -24,6 +24,7 @@ from pretrain.masking.masks import (
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
+from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, covering_size, eval_transform
 from simmim_bench.data.sources import ImageSource, any_images
@@ -135,6 +136,7 @@ def visualize_folder(
             "--mask boxes and --annotations go together: the annotations contain the boxes."
         )
     model = load_simmim(ckpt)
+    check_channels(ckpt, model.spec.in_chans)
     if not model.reconstruction_target.can_visualize:
         raise UsageError(
             f"{ckpt} predicts {model.target.describe()}, which cannot be visualised; pretrain with "

@@ -70,6 +70,21 @@ def shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
+def check_channels(name: str, channels: int) -> None:
+    """Check that a model takes the images that the commands read, RGB images.
+
+    Args:
+        name: its CKPT, for the message.
+
+    Raises:
+        DataError: It takes another number of channels.
+    """
+    if channels != 3:
+        raise DataError(
+            f"{name} takes images of {channels} channels, but RGB images are read; use a model of three."
+        )
+
+
 def restore_backbone(
     checkpoint: Checkpoint,
     img_size: tuple[int, int] | None = None,

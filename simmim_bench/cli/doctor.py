@@ -222,7 +222,7 @@ def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]
     from transfer.doctor_checks import Reading
     from transfer.tasks import DATA_CHECKS, load_function
 
-    reading = Reading(display=display, every_file=request.every_file)
+    reading = Reading(display=display, every_file=request.every_file, recipe=request.recipe)
     for layout, folder in request.data_sets.items():
         yield from load_function(DATA_CHECKS[layout])(folder, reading)
 

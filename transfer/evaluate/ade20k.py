@@ -7,7 +7,9 @@ from simmim_bench.results.record import Record
 from simmim_bench.runs.context import RunContext
 from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, Score
 from transfer.evaluate.framework_file import TrainedModel, load_model, prepare_framework
-from transfer.segmentation.ade20k_layout import check_splits, find_split, read_class_names
+from transfer.segmentation.ade20k_layout import find_split, read_class_names
+from transfer.segmentation.label_check import check_splits
+from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.recipes import Ade20kRecipe
 from transfer.segmentation.run import (
     message_of,
@@ -37,7 +39,9 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
     assert isinstance(recipe, Ade20kRecipe)
     validation = find_split(data, "validation")
     names = read_class_names(data) or list(ADE20K_CLASSES)
-    check_splits((validation,), len(names))
+    scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
+    for remark in check_splits((validation,), names, scheme):
+        context.run.log(f"ade20k: data: {remark}")
     classes = len(trained.state.get("decode_head.conv_seg.bias", ()))
     if classes != len(names):
         raise DataError(
@@ -58,7 +62,7 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
         return None
     return evaluation.write_record(
         context,
-        predictions=write_predictions(context.run, validation, names, metric),
+        predictions=write_predictions(context.run, validation, names, metric, scheme),
         data={"root": str(data), "fingerprint": validation.fingerprint()},
         evaluated=len(metric.confusions),
         expected=len(validation),

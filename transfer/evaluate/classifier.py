@@ -45,18 +45,6 @@ def no_head(ckpt: str) -> DataError:
     )
 
 
-def check_channels(ckpt: str, channels: int) -> None:
-    """Check that a classifier takes RGB images.
-
-    Raises:
-        DataError: it takes another number of channels.
-    """
-    if channels != 3:
-        raise DataError(
-            f"{ckpt} takes images of {channels} channels, but `evaluate` reads RGB images; use a model of three."
-        )
-
-
 def head_name(state: StateDict) -> str | None:
     """Return the prefix of a state dict's classification head, such as `head.`; None without head."""
     heads = [(int(m[3] or 0), k) for k in state if (m := HEAD.match(k)) is not None]

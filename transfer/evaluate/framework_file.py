@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import shorten
+from simmim_bench.checkpoints.load import check_channels, shorten
 from simmim_bench.checkpoints.read import (
     find_checkpoint_directory,
     read_checkpoint,
@@ -146,8 +146,10 @@ def _of_file(request: EvaluationRequest, path: Path) -> TrainedModel:
             "its architecture, such as vit_b."
         )
     backbone = f"random:{request.backbone}" if request.backbone in ARCHS else request.backbone
+    checkpoint = read_checkpoint(backbone)
+    check_channels(backbone, checkpoint.spec.in_chans)
     return TrainedModel(
-        checkpoint=read_checkpoint(backbone),
+        checkpoint=checkpoint,
         state=state,
         training={},
         sha256=sha256_file(path),

@@ -13,13 +13,13 @@ from typing import Any
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, shorten
+from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, check_channels, shorten
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.record import describe_checkpoint
 from transfer.evaluate import timm_models, torchvision_models
-from transfer.evaluate.classifier import Classifier, check_channels, head_classes, no_head
+from transfer.evaluate.classifier import Classifier, head_classes, no_head
 from transfer.evaluate.preprocessing import Preprocessing
 from transfer.evaluate.weights_file import read_model_state
 
@@ -150,6 +150,7 @@ def _of_file(path: Path, img_size: tuple[int, int] | None, window_size: int | No
     else:
         if classes is None:
             raise no_head(str(path))
+        check_channels(str(path), checkpoint.spec.in_chans)
         if "head.weight" in (checkpoint.state or {}) and not _has_other_head(checkpoint, state):
             return of_checkpoint(checkpoint, img_size, window_size)
         unread = DataError(f"{path} classifies in another way than simmim-bench's backbones")

@@ -14,10 +14,11 @@ from timm.models import VisionTransformer
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import read_json, sha256_file, sha256_json
 from simmim_bench.results.record import ScoredModel
-from transfer.evaluate.classifier import Classifier, check_channels, no_head
+from transfer.evaluate.classifier import Classifier, no_head
 from transfer.evaluate.preprocessing import Preprocessing
 
 CROP_MODES = ("center", "squash")

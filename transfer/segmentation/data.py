@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.data.decode import read_image
 from simmim_bench.distributed import DistContext, per_process_batch
-from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
+from transfer.segmentation.ade20k_layout import SegmentationSplit
+from transfer.segmentation.label_maps import LabelScheme, read_classes
 from transfer.segmentation.recipes import Ade20kRecipe
 
 UNLIMITED = 10**9  # pixels of a side that is not limited
-IGNORED = 255  # MMSegmentation's label for pixels without a class
 ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
 
 
@@ -38,22 +38,24 @@ class LoadImage(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img`, `img_shape` and `ori_shape`."""
-        rgb = np.asarray(read_image(results["img_path"]))
+        # Upright, as mmcv's `imfrombytes` reads images in colour.
+        rgb = np.asarray(read_image(results["img_path"], upright=True))
         results["img"] = np.ascontiguousarray(rgb[..., ::-1])
         results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
         return results
 
 
 class LoadLabels(BaseTransform):
-    """Read the label map at `seg_map_path`; label 1 becomes class 0, label 0 is ignored."""
+    """Read the label map at `seg_map_path` as classes."""
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
+    def __init__(self, scheme: LabelScheme) -> None:
+        self.scheme = scheme
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `gt_seg_map` (H, W)."""
-        labels = read_labels(results["seg_map_path"], self.classes, results["ori_shape"])
-        results["gt_seg_map"] = labels - np.uint8(1)  # 0 wraps round to 255, which is ignored
+        results["gt_seg_map"] = read_classes(
+            results["seg_map_path"], self.scheme, results["img_path"], results["ori_shape"]
+        )
         results["seg_fields"].append("gt_seg_map")
         return results
 
@@ -79,21 +81,34 @@ class PairDataset(BaseSegDataset):
     """A split as an MMSegmentation data set."""
 
     def __init__(
-        self, split: SegmentationSplit, names: Sequence[str], pipeline: list[BaseTransform]
+        self,
+        split: SegmentationSplit,
+        names: Sequence[str],
+        pipeline: list[BaseTransform],
+        *,
+        reduce_zero_label: bool,
     ) -> None:
         self.split = split
-        metainfo: dict[str, Any] = {"classes": tuple(names)}
+        metainfo: dict[str, Any] = {"classes": tuple(names), "reduce_zero_label": reduce_zero_label}
         if tuple(names) == ADE20K_CLASSES:
             metainfo["palette"] = ADE20KDataset.METAINFO["palette"]
         super().__init__(
-            metainfo=metainfo, data_prefix={}, pipeline=pipeline, reduce_zero_label=True
+            metainfo=metainfo,
+            data_prefix={},
+            pipeline=pipeline,
+            reduce_zero_label=reduce_zero_label,
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return the input of the transforms, one dict per image."""
         pairs = zip(self.split.images, self.split.masks, strict=True)
         return [
-            {"img_path": image, "seg_map_path": mask, "reduce_zero_label": True, "seg_fields": []}
+            {
+                "img_path": image,
+                "seg_map_path": mask,
+                "reduce_zero_label": self.reduce_zero_label,
+                "seg_fields": [],
+            }
             for image, mask in pairs
         ]
 
@@ -138,7 +153,7 @@ def build_loaders(
     """Build the loaders of one process.
 
     Args:
-        names: class names; class i is label i + 1 of the label maps.
+        names: class names, the first class first.
         first_iteration: iterations that are already done.
         dist: the processes of the run, a single one by default. Each loads its slice of every training
             batch; process r of n loads validation images r, r + n, ...
@@ -154,8 +169,14 @@ def build_loaders(
         for iteration in range(first_iteration, recipe.max_iters)
         for i in range(images)
     ]
+    dataset = PairDataset(
+        training,
+        names,
+        train_pipeline(recipe, len(names)),
+        reduce_zero_label=recipe.reduce_zero_label,
+    )
     train_loader: DataLoader[Any] = DataLoader(
-        TrainingSamples(PairDataset(training, names, train_pipeline(recipe, len(names))), seed),
+        TrainingSamples(dataset, seed),
         batch_size=images,
         sampler=numbers,
         num_workers=recipe.num_workers,
@@ -171,8 +192,14 @@ def build_val_loader(
     dist: DistContext,
 ) -> DataLoader[Any]:
     """Build the loader of one process's validation images, one by one; see `build_loaders`."""
+    dataset = PairDataset(
+        validation,
+        names,
+        eval_pipeline(recipe, len(names)),
+        reduce_zero_label=recipe.reduce_zero_label,
+    )
     return DataLoader(
-        PairDataset(validation, names, eval_pipeline(recipe, len(names))),
+        dataset,
         batch_size=1,
         sampler=range(dist.rank, len(validation), dist.size),
         num_workers=recipe.num_workers,
@@ -185,7 +212,7 @@ def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
     colour = [PhotoMetricDistortion()] if recipe.photometric else []
     return [
         LoadImage(),
-        LoadLabels(classes),
+        LoadLabels(LabelScheme(classes=classes, reduce_zero_label=recipe.reduce_zero_label)),
         _train_resize(recipe),
         RandomCrop(recipe.img_size, cat_max_ratio=0.75),
         RandomFlip(prob=0.5),
@@ -199,7 +226,10 @@ def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
 
     The label map is loaded after resizing, because scores are computed at the original size.
     """
-    ending = [LoadLabels(classes), PackSegInputs()]
+    ending = [
+        LoadLabels(LabelScheme(classes=classes, reduce_zero_label=recipe.reduce_zero_label)),
+        PackSegInputs(),
+    ]
     sizes = [_test_resize(recipe, scale) for scale in recipe.test_scales]
     if recipe.views == 1:
         return [LoadImage(), *sizes, *ending]

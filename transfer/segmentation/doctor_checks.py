@@ -1,6 +1,6 @@
 """The checks of `simmim-bench doctor` for a data set in ADE20K's layout: list everything that is wrong with it.
 
-A run stops at the first fault. The files are read by the same functions as in a run, so that data without
+A run stops at the first fault. Files and labels are checked by the same functions as in a run, so that data without
 findings here is accepted there.
 """
 
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from simmim_bench.data.decode import read_image
 from simmim_bench.diagnostics.findings import Finding
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, MissingFrameworkError
 from transfer.doctor_checks import FindingGroup, Reading
 from transfer.segmentation.ade20k_layout import (
     MAX_CLASSES,
+    SPLITS,
     SegmentationSplit,
     list_split,
     read_class_names,
-    read_labels,
 )
+from transfer.segmentation.label_check import PairReader, label_faults, label_remarks
+from transfer.segmentation.label_maps import LabelScheme
+from transfer.segmentation.run import require_mmseg
 
 ADE20K_CLASSES = 150  # of a folder without classes.txt: MMSegmentation's ADE20KDataset
 
@@ -31,88 +31,91 @@ def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
 
     Args:
         data: the folder; see `ade20k_layout`.
-        reading: which of the images and label maps are decoded.
+        reading: which of the images and label maps are decoded; its recipe tells what label 0 is.
 
     Returns:
         Counts, faults and their remedies.
     """
     group = FindingGroup("ade20k")
-    classes, finding = _count_classes(data, group)
+    names, finding = _name_classes(data, group)
+    scheme = LabelScheme(
+        classes=len(names) if names else MAX_CLASSES,
+        reduce_zero_label=getattr(reading.recipe, "reduce_zero_label", True),
+    )
     findings = [finding]
-    for name in ("training", "validation"):
+    complete: dict[str, PairReader] = {}
+    for name in SPLITS:
         try:
             split = list_split(data, name)
         except DataError as error:
             findings.append(group.finding(name, "problem", str(error)))
             continue
-        findings += _examine_split(split, name, classes, reading, group)
+        pairs = [
+            (image, mask)
+            for image, mask in zip(split.images, split.masks, strict=True)
+            if mask not in split.missing
+        ]
+        reader = PairReader(pairs, scheme)
+        how, faults = reading.read(f"ade20k {name}", len(pairs), reader.read)
+        findings += _examine_split(split, reader, how, faults, group)
+        if how == "all read" and not (faults or split.missing):
+            complete[name] = reader
+    if names:
+        findings += _examine_labels(complete, names, data, group)
     return findings
 
 
-def _count_classes(data: Path, group: FindingGroup) -> tuple[int, Finding]:
-    """Return the number of classes and the finding; 255 if classes.txt is damaged."""
+def _name_classes(data: Path, group: FindingGroup) -> tuple[list[str], Finding]:
+    """Return the class names and the finding; no names if classes.txt is damaged."""
     try:
         names = read_class_names(data)
     except DataError as error:
-        return MAX_CLASSES, group.finding("classes", "problem", str(error))
-    classes = len(names) if names else ADE20K_CLASSES
+        return [], group.finding("classes", "problem", str(error))
     source = "named in classes.txt" if names else "ADE20K's own, as there is no classes.txt"
-    return classes, group.finding(
-        "classes", "ok", f"{classes} classes, {source}", facts={"classes": classes}
+    names = names or _ade20k_names()
+    finding = group.finding(
+        "classes", "ok", f"{len(names)} classes, {source}", facts={"classes": len(names)}
     )
+    return names, finding
+
+
+def _ade20k_names() -> list[str]:
+    """Return MMSegmentation's names of ADE20K's classes; their numbers if it is not installed."""
+    try:
+        require_mmseg()
+    except MissingFrameworkError:
+        return [f"class {number}" for number in range(1, ADE20K_CLASSES + 1)]
+    from transfer.segmentation import data
+
+    return list(data.ADE20K_CLASSES)
 
 
 def _examine_split(
-    split: SegmentationSplit, name: str, classes: int, reading: Reading, group: FindingGroup
+    split: SegmentationSplit, reader: PairReader, how: str, faults: list[str], group: FindingGroup
 ) -> Iterator[Finding]:
-    pairs = [
-        (image, mask)
-        for image, mask in zip(split.images, split.masks, strict=True)
-        if mask.is_file()
-    ]
-    pixels = np.zeros(MAX_CLASSES + 1, np.int64)
-
-    def read(index: int) -> None:
-        image = read_image(pairs[index][0])
-        labels = read_labels(pairs[index][1], classes, (image.height, image.width))
-        pixels[:] += np.bincount(labels.ravel(), minlength=len(pixels))
-
-    how, faults = reading.read(f"ade20k {name}", len(pairs), read)
-    present = int((pixels[1:] > 0).sum())
-    ignored = 100 * pixels[0] / max(1, pixels.sum())
+    """Yield what a split holds, what is left out, and the files that cannot be used."""
+    present, scheme = int((reader.labelled > 0).sum()), reader.scheme
+    ignored = 100 * reader.ignored / max(1, reader.pixels.sum())
     yield group.finding(
-        name,
+        split.name,
         "ok",
-        f"{len(split):,} images, {len(pairs):,} with a label map; {how}: {present} of {classes} classes appear, "
-        f"{ignored:.1f} % of the pixels are label 0, which is ignored",
-        facts={"images": len(split), "pairs": len(pairs), "classes_seen": present},
+        f"{len(split):,} images, {len(reader.pairs):,} with a label map; {how}: {present} of {scheme.classes} classes "
+        f"appear, {ignored:.1f} % of the pixels are label {scheme.ignored}, which is ignored",
+        facts={"images": len(split), "pairs": len(reader.pairs), "classes_seen": present},
     )
-    missing = [str(mask) for mask in split.masks if not mask.is_file()]
-    if missing:
-        yield group.finding(
-            f"{name} maps",
-            "problem",
-            f"{len(missing):,} images have no label map",
-            remedy="add them or remove the images",
-            items=missing,
-        )
-    yield from group.problems(f"{name} files", faults)
-    if not present and pairs and how == "all read" and not faults:
-        yield group.finding(
-            f"{name} labels",
-            "problem",
-            "the label maps contain only label 0, which is ignored; label some pixels 1 or above",
-        )
-    yield from _unused_maps(split, name, group)
+    if split.missing:
+        items = [str(mask) for mask in split.missing]
+        yield group.finding(f"{split.name} maps", "problem", split.describe_missing(), items=items)
+    yield from group.problems(f"{split.name} files", faults)
+    for remark in split.remarks():
+        yield group.finding(f"{split.name} files", "warning", remark)
 
 
-def _unused_maps(split: SegmentationSplit, name: str, group: FindingGroup) -> Iterator[Finding]:
-    annotations = split.root / "annotations" / name
-    unused = sorted(set(annotations.rglob("*.png")) - set(split.masks))
-    if unused:
-        yield group.finding(
-            f"{name} maps",
-            "warning",
-            f"{len(unused):,} label maps have no image (*.jpg) and are not used",
-            items=[str(path) for path in unused],
-        )
+def _examine_labels(
+    readers: dict[str, PairReader], names: list[str], data: Path, group: FindingGroup
+) -> Iterator[Finding]:
+    """Yield what the labels of splits that were read completely show."""
+    for fault in label_faults(readers, names, data):
+        yield group.finding("labels", "problem", fault)
+    for remark in label_remarks(readers, names, data):
+        yield group.finding("labels", "warning", remark)

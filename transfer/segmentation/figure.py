@@ -10,13 +10,18 @@ from PIL import Image
 
 from simmim_bench.data.decode import read_image
 from simmim_bench.files import replacing
-from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
+from transfer.segmentation.ade20k_layout import SegmentationSplit
+from transfer.segmentation.label_maps import LabelScheme, read_classes
 
 TILE_HEIGHT = 192  # pixels of one row
 
 
 def write_figure(
-    path: Path, split: SegmentationSplit, predicted: Sequence[np.ndarray], palette: np.ndarray
+    path: Path,
+    split: SegmentationSplit,
+    predicted: Sequence[np.ndarray],
+    palette: np.ndarray,
+    scheme: LabelScheme,
 ) -> None:
     """Write the first images of a split, one row per image: image, ground truth, prediction.
 
@@ -24,12 +29,13 @@ def write_figure(
         predicted: one map (H, W) of classes for each image to show.
         palette: (K, 3) colours in 0..255; ignored pixels are black.
     """
-    colours = np.concatenate([np.zeros((1, 3)), palette]).astype(np.uint8)
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette
     rows = []
     for image_path, mask_path, classes in zip(split.images, split.masks, predicted, strict=False):
-        image = read_image(image_path)
-        truth = read_labels(mask_path, len(palette), (image.height, image.width))
-        tiles = [np.asarray(image), colours[truth], colours[classes + 1]]
+        image = read_image(image_path, upright=True)
+        truth = read_classes(mask_path, scheme, image_path, (image.height, image.width))
+        tiles = [np.asarray(image), colours[truth], colours[classes]]
         width = round(image.width * TILE_HEIGHT / image.height)
         resized = [
             Image.fromarray(tile).resize((width, TILE_HEIGHT), Image.Resampling.NEAREST)

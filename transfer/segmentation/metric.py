@@ -12,7 +12,7 @@ from PIL import Image
 
 from simmim_bench.distributed import DistContext
 from simmim_bench.files import replacing
-from transfer.segmentation.data import IGNORED
+from transfer.segmentation.label_maps import IGNORED, LabelScheme
 
 SHOWN = 8  # images whose predictions are kept for the figure
 
@@ -36,6 +36,9 @@ class ConfusionMetric(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Add a batch; the Runner calls this in the order of the images."""
         classes = len(self.dataset_meta["classes"])
+        scheme = LabelScheme(
+            classes=classes, reduce_zero_label=self.dataset_meta["reduce_zero_label"]
+        )
         for sample in data_samples:
             truth = sample["gt_sem_seg"]["data"].squeeze(0).cpu().numpy()
             predicted = sample["pred_sem_seg"]["data"].squeeze(0).cpu().numpy()
@@ -45,7 +48,8 @@ class ConfusionMetric(BaseMetric):
             if self.label_maps is not None:
                 # In the same subfolders as the images, because names may repeat between subfolders.
                 image = Path(sample["img_path"]).relative_to(self.images)
-                write_label_map(self.label_maps / image.with_suffix(".png"), predicted)
+                labels = scheme.to_labels(predicted)
+                write_label_map(self.label_maps / image.with_suffix(".png"), labels)
             self.results.append(len(self.confusions))  # mmengine warns of a metric without results
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -75,11 +79,11 @@ def interleave(by_rank: Sequence[Sequence[np.ndarray]], count: int) -> list[np.n
     return [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(count)]
 
 
-def write_label_map(path: Path, predicted: np.ndarray) -> None:
-    """Write a map (H, W) of classes as a PNG with the data's labels: class 0 is label 1."""
+def write_label_map(path: Path, labels: np.ndarray) -> None:
+    """Write a map (H, W) of the data's labels, uint8, as a PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        Image.fromarray((predicted + 1).astype(np.uint8)).save(temporary, format="PNG")
+        Image.fromarray(labels).save(temporary, format="PNG")
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.models.archs import BackboneSpec
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
-from transfer.segmentation.data import IGNORED
+from transfer.segmentation.label_maps import IGNORED
 from transfer.segmentation.recipes import Ade20kRecipe
 
 Config = dict[str, Any]

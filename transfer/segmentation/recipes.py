@@ -61,6 +61,9 @@ class Ade20kRecipe(Recipe):
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
         map_blocks, map_norm, rel_pos, layer_scale, position, patch_size: how the backbone makes its maps; see
             `MapOptions`.
+        reduce_zero_label: whether label 0 of the data is ignored and label 1 is the first class, as in ADE20K
+            (MMSegmentation: configs/_base_/datasets/ade20k.py); otherwise label 0 is the first class and 255 is
+            ignored, as in Pascal VOC and in Cityscapes' trainIds.
     """
 
     img_size: tuple[int, int]
@@ -99,6 +102,7 @@ class Ade20kRecipe(Recipe):
     layer_scale: float | None = None
     position: Position = "antialiased"
     patch_size: int | None = None
+    reduce_zero_label: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,12 +28,16 @@ from transfer.job import TransferJob
 from transfer.segmentation.ade20k_layout import (
     SegmentationData,
     SegmentationSplit,
-    read_data,
+    find_split,
+    read_class_names,
 )
 from transfer.segmentation.figure import write_figure
+from transfer.segmentation.label_check import check_splits
+from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.recipes import Ade20kRecipe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from transfer.segmentation.metric import ConfusionMetric
@@ -62,13 +66,35 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     from transfer.segmentation.data import ADE20K_CLASSES
     from transfer.segmentation.loop import train_and_predict
 
-    data = read_data(job.data, default_names=ADE20K_CLASSES)
+    data = read_data(context.run, job.data, job.recipe, default_names=ADE20K_CLASSES)
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
     try:
         metric = train_and_predict(context, job.checkpoint, job.recipe, data, folder)
     except DataError as error:
         raise DataError(message_of(error)) from error
     return _finish(context, job, data, metric) if context.dist.is_main else None
+
+
+def read_data(
+    run: RunDir, root: Path, recipe: Ade20kRecipe, default_names: Sequence[str]
+) -> SegmentationData:
+    """List both splits, read the class names, check files and labels, and log what a user should know of them.
+
+    Args:
+        default_names: class names of a folder without `classes.txt`.
+
+    Raises:
+        DataError: a folder or file is missing or cannot be used, or the labels do not fit the class names.
+    """
+    training, validation = find_split(root, "training"), find_split(root, "validation")
+    names = read_class_names(root) or list(default_names)
+    for remark in check_splits(
+        (training, validation),
+        names,
+        LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label),
+    ):
+        run.log(f"ade20k: data: {remark}")
+    return SegmentationData(training=training, validation=validation, class_names=names)
 
 
 def set_local_rank(dist: DistContext) -> None:
@@ -158,15 +184,12 @@ def _finish(
     data: SegmentationData,
     metric: ConfusionMetric,
 ) -> Record:
-    """Write predictions, IoU by class, figure and record.
-
-    Raises:
-        DataError: no pixel of the validation split has a label.
-    """
+    """Write predictions, IoU by class, figure and record."""
     from mmseg import __version__ as mmseg_version
 
     recipe, names = job.recipe, data.class_names
-    predictions = write_predictions(context.run, data.validation, names, metric)
+    scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
+    predictions = write_predictions(context.run, data.validation, names, metric, scheme)
     return write_record(
         context.run,
         task="ade20k",
@@ -193,26 +216,22 @@ def _finish(
 
 
 def write_predictions(
-    run: RunDir, validation: SegmentationSplit, names: list[str], metric: ConfusionMetric
+    run: RunDir,
+    validation: SegmentationSplit,
+    names: list[str],
+    metric: ConfusionMetric,
+    scheme: LabelScheme,
 ) -> Path:
     """Write the confusion matrices, IoU by class and the figure into the run directory.
 
     Returns:
         The file of the matrices, from which the scores are computed.
-
-    Raises:
-        DataError: no pixel of the validation split has a label.
     """
     total = np.sum(metric.confusions, axis=0)
-    if not total.sum():
-        raise DataError(
-            f"the annotations of {validation.root}/annotations/validation contain only label 0, which is "
-            "ignored; label some pixels 1 or above."
-        )
     predictions = run.predictions / "confusion.npz"
     write_confusion(predictions, metric.confusions, names)
     write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
     palette = np.array(metric.dataset_meta["palette"])
     with warn_only(run.log, "predictions.png"):
-        write_figure(run.path / "predictions.png", validation, metric.shown, palette)
+        write_figure(run.path / "predictions.png", validation, metric.shown, palette, scheme)
     return predictions

@@ -19,6 +19,7 @@ from support.segmentation import (
 from simmim_bench.errors import (
     DataError,
 )
+from transfer.segmentation import label_check
 
 
 def image_of(data: Path, split: str = "training") -> Path:
@@ -61,7 +62,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no images": (
         empty_images,
-        r"images/training has no images \(\*\.jpg\)",
+        r"images/training has no images; add them\.",
     ),
     "image without annotation": (
         lambda data: mask_of(data).unlink(),
@@ -107,8 +108,11 @@ def test_the_error_of_damaged_data_is_one_line_with_the_path(
 def test_the_error_of_data_damaged_after_the_check_is_one_line_too(
     mmseg: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr("transfer.segmentation.ade20k_layout.CHECK_AT_ONCE", 0)
-    for mask in (data / "annotations/training").glob("*.png"):
+    monkeypatch.setattr(label_check, "CHECK_AT_ONCE", 0)
+    monkeypatch.setattr(label_check, "SAMPLE", 2)
+    masks = sorted((data / "annotations/training").glob("*.png"))
+    for index in set(range(len(masks))) - set(label_check.sample(len(masks))):
+        mask = masks[index]
         Image.fromarray(np.full((64, 64), 99, np.uint8)).save(mask)
     with pytest.raises(DataError, match=r"^annotation .*png has label 99, ") as caught:
         transfer(tmp_path / "run", data, replace(RECIPE, num_workers=workers))
