@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from simmim_bench.data.workers import start_workers
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
 from transfer.detection.coco_layout import CocoSplit
@@ -117,7 +118,7 @@ class ErrorUnwrappingLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         try:
-            yield from self.loader
+            yield from start_workers(self.loader)
         except DataError as error:
             message = str(error).strip().splitlines()[-1]
             raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from error

@@ -24,6 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.data.decode import read_image
+from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_layout import SegmentationSplit, read_labels
 from transfer.segmentation.recipes import Ade20kRecipe
@@ -154,7 +155,7 @@ def build_loaders(
         for iteration in range(first_iteration, recipe.max_iters)
         for i in range(images)
     ]
-    train_loader: DataLoader[Any] = DataLoader(
+    train_loader = WorkerLoader(
         TrainingSamples(PairDataset(training, names, train_pipeline(recipe, len(names))), seed),
         batch_size=images,
         sampler=numbers,
@@ -171,7 +172,7 @@ def build_val_loader(
     dist: DistContext,
 ) -> DataLoader[Any]:
     """Build the loader of one process's validation images, one by one; see `build_loaders`."""
-    return DataLoader(
+    return WorkerLoader(
         PairDataset(validation, names, eval_pipeline(recipe, len(names))),
         batch_size=1,
         sampler=range(dist.rank, len(validation), dist.size),
