@@ -56,9 +56,6 @@ class DriftError(BenchError):
     exit_code = 6
 
 
-TERMINATED = "stopped by SIGTERM."  # the message where no training loop handles the signal
-
-
 class InterruptedRun(BenchError):
     """Report a run that a signal has stopped after its state was saved; the exit code is 128 + the signal."""
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError
+
+VISIBLE_S = (
+    60.0  # acdirmax: the longest time that NFS caches a folder's attributes by default (nfs(5))
+)
 
 
 @contextmanager
@@ -85,6 +90,31 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return []
+
+
+def wait_for_file(path: Path) -> None:
+    """Wait until a file that another process has written is visible here, for a minute at most.
+
+    On NFS, a process may have cached that the file or its folder did not exist. Listing a folder reads it again.
+    """
+    until = time.monotonic() + VISIBLE_S
+    while not path.exists() and time.monotonic() < until:
+        with suppress(OSError):
+            os.listdir(path.parent)
+        with suppress(OSError):
+            os.listdir(path.parent.parent)
+        time.sleep(0.1)
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system of an existing path, such as "nfs4"; empty where Linux does not tell."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in read_lines(Path("/proc/self/mountinfo")):  # proc_pid_mountinfo(5)
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2] == number:
+            return kind.split()[0]
+    return ""
 
 
 def sha256_file(path: Path) -> str:

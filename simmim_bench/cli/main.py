@@ -8,11 +8,9 @@ saving.
 from __future__ import annotations
 
 import errno
-import signal
 import sys
 from importlib.util import find_spec as find_module
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -29,7 +27,8 @@ from simmim_bench.cli.recipes import recipes
 from simmim_bench.cli.suite import suite
 from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
-from simmim_bench.errors import TERMINATED, BenchError, InterruptedRun, UsageError
+from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.signals import StopSignal, raise_on_signals
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,7 +85,7 @@ def main() -> None:
 def _run() -> None:
     """Run the command line; report an error that the user can fix as one line and an exit code."""
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        raise_on_signals()
         _check_packages()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -97,6 +96,8 @@ def _run() -> None:
         path = context.command_path if context is not None else "simmim-bench"
         message = " ".join(error.format_message().split())
         _fail(f"{message} See `{path} --help`.", error.exit_code)
+    except StopSignal as stop:
+        _fail(str(stop), stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted.", 130)
     except OSError as error:
@@ -105,11 +106,6 @@ def _run() -> None:
         _fail(
             f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space.", 4
         )
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End on SIGTERM where no training loop handles it; no checkpoint is being written there."""
-    raise InterruptedRun(TERMINATED, number)
 
 
 def _fail(message: str, code: int) -> None:

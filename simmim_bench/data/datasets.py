@@ -156,15 +156,18 @@ def eval_transform(
 
     For a square `img_size` the pixels are those of torchvision's `Resize` and `CenterCrop` on a PIL image.
     """
-
-    def resize(image: Image.Image) -> Image.Image:
-        size = covering_size((image.height, image.width), img_size, crop_ratio)
-        resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
-        return resized
-
+    resize = functools.partial(_resize_to_cover, img_size, crop_ratio)
     return decode_then(
         T.Compose([resize, T.CenterCrop(img_size), T.ToTensor(), T.Normalize(mean, std)])
     )
+
+
+def _resize_to_cover(
+    img_size: tuple[int, int], crop_ratio: float, image: Image.Image
+) -> Image.Image:
+    size = covering_size((image.height, image.width), img_size, crop_ratio)
+    resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
+    return resized
 
 
 def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.distributed import per_process_batch
 
 
@@ -96,7 +97,7 @@ class EpochLoader:
         order = (order[:, None] + copies).flatten()  # the copies of an image follow each other
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
         batches = order[first_step:, self._rank :: self._world_size]
-        return DataLoader(
+        return WorkerLoader(
             SeededDataset(self._dataset, self._seed, number),
             batch_sampler=batches.tolist(),
             num_workers=self._num_workers,
@@ -106,4 +107,4 @@ class EpochLoader:
 
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader of every image once, in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    return WorkerLoader(dataset, batch_size=batch_size, num_workers=num_workers)

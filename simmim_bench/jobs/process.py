@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from simmim_bench.errors import TERMINATED
+from simmim_bench.signals import StopSignal
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _C = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -93,7 +93,8 @@ def last_error(code: int, output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     # After one process has failed, torchrun terminates the others.
-    reasons = [error for error in errors if error != TERMINATED] or errors
+    terminated = str(StopSignal(signal.SIGTERM))
+    reasons = [error for error in errors if error != terminated] or errors
     if reasons:
         return reasons[-1]
     if code > 128:

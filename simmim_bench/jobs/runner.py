@@ -78,15 +78,15 @@ def run_steps(
         overall.advance(len(results))
         for result in _Scheduler(pending, backend, stop, display).run(lambda: overall.advance()):
             results[id(result.step)] = result
-    in_order = [results[id(step)] for step in steps]
-    left = [str(result.step) for result in in_order if result.state == "left"]
-    if left and stop.number is not None:
-        jobs = " their SLURM jobs continue;" if backend.outlives_parent else ""
-        raise InterruptedRun(
-            f"{what}: stopped by {signal.Signals(stop.number).name}; {len(left)} of {len(steps)} steps are left "
-            f"({', '.join(left)});{jobs} run the same command to continue.",
-            signal.SIGTERM if stop.number == signal.SIGUSR1 else stop.number,
-        )
+        in_order = [results[id(step)] for step in steps]
+        left = [str(result.step) for result in in_order if result.state == "left"]
+        if left and stop.number is not None:
+            jobs = " their SLURM jobs continue;" if backend.outlives_parent else ""
+            raise InterruptedRun(
+                f"{what}: stopped by {signal.Signals(stop.number).name}; {len(left)} of {len(steps)} steps are left "
+                f"({', '.join(left)});{jobs} run the same command to continue.",
+                signal.SIGTERM if stop.number == signal.SIGUSR1 else stop.number,
+            )
     return in_order
 
 

@@ -28,7 +28,8 @@ from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 _TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 
 
-# torch's fused attention on CUDA fails in the backward pass of more windows (seen with torch 2.11 and 65,536).
+# Products of windows and heads that torch's fused attention takes on CUDA: before 2.8 it refuses more, and later ones
+# fail in the backward pass of more windows (seen with torch 2.11 and 65,536).
 MAX_WINDOWS = 65_535
 
 
@@ -39,7 +40,7 @@ class PaddedSwinBlock(SwinTransformerBlock):
         """Apply window attention to normalised tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
-        parts = [super(PaddedSwinBlock, self)._attn(p) for p in _split(x, self.window_size)]
+        parts = [super(PaddedSwinBlock, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
 
 
@@ -50,7 +51,7 @@ class PaddedSwinV2Block(SwinTransformerV2Block):
         """Apply window attention to tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
-        parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(x, self.window_size)]
+        parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
 
 
@@ -68,10 +69,12 @@ def _pad_to_windows(tokens: Tensor, window: tuple[int, int]) -> Tensor:
     return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
 
 
-def _split(tokens: Tensor, window: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Split tokens (B, h, w, C) along the batch, so that no part has more than `MAX_WINDOWS` windows."""
-    windows = (tokens.shape[1] // window[0]) * (tokens.shape[2] // window[1])
-    return tokens.split(max(1, MAX_WINDOWS // windows))
+def _split(block: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Split tokens (B, h, w, C) along the batch, so that no part has more than `MAX_WINDOWS` windows times heads."""
+    rows, columns = (
+        side // window for side, window in zip(tokens.shape[1:3], block.window_size, strict=True)
+    )
+    return tokens.split(max(1, MAX_WINDOWS // (rows * columns * block.attn.num_heads)))
 
 
 def _join(parts: list[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
+from simmim_bench.files import wait_for_file
 from simmim_bench.runs.run_dir import RunDir
 
 
@@ -36,6 +37,17 @@ class RunContext:
         """The run's progress display."""
         return self.run.display
 
+    def has_checkpoint(self) -> bool:
+        """Return whether the run continues from a checkpoint, on every process the same; all of them must call.
+
+        Rank 0 may have renamed the checkpoint a moment ago, which other machines see later.
+        """
+        path = self.run.last_checkpoint
+        if not (self.resume and self.dist.all_max(path.is_dir())):
+            return False
+        wait_for_file(path)
+        return True
+
     def last_checkpoint(self) -> Checkpoint | None:
         """Read the checkpoint that a resumed run continues from.
 
@@ -45,6 +57,6 @@ class RunContext:
         Raises:
             DataError: the checkpoint cannot be read.
         """
-        if not (self.resume and self.run.last_checkpoint.is_dir()):
+        if not self.has_checkpoint():
             return None
         return read_checkpoint(str(self.run.last_checkpoint))

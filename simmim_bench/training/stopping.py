@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
+from simmim_bench.signals import SIGNALS, ignore_repeats
 
 
 class StopRequest:
@@ -30,25 +30,37 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step.
 
-    A second signal raises KeyboardInterrupt at once.
+    A second signal goes to the handler that was set before, and so does the first if the block succeeds in spite of
+    it: it came during the last step, and what follows may take long.
     """
     request = StopRequest()
+    before: dict[int, Any] = {}
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if request.number is not None:
-            raise KeyboardInterrupt
-        request.number = number
+        if request.number is None:
+            request.number = number
+            ignore_repeats()
+            for one in SIGNALS:
+                signal.signal(one, remember)
+            return
+        restore()
+        signal.raise_signal(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     try:
-        before = {s: signal.signal(s, remember) for s in SIGNALS}
+        before.update({number: signal.signal(number, remember) for number in SIGNALS})
     except ValueError:  # not in the main thread: the caller keeps its own handlers
         yield request
         return
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
+    if request.number is not None:
+        signal.raise_signal(request.number)
 
 
 def raise_if_stopped(

@@ -244,10 +244,12 @@ def test_a_batch_of_too_many_windows_is_split_without_changing_the_maps(
     images = torch.randn(5, 3, *PADDED, generator=torch.Generator().manual_seed(0))
     windows: list[int] = []
     for block in model.blocks_in_order:
-        block.attn.register_forward_pre_hook(lambda _, inputs: windows.append(len(inputs[0])))
+        block.attn.register_forward_pre_hook(
+            lambda attn, inputs: windows.append(len(inputs[0]) * attn.num_heads)
+        )
     with torch.no_grad():
         wanted = model.forward_maps(images)
-        limit = max(windows) // len(images)  # of one image, on the largest map
+        limit = max(windows) // len(images)  # windows times heads of one image
         windows.clear()
         monkeypatch.setattr("simmim_bench.models.swin.MAX_WINDOWS", limit)
         assert_equal_maps(model.forward_maps(images), wanted)

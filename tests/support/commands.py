@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ class Ended:
 
 
 def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
-    """Start the command; its stdout and stderr are written to files of these names in the folder `out`."""
+    """Start the command in a process group; stdout and stderr go to files of these names in the folder `out`."""
     return _start(partial(_run_command, arguments), out, variables)
 
 
@@ -87,6 +87,8 @@ def _run(function: Callable[[], None], out: Path, variables: dict[str, str]) -> 
         with (out / name).open("ab") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(variables)
+    os.setsid()
+    set_start_method(None, force=True)  # of loaders: this system's default, not the server's own
     function()
     exit_process(0)
 

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simmim_bench.data.decode import read_image
+from simmim_bench.data.workers import start_workers
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
 from transfer.detection.coco_images import check_size, size_error
@@ -134,7 +135,7 @@ class ErrorUnwrappingLoader:
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         try:
-            yield from self.loader
+            yield from start_workers(self.loader)
         except DataError as error:
             message = str(error).strip().splitlines()[-1]
             raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from error

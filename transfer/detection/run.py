@@ -169,7 +169,7 @@ def _restore(run: CocoRun) -> Progress:
         DataError: the training annotations have changed since then.
     """
     directory = run.context.run
-    if not (run.context.resume and directory.last_checkpoint.is_dir()):
+    if not run.context.has_checkpoint():
         return Progress(losses={})
     state = read_training_state(directory.last_checkpoint)
     done = state["progress"]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_json, write_json
+from simmim_bench.files import file_system, read_json, wait_for_file, write_json
 
 ARRAY, IDENTITY = "features.npy", "features.json"
 MAX_FLOAT16 = float(np.finfo(np.float16).max)
@@ -41,6 +41,7 @@ def read_array(directory: Path, identity: dict[str, Any]) -> np.ndarray:
     Raises:
         DataError: the array is damaged, or was computed from something else.
     """
+    wait_for_file(directory / IDENTITY)
     found = read_json(directory / IDENTITY, "features' description")
     if found != identity:
         differing = [
@@ -76,6 +77,7 @@ def check_free_space(directory: Path, shape: tuple[int, ...]) -> None:
     Raises:
         DataError: the disk has too little free space.
     """
+    wait_for_file(directory)
     needed, free = 2 * int(np.prod(shape)), shutil.disk_usage(directory).free
     if needed > free:
         raise DataError(
@@ -89,7 +91,8 @@ def create_array(directory: Path, shape: tuple[int, ...]) -> None:
     """Create the array's file with all of its disk space, so that a full disk fails before the forward pass."""
     file = directory / ARRAY
     np.lib.format.open_memmap(file, "w+", np.float16, shape).flush()
-    if not hasattr(os, "posix_fallocate"):
+    # Without the operation of NFS 4.2, the C library writes every block over the network.
+    if not hasattr(os, "posix_fallocate") or file_system(directory).startswith("nfs"):
         return
     with open(file, "r+b") as opened:
         try:
@@ -110,6 +113,7 @@ def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None
         batches: row numbers, and features (B, blocks, poolings, channels).
     """
     file = directory / ARRAY
+    wait_for_file(file)
     array: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
     offset, (_, _, images, channels) = array.offset, array.shape
     with open(file, "r+b") as opened:

@@ -24,6 +24,7 @@ from mmseg.datasets.transforms import (
 from torch.utils.data import DataLoader, Dataset
 
 from simmim_bench.data.decode import read_image
+from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import LabelScheme, read_classes
@@ -175,7 +176,7 @@ def build_loaders(
         train_pipeline(recipe, len(names)),
         reduce_zero_label=recipe.reduce_zero_label,
     )
-    train_loader: DataLoader[Any] = DataLoader(
+    train_loader = WorkerLoader(
         TrainingSamples(dataset, seed),
         batch_size=images,
         sampler=numbers,
@@ -198,7 +199,7 @@ def build_val_loader(
         eval_pipeline(recipe, len(names)),
         reduce_zero_label=recipe.reduce_zero_label,
     )
-    return DataLoader(
+    return WorkerLoader(
         dataset,
         batch_size=1,
         sampler=range(dist.rank, len(validation), dist.size),

@@ -146,7 +146,7 @@ def predict_validation(
 def _read_saved(context: RunContext) -> dict[str, Any] | None:
     """Read the training state of an earlier start of this run; None for a new run."""
     run = context.run
-    if not (context.resume and run.last_checkpoint.is_dir()):
+    if not context.has_checkpoint():
         return None
     saved = read_training_state(run.last_checkpoint)
     run.log(f"ade20k: resumed iteration={saved['iterations']:,}")

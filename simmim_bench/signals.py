@@ -1,0 +1,80 @@
+"""The signals that ask a run to stop, and what a command does at them outside of the training loops.
+
+Schedulers, `timeout` and launchers send a signal twice, to a process and to its group; both are one request.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
+REPEAT_S = 0.5  # ours: signals that arrive within this time are one request
+RETRY_S = 0.05
+
+
+class StopSignal(BaseException):
+    """A signal has arrived where no training loop handles it.
+
+    It is no Exception, because libraries catch and ignore exceptions of any type.
+
+    Attributes:
+        number: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}.")
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal; a warning before a time limit counts as SIGTERM."""
+        return 128 + (signal.SIGTERM if self.number == signal.SIGUSR1 else self.number)
+
+
+def raise_on_signals() -> None:
+    """Raise `StopSignal` at the first signal; a second one ends the process at once."""
+    for number in SIGNALS:
+        signal.signal(number, _raise)
+
+
+def ignore_repeats() -> None:
+    """Ignore signals for a moment; the caller sets the handlers that follow."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(REPEAT_S)
+
+
+@contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Deliver the signals that arrive during the block after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _finalises(frame):  # Python prints and drops what is raised there
+        later = threading.Timer(RETRY_S, signal.pthread_kill, (threading.get_ident(), number))
+        later.daemon = True
+        later.start()
+        return
+    ignore_repeats()
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_DFL)
+    raise StopSignal(number)
+
+
+def _finalises(frame: FrameType | None) -> bool:
+    """Return whether a frame is called by a finaliser."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
