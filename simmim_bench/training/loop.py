@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -213,12 +214,12 @@ def raise_if_diverged(description: str, run: RunDir, finite: FiniteCheck) -> Non
 def raise_diverged(
     description: str,
     run: RunDir,
-    batch: list[Tensor],
+    batch: list[Any],
     step: int,
     loss: Tensor,
     grad_norm: Tensor,
     rank: int,
-) -> None:
+) -> NoReturn:
     """Write the batch of a step whose loss or gradient is not finite, and end the run.
 
     Raises:
