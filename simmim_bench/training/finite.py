@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from simmim_bench.distributed import DistContext
@@ -22,7 +20,7 @@ class Step:
     """
 
     number: int
-    batch: list[Any]
+    batch: list[Tensor]
     loss: Tensor
     grad_norm: Tensor
     bad: Tensor
@@ -39,7 +37,7 @@ class FiniteCheck:
     _steps: list[Step] = field(default_factory=list)
 
     def skip(
-        self, number: int, batch: list[Any], loss: Tensor, grad_norm: Tensor, scale: Tensor
+        self, number: int, batch: list[Tensor], loss: Tensor, grad_norm: Tensor, scale: Tensor
     ) -> Tensor:
         """Check a step without waiting for the device.
 
@@ -64,14 +62,3 @@ class FiniteCheck:
         if not steps or not steps[-1].bad:
             return None
         return next(step for step in steps if step.bad)
-
-
-def step_unless(skip: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Step an optimizer unless a boolean scalar on the device is set."""
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        # What torch's GradScaler sets: a fused AdamW reads it in its kernels, and the host does not wait.
-        fused: Any = optimizer
-        fused.found_inf = skip.float()
-        fused.step()
-    elif not skip:  # waits for the device, as timm's Lamb has no such input
-        optimizer.step()

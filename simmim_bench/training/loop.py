@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -214,12 +213,12 @@ def raise_if_diverged(description: str, run: RunDir, finite: FiniteCheck) -> Non
 def raise_diverged(
     description: str,
     run: RunDir,
-    batch: list[Any],
+    batch: list[Tensor],
     step: int,
     loss: Tensor,
     grad_norm: Tensor,
     rank: int,
-) -> NoReturn:
+) -> None:
     """Write the batch of a step whose loss or gradient is not finite, and end the run.
 
     Raises:

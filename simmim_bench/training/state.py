@@ -15,8 +15,7 @@ from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.distributed import DistContext, full_state, load_full_state
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.finite import step_unless
-from simmim_bench.training.optim import Schedule
+from simmim_bench.training.optim import Schedule, step_unless
 from simmim_bench.training.precision import default_precision, gradient_scaler
 
 

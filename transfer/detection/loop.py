@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from detectron2.engine.train_loop import HookBase, SimpleTrainer
@@ -21,9 +21,7 @@ from simmim_bench.distributed import no_sync
 from simmim_bench.errors import UsageError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY
-from simmim_bench.training.finite import FiniteCheck, step_unless
-from simmim_bench.training.loop import raise_diverged, raise_if_diverged
-from simmim_bench.training.optim import Schedule
+from simmim_bench.training.optim import Schedule, step_unless
 from simmim_bench.training.stopping import (
     StopRequest,
     raise_if_stopped,
@@ -31,6 +29,7 @@ from simmim_bench.training.stopping import (
 )
 from transfer.detection.data import ErrorUnwrappingLoader
 from transfer.detection.recipes import CocoRecipe
+from transfer.divergence import Images, StepChecks
 
 SAVE_EVERY = 1000  # iterations; some minutes on a GPU
 Batch = list[dict[str, Any]]
@@ -85,8 +84,8 @@ def train_detector(
         trainer.register_hooks([hook])
         try:
             trainer.train(first_iter, recipe.max_iters)
-        except FloatingPointError:  # of Detectron2: a proposal is not finite
-            trainer.raise_diverged()
+        except FloatingPointError:  # of Detectron2, on this process alone
+            trainer.checks.raise_diverged(trainer.iter, "a proposed box is not finite")
         except torch.OutOfMemoryError as error:
             doubled = 2 * accumulation_steps
             more = f"--accumulate {doubled} or " if doubled <= recipe.batch_size else ""
@@ -118,25 +117,25 @@ class AccumulatingTrainer(SimpleTrainer):
     ) -> None:
         super().__init__(model, loader, optimizer)
         self.scaler, self.accumulation_steps, self.max_norm = scaler, accumulation_steps, max_norm
-        self.context, self.finite = context, FiniteCheck(context.dist)
-        self.batch: Batch = []
+        self.on_gpu, self.checks = context.dist.device.type == "cuda", StepChecks("coco", context)
         self.grad_norm = torch.zeros(())
 
     def reads_metrics(self) -> bool:
         """Return whether this iteration's losses are read: on a GPU that waits for the queued kernels."""
-        done, on_gpu = self.iter + 1, self.context.dist.device.type == "cuda"
-        return not on_gpu or done % METRICS_EVERY == 0 or done == self.max_iter
+        done = self.iter + 1
+        return not self.on_gpu or done % METRICS_EVERY == 0 or done == self.max_iter
 
     def run_step(self) -> None:
         """Accumulate the gradients of a batch, and step the optimizer if they are finite."""
         start = time.perf_counter()
-        self.batch = next(self._data_loader_iter)
+        batch: Batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        self.checks.images[self.iter] = images_of(batch)
         self.optimizer.zero_grad()
-        losses = self._accumulate(self.batch)
+        losses = self._accumulate(batch)
         self._step(torch.stack(list(losses.values())).sum())
         if self.reads_metrics():
-            self.check_finite()
+            self.checks.raise_if_diverged()
             self.write_metrics(losses, data_time, self.iter)
 
     def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
@@ -159,33 +158,13 @@ class AccumulatingTrainer(SimpleTrainer):
         scale = self.scaler.scale(torch.ones((), device=loss.device))
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
-        kept = images_of(self.batch)
-        step_unless(self.finite.skip(self.iter, kept, loss, self.grad_norm, scale), self.optimizer)
+        skip = self.checks.finite.skip(self.iter, [], loss, self.grad_norm, scale)
+        step_unless(skip, self.optimizer)
         self.scaler.update()
 
-    def check_finite(self) -> None:
-        """Wait for the device; end the run if a step since the last call was not finite, on every process.
 
-        Raises:
-            DivergedError: the images of the first such step are written.
-        """
-        raise_if_diverged("coco", self.context.run, self.finite)
-
-    def raise_diverged(self) -> NoReturn:
-        """End the run on this process, whose proposals are not finite in this iteration.
-
-        Raises:
-            DivergedError: the images of the first step that was not finite are written.
-        """
-        step, run, rank = self.finite.first_bad(), self.context.run, self.context.dist.rank
-        if step is not None:
-            raise_diverged("coco", run, step.batch, step.number, step.loss, step.grad_norm, rank)
-        unknown = torch.tensor(math.nan)
-        raise_diverged("coco", run, images_of(self.batch), self.iter, unknown, unknown, rank)
-
-
-def images_of(batch: Batch) -> list[dict[str, Any]]:
-    """Return the images and file names of a batch: what `torch.load` reads without Detectron2."""
+def images_of(batch: Batch) -> Images:
+    """Return the images and file names of a batch."""
     return [{"file_name": x.get("file_name"), "image": x["image"]} for x in batch]
 
 
@@ -252,5 +231,5 @@ class DetectorHook(HookBase):
 
     def _save(self, done: int) -> None:
         """Save, unless a step since the last check was not finite."""
-        self.trainer.check_finite()
+        self.trainer.checks.raise_if_diverged()
         self.save(done, self.losses)

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import ProgressTask
-from simmim_bench.distributed import DistContext
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY
-from simmim_bench.training.finite import FiniteCheck, step_unless
-from simmim_bench.training.loop import raise_if_diverged
+from simmim_bench.training.optim import step_unless
 from simmim_bench.training.precision import Precision, autocast, gradient_scaler
 from simmim_bench.training.stopping import StopRequest, raise_if_stopped
+from transfer.divergence import Images, StepChecks
 from transfer.segmentation.model import unwrap
 from transfer.segmentation.recipes import Ade20kRecipe, LrRule
 
@@ -58,8 +57,8 @@ class AutocastOptimWrapper(OptimWrapper):
         precision: "fp32", "bf16" or "fp16".
 
     Attributes:
-        number: the iteration, counted from 0; set by the hook, as is `batch`.
-        batch: images and file names of the iteration.
+        checks: the steps since the host last waited for the device.
+        number: the iteration, counted from 0; set by the hook.
         grad_norm: of the last step, before clipping.
     """
 
@@ -69,13 +68,15 @@ class AutocastOptimWrapper(OptimWrapper):
         *,
         max_norm: float,
         precision: Precision,
-        dist: DistContext,
+        context: RunContext,
     ) -> None:
         super().__init__(optimizer)
-        self.max_norm, self.precision, self.device = max_norm, precision, dist.device
-        self.scaler, self.finite = gradient_scaler(precision, dist.device), FiniteCheck(dist)
+        self.max_norm, self.precision, self.device = max_norm, precision, context.dist.device
+        self.scaler, self.checks = (
+            gradient_scaler(precision, self.device),
+            StepChecks("ade20k", context),
+        )
         self.number = 0
-        self.batch: list[dict[str, Any]] = []
         self.loss = self.grad_norm = torch.zeros(())
 
     @contextmanager
@@ -95,7 +96,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.scaler.unscale_(self.optimizer)
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.grad_norm = nn.utils.clip_grad_norm_(trained, self.max_norm)
-        skip = self.finite.skip(self.number, self.batch, self.loss, self.grad_norm, scale)
+        skip = self.checks.finite.skip(self.number, [], self.loss, self.grad_norm, scale)
         step_unless(skip, self.optimizer)
         self.scaler.update()
 
@@ -140,7 +141,7 @@ class SegmentorHook(Hook):
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = recipe.base_lr * factor * group["lr_scale"]
         runner.optim_wrapper.number = iteration
-        runner.optim_wrapper.batch = images_of(data_batch)
+        runner.optim_wrapper.checks.images[iteration] = images_of(data_batch)
         # From (seed, iteration) alone, so that a resumed run samples the same.
         seed_everything(self.context.seed, iteration, self.context.dist.rank)
 
@@ -157,7 +158,7 @@ class SegmentorHook(Hook):
         last = done == self.recipe.max_iters
         logged = done % METRICS_EVERY == 0 or last
         if logged or self.context.dist.device.type != "cuda":  # reading a value waits for a GPU
-            self._check_finite(runner)
+            runner.optim_wrapper.checks.raise_if_diverged()
             self.task.advance(1, loss=outputs["loss"].item())
         else:
             self.task.advance(1)
@@ -205,17 +206,9 @@ class SegmentorHook(Hook):
             self.stop, description, 0, 1, run=self.context.run, dist=self.context.dist, save=None
         )
 
-    def _check_finite(self, runner: Runner) -> None:
-        """Wait for the device; end the run if a step since the last call was not finite, on every process.
-
-        Raises:
-            DivergedError: the images of the first such step are written.
-        """
-        raise_if_diverged("ade20k", self.context.run, runner.optim_wrapper.finite)
-
     def save(self, runner: Runner, done: int) -> None:
         """Write the run's checkpoint on rank 0; the others wait until it is written."""
-        self._check_finite(runner)
+        runner.optim_wrapper.checks.raise_if_diverged()
         if self.context.dist.is_main:
             self._write(runner, done)
         self.context.dist.barrier()  # rank 0 may write for longer than the next collective waits
@@ -250,8 +243,8 @@ class SegmentorHook(Hook):
         )
 
 
-def images_of(data_batch: Any) -> list[dict[str, Any]]:
-    """Return the images and file names of a batch: what `torch.load` reads without MMSegmentation."""
+def images_of(data_batch: Any) -> Images:
+    """Return the images and file names of a batch."""
     pairs = zip(data_batch["inputs"], data_batch["data_samples"], strict=True)
     return [
         {"file_name": str(sample.metainfo.get("img_path")), "image": image}

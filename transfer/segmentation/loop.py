@@ -75,7 +75,7 @@ def train_and_predict(
         _build_optimizer(model, recipe),
         max_norm=recipe.clip_grad or math.inf,
         precision=_decide_precision(recipe, saved, dist),
-        dist=dist,
+        context=context,
     )
     loaders = build_loaders(
         recipe,

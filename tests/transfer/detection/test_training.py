@@ -121,7 +121,9 @@ def test_data_without_masks_is_trained_and_scored_on_boxes_only(
 
 
 def test_a_proposal_that_is_not_finite_is_reported_as_diverged(coco: Path, tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"coco: .* at step 1; .*/bad_batch_step1.pt") as caught:
+    with pytest.raises(
+        DivergedError, match=r"coco: a proposed box is not finite at step 1; .*/bad_batch_step1.pt"
+    ) as caught:
         run(tmp_path / "run", coco, replace(RECIPE, base_lr=1e20, warmup_iters=0))
     assert "-o base_lr=" in str(caught.value)
     kept = torch.load(tmp_path / "run" / "bad_batch_step1.pt", weights_only=True)

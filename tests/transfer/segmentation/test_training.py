@@ -35,6 +35,8 @@ from simmim_bench.errors import (
     InterruptedRun,
     MissingFrameworkError,
 )
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import RunDir
 from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET
 from transfer.segmentation.run import set_local_rank
 
@@ -195,34 +197,41 @@ def test_a_loss_that_is_not_finite_is_reported_as_diverged(
     assert all(image["image"].dtype == torch.uint8 for image in kept)
 
 
-def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(mmseg: None) -> None:
+def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(
+    mmseg: None, tmp_path: Path
+) -> None:
     """The host reads nothing in between, as on a GPU."""
     from transfer.segmentation.hooks import AutocastOptimWrapper
+
+    run = RunDir(tmp_path, Display(quiet=True))
+    context = RunContext(run=run, seed=0)
 
     def trained(steps: int, bad: tuple[int, ...], precision: Any) -> tuple[Any, torch.Tensor]:
         torch.manual_seed(0)
         layer = torch.nn.Linear(4, 1)
         optimizer = torch.optim.AdamW(layer.parameters(), 0.1, fused=True)
         wrapper = AutocastOptimWrapper(
-            optimizer, max_norm=1.0, precision=precision, dist=DistContext()
+            optimizer, max_norm=1.0, precision=precision, context=context
         )
         for number in range(steps):
             inputs = torch.full((2, 4), float("nan") if number in bad else number + 1.0)
-            wrapper.number, wrapper.batch = number, [{"file_name": f"{number}.jpg"}]
+            wrapper.number, wrapper.checks.images[number] = number, [{"file_name": f"{number}.jpg"}]
             with wrapper.optim_context(layer):
                 loss = (layer(inputs).float() - 1).square().mean()
             wrapper.update_params(loss)
         return wrapper, layer.weight.detach()
 
     wrapper, weight = trained(6, (3, 4), "fp32")
-    found = wrapper.finite.first_bad()
-    assert (found.number, found.batch) == (3, [{"file_name": "3.jpg"}])
+    with pytest.raises(DivergedError, match=r"loss nan, gradient norm nan at step 3"):
+        wrapper.checks.raise_if_diverged()
+    kept = torch.load(run.path / "bad_batch_step3.pt", weights_only=True)
+    assert kept == [{"file_name": "3.jpg"}]
     before, wanted = trained(3, (), "fp32")
-    assert before.finite.first_bad() is None
+    before.checks.raise_if_diverged()
     assert torch.equal(weight, wanted)
     # In float16 the first steps overflow; they lower the scale and are no reason to stop.
     overflown, unchanged = trained(3, (), "fp16")
-    assert overflown.finite.first_bad() is None
+    overflown.checks.raise_if_diverged()
     assert overflown.scaler.get_scale() == 2**13
     assert torch.equal(unchanged, trained(0, (), "fp32")[1])
 
