@@ -19,7 +19,6 @@ from simmim_bench.files import sha256_json
 
 # "auto": bfloat16 where the device is faster with it, float16 on GPUs without bfloat16
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-UnscaledPrecision = Literal["auto", "fp32", "bf16"]  # of training loops without a gradient scaler
 LARGE = 1e9
 ABOUT = (
     "name",

@@ -3,8 +3,10 @@
 A backbone is built from a CKPT, or from a checkpoint already read, and maps images (B, 3, H, W) to named maps: `map0`,
 `map1`, ... as returned by `forward_maps`, or a pyramid `p2`, `p3`, ... whose level pN has stride 2**N. A ViT gets the
 simple feature pyramid of ViTDet (arXiv 2203.16527, section 3) on its last map, the others an FPN (arXiv 1612.03144) on
-their stages. A ResNet's BatchNorm is trained like all other weights, as in SparK (arXiv 2301.03580), and not frozen as
-in Detectron2's own ResNet; `DistContext.wrap_model` synchronises it between GPUs.
+their stages. Maps and levels are float32 under autocast too: Detectron2's ROIAlign rounds boxes to the dtype of the
+levels, and bfloat16 moves a corner near 1,000 pixels by up to two. A ResNet's BatchNorm is trained like all other
+weights, as in SparK (arXiv 2301.03580), and not frozen as in Detectron2's own ResNet; `DistContext.wrap_model`
+synchronises it between GPUs.
 
 With a yaml config, call `add_simmim_config(cfg, CKPT)` and name `SimMIMBackbone` or `build_simmim_pyramid` in
 `MODEL.BACKBONE.NAME`. With a LazyConfig, use `SimMIMBackbone` or `build_pyramid` directly.
@@ -18,6 +20,7 @@ its own mean and standard deviation: `add_simmim_config` and `set_pixel_statisti
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -32,6 +35,7 @@ from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapOptions
+from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
 
 PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
@@ -39,7 +43,15 @@ PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard
 
 @BACKBONE_REGISTRY.register()
 class SimMIMBackbone(Backbone):
-    """The maps of a backbone, unchanged, under the names `map0`, `map1`, ..."""
+    """The maps of a backbone, in float32, under the names `map0`, `map1`, ...
+
+    Attributes:
+        precision: of the backbone in training, as `autocast` takes it; None for the caller's.
+        test_precision: of the backbone in evaluation; None for the caller's.
+    """
+
+    precision: str | None = None
+    test_precision: str | None = None
 
     @configurable
     def __init__(
@@ -99,11 +111,23 @@ class SimMIMBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map (B, 3, H, W) to {"map0": (B, C, h, w), ...}, h = ceil(H / stride)."""
-        return dict(zip(self._out_features, self.backbone.forward_maps(images), strict=True))
+        precision = self.precision if self.training else self.test_precision
+        device = images.device
+        with nullcontext() if precision is None else autocast(device, precision, allow_fp16=True):
+            maps = self.backbone.forward_maps(images)
+        return {name: x.float() for name, x in zip(self._out_features, maps, strict=True)}
+
+
+class StagePyramid(FPN):
+    """Detectron2's FPN with float32 levels."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to {"p2": (B, C, h, w), ...}."""
+        return _to_float32(super().forward(images))
 
 
 class ViTPyramid(SimpleFeaturePyramid):
-    """Detectron2's simple feature pyramid, with its padding corrected.
+    """Detectron2's simple feature pyramid with float32 levels, and with its padding corrected.
 
     Detectron2's `padding_constraints` misspells "size_divisibility", and its property of that name stays 0,
     so that batches would not be padded to a multiple of the stride.
@@ -118,6 +142,14 @@ class ViTPyramid(SimpleFeaturePyramid):
     def padding_constraints(self) -> dict[str, int]:
         """Padding to a multiple of the stride and, if requested, to a square."""
         return {"size_divisibility": self.size_divisibility, "square_size": self._square_pad}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map (B, 3, H, W) to float32 levels {"p2": (B, C, h, w), ...}."""
+        return _to_float32(super().forward(images))
+
+
+def _to_float32(levels: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: level.float() for name, level in levels.items()}
 
 
 def build_pyramid(
@@ -169,7 +201,7 @@ def build_pyramid(
             square_pad=square_pad,
         )
     net.freeze_beyond(available.index(direct[-1]))
-    return FPN(
+    return StagePyramid(
         net,
         in_features=[f"map{available.index(stride)}" for stride in direct],
         out_channels=channels,

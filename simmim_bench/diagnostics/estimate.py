@@ -197,7 +197,13 @@ def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
 def _memory(work: Work, device: torch.device) -> StepMemory:
     if work.memory is not None:
         return work.memory()
-    return step_memory(work.model, lambda: _forward(work, work.least, device), work.least, device)
+    return step_memory(
+        work.model,
+        lambda: _forward(work, work.least, device),
+        work.least,
+        device,
+        forward_double=lambda: _forward(work, 2 * work.least, device),
+    )
 
 
 def _forward(work: Work, images: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,16 +42,18 @@ class StepMemory:
     Attributes:
         fixed: weights, gradients and AdamW's moments.
         per_image: activations that the forward pass saves per image for the backward pass.
+        shared: what it saves for any number of images: position biases, and the weights' copies of autocast.
         available: free memory of the device; None where the system does not report it.
     """
 
     fixed: int
     per_image: float
+    shared: float = 0.0
     available: int | None
 
     def needed(self, images: int) -> float:
         """Estimate the bytes of a step whose forward pass has `images` images."""
-        return self.fixed + BACKWARD * self.per_image * images
+        return self.fixed + BACKWARD * (self.shared + self.per_image * images)
 
     def accumulation_steps(self, images: int) -> int | None:
         """Return the smallest number of accumulation steps with which `images` images fit.
@@ -75,10 +77,14 @@ def step_memory(
     images: int,
     device: torch.device,
     processes: int = 1,
+    *,
+    forward_double: Callable[[], object] | None = None,
 ) -> StepMemory:
     """Measure a forward pass of `images` images; nothing is trained.
 
     Args:
+        forward_double: the forward pass of twice as many images, measured if it fits in memory: what does not grow
+            with the images is then counted once. None to count everything per image.
         processes: processes of the run. On a CPU they share the memory, and several of them hold each
             gradient twice.
     """
@@ -88,6 +94,25 @@ def step_memory(
     before = available_memory(device)
     if before is not None and device.type == "cpu":
         before //= processes
+    weights = sum(p.nbytes for p in model.parameters())
+    saved = _saved_bytes(model, forward, device)
+    memory = StepMemory(
+        fixed=weights + optimizer_bytes(model, processes),
+        per_image=saved / images,
+        # The weights are allocated already.
+        available=None if before is None else before + weights,
+    )
+    if forward_double is not None and memory.accumulation_steps(2 * images) == 1:
+        with suppress(torch.OutOfMemoryError):
+            shared = max(0, 2 * saved - _saved_bytes(model, forward_double, device))
+            memory = replace(memory, per_image=(saved - shared) / images, shared=shared)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # the peak in records is the run's
+    return memory
+
+
+def _saved_bytes(model: nn.Module, forward: Callable[[], object], device: torch.device) -> int:
+    """Return the bytes that a forward pass saves for the backward pass, besides the model's tensors."""
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     # Holding the storages keeps their addresses from being reused.
     saved: dict[int, torch.UntypedStorage] = {}
@@ -105,17 +130,9 @@ def step_memory(
         torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
     ):
         result = forward()
-    saved_bytes = sum(storage.nbytes() for storage in saved.values())
+    found = sum(storage.nbytes() for storage in saved.values())
     del result
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # the peak in records is the run's
-    weights = sum(p.nbytes for p in model.parameters())
-    return StepMemory(
-        fixed=weights + optimizer_bytes(model, processes),
-        per_image=saved_bytes / images,
-        # The weights are allocated already.
-        available=None if before is None else before + weights,
-    )
+    return found
 
 
 def optimizer_bytes(model: nn.Module, processes: int = 1, *, shard: bool = False) -> int:

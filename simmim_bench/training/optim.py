@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_bench.models.build import Backbone
 
@@ -165,3 +165,14 @@ class Schedule:
         for group in optimizer.param_groups:
             group["lr"] = self.lr(step, group["lr_scale"])
         return self.lr(step)
+
+
+def step_unless(skip: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Step an optimizer unless a boolean scalar on the device is set."""
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        # What torch's GradScaler sets: a fused AdamW reads it in its kernels, and the host does not wait.
+        fused: Any = optimizer
+        fused.found_inf = skip.float()
+        fused.step()
+    elif not skip:  # waits for the device, as timm's Lamb has no such input
+        optimizer.step()

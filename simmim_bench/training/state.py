@@ -15,7 +15,7 @@ from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.distributed import DistContext, full_state, load_full_state
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.optim import Schedule
+from simmim_bench.training.optim import Schedule, step_unless
 from simmim_bench.training.precision import default_precision, gradient_scaler
 
 
@@ -67,13 +67,7 @@ class TrainState:
         Args:
             skip: a boolean scalar on the device: whether the optimizer leaves weights and moments unchanged.
         """
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # What torch's GradScaler sets: a fused AdamW reads it in its kernels, and the host does not wait.
-            fused: Any = self.optimizer
-            fused.found_inf = skip.float()
-            fused.step()
-        elif not skip:  # waits for the device, as timm's Lamb has no such input
-            self.optimizer.step()
+        step_unless(skip, self.optimizer)
         self.scaler.update()
         self.step += 1
         if self.ema is not None:

@@ -51,6 +51,7 @@ def run(
     arch: str = ARCHS[0],
     display: Display | None = None,
     resume: bool = False,
+    **options: Any,
 ) -> Record:
     """Run a transfer in this process and return its record."""
     with open_run(
@@ -67,6 +68,7 @@ def run(
             data=data,
             recipe=recipe,
             deviates={},
+            options=options,
         )
         record = run_coco(RunContext(run=opened, seed=3, resume=resume), job)
     assert record is not None

@@ -1,10 +1,13 @@
 """Run the command line as one of several processes, of which rank 1 fails when it reads its second epoch.
 
+Of detection and segmentation, which count no epochs, it fails when it reads image 8 of the stream.
+
 torchrun --nproc-per-node 2 failing_rank.py KIND pretrain ...
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -14,22 +17,29 @@ from typing import Any
 import torch.distributed
 
 from simmim_bench.cli.main import main
-from simmim_bench.data.loader import SeededDataset
 from simmim_bench.errors import DataError
 
+SEEDED = ("simmim_bench.data.loader", "SeededDataset")
+STREAMS = {
+    "coco": ("transfer.detection.data", "TrainingStream"),
+    "ade20k": ("transfer.segmentation.data", "TrainingSamples"),
+}
 KINDS: dict[str, type[Exception]] = {"data": DataError, "defect": ValueError}
 
 
 def main_with_failure(kind: str, arguments: list[str]) -> None:
     """Run a command whose rank 1 fails, with a DataError or an unexpected error."""
-    read = SeededDataset.__getitem__
+    source = STREAMS.get(arguments[1], SEEDED)
+    dataset = getattr(importlib.import_module(source[0]), source[1])
+    read = dataset.__getitem__
 
-    def fail_in_second_epoch(self: SeededDataset, index: int) -> Any:
-        if os.environ["RANK"] == "1" and self.key[1] == 1:
+    def fail(self: Any, index: int) -> Any:
+        late = self.key[1] == 1 if source is SEEDED else index >= 8
+        if os.environ["RANK"] == "1" and late:
             raise KINDS[kind]("rank 1 cannot read an image")
         return read(self, index)
 
-    SeededDataset.__getitem__ = fail_in_second_epoch  # type: ignore[method-assign]
+    dataset.__getitem__ = fail
     # NCCL waits here for processes that wait for this one; Gloo does not.
     torch.distributed.destroy_process_group = partial(time.sleep, 600)
     sys.argv = ["simmim-bench", *arguments]

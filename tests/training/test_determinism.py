@@ -74,11 +74,3 @@ def test_the_command_line_sets_both(
     assert calls == [True, False] * 3
     for run in (trained, tmp_path / "it"):
         assert json.loads((run / "recipe.json").read_text())["deviates"]["precision"] == "fp32"
-
-
-@pytest.mark.parametrize("task", ["coco", "ade20k"])
-def test_frameworks_without_scaled_gradients_refuse_float16(task: str, tmp_path: Path) -> None:
-    command = ["transfer", task, "--ckpt", "random:vit_pocket", "--data", str(tmp_path)]
-    refused = CliRunner().invoke(cli, [*command, "--precision", "fp16"])
-    assert isinstance(refused.exception, UsageError)
-    assert "precision=fp16 is not one of the allowed values" in str(refused.exception)

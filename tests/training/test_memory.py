@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_bench.training.memory import (
     GIB,
@@ -33,6 +33,32 @@ def test_saved_activations_are_counted_once() -> None:
     frozen = step_memory(model, lambda: model(images).sum(), 8, CPU)
     assert frozen.fixed == weights + 3 * 4 * (40 * 4 + 4)
     assert frozen.per_image == 4 * 40  # the input of the last layer
+
+
+class Biased(nn.Module):
+    """Adds to a layer's output a product with something that does not depend on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(16, 40), nn.Parameter(torch.ones(40))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.layer(images) * self.table.exp()).sum()
+
+
+def test_what_does_not_grow_with_the_images_is_counted_once() -> None:
+    model = Biased()
+    memory = step_memory(
+        model,
+        lambda: model(torch.ones(8, 16)),
+        8,
+        CPU,
+        forward_double=lambda: model(torch.ones(16, 16)),
+    )
+    # Saved are the layer's input and output, and the exponential.
+    assert (memory.per_image, memory.shared) == (4 * (16 + 40), 4 * 40)
+    alone = step_memory(model, lambda: model(torch.ones(8, 16)), 8, CPU)
+    assert alone.per_image == 4 * (16 + 40) + 4 * 40 / 8
 
 
 def test_a_measurement_does_not_advance_the_generator() -> None:

@@ -52,6 +52,34 @@ def test_an_error_of_one_process_is_printed_and_ends_all(
     changes = ("epochs=2", "warmup_epochs=0", "precision=fp32", "num_workers=0")
     options = (word for change in changes for word in ("-o", change))
     done = torchrun("failing_rank.py", kind, *command, *folders, *options, "--quiet")
+    assert_all_ended(done, tmp_path / "run" / "metrics.jsonl", code, message)
+
+
+@pytest.mark.parametrize(
+    ("task", "library", "changes"),
+    [
+        ("coco", "detectron2", ("batch_size=2", "neck_channels=16", "box_head_dim=16")),
+        ("ade20k", "mmseg", ("batch_size=4",)),
+    ],
+)
+@pytest.mark.slow
+def test_an_error_of_one_process_in_a_frameworks_loop_ends_all(
+    tmp_path: Path, pocket: Path, task: str, library: str, changes: tuple[str, ...]
+) -> None:
+    pytest.importorskip(library)
+    command = ("transfer", task, "--ckpt", "random:vit_pocket", "--data", str(pocket / task))
+    changes += ("precision=fp32", "num_workers=0", "max_iters=20", "warmup_iters=0")
+    options = (word for change in changes for word in ("-o", change))
+    done = torchrun(
+        "failing_rank.py", "data", *command, "--out", str(tmp_path / "run"), *options, "--quiet"
+    )
+    assert_all_ended(done, tmp_path / "run" / "log.txt", 4, "error: rank 1 cannot read an image")
+
+
+def assert_all_ended(
+    done: subprocess.CompletedProcess[str], last: Path, code: int, message: str
+) -> None:
+    """Check that rank 1's message was printed before the launcher ended rank 0, seconds after a file's last line."""
     ended = time.time()
     assert done.returncode == 1
     found = re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", done.stderr)
@@ -62,8 +90,7 @@ def test_an_error_of_one_process_is_printed_and_ends_all(
     assert [rank for rank, _ in found[:-1]] == ["0"]
     assert found[0][1] in {"1", "143", "-15"}
     assert done.stderr.index(message) < done.stderr.index("closing signal SIGTERM")
-    last_step = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime
-    assert ended - last_step < 30
+    assert ended - last.stat().st_mtime < 30
 
 
 def test_a_trial_that_runs_out_of_memory_changes_nothing_in_a_sharded_run() -> None:

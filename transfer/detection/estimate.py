@@ -47,7 +47,7 @@ def plan_coco(
     return Work(
         model=model,
         forward=forward,
-        precision="fp32",  # the model's forward pass applies the recipe's precision itself
+        precision="fp32",  # the adapter applies the recipe's precision to the backbone
         batch_size=recipe.batch_size,
         steps=recipe.max_iters,
         counted=f"{recipe.max_iters:,} iterations",

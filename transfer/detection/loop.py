@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import ProgressTask
 from simmim_bench.distributed import no_sync
-from simmim_bench.errors import DivergedError, UsageError
+from simmim_bench.errors import UsageError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY
-from simmim_bench.training.optim import Schedule
+from simmim_bench.training.optim import Schedule, step_unless
 from simmim_bench.training.stopping import (
     StopRequest,
     raise_if_stopped,
@@ -29,6 +29,7 @@ from simmim_bench.training.stopping import (
 )
 from transfer.detection.data import ErrorUnwrappingLoader
 from transfer.detection.recipes import CocoRecipe
+from transfer.divergence import Images, StepChecks
 
 SAVE_EVERY = 1000  # iterations; some minutes on a GPU
 Batch = list[dict[str, Any]]
@@ -38,6 +39,7 @@ Save = Callable[[int, dict[str, float]], None]  # of iterations done and the las
 def train_detector(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     schedule: Schedule,
     loader: ErrorUnwrappingLoader,
     *,
@@ -51,12 +53,14 @@ def train_detector(
 
     Args:
         model: as returned by `DistContext.wrap_model`.
+        scaler: scales the gradients in float16; disabled otherwise.
         first_iter: iterations that are already done.
         save: called with the number of iterations done and the last losses.
         accumulation_steps: gradient-accumulation steps of each process per iteration.
 
     Raises:
-        DivergedError: a loss or a predicted box is not finite; the last checkpoint remains.
+        DivergedError: a loss, a gradient or a predicted box is not finite; the weights are those before the step,
+            and the images of the first such step are written.
         InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; all iterations done are saved.
         UsageError: the GPU's memory is too small.
     """
@@ -64,8 +68,10 @@ def train_detector(
         model,
         loader,
         optimizer,
+        scaler,
         accumulation_steps,
-        on_gpu=context.dist.device.type == "cuda",
+        max_norm=recipe.clip_grad or math.inf,
+        context=context,
     )
     with (
         stop_on_signals() as stop,
@@ -78,11 +84,8 @@ def train_detector(
         trainer.register_hooks([hook])
         try:
             trainer.train(first_iter, recipe.max_iters)
-        except FloatingPointError as error:  # Detectron2 checks losses and proposals
-            raise DivergedError(
-                f"coco: loss or gradient is not finite at iteration {trainer.iter + 1}; "
-                f"lower base_lr {recipe.base_lr:g} with -o base_lr=..."
-            ) from error
+        except FloatingPointError:  # of Detectron2, on this process alone
+            trainer.checks.raise_diverged(trainer.iter, "a proposed box is not finite")
         except torch.OutOfMemoryError as error:
             doubled = 2 * accumulation_steps
             more = f"--accumulate {doubled} or " if doubled <= recipe.batch_size else ""
@@ -93,19 +96,29 @@ def train_detector(
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """Detectron2's trainer with gradient accumulation."""
+    """Detectron2's trainer with accumulated, scaled and clipped gradients; a step that is not finite changes nothing.
+
+    Args:
+        scaler: scales the gradients in float16; disabled otherwise.
+        accumulation_steps: of each process per iteration.
+        max_norm: largest norm of the gradient.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         loader: ErrorUnwrappingLoader,
         optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
         accumulation_steps: int,
         *,
-        on_gpu: bool,
+        max_norm: float,
+        context: RunContext,
     ) -> None:
         super().__init__(model, loader, optimizer)
-        self.accumulation_steps, self.on_gpu = accumulation_steps, on_gpu
+        self.scaler, self.accumulation_steps, self.max_norm = scaler, accumulation_steps, max_norm
+        self.on_gpu, self.checks = context.dist.device.type == "cuda", StepChecks("coco", context)
+        self.grad_norm = torch.zeros(())
 
     def reads_metrics(self) -> bool:
         """Return whether this iteration's losses are read: on a GPU that waits for the queued kernels."""
@@ -113,16 +126,17 @@ class AccumulatingTrainer(SimpleTrainer):
         return not self.on_gpu or done % METRICS_EVERY == 0 or done == self.max_iter
 
     def run_step(self) -> None:
-        """Accumulate the gradients of a batch and step the optimizer."""
+        """Accumulate the gradients of a batch, and step the optimizer if they are finite."""
         start = time.perf_counter()
         batch: Batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        self.checks.images[self.iter] = images_of(batch)
         self.optimizer.zero_grad()
         losses = self._accumulate(batch)
-        self.after_backward()
+        self._step(torch.stack(list(losses.values())).sum())
         if self.reads_metrics():
+            self.checks.raise_if_diverged()
             self.write_metrics(losses, data_time, self.iter)
-        self.optimizer.step()
 
     def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
         """Run the forward and backward passes of a batch; return its mean losses."""
@@ -134,14 +148,28 @@ class AccumulatingTrainer(SimpleTrainer):
             with nullcontext() if last else no_sync(self.model):
                 found = self.model(images)
                 weight = len(images) / len(batch)
-                (sum(found.values()) * weight).backward()
+                self.scaler.scale(sum(found.values()) * weight).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() * weight
         return losses
 
+    def _step(self, loss: Tensor) -> None:
+        """Unscale and clip the gradients, and step the optimizer; the host does not wait for the device."""
+        scale = self.scaler.scale(torch.ones((), device=loss.device))
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        skip = self.checks.finite.skip(self.iter, [], loss, self.grad_norm, scale)
+        step_unless(skip, self.optimizer)
+        self.scaler.update()
+
+
+def images_of(batch: Batch) -> Images:
+    """Return the images and file names of a batch."""
+    return [{"file_name": x.get("file_name"), "image": x["image"]} for x in batch]
+
 
 class DetectorHook(HookBase):
-    """Everything around Detectron2's step: seed, learning rate, clipping, metrics, saving, stopping."""
+    """Everything around the trainer's step: seed, learning rate, metrics, saving, stopping."""
 
     def __init__(
         self,
@@ -156,7 +184,6 @@ class DetectorHook(HookBase):
         self.recipe, self.schedule, self.context = recipe, schedule, context
         self.task, self.stop, self.save = task, stop, save
         self.lr = 0.0
-        self.grad_norm = torch.zeros(())
         self.losses: dict[str, float] = {}
         self.started = time.monotonic()
 
@@ -165,11 +192,6 @@ class DetectorHook(HookBase):
         seed_everything(self.context.seed, self.trainer.iter, self.context.dist.rank)
         self.lr = self.schedule.apply(self.trainer.optimizer, self.trainer.iter)
 
-    def after_backward(self) -> None:
-        """Clip the norm of the whole gradient."""
-        limit = self.recipe.clip_grad or math.inf
-        self.grad_norm = nn.utils.clip_grad_norm_(self.trainer.model.parameters(), limit)
-
     def after_step(self) -> None:
         """Write metrics, save, and end the loop if a signal asked for it."""
         done, last = self.trainer.iter + 1, self.recipe.max_iters
@@ -177,10 +199,9 @@ class DetectorHook(HookBase):
         self.task.advance(1, **{k: v for k, v in self.losses.items() if k == "loss"})
         if done % METRICS_EVERY == 0 or done == last:
             self._write_metrics(done)
-        self._check_gradient()
         saved = done % SAVE_EVERY == 0 or done == last
         if saved:
-            self.save(done, self.losses)
+            self._save(done)
         raise_if_stopped(
             self.stop,
             "coco",
@@ -188,7 +209,7 @@ class DetectorHook(HookBase):
             last,
             run=self.context.run,
             dist=self.context.dist,
-            save=None if saved else lambda: self.save(done, self.losses),
+            save=None if saved else lambda: self._save(done),
         )
 
     def _read_losses(self) -> None:
@@ -203,17 +224,12 @@ class DetectorHook(HookBase):
         self.context.run.metrics(
             done,
             lr=self.lr,
-            grad_norm=float(self.grad_norm),
+            grad_norm=float(self.trainer.grad_norm),
             images_per_s=round(images / (time.monotonic() - self.started), 1),
             **self.losses,
         )
 
-    def _check_gradient(self) -> None:
-        """Raise FloatingPointError if the gradient is not finite, so that the step is not saved.
-
-        The optimizer may have stepped already: Detectron2 checks the losses alone, and on a GPU the
-        gradient is read only every few iterations.
-        """
-        read = self.trainer.reads_metrics() or self.stop.number is not None
-        if read and not self.grad_norm.isfinite():
-            raise FloatingPointError(f"gradient norm {float(self.grad_norm)}")
+    def _save(self, done: int) -> None:
+        """Save, unless a step since the last check was not finite."""
+        self.trainer.checks.raise_if_diverged()
+        self.save(done, self.losses)

@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import UsageError
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.memory import GIB, StepMemory, step_memory
+from simmim_bench.training.memory import GIB, StepMemory, step_memory, trial_memory
 from transfer.detection.model import POSITIVE_FRACTION
 from transfer.detection.recipes import CocoRecipe
 
@@ -24,7 +24,7 @@ from transfer.detection.recipes import CocoRecipe
 def estimate_memory(
     model: GeneralizedRCNN, image: dict[str, Any], recipe: CocoRecipe, dist: DistContext
 ) -> StepMemory:
-    """Measure the forward pass of one training image and estimate a training step's memory.
+    """Measure the forward passes of one and of two training images and estimate a training step's memory.
 
     The image's objects are repeated until they fill the positive regions that a step samples: the most
     that any image can need.
@@ -32,14 +32,16 @@ def estimate_memory(
     objects = image["instances"]
     wanted = math.ceil(POSITIVE_FRACTION * recipe.roi_samples)
     crowded = Instances.cat([objects] * max(1, -(-wanted // max(1, len(objects)))))
+    item = {**image, "instances": crowded}
     model.train()
     with EventStorage():
         return step_memory(
             model,
-            lambda: model([{**image, "instances": crowded}]),
+            lambda: model([item]),
             1,
             dist.device,
             dist.size,
+            forward_double=lambda: model([item, item]),
         )
 
 
@@ -68,7 +70,8 @@ def choose_accumulation(
         )
     memory: StepMemory | None = None
     try:
-        memory = estimate_memory(model, image, recipe, dist)
+        with trial_memory(dist.device):
+            memory = estimate_memory(model, image, recipe, dist)
         fitting = memory.accumulation_steps(images)
     except torch.OutOfMemoryError:
         fitting = None

@@ -7,7 +7,6 @@ has them. Imports Detectron2 at the top: import this module after `framework.req
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,11 +24,9 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
     StandardROIHeads,
 )
-from detectron2.structures import Boxes
-from torch import Tensor, nn
+from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.training.precision import autocast
 from transfer.detection.cascade import BOX_STDS, MMDetCascadeROIHeads
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
@@ -39,18 +36,6 @@ POSITIVE_FRACTION = (
 )
 POSITIVE_IOU = 0.5  # of a region with a ground-truth box, without a cascade
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # detectron2, config/defaults.py (ROI_BOX_HEAD)
-
-
-class Float32ROIPooler(ROIPooler):
-    """Pool regions from float32 feature maps.
-
-    Detectron2's ROIAlign rounds boxes to the features' dtype; bfloat16 moves a corner near 1,000 pixels by up to two.
-    """
-
-    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
-        """Pool the boxes of every image from its levels."""
-        pooled: Tensor = super().forward([level.float() for level in x], box_lists)
-        return pooled
 
 
 def build_detector(
@@ -63,6 +48,9 @@ def build_detector(
     device: torch.device,
 ) -> GeneralizedRCNN:
     """Build the detector of a recipe.
+
+    The recipe's precisions are those of the backbone. Pyramid and heads are computed in float32: in bfloat16, boxes
+    of 20 to 60 pixels move by 0.7 pixels on average.
 
     Args:
         masks: Mask R-CNN; otherwise Faster R-CNN, which has no mask head.
@@ -79,25 +67,10 @@ def build_detector(
             pixel_std=[255 * value for value in checkpoint.std],
             input_format="RGB",
         )
-    model.forward = _in_precision(model, recipe, device)
+    adapter = find_adapter(model)
+    adapter.precision = recipe.precision
+    adapter.test_precision = recipe.test_precision or recipe.precision
     return model.to(device)
-
-
-def _in_precision(
-    model: GeneralizedRCNN, recipe: CocoRecipe, device: torch.device
-) -> Callable[[list[dict[str, Any]]], Any]:
-    """Return the model's forward pass in the recipe's precision of training or of evaluation.
-
-    Detectron2's own trainer for mixed precision needs CUDA.
-    """
-    unchanged: Any = model.forward  # torch types a module's attributes as tensors and modules
-    test_precision = recipe.test_precision or recipe.precision
-
-    def forward(images: list[dict[str, Any]]) -> Any:
-        with autocast(device, recipe.precision if model.training else test_precision):
-            return unchanged(images)
-
-    return forward
 
 
 def build_rpn(backbone: Backbone, recipe: CocoRecipe) -> RPN:
@@ -187,7 +160,7 @@ def _cascade_weights(recipe: CocoRecipe) -> list[tuple[float, ...]]:
 
 
 def _pooler(recipe: CocoRecipe, size: int, scales: list[float]) -> ROIPooler:
-    return Float32ROIPooler(
+    return ROIPooler(
         output_size=size,
         scales=scales,
         sampling_ratio=0,

@@ -6,6 +6,8 @@ get_vit_lr_decay_rate) and MMDetection (paramwise_cfg), which differ in what dec
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,7 +24,7 @@ WARMUP_FACTOR = (
 def build_optimizer(
     model: nn.Module, backbone: Backbone, recipe: CocoRecipe
 ) -> torch.optim.Optimizer:
-    """Build AdamW for a detector with the given backbone in it."""
+    """Build AdamW for a detector, on its device, with the given backbone in it: fused on a GPU."""
     exempt = _norms_and_tables(backbone) if recipe.decay_exempt == "norms" else set()
     groups = parameter_groups(
         model,
@@ -36,7 +38,17 @@ def build_optimizer(
             else lambda _, parameter: id(parameter) in exempt
         ),
     )
-    return torch.optim.AdamW(groups, betas=recipe.betas)
+    fused = next(model.parameters()).is_cuda or None
+    return torch.optim.AdamW(groups, betas=recipe.betas, fused=fused)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, which may have been saved on another kind of device."""
+    # torch restores with the state which kernels are used.
+    kernels = ("fused", "foreach", "capturable")
+    own = {key: optimizer.defaults[key] for key in kernels}
+    groups = [{**group, **own} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def _norms_and_tables(backbone: Backbone) -> set[int]:

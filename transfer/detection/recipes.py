@@ -11,7 +11,7 @@ from typing import Literal
 
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapNorm, MapOptions, Position, RelPos
-from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive
 
 MaskFormat = Literal["bitmask", "polygon"]
 
@@ -80,8 +80,8 @@ class CocoRecipe(Recipe):
             (`coco_faults.crowd_faults`), or "ignore" these.
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
         map_norm, rel_pos, position, patch_size: of the backbone's maps, see `MapOptions`.
-        precision: of training.
-        test_precision: of the evaluation; None for that of training.
+        precision: of the backbone in training; pyramid and heads are computed in float32.
+        test_precision: of the backbone in evaluation; None for that of training.
     """
 
     img_size: tuple[int, int]
@@ -118,7 +118,7 @@ class CocoRecipe(Recipe):
     bad_annotations: Literal["refuse", "skip"] = "refuse"
     many_crowds: Literal["refuse", "ignore"] = "refuse"
     window_size: int | None = None
-    precision: UnscaledPrecision = "auto"
+    precision: Precision = "auto"
     num_workers: int = 0
     short_sides: tuple[int, ...] = ()
     crop_short_sides: tuple[int, ...] = ()
@@ -142,7 +142,7 @@ class CocoRecipe(Recipe):
     rel_pos: RelPos = "own"
     position: Position = "antialiased"
     patch_size: int | None = None
-    test_precision: UnscaledPrecision | None = None
+    test_precision: Precision | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

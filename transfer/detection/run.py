@@ -8,6 +8,7 @@ R-CNN (arXiv 1703.06870). This module can be imported without Detectron2.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,17 @@ from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
-from simmim_bench.training.precision import default_precision
+from simmim_bench.training.precision import (
+    Precision,
+    agree_on_precision,
+    default_precision,
+    gradient_scaler,
+)
 from transfer.detection import figure
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.detection.data import mask_format
 from transfer.detection.framework import require_detectron2, silence_detectron2
-from transfer.detection.optimizer import build_optimizer, build_schedule
+from transfer.detection.optimizer import build_optimizer, build_schedule, load_optimizer_state
 from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
 
@@ -68,11 +74,13 @@ class Progress:
         iterations: optimizer steps done.
         losses: of the last iteration, by name.
         accumulation_steps: of each process per iteration; None before training.
+        precision: of the backbone in training, the same on every process.
         state: the training state to restore; None for a new run.
     """
 
     iterations: int = 0
     losses: dict[str, float]
+    precision: Precision
     accumulation_steps: int | None = None
     state: dict[str, Any] | None = None
 
@@ -168,9 +176,11 @@ def _restore(run: CocoRun) -> Progress:
     Raises:
         DataError: the training annotations have changed since then.
     """
-    directory = run.context.run
+    directory, dist, recipe = run.context.run, run.context.dist, run.job.recipe
+    decided = default_precision(recipe.precision, dist.device, allow_fp16=True)
+    precision = agree_on_precision(decided, dist)
     if not run.context.has_checkpoint():
-        return Progress(losses={})
+        return Progress(losses={}, precision=precision)
     state = read_training_state(directory.last_checkpoint)
     done = state["progress"]
     if done["train_fingerprint"] != run.identity["train_fingerprint"]:
@@ -183,9 +193,26 @@ def _restore(run: CocoRun) -> Progress:
     return Progress(
         iterations=done["iterations"],
         losses=done["losses"],
-        accumulation_steps=done["parts"],
+        accumulation_steps=resumed_steps(done, recipe.batch_size, dist.size),
+        precision=done.get("precision", precision),
         state=state,
     )
+
+
+def resumed_steps(done: Mapping[str, Any], batch_size: int, processes: int) -> int | None:
+    """Return the accumulation steps with which a process keeps the micro-batch of an earlier start of the run.
+
+    The losses of regions are means over one micro-batch, so that another one would be another training.
+
+    Args:
+        done: the saved progress; checkpoints of version 0.1 may not have the number of processes.
+    """
+    steps: int | None = done["parts"]
+    if steps is None:
+        return None
+    images = per_process_batch(batch_size, done.get("processes", processes))
+    own = per_process_batch(batch_size, processes)
+    return -(-own // min(own, -(-images // steps)))
 
 
 def _train(run: CocoRun, progress: Progress) -> None:
@@ -194,31 +221,32 @@ def _train(run: CocoRun, progress: Progress) -> None:
     from transfer.detection.estimate import largest_image
     from transfer.detection.loop import train_detector
     from transfer.detection.memory import choose_accumulation
+    from transfer.detection.model import find_adapter
 
     context, recipe, dist = run.context, run.job.recipe, run.context.dist
     stream = training_stream(run.train, recipe, context.seed)
-    requested = run.job.options.get("accumulate")
-    if requested is None and progress.accumulation_steps:
-        # A resumed run keeps its number of steps, up to one image each.
-        requested = min(
-            progress.accumulation_steps, per_process_batch(recipe.batch_size, dist.size)
-        )
+    find_adapter(run.model).precision = progress.precision
+    scaler = gradient_scaler(progress.precision, dist.device)
+    requested = run.job.options.get("accumulate") or progress.accumulation_steps
     image = stream[0] if recipe.square_pad else largest_image(recipe, len(run.train.category_ids))
     # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
     progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
-        run.optimizer.load_state_dict(progress.state["optimizer"])
+        load_optimizer_state(run.optimizer, progress.state["optimizer"])
         run.model.load_state_dict(progress.state["model"])
+        if scaler.is_enabled() and "scaler" in progress.state:
+            scaler.load_state_dict(progress.state["scaler"])
 
     def save(iterations: int, losses: dict[str, float]) -> None:
         progress.iterations, progress.losses = iterations, losses
         if dist.is_main:
-            _save(run, progress)
+            _save(run, progress, scaler)
         dist.barrier()  # rank 0 may write for longer than the next collective waits
 
     train_detector(
         dist.wrap_model(run.model),
         run.optimizer,
+        scaler,
         build_schedule(recipe),
         train_loader(stream, recipe, progress.iterations, dist),
         recipe=recipe,
@@ -229,7 +257,7 @@ def _train(run: CocoRun, progress: Progress) -> None:
     )
 
 
-def _save(run: CocoRun, progress: Progress) -> None:
+def _save(run: CocoRun, progress: Progress, scaler: torch.amp.GradScaler) -> None:
     """Write the fine-tuned backbone as a checkpoint, with the training state that resuming needs."""
     checkpoint, recipe = run.job.checkpoint, run.job.recipe
     write_checkpoint(
@@ -251,10 +279,13 @@ def _save(run: CocoRun, progress: Progress) -> None:
         training={
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
+            **({"scaler": scaler.state_dict()} if scaler.is_enabled() else {}),
             "progress": {
                 "iterations": progress.iterations,
                 "losses": progress.losses,
                 "parts": progress.accumulation_steps,
+                "processes": run.context.dist.size,
+                "precision": progress.precision,
                 "train_fingerprint": run.identity["train_fingerprint"],
                 "categories": list(zip(run.train.category_ids, run.train.class_names, strict=True)),
             },
@@ -351,8 +382,8 @@ def _details(run: CocoRun, progress: Progress, *, detections: int) -> dict[str, 
         "parts": progress.accumulation_steps,
         "masks": run.train.has_masks,
         "mask_format": mask_format(run.train, recipe) if run.train.has_masks else None,
-        "precision": default_precision(recipe.precision, device),
-        "test_precision": default_precision(test_precision, device),
+        "precision": progress.precision,
+        "test_precision": default_precision(test_precision, device, allow_fp16=True),
         "left_out_of_training": {kind: len(ids) for kind, ids in run.train.skipped.items()},
         "detections": detections,
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes
 from simmim_bench.distributed import DistContext
+from simmim_bench.training.precision import default_precision
 from transfer.segmentation.recipes import Ade20kRecipe
 from transfer.segmentation.run import check_sizes, require_mmseg
 
@@ -43,7 +44,7 @@ def plan_ade20k(
         model=model,
         forward=forward,
         least=2,  # UPerNet's batch normalisation of the globally pooled maps needs two values
-        precision=recipe.precision,
+        precision=default_precision(recipe.precision, device, allow_fp16=True),
         batch_size=recipe.batch_size,
         steps=recipe.max_iters,
         counted=f"{recipe.max_iters:,} iterations",

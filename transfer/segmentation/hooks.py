@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,16 +10,17 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import ProgressTask
-from simmim_bench.errors import DivergedError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY
-from simmim_bench.training.precision import autocast
+from simmim_bench.training.optim import step_unless
+from simmim_bench.training.precision import Precision, autocast, gradient_scaler
 from simmim_bench.training.stopping import StopRequest, raise_if_stopped
+from transfer.divergence import Images, StepChecks
 from transfer.segmentation.model import unwrap
 from transfer.segmentation.recipes import Ade20kRecipe, LrRule
 
@@ -47,22 +47,58 @@ def lr_factor(
 
 
 class AutocastOptimWrapper(OptimWrapper):
-    """An optimizer wrapper whose forward pass runs in the recipe's precision.
+    """An optimizer wrapper with autocast, scaled and clipped gradients; a step that is not finite changes nothing.
 
-    mmengine's AmpOptimWrapper scales gradients, which bfloat16 does not need, and refuses a CPU.
+    As in mmengine's AmpOptimWrapper, which refuses a CPU, the whole forward pass is under autocast: a segmentor has
+    no coordinates to round, and autocast computes the cross-entropy in float32.
+
+    Args:
+        max_norm: largest norm of the gradient.
+        precision: "fp32", "bf16" or "fp16".
+
+    Attributes:
+        checks: the steps since the host last waited for the device.
+        number: the iteration, counted from 0; set by the hook.
+        grad_norm: of the last step, before clipping.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Ade20kRecipe) -> None:
-        # Without a limit the norm is still measured.
-        super().__init__(optimizer, clip_grad={"max_norm": recipe.clip_grad or math.inf})
-        self.precision = recipe.precision
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_norm: float,
+        precision: Precision,
+        context: RunContext,
+    ) -> None:
+        super().__init__(optimizer)
+        self.max_norm, self.precision, self.device = max_norm, precision, context.dist.device
+        self.scaler, self.checks = (
+            gradient_scaler(precision, self.device),
+            StepChecks("ade20k", context),
+        )
+        self.number = 0
+        self.loss = self.grad_norm = torch.zeros(())
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Run the forward pass within the block in the recipe's precision."""
-        device = next(model.parameters()).device
-        with super().optim_context(model), autocast(device, self.precision):
+        """Run the forward pass within the block under autocast."""
+        with super().optim_context(model), autocast(self.device, self.precision):
             yield
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Compute the gradients of the scaled loss."""
+        self.loss = loss.detach()
+        super().backward(self.scaler.scale(loss), **options)
+
+    def step(self, **options: Any) -> None:
+        """Unscale and clip the gradients, and step the optimizer; the host does not wait for the device."""
+        scale = self.scaler.scale(torch.ones((), device=self.loss.device))
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.grad_norm = nn.utils.clip_grad_norm_(trained, self.max_norm)
+        skip = self.checks.finite.skip(self.number, [], self.loss, self.grad_norm, scale)
+        step_unless(skip, self.optimizer)
+        self.scaler.update()
 
 
 class SegmentorHook(Hook):
@@ -92,7 +128,10 @@ class SegmentorHook(Hook):
         """Load the saved weights, after the Runner has initialised the heads."""
         if self.saved is not None:
             unwrap(runner.model).load_state_dict(self.saved["model"])
-            runner.optim_wrapper.optimizer.load_state_dict(self.saved["optimizer"])
+            wrapper = runner.optim_wrapper
+            wrapper.optimizer.load_state_dict(self.saved["optimizer"])
+            if wrapper.scaler.is_enabled() and "scaler" in self.saved:
+                wrapper.scaler.load_state_dict(self.saved["scaler"])
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Set the learning rate, and the seed of dropout and stochastic depth."""
@@ -101,6 +140,8 @@ class SegmentorHook(Hook):
         factor = lr_factor(iteration, recipe.warmup_iters, recipe.max_iters, recipe.lr_rule)
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = recipe.base_lr * factor * group["lr_scale"]
+        runner.optim_wrapper.number = iteration
+        runner.optim_wrapper.checks.images[iteration] = images_of(data_batch)
         # From (seed, iteration) alone, so that a resumed run samples the same.
         seed_everything(self.context.seed, iteration, self.context.dist.rank)
 
@@ -111,26 +152,23 @@ class SegmentorHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Check the loss, write metrics, save, and stop if a signal asked for it."""
+        """Write metrics, save, and stop if a signal asked for it."""
         assert outputs is not None
         done = self.first_iter + batch_idx + 1
-        loss = outputs["loss"].item()
-        # Not the Runner's own message hub: the wrapper was built before the Runner.
-        hub = runner.optim_wrapper.message_hub
-        grad_norm = float(hub.get_scalar("train/grad_norm").current())
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise DivergedError(
-                f"ade20k: loss {loss}, gradient norm {grad_norm} at iteration {done}; lower base_lr "
-                f"{self.recipe.base_lr:g} with -o base_lr=..."
-            )
-        self.task.advance(1, loss=loss)
         last = done == self.recipe.max_iters
-        if done % METRICS_EVERY == 0 or last:
+        logged = done % METRICS_EVERY == 0 or last
+        if logged or self.context.dist.device.type != "cuda":  # reading a value waits for a GPU
+            runner.optim_wrapper.checks.raise_if_diverged()
+            self.task.advance(1, loss=outputs["loss"].item())
+        else:
+            self.task.advance(1)
+        if logged:
+            wrapper = runner.optim_wrapper
             self.context.run.metrics(
                 done,
-                loss=loss,
-                lr=max(group["lr"] for group in runner.optim_wrapper.optimizer.param_groups),
-                grad_norm=grad_norm,
+                loss=outputs["loss"].item(),
+                lr=max(group["lr"] for group in wrapper.optimizer.param_groups),
+                grad_norm=float(wrapper.grad_norm),
                 pixel_accuracy=float(outputs["decode.acc_seg"]),
             )
         saved = done % SAVE_EVERY == 0 or last
@@ -170,13 +208,14 @@ class SegmentorHook(Hook):
 
     def save(self, runner: Runner, done: int) -> None:
         """Write the run's checkpoint on rank 0; the others wait until it is written."""
+        runner.optim_wrapper.checks.raise_if_diverged()
         if self.context.dist.is_main:
             self._write(runner, done)
         self.context.dist.barrier()  # rank 0 may write for longer than the next collective waits
 
     def _write(self, runner: Runner, done: int) -> None:
         """Write the fine-tuned backbone as a checkpoint, with the training state that resuming needs."""
-        model = unwrap(runner.model)
+        model, wrapper = unwrap(runner.model), runner.optim_wrapper
         backbone = model.backbone.backbone
         origin = self.checkpoint.provenance
         write_checkpoint(
@@ -196,7 +235,18 @@ class SegmentorHook(Hook):
             },
             training={
                 "model": model.state_dict(),
-                "optimizer": runner.optim_wrapper.optimizer.state_dict(),
+                "optimizer": wrapper.optimizer.state_dict(),
+                **({"scaler": wrapper.scaler.state_dict()} if wrapper.scaler.is_enabled() else {}),
+                "precision": wrapper.precision,
                 "iterations": done,
             },
         )
+
+
+def images_of(data_batch: Any) -> Images:
+    """Return the images and file names of a batch."""
+    pairs = zip(data_batch["inputs"], data_batch["data_samples"], strict=True)
+    return [
+        {"file_name": str(sample.metainfo.get("img_path")), "image": image}
+        for image, sample in pairs
+    ]

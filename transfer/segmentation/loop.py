@@ -6,6 +6,7 @@ Imports MMSegmentation at the top: import this module after `run.require_mmseg` 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import tempfile
 import warnings
@@ -25,8 +26,10 @@ from torch.utils.data import DataLoader
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.distributed import DistContext
+from simmim_bench.errors import UsageError
 from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.precision import Precision, agree_on_precision, default_precision
 from simmim_bench.training.stopping import stop_on_signals
 from transfer.segmentation.ade20k_layout import SegmentationData, SegmentationSplit
 from transfer.segmentation.data import build_loaders, build_val_loader
@@ -58,15 +61,22 @@ def train_and_predict(
         the palette.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: the loss or gradient is not finite; the weights are those before the step, and its images are
+            written.
         InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; the iteration is saved.
+        UsageError: the GPU's memory is too small.
         DataError: a file cannot be used, or a checkpoint cannot be resumed.
     """
     dist, names = context.dist, data.class_names
     saved = _read_saved(context)
     synced = dist.size > 1 and dist.device.type == "cuda"
     model = build_segmentor(checkpoint, recipe, len(names), context.seed, synced=synced)
-    optimizer = _build_optimizer(model, recipe)
+    wrapper = AutocastOptimWrapper(
+        _build_optimizer(model, recipe),
+        max_norm=recipe.clip_grad or math.inf,
+        precision=_decide_precision(recipe, saved, dist),
+        context=context,
+    )
     loaders = build_loaders(
         recipe,
         data.training,
@@ -94,7 +104,7 @@ def train_and_predict(
                 "type": "IterBasedTrainLoop",
                 "max_iters": recipe.max_iters - hook.first_iter,
             },
-            optim_wrapper=AutocastOptimWrapper(optimizer, recipe),
+            optim_wrapper=wrapper,
         )
         try:
             _train(runner, hook)
@@ -152,6 +162,15 @@ def _read_saved(context: RunContext) -> dict[str, Any] | None:
     run.log(f"ade20k: resumed iteration={saved['iterations']:,}")
     run.rewind(saved["iterations"] + 1)
     return saved
+
+
+def _decide_precision(
+    recipe: Ade20kRecipe, saved: dict[str, Any] | None, dist: DistContext
+) -> Precision:
+    """Return the precision of all processes, which a resumed run keeps."""
+    decided = default_precision(recipe.precision, dist.device, allow_fp16=True)
+    agreed = agree_on_precision(decided, dist)
+    return agreed if saved is None else saved.get("precision", agreed)
 
 
 def _build_optimizer(model: EncoderDecoder, recipe: Ade20kRecipe) -> torch.optim.AdamW:
@@ -245,7 +264,13 @@ def _train(runner: Runner, hook: SegmentorHook) -> None:
         hook.before_train(runner)  # loads the saved weights
         return
     with hook.context.display.task("ade20k", remaining) as hook.task:
-        runner.train()
+        try:
+            runner.train()
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"ade20k: out of GPU memory at iteration {hook.first_iter + runner.iter + 1}; continue with --resume "
+                "on more GPUs, or start a new run with a smaller -o batch_size=... or -o img_size=..."
+            ) from error
 
 
 def _predict(runner: Runner, hook: SegmentorHook) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapNorm, MapOptions, Position, RelPos
-from simmim_bench.recipe import Recipe, UnscaledPrecision, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive
 
 NoDecay = Literal["default", "vectors", "norms", "nothing"]
 LrRule = Literal["mmengine", "mmcv"]
@@ -84,7 +84,7 @@ class Ade20kRecipe(Recipe):
     test_scales: tuple[float, ...] = (1.0,)
     test_flip: bool = False
     window_size: int | None = None
-    precision: UnscaledPrecision = "auto"
+    precision: Precision = "auto"
     num_workers: int = 0
     resize_within: tuple[int, ...] = ()
     lr_rule: LrRule = "mmengine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,13 @@ from transfer.detection.own_recipes import COCO_VIT_100EP
 
 pytest.importorskip("detectron2")
 from detectron2.config import get_cfg
+from detectron2.layers import ROIAlign
 from detectron2.modeling import build_backbone
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 from support.detection import ARCHS, RECIPE, batches
 
-from transfer.detection.model import build_detector, build_roi_heads
+from transfer.detection.model import build_detector, build_roi_heads, find_adapter
 from transfer.detectron2_backbone import (
     SimMIMBackbone,
     add_simmim_config,
@@ -110,3 +112,56 @@ def test_regions_are_pooled_from_the_levels_that_detectron2_uses_for_coco() -> N
         torch.tensor(224 / pooler.canonical_box_size)
     )
     assert level_of_224 == 4  # FPN, arXiv 1612.03144, equation 1
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_only_the_backbone_is_computed_in_bfloat16(arch: str) -> None:
+    """Boxes and masks equal those that float32 heads predict from the backbone's maps."""
+    found: dict[str, set[torch.dtype]] = {"backbone": set(), "heads": set(), "pooled": set()}
+    maps: list[dict[str, torch.Tensor]] = []
+    models = []
+    for precision in ("bf16", "fp32"):
+        recipe = replace(RECIPE, precision=precision)
+        models.append(
+            build_detector(
+                read_checkpoint(arch), recipe, num_classes=3, masks=True, seed=0, device=CPU
+            ).eval()
+        )
+    inner = set(find_adapter(models[0]).backbone.modules())
+
+    def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, ROIAlign):
+            found["pooled"] |= {x.dtype for x in inputs}
+        elif isinstance(module, SimMIMBackbone):
+            maps.append(output)
+        elif isinstance(module, torch.nn.Identity):
+            return  # timm makes some in the forward pass, which belong to no model
+        elif isinstance(output, torch.Tensor) and output.is_floating_point():
+            found["backbone" if module in inner else "heads"].add(output.dtype)
+
+    image = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(0))
+    batch = [{"image": image, "height": 64, "width": 64}]
+    with torch.nn.modules.module.register_module_forward_hook(note), torch.no_grad():
+        predicted = models[0](batch)[0]["instances"]
+    assert torch.bfloat16 in found["backbone"]
+    assert (found["heads"], found["pooled"]) == ({torch.float32}, {torch.float32})
+
+    exact = find_adapter(models[1])
+    with torch.no_grad():
+        own = models[1](batch)[0]["instances"]
+        exact.forward = lambda images: maps[0]  # type: ignore[method-assign]
+        wanted = models[1](batch)[0]["instances"]
+    assert len(predicted) > 0
+    assert torch.equal(predicted.pred_boxes.tensor, wanted.pred_boxes.tensor)
+    assert torch.equal(predicted.pred_masks, wanted.pred_masks)
+    assert not torch.equal(own.pred_boxes.tensor, wanted.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("arch", ARCHS[:2])
+def test_levels_are_float32_under_the_autocast_of_another_trainer(arch: str) -> None:
+    pyramid = build_pyramid(SimMIMBackbone(arch), (2, 4, 8), 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        levels = pyramid(torch.randn(1, 3, 64, 64))
+    assert {level.dtype for level in levels.values()} == {torch.float32}
+    rounded = [level.bfloat16().float() for level in levels.values()]
+    assert all(torch.equal(a, b) for a, b in zip(rounded, levels.values(), strict=True))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import Mlp
 
 from simmim_bench.models.archs import find_spec
 from simmim_bench.results.record import Record
@@ -241,7 +242,7 @@ def test_the_precision_of_the_evaluation_is_the_recipes(
     dtypes: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
 
     def note(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, Mlp):  # of the backbone's blocks
             dtypes[module.training].add(output.dtype)
 
     with torch.nn.modules.module.register_module_forward_hook(note):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from click.testing import CliRunner
 from support.commands import two_processes
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.read import read_training_state
+from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.cli.main import cli
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.training.memory import step_memory
 
 pytest.importorskip("detectron2")
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+
 from transfer.detectron2_backbone import SimMIMBackbone, build_pyramid
 
 SMALL = {
@@ -137,6 +142,28 @@ def test_recomputed_blocks_save_fewer_activations(arch: str) -> None:
         memory = step_memory(model, partial(model.forward_maps, images), 1, torch.device("cpu"))
         saved[recompute] = memory.per_image
     assert saved[True] < saved[False] / 2
+
+
+def test_the_memory_of_many_images_follows_from_one_and_two() -> None:
+    """A ViT with a position bias of 64 x 64 pixels, under autocast, as by ViTDet's recipe on a GPU."""
+    from transfer.detection.estimate import synthetic_image
+    from transfer.detection.memory import estimate_memory
+    from transfer.detection.model import build_detector
+    from transfer.detection.own_recipes import COCO_POCKET
+
+    recipe = replace(COCO_POCKET, precision="bf16", neck_channels=16, box_head_dim=16)
+    cpu = torch.device("cpu")
+    checkpoint = read_checkpoint("random:vit_pocket")
+    model = build_detector(checkpoint, recipe, num_classes=3, masks=True, seed=0, device=cpu)
+    image = synthetic_image(recipe.img_size, 3)
+    memory = estimate_memory(model, image, recipe, DistContext())
+    # All that is crowded in the estimate is so in the images.
+    crowded = Instances.cat([image["instances"]] * recipe.roi_samples)
+    with EventStorage():
+        batch = [{**image, "instances": crowded}] * 6
+        wanted = 6 * step_memory(model, lambda: model(batch), 6, cpu).per_image
+    assert memory.shared > 0.02 * wanted
+    assert memory.shared + 6 * memory.per_image == pytest.approx(wanted, rel=0.05)
 
 
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])

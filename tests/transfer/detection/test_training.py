@@ -14,13 +14,18 @@ import torch
 from PIL import Image
 
 from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, MissingFrameworkError
 from simmim_bench.results.record import Record
 from transfer.detection.coco_layout import read_splits
+from transfer.detection.optimizer import load_optimizer_state
+from transfer.detection.run import resumed_steps
 
 pytest.importorskip("detectron2")
 from support.detection import ARCHS, RECIPE, annotations_of, batches, change, read_quietly, run
 from support.interrupt import InterruptingDisplay
+
+from transfer.detection.model import build_detector
 
 
 def test_every_object_is_trained_on_once_per_epoch_and_crowds_never(coco: Path) -> None:
@@ -115,9 +120,84 @@ def test_data_without_masks_is_trained_and_scored_on_boxes_only(
     assert "loss_mask" not in record.details["losses"]
 
 
-def test_a_loss_that_is_not_finite_is_reported_as_diverged(coco: Path, tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"not finite at iteration \d+; lower base_lr 1e\+20"):
+def test_a_proposal_that_is_not_finite_is_reported_as_diverged(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"coco: a proposed box is not finite at step 1; .*/bad_batch_step1.pt"
+    ) as caught:
         run(tmp_path / "run", coco, replace(RECIPE, base_lr=1e20, warmup_iters=0))
+    assert "-o base_lr=" in str(caught.value)
+    kept = torch.load(tmp_path / "run" / "bad_batch_step1.pt", weights_only=True)
+    assert [Path(image["file_name"]).parent.name for image in kept] == ["train2017"] * 2
+    assert all(image["image"].dtype == torch.uint8 for image in kept)
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(
+    coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of four iterations is bad on one of two accumulation steps."""
+    states: list[dict[str, Any]] = []
+    passes = []
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        passes.append(1)
+        return gradient * (float("inf") if len(passes) == 3 else 1)
+
+    def poisoned(*inputs: Any, **options: Any) -> Any:
+        model = build_detector(*inputs, **options)
+        bias = next(p for n, p in model.named_parameters() if n.endswith("mlp.fc1.bias"))
+        bias.register_hook(poison)
+        states.append(model.state_dict())  # shares memory with the weights
+        return model
+
+    monkeypatch.setattr("transfer.detection.model.build_detector", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(DivergedError, match=r"gradient norm (nan|inf) at step 1"):
+        run(out, coco, accumulate=2)
+    run(tmp_path / "one", coco, replace(RECIPE, max_iters=1), accumulate=2)
+    wanted = read_training_state(tmp_path / "one" / "checkpoints" / "last")["model"]
+    assert all(torch.equal(states[0][name], value) for name, value in wanted.items())
+
+
+def test_float16_is_resumed_with_the_scale_of_its_gradients(coco: Path, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, precision="fp16", test_precision="fp32", max_iters=2)
+    with pytest.raises(InterruptedRun):
+        run(tmp_path / "run", coco, recipe, display=InterruptingDisplay("coco", 1))
+    record = run(tmp_path / "run", coco, recipe, resume=True)
+    assert (record.details["precision"], record.details["test_precision"]) == ("fp16", "fp32")
+    scaler = read_training_state(tmp_path / "run" / "checkpoints" / "last")["scaler"]
+    assert scaler["_growth_tracker"] == 2  # steps since the scale was changed
+
+
+def test_a_run_resumed_with_fewer_processes_keeps_the_images_of_a_backward_pass() -> None:
+    # 64 images on 8 processes in 2 steps: 4 images at a time.
+    done = {"parts": 2, "processes": 8}
+    assert [resumed_steps(done, 64, processes) for processes in (1, 2, 8, 16, 32)] == [
+        16,
+        8,
+        2,
+        1,
+        1,
+    ]
+    assert resumed_steps({"parts": 2}, 64, 8) == 2
+    assert resumed_steps({"parts": None}, 64, 8) is None
+
+
+def test_an_optimizer_state_of_a_gpu_is_resumed_on_a_cpu() -> None:
+    """On a GPU AdamW is fused; its state says so, which would select the kernel here."""
+    moved = []
+    for fused in (None, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        first = torch.optim.AdamW(layer.parameters(), fused=fused)
+        for _ in range(2):
+            layer(torch.ones(1, 3)).sum().backward()
+            first.step()
+        again = torch.optim.AdamW(layer.parameters())
+        load_optimizer_state(again, first.state_dict())
+        assert again.param_groups[0]["fused"] is None
+        again.step()
+        moved.append(layer.weight.detach())
+    torch.testing.assert_close(*moved)
 
 
 def test_without_detectron2_the_runner_imports_and_the_error_names_the_extra(

@@ -82,8 +82,8 @@ def settings(value: Any) -> Any:
     return getattr(value, "__name__", value)
 
 
-# Ours is the same but for the dtype of pooled features, and for the padding to whole strides.
-CLASSES = {"Float32ROIPooler": "ROIPooler", "ViTPyramid": "SimpleFeaturePyramid"}
+# Ours are the same but for the dtype of the levels, and for the padding to whole strides.
+CLASSES = {"StagePyramid": "FPN", "ViTPyramid": "SimpleFeaturePyramid"}
 
 
 def test_the_detectors_have_the_modules_and_settings_of_the_config(case: Case) -> None:

@@ -35,6 +35,8 @@ from simmim_bench.errors import (
     InterruptedRun,
     MissingFrameworkError,
 )
+from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.run_dir import RunDir
 from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET
 from transfer.segmentation.run import set_local_rank
 
@@ -187,8 +189,63 @@ def test_a_loss_that_is_not_finite_is_reported_as_diverged(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, base_lr=1e30, max_iters=20, clip_grad=0.0)
-    with pytest.raises(DivergedError, match=r"gradient norm \S+ at iteration \d+; lower base_lr"):
+    with pytest.raises(DivergedError, match=r"ade20k: .* at step 1; .*/bad_batch_step1.pt"):
         transfer(tmp_path / "run", generated, recipe)
+    kept = torch.load(tmp_path / "run" / "bad_batch_step1.pt", weights_only=True)
+    assert len(kept) == 2
+    assert all(Path(image["file_name"]).is_file() for image in kept)
+    assert all(image["image"].dtype == torch.uint8 for image in kept)
+
+
+def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(
+    mmseg: None, tmp_path: Path
+) -> None:
+    """The host reads nothing in between, as on a GPU."""
+    from transfer.segmentation.hooks import AutocastOptimWrapper
+
+    run = RunDir(tmp_path, Display(quiet=True))
+    context = RunContext(run=run, seed=0)
+
+    def trained(steps: int, bad: tuple[int, ...], precision: Any) -> tuple[Any, torch.Tensor]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.AdamW(layer.parameters(), 0.1, fused=True)
+        wrapper = AutocastOptimWrapper(
+            optimizer, max_norm=1.0, precision=precision, context=context
+        )
+        for number in range(steps):
+            inputs = torch.full((2, 4), float("nan") if number in bad else number + 1.0)
+            wrapper.number, wrapper.checks.images[number] = number, [{"file_name": f"{number}.jpg"}]
+            with wrapper.optim_context(layer):
+                loss = (layer(inputs).float() - 1).square().mean()
+            wrapper.update_params(loss)
+        return wrapper, layer.weight.detach()
+
+    wrapper, weight = trained(6, (3, 4), "fp32")
+    with pytest.raises(DivergedError, match=r"loss nan, gradient norm nan at step 3"):
+        wrapper.checks.raise_if_diverged()
+    kept = torch.load(run.path / "bad_batch_step3.pt", weights_only=True)
+    assert kept == [{"file_name": "3.jpg"}]
+    before, wanted = trained(3, (), "fp32")
+    before.checks.raise_if_diverged()
+    assert torch.equal(weight, wanted)
+    # In float16 the first steps overflow; they lower the scale and are no reason to stop.
+    overflown, unchanged = trained(3, (), "fp16")
+    overflown.checks.raise_if_diverged()
+    assert overflown.scaler.get_scale() == 2**13
+    assert torch.equal(unchanged, trained(0, (), "fp32")[1])
+
+
+def test_float16_is_resumed_with_the_scale_of_its_gradients(
+    mmseg: None, generated: Path, tmp_path: Path
+) -> None:
+    recipe = replace(ADE20K_LINEAR_POCKET, precision="fp16", max_iters=2, batch_size=2)
+    with pytest.raises(InterruptedRun):
+        transfer(tmp_path / "run", generated, recipe, display=InterruptingDisplay("ade20k", 1))
+    transfer(tmp_path / "run", generated, recipe, resume=True)
+    state = read_training_state(tmp_path / "run/checkpoints/last")
+    assert state["precision"] == "fp16"
+    assert state["scaler"]["_growth_tracker"] == 2  # steps since the scale was changed
 
 
 @pytest.mark.parametrize("library", ["mmseg", "mmengine", "mmcv"])
