@@ -22,7 +22,7 @@ COMMITTED := benchmarks/records --out benchmarks --into README.md
 # Number of processes of `make test`, each with one thread and up to 3 GiB of memory.
 TESTS_AT_ONCE ?= 2
 
-.PHONY: help install demo bench test test-slow check leaderboard leaderboard-check wheel-check clean
+.PHONY: help install demo bench test test-slow test-faults check leaderboard leaderboard-check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,7 +68,10 @@ test: $(STAMP)  ## run the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 test-slow: $(STAMP)  ## run the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
-	COCO=$(COCO) ADE20K=$(ADE20K) $(BIN)/python -m pytest -m slow
+	COCO=$(COCO) ADE20K=$(ADE20K) $(BIN)/python -m pytest -m slow --ignore tests/faults
+
+test-faults: $(STAMP)  ## let every file operation of every command fail, one at a time (about 3 hours on one core; FAULTS=100 for a sample of each command)
+	FAULTS=$(FAULTS) $(BIN)/python -m pytest -m slow -s tests/faults
 
 check: $(STAMP)  ## check style, format, types and the directions of imports
 	$(BIN)/ruff check .

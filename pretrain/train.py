@@ -74,6 +74,7 @@ def pretrain(
         pretraining,
         constant_loss=constant_loss,
         provenance={
+            **({} if saved is None else saved.provenance),  # the figures of the last evaluation
             # The asterisk marks a changed recipe.
             "label": f"{recipe.arch}, SimMIM {recipe.name}" + (" *" if deviates else ""),
             "method": "simmim",
@@ -202,6 +203,7 @@ class CheckpointWriter:
         self.constant_loss = constant_loss
         self.provenance = provenance
         self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
+        self._keep_resumed()
 
     def save(self) -> None:
         """Write the last checkpoint; after an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
@@ -224,7 +226,7 @@ class CheckpointWriter:
             training=training,
         )
         if evaluate:
-            self._keep(epoch)
+            self._keep(epoch, self.provenance["held_out_loss"])
 
     def _evaluate(self, epoch: int) -> None:
         """Measure the reconstruction of held-out images, and plot some of them."""
@@ -252,15 +254,25 @@ class CheckpointWriter:
             )
             run.add_image("reconstructions", epoch, figure)
 
-    def _keep(self, epoch: int) -> None:
+    def _keep(self, epoch: int, held_out_loss: float) -> None:
         """Keep the checkpoint of the lowest held-out loss, and one every `keep_every` epochs."""
         last = self.pretraining.context.run.last_checkpoint
-        if self.provenance["held_out_loss"] < self.best:
-            self.best = self.provenance["held_out_loss"]
+        if held_out_loss < self.best:
+            self.best = held_out_loss
             keep_checkpoint(last, "best")
         keep_every = self.pretraining.options.keep_every
         if keep_every and epoch % keep_every == 0:
             keep_checkpoint(last, f"epoch_{epoch:04d}")
+
+    def _keep_resumed(self) -> None:
+        """Keep the checkpoint that the run continues from, if a kill has come between its writing and this."""
+        context, state = self.pretraining.context, self.pretraining.state
+        epoch, inside = divmod(state.step, len(state.loader))
+        losses = context.run.read_metric("held_out_loss")
+        if not (epoch and context.dist.is_main) or inside or len(losses) < epoch:
+            return
+        self.best = min(losses[:-1], default=math.inf)
+        self._keep(epoch, losses[-1])
 
     def finish(self) -> None:
         """Write the final checkpoint with wall time and device count, whose presence marks the run as finished."""

@@ -1,12 +1,19 @@
-"""Read, hash and atomically write files: a file is complete after a write, or as it was before."""
+"""Read, hash and atomically write files and folders: complete after a write, or as they were before.
+
+Content is flushed to the disk before its name appears. The folder of a new name is not: after a loss of power the
+name may be missing, as if the write had not begun, and the same command writes it again.
+
+Temporary files are `.NAME.PID.tmp`, temporary folders `.NAME.tmp` and `.NAME.old`. Only a killed process leaves some.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +22,10 @@ from simmim_bench.errors import DataError
 
 VISIBLE_S = (
     60.0  # acdirmax: the longest time that NFS caches a folder's attributes by default (nfs(5))
+)
+LEFTOVERS = (".*.tmp", ".*.old")  # what a killed process leaves in a folder
+PENDING = (
+    ".pending.json"  # names the temporary files of `write_together` that are still to be renamed
 )
 
 
@@ -29,16 +40,140 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):  # for example a parent that is a file
             temporary.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: Exception, what: str = "") -> DataError:
+    """Return the error to raise where a file or folder, named by `what`, cannot be written."""
+    reason = error.strerror if isinstance(error, OSError) else None
+    return DataError(
+        f"cannot write {what and what + ' '}{path}: {reason or error}; free some space or choose another --out."
+    )
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content to the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing_directory(path: Path, previous: Path | None = None) -> Iterator[Path]:
+    """Yield a path for a temporary folder next to `path`; rename it to `path` when the block succeeds.
+
+    A reader finds the old folder, the new one or for a moment none, never a part of one. The block may write a
+    file instead.
+
+    Args:
+        previous: where the replaced folder is kept, in place of one that is already there; None to remove it.
+
+    Raises:
+        OSError: the folder cannot be written; `path` is as it was before.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    remove(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if not (path.is_dir() or temporary.is_dir()):
+            os.replace(temporary, path)
+            return
+        if previous is not None:
+            remove_directory(previous)
+        kept = previous or old
+        remove(old)
+        replaced = path.exists()
+        if replaced:
+            path.rename(kept)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if replaced:
+                kept.rename(path)
+            raise
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+            remove(old)
+
+
+def remove_directory(path: Path) -> None:
+    """Remove a folder, if it exists; it is renamed first, so that no reader finds a part of it."""
+    old = path.with_name(f".{path.name}.old")
+    remove(old)
+    with suppress(FileNotFoundError):
+        path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes have left below a folder that no other process writes to."""
+    for leftover in [path for pattern in LEFTOVERS for path in folder.rglob(pattern)]:
+        with suppress(OSError):
+            remove(leftover)
+
+
+def write_together(texts: Mapping[Path, str], folder: Path) -> None:
+    """Write text files that belong together: each is complete, and all are new or all as before.
+
+    All are flushed under temporary names, which are then listed in `folder`, so that `finish_writing` can rename
+    those that a killed process has left.
+
+    Raises:
+        DataError: a file cannot be written.
+    """
+    finish_writing(folder)
+    temporary = {p: p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in map(Path.resolve, texts)}
+    try:
+        for (path, new), text in zip(temporary.items(), texts.values(), strict=True):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                new.write_text(text, encoding="utf-8")
+                sync(new)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+        write_json(folder / PENDING, {str(new): str(path) for path, new in temporary.items()})
+    except BaseException:
+        for new in temporary.values():
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+        raise
+    finish_writing(folder)
+
+
+def finish_writing(folder: Path) -> None:
+    """Rename the files that an interrupted `write_together` has written.
+
+    Raises:
+        DataError: a file cannot be renamed.
+    """
+    pending = folder / PENDING
+    if not pending.is_file():
+        return
+    for new, path in read_json(pending, "list of written files").items():
+        try:
+            with suppress(FileNotFoundError):  # renamed already
+                os.replace(new, path)
+        except OSError as error:
+            raise cannot_write(Path(path), error) from error
+    try:
+        pending.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(pending, error) from error
 
 
 def use_default_mode(path: Path) -> None:

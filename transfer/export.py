@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict, save_pickle
 from simmim_bench.checkpoints.convert import ExportResult, Writer, maps_difference
 from simmim_bench.checkpoints.third_party.swin import (
     OPENMMLAB_NAMES,
@@ -56,7 +56,7 @@ def write_detectron2(checkpoint: Checkpoint, path: Path) -> ExportResult:
         "matching_heuristics": True,
         "__author__": "simmim-bench",
     }
-    torch.save(content, path)
+    save_pickle(content, path)
     net: nn.Module
     if is_swin:
         net = _detectron2_swin(model.spec)
@@ -121,7 +121,7 @@ def _write_mmseg_swin(model: Backbone, path: Path) -> ExportResult:
         elif "downsample.norm" in name:
             value = openmmlab_merging_order(value[None])[0]
         state[_openmmlab_name(name)] = value
-    torch.save({"state_dict": state}, path)
+    save_pickle({"state_dict": state}, path)
     init = _init_cfg(path)
     net: Any = SwinTransformer(
         pretrain_img_size=spec.img_size[0],
@@ -157,7 +157,7 @@ def _write_mmseg_beit(model: Backbone, path: Path) -> ExportResult:
     from mmseg.models.backbones import BEiT
 
     spec = model.spec
-    torch.save({"state_dict": {_beit_name(k): v for k, v in model.state_dict().items()}}, path)
+    save_pickle({"state_dict": {_beit_name(k): v for k, v in model.state_dict().items()}}, path)
     blocks = sorted(
         set(spec.level_blocks)
     )  # with fewer than four blocks, two levels are the same block
@@ -195,7 +195,7 @@ def _write_mmseg_adapter(checkpoint: Checkpoint, model: Backbone, path: Path) ->
 
     from transfer.mmseg_backbone import SimMIMBackbone
 
-    torch.save({"state_dict": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, path)
+    save_pickle({"state_dict": {f"backbone.{k}": v for k, v in model.state_dict().items()}}, path)
     adapter = SimMIMBackbone(replace(checkpoint, state=None, spec=model.spec), seed=1)
     load_checkpoint(adapter, str(path), map_location="cpu", strict=True)
     usage = f"mmengine.runner.load_checkpoint on type='SimMIMBackbone', {path}"

@@ -6,7 +6,9 @@ provenance, hash). A run adds `training.pt` with the state that is needed to res
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import replacing, sha256_file, use_default_mode, write_json
+from simmim_bench.files import (
+    cannot_write,
+    replacing,
+    replacing_directory,
+    sha256_file,
+    sync,
+    use_default_mode,
+    write_json,
+)
 from simmim_bench.models.archs import BackboneSpec, Form
 
 StateDict = dict[str, Tensor]
 
 FORMAT_VERSION = 1
-FULL_DISK_BYTES = 1 << 20  # with less free space, a failed write means that the disk is full
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and SimMIM's (data/data_simmim.py)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -90,42 +99,66 @@ def write_checkpoint(
     Raises:
         DataError: The directory cannot be written.
     """
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    previous = None if training is None else previous_checkpoint(directory)
     try:
-        temporary.mkdir(parents=True)
-        weights = temporary / "model.safetensors"
-        save_file({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
-        use_default_mode(weights)
-        meta = {
-            "format": FORMAT_VERSION,
-            "spec": spec.to_json(),
-            "form": form,
-            "preprocessing": {"mean": mean, "std": std},
-            "provenance": provenance,
-            "sha256": sha256_file(weights),
-        }
-        if training is not None:
-            with replacing(temporary / "training.pt") as path:
-                torch.save(training, path)
-            meta["training_sha256"] = sha256_file(temporary / "training.pt")
-        write_json(temporary / "meta.json", meta)
-        if directory.exists():
-            previous = previous_checkpoint(directory)
-            shutil.rmtree(previous, ignore_errors=True)
-            directory.rename(previous)
-        temporary.rename(directory)
-        if training is None:
-            shutil.rmtree(previous_checkpoint(directory), ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # On a full disk, torch.save raises a RuntimeError that mentions only file positions.
-        full = temporary.exists() and shutil.disk_usage(temporary).free < FULL_DISK_BYTES
-        raise DataError(
-            f"cannot write checkpoint {directory}: {'No space left on device' if full else error}; free some "
-            "space or choose another --out."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing_directory(directory, previous) as temporary:
+            temporary.mkdir()
+            weights = temporary / "model.safetensors"
+            save_weights({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
+            meta = {
+                "format": FORMAT_VERSION,
+                "spec": spec.to_json(),
+                "form": form,
+                "preprocessing": {"mean": mean, "std": std},
+                "provenance": provenance,
+                "sha256": sha256_file(weights),
+            }
+            if training is not None:
+                save_pickle(training, temporary / "training.pt")
+                meta["training_sha256"] = sha256_file(temporary / "training.pt")
+            write_json(temporary / "meta.json", meta)
+    except (OSError, DataError) as error:
+        # The file's own error names the temporary folder.
+        reason = error.__cause__ if isinstance(error, DataError) else error
+        cause = reason if isinstance(reason, OSError) else error
+        raise cannot_write(directory, cause, "checkpoint") from error
+
+
+def save_weights(state: StateDict, path: Path) -> None:
+    """Write and flush a safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        save_file(state, path)
+    except SafetensorError as error:
+        raise _system_error(error) from error
+    use_default_mode(path)
+    sync(path)
+
+
+def save_pickle(content: Any, path: Path) -> None:
+    """Write a file with `torch.save`, atomically.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of file positions, raised after the system's error
+            raise (
+                _system_error(error) if error.__context__ is None else error.__context__
+            ) from error
+
+
+def _system_error(error: Exception) -> OSError:
+    """Convert an error of safetensors' or torch's writer to the system's error that it describes."""
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
+    if found is not None:
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    return OSError(errno.EIO, str(error).splitlines()[0])
 
 
 def keep_checkpoint(directory: Path, name: str) -> None:
@@ -136,21 +169,18 @@ def keep_checkpoint(directory: Path, name: str) -> None:
     Raises:
         DataError: The directory cannot be written.
     """
-    kept, temporary = directory.with_name(name), directory.with_name(f".{name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    kept = directory.with_name(name)
     try:
-        temporary.mkdir()
-        for file in ("model.safetensors", "meta.json"):
-            try:
-                os.link(directory / file, temporary / file)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(directory / file, temporary / file)
-        shutil.rmtree(kept, ignore_errors=True)
-        temporary.rename(kept)
+        with replacing_directory(kept) as temporary:
+            temporary.mkdir()
+            for file in ("model.safetensors", "meta.json"):
+                try:
+                    os.link(directory / file, temporary / file)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(directory / file, temporary / file)
+                    sync(temporary / file)
     except OSError as error:
-        raise DataError(f"cannot write checkpoint {kept}: {error}; free some space.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(kept, error, "checkpoint") from error
 
 
 def previous_checkpoint(directory: Path) -> Path:

@@ -8,7 +8,6 @@ code and compares features.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
-from simmim_bench.files import use_default_mode
+from simmim_bench.files import replacing_directory, sync, use_default_mode
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone, build_backbone
 from simmim_bench.models.swin import pad_before_shift
@@ -165,30 +165,19 @@ def _write_verified(
     checkpoint: Checkpoint, destination: Path, *, write: Writer, to: str, source: str
 ) -> ExportResult:
     """Write to a temporary path and rename it to the destination if the features are equal."""
-    temporary = destination.with_name(f".{destination.name}.tmp")
     try:
-        _remove(temporary)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        result = write(checkpoint, temporary)
-        if not result.difference <= TOLERANCE:
-            raise BenchError(
-                f"the features of {to} differ from those of {source} by {result.difference:.1e} of their "
-                f"largest value; at most {TOLERANCE:.0e} is allowed. Nothing was written. Please report it."
-            )
-        _remove(destination)
-        temporary.rename(destination)
-    except OSError as error:
-        raise DataError(f"cannot write {destination}: {error}; choose another DST.") from error
-    finally:
-        _remove(temporary)
+        with replacing_directory(destination) as temporary:
+            result = write(checkpoint, temporary)
+            if not result.difference <= TOLERANCE:
+                raise BenchError(
+                    f"the features of {to} differ from those of {source} by {result.difference:.1e} of their "
+                    f"largest value; at most {TOLERANCE:.0e} is allowed. Nothing was written. Please report it."
+                )
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write {destination}: {error}; free some space or choose another DST."
+        ) from error
     return replace(result, usage=result.usage.replace(str(temporary), str(destination)))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def resize(
@@ -292,6 +281,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     }
     save_for_hf(model, str(path), model_args=arguments, safe_serialization=True)
     use_default_mode(path / "model.safetensors")
+    sync(path / "model.safetensors")
     images = probe_images(ours.spec)
     with torch.no_grad():
         theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()

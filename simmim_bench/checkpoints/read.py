@@ -5,7 +5,6 @@ Also reads and recovers the training state that a run resumes from.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import read_json, sha256_file, sha256_json
+from simmim_bench.files import read_json, remove_directory, sha256_file, sha256_json
 from simmim_bench.models.archs import BackboneSpec, find_spec
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def recover_checkpoint(directory: Path) -> str | None:
     previous = previous_checkpoint(directory)
     if problem is None or not previous.is_dir():
         return None
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_directory(directory)
     previous.rename(directory)
     return f"{directory} {problem}; restored the previous checkpoint"
 

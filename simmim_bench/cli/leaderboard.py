@@ -106,10 +106,12 @@ def leaderboard_check(
     checkpoints that still exist, and the tables. Exit code 6 when anything differs; every difference is
     named.
     """
+    from simmim_bench.files import finish_writing
     from simmim_bench.leaderboard.check import check_files, check_records
     from simmim_bench.leaderboard.find import find_records
     from simmim_bench.leaderboard.write import render_documents, render_tables
 
+    finish_writing(out)
     found = find_records(roots)
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:

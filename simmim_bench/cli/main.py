@@ -101,10 +101,13 @@ def _run() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted.", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO):
             raise
+        verb = "access" if error.errno == errno.EIO else "write"
         _fail(
-            f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space.", 4
+            f"cannot {verb} {error.filename or 'the output'}: {error.strerror}; check the disk and its free "
+            "space, then run the command again.",
+            4,
         )
 
 

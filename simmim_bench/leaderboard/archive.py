@@ -15,8 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from simmim_bench.errors import UsageError
-from simmim_bench.files import read_json, sha256_file, write_json
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import (
+    cannot_write,
+    read_json,
+    replacing,
+    replacing_directory,
+    sha256_file,
+    write_json,
+)
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.results.record import Record
 
@@ -33,6 +40,7 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
 
     Raises:
         UsageError: two records have the same checkpoint, protocol and seed.
+        DataError: a file cannot be written.
     """
     sources: dict[Path, Path] = {}
     for path, record in records.items():
@@ -45,8 +53,6 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
         sources[folder] = path
     for folder, path in sources.items():
         record = records[path]
-        shutil.rmtree(folder, ignore_errors=True)
-        _copy_run(path, record, folder)
         annotations = find_annotations(path, record)
         if annotations is not None:
             _copy(annotations, out / "annotations" / f"{record.data['fingerprint'][:16]}.json")
@@ -54,8 +60,11 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
         if run is not None:
             checkpoint = out / "checkpoints" / record.checkpoint["sha256"][:16]
             _copy(run / "reconstructions.png", checkpoint / "reconstructions.png")
-        # Written last, so that a folder with a record is complete.
-        write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
+        try:
+            with replacing_directory(folder) as temporary:
+                _copy_run(path, record, temporary)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
 
 
 def _archive_name(record: Record) -> Path:
@@ -70,15 +79,18 @@ def _archive_name(record: Record) -> Path:
 
 
 def _copy_run(path: Path, record: Record, folder: Path) -> None:
-    """Copy the predictions and those of `RUN_FILES` that exist, with shortened paths in the recipe."""
+    """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
     predictions = folder / record.predictions["file"]
-    predictions.parent.mkdir(parents=True)
-    shutil.copyfile(path.parent / record.predictions["file"], predictions)
+    source = path.parent / record.predictions["file"]
+    if not source.is_file():
+        raise DataError(f"predictions {source} of {path} do not exist; run its task again.")
+    _copy(source, predictions)
     for name in RUN_FILES:
         _copy(path.parent / name, folder / name)
     recipe = folder / "recipe.json"
     if recipe.is_file():
         write_json(recipe, shorten_paths(read_json(recipe, "run description")))
+    write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
 
 
 def shorten_paths(value: Any) -> Any:
@@ -101,8 +113,8 @@ def shorten_paths(value: Any) -> Any:
 def _copy(source: Path, destination: Path) -> None:
     """Copy a file if it exists."""
     if source.is_file():
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, destination)
+        with replacing(destination) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def _pretraining_run(record: Record) -> Path | None:

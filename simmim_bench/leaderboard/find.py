@@ -51,7 +51,8 @@ def find_records(roots: Iterable[Path]) -> FoundRecords:
                 f"results folder {root} does not exist; pass a folder that contains run directories."
             )
         for folder, subfolders, files in os.walk(root):
-            subfolders.sort()
+            # Hidden folders hold what is being written.
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             path = Path(folder, "record.json")
             # One root may contain another.
             if "record.json" not in files or path.resolve() in visited:

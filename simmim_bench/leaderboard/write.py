@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import write_text
+from simmim_bench.files import finish_writing, write_together
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
@@ -66,7 +66,7 @@ def write_leaderboard(
     reported: Sequence[ReportedRow] = (),
     into: Iterable[Path] = (),
 ) -> None:
-    """Write the tables and the page into a folder, and the table into documents.
+    """Write the tables and the page into a folder, and the table into documents, all or none.
 
     Args:
         out: folder of the tables and of `leaderboard.html`.
@@ -74,11 +74,11 @@ def write_leaderboard(
         into: existing documents with markers for the table.
 
     Raises:
-        DataError: a document does not exist.
+        DataError: a document does not exist, or a file cannot be written.
         UsageError: a document has no markers.
     """
+    finish_writing(out)  # the documents are read next
     texts = render_tables(board, out, reported) | render_documents(board, into, reported)
     page = page_data(add_published(board, reported), reported)
     texts[out / "leaderboard.html"] = render_page(page)
-    for path, text in texts.items():
-        write_text(path, text)
+    write_together(texts, out)

@@ -110,7 +110,10 @@ def _results_file(results: Path, text: bytes, kind: str) -> Iterator[Path]:
     From results with boxes, both libraries take the box's area as the area of a mask; official evaluators
     avoid that.
     """
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
         if kind != "segm":
             yield results
             return

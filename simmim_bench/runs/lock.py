@@ -33,7 +33,8 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
         if held is not None:
             # The name goes before the lock: a process that has opened the file meanwhile finds it unnamed and
             # opens a new one.
-            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
             os.close(held)
 
 

@@ -15,11 +15,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.checkpoint import save_pickle
 from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
-from simmim_bench.files import read_json, replacing, write_json, write_text
+from simmim_bench.files import cannot_write, read_json, remove_leftovers, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock
@@ -49,35 +50,49 @@ class RunDir:
         if not writes:
             return
         self._spent_before = max(self.read_metric("wall_time_s"), default=0.0)
-        # Takes a second to import, so it is imported only here.
-        from torch.utils.tensorboard import SummaryWriter
+        # Its library takes half a second to import, so it is imported only here.
+        from simmim_bench.runs.events import EventFile
 
-        self.tensorboard = SummaryWriter(str(path / "tensorboard"))
         self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._tensorboard = EventFile(path / "tensorboard", self.log)
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         recovered = recover_checkpoint(self.last_checkpoint)
         if recovered is not None:
             self.log(recovered)
+        if not (self.last_checkpoint.exists() or (path / "record.json").exists()):
+            self.rewind(0)  # nothing to continue from: the run starts at its first step
 
     def log(self, text: str) -> None:
-        """Write one line to log.txt and to stderr."""
+        """Write one line to log.txt and to stderr.
+
+        A disk error ends no run, as stderr has the line as well.
+        """
         if not self._writes:
             return
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self.display.log(text)
+        try:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as error:
+            self.display.log(f"warning: cannot write {self.path / 'log.txt'}: {error.strerror}")
 
     def wall_time_s(self) -> float:
         """Return the seconds that the run has taken, earlier processes included up to their last metrics."""
         return self._spent_before + time.monotonic() - self._started
 
     def metrics(self, step: int, **figures: float) -> None:
-        """Write the figures of a step to metrics.jsonl and to TensorBoard."""
+        """Write the figures of a step to metrics.jsonl and to TensorBoard.
+
+        Raises:
+            DataError: metrics.jsonl, from which a resumed run continues, cannot be written.
+        """
         if not self._writes:
             return
         line = {"step": step, **figures, "wall_time_s": round(self.wall_time_s(), 1)}
-        self._metrics.write(json.dumps(line) + "\n")
-        for name, value in figures.items():
-            self.tensorboard.add_scalar(name, value, step)
+        try:
+            self._metrics.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise cannot_write(self.path / "metrics.jsonl", error) from error
+        self._tensorboard.add_scalars(figures, step)
 
     def read_metric(self, name: str) -> list[float]:
         """Read the values of a metric so far, in order."""
@@ -91,20 +106,16 @@ class RunDir:
 
     def add_image(self, name: str, step: int, path: Path | None) -> None:
         """Add a PNG to TensorBoard."""
-        if not self._writes or path is None:
-            return
-        import numpy as np
-        from PIL import Image
-
-        with Image.open(path) as image:
-            self.tensorboard.add_image(name, np.asarray(image), step, dataformats="HWC")
+        if self._writes and path is not None:
+            self._tensorboard.add_image(name, path, step)
 
     def rewind(self, step: int) -> None:
         """Remove the metrics of a step and of later ones, which a resumed run computes again."""
         if not self._writes:
             return
         path = self.path / "metrics.jsonl"
-        self._metrics.close()
+        with suppress(OSError):  # reported when the line was written
+            self._metrics.close()
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):  # a line that a kill has truncated
@@ -118,20 +129,18 @@ class RunDir:
 
         Every rank writes its own file, as the fault may be in the images of any of them.
         """
-        import torch
-
         path = self.path / f"bad_batch_step{step}{f'_rank{rank}' if rank else ''}.pt"
-        with replacing(path) as temporary:
-            torch.save(batch, temporary)
+        save_pickle(batch, path)
         return path
 
     def close(self) -> None:
         """Flush and close all files."""
         if not self._writes:
             return
-        self.tensorboard.close()
-        self._log.close()
-        self._metrics.close()
+        self._tensorboard.close()
+        for file in (self._log, self._metrics):
+            with suppress(OSError):  # reported when the line was written
+                file.close()
 
 
 @contextmanager
@@ -175,6 +184,7 @@ def open_run(
             check_run_dir(path, description, **how)  # may have changed before the lock was held
             if occupied and overwrite:
                 _empty(path)
+            remove_leftovers(path)
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
             run = RunDir(path, display)
@@ -182,9 +192,7 @@ def open_run(
             if dist is not None:
                 dist.barrier()
         except OSError as error:
-            raise DataError(
-                f"cannot write {path}: {error.strerror or error}; free some space or choose another --out."
-            ) from error
+            raise cannot_write(path, error) from error
         try:
             yield run
         except (UsageError, DataError, MissingFrameworkError):

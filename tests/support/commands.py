@@ -30,12 +30,12 @@ class Ended:
 
 def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
     """Start the command in a process group; stdout and stderr go to files of these names in the folder `out`."""
-    return _start(partial(_run_command, arguments), out, variables)
+    return start_function(partial(run_command, arguments), out, variables)
 
 
 def two_processes(*arguments: str) -> Ended:
     """Run a command as two processes with torchrun's variables, and check that both succeed."""
-    return two_processes_of(partial(_run_command, arguments))
+    return two_processes_of(partial(run_command, arguments))
 
 
 def two_processes_of(function: Callable[[], None]) -> Ended:
@@ -44,7 +44,8 @@ def two_processes_of(function: Callable[[], None]) -> Ended:
         out = Path(folder)
         dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
         ranks = [
-            _start(function, out, {**dist, "RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")
+            start_function(function, out, {**dist, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in ("0", "1")
         ]
         while any(process.is_alive() for process in ranks):
             ranks[0].join(0.1)
@@ -74,7 +75,10 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _start(function: Callable[[], None], out: Path, variables: dict[str, str]) -> BaseProcess:
+def start_function(
+    function: Callable[[], None], out: Path, variables: dict[str, str]
+) -> BaseProcess:
+    """Call a function in a process of the server; its output is appended to `stdout` and `stderr` in `out`."""
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     process = context.Process(target=_run, args=(function, out, variables))
@@ -93,7 +97,8 @@ def _run(function: Callable[[], None], out: Path, variables: dict[str, str]) -> 
     exit_process(0)
 
 
-def _run_command(arguments: tuple[str, ...]) -> None:
+def run_command(arguments: tuple[str, ...]) -> None:
+    """Run the command line in this process, which it ends."""
     sys.argv = ["simmim-bench", *arguments]
     from simmim_bench.cli.main import main
 

@@ -53,4 +53,4 @@ def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> No
     grid = make_grid(tiles, nrow=4, padding=4, pad_value=1.0)
     with replacing(run.path / "predictions.png") as temporary:
         save_image(grid, temporary, format="png")
-    run.tensorboard.add_image("predictions", grid)
+    run.add_image("predictions", 0, run.path / "predictions.png")

@@ -206,7 +206,9 @@ def _work_dir(context: RunContext) -> Iterator[Path]:
         for leftover in run.path.glob(f"{WORK_DIR_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     dist.barrier()
-    with tempfile.TemporaryDirectory(dir=run.path, prefix=WORK_DIR_PREFIX) as folder:
+    with tempfile.TemporaryDirectory(
+        dir=run.path, prefix=WORK_DIR_PREFIX, ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
 
 
