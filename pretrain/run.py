@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.build import (
@@ -18,7 +19,7 @@ from pretrain.build import (
     load_teacher,
 )
 from pretrain.evaluation.monitor import sample_images
-from pretrain.masking.masks import mask_generator, sample_recipe_masks
+from pretrain.masking.masks import sample_image_mask, visible_patch_count
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.targets.models import TargetSource
@@ -86,20 +87,16 @@ class Pretraining:
 
 
 def masked_loss(
-    context: RunContext,
-    recipe: PretrainRecipe,
-    spec: BackboneSpec,
-    model: nn.Module,
-    batch: list[Tensor],
-    epoch: int,
+    visible: int | None, device: torch.device, model: nn.Module, batch: list[Tensor], epoch: int
 ) -> Tensor:
-    """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
-    pixels, _, indices = batch
-    device = context.dist.device
-    generators = [mask_generator(context.seed, epoch, int(index)) for index in indices]
-    inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
-    mask = sample_recipe_masks(recipe, spec.patch_size, inputs, generators)
-    loss: Tensor = model(inputs, mask.to(device, non_blocking=True)).loss
+    """Return the mean loss of a batch (images uint8, labels, indices, masks) on a device.
+
+    Args:
+        visible: visible patches of every image, for an encoder of visible patches alone.
+    """
+    pixels, _, _, masks = batch
+    images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+    loss: Tensor = model(images, masks.float(), visible=visible, reconstruct=False).loss
     return loss
 
 
@@ -141,7 +138,9 @@ def build(
     else:
         check_same_teacher(teacher, saved)
         fitted = saved.provenance.get("fitted", {})
-    compute_loss = partial(masked_loss, context, recipe, spec)
+    only_visible = recipe.encoder_input == "visible"
+    visible = visible_patch_count(recipe, spec.patch_size) if only_visible else None
+    compute_loss = partial(masked_loss, visible, dist.device)
     return Pretraining(
         context=context,
         recipe=recipe,
@@ -179,6 +178,7 @@ def _build_state(
         seed=context.seed,
         rank=context.dist.rank,
         world_size=context.dist.size,
+        per_image=partial(sample_image_mask, recipe, model.spec.patch_size),
     )
     accumulation_steps = choose_accumulation_steps(
         options.accumulate,
