@@ -28,10 +28,10 @@ from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.sources import ImageSource, any_images, held_out_images
-from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training.compilation import compile_blocks, decide_compile
 from simmim_bench.training.precision import agree_on_precision, decide_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps
 
@@ -44,7 +44,7 @@ class TrainOptions:
         accumulate: gradient-accumulation steps of each process; None for the smallest number that fits.
         grad_checkpointing: recompute activations in the backward pass.
         shard: shard weights, gradients and optimizer state over the processes (FSDP2).
-        compiled: use torch.compile.
+        compiled: compile the encoder's blocks by torch.compile; None where a GPU's run is long enough.
         skip_unreadable: the most unreadable images that are skipped; one more ends the run.
         keep_every: epochs between checkpoints that are kept; 0 for the last and the best alone.
         visualize_every: epochs between figures of reconstructions.
@@ -53,7 +53,7 @@ class TrainOptions:
     accumulate: int | None = None
     grad_checkpointing: bool = False
     shard: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
     skip_unreadable: int = 0
     keep_every: int = 0
     visualize_every: int = 1
@@ -115,11 +115,6 @@ def build(
     """
     dist = context.dist
     spec = check_sizes(recipe)
-    if options.compiled and options.grad_checkpointing and spec.family == "resnet":
-        raise UsageError(
-            f"--compile does not work with --grad-checkpointing for {spec.arch}, whose BatchNorm statistics must "
-            "be preserved while activations are recomputed; use one of the two."
-        )
     images = any_images(data)
     held_out = held_out_images(data) or images
     decided = decide_precision(recipe.precision, dist.device, spec.num_features)
@@ -188,12 +183,14 @@ def _build_state(
             model, loader, compute_loss, precision, context.dist, shard=options.shard
         ),
     )
+    total_steps = recipe.epochs * len(loader)
+    if decide_compile(options.compiled, context, "pretrain", total_steps):
+        compile_blocks(model.encoder.blocks_in_order)
     # Sharding replaces the parameters, so the optimizer is built afterwards.
     parallel_model = context.dist.wrap_model(
         model,
         shard=options.shard,
         parts=model.encoder.blocks_in_order,
-        compiled=options.compiled,
     )
     return TrainState(
         model=model,
