@@ -173,9 +173,8 @@ class DistContext:
         # torch 2.14 deprecates the older name.
         known = inspect.signature(DistributedDataParallel).parameters
         buffers = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
-        return DistributedDataParallel(
-            model, device_ids=devices, gradient_as_bucket_view=True, **{buffers: False}
-        )
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
+        return DistributedDataParallel(model, device_ids=devices, **options)
 
 
 def per_process_batch(batch_size: int, processes: int) -> int:

@@ -79,7 +79,7 @@ def compile_blocks(
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, limit)
     for block in blocks:
         compiled = torch.compile(block.forward, dynamic=False, fullgraph=fullgraph, backend=backend)
-        block.forward = compiled  # type: ignore[method-assign]
+        block.forward = compiled
 
 
 @contextmanager
