@@ -1,7 +1,8 @@
 """What the encoder receives of a masked image: mask tokens, patches of zeros, or the visible patches alone.
 
-Every function of `ENCODER_INPUTS` maps an encoder, images (B, C, H, W), a mask (B, h, w) with 1 = hidden and the
-mask token, if there is one, to the encoder's feature maps, the last level at the end. `LightDecoder`, MAE's
+Every function of `ENCODER_INPUTS` maps an encoder, images (B, C, H, W), a mask (B, h, w) with 1 = hidden, the
+mask token, if there is one, and the number of visible patches, if it is known, to the encoder's feature maps, the
+last level at the end. `LightDecoder`, MAE's
 (arXiv 2111.06377, section 3), supplies features of hidden patches where the encoder has none.
 """
 
@@ -23,7 +24,7 @@ from simmim_bench.models.vit import ViT, sincos_position
 # depends on the depth (table 1).
 LIGHT_WIDTH, LIGHT_HEAD, LIGHT_BLOCKS = 512, 32, 4
 
-EncodeFn = Callable[[Backbone, Tensor, Tensor, Tensor | None, bool], list[Tensor]]
+EncodeFn = Callable[[Backbone, Tensor, Tensor, Tensor | None, bool, int | None], list[Tensor]]
 
 
 def _encode(encoder: Backbone, tokens: Tensor, levels: bool) -> list[Tensor]:
@@ -37,7 +38,12 @@ def _zeroed(encoder: Backbone, images: Tensor, mask: Tensor) -> Tensor:
 
 
 def encode_with_mask_tokens(
-    encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
+    encoder: Backbone,
+    images: Tensor,
+    mask: Tensor,
+    mask_token: Tensor | None,
+    levels: bool,
+    visible: int | None = None,
 ) -> list[Tensor]:
     """Replace every hidden patch's embedding by the mask token (SimMIM, section 3.1).
 
@@ -54,14 +60,24 @@ def encode_with_mask_tokens(
 
 
 def encode_with_zeros(
-    encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
+    encoder: Backbone,
+    images: Tensor,
+    mask: Tensor,
+    mask_token: Tensor | None,
+    levels: bool,
+    visible: int | None = None,
 ) -> list[Tensor]:
     """Set hidden pixels to zero, the mean colour, before the patch embedding."""
     return _encode(encoder, encoder.embed(_zeroed(encoder, images, mask)), levels)
 
 
 def encode_visible_only(
-    encoder: Backbone, images: Tensor, mask: Tensor, mask_token: Tensor | None, levels: bool
+    encoder: Backbone,
+    images: Tensor,
+    mask: Tensor,
+    mask_token: Tensor | None,
+    levels: bool,
+    visible: int | None = None,
 ) -> list[Tensor]:
     """Encode the visible patches alone; features of hidden ones are zero.
 
@@ -69,13 +85,14 @@ def encode_visible_only(
         UsageError: the images of the batch have different numbers of hidden patches.
     """
     assert isinstance(encoder, ViT)
-    visible = visible_patches(mask).to(images.device)
-    maps = encoder.encode_visible(encoder.embed(images), visible)
+    count = count_visible(mask) if visible is None else visible
+    kept = visible_patches(mask, count).to(images.device)
+    maps = encoder.encode_visible(encoder.embed(images), kept)
     return maps if levels else maps[-1:]
 
 
-def visible_patches(mask: Tensor) -> Tensor:
-    """Return the indices (B, V) of the visible patches of a mask (B, h, w), in ascending order.
+def count_visible(mask: Tensor) -> int:
+    """Return the number of visible patches of every image of a mask (B, h, w); the host waits for a GPU.
 
     Raises:
         UsageError: the images have different numbers of hidden patches.
@@ -89,7 +106,12 @@ def visible_patches(mask: Tensor) -> Tensor:
             f"to {most} of {visible.shape[1]} patches are visible; use a masking that hides the same number of "
             "patches in every image, such as random, or -o encoder_input=tokens."
         )
-    return visible.nonzero()[:, 1].view(len(mask), most)
+    return most
+
+
+def visible_patches(mask: Tensor, count: int) -> Tensor:
+    """Return the indices (B, count) of the visible patches of a mask (B, h, w), in ascending order."""
+    return (mask.flatten(1) != 0).long().argsort(dim=1, stable=True)[:, :count]
 
 
 class LightDecoder(nn.Module):
@@ -115,7 +137,7 @@ class LightDecoder(nn.Module):
         hidden = mask.to(tokens).unsqueeze(-1)
         tokens = tokens * (1 - hidden) + self.mask_token.to(tokens) * hidden
         grid = (tokens.shape[1], tokens.shape[2])
-        tokens = tokens + sincos_position(grid, self.width).to(tokens)
+        tokens = tokens + sincos_position(grid, self.width, tokens.device).to(tokens)
         tokens = self.norm(self.blocks(tokens.flatten(1, 2)))
         return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 

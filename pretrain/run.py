@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from pretrain.build import (
@@ -18,7 +19,7 @@ from pretrain.build import (
     load_teacher,
 )
 from pretrain.evaluation.monitor import sample_images
-from pretrain.masking.masks import mask_generator, sample_recipe_masks
+from pretrain.masking.masks import sample_image_mask, visible_patch_count
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from pretrain.targets.models import TargetSource
@@ -32,10 +33,10 @@ from simmim_bench.data.sources import (
     describe_left_out,
     held_out_images,
 )
-from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training.compilation import compile_blocks, decide_compile
 from simmim_bench.training.precision import agree_on_precision, decide_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps
 
@@ -48,7 +49,7 @@ class TrainOptions:
         accumulate: gradient-accumulation steps of each process; None for the smallest number that fits.
         grad_checkpointing: recompute activations in the backward pass.
         shard: shard weights, gradients and optimizer state over the processes (FSDP2).
-        compiled: use torch.compile.
+        compiled: compile the encoder's blocks by torch.compile; None where a GPU's run is long enough.
         skip_unreadable: the most unreadable images that are skipped; one more ends the run.
         keep_every: epochs between checkpoints that are kept; 0 for the last and the best alone.
         visualize_every: epochs between figures of reconstructions.
@@ -57,7 +58,7 @@ class TrainOptions:
     accumulate: int | None = None
     grad_checkpointing: bool = False
     shard: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
     skip_unreadable: int = 0
     keep_every: int = 0
     visualize_every: int = 1
@@ -91,20 +92,16 @@ class Pretraining:
 
 
 def masked_loss(
-    context: RunContext,
-    recipe: PretrainRecipe,
-    spec: BackboneSpec,
-    model: nn.Module,
-    batch: list[Tensor],
-    epoch: int,
+    visible: int | None, device: torch.device, model: nn.Module, batch: list[Tensor], epoch: int
 ) -> Tensor:
-    """Return the mean loss of a batch (images uint8, labels, indices), each image under its mask."""
-    pixels, _, indices = batch
-    device = context.dist.device
-    generators = [mask_generator(context.seed, epoch, int(index)) for index in indices]
-    inputs = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
-    mask = sample_recipe_masks(recipe, spec.patch_size, inputs, generators)
-    loss: Tensor = model(inputs, mask.to(device, non_blocking=True)).loss
+    """Return the mean loss of a batch (images uint8, labels, indices, masks) on a device.
+
+    Args:
+        visible: visible patches of every image, for an encoder of visible patches alone.
+    """
+    pixels, _, _, masks = batch
+    images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+    loss: Tensor = model(images, masks.float(), visible=visible, reconstruct=False).loss
     return loss
 
 
@@ -123,11 +120,6 @@ def build(
     """
     dist = context.dist
     spec = check_sizes(recipe)
-    if options.compiled and options.grad_checkpointing and spec.family == "resnet":
-        raise UsageError(
-            f"--compile does not work with --grad-checkpointing for {spec.arch}, whose BatchNorm statistics must "
-            "be preserved while activations are recomputed; use one of the two."
-        )
     images = any_images(data)
     held_out = held_out_images(data)
     for line in describe_left_out(images, "train"):
@@ -151,7 +143,9 @@ def build(
     else:
         check_same_teacher(teacher, saved)
         fitted = saved.provenance.get("fitted", {})
-    compute_loss = partial(masked_loss, context, recipe, spec)
+    only_visible = recipe.encoder_input == "visible"
+    visible = visible_patch_count(recipe, spec.patch_size) if only_visible else None
+    compute_loss = partial(masked_loss, visible, dist.device)
     return Pretraining(
         context=context,
         recipe=recipe,
@@ -189,6 +183,7 @@ def _build_state(
         seed=context.seed,
         rank=context.dist.rank,
         world_size=context.dist.size,
+        per_image=partial(sample_image_mask, recipe, model.spec.patch_size),
     )
     accumulation_steps = choose_accumulation_steps(
         options.accumulate,
@@ -198,12 +193,14 @@ def _build_state(
             model, loader, compute_loss, precision, context.dist, shard=options.shard
         ),
     )
+    total_steps = recipe.epochs * len(loader)
+    if decide_compile(options.compiled, context, "pretrain", total_steps):
+        compile_blocks(model.encoder.blocks_in_order)
     # Sharding replaces the parameters, so the optimizer is built afterwards.
     parallel_model = context.dist.wrap_model(
         model,
         shard=options.shard,
         parts=model.encoder.blocks_in_order,
-        compiled=options.compiled,
     )
     return TrainState(
         model=model,

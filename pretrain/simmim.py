@@ -41,7 +41,7 @@ class SimMIMOutput(NamedTuple):
 
     Attributes:
         loss: scalar; NaN where the target comes from a teacher or tokenizer that is not attached.
-        reconstruction: (B, C, H, W); NaN where the target cannot be visualised.
+        reconstruction: (B, C, H, W); NaN where the target cannot be visualised; empty if not requested.
         features: (B, D, h, w), the encoder's last feature map.
     """
 
@@ -124,7 +124,14 @@ class SimMIM(nn.Module):
         )
         return [(1.0, self.target), *auxiliary]
 
-    def forward(self, images: Tensor, mask: Tensor) -> SimMIMOutput:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        *,
+        visible: int | None = None,
+        reconstruct: bool = True,
+    ) -> SimMIMOutput:
         """Hide, encode, predict and compute the loss.
 
         Args:
@@ -132,6 +139,9 @@ class SimMIM(nn.Module):
             mask: (B, H / patch_size, W / patch_size), 1 = hidden from the encoder; or (B, H, W) of pixels:
                 a hidden pixel becomes 0, the mean colour, and a patch becomes the mask token where all its
                 pixels are hidden.
+            visible: number of visible patches of every image, if it is known, for an encoder of visible
+                patches alone; otherwise the host waits for a GPU to count them.
+            reconstruct: whether to convert the prediction to an image, which training does not need.
 
         Returns:
             The paper's loss is the L1 distance summed over hidden pixels, divided by their number and by C.
@@ -142,7 +152,7 @@ class SimMIM(nn.Module):
         encoder_images, patch_mask = self._hide_pixels(images, mask, pixel_mask)
         all_levels = self.aggregate is not None
         maps = self.input.encode(
-            self.encoder, encoder_images, patch_mask, self.mask_token, all_levels
+            self.encoder, encoder_images, patch_mask, self.mask_token, all_levels, visible
         )
         head_input = maps[-1] if self.aggregate is None else self.aggregate(maps)
         if self.light is not None:
@@ -158,7 +168,12 @@ class SimMIM(nn.Module):
             pixels = self.beside.target.from_images(images)
             pixel_loss = self.beside.target.loss(prediction, pixels, pixel_mask)
             loss = loss + self.design.pixel_weight * pixel_loss
-        return SimMIMOutput(loss, self.reconstruction_target.to_pixels(prediction), maps[-1])
+        reconstruction = (
+            self.reconstruction_target.to_pixels(prediction)
+            if reconstruct
+            else prediction.new_empty(0)
+        )
+        return SimMIMOutput(loss, reconstruction, maps[-1])
 
     def _hide_pixels(
         self, images: Tensor, mask: Tensor, pixel_mask: Tensor

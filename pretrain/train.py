@@ -34,6 +34,7 @@ from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.compilation import uncompiled
 from simmim_bench.training.loop import fit
 
 __all__ = ["TrainOptions", "pretrain"]
@@ -211,7 +212,8 @@ class CheckpointWriter:
         epoch, inside = divmod(state.step, len(state.loader))
         evaluate = not inside and not is_finished(self.provenance)
         if evaluate and (context.dist.is_main or self.pretraining.options.shard):
-            self._evaluate(epoch)
+            with uncompiled(self.pretraining.model.encoder.blocks_in_order):
+                self._evaluate(epoch)
         weights, training = state.state_dict(context.dist)
         if not context.dist.is_main:
             return

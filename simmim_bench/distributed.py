@@ -8,6 +8,7 @@ NCCL on GPUs, Gloo on CPUs; values of the host and waiting go through Gloo, with
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import signal
 import subprocess
@@ -135,7 +136,6 @@ class DistContext:
         *,
         shard: bool = False,
         parts: Sequence[nn.Module] = (),
-        compiled: bool = False,
     ) -> nn.Module:
         """Wrap a model for training by all processes: DDP, or FSDP2 with `shard`.
 
@@ -145,8 +145,7 @@ class DistContext:
 
         Args:
             shard: shard weights, gradients and optimizer state (FSDP2) instead of copying the model.
-            parts: modules that FSDP2 gathers one at a time.
-            compiled: use torch.compile.
+            parts: modules that FSDP2 gathers one at a time, in the order of the forward pass.
 
         Returns:
             The module to call in the forward pass.
@@ -158,8 +157,6 @@ class DistContext:
             raise UsageError(
                 "--shard splits a model over several processes, but there is one; start them by torchrun."
             )
-        if compiled:
-            model.compile()
         if self.size == 1:
             return model
         if self.device.type == "cuda":
@@ -173,7 +170,11 @@ class DistContext:
             fully_shard(model, mesh=mesh)
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        # torch 2.14 deprecates the older name.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in known)
+        options: dict[str, Any] = {"gradient_as_bucket_view": True, buffers: False}
+        return DistributedDataParallel(model, device_ids=devices, **options)
 
 
 def per_process_batch(batch_size: int, processes: int) -> int:

@@ -52,7 +52,8 @@ class TaskOption:
 
     Attributes:
         name: parameter name; the flag is `--name` with hyphens.
-        kind: "flag", "count" (an integer >= 1), "path", or the allowed values.
+        kind: "flag", "switch" (`--name` or `--no-name`, with the values "on" and "off"), "count" (an integer >= 1),
+            "path", or the allowed values.
         help: what the option does, without naming the tasks.
         default: the value that is used where none is given, for `--help`.
         in_suite: whether `simmim-bench suite` offers the option as well.
@@ -60,7 +61,7 @@ class TaskOption:
     """
 
     name: str
-    kind: Literal["flag", "count", "path"] | tuple[str, ...]
+    kind: Literal["flag", "switch", "count", "path"] | tuple[str, ...]
     help: str
     default: str | None = None
     in_suite: bool = False
@@ -70,6 +71,12 @@ class TaskOption:
     def flag(self) -> str:
         """The option as it is typed."""
         return f"--{self.name.replace('_', '-')}"
+
+    def words(self, value: Any) -> list[str]:
+        """Return the option with a value, as it is typed."""
+        if self.kind == "switch":
+            return [self.flag if value == "on" else f"--no-{self.flag[2:]}"]
+        return [self.flag] if self.kind == "flag" else [self.flag, str(value)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +176,12 @@ OPTIONS: dict[str, TaskOption] = {
             in_suite=True,
         ),
         TaskOption(
+            name="compile",
+            kind="switch",
+            help="Use torch.compile; by default on a GPU from 5,000 steps on, which earn the time back.",
+            in_suite=True,
+        ),
+        TaskOption(
             name="label_maps",
             kind="flag",
             help="Keep the predicted label maps as PNGs in predictions/label_maps/.",
@@ -187,6 +200,7 @@ TASKS: dict[str, Task] = {
             columns=(Column("ImageNet top-1", "imagenet", "top1"),),
             metrics=("top1", "top5"),
             predictions="ranking",
+            options=("compile",),
             suite_order=4,
             supports_paired_comparison=True,
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,20 @@ from torch import Tensor, nn
 from gpu_checks.harness import Setup
 from gpu_checks.product import (
     GIB,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     BackboneSpec,
     DistContext,
     PretrainRecipe,
     SimMIM,
     accumulate_gradients,
     autocast,
+    compile_blocks,
     count_flops,
     default_recipe,
     find_accumulation_steps,
     find_spec,
-    mask_generator,
-    normalise,
+    masked_loss,
     parameter_groups,
-    sample_recipe_masks,
+    sample_image_mask,
 )
 from gpu_checks.report import Findings
 
@@ -36,7 +35,7 @@ WARM_UP = 2  # steps
 
 
 class PretrainStep:
-    """A training step: masks, normalisation, forward and backward pass, clipping, AdamW.
+    """A training step: normalisation, forward and backward pass, clipping, AdamW.
 
     Args:
         precision: of the step; that of the setup by default.
@@ -62,7 +61,7 @@ class PretrainStep:
         )
         self.model.to(setup.device).train()
         if compiled:
-            self.model.compile()
+            compile_blocks(self.model.encoder.blocks_in_order)
         self._optimizer = torch.optim.AdamW(
             parameter_groups(
                 self.model, self.model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True
@@ -70,11 +69,18 @@ class PretrainStep:
             fused=True,
         )
         pixels = torch.randint(0, 256, (batch_size, 3, *self.recipe.img_size), dtype=torch.uint8)
-        self._batch = [
-            pixels.pin_memory() if setup.device.type == "cuda" else pixels,
-            torch.zeros(batch_size),  # labels
-            torch.arange(batch_size),  # indices
+        masks = [
+            sample_image_mask(self.recipe, self.spec.patch_size, image, 0, 0, index)
+            for index, image in enumerate(pixels)
         ]
+        # On the device, as the training loop copies a batch while the step before it runs.
+        self._batch = [
+            pixels.to(setup.device),
+            torch.zeros(batch_size, device=setup.device),  # labels
+            torch.arange(batch_size, device=setup.device),  # indices
+            torch.stack(masks).to(setup.device),
+        ]
+        self._compute_loss = partial(masked_loss, None, setup.device)
         self.accumulation_steps = accumulation_steps or find_accumulation_steps(
             self.model,
             OneBatch(self._batch),  # type: ignore[arg-type]
@@ -137,14 +143,6 @@ class PretrainStep:
             self()
         self.setup.synchronize()
         return time.perf_counter() - started
-
-    def _compute_loss(self, model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
-        pixels, _, indices = batch
-        generators = [mask_generator(0, epoch, int(index)) for index in indices]
-        images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, self.setup.device)
-        mask = sample_recipe_masks(self.recipe, self.spec.patch_size, images, generators)
-        loss: Tensor = model(images, mask.to(self.setup.device, non_blocking=True)).loss
-        return loss
 
 
 @dataclass(frozen=True)

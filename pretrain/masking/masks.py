@@ -18,6 +18,8 @@ from torch import Tensor
 from pretrain.masking.content import multimodal, regions
 from pretrain.masking.strategies import MaskRequest, Strategy, blocks, random_units, square
 from pretrain.recipes import PretrainRecipe
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.decode import normalise
 from simmim_bench.errors import UsageError
 
 MASK_STREAM = 1  # separates the generator of an image's mask from that of its augmentation
@@ -29,6 +31,7 @@ STRATEGIES: dict[str, Strategy] = {
     "regions": regions,
     "multimodal": multimodal,
 }
+READS_PIXELS = {"regions", "multimodal"}  # strategies that depend on the image
 
 
 def check_mask_sizes(img_size: tuple[int, int], mask_patch_size: int, patch_size: int) -> None:
@@ -128,6 +131,32 @@ def sample_recipe_masks(
         generator=generator,
         images=images,
     )
+
+
+def sample_image_mask(
+    recipe: PretrainRecipe, patch_size: int, pixels: Tensor, seed: int, epoch: int, index: int
+) -> Tensor:
+    """Sample the mask of a training image, which a run's seed, the epoch and the image's index determine.
+
+    Args:
+        pixels: (C, H, W) uint8, augmented.
+        index: of the image in its data set.
+
+    Returns:
+        (h, w) boolean, True = hidden, with the resolution of `sample_masks`.
+    """
+    images = pixels.unsqueeze(0)
+    if recipe.masking in READS_PIXELS:
+        images = normalise(images, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
+    generator = mask_generator(seed, epoch, index)
+    return sample_recipe_masks(recipe, patch_size, images, generator)[0].bool()
+
+
+def visible_patch_count(recipe: PretrainRecipe, patch_size: int) -> int:
+    """Return the number of visible patches of every image, for masking units of whole patches."""
+    unit = masking_unit(recipe.masking, recipe.mask_patch_size)
+    units = (recipe.img_size[0] // unit) * (recipe.img_size[1] // unit)
+    return (units - math.ceil(recipe.mask_ratio * units)) * (unit // patch_size) ** 2
 
 
 def masking_unit(masking: str, mask_patch_size: int) -> int:

@@ -189,6 +189,9 @@ def pop_data_sets(arguments: dict[str, Any]) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 
+SWITCH = {None: None, True: "on", False: "off"}
+
+
 def task_option(option: TaskOption) -> click.Option:
     """Build the command-line option of a task option; its help names the tasks that take it."""
     help_text = (
@@ -196,6 +199,13 @@ def task_option(option: TaskOption) -> click.Option:
     )
     if option.kind == "flag":
         return click.Option([option.flag], is_flag=True, help=help_text)
+    if option.kind == "switch":
+        return click.Option(
+            [f"{option.flag}/--no-{option.flag[2:]}"],
+            default=None,
+            callback=lambda _context, _option, value: SWITCH[value],
+            help=help_text,
+        )
     if option.kind == "count":
         return click.Option([option.flag], type=click.IntRange(1), metavar="N", help=help_text)
     if option.kind == "path":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,22 +26,38 @@ def seed_everything(*key: int) -> None:
     random.seed(seed)
 
 
-class SeededDataset(Dataset[tuple[Tensor, int, int]]):
+# (image, seed, epoch, index of the image) -> a tensor of the same shape for every image, such as its mask
+PerImage = Callable[[Tensor, int, int, int], Tensor]
+
+
+class SeededDataset(Dataset[tuple[Any, ...]]):
     """Images of one epoch as (image, label, index), each augmented with a seed for that image and epoch.
 
     The item `index + copy * len(self)` is another augmentation of the image `index`.
+
+    Args:
+        per_image: computes a fourth element of every item; None for none.
     """
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
-        self.dataset, self.key = dataset, (seed, epoch)
+    def __init__(
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        seed: int,
+        epoch: int,
+        per_image: PerImage | None = None,
+    ) -> None:
+        self.dataset, self.key, self.per_image = dataset, (seed, epoch), per_image
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, item: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, item: int) -> tuple[Any, ...]:
         copy, index = divmod(item, len(self))
         seed_everything(*self.key, index, *([copy] if copy else []))
-        return *self.dataset[index], index
+        image, label = self.dataset[index]
+        if self.per_image is None:
+            return image, label, index
+        return image, label, index, self.per_image(image, *self.key, index)
 
 
 class EpochLoader:
@@ -59,6 +76,7 @@ class EpochLoader:
         repeats: augmentations of an image in an epoch, which follow each other in its order. An epoch has as
             many batches as without repeats, so that it shows one image in `repeats` (arXiv 1902.05509; the order is
             that of timm's RepeatAugSampler, whose epoch is a multiple of 256 images).
+        per_image: computes a fourth element of the batches, in the worker processes; None for none.
 
     Raises:
         UsageError: The number of processes does not divide the batch.
@@ -74,9 +92,10 @@ class EpochLoader:
         rank: int = 0,
         world_size: int = 1,
         repeats: int = 1,
+        per_image: PerImage | None = None,
     ) -> None:
         self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
-        self._repeats = repeats
+        self._repeats, self._per_image = repeats, per_image
         self._rank, self._world_size = rank, world_size
         self._images = len(dataset)  # type: ignore[arg-type]
         # A last incomplete batch is dropped, unless it is the only one.
@@ -98,13 +117,51 @@ class EpochLoader:
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
         batches = order[first_step:, self._rank :: self._world_size]
         return WorkerLoader(
-            SeededDataset(self._dataset, self._seed, number),
+            SeededDataset(self._dataset, self._seed, number, self._per_image),
             batch_sampler=batches.tolist(),
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
 
+def batches_on_device(
+    loader: DataLoader[Any], device: torch.device
+) -> Iterator[list[Tensor]]:
+    """Yield a loader's batches on a device; a GPU copies the next batch while it computes with this one.
+
+    Args:
+        loader: of tensors, in pinned memory for a GPU.
+    """
+    if device.type != "cuda":
+        yield from loader
+        return
+    copying, ahead = torch.cuda.Stream(device), None
+    for batch in loader:
+        with torch.cuda.stream(copying):
+            copied = [x.to(device, non_blocking=True) for x in batch], copying.record_event()
+        if ahead is not None:
+            yield _wait_for_copy(*ahead, device)
+        ahead = copied
+    if ahead is not None:
+        yield _wait_for_copy(*ahead, device)
+
+
+def _wait_for_copy(
+    batch: list[Tensor], copied: torch.cuda.Event, device: torch.device
+) -> list[Tensor]:
+    """Make the device's current stream, not the host, wait for a copied batch."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(copied)
+    for tensor in batch:
+        tensor.record_stream(stream)  # its memory is not reused before this stream is done with it
+    return batch
+
+
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader of every image once, in order."""
-    return WorkerLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    return WorkerLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -87,6 +87,12 @@ def _relative_position_index(grid: Grid, device: torch.device) -> Tensor:
     return gen_relative_position_index(grid, device=device).flatten()
 
 
+@torch.compiler.assume_constant_result
+def _constant_index(grid: Grid, device: torch.device) -> Tensor:
+    """Return the index; torch.compile would otherwise compute it again in every step, and warn of the cache."""
+    return _relative_position_index(grid, device)
+
+
 class RelativePositionBias(nn.Module):
     """Relative position bias with a table for one grid, resized on demand to any other grid."""
 
@@ -104,7 +110,7 @@ class RelativePositionBias(nn.Module):
         """
         table = resize_table(self.relative_position_bias_table, self.grid, grid)
         tokens = 1 + grid[0] * grid[1]
-        index = _relative_position_index(grid, table.device)
+        index = _constant_index(grid, table.device)
         bias = table[index].view(1, tokens, tokens, -1)
         if not class_token:
             bias = bias[:, 1:, 1:]

@@ -119,8 +119,8 @@ def _norm(dim: int, **factory: object) -> nn.LayerNorm:
 
 
 @lru_cache(maxsize=64)
-def sincos_position(grid: Grid, dim: int) -> Tensor:
-    """Compute the sine-cosine position embedding (h, w, dim) of every patch.
+def sincos_position(grid: Grid, dim: int, device: torch.device | None = None) -> Tensor:
+    """Compute the sine-cosine position embedding (h, w, dim) of every patch, on the CPU, and keep it on a device.
 
     Positions are relative to the image size, so that another grid samples the same embedding at another
     density. The embedding is halved to match the magnitude of the embedded patches.
@@ -131,7 +131,7 @@ def sincos_position(grid: Grid, dim: int) -> Tensor:
     by_row, by_column = rows[:, None] * frequencies, columns[:, None] * frequencies
     y = torch.cat([by_row.sin(), by_row.cos()], 1)[:, None].expand(-1, grid[1], -1)
     x = torch.cat([by_column.sin(), by_column.cos()], 1)[None].expand(grid[0], -1, -1)
-    return torch.cat([y, x], dim=2) / 2
+    return (torch.cat([y, x], dim=2) / 2).to(device)
 
 
 class ViT(nn.Module):
@@ -277,7 +277,7 @@ class ViT(nn.Module):
         """
         grid = (tokens.shape[1], tokens.shape[2])
         if self.spec.sincos_position:
-            tokens = tokens + sincos_position(grid, self.spec.embed_dim).to(tokens)
+            tokens = tokens + sincos_position(grid, self.spec.embed_dim, tokens.device).to(tokens)
         x = tokens.flatten(1, 2)
         if self.has_class_token:
             x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), x], dim=1)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.loader import EpochLoader, batches_on_device
 from simmim_bench.distributed import DistContext, no_sync
 from simmim_bench.errors import UsageError
 from simmim_bench.models.buffers import preserve_buffers
@@ -34,7 +34,7 @@ def accumulate_gradients(
     Args:
         model: as `DistContext.wrap_model` returned it; gradients are averaged over the processes in the
             last pass only.
-        batch: tensors whose first dimension is the image; each is split into `steps` chunks.
+        batch: tensors on the device, whose first dimension is the image; each is split into `steps` chunks.
         compute_loss: maps the model, a chunk and the epoch to the mean loss of the chunk's images.
         scaler: scales the gradients; None to leave them as they are.
 
@@ -79,7 +79,7 @@ def find_accumulation_steps(
     Raises:
         UsageError: not even one image fits.
     """
-    batch = next(iter(loader.epoch(0)))
+    batch = next(batches_on_device(loader.epoch(0), dist.device))
     reserved = optimizer_bytes(model, dist.size, shard=shard)
     devices = [dist.device] if dist.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), trial_memory(dist.device):

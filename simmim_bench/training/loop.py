@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from simmim_bench.data.loader import seed_everything
+from simmim_bench.data.loader import batches_on_device, seed_everything
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DivergedError
 from simmim_bench.runs.context import RunContext
@@ -80,7 +80,7 @@ def fit(
             epoch, index = divmod(state.step, steps_per_epoch)
             state.parallel_model.train()
             throughput.start()
-            batches = iter(state.loader.epoch(epoch, index))
+            batches = batches_on_device(state.loader.epoch(epoch, index), dist.device)
             while state.step < (epoch + 1) * steps_per_epoch:
                 with throughput.waiting():
                     batch = next(batches)
@@ -189,7 +189,11 @@ def _compute_gradients(
     scale = state.scaler.scale(torch.ones((), device=device))
     state.scaler.unscale_(state.optimizer)
     norm = nn.utils.clip_grad_norm_(state.parallel_model.parameters(), clip_grad or math.inf)
-    return loss, norm.full_tensor() if isinstance(norm, DTensor) else norm, scale
+    return loss, _unsharded(norm), scale
+
+
+def _unsharded(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def raise_if_diverged(description: str, run: RunDir, finite: FiniteCheck) -> None:
@@ -203,7 +207,7 @@ def raise_if_diverged(description: str, run: RunDir, finite: FiniteCheck) -> Non
         return
     try:
         raise_diverged(
-            description, run, step.batch, step.number, step.loss, step.grad_norm, dist.rank
+            description, run, step.batch, int(step.number), step.loss, step.grad_norm, dist.rank
         )
     finally:
         # A launcher would kill the processes that are still writing as soon as one ends.
@@ -224,7 +228,7 @@ def raise_diverged(
     Raises:
         DivergedError: always.
     """
-    path = run.save_bad_batch(step, batch, rank)
+    path = run.save_bad_batch(step, [tensor.cpu() for tensor in batch], rank)
     raise DivergedError(
         f"{description}: loss {loss.item()}, gradient norm {grad_norm.item()} at step {step}; the last "
         f"checkpoint is kept, the batch is written to {path}. Use a lower -o base_lr=..., or fix the data."
@@ -233,7 +237,8 @@ def raise_diverged(
 
 def _check_weights(model: nn.Module, description: str, epoch: int) -> None:
     """Refuse to save weights that are not finite."""
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    # One norm for all weights, so that the host waits for a GPU once.
+    if not _unsharded(nn.utils.get_total_norm(model.parameters())).isfinite():
         raise DivergedError(
             f"{description}: a weight is not finite after epoch {epoch + 1}; the checkpoint "
             "before it is kept. Use a lower -o base_lr=..."

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
 from safetensors.torch import save_file
 from support.tiny import TINY
 from torch import Tensor, nn
@@ -25,7 +24,6 @@ from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.timm import check_same_features
-from simmim_bench.cli.main import cli
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import BackboneSpec, find_spec
@@ -166,23 +164,6 @@ def test_a_timm_folder_is_read_only_for_a_plain_model(
         return
     with pytest.raises(DataError, match=problem):
         read_checkpoint(str(tmp_path))
-
-
-def test_compilation_and_checkpointing_need_blocks_without_batchnorm(
-    tmp_path: Path, pocket: Path
-) -> None:
-    model = build_backbone(TINY["convnext"]).train()
-    model.set_grad_checkpointing()
-    images = torch.randn(2, 3, 32, 32)
-    compiled = torch.compile(model, backend="eager")
-    torch.testing.assert_close(compiled(images), model(images))
-    arguments = ["--data", str(pocket / "imagenet"), "--out", str(tmp_path / "run")]
-    arguments += ["--compile", "--grad-checkpointing"]
-    refused = CliRunner().invoke(cli, ["pretrain", "--arch", "resnet_pocket", *arguments])
-    assert isinstance(refused.exception, UsageError)
-    assert "--compile does not work with --grad-checkpointing for resnet_pocket" in str(
-        refused.exception
-    )
 
 
 def test_torchvisions_resnet_is_read_with_or_without_batchnorm_counters(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from support.tiny import TINY
 
 from pretrain.build import check_sizes
 from pretrain.design import Design
-from pretrain.encoder_input import visible_patches
+from pretrain.encoder_input import count_visible, visible_patches
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from simmim_bench.errors import UsageError
@@ -66,7 +66,8 @@ def test_levels_of_visible_patches_end_in_the_features() -> None:
     for one, other in zip(maps, encoder.encode_levels(tokens), strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(maps[-1], encoder.encode(tokens))
-    assert torch.equal(visible_patches(mask)[1], (mask[1].flatten() == 0).nonzero()[:, 0])
+    indices = visible_patches(mask, count_visible(mask))
+    assert torch.equal(indices[1], (mask[1].flatten() == 0).nonzero()[:, 0])
 
 
 @pytest.mark.parametrize("family", sorted(TINY))

@@ -400,7 +400,7 @@ def test_a_full_disk_loses_no_checkpoint(small_disk: Path, pocket: Path, undistu
     assert losses(out) == losses(undisturbed)
 
 
-def loader_of(data: Path, **options: int) -> EpochLoader:
+def loader_of(data: Path, **options: Any) -> EpochLoader:
     load = partial(random_crop_flip, img_size=(32, 32), crop_scale=(0.5, 1.0))
     dataset = ImageDataset(any_images(data), load)
     return EpochLoader(dataset, batch_size=16, seed=3, **{"num_workers": 0, **options})

@@ -30,6 +30,7 @@ from simmim_bench.recipe import Precision
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training.compilation import compile_blocks
 from simmim_bench.training.flops import CPU_SIDE
 from simmim_bench.training.precision import (
     SMALL_SIDE,
@@ -230,11 +231,12 @@ def test_sharding_with_one_process_is_refused(tmp_path: Path, pocket: Path) -> N
 @pytest.mark.slow
 def test_a_compiled_model_gives_the_same_gradients() -> None:
     spec = TINY["vit"]
+    # Inductor's dropped paths are other random numbers; without them, the gradients are equal.
     plain = gradients(spec, lambda model: model.encoder.eval())
 
     def compile_model(model: SimMIM) -> None:
         model.encoder.eval()
-        model.compile()
+        compile_blocks(model.encoder.blocks_in_order)
 
     compiled = gradients(spec, compile_model)
     for name, gradient in plain.items():

@@ -26,7 +26,7 @@ class Noise(Dataset[tuple[Tensor, int]]):
         return torch.cat([torch.tensor([float(index)]), torch.rand(3)]), index
 
 
-def loader(images: int, batch_size: int, **options: int) -> EpochLoader:
+def loader(images: int, batch_size: int, **options: Any) -> EpochLoader:
     return EpochLoader(
         Noise(images), batch_size=batch_size, seed=5, **{"num_workers": 0, **options}
     )

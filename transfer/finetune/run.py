@@ -16,6 +16,7 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.compilation import uncompiled
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import finetune
@@ -47,7 +48,8 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         train = train.subset(few_shot_images(train, job.fraction, context.seed, split))
         description |= describe_split(train, split)
     model = finetune(context, job, train)
-    logits = evaluate(context, job, model, val)
+    with uncompiled(model.blocks_in_order):
+        logits = evaluate(context, job, model, val)
     if not context.dist.is_main:
         return None
     predictions = context.run.predictions / "logits.npz"

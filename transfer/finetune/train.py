@@ -26,6 +26,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training.compilation import compile_blocks, decide_compile
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.training.precision import agree_on_precision, default_precision
@@ -153,6 +154,10 @@ def build(
         saved,
         lambda: find_accumulation_steps(model, loader, compute_loss, precision, dist),
     )
+    total_steps = recipe.epochs * len(loader)
+    requested = {"on": True, "off": False}.get(job.options.get("compile", ""))
+    if decide_compile(requested, context, "fine-tune", total_steps):
+        compile_blocks(model.blocks_in_order)
     return Finetuning(
         context=context,
         job=job,

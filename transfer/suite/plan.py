@@ -249,8 +249,7 @@ def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
     for name, value in request.task_options.items():
-        flag = OPTIONS[name].flag
-        words += [flag] if OPTIONS[name].kind == "flag" else [flag, str(value)]
+        words += OPTIONS[name].words(value)
     return words
 
 
