@@ -10,7 +10,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.training.precision import default_precision
 from transfer.finetune.recipes import FinetuneRecipe
-from transfer.finetune.train import loss_and_mixing
+from transfer.finetune.train import loss_and_mixing, training_transform
 
 
 def plan_finetune(
@@ -52,4 +52,6 @@ def plan_finetune(
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,
+        load=training_transform(recipe, checkpoint),
+        num_workers=recipe.num_workers,
     )
