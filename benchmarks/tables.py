@@ -1,6 +1,7 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
-results/gpu_check_*.json become the GPU checks in benchmarks/README.md, and other results/*.json its speed tables.
+results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs, and other
+results/*.json its speed tables.
 ablations/*/ablation.json become ablations/*/ablation.md. With --check nothing is written, and the exit code is 6 if
 a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with its
 predictions' hash.
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import costs
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
 
@@ -50,6 +52,8 @@ def generate_documents() -> Iterator[tuple[Path, str]]:
     gpu_checks: list[str] = []
     speed_tables: list[str] = []
     for result in sorted((HERE / "results").glob("*.json")):
+        if result.name == costs.RESULT:
+            continue
         content = json.loads(result.read_text(encoding="utf-8"))
         if result.name.startswith("gpu_check_"):
             gpu_checks.append(gpu_check.markdown(content))
@@ -58,6 +62,8 @@ def generate_documents() -> Iterator[tuple[Path, str]]:
     path = HERE / "README.md"
     text = path.read_text(encoding="utf-8")
     text = insert_table(text, "\n\n".join(speed_tables), path, "speed tables")
+    content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
+    text = insert_table(text, costs.markdown(content), path, "costs")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
     for path, ablation in read_ablations():
         yield path.with_suffix(".md"), ablation_table(ablation)

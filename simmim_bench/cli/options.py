@@ -247,7 +247,7 @@ _JOB_OPTIONS = (
         "--slurm-set",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Any other option of sbatch, such as cpus_per_task=12 or qos=high; may be repeated.",
+        help="Any other option of sbatch, such as qos=high or cpus_per_task=12 (default: 10 per GPU); may be repeated.",
     ),
     click.option(
         "--cluster",

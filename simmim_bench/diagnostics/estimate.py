@@ -1,7 +1,7 @@
 """Estimate the memory, time and disk of a run from one or two steps on this machine.
 
-The findings say what was measured and what was computed from it. The time leaves out loading images, scoring and
-writing checkpoints.
+The findings say what was measured and what was computed from it. The time leaves out loading images, which has a
+finding of its own, scoring and writing checkpoints.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from simmim_bench.data.datasets import LoadImage
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.diagnostics.findings import Finding, Severity
-from simmim_bench.diagnostics.machine import free_disk
+from simmim_bench.diagnostics.loading import images_per_core, workers_needed
+from simmim_bench.diagnostics.machine import free_disk, usable_cores
 from simmim_bench.display import format_duration
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
@@ -109,6 +111,8 @@ class Work:
         cut: how a batch too large for memory is split into gradient-accumulation steps: "by itself", an
             option, or None.
         memory: measures the memory of a step; None to measure `forward` of the fewest images.
+        load: loads one image as a data-loading worker does; None where the loader is a framework's.
+        num_workers: data-loading workers of a process.
     """
 
     model: nn.Module
@@ -123,6 +127,8 @@ class Work:
     written: str
     cut: str | None = None
     memory: Callable[[], StepMemory] | None = None
+    load: LoadImage | None = None
+    num_workers: int = 0
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -184,7 +190,17 @@ def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
         yield _fits(work, memory)
         if memory.accumulation_steps(work.least) != 1:
             return
-        yield _time(work, _measure_steps(work, memory, device), device)
+        measured = _measure_steps(work, memory, device)
+        yield _time(work, measured, device)
+        if work.load is not None:
+            trained = work.batch_size / measured.step(work.batch_size)
+            yield check_loading(
+                trained,
+                images_per_core(work.load),
+                num_workers=work.num_workers,
+                gpus=torch.cuda.device_count() if device.type == "cuda" else 0,
+                cores=usable_cores(),
+            )
     except torch.OutOfMemoryError:
         yield _finding(
             "memory",
@@ -323,6 +339,47 @@ def _time(work: Work, measured: Measured, device: torch.device) -> Finding:
             "device": str(device),
         },
     )
+
+
+def check_loading(
+    trained: float, loaded: float, *, num_workers: int, gpus: int, cores: float
+) -> Finding:
+    """Compare the rate at which images are loaded with the rate at which a device trains on them.
+
+    Args:
+        trained: images per second of one device.
+        loaded: images per second of one data-loading worker, on one core.
+        num_workers: workers of a process.
+        gpus: GPUs of the machine; 0 where the CPU trains, whose cores are then shared.
+        cores: usable processors of the machine.
+    """
+    needed = workers_needed(trained, loaded)
+    said = f"one core loads {loaded:,.0f} images/s, one {'GPU' if gpus else 'machine'} computes {trained:,.0f}/s"
+    facts = {
+        "images_per_s_of_a_core": loaded,
+        "images_per_s_of_a_device": trained,
+        "workers_needed": needed,
+        "num_workers": num_workers,
+        "cores": cores,
+    }
+    if not gpus:
+        return _finding("loading", "ok", said, facts=facts)
+    said = f"{said}: a GPU needs {needed} worker(s)"
+    if cores < needed * gpus:
+        share = min(1.0, cores * loaded / (gpus * trained))
+        return _finding(
+            "loading",
+            "warning",
+            f"{said}, {gpus} GPU(s) share {cores:g} cores: they wait for images, and reach {share:.0%} at best",
+            remedy=f"use {needed} cores per GPU",
+            facts=facts,
+        )
+    if num_workers < needed:
+        remedy = f"-o num_workers={needed}, which does not change the result"
+        return _finding(
+            "loading", "warning", f"{said}, not {num_workers}", remedy=remedy, facts=facts
+        )
+    return _finding("loading", "ok", said, facts=facts)
 
 
 def _disk(work: Work, folder: Path) -> Finding:

@@ -1,4 +1,4 @@
-"""Check the machine: processors, GPUs, bfloat16, memory, disk. torch must be importable."""
+"""Check the machine: processors, GPUs, bfloat16, memory, shared memory, disk. torch must be importable."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from pathlib import Path
 import torch
 
 from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.runs.environment import cuda_versions
 from simmim_bench.training.memory import GIB, available_memory
-from simmim_bench.training.precision import MIN_WIDTH, decide_precision
+from simmim_bench.training.precision import MIN_WIDTH, decide_precision, default_precision
 
 CPU = torch.device("cpu")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup version 2: microseconds of each period, or "max"
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86's matrix units, ARM
 HIDING = "CUDA_VISIBLE_DEVICES"
 GET_STARTED = "PyTorch's page 'Get Started' has the command"
+SHARED_MEMORY = Path("/dev/shm")  # data-loading workers hand over their batches in it
+# What the workers of one GPU fill at most with SimMIM's config: 8 workers, each with 2 batches of 128 images, the
+# GPU's share, of 3 x 224 x 224 bytes. Docker gives a container 64 MiB by default.
+SHARED_PER_GPU = 8 * 2 * 128 * 3 * 224 * 224
 
 
 def check_machine(folder: Path) -> list[Finding]:
@@ -30,7 +35,15 @@ def check_machine(folder: Path) -> list[Finding]:
     Args:
         folder: the folder that runs will be written to; it need not exist yet.
     """
-    return [_python(), _processor(), _threads(), *check_gpus(), _memory(), _disk(folder)]
+    return [
+        _python(),
+        _processor(),
+        _threads(),
+        *check_gpus(),
+        _memory(),
+        *check_shared_memory(SHARED_MEMORY, max(1, torch.cuda.device_count())),
+        _disk(folder),
+    ]
 
 
 def _finding(name: str, said: str, /, **facts: object) -> Finding:
@@ -107,6 +120,8 @@ def check_gpus() -> list[Finding]:
     build = f"torch {torch.__version__}, built for " + (
         f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs only"
     )
+    libraries = [f"{name} {v}" for name, v in cuda_versions().items() if name != "CUDA"]
+    build = ", ".join([build, *libraries])
     if torch.cuda.is_available():
         return [_gpu(number, build) for number in range(torch.cuda.device_count())]
     listed = _query_driver("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -175,13 +190,17 @@ def _gpu(number: int, build: str) -> Finding:
         "driver": driver[0] if driver else None,
         "torch": torch.__version__,
         "built_for_cuda": torch.version.cuda,
+        "libraries": cuda_versions(),
     }
     said = f"{name}, {total / GIB:.1f} GiB"
     try:
         device = torch.device("cuda", number)
         torch.ones(8, 8, device=device).mm(torch.ones(8, 8, device=device)).sum().item()
         with torch.cuda.device(device):
-            free, bf16 = available_memory(device), torch.cuda.is_bf16_supported()
+            free, auto = (
+                available_memory(device),
+                default_precision("auto", device, allow_fp16=True),
+            )
     except RuntimeError as error:
         return Finding(
             group="machine",
@@ -193,11 +212,11 @@ def _gpu(number: int, build: str) -> Finding:
         )
     return _finding(
         f"gpu {number}",
-        f"{said}, {(free or 0) / GIB:.1f} free; bfloat16: {'yes' if bf16 else 'no'}; driver "
+        f"{said}, {(free or 0) / GIB:.1f} free; precision=auto is {auto}; driver "
         f"{facts['driver'] or 'unknown'}, {build}",
         **facts,
         free=free,
-        bf16=bf16,
+        precision=auto,
     )
 
 
@@ -205,6 +224,35 @@ def _memory() -> Finding:
     left = available_memory(CPU)
     said = "unknown on this system" if left is None else f"{left / GIB:.1f} GiB available"
     return _finding("memory", said, available=left)
+
+
+def check_shared_memory(folder: Path, gpus: int) -> list[Finding]:
+    """Check that a container's shared memory holds the batches of data-loading workers.
+
+    Args:
+        folder: where the shared memory is mounted; without it, as on macOS, nothing is checked.
+        gpus: GPUs, or processes, whose workers share it.
+    """
+    try:
+        size = shutil.disk_usage(folder)
+    except OSError:
+        return []
+    wanted = gpus * SHARED_PER_GPU
+    said = f"{size.free / GIB:.2f} GiB of {size.total / GIB:.2f} free in {folder}"
+    facts = {"folder": str(folder), "free": size.free, "total": size.total, "wanted": wanted}
+    if size.free >= wanted:
+        return [_finding("shared memory", said, **facts)]
+    return [
+        Finding(
+            group="machine",
+            name="shared memory",
+            state="warning",
+            said=f"{said}: data-loading workers of {gpus} process(es) may need {wanted / GIB:.2f} GiB, "
+            "and end with a bus error without it",
+            remedy="start the container with --ipc=host or --shm-size=16g, or use -o num_workers=0",
+            facts=facts,
+        )
+    ]
 
 
 def free_disk(folder: Path) -> tuple[Path, int]:

@@ -21,6 +21,8 @@ from simmim_bench.jobs.options import SlurmOptions
 from simmim_bench.jobs.process import command_line, launch
 
 COUNTS = ("gpus_per_node", "cpus_per_task")
+# MAE's submitit_pretrain.py:109. sbatch's own default is a single core, which leaves a GPU waiting for images.
+CPUS_PER_GPU = 10
 REQUEUES = 100  # a job that saves and resumes may reach its time limit this many times
 
 
@@ -73,6 +75,7 @@ class Cluster:
         self.settings = {
             "timeout_min": read_minutes(options.time),
             "gpus_per_node": gpus,
+            "cpus_per_task": CPUS_PER_GPU * self.processes,
             **_read_settings(options),
         }
         self._executor("trial", None)  # fails here rather than at the first submission

@@ -39,8 +39,26 @@ def environment() -> dict[str, Any]:
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "cpu_count": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cuda": cuda_versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def cuda_versions() -> dict[str, str]:
+    """Return the versions of CUDA, cuDNN and NCCL that torch uses; empty where it sees no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    versions = {"CUDA": str(torch.version.cuda)}
+    cudnn = torch.backends.cudnn.version()
+    if cudnn is not None:
+        # 91900 is 9.19.0; before version 9, the major number had one digit fewer: 8907 is 8.9.7.
+        major, rest = divmod(cudnn, 10_000 if cudnn >= 90_000 else 1_000)
+        versions["cuDNN"] = f"{major}.{rest // 100}.{rest % 100}"
+    if torch.distributed.is_available() and torch.distributed.is_nccl_available():
+        versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return versions
 
 
 def _version(library: str) -> str | None:

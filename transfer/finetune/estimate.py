@@ -11,7 +11,7 @@ from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_b
 from simmim_bench.display import plural
 from simmim_bench.training.precision import default_precision
 from transfer.finetune.recipes import FinetuneRecipe
-from transfer.finetune.train import loss_and_mixing
+from transfer.finetune.train import loss_and_mixing, training_transform
 
 
 def plan_finetune(
@@ -53,4 +53,6 @@ def plan_finetune(
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,
+        load=training_transform(recipe, checkpoint),
+        num_workers=recipe.num_workers,
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from simmim_bench.data.datasets import ImageDataset, train_transform
+from simmim_bench.data.datasets import ImageDataset, LoadImage, train_transform
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError
@@ -178,23 +178,27 @@ def build(
     )
 
 
-def build_loader(
-    context: RunContext, job: TransferJob[FinetuneRecipe], train: ImageList
-) -> EpochLoader:
-    """Build the loader of augmented training images."""
-    recipe = job.recipe
-    transform = train_transform(
+def training_transform(recipe: FinetuneRecipe, checkpoint: Checkpoint) -> LoadImage:
+    """Build the augmentation of a recipe, which normalises as the checkpoint's pretraining did."""
+    return train_transform(
         recipe.img_size,
-        mean=job.checkpoint.mean,
-        std=job.checkpoint.std,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
         crop_scale=recipe.crop_scale,
         hflip=recipe.hflip,
         color_jitter=recipe.color_jitter,
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,
     )
+
+
+def build_loader(
+    context: RunContext, job: TransferJob[FinetuneRecipe], train: ImageList
+) -> EpochLoader:
+    """Build the loader of augmented training images."""
+    recipe = job.recipe
     return EpochLoader(
-        ImageDataset(train, transform),
+        ImageDataset(train, training_transform(recipe, job.checkpoint)),
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=context.seed,

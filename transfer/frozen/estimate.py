@@ -8,6 +8,7 @@ import torch
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.datasets import eval_transform
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
 from transfer.frozen.features import feature_sets, token_norm
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
@@ -46,6 +47,13 @@ def plan_frozen(
         disk=images * _bytes_per_image(recipe, checkpoint) + 2 * OVERHEAD * (crops + 2),
         written="features, which linear, knn and fewshot share",
         cut=None,
+        load=eval_transform(
+            recipe.img_size,
+            crop_ratio=recipe.test_crop_ratio,
+            mean=checkpoint.mean,
+            std=checkpoint.std,
+        ),
+        num_workers=recipe.num_workers,
     )
 
 

@@ -367,6 +367,8 @@ def test_sbatch_receives_the_requested_options(
     ):
         assert f"#SBATCH --{line}" in batch
     assert job.job_id == "42"
+    # By default, sbatch would give the whole job a single core.
+    assert Cluster(tmp_path / "slurm", SlurmOptions(), 4).settings["cpus_per_task"] == 40
     # A suite that is started again finds the job as long as SLURM knows it as waiting or running.
     for state, found in (("RUNNING", True), ("PENDING", True), ("FAILED", False), ("", False)):
         (tmp_path / "sacct").write_text(f"JobID|State|NodeList\n42|{state}|a\n" if state else "\n")
