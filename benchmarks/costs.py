@@ -15,13 +15,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from separate_process import SeparateProcess
 
 from pretrain.estimate import plan_pretraining
 from pretrain.recipes import PretrainRecipe
@@ -108,19 +108,20 @@ def compute_costs(checks: dict[str, Any]) -> Iterator[Cost]:
     rates: dict[
         tuple[str, bool], float
     ] = {}  # operations per second by family, and whether trained
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-        for name, arch in ROWS:
-            print(f"{name} on {arch}", file=sys.stderr)
-            planned = processes.submit(measure, name, arch).result()
-            family = (arch.partition("_")[0], planned.pop("trained"))
-            measured = find_measured(checks, name)
-            if measured is not None:
-                rates.setdefault(family, measured * planned["gflop"])
-            yield Cost(
-                **planned,
-                images_per_s=measured or float(f"{rates[family] / planned['gflop']:.3g}"),
-                measured=measured is not None,
-            )
+    for name, arch in ROWS:
+        print(f"{name} on {arch}", file=sys.stderr)
+        process = SeparateProcess(partial, measure, name, arch)
+        planned = process()
+        process.close()
+        family = (arch.partition("_")[0], planned.pop("trained"))
+        measured = find_measured(checks, name)
+        if measured is not None:
+            rates.setdefault(family, measured * planned["gflop"])
+        yield Cost(
+            **planned,
+            images_per_s=measured or float(f"{rates[family] / planned['gflop']:.3g}"),
+            measured=measured is not None,
+        )
 
 
 def measure(name: str, arch: str) -> dict[str, Any]:

@@ -186,7 +186,7 @@ def estimate(work: Work, *, device: torch.device, folder: Path) -> list[Finding]
 
 def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
     try:
-        memory = _memory(work, device)
+        memory = measure_memory(work, device)
         yield _fits(work, memory)
         if memory.accumulation_steps(work.least) != 1:
             return
@@ -210,7 +210,8 @@ def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
         )
 
 
-def _memory(work: Work, device: torch.device) -> StepMemory:
+def measure_memory(work: Work, device: torch.device) -> StepMemory:
+    """Measure the memory of a step: by the work's own function, or forward passes of the fewest images."""
     if work.memory is not None:
         return work.memory()
     return step_memory(

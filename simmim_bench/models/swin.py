@@ -69,7 +69,9 @@ def _pad_to_windows(tokens: Tensor, window: tuple[int, int]) -> Tensor:
     return F.pad(tokens, (0, 0, 0, right, 0, bottom)) if bottom or right else tokens
 
 
-def _split(block: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+def _split(
+    block: SwinTransformerBlock | SwinTransformerV2Block, tokens: Tensor
+) -> tuple[Tensor, ...]:
     """Split tokens (B, h, w, C) along the batch, so that no part has more than `MAX_WINDOWS` windows times heads."""
     rows, columns = (
         side // window for side, window in zip(tokens.shape[1:3], block.window_size, strict=True)

@@ -47,15 +47,15 @@ def test_commands_refuse_another_number_of_channels_and_doctor_says_the_same(
         data = ("--data", pocket / task.data)
         extra = ("--fraction", "10%") if "fraction" in task.options else ()
         assert said in fails(4, "transfer", name, "--ckpt", ckpt, *data, *extra, *out), name
-    data = pocket / "imagenet"
-    assert said in fails(4, "evaluate", "imagenet", "--ckpt", ckpt, "--data", data, *out)
-    assert said in fails(4, "suite", "--ckpt", ckpt, "--imagenet", data, *out)
+    images = pocket / "imagenet"
+    assert said in fails(4, "evaluate", "imagenet", "--ckpt", ckpt, "--data", images, *out)
+    assert said in fails(4, "suite", "--ckpt", ckpt, "--imagenet", images, *out)
     assert said in "\n".join(f.said for f in findings if f.state == "problem")
     pretrained = write(tmp_path / "pretrained", channels, pretraining=True)
     said = said.replace(str(ckpt), str(pretrained))
-    image = ("--images", data / "val", "--out", tmp_path / "grid.png")
+    image = ("--images", images / "val", "--out", tmp_path / "grid.png")
     assert said in fails(4, "visualize", "--ckpt", pretrained, *image)
-    start = ("--arch", "vit_pocket", "--data", data, "--init-from", pretrained)
+    start = ("--arch", "vit_pocket", "--data", images, "--init-from", pretrained)
     assert said in fails(4, "pretrain", *start, *out)
     assert not (tmp_path / "grid.png").exists()
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from tests.support.commands import start
+from support.commands import start
 
 CKPT = "random:vit_pocket"
 TRAINING = {  # what a command needs besides --data and --out; all of them save the step

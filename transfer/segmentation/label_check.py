@@ -135,7 +135,7 @@ def _shifted_labels(
 
     That is so if no map has the last label, and all others appear or the first name is that of a background.
     """
-    pixels = sum(reader.labelled for reader in readers.values())
+    pixels = np.sum([reader.labelled for reader in readers.values()], axis=0)
     ignored = sum(reader.ignored for reader in readers.values())
     scheme = readers["training"].scheme
     if not scheme.reduce_zero_label or not ignored or pixels[-1]:
@@ -162,8 +162,8 @@ def _single_class(reader: PairReader, names: Sequence[str], root: Path) -> Itera
     elif reader.ignored:
         remedy += f", or, if {IGNORED} marks an object, replace it by the label of its class"
     yield (
-        f"the annotations of {root / 'annotations' / 'training'} contain one class, '{names[present[0]]}', so that "
-        f"every prediction would be right; {remedy}."
+        f"the annotations of {root / 'annotations' / 'training'} contain one class, '{names[int(present[0])]}', so "
+        f"that every prediction would be right; {remedy}."
     )
 
 
@@ -172,7 +172,7 @@ def label_remarks(
 ) -> Iterator[str]:
     """Yield what a user should know of splits all of whose files were read, one line each."""
     for split, reader in readers.items():
-        absent = [names[k] for k in np.flatnonzero(reader.labelled == 0)]
+        absent = [names[int(k)] for k in np.flatnonzero(reader.labelled == 0)]
         if absent:
             effect = "" if split == "training" else ", and count for mIoU only where predicted"
             yield (
