@@ -141,14 +141,14 @@ def _probe(
     if isinstance(recipe, LinearRecipe):
         assert val is not None
         return probe_linear(train, val, recipe, store=store, seed=seed)
+    more: dict[str, Any] = {"seed": seed, "run": store.run}
+    if isinstance(recipe, LogisticRecipe):
+        assert val is not None
+        return probe_logistic(train, val, store.feature_sets, recipe, dist=store.dist, **more)
+    assert isinstance(recipe, KnnRecipe)
     if not store.dist.is_main:
         return None
-    single_process: dict[str, Any] = {"seed": seed, "run": store.run, "device": store.dist.device}
-    if isinstance(recipe, KnnRecipe):
-        return probe_knn(train, val, store.feature_sets, recipe, **single_process)
-    assert isinstance(recipe, LogisticRecipe)
-    assert val is not None
-    return probe_logistic(train, val, store.feature_sets, recipe, **single_process)
+    return probe_knn(train, val, store.feature_sets, recipe, device=store.dist.device, **more)
 
 
 def _write_choice(run: RunDir, result: ProbeResult) -> None:
