@@ -106,4 +106,9 @@ class EpochLoader:
 
 def eval_loader(dataset: Dataset[Any], *, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Return a loader of every image once, in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )

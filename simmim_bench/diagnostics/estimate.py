@@ -109,6 +109,7 @@ class Work:
         cut: how a batch too large for memory is split into gradient-accumulation steps: "by itself", an
             option, or None.
         memory: measures the memory of a step; None to measure `forward` of the fewest images.
+        held: memory needed besides that of the steps, in words; "" for none.
     """
 
     model: nn.Module
@@ -123,6 +124,7 @@ class Work:
     written: str
     cut: str | None = None
     memory: Callable[[], StepMemory] | None = None
+    held: str = ""
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -222,6 +224,7 @@ def _fits(work: Work, memory: StepMemory) -> Finding:
     if work.optimizer is None:
         said = f"{memory.fixed / GIB:.2f} GiB for the weights, available {left}"
         items = ["not included: a forward pass; -o forward_batch_size=... makes it smaller"]
+        items += [work.held] if work.held else []
         return _finding("memory", "ok", said, items=items, facts=facts)
     items = [
         f"measured: {memory.fixed / GIB:.2f} GiB for weights, gradients and moments, "
