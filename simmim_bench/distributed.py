@@ -123,6 +123,14 @@ class DistContext:
         torch_dist.gather_object(own, found, group=self.waiting)
         return found or []
 
+    def gather_everywhere(self, own: Any) -> list[Any]:
+        """Gather one object per process on every process, in order of rank; see `gather`."""
+        if self.size == 1:
+            return [own]
+        found: list[Any] = [None] * self.size
+        torch_dist.all_gather_object(found, own, group=self.waiting)
+        return found
+
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Copy rank 0's buffers, such as BatchNorm's running statistics, to every process."""
         self.barrier()  # rank 0 may have computed the buffers for longer than a step's timeout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,31 +25,74 @@ def forward_batches(
     run: RunDir,
     dist: DistContext,
     description: str,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[range, Tensor]]:
     """Forward this process's images batch by batch.
 
     Each process forwards a contiguous range of the data set, so that processes write separate regions of a
     file. No image is repeated to fill a batch, which would count it twice.
 
+    A GPU computes the next batch while the host uses the rows of the one before it.
+
     Args:
         forward: maps (B, C, H, W), normalised, to (B, ...).
         dataset: returns tuples whose first element is the image.
         batch_size: images of a forward pass.
+        dtype: of the rows.
 
     Yields:
-        The batch's indices in the data set, consecutive, and its rows (B, ...), float32 on the CPU.
+        The batch's indices in the data set, consecutive, and its rows (B, ...), on the CPU.
     """
     count = len(dataset)  # type: ignore[arg-type]
     indices = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
     loader = eval_loader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
     done = 0
     with run.display.task(description, len(indices)) as task:
-        for batch, *_ in loader:
-            with torch.no_grad(), autocast(dist.device, precision, allow_fp16=True):
-                rows = forward(batch.to(dist.device, non_blocking=True)).float().cpu()
-            yield indices[done : done + len(batch)], rows
-            done += len(batch)
-            task.advance(len(batch))
+        for rows in _lag_by_one(_forward(forward, loader, precision, dist.device, dtype)):
+            yield indices[done : done + len(rows)], rows
+            done += len(rows)
+            task.advance(len(rows))
+
+
+def _forward(
+    forward: Callable[[Tensor], Tensor],
+    loader: Iterable[Any],
+    precision: str,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[Callable[[], Tensor]]:
+    """Start the forward pass of every batch; yield functions that wait for its rows on the CPU."""
+    for batch, *_ in loader:
+        with torch.no_grad(), autocast(device, precision, allow_fp16=True):
+            rows = forward(batch.to(device, non_blocking=True)).to(dtype)
+        yield _copy_to_host(rows)
+
+
+def _copy_to_host(rows: Tensor) -> Callable[[], Tensor]:
+    """Start to copy rows to the CPU; return a function that waits for the copy and returns it."""
+    if rows.device.type != "cuda":
+        return rows.cpu
+    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    host.copy_(rows, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
+
+
+def _lag_by_one(started: Iterator[Callable[[], Tensor]]) -> Iterator[Tensor]:
+    """Yield the result of each started computation after the next one has been started."""
+    waiting = next(started, None)
+    for newer in started:
+        assert waiting is not None
+        yield waiting()
+        waiting = newer
+    if waiting is not None:
+        yield waiting()
 
 
 def gather_rows(batches: Iterator[tuple[range, Tensor]], dist: DistContext) -> Tensor:

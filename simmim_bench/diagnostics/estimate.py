@@ -113,6 +113,7 @@ class Work:
         memory: measures the memory of a step; None to measure `forward` of the fewest images.
         load: loads one image as a data-loading worker does; None where the loader is a framework's.
         num_workers: data-loading workers of a process.
+        held: memory needed besides that of the steps, in words; "" for none.
     """
 
     model: nn.Module
@@ -129,6 +130,7 @@ class Work:
     memory: Callable[[], StepMemory] | None = None
     load: LoadImage | None = None
     num_workers: int = 0
+    held: str = ""
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -245,6 +247,7 @@ def _fits(work: Work, memory: StepMemory) -> Finding:
     if work.optimizer is None:
         said = f"{memory.fixed / GIB:.2f} GiB for the weights, available {left}"
         items = ["not included: a forward pass; -o forward_batch_size=... makes it smaller"]
+        items += [work.held] if work.held else []
         return _finding("memory", "ok", said, items=items, facts=facts)
     items = [
         f"measured: {memory.fixed / GIB:.2f} GiB for weights, gradients and moments, "

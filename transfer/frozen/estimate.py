@@ -1,8 +1,9 @@
-"""Plan a transfer on frozen features before it starts: forward passes and disk space."""
+"""Plan a transfer on frozen features before it starts: forward passes, memory and disk space."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -10,7 +11,16 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import eval_transform
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
-from transfer.frozen.features import feature_sets, token_norm
+from simmim_bench.training.memory import GIB
+from simmim_bench.training.precision import default_precision
+from transfer.frozen.crop_features import (
+    crops_forwarded,
+    crops_kept,
+    fit_in_memory,
+    memory_needed,
+)
+from transfer.frozen.features import FeatureSet, block_width, feature_sets, token_norm
+from transfer.frozen.knn import SIMILARITIES
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 
 
@@ -26,25 +36,27 @@ def plan_frozen(
     model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size)
     model.to(device).eval().requires_grad_(False)
     token_norm(recipe, checkpoint)
-    crops = min(recipe.crops, recipe.epochs) if isinstance(recipe, LinearRecipe) else 0
+    sets = feature_sets(recipe, checkpoint.spec)
+    crops = crops_forwarded(recipe) if isinstance(recipe, LinearRecipe) else 0
     val = 0 if isinstance(recipe, KnnRecipe) and recipe.leave_one_out else data.val
     steps = (1 + crops) * math.ceil(data.train / recipe.forward_batch_size)
     steps += math.ceil(val / recipe.forward_batch_size)
-    images = data.train * (1 + crops) + val
+    images = data.train + val + _crops_on_disk(recipe, sets, checkpoint, data.train)
+    decoded = data.train * (1 + crops) + val
     return Work(
         model=model,
         forward=lambda n: model.forward_pooled(
             torch.randn(n, model.spec.in_chans, *recipe.img_size, device=device)
         ),
-        precision=recipe.precision,
+        precision=default_precision(recipe.precision, device, allow_fp16=True),
         batch_size=recipe.forward_batch_size,
         steps=steps,
         counted=f"{steps:,} forward passes of {data.images}"
         + (f", {crops} random crops of each" if crops else "")
-        + f", and of {val:,}",
+        + f", and of {val:,}: {decoded:,} images to decode",
         left_out="loading images, training on the features; fewshot forwards only its own training images",
         # One array for the centre crops, one for val/, and one for each random crop, with a description each.
-        disk=images * _bytes_per_image(recipe, checkpoint) + 2 * OVERHEAD * (crops + 2),
+        disk=images * memory_needed(sets, checkpoint, 1) + 2 * OVERHEAD * (crops + 2),
         written="features, which linear, knn and fewshot share",
         cut=None,
         load=eval_transform(
@@ -54,12 +66,41 @@ def plan_frozen(
             std=checkpoint.std,
         ),
         num_workers=recipe.num_workers,
+        held=_held(recipe, sets, checkpoint, data),
     )
 
 
-def _bytes_per_image(recipe: FrozenRecipe, checkpoint: Checkpoint) -> int:
-    """Return the bytes of an image's float16 features of all blocks and poolings."""
-    sets = feature_sets(recipe, checkpoint.spec)
-    blocks = set().union(*(feature_set.blocks for feature_set in sets))
-    poolings = {name for feature_set in sets for name in feature_set.poolings}
-    return 2 * len(blocks) * len(poolings) * checkpoint.spec.num_features
+def _crops_on_disk(
+    recipe: FrozenRecipe, sets: Sequence[FeatureSet], checkpoint: Checkpoint, train: int
+) -> int:
+    """Return the random crops whose features are on disk at a time: none if they fit in memory."""
+    if not isinstance(recipe, LinearRecipe):
+        return 0
+    kept = crops_kept(recipe) * train
+    return 0 if fit_in_memory(memory_needed(sets, checkpoint, kept)) else kept
+
+
+def _held(
+    recipe: FrozenRecipe, sets: Sequence[FeatureSet], checkpoint: Checkpoint, data: DataSize
+) -> str:
+    """Describe the memory of the classifier's features, which are read one feature set at a time."""
+    spec = checkpoint.spec
+    widest = max(sum(block_width(spec, b) for b, _ in feature_set.parts) for feature_set in sets)
+    numbers = data.train * widest
+    if isinstance(recipe, KnnRecipe):
+        return (
+            f"besides: {(4 * numbers + 4 * SIMILARITIES) / GIB:.2f} GiB on the device for k-NN: {data.train:,} float32 "
+            f"vectors of {widest:,} channels, and {SIMILARITIES:,} similarities at a time"
+        )
+    if not isinstance(recipe, LinearRecipe):
+        return ""
+    held = (
+        f"besides: {2 * numbers / GIB:.2f} GiB on the device for float16 features of {widest:,} channels, without the "
+        f"classifiers"
+    )
+    if not recipe.crops:
+        return held
+    kept = crops_kept(recipe)
+    needed = memory_needed(sets, checkpoint, kept * data.train)
+    where = "" if fit_in_memory(needed) else ", which is not free, so that they are kept on disk"
+    return f"{held}; {needed / GIB:.2f} GiB of main memory for {kept} crop(s) of every image{where}"

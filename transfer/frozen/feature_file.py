@@ -17,14 +17,12 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from simmim_bench.errors import DataError
 from simmim_bench.files import file_system, read_json, wait_for_file, write_json
 
 ARRAY, IDENTITY = "features.npy", "features.json"
-MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def is_complete(directory: Path) -> bool:
@@ -110,7 +108,7 @@ def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None
     whole pages, which overwrite rows that other processes have written.
 
     Args:
-        batches: row numbers, and features (B, blocks, poolings, channels).
+        batches: row numbers, and float16 features (B, blocks, poolings, channels).
     """
     file = directory / ARRAY
     wait_for_file(file)
@@ -118,8 +116,7 @@ def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None
     offset, (_, _, images, channels) = array.offset, array.shape
     with open(file, "r+b") as opened:
         for numbers, rows in batches:
-            bounded = rows.clamp(-MAX_FLOAT16, MAX_FLOAT16).to(torch.float16)
-            planes = bounded.permute(1, 2, 0, 3).flatten(0, 1).numpy()
+            planes = rows.permute(1, 2, 0, 3).flatten(0, 1).numpy()
             for number, plane in enumerate(planes):
                 row = number * images + numbers.start
                 opened.seek(offset + row * channels * array.itemsize)

@@ -9,9 +9,10 @@ Legend: N images, D channels.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from transfer.frozen.features import FeatureSet, RandomCrop, block_width, token_
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.inference import forward_batches
 
+MAX_FLOAT16 = torch.finfo(torch.float16).max
 LAYOUT = 2  # version of the files; a new version changes the directory's name
 
 
@@ -96,7 +98,7 @@ class FeatureStore:
 
     def has(self, images: ImageList) -> bool:
         """Return whether the features of the images' centre crops are stored."""
-        return feature_file.is_complete(self._directory(self._identify(images, None)))
+        return feature_file.is_complete(self._directory(self.identify(images, None)))
 
     def load_or_compute(self, images: ImageList, crop: RandomCrop | None = None) -> StoredFeatures:
         """Return the features of a list of images; compute and store missing ones.
@@ -109,7 +111,7 @@ class FeatureStore:
         Raises:
             DataError: the stored features are damaged or of another run, or cannot be written.
         """
-        identity = self._identify(images, crop)
+        identity = self.identify(images, crop)
         directory = self._directory(identity)
         if self.dist.all_max(not feature_file.is_complete(directory)):
             self._compute(directory, identity, images, crop)
@@ -124,9 +126,9 @@ class FeatureStore:
         """Remove the features of a random crop that no later epoch uses."""
         self.dist.barrier()
         if self.dist.is_main:
-            feature_file.remove(self._directory(self._identify(images, crop)))
+            feature_file.remove(self._directory(self.identify(images, crop)))
 
-    def _identify(self, images: ImageList, crop: RandomCrop | None) -> dict[str, Any]:
+    def identify(self, images: ImageList, crop: RandomCrop | None) -> dict[str, Any]:
         """Return everything that determines the features of some images."""
         recipe = self.recipe
         poolings = {name for feature_set in self.feature_sets for name in feature_set.poolings}
@@ -207,26 +209,51 @@ class FeatureStore:
         self, temporary: Path, identity: dict[str, Any], images: ImageList, crop: RandomCrop | None
     ) -> None:
         """Make one pass over the images; each process writes the rows of its images."""
-        recipe, dist = self.recipe, self.dist
-        blocks, poolings = identity["blocks"], identity["poolings"]
-        shape = (len(blocks), len(poolings), len(images), self.checkpoint.spec.num_features)
+        shape = (
+            len(identity["blocks"]),
+            len(identity["poolings"]),
+            len(images),
+            self.checkpoint.spec.num_features,
+        )
         feature_file.check_free_space(temporary, shape)
-        forward = self._load_forward(blocks, poolings, log_report=crop is None)
-        dist.barrier()  # every process has measured the free space before rank 0 reserves it
-        if dist.is_main:
+        batches = self.forward(images, crop)
+        self.dist.barrier()  # every process has measured the free space before rank 0 reserves it
+        if self.dist.is_main:
             feature_file.create_array(temporary, shape)
-        dist.barrier()
+        self.dist.barrier()
+        feature_file.write_rows(temporary, batches)
+
+    def forward(self, images: ImageList, crop: RandomCrop | None) -> Iterator[tuple[range, Tensor]]:
+        """Make one pass over this process's part of the images; store nothing.
+
+        Yields:
+            A batch's row numbers and its features (B, blocks, poolings, D), float16, on the CPU. Blocks and poolings
+            are those of `identify`.
+
+        Raises:
+            DataError: a feature is not a number.
+        """
+        recipe, identity = self.recipe, self.identify(images, crop)
         batches = forward_batches(
-            forward,
+            self._load_forward(identity["blocks"], identity["poolings"], log_report=crop is None),
             self._dataset(images, crop),
             batch_size=recipe.forward_batch_size,
             num_workers=recipe.num_workers,
             precision=recipe.precision,
             run=self.run,
-            dist=dist,
+            dist=self.dist,
             description="features" if crop is None else f"features of crop {crop.number + 1}",
+            dtype=torch.float16,
         )
-        feature_file.write_rows(temporary, batches)
+        for numbers, rows in batches:
+            if rows.isnan().any():
+                row, block, *_ = rows.isnan().nonzero()[0].tolist()
+                raise DataError(
+                    f"the features of {images.name(numbers[row])} under {self.checkpoint.name} are not numbers (NaN) "
+                    f"from block {identity['blocks'][block]} on at precision={identity['precision']}; use "
+                    "-o precision=fp32, or a checkpoint without NaN."
+                )
+            yield numbers, rows
 
     def _load_forward(
         self, blocks: Sequence[int], poolings: Sequence[str], *, log_report: bool
@@ -239,14 +266,22 @@ class FeatureStore:
         if log_report:
             self.run.log(str(model.load_report))
         model.to(self.dist.device).eval()
-        rows = [block - 1 for block in blocks]
-        columns = [spec.poolings.index(name) for name in poolings]
+        if self.dist.device.type == "cuda" and spec.family in ("convnext", "resnet"):
+            model.to(
+                memory_format=torch.channels_last
+            )  # the layout of cuDNN's fastest convolutions
+        # On the device: to index by lists, the host would copy them for every batch.
+        device = self.dist.device
+        rows = torch.tensor([block - 1 for block in blocks], device=device)
+        columns = torch.tensor([spec.poolings.index(name) for name in poolings], device=device)
         norm = token_norm(recipe, self.checkpoint)
-        if norm is None:
-            return lambda pixels: model.forward_pooled(pixels)[:, rows][:, :, columns]
-        assert isinstance(model, ViT)
-        vit, norm = model, norm.to(self.dist.device)
-        return lambda pixels: vit.forward_pooled(pixels, norm)[:, rows][:, :, columns]
+        pool = model.forward_pooled
+        if norm is not None:
+            assert isinstance(model, ViT)
+            pool = functools.partial(model.forward_pooled, token_norm=norm.to(device))
+        return lambda pixels: (
+            pool(pixels)[:, rows][:, :, columns].float().clamp(-MAX_FLOAT16, MAX_FLOAT16)
+        )
 
     def _dataset(self, images: ImageList, crop: RandomCrop | None) -> Dataset[Any]:
         """Return the images, cropped and normalised."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import Ranking, join_rankings, rank_logits
 from simmim_bench.runs.run_dir import RunDir
@@ -67,17 +68,22 @@ def probe_knn(
     *,
     seed: int,
     run: RunDir,
-    device: torch.device,
-) -> ProbeResult:
+    dist: DistContext,
+) -> ProbeResult | None:
     """Choose feature set, norm and k on some training images, each against all others, and score `val`.
+
+    Processes divide the feature sets, then the images to score.
 
     Args:
         val: None to score the other training images instead, each against all others.
 
+    Returns:
+        The result on rank 0; None on the other processes.
+
     Raises:
         DataError: too few images to choose on some and score others.
     """
-    labels = train.labels.to(device)
+    labels = train.labels.to(dist.device)
     # Leave-one-out scores the same images for every seed, so that scores of several seeds are comparable.
     choosing = (
         _sample_images(len(labels), min(recipe.choose_on, len(labels) // 2), seed=0)
@@ -88,17 +94,46 @@ def probe_knn(
         raise DataError(
             f"leave_one_out=true needs at least 2 training images, got {len(labels)}; none would be left to score."
         )
-    compared = _compare(train, labels, feature_sets, recipe, choosing, run)
-    chosen = best_candidate(compared)
-    if val is not None:
-        rankings = _rank(train, labels, chosen, recipe, val)
-        return ProbeResult(rankings[chosen["k"]], chosen, compared, by_setting=rankings)
+    own_sets = feature_sets[dist.rank :: dist.size]
+    gathered = dist.gather(_compare(train, labels, own_sets, recipe, choosing, run))
+    per_set = len(recipe.norm) * len(recipe.k)
+    compared = [
+        candidate
+        for number in range(len(feature_sets) if gathered else 0)
+        for candidate in gathered[number % dist.size][number // dist.size * per_set :][:per_set]
+    ]
+    number = compared.index(best_candidate(compared)) if compared else 0
+    number = dist.all_max(number)
+    norm, k = divmod(number % per_set, len(recipe.k))
+    chosen = {**feature_sets[number // per_set].to_json(), "norm": recipe.norm[norm]}
     others = torch.ones(len(labels), dtype=torch.bool)
     others[choosing] = False
-    scored = others.nonzero()[:, 0]
-    rankings = _rank(train, labels, chosen, recipe, scored)
-    ranking = rankings[chosen["k"]]
-    return ProbeResult(ranking, chosen, compared, scored.tolist(), by_setting=rankings)
+    scored = others.nonzero()[:, 0] if val is None else None
+    rankings = _rank_together(
+        train, labels, chosen, recipe, val if scored is None else scored, dist
+    )
+    if not dist.is_main:
+        return None
+    ranking = rankings[recipe.k[k]]
+    rows = None if scored is None else scored.tolist()
+    return ProbeResult(ranking, compared[number], compared, rows, by_setting=rankings)
+
+
+def _rank_together(
+    train: TrainingSubset,
+    labels: Tensor,
+    chosen: dict[str, Any],
+    recipe: KnnRecipe,
+    queries: StoredFeatures | Tensor | None,
+    dist: DistContext,
+) -> dict[int, Ranking]:
+    """Rank the classes of the queries; each process ranks a part, and rank 0 joins them."""
+    assert queries is not None
+    first, stop = (len(queries) * rank // dist.size for rank in (dist.rank, dist.rank + 1))
+    rows = range(first, stop)
+    own = _rank(train, labels, chosen, recipe, queries, rows) if rows else {}
+    parts = [part for part in dist.gather(own) if part]
+    return {k: join_rankings([part[k] for part in parts]) for k in recipe.k if parts}
 
 
 def _sample_images(images: int, count: int, seed: int) -> Tensor:
@@ -121,7 +156,7 @@ def _compare(
     with run.display.task("compare", len(feature_sets) * len(recipe.norm)) as task:
         for feature_set in feature_sets:
             for norm in recipe.norm:
-                chunks = _vote(train, labels, feature_set, norm, recipe.k, recipe, choosing)
+                chunks = _vote(train, labels, feature_set, norm, recipe, choosing, others=False)
                 correct = _count_correct(chunks, truth, len(recipe.k))
                 compared += [
                     {
@@ -153,10 +188,24 @@ def _rank(
     chosen: dict[str, Any],
     recipe: KnnRecipe,
     queries: StoredFeatures | Tensor,
+    rows: range,
 ) -> dict[int, Ranking]:
-    """Rank the classes of the queries by the chosen feature set and norm, for every k."""
+    """Rank the classes of some rows of the queries by the chosen feature set and norm, for every k."""
     feature_set = FeatureSet.of(chosen)
-    chunks = _vote(train, labels, feature_set, chosen["norm"], recipe.k, recipe, queries)
+    some = (
+        queries[rows.start : rows.stop]
+        if isinstance(queries, Tensor)
+        else queries.read(feature_set, rows if len(rows) < len(queries) else None)
+    )
+    chunks = _vote(
+        train,
+        labels,
+        feature_set,
+        chosen["norm"],
+        recipe,
+        some,
+        others=not isinstance(queries, Tensor),
+    )
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
     ranked = [[rank_logits(votes.numpy()) for votes in by_k] for by_k in chunks]
     return {
@@ -170,31 +219,29 @@ def _vote(
     labels: Tensor,
     feature_set: FeatureSet,
     norm: Norm,
-    ks: Sequence[int],
     recipe: KnnRecipe,
-    queries: StoredFeatures | Tensor,
+    queries: Tensor,
+    *,
+    others: bool,
 ) -> Iterator[list[Tensor]]:
     """Score queries by the votes of the training images; see `knn_votes`.
 
     Args:
         labels: class numbers of the training images, on the device that computes.
         queries: features of other images, or indices of training images.
+        others: whether `queries` are features.
     """
     features = train.read(feature_set)
     normaliser = Normaliser([norm], features, labels.device)
-    vectors = query_rows = None
-    if isinstance(queries, Tensor):
-        query_rows = queries
-    else:
-        vectors = _to_unit_length(normaliser.normalise_all(queries.read(feature_set)))
+    vectors = _to_unit_length(normaliser.normalise_all(queries)) if others else None
     return knn_votes(
         _to_unit_length(normaliser.normalise_all(features)),
         labels,
         vectors,
         train.num_classes,
-        ks=ks,
+        ks=recipe.k,
         temperature=recipe.temperature,
-        query_rows=query_rows,
+        query_rows=None if others else queries,
     )
 
 

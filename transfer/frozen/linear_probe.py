@@ -6,6 +6,9 @@
    (`parallel_heads.py`); several processes divide the feature sets.
 3. The best candidate is trained again on all training images, and the validation set is evaluated once.
 
+Protocols on random crops train every candidate on the part and on all images in the same pass over the crops
+(`crop_features.py`): a second pass would decode and forward every crop again.
+
 The recipes are in `recipes.py`: LINEAR (the default), LINEAR_POCKET and LINEAR_CIFAR (small images); and in
 `published_recipes.py`. The published ones name a single candidate or few, and train on random crops, which the
 backbone processes anew (`LinearRecipe.crops`).
@@ -15,7 +18,7 @@ Legend: N images, D channels, S norms, R learning rates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +28,9 @@ from torch import Tensor
 from simmim_bench.display import ProgressTask
 from simmim_bench.results.metrics import rank_logits
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate, hold_out
+from transfer.frozen.crop_features import CropFeatures
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
-from transfer.frozen.features import FeatureSet, RandomCrop
+from transfer.frozen.features import FeatureSet
 from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.recipes import LinearRecipe
@@ -48,25 +52,122 @@ def probe_linear(
     Raises:
         DataError: the classes have too few images to hold some out.
     """
-    dist, number = store.dist, 0
     candidates = list_candidates(store.feature_sets, recipe)
-    compared: list[dict[str, Any]] = []
-    if len(candidates) > 1:
-        top1 = _held_out_top1(train, recipe, store, seed)
-        if dist.is_main:
-            compared = [
-                {**candidate, "held_out_top1": score}
-                for candidate, score in zip(candidates, top1, strict=True)
-            ]
-            number = compared.index(best_candidate(compared))
-            _log_best_by_block(compared, store)
-        number = dist.all_max(number)
-    heads = _train_chosen(candidates[number], train, recipe, store, seed)
-    if heads is None:
+    probe = _probe_on_random_crops if recipe.crops else _probe_on_centre_crops
+    logits, number, top1 = probe(candidates, train, val, recipe, store, seed)
+    if logits is None:
         return None
-    logits = heads.predict(val.read(FeatureSet.of(candidates[number])))[0, 0]
+    compared = _with_scores(candidates, top1)
     chosen = compared[number] if compared else candidates[number]
     return ProbeResult(rank_logits(logits.numpy()), chosen, compared)
+
+
+# Logits (N, K) of the chosen candidate, on rank 0; its number; and every candidate's held-out top-1, on rank 0, if
+# there are several.
+Scored = tuple[Tensor | None, int, list[float]]
+
+
+def _probe_on_centre_crops(
+    candidates: list[dict[str, Any]],
+    train: TrainingSubset,
+    val: StoredFeatures,
+    recipe: LinearRecipe,
+    store: FeatureStore,
+    seed: int,
+) -> Scored:
+    """Compare the candidates; train the best one again on all images, whose features are stored."""
+    dist, labels, number = store.dist, train.labels, 0
+    top1: list[float] = []
+    if len(candidates) > 1:
+        learnt, held_out = hold_out(labels, recipe.held_out, seed)
+        own_sets = store.feature_sets[dist.rank :: dist.size]
+        own_top1 = torch.zeros(len(own_sets), len(recipe.norm) * len(recipe.base_lr))
+        with store.run.display.task("compare", recipe.epochs * len(own_sets)) as task:
+            for row, feature_set in enumerate(own_sets):
+                heads = _train(feature_set, recipe, train, learnt, store, seed, task)
+                own_top1[row] = _top1(heads, train, feature_set, held_out)
+        top1 = _gather_top1(own_top1, store)
+        number = _choose(candidates, top1, store)
+    if not dist.is_main:
+        return None, number, top1
+    chosen = candidates[number]
+    single = replace(recipe, norm=(chosen["norm"],), base_lr=(chosen["base_lr"],))
+    feature_set = FeatureSet.of(chosen)
+    with store.run.display.task("linear", recipe.epochs) as task:
+        heads = _train(feature_set, single, train, None, store, seed, task)
+    return heads.predict(val.read(feature_set))[0, 0], number, top1
+
+
+def _probe_on_random_crops(
+    candidates: list[dict[str, Any]],
+    train: TrainingSubset,
+    val: StoredFeatures,
+    recipe: LinearRecipe,
+    store: FeatureStore,
+    seed: int,
+) -> Scored:
+    """Train every candidate on a part of the images and on all of them, in one pass over the crops."""
+    dist, labels, number = store.dist, train.labels, 0
+    parts: list[Tensor | None] = [None]
+    if len(candidates) > 1:
+        learnt, held_out = hold_out(labels, recipe.held_out, seed)
+        parts = [learnt, None]
+    by_process = [store.feature_sets[rank :: dist.size] for rank in range(dist.size)]
+    own_sets = by_process[dist.rank]
+    trained = _train_on_random_crops(by_process, recipe, train, parts, store, seed)
+    top1: list[float] = []
+    if len(candidates) > 1:
+        own_top1 = torch.zeros(len(own_sets), len(recipe.norm) * len(recipe.base_lr))
+        for row, feature_set in enumerate(own_sets):
+            own_top1[row] = _top1(trained[feature_set][0], train, feature_set, held_out)
+        top1 = _gather_top1(own_top1, store)
+        number = _choose(candidates, top1, store)
+    # The process that has trained the chosen candidate predicts.
+    chosen, own_logits = candidates[number], None
+    feature_set = FeatureSet.of(chosen)
+    if feature_set in own_sets:
+        heads = trained[feature_set][-1]
+        setting = recipe.norm.index(chosen["norm"]), recipe.base_lr.index(chosen["base_lr"])
+        own_logits = heads.predict(val.read(feature_set))[setting]
+    found = [logits for logits in dist.gather(own_logits) if logits is not None]
+    return (found[0] if found else None), number, top1
+
+
+def _with_scores(candidates: list[dict[str, Any]], top1: list[float]) -> list[dict[str, Any]]:
+    """Return the candidates with their held-out top-1; none if nothing was compared."""
+    if not top1:
+        return []
+    return [
+        {**candidate, "held_out_top1": score}
+        for candidate, score in zip(candidates, top1, strict=True)
+    ]
+
+
+def _choose(candidates: list[dict[str, Any]], top1: list[float], store: FeatureStore) -> int:
+    """Return the number of the best candidate, which rank 0 knows, on every process."""
+    number = 0
+    if store.dist.is_main:
+        compared = _with_scores(candidates, top1)
+        number = compared.index(best_candidate(compared))
+        _log_best_by_block(compared, store)
+    return store.dist.all_max(number)
+
+
+def _top1(
+    heads: ParallelLinearHeads, train: TrainingSubset, feature_set: FeatureSet, held_out: Tensor
+) -> Tensor:
+    """Return the top-1 of all heads of a feature set on held-out images, (S R,), in percent."""
+    accuracy = heads.accuracy(train.read(feature_set, held_out), train.labels[held_out])
+    return 100 * accuracy.flatten()
+
+
+def _gather_top1(own_top1: Tensor, store: FeatureStore) -> list[float]:
+    """Return every candidate's top-1 on rank 0, from those of each process's feature sets."""
+    dist = store.dist
+    top1 = torch.zeros(len(store.feature_sets), own_top1.shape[1])
+    for rank, gathered in enumerate(dist.gather(own_top1)):
+        top1[rank :: dist.size] = gathered
+    return top1.flatten().tolist()
 
 
 def list_candidates(
@@ -81,108 +182,62 @@ def list_candidates(
     ]
 
 
-def _held_out_top1(
-    train: TrainingSubset, recipe: LinearRecipe, store: FeatureStore, seed: int
-) -> list[float]:
-    """Return every candidate's top-1 on held-out training images, in percent, on rank 0."""
-    dist, labels = store.dist, train.labels
-    learnt, held_out = hold_out(labels, recipe.held_out, seed)
-    own_sets = store.feature_sets[dist.rank :: dist.size]
-    own_top1 = torch.zeros(len(own_sets), len(recipe.norm) * len(recipe.base_lr))
-    steps = recipe.epochs * (1 if recipe.crops else len(own_sets))
-    with store.run.display.task("compare", steps) as task:
-        for feature_set, heads in _train(own_sets, recipe, train, learnt, store, seed, task):
-            accuracy = heads.accuracy(train.read(feature_set, held_out), labels[held_out])
-            own_top1[own_sets.index(feature_set)] = 100 * accuracy.flatten()
-    top1 = torch.zeros(len(store.feature_sets), own_top1.shape[1])
-    for rank, gathered in enumerate(dist.gather(own_top1)):
-        top1[rank :: dist.size] = gathered
-    return top1.flatten().tolist()
-
-
-def _train_chosen(
-    candidate: dict[str, Any],
-    train: TrainingSubset,
-    recipe: LinearRecipe,
-    store: FeatureStore,
-    seed: int,
-) -> ParallelLinearHeads | None:
-    """Train one candidate on all training images, on rank 0; the other processes compute crops."""
-    single = replace(recipe, norm=(candidate["norm"],), base_lr=(candidate["base_lr"],))
-    own_sets = [FeatureSet.of(candidate)] if store.dist.is_main else []
-    with store.run.display.task("linear", recipe.epochs) as task:
-        trained = [heads for _, heads in _train(own_sets, single, train, None, store, seed, task)]
-    return trained[0] if trained else None
-
-
 def _train(
-    feature_sets: Sequence[FeatureSet],
+    feature_set: FeatureSet,
     recipe: LinearRecipe,
     train: TrainingSubset,
     indices: Tensor | None,
     store: FeatureStore,
     seed: int,
     task: ProgressTask,
-) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
-    """Train the heads of some feature sets; yield each feature set with its trained heads.
+) -> ParallelLinearHeads:
+    """Train the heads of a feature set on centre crops, whose features are read once.
 
     Args:
         indices: positions of the images to learn from; None for all.
     """
-    run_epochs = _train_on_random_crops if recipe.crops else _train_on_centre_crops
-    return run_epochs(feature_sets, recipe, train, indices, store, seed, task)
-
-
-def _train_on_centre_crops(
-    feature_sets: Sequence[FeatureSet],
-    recipe: LinearRecipe,
-    train: TrainingSubset,
-    indices: Tensor | None,
-    store: FeatureStore,
-    seed: int,
-    task: ProgressTask,
-) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
-    """Train one feature set after another; the features of each are read once."""
     labels = _labels(train, indices, store)
-    for feature_set in feature_sets:
-        features = train.read(feature_set, indices).to(store.dist.device)
-        heads = _build_heads(features, train.num_classes, recipe, seed)
-        for epoch in range(recipe.epochs):
-            train_epoch(heads, features, labels, recipe, seed=seed, epoch=epoch)
-            task.advance()
-        yield feature_set, heads
+    features = train.read(feature_set, indices).to(store.dist.device)
+    heads = _build_heads(features, train.num_classes, recipe, seed)
+    for epoch in range(recipe.epochs):
+        train_epoch(heads, features, labels, recipe, seed=seed, epoch=epoch)
+        task.advance()
+    return heads
 
 
 def _train_on_random_crops(
-    feature_sets: Sequence[FeatureSet],
+    by_process: Sequence[Sequence[FeatureSet]],
     recipe: LinearRecipe,
     train: TrainingSubset,
-    indices: Tensor | None,
+    parts: Sequence[Tensor | None],
     store: FeatureStore,
     seed: int,
-    task: ProgressTask,
-) -> Iterator[tuple[FeatureSet, ParallelLinearHeads]]:
-    """Train all feature sets together, epoch by epoch.
+) -> dict[FeatureSet, list[ParallelLinearHeads]]:
+    """Train the heads of this process's feature sets, once for each part of the images, epoch by epoch.
 
-    All processes compute an epoch's crops together. The features of a crop are removed after its last epoch.
+    Args:
+        by_process: the feature sets of every process.
+        parts: positions of the images to learn from; None for all.
     """
-    labels = _labels(train, indices, store)
-    all_heads: dict[FeatureSet, ParallelLinearHeads] = {}
-    # Crops are seeded by an image's index among the images learnt from, whatever else is stored.
-    images, rows = train.images, None if indices is None else indices.tolist()
-    for epoch in range(recipe.epochs):
-        number = epoch % recipe.crops
-        crop = RandomCrop(number, recipe.crop_scale, recipe.hflip, recipe.crop_rule)
-        stored = store.load_or_compute(images, crop)
-        for feature_set in feature_sets:
-            features = stored.read(feature_set, rows).to(store.dist.device)
-            if feature_set not in all_heads:
-                all_heads[feature_set] = _build_heads(features, train.num_classes, recipe, seed)
-            train_epoch(all_heads[feature_set], features, labels, recipe, seed=seed, epoch=epoch)
-        if epoch + recipe.crops >= recipe.epochs:
-            store.discard(images, crop)
-        task.advance()
-    yield from all_heads.items()
+    own_sets = by_process[store.dist.rank]
+    crops = CropFeatures(store, train.images, recipe, by_process)
+    labels = [_labels(train, part, store) for part in parts]
+    trained: dict[FeatureSet, list[ParallelLinearHeads]] = {}
+    with store.run.display.task("linear", recipe.epochs) as task:
+        for epoch in range(recipe.epochs):
+            stored = crops.of_epoch(epoch)
+            for feature_set in own_sets:
+                read = stored.read(feature_set).to(store.dist.device)
+                features = [read if part is None else read[part.to(read.device)] for part in parts]
+                if feature_set not in trained:
+                    trained[feature_set] = [
+                        _build_heads(some, train.num_classes, recipe, seed) for some in features
+                    ]
+                for heads, some, truth in zip(trained[feature_set], features, labels, strict=True):
+                    train_epoch(heads, some, truth, recipe, seed=seed, epoch=epoch)
+            crops.release(epoch)
+            task.advance()
+    return trained
 
 
 def _labels(train: TrainingSubset, indices: Tensor | None, store: FeatureStore) -> Tensor:

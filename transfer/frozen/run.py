@@ -36,7 +36,7 @@ def run_probe(context: RunContext, job: TransferJob[FrozenRecipe]) -> Record | N
     """Train and score a classifier on frozen features.
 
     Args:
-        context: the run; all its processes compute features and train candidates of `linear`, rank 0 does the rest.
+        context: the run; its processes divide the images to forward, and the candidates to compare.
         job: a job of the task `linear`, `knn` or `fewshot`. Its options are `fraction`, the fraction of the
             training images that `fewshot` may learn from; `split`, a file that lists these images; and
             `features`, the directory of the feature store (by default in the run directory), through which
@@ -140,14 +140,12 @@ def _probe(
     if isinstance(recipe, LinearRecipe):
         assert val is not None
         return probe_linear(train, val, recipe, store=store, seed=seed)
-    if not store.dist.is_main:
-        return None
-    single_process: dict[str, Any] = {"seed": seed, "run": store.run, "device": store.dist.device}
+    more: dict[str, Any] = {"seed": seed, "run": store.run, "dist": store.dist}
     if isinstance(recipe, KnnRecipe):
-        return probe_knn(train, val, store.feature_sets, recipe, **single_process)
+        return probe_knn(train, val, store.feature_sets, recipe, **more)
     assert isinstance(recipe, LogisticRecipe)
     assert val is not None
-    return probe_logistic(train, val, store.feature_sets, recipe, **single_process)
+    return probe_logistic(train, val, store.feature_sets, recipe, **more)
 
 
 def _write_choice(run: RunDir, result: ProbeResult) -> None:

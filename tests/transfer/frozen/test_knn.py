@@ -21,6 +21,7 @@ import transfer.frozen.knn as knn_module
 from simmim_bench.cli.main import cli
 from simmim_bench.data.sources import ImageList
 from simmim_bench.display import Display
+from simmim_bench.distributed import DistContext
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.run_dir import RunDir
@@ -162,7 +163,8 @@ def test_features_are_copied_once_and_votes_are_not_kept(
             recipe,
             seed=0,
             run=run,
-            device=torch.device("cpu"),
+            dist=DistContext(),
         )
+    assert result is not None
     assert len(result.ranking) == (images - 100 if leave_one_out else 99)
     assert copies.count == 2  # one to choose, one to score

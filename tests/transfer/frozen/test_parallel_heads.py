@@ -160,17 +160,17 @@ def test_cross_entropy_reaches_the_frequencies_of_a_table() -> None:
     recipe = replace(RECIPE, norm=("none",), epochs=600, batch_size=40, base_lr=(20.0,))
     trained = train(features, labels, recipe).predict(features)[0, 0].softmax(1)
     torch.testing.assert_close(trained, expected, rtol=0, atol=1e-3)
-    weight, bias, converged = fit_logistic(features, labels, 3, 0.0)
-    assert converged
-    torch.testing.assert_close((features @ weight + bias).softmax(1), expected, rtol=0, atol=1e-3)
+    fit = fit_logistic(features, labels, 3, 0.0)
+    assert fit.converged
+    torch.testing.assert_close(fit.logits(features).softmax(1), expected, rtol=0, atol=1e-3)
 
 
 def test_a_regression_that_does_not_converge_is_reported() -> None:
     generator = torch.Generator().manual_seed(0)
     ill_conditioned = torch.randn(400, 60, generator=generator) * torch.logspace(-2, 2, 60)
     labels = torch.randint(0, 3, (400,), generator=generator)
-    assert not fit_logistic(ill_conditioned, labels, 3, 0.0)[2]
-    assert fit_logistic(torch.randn(400, 60, generator=generator), labels, 3, 1e-2)[2]
+    assert not fit_logistic(ill_conditioned, labels, 3, 0.0).converged
+    assert fit_logistic(torch.randn(400, 60, generator=generator), labels, 3, 1e-2).converged
 
 
 def test_a_diverged_head_has_accuracy_zero_and_affects_no_other() -> None:

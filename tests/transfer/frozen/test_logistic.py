@@ -1,0 +1,115 @@
+"""Jointly fitted regressions are those that torch's L-BFGS fits one after another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import transfer.frozen.logistic as logistic_module
+from transfer.frozen.candidates import assign_folds
+from transfer.frozen.lbfgs import MAX_EVALUATIONS, MAX_ITERATIONS, minimise
+from transfer.frozen.logistic import cross_validate, fit_jointly, fit_logistic
+from transfer.frozen.norms import Normaliser
+
+STRENGTHS = (1e-6, 1e-4, 1e-2)
+
+
+def data(images: int = 90, spread: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Return features (N, 12) of three overlapping classes, ill-conditioned by `spread`, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(images) % 3
+    centres = torch.randn(3, 12, generator=generator)
+    features = centres[labels] + torch.randn(images, 12, generator=generator)
+    return features * torch.logspace(-spread, spread, 12), labels
+
+
+def fit_by_torch(x: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, bool]:
+    """Fit one regression with torch's optimizer and autograd; return the logits and whether it converged."""
+    weight = torch.zeros(x.shape[1], 3, dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(3, dtype=x.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=100, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(x @ weight + bias, labels) + l2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    state = optimizer.state[weight]
+    converged = state["n_iter"] < MAX_ITERATIONS and state["func_evals"] < MAX_EVALUATIONS
+    return (x @ weight + bias).detach(), converged
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.6])
+def test_joint_fits_of_unequal_parts_are_those_of_torch(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The second part has other images and so many rows of logits that it is computed in chunks.
+    monkeypatch.setattr(logistic_module, "LOGITS", 9 * 70)
+    x, labels = data(spread=spread)
+    x = x.double()
+    parts = [(x[:60], labels[:60]), (x[5:], labels[5:])]
+    fits = fit_jointly(parts, 3, STRENGTHS)
+    states = []
+    for number, fit in enumerate(fits):
+        features, truth = parts[number // 3]
+        expected, converged = fit_by_torch(features, truth, STRENGTHS[number % 3])
+        assert fit.converged == converged
+        states.append(converged)
+        # A path that is cut off after 100 ill-conditioned iterations has amplified the rounding of the first ones.
+        atol = (1e-5 if converged else 1e-2) * float(expected.abs().max())
+        torch.testing.assert_close(fit.logits(features), expected, rtol=0, atol=atol)
+    assert any(states)
+    assert spread == 0 or not all(states)
+
+
+def test_the_cross_validation_counts_what_separate_fits_predict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, labels = data()
+    folds = assign_folds(torch.cat([labels, torch.tensor([3])]), 5, 0)
+    assert folds is not None  # the only image of class 3 is always learnt and never predicted
+    x, labels = torch.cat([x, x[:1]]), torch.cat([labels, torch.tensor([3])])
+    expected = []
+    for l2 in STRENGTHS:
+        correct = 0
+        for fold in range(5):
+            held_out = folds == fold
+            normaliser = Normaliser(["batch"], x[~held_out])
+            fit = fit_logistic(normaliser(x[~held_out])[0], labels[~held_out], 4, l2)
+            predicted = fit.logits(normaliser(x[held_out])[0]).argmax(1)
+            correct += int((predicted == labels[held_out]).sum())
+        expected.append(100 * correct / 90)
+    for at_once in (2 * x.numel(), 2**29):
+        monkeypatch.setattr(logistic_module, "FEATURES", at_once)
+        found = cross_validate(x, "batch", STRENGTHS, labels, 4, folds)
+        assert found == pytest.approx(expected, abs=100 / 90)  # ties apart
+    assert 60 < min(expected) < 100
+
+
+def test_one_class_is_fitted_without_a_step() -> None:
+    fit = fit_logistic(torch.randn(4, 3), torch.zeros(4, dtype=torch.long), 1, 1e-3)
+    assert fit.converged
+    assert not fit.weight.any()
+
+
+def test_problems_that_end_early_do_not_disturb_the_others() -> None:
+    """Quadratics of unlike condition, whose minima are known, end after unlike numbers of iterations."""
+    scales = torch.stack([torch.logspace(0, exponent, 6) for exponent in (0, 1, 2, 3)]).double()
+    minima = torch.arange(24).reshape(4, 6) / 7.0
+
+    def objective(x: Tensor, problems: list[int]) -> tuple[Tensor, Tensor]:
+        gradient = scales[problems] * (x - minima[problems])
+        sizes.append(len(problems))
+        return 0.5 * (gradient * (x - minima[problems])).sum(1), gradient
+
+    sizes: list[int] = []
+    found, converged = minimise(objective, torch.zeros(4, 6, dtype=torch.float64))  # type: ignore[arg-type]
+    torch.testing.assert_close(found, minima.double(), rtol=0, atol=1e-4)
+    assert all(converged)
+    assert {1, 4} <= set(sizes)
