@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -117,15 +118,18 @@ def probe_all(folder: Path, pocket: Path, dist: DistContext) -> dict[str, Any]:
     """Run the three classifiers; return what they chose from, and the scored logits, on rank 0."""
     train, val = (class_folders(pocket / "imagenet", split) for split in ("train", "val"))
     results = {"linear": probe(folder, pocket, RECIPE, dist)[0]}
-    few = {"blocks": (2, 3, 4), "pooling": ("mean",)}
-    for name, call, recipe in (
+    few: dict[str, Any] = {"blocks": (2, 3, 4), "pooling": ("mean",)}
+    probes: tuple[tuple[str, Callable[..., Any], Any], ...] = (
         ("knn", probe_knn, replace(KNN_POCKET, **few)),
         ("logistic", probe_logistic, replace(LOGISTIC_POCKET, **few, l2=(1e-3, 1e-2))),
-    ):
+    )
+    for name, call, recipe in probes:
         store = open_store(folder, recipe, dist)
         subset = TrainingSubset(train, None, store.load_or_compute(train))
-        features, more = store.load_or_compute(val), {"seed": 0, "run": store.run, "dist": dist}
-        results[name] = call(subset, features, store.feature_sets, recipe, **more)  # type: ignore[operator]
+        features = store.load_or_compute(val)
+        results[name] = call(
+            subset, features, store.feature_sets, recipe, seed=0, run=store.run, dist=dist
+        )
         store.run.close()
     return {
         name: [r.compared, r.chosen, r.ranking.ranked.tolist(), r.ranking.logits.tolist()]
