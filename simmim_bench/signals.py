@@ -14,7 +14,11 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
 REPEAT_S = 0.5  # ours: signals that arrive within this time are one request
-RETRY_S = 0.05
+RETRY_S = 0.05  # ours
+# Functions in which no signal may raise an error: Python prints and drops it in a finaliser, and a loader is left
+# half-built.
+UNSAFE = ("__del__", "start_workers")
+IMPORTS = "<frozen importlib"  # the file name of the frames of an import, which would leave half of a module
 
 
 class StopSignal(BaseException):
@@ -37,7 +41,7 @@ class StopSignal(BaseException):
 
 
 def raise_on_signals() -> None:
-    """Raise `StopSignal` at the first signal; a second one ends the process at once."""
+    """Raise `StopSignal` at the first signal, after an import or a finaliser; a second one ends the process."""
     for number in SIGNALS:
         signal.signal(number, _raise)
 
@@ -60,7 +64,7 @@ def blocked_signals() -> Iterator[None]:
 
 
 def _raise(number: int, frame: FrameType | None) -> None:
-    if _finalises(frame):  # Python prints and drops what is raised there
+    if _is_unsafe(frame):
         later = threading.Timer(RETRY_S, signal.pthread_kill, (threading.get_ident(), number))
         later.daemon = True
         later.start()
@@ -71,10 +75,10 @@ def _raise(number: int, frame: FrameType | None) -> None:
     raise StopSignal(number)
 
 
-def _finalises(frame: FrameType | None) -> bool:
-    """Return whether a frame is called by a finaliser."""
+def _is_unsafe(frame: FrameType | None) -> bool:
+    """Return whether an error must not be raised in a frame."""
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        if frame.f_code.co_name in UNSAFE or frame.f_code.co_filename.startswith(IMPORTS):
             return True
         frame = frame.f_back
     return False

@@ -30,7 +30,8 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
     init = loader.worker_init_fn
     loader.worker_init_fn = partial(leave_signals_to_parent, init)
     try:
-        # New processes and threads inherit the mask, so that no signal ends a worker before its init function.
+        # New processes and threads inherit the mask, so that no signal ends a worker before its init function. This
+        # process still gets it, through another thread.
         with blocked_signals():
             return DataLoader.__iter__(loader)
     finally:

@@ -125,9 +125,17 @@ def arguments(name: str, data: Path, out: Path) -> tuple[str, ...]:
         "linear": frozen,
         "knn": frozen,
         "fewshot": (*frozen, "--fraction", "10%"),
-        "evaluate": ("evaluate", "imagenet", "--ckpt", "random:resnet18", *imagenet, *to, *WORKERS),
+        "evaluate": ("evaluate", "imagenet", "--ckpt", f"{out}.ckpt", *imagenet, *to, *WORKERS),
         "suite": ("suite", "--ckpt", CKPT, *map(str, sets), *to),
-        "visualize": ("visualize", "--ckpt", CKPT, "--images", imagenet[1], "--out", f"{out}.png"),
+        "visualize": (
+            "visualize",
+            "--ckpt",
+            f"{out}.ckpt",
+            "--images",
+            imagenet[1],
+            "--out",
+            f"{out}.png",
+        ),
         "demo": ("demo", *to),
     }[name]
 
@@ -136,6 +144,7 @@ def arguments(name: str, data: Path, out: Path) -> tuple[str, ...]:
     ("name", "number", "delay"),
     [
         ("linear", signal.SIGTERM, None),
+        pytest.param("evaluate", signal.SIGTERM, None, marks=pytest.mark.slow),
         pytest.param("knn", signal.SIGINT, None, marks=pytest.mark.slow),
         pytest.param("fewshot", signal.SIGUSR1, None, marks=pytest.mark.slow),
         *(
@@ -149,6 +158,11 @@ def test_a_signal_ends_a_command_that_saves_no_step_with_one_line(
     tmp_path: Path, pocket: Path, name: str, number: signal.Signals, delay: float | None
 ) -> None:
     """Without a delay, the signal arrives as soon as loaders have workers."""
+    if name in ("evaluate", "visualize"):
+        trained = {"evaluate": "imagenet", "visualize": "pretrain"}[name]
+        process = start(tmp_path, *command(trained, pocket, tmp_path / "run.ckpt"))
+        process.join()
+        assert process.exitcode == 0
     process = start(tmp_path, *arguments(name, pocket, tmp_path / "run"))
     group, started = process.pid or 0, time.monotonic()
 
