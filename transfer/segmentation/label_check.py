@@ -115,8 +115,11 @@ def label_faults(
     for split, reader in readers.items():
         if not reader.labelled.any():
             yield _all_ignored(root / "annotations" / split, reader.scheme)
-    if all(reader.labelled.any() for reader in readers.values()) and "training" in readers:
-        yield from _shifted_labels(readers, names, root)
+    if not all(reader.labelled.any() for reader in readers.values()):
+        return
+    if len(readers) == 2:
+        yield from _shifted_labels(list(readers.values()), names, root)
+    if "training" in readers:
         yield from _single_class(readers["training"], names, root)
 
 
@@ -129,15 +132,15 @@ def _all_ignored(annotations: Path, scheme: LabelScheme) -> str:
 
 
 def _shifted_labels(
-    readers: Mapping[str, PairReader], names: Sequence[str], root: Path
+    readers: Sequence[PairReader], names: Sequence[str], root: Path
 ) -> Iterator[str]:
     """Yield that the labels seem to begin with 0 although label 0 is ignored.
 
     That is so if no map has the last label, and all others appear or the first name is that of a background.
     """
-    pixels = np.sum([reader.labelled for reader in readers.values()], axis=0)
-    ignored = sum(reader.ignored for reader in readers.values())
-    scheme = readers["training"].scheme
+    pixels = np.sum([reader.labelled for reader in readers], axis=0)
+    ignored = sum(reader.ignored for reader in readers)
+    scheme = readers[0].scheme
     if not scheme.reduce_zero_label or not ignored or pixels[-1]:
         return
     if (pixels[:-1] > 0).all() or names[0].strip("_ ").lower() in BACKGROUND:
@@ -172,7 +175,7 @@ def label_remarks(
 ) -> Iterator[str]:
     """Yield what a user should know of splits all of whose files were read, one line each."""
     for split, reader in readers.items():
-        absent = [names[int(k)] for k in np.flatnonzero(reader.labelled == 0)]
+        absent = [names[k] for k in np.flatnonzero(reader.labelled == 0).tolist()]
         if absent:
             effect = "" if split == "training" else ", and count for mIoU only where predicted"
             yield (

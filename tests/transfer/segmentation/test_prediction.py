@@ -156,7 +156,7 @@ def test_matrices_of_two_processes_are_in_the_images_order(
             dist=DistContext(rank, 2),
         )
         metric = ConfusionMetric(generated / "images/training")
-        metric.dataset_meta = {"classes": CLASS_NAMES}
+        metric.dataset_meta = {"classes": CLASS_NAMES, "reduce_zero_label": True}
         for batch in loader:
             truth = batch["data_samples"][0].gt_sem_seg.data
             sample = {"gt_sem_seg": {"data": truth}, "pred_sem_seg": {"data": truth % 16}}
@@ -239,7 +239,7 @@ def test_label_maps_have_the_folder_structure_of_the_images(mmseg: None, tmp_pat
     from transfer.segmentation.metric import ConfusionMetric
 
     metric = ConfusionMetric(tmp_path / "images/validation", tmp_path / "maps")
-    metric.dataset_meta = {"classes": ("x", "y")}
+    metric.dataset_meta = {"classes": ("x", "y"), "reduce_zero_label": True}
     for city, predicted in (("cityA", 0), ("cityB", 1)):
         sample = {
             "img_path": tmp_path / f"images/validation/{city}/1.jpg",
