@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class HubImages:
     classes: tuple[str, ...] = ("image",)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
-    @property
+    @cached_property  # a new tuple for every image that is read would take longer than reading it
     def labels(self) -> tuple[int, ...]:
         """One class for all images: pretraining does not use labels."""
         return (0,) * len(self)
