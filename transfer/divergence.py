@@ -30,6 +30,10 @@ class StepChecks:
         self.finite = FiniteCheck(context.dist)
         self.images: dict[int, Images] = {}
 
+    def keep(self, number: int, images: Images) -> None:
+        """Keep copies of a step's images: a tensor of a worker process has an open file and shared memory."""
+        self.images[number] = [{**entry, "image": entry["image"].clone()} for entry in images]
+
     def raise_if_diverged(self) -> None:
         """Wait for the device; end the run on every process if a step was not finite.
 

@@ -7,8 +7,8 @@ has one meaning is converted; all else is kept as it is, for `transfer/detection
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,10 +134,12 @@ def _fill_in(
         annotation["iscrowd"] = int(crowd) if isinstance(crowd, bool) else _whole(crowd)
 
     area = annotation["area"] = _number(annotation.get("area"))
-    missing_area = area is None or (_is_number(area) and not (math.isfinite(area) and area > 0))
+    missing_area = area is None or (_is_number(area) and not (is_finite(area) and area > 0))
     if box and not missing_area:
         return
-    encoded = _encode(mask, *sizes.get(annotation.get("image_id"), (None, None)))
+    image = annotation.get("image_id")
+    size = sizes.get(image, (None, None)) if isinstance(image, int) else (None, None)
+    encoded = _encode(mask, *size)
     if not box and encoded is not None:
         from pycocotools.mask import toBbox
 
@@ -186,6 +188,11 @@ def _area(encoded: Any, box: Any) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: float) -> bool:
+    """Return whether a number is finite as a float: JSON has whole numbers that are too large for one."""
+    return abs(value) <= sys.float_info.max
 
 
 def _whole(value: Any) -> Any:

@@ -150,3 +150,15 @@ def test_the_content_of_a_clean_file_is_kept(files: tuple[Path, Path]) -> None:
     read = clean_instances(content)
     assert read.content == content
     assert not read.filled_in
+
+
+@pytest.mark.parametrize("value", [[], {}, [[1]], "x", 10**400, float("nan"), None])
+@pytest.mark.parametrize("key", ["image_id", "area", "bbox", "segmentation", "iscrowd"])
+def test_values_of_other_types_are_kept_for_the_checks(key: str, value: Any) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 6, 1, 6, 6]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 64, "width": 80}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{**annotation, key: value}],
+    }
+    assert len(clean_instances(content).content["annotations"]) == 1

@@ -8,13 +8,14 @@ of image files are found by `coco_images.py`.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from simmim_bench.results.coco_file import is_finite
 
 NUMBER = (int, float)
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -149,7 +150,7 @@ def is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in box)
+        and all(isinstance(v, int | float) and is_finite(v) for v in box)
     )
 
 
@@ -285,7 +286,7 @@ def _is_polygon(corners: Any) -> bool:
         isinstance(corners, list)
         and len(corners) >= 6
         and not len(corners) % 2
-        and all(type(v) in NUMBER and math.isfinite(v) for v in corners)
+        and all(type(v) in NUMBER and is_finite(v) for v in corners)
     )
 
 

@@ -50,16 +50,14 @@ def resolve_names(content: dict[str, Any], images: Path) -> int:
 
 def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
     """Return the longest end of a path that is a file in the image folder, in any case of its last part."""
-    if "\0" in name:
-        return None
-    if (images / name).is_file():
+    if _is_file(images, name):
         return os.path.normpath(name)
     if "://" in name:
         name = unquote(urlsplit(name).path)
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for first in range(len(parts)):
         end = "/".join(parts[first:])
-        if (images / end).is_file():
+        if _is_file(images, end):
             return end
     return lower.get(parts[-1].lower()) if parts else None
 
@@ -95,7 +93,12 @@ def missing_images(content: dict[str, Any], images: Path) -> list[str]:
     """Return the names of the images that are not on disk."""
     present = set(os.listdir(images))
     names = [image["file_name"] for image in content["images"]]
-    return [n for n in names if n not in present and ("\0" in n or not (images / n).is_file())]
+    return [n for n in names if n not in present and not _is_file(images, n)]
+
+
+def _is_file(images: Path, name: str) -> bool:
+    """Return whether a file exists; False for names that no file can have, with which `Path.is_file` fails."""
+    return os.path.isfile(os.path.join(images, name))
 
 
 def unused_images(content: Mapping[str, Any], images: Path) -> list[str]:

@@ -32,7 +32,7 @@ from transfer.detection.coco_images import (
     missing_images,
     resolve_names,
 )
-from transfer.detection.coco_layout import read_splits, split_paths
+from transfer.detection.coco_layout import ManyCrowds, read_splits, split_paths
 from transfer.doctor_checks import FindingGroup, Reading
 
 
@@ -41,7 +41,7 @@ def check_coco(data: Path, reading: Reading) -> list[Finding]:
 
     Args:
         data: the folder; see `coco_layout`.
-        reading: which of the images are decoded.
+        reading: which of the images are decoded; its recipe tells whether many crowds are allowed.
 
     Returns:
         Counts, faults and their remedies.
@@ -61,7 +61,7 @@ def check_coco(data: Path, reading: Reading) -> list[Finding]:
         findings += group.problems("categories", faults)
     if all(finding.state != "problem" for finding in findings):
         try:  # what a run requires beyond the checks above, and what it warns of
-            for read in read_splits(data, "skip"):
+            for read in read_splits(data, "skip", _many_crowds(reading)):
                 findings += [group.finding("splits", "warning", text) for text in read.warnings]
         except DataError as error:
             findings.append(group.finding("splits", "problem", str(error)))
@@ -101,7 +101,9 @@ def _examine_split(
     whole = [a for a in content["annotations"] if a["image_id"] in image_ids and is_box(a["bbox"])]
     usable = {**content, "annotations": whole}
     yield from _bad_objects(split, find_bad(usable), group)
-    forms = [*box_form_faults(path, usable), *crowd_faults(path, usable)]
+    forms = [*box_form_faults(path, usable)]
+    if _many_crowds(reading) == "refuse":
+        forms += crowd_faults(path, usable)
     yield from group.problems(f"{split} objects", forms)
 
     if folder.is_dir():
@@ -112,6 +114,12 @@ def _examine_split(
         )
         yield group.finding(f"{split} images", "ok", f"{len(present):,} found; {how}")
         yield from group.problems(f"{split} images", faults)
+
+
+def _many_crowds(reading: Reading) -> ManyCrowds:
+    """Return what the recipe does with splits of many crowds; "refuse" without a recipe of this task."""
+    chosen: ManyCrowds = getattr(reading.recipe, "many_crowds", "refuse")
+    return chosen
 
 
 def _count(split: str, content: Mapping[str, Any], group: FindingGroup) -> Finding:

@@ -130,7 +130,7 @@ class AccumulatingTrainer(SimpleTrainer):
         start = time.perf_counter()
         batch: Batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        self.checks.images[self.iter] = images_of(batch)
+        self.checks.keep(self.iter, images_of(batch))
         self.optimizer.zero_grad()
         losses = self._accumulate(batch)
         self._step(torch.stack(list(losses.values())).sum())

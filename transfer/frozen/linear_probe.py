@@ -223,18 +223,22 @@ def _train_on_random_crops(
     crops = CropFeatures(store, train.images, recipe, by_process)
     labels = [_labels(train, part, store) for part in parts]
     trained: dict[FeatureSet, list[ParallelLinearHeads]] = {}
+
+    # A function, so that no name holds a crop's features, or those on the device, while the next crop is forwarded.
+    def train_on(stored: StoredFeatures, epoch: int) -> None:
+        for feature_set in own_sets:
+            read = stored.read(feature_set).to(store.dist.device)
+            features = [read if part is None else read[part.to(read.device)] for part in parts]
+            if feature_set not in trained:
+                trained[feature_set] = [
+                    _build_heads(some, train.num_classes, recipe, seed) for some in features
+                ]
+            for heads, some, truth in zip(trained[feature_set], features, labels, strict=True):
+                train_epoch(heads, some, truth, recipe, seed=seed, epoch=epoch)
+
     with store.run.display.task("linear", recipe.epochs) as task:
         for epoch in range(recipe.epochs):
-            stored = crops.of_epoch(epoch)
-            for feature_set in own_sets:
-                read = stored.read(feature_set).to(store.dist.device)
-                features = [read if part is None else read[part.to(read.device)] for part in parts]
-                if feature_set not in trained:
-                    trained[feature_set] = [
-                        _build_heads(some, train.num_classes, recipe, seed) for some in features
-                    ]
-                for heads, some, truth in zip(trained[feature_set], features, labels, strict=True):
-                    train_epoch(heads, some, truth, recipe, seed=seed, epoch=epoch)
+            train_on(crops.of_epoch(epoch), epoch)
             crops.release(epoch)
             task.advance()
     return trained

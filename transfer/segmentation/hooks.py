@@ -141,7 +141,7 @@ class SegmentorHook(Hook):
         for group in runner.optim_wrapper.optimizer.param_groups:
             group["lr"] = recipe.base_lr * factor * group["lr_scale"]
         runner.optim_wrapper.number = iteration
-        runner.optim_wrapper.checks.images[iteration] = images_of(data_batch)
+        runner.optim_wrapper.checks.keep(iteration, images_of(data_batch))
         # From (seed, iteration) alone, so that a resumed run samples the same.
         seed_everything(self.context.seed, iteration, self.context.dist.rank)
 

@@ -127,6 +127,9 @@ def test_many_crowds_are_ignored_if_the_recipe_says_so_and_counted(own_coco: Pat
     train, _ = read_splits(own_coco, "refuse", "ignore")
     content = json.loads(train.annotations.read_text())
     assert train.crowds == len(content["annotations"]) - len(objects_of(content)) > 5
+    reading = replace(QUIET, recipe=replace(RECIPE, many_crowds="ignore"))
+    findings = check_coco(own_coco, reading)
+    assert not [finding for finding in findings if finding.state == "problem"]
 
 
 def test_categories_of_the_splits_must_have_the_same_names(own_coco: Path) -> None:

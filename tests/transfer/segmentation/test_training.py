@@ -215,7 +215,8 @@ def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(
         )
         for number in range(steps):
             inputs = torch.full((2, 4), float("nan") if number in bad else number + 1.0)
-            wrapper.number, wrapper.checks.images[number] = number, [{"file_name": f"{number}.jpg"}]
+            wrapper.number = number
+            wrapper.checks.keep(number, [{"file_name": f"{number}.jpg", "image": torch.ones(1)}])
             with wrapper.optim_context(layer):
                 loss = (layer(inputs).float() - 1).square().mean()
             wrapper.update_params(loss)
@@ -225,7 +226,7 @@ def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(
     with pytest.raises(DivergedError, match=r"loss nan, gradient norm nan at step 3"):
         wrapper.checks.raise_if_diverged()
     kept = torch.load(run.path / "bad_batch_step3.pt", weights_only=True)
-    assert kept == [{"file_name": "3.jpg"}]
+    assert [entry["file_name"] for entry in kept] == ["3.jpg"]
     before, wanted = trained(3, (), "fp32")
     before.checks.raise_if_diverged()
     assert torch.equal(weight, wanted)
