@@ -174,11 +174,10 @@ def test_features_that_are_not_numbers_are_refused(tmp_path: Path, pocket: Path)
     store.run.close()
 
 
-@pytest.mark.parametrize("classes", [1, 2])
-def test_equal_images_and_a_single_class_are_scored(tmp_path: Path, classes: int) -> None:
+def test_equal_images_are_scored(tmp_path: Path) -> None:
     for split, count in (("train", 20), ("val", 2)):
-        for label in range(classes):
-            folder = tmp_path / "data" / split / f"c{label}"
+        for label in "ab":
+            folder = tmp_path / "data" / split / label
             folder.mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (32, 32), (90, 60, 30)).save(folder / f"{number}.png")
@@ -189,4 +188,4 @@ def test_equal_images_and_a_single_class_are_scored(tmp_path: Path, classes: int
         done = CliRunner().invoke(cli, arguments)
         assert done.exception is None, (task, done.exception)
         metrics = json.loads((tmp_path / task / "record.json").read_text())["metrics"]
-        assert metrics["top1"] == pytest.approx(100 / classes)
+        assert metrics["top1"] == 50
