@@ -20,9 +20,10 @@ from typing import Any
 
 from simmim_bench.errors import DataError
 
-VISIBLE_S = (
-    60.0  # acdirmax: the longest time that NFS caches a folder's attributes by default (nfs(5))
-)
+# Python stands in for a byte of a file name that is not UTF-8 with a lone surrogate, which this handler writes as
+# \udc80 to \udcff: in JSON, that is the string's own escape, and the name is read back unchanged.
+ESCAPED = "backslashreplace"
+VISIBLE_S = 60.0  # acdirmax: the longest time that NFS caches a folder by default (nfs(5))
 LEFTOVERS = (".*.tmp", ".*.old")  # what a killed process leaves in a folder
 PENDING = (
     ".pending.json"  # names the temporary files of `write_together` that are still to be renamed
@@ -142,7 +143,7 @@ def write_together(texts: Mapping[Path, str], folder: Path) -> None:
         for (path, new), text in zip(temporary.items(), texts.values(), strict=True):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                new.write_text(text, encoding="utf-8")
+                new.write_text(text, encoding="utf-8", errors=ESCAPED)
                 sync(new)
             except OSError as error:
                 raise cannot_write(path, error) from error
@@ -186,10 +187,15 @@ def use_default_mode(path: Path) -> None:
         sibling.unlink(missing_ok=True)
 
 
+def escape(text: str) -> str:
+    """Return a text as it is written to files and streams, with bytes of file names that are not UTF-8 escaped."""
+    return text.encode(errors=ESCAPED).decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -264,4 +270,4 @@ def sha256_file(path: Path) -> str:
 def sha256_json(value: Any) -> str:
     """Compute the SHA-256 of a value's canonical JSON, in hexadecimal."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(escape(text).encode()).hexdigest()

@@ -8,6 +8,7 @@ saving.
 from __future__ import annotations
 
 import errno
+import io
 import sys
 from importlib.util import find_spec as find_module
 from pathlib import Path
@@ -85,6 +86,10 @@ def main() -> None:
 def _run() -> None:
     """Run the command line; report an error that the user can fix as one line and an exit code."""
     try:
+        if isinstance(
+            sys.stdout, io.TextIOWrapper
+        ):  # file names may be no UTF-8; stderr escapes them by default
+            sys.stdout.reconfigure(errors="backslashreplace")
         raise_on_signals()
         _check_packages()
         code = cli.main(standalone_mode=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.files import read_json, sha256_file
+from simmim_bench.files import escape, read_json, sha256_file
 from simmim_bench.leaderboard.archive import find_annotations
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
@@ -59,7 +59,7 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
     """
     problems = []
     for path, text in expected.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_text(encoding="utf-8") != escape(text):
             problems.append(
                 f"{path} does not match the records; run `simmim-bench leaderboard build`."
             )

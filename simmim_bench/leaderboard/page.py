@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
 from typing import Any
 
+from simmim_bench.files import escape
 from simmim_bench.leaderboard.figures import COSTS, GROUP_STYLES, format_number, plot_scores
 
 CURVE_POINTS = 150
@@ -200,4 +201,4 @@ def _datatables() -> str:
 
 
 def _csp_hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return base64.b64encode(hashlib.sha256(escape(script).encode()).digest()).decode()

@@ -20,7 +20,7 @@ from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
-from simmim_bench.files import cannot_write, read_json, remove_leftovers, write_json, write_text
+from simmim_bench.files import ESCAPED, escape, cannot_write, read_json, remove_leftovers, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock
@@ -53,7 +53,9 @@ class RunDir:
         # Its library takes half a second to import, so it is imported only here.
         from simmim_bench.runs.events import EventFile
 
-        self._log = open(path / "log.txt", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._log = open(  # noqa: SIM115
+            path / "log.txt", "a", encoding="utf-8", errors=ESCAPED, buffering=1
+        )
         self._tensorboard = EventFile(path / "tensorboard", self.log)
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         recovered = recover_checkpoint(self.last_checkpoint)
@@ -234,6 +236,8 @@ def check_run_dir(
     """
     if resume and overwrite:
         raise UsageError("--resume and --overwrite contradict each other; use one of them.")
+    if escape(str(path)) != str(path):  # safetensors opens no such file
+        raise UsageError(f"--out {path} is not a name in UTF-8; choose another --out.")
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file; choose a directory.")
     if not is_occupied(path):

@@ -75,7 +75,8 @@ class LinearRecipe(FrozenRecipe):
             its gradient's norm (arXiv 1708.03888).
         held_out: fraction of the training images on which the candidates are compared, in (0, 1).
         crops: number of random crops of every training image, used in turn, one an epoch; 0 for the centre
-            crop alone. Candidates are always compared on centre crops.
+            crop alone. Candidates are always compared on centre crops. Every crop is decoded and forwarded once:
+            90 crops of ImageNet are 115 million images.
         crop_rule: how a random crop is sampled: torchvision's ten tries, or MAE's single one; see `crops.py`.
         crop_scale: range of the fraction of the image's area that a random crop covers.
         hflip: probability that a random crop is flipped horizontally.

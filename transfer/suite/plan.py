@@ -301,8 +301,9 @@ def _estimate(
     if similar:
         return Estimate(seeds * statistics.fmean(similar), f"mean of {len(similar)} similar runs")
     recipe = transfer.recipe
-    work = {key: getattr(recipe, key) for key in ("epochs", "max_iters") if hasattr(recipe, key)}
-    shown = ", ".join(f"{key} {value}" for key, value in work.items()) or "no training"
+    # Every random crop of a frozen protocol is another pass of decoding and of the backbone.
+    work = {key: getattr(recipe, key, 0) for key in ("epochs", "crops", "max_iters")}
+    shown = ", ".join(f"{key} {value}" for key, value in work.items() if value) or "no training"
     return Estimate(None, f"no similar run yet; {shown}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,11 +21,13 @@ import transfer.frozen.crop_features as crop_features
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.data.sources import class_folders
+from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, init_distributed
 from simmim_bench.errors import DataError
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import TrainingSubset, hold_out
+from transfer.frozen.estimate import plan_frozen
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.features import FeatureSet, RandomCrop, feature_sets
 from transfer.frozen.knn import probe_knn
@@ -35,6 +38,7 @@ from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.published_recipes import LINEAR_BEIT
 from transfer.frozen.recipes import KNN_POCKET, LOGISTIC_POCKET, LinearRecipe
 
+RANDOM = "random:vit_pocket"
 SMALL: dict[str, Any] = {
     "img_size": (32, 32),
     "num_workers": 0,
@@ -48,7 +52,7 @@ RECIPE = replace(LINEAR_BEIT, **SMALL)
 
 
 def open_store(folder: Path, recipe: Any, dist: DistContext) -> FeatureStore:
-    checkpoint = read_checkpoint("random:vit_pocket")
+    checkpoint = read_checkpoint(RANDOM)
     run = RunDir(folder, Display(quiet=True), writes=False)
     sets = tuple(feature_sets(recipe, checkpoint.spec))
     return FeatureStore(folder / "store", checkpoint, recipe, sets, 0, run, dist)
@@ -189,3 +193,19 @@ def test_equal_images_are_scored(tmp_path: Path) -> None:
         assert done.exception is None, (task, done.exception)
         metrics = json.loads((tmp_path / task / "record.json").read_text())["metrics"]
         assert metrics["top1"] == 50
+
+
+def test_the_plan_counts_every_crop_once_and_no_disk_for_crops_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, checkpoint = DataSize(1_281_167, 50_000, 1000, "ImageNet-1K's"), read_checkpoint(RANDOM)
+    recipe = replace(LINEAR_BEIT, img_size=(32, 32))
+    per_image = 4 * 2 * 128 * 2  # blocks, poolings, channels, bytes of vit_pocket
+    centre, crop = (per_image * images for images in (1_331_167, 1_281_167))
+    for free, disk in ((2.1 * crop, centre), (1.9 * crop, centre + crop)):
+        monkeypatch.setattr(crop_features, "available_memory", lambda _, free=free: free)
+        work = plan_frozen(recipe, checkpoint, data, torch.device("cpu"))
+        assert work.steps == 101 * math.ceil(1_281_167 / 256) + math.ceil(50_000 / 256)
+        assert f"{101 * 1_281_167 + 50_000:,} images to decode" in work.counted
+        assert work.disk == pytest.approx(disk, rel=1e-3)  # one crop at a time, not a hundred
+        assert ("kept on disk" in work.held) == (disk > centre)
