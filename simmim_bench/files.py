@@ -138,12 +138,13 @@ def write_together(texts: Mapping[Path, str], folder: Path) -> None:
         DataError: a file cannot be written.
     """
     finish_writing(folder)
-    temporary = {p: p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in map(Path.resolve, texts)}
+    resolved = {path.resolve(): text for path, text in texts.items()}  # two names of one file
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in resolved}
     try:
-        for (path, new), text in zip(temporary.items(), texts.values(), strict=True):
+        for path, new in temporary.items():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                new.write_text(text, encoding="utf-8", errors=ESCAPED)
+                new.write_text(resolved[path], encoding="utf-8", errors=ESCAPED)
                 sync(new)
             except OSError as error:
                 raise cannot_write(path, error) from error

@@ -185,7 +185,7 @@ def any_images(data: Path) -> ImageSource:
     """Open images of any layout for pretraining, all with one class.
 
     Args:
-        data: a folder of images or of tar shards (its `train/` folder, if it has one), a tar file, or
+        data: a folder of images or of tar shards (its `train/` or `training/` folder, if it has one), a tar file, or
             `hfds:NAME`, the "train" split of a Hugging Face dataset by name or folder.
 
     Raises:
@@ -196,7 +196,16 @@ def any_images(data: Path) -> ImageSource:
         return hub_images(str(data).removeprefix(HUB_PREFIX), "train")
     if data.is_file() and data.suffix == ".tar":
         return tar_shards([data])
-    folder = data / "train" if (data / "train").is_dir() else data
+    train = split_folder(data, "train")
+    return _folder_images(train if train.is_dir() else data, data)
+
+
+def _folder_images(folder: Path, root: Path) -> ImageSource:
+    """Open the tar shards of a folder, or else the images below it.
+
+    Args:
+        root: the folder that names in the fingerprint are relative to.
+    """
     if not folder.is_dir():
         raise DataError(
             f"data folder {folder} does not exist; use a folder of images or of tar shards, a tar file, or "
@@ -213,7 +222,7 @@ def any_images(data: Path) -> ImageSource:
         raise DataError(
             f"data folder {folder} has no images ({SUFFIXES}) and no *.tar{left_out.only()}; use another folder."
         )
-    return ImageList(data, tuple(paths), (0,) * len(paths), ("image",), left_out)
+    return ImageList(root, tuple(paths), (0,) * len(paths), ("image",), left_out)
 
 
 def held_out_images(data: Path) -> ImageSource | None:
@@ -224,7 +233,7 @@ def held_out_images(data: Path) -> ImageSource | None:
         except DataError:
             return None
     folder = split_folder(data, "val")
-    return any_images(folder) if folder.is_dir() else None
+    return _folder_images(folder, folder) if folder.is_dir() else None
 
 
 def check_same_classes(train: ImageList, val: ImageList) -> None:

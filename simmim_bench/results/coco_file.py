@@ -167,8 +167,9 @@ def _encode(mask: Any, height: Any, width: Any) -> Any:
         return None
     try:
         if isinstance(mask, dict):
-            compressed = isinstance(mask["counts"], str)
-            return mask if compressed else frPyObjects(mask, height, width)
+            if not isinstance(mask["counts"], str):
+                return frPyObjects(mask, height, width)
+            return mask if mask["size"] == [height, width] else None
         if any(len(part) < 6 for part in mask):  # four numbers are a box to pycocotools
             return None
         return merge(frPyObjects([list(map(float, part)) for part in mask], height, width))

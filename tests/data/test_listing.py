@@ -113,6 +113,16 @@ def test_roboflows_valid_folder_is_the_validation_split(tmp_path: Path) -> None:
     assert len(held_out) == 3
 
 
+def test_the_validation_images_are_not_pretrained_on(tmp_path: Path) -> None:
+    write(tmp_path / "training", "a/1.jpg")
+    write(tmp_path / "validation", "train/1.jpg", "b/2.jpg")
+    assert [Path(any_images(tmp_path).name(0)).relative_to(tmp_path)] == [Path("training/a/1.jpg")]
+    assert len(any_images(tmp_path)) == 1
+    held_out = held_out_images(tmp_path)
+    assert held_out is not None
+    assert len(held_out) == 2
+
+
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [

@@ -152,7 +152,10 @@ def test_the_content_of_a_clean_file_is_kept(files: tuple[Path, Path]) -> None:
     assert not read.filled_in
 
 
-@pytest.mark.parametrize("value", [[], {}, [[1]], "x", 10**400, float("nan"), None])
+@pytest.mark.parametrize(
+    "value",
+    [[], {}, {"counts": "abc", "size": [10, None]}, [[1]], "x", 10**400, float("nan"), None],
+)
 @pytest.mark.parametrize("key", ["image_id", "area", "bbox", "segmentation", "iscrowd"])
 def test_values_of_other_types_are_kept_for_the_checks(key: str, value: Any) -> None:
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 6, 1, 6, 6]]}

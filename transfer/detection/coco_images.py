@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from simmim_bench.data.decode import read_orientation
-from simmim_bench.data.listing import is_hidden, is_image
+from simmim_bench.data.listing import is_image
 from simmim_bench.errors import DataError
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
@@ -105,7 +105,7 @@ def unused_images(content: Mapping[str, Any], images: Path) -> list[str]:
     """Return the names of the images that have no entry, sorted; those in subfolders are not listed."""
     used = {entry["file_name"] for entry in content["images"]}
     names = sorted(os.listdir(images))
-    return [n for n in names if n not in used and is_image(n) and not is_hidden(n)]
+    return [n for n in names if n not in used and is_image(n)]
 
 
 def shared_images(
