@@ -5,8 +5,7 @@
 Steps, batch and disk are those of `simmim-bench doctor --recipe`, which calls the same functions, at the published
 sizes of the data sets. The rate of a step is the one that a GPU check measured, where it measured one. Elsewhere it is
 computed from the step's floating-point operations, at the rate of operations of a measured step, and marked as
-estimated. The memory is that of the weights, gradients and moments, and of what a forward pass in bfloat16 keeps, which
-is counted on a CPU. It takes several minutes and 10 GiB.
+estimated. It takes a minute or two.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pretrain.estimate import plan_pretraining
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.options import all_recipes
-from simmim_bench.diagnostics.estimate import PUBLISHED, Work, measure_memory
+from simmim_bench.diagnostics.estimate import PUBLISHED, Work
 from simmim_bench.display import format_duration
 from simmim_bench.recipe import find_recipe, override
 from simmim_bench.training.flops import count_flops
@@ -73,7 +72,6 @@ class Cost:
         gflop: floating-point operations of an image in a step, in 1e9.
         images_per_s: of one GPU.
         measured: whether the rate was measured for this recipe's step.
-        memory: bytes of a GPU whose share is an eighth of the batch.
         disk: bytes of the run's largest files.
     """
 
@@ -86,7 +84,6 @@ class Cost:
     gflop: float
     images_per_s: float
     measured: bool
-    memory: float
     disk: int
 
 
@@ -125,10 +122,9 @@ def compute_costs(checks: dict[str, Any]) -> Iterator[Cost]:
 
 
 def measure(name: str, arch: str) -> dict[str, Any]:
-    """Plan a recipe, count the operations of an image, and estimate the memory of a step."""
+    """Plan a recipe, and count the operations of an image."""
     work = plan(name, arch)
     trained = any(p.requires_grad for p in work.model.parameters())
-    memory = measure_memory(work, CPU)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         flops = count_flops(lambda: work.forward(work.least)) / work.least
     return {
@@ -139,7 +135,6 @@ def measure(name: str, arch: str) -> dict[str, Any]:
         "batch_size": work.batch_size,
         "images": work.steps * work.batch_size,
         "gflop": round(flops * (TRAINING if trained else 1) / 1e9, 1),
-        "memory": round(memory.needed(-(-work.batch_size // GPUS))),
         "disk": work.disk,
         "trained": trained,
     }
@@ -179,8 +174,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"{content['device']}, torch {content['torch']}, bfloat16.",
         "",
-        "| recipe | images | images/s | 1 GPU | 8 GPUs | memory, GiB | disk, GiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| recipe | images | images/s | 1 GPU | 8 GPUs | disk, GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cost in content["costs"]:
         rate = (
@@ -192,7 +187,7 @@ def markdown(content: dict[str, Any]) -> str:
         lines.append(
             f"| `{cost['recipe']}`, {cost['arch']} | {cost['images'] / 1e6:,.1f} M "
             f"| {rate}{'' if cost['measured'] else ' *'} | {format_duration(seconds)} "
-            f"| {format_duration(seconds / GPUS)} | {cost['memory'] / GIB:.1f} | {cost['disk'] / GIB:.1f} |"
+            f"| {format_duration(seconds / GPUS)} | {cost['disk'] / GIB:.1f} |"
         )
     return "\n".join(lines)
 
