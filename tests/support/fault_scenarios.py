@@ -99,7 +99,7 @@ SCENARIOS = {
     "imagenet": _transfer("imagenet", "imagenet", "-o", "epochs=2", "-o", "batch_size=6", *TINY),
     "linear": _transfer("linear", "imagenet", "-o", "epochs=2", *TINY),
     "knn": _transfer("knn", "imagenet", *TINY),
-    "fewshot": _transfer("fewshot", "imagenet", "--split", "DATA/split.txt", *TINY),
+    "fewshot": _transfer("fewshot", "imagenet", "--fraction", "10%", *TINY),
     "coco": _transfer("coco", "coco", "-o", "max_iters=2"),
     "ade20k": _transfer("ade20k", "ade20k", "-o", "max_iters=2"),
     "evaluate imagenet": _evaluate("imagenet", "imagenet"),

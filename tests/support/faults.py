@@ -29,8 +29,8 @@ from simmim_bench.files import LEFTOVERS, sha256_file
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import read_record
 
-# Of a run directory: the order and the names of these files' content depend on time.
-UNCOMPARED = ("log.txt", "env.json", "tensorboard", ".lock", "scratch")
+# Of a run directory: logs, whose content depends on time, and COCO's figure, which follows the record.
+UNCOMPARED = ("log.txt", "env.json", "tensorboard", ".lock", "scratch", "predictions.png")
 # Figures that depend on time, or on what an earlier attempt has done, in metrics, records and checkpoints.
 TIMES = (
     *("wall_time_s", "images_per_s", "data_wait", "memory_gib", "gflop_per_s", "flop_share"),
