@@ -70,7 +70,8 @@ class Trial:
         return run(self._root, [*self._command, *more], fault)
 
     def _describe(self, root: Path) -> dict[str, Any]:
-        return describe(root, self.scenario.folders, leftovers=self.scenario.is_run)
+        found = describe(root, self.scenario.folders, leftovers=self.scenario.is_run)
+        return {k: v for k, v in found.items() if Path(k).name not in self.scenario.uncompared}
 
     def check(self, fault: Fault) -> str:
         """Run with a fault, then again, and compare with the undisturbed run; return the outcome."""

@@ -25,6 +25,7 @@ class Scenario:
         again: arguments added when the command is given again.
         prepare: writes what the command starts from into its folder.
         folders: what the command writes; compared with an undisturbed run.
+        uncompared: names of files with the times of runs.
         replaces: whether the folder holds the result of an earlier command that is to be replaced.
         is_one_state: whether all files belong together, so that a reader finds all new or all old ones.
     """
@@ -33,6 +34,7 @@ class Scenario:
     folders: tuple[str, ...] = ("out",)
     again: tuple[str, ...] = ("--resume",)
     prepare: Callable[[Path], None] = _nothing
+    uncompared: tuple[str, ...] = ()
     replaces: bool = False
     is_one_state: bool = False
 
@@ -111,6 +113,7 @@ SCENARIOS = {
             *("--tasks", "knn", "--out", "out", "-o", "knn.img_size=32"),
         ),
         again=(),
+        uncompared=("leaderboard.html",),
     ),
     "leaderboard build": Scenario(
         ("leaderboard", "build", "records", "--out", "tables", "--into", "README.md"),
