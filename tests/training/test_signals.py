@@ -95,7 +95,7 @@ def command(name: str, data: Path, out: Path, *more: str) -> tuple[str, ...]:
         pytest.param("pretrain", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("imagenet", signal.SIGINT, marks=pytest.mark.slow),
         ("coco", signal.SIGTERM),
-        ("ade20k", signal.SIGTERM),
+        pytest.param("ade20k", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_the_group_saves_the_step_and_the_resumed_run_ends_the_same(
