@@ -136,7 +136,7 @@ def test_whatever_a_training_run_ships_to_workers_can_be_pickled(
     common = ("--ckpt", "random:vit_pocket", "--data", str(few), "--quiet", "-o", "num_workers=0")
     for task, *more in (
         ("imagenet", "epochs=1", "warmup_epochs=0", "batch_size=6", "random_erasing=0.25", "auto_augment=rand-m9-mstd0.5-inc1"),
-        ("linear", "epochs=1", "blocks=2", "base_lr=0.1", "crops=1"),
+        ("linear", "epochs=1", "blocks=2", "base_lr=0.1", "crops=1", "crop_rule=mae"),
     ):
         options = [word for assignment in more for word in ("-o", assignment)]
         out = ("--out", str(tmp_path / task))

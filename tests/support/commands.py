@@ -42,7 +42,7 @@ def two_processes_of(function: Callable[[], None]) -> Ended:
     """Run a function as two processes with torchrun's variables, and check that both succeed."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+        dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         ranks = [
             start_function(function, out, {**dist, "RANK": rank, "LOCAL_RANK": rank})
             for rank in ("0", "1")
@@ -69,7 +69,7 @@ def under_torchrun(*arguments: str) -> Ended:
     return Ended(done.stdout, done.stderr)
 
 
-def _free_port() -> str:
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import start
+from support.commands import free_port, start, two_processes
 
 CKPT = "random:vit_pocket"
 TRAINING = {  # what a command needs besides --data and --out; all of them save the step
@@ -24,7 +24,7 @@ TRAINING = {  # what a command needs besides --data and --out; all of them save 
     ),
     "ade20k": (
         *("transfer", "ade20k", "--ckpt", CKPT, "-o", "max_iters=8", "-o", "warmup_iters=1"),
-        *("-o", "batch_size=2", "-o", "head_channels=16"),
+        *("-o", "batch_size=4", "-o", "head_channels=16"),
     ),
 }
 FOLDERS = {"coco": "coco", "ade20k": "ade20k"}
@@ -54,10 +54,8 @@ def stop(
 ) -> str:
     """Send signals to the group once it is ready; return stderr after all of its processes have ended."""
     assert process.pid is not None
+    wait_until(ready)
     until = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < until
-        time.sleep(0.002)
     for number in numbers if process.is_alive() else ():
         os.killpg(process.pid, number)
         time.sleep(0.02)
@@ -69,6 +67,20 @@ def stop(
     for sign in ("Traceback", "DataLoader worker", "Exception"):
         assert sign not in said, said
     return said
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def assert_same_weights(run: Path, other: Path) -> None:
+    found, wanted = (
+        load_file(place / "checkpoints/last/model.safetensors") for place in (run, other)
+    )
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 def command(name: str, data: Path, out: Path, *more: str) -> tuple[str, ...]:
@@ -83,7 +95,7 @@ def command(name: str, data: Path, out: Path, *more: str) -> tuple[str, ...]:
         pytest.param("pretrain", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("imagenet", signal.SIGINT, marks=pytest.mark.slow),
         ("coco", signal.SIGTERM),
-        ("ade20k", signal.SIGTERM),
+        pytest.param("ade20k", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_to_the_group_saves_the_step_and_the_resumed_run_ends_the_same(
@@ -110,10 +122,42 @@ def test_a_signal_to_the_group_saves_the_step_and_the_resumed_run_ends_the_same(
         process = start(tmp_path, *command(name, pocket, place, *more))
         process.join()
         assert process.exitcode == 0, (tmp_path / "stderr").read_text()
-    found, wanted = (
-        load_file(place / "checkpoints/last/model.safetensors") for place in (run, whole)
+    assert_same_weights(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pretrain", "imagenet", "coco", "ade20k"])
+def test_two_processes_save_the_step_together(tmp_path: Path, pocket: Path, name: str) -> None:
+    """Each gets the signal twice, in its group and from the launcher; they stop at a step with metrics."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    longer = ("-o", "max_iters=30") if name in FOLDERS else ("-o", "epochs=5")
+    dist = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    places = [tmp_path / f"rank{rank}" for rank in range(2)]
+    ranks = []
+    for rank, place in enumerate(places):
+        place.mkdir()
+        variables = {**dist, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(start(place, *command(name, pocket, run, *longer), **variables))
+    log = run / "log.txt"
+    wait_until(
+        lambda: (
+            log.is_file()
+            and (" start arch" in log.read_text() or " training " in log.read_text())
+            and all(has_workers(process.pid or 0) for process in ranks)
+        )
     )
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    for _ in range(2):
+        for process in ranks:
+            os.killpg(process.pid or 0, signal.SIGTERM)
+        time.sleep(0.1)
+    for process, place in zip(ranks, places, strict=True):
+        said = stop(process, place, lambda: True)
+        assert process.exitcode == 143, said
+        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "stopped by SIGTERM after step 10 of" in error
+    two_processes(*command(name, pocket, run, *longer, "--resume"))
+    two_processes(*command(name, pocket, whole, *longer))
+    assert_same_weights(run, whole)
 
 
 def arguments(name: str, data: Path, out: Path) -> tuple[str, ...]:
