@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -18,6 +20,7 @@ from rich.progress import (
 )
 
 PLAIN_EVERY_S = 15.0  # seconds between plain lines of a task
+NAMED = 3  # names of a list that a message shows
 
 
 class ProgressTask:
@@ -99,9 +102,20 @@ class Display:
                 self.progress = None
 
 
-def plural(count: int, noun: str) -> str:
-    """Format a number of things that form their plural with an s: `1 epoch`, `1,200 steps`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def plural(count: int, one: str, several: str | None = None) -> str:
+    """Format a number of things: `1 epoch`, `1,200 steps`.
+
+    Args:
+        several: the words for several things; by default those for one with an s.
+    """
+    return f"{count:,} {one if count == 1 else several or f'{one}s'}"
+
+
+def first_names(names: Iterable[str | Path]) -> str:
+    """Format the first three of several names; of a path, the last part."""
+    found = [os.fsencode(n.name if isinstance(n, Path) else n) for n in names]
+    shown = [name.decode("utf-8", "backslashreplace") for name in found[:NAMED]]
+    return ", ".join([*shown, *(["…"] if len(found) > NAMED else [])])
 
 
 def format_duration(seconds: float) -> str:

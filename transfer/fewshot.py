@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from simmim_bench.data.datasets import balanced_subset
 from simmim_bench.data.sources import ImageList, split_folder
+from simmim_bench.display import first_names
 from simmim_bench.errors import DataError, UsageError
 
 
@@ -74,7 +75,7 @@ def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[in
     if missing:
         raise DataError(
             f"the split {split} names {len(missing)} images that do not exist below {folder}: "
-            f"{_first_three(missing)}"
+            f"{first_names(missing)}"
         )
     for name, found in matches.items():
         if len(found) > 1:
@@ -107,9 +108,5 @@ def _check_every_class(chosen: Sequence[int], train: ImageList, split: Path) -> 
     empty = [name for label, name in enumerate(train.classes) if label not in labels]
     if empty:
         raise DataError(
-            f"the split {split} lists no image of {len(empty)} classes: {_first_three(empty)}"
+            f"the split {split} lists no image of {len(empty)} classes: {first_names(empty)}"
         )
-
-
-def _first_three(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from simmim_bench.files import write_text
 
@@ -54,7 +55,6 @@ SYSTEM_NAMES = {
 }
 SUFFIXES = ", ".join(IMAGE_FORMATS)
 INDEX_MIN_FILES = 50_000  # smaller trees are not indexed: listing them takes a second
-NAMED = 3  # left-out files that a message names of each suffix
 
 
 def is_image(name: str) -> bool:
@@ -100,12 +100,12 @@ class LeftOut:
             )
         if self.hidden:
             verb = "entries are" if len(self.hidden) > 1 else "entry is"
-            parts.append(f"{len(self.hidden):,} hidden {verb} not read: {_some(self.hidden)}")
+            parts.append(f"{len(self.hidden):,} hidden {verb} not read: {first_names(self.hidden)}")
         if self.outside:
             verb = "images are" if len(self.outside) > 1 else "image is"
             parts.append(
                 f"{len(self.outside):,} {verb} outside of the class folders or shards and not used: "
-                f"{_some(self.outside)}"
+                f"{first_names(self.outside)}"
             )
         return "; ".join(parts)
 
@@ -119,12 +119,7 @@ def _count_suffixes(names: Iterable[str]) -> str:
     for name in names:
         by_suffix[suffix_of(name) or "no suffix"].append(PurePath(name).name)
     ordered = sorted(by_suffix.items(), key=lambda item: (-len(item[1]), item[0]))
-    return ", ".join(f"{suffix} {len(found):,} ({_some(found)})" for suffix, found in ordered)
-
-
-def _some(names: Iterable[str]) -> str:
-    found = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
-    return ", ".join([*found[:NAMED], *(["…"] if len(found) > NAMED else [])])
+    return ", ".join(f"{suffix} {len(found):,} ({first_names(found)})" for suffix, found in ordered)
 
 
 def hash_names_and_sizes(named_sizes: Iterator[tuple[str, int]]) -> str:
@@ -150,11 +145,6 @@ class Folder(NamedTuple):
     images: list[str]
     others: list[str]
     hidden: list[str]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """List all images below a folder, sorted; see `list_tree`."""
-    return list_tree(folder).images
 
 
 def list_tree(folder: Path) -> Listing:

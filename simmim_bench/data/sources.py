@@ -189,14 +189,19 @@ def any_images(data: Path) -> ImageSource:
             `hfds:NAME`, the "train" split of a Hugging Face dataset by name or folder.
 
     Raises:
-        DataError: The data are missing or have no images.
+        DataError: The data are missing, have no images, or are validation images alone.
         MissingFrameworkError: The package `datasets` is not installed.
     """
     if str(data).startswith(HUB_PREFIX):
         return hub_images(str(data).removeprefix(HUB_PREFIX), "train")
     if data.is_file() and data.suffix == ".tar":
         return tar_shards([data])
-    train = split_folder(data, "train")
+    train, val = (split_folder(data, split) for split in ("train", "val"))
+    if val.is_dir() and not train.is_dir():
+        raise DataError(
+            f"data folder {data} has {val.name}/ but no train/, so the held-out images would be trained on; add "
+            "train/, or name the folder of training images itself."
+        )
     return _folder_images(train if train.is_dir() else data, data)
 
 

@@ -17,7 +17,7 @@ import simmim_bench.data.listing as listing
 from pretrain.recipes import POCKET
 from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.listing import list_images
+from simmim_bench.data.listing import list_tree
 from simmim_bench.data.sources import ImageSource, any_images, class_folders, held_out_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -136,31 +136,31 @@ def test_the_index_avoids_listing_unchanged_folders(
         return list_folder(folder)
 
     monkeypatch.setattr(listing, "list_folder", spy)
-    assert list_images(tree) == walk_images(tree)
+    assert list_tree(tree).images == walk_images(tree)
     assert len(listed) == 7
     listed.clear()
-    assert list_images(tree) == walk_images(tree)
+    assert list_tree(tree).images == walk_images(tree)
     assert not listed
     (tree / "c1" / "deep" / "new.png").write_bytes(b"x")
     (tree / "c2" / "deep" / "2.jpg").unlink()
     shutil.rmtree(tree / "c0")
-    assert list_images(tree) == walk_images(tree)
+    assert list_tree(tree).images == walk_images(tree)
     assert sorted(listed) == [".", "c1/deep", "c2/deep"]
 
 
 def test_a_damaged_index_is_rebuilt(tree: Path, tmp_path: Path) -> None:
-    wanted = list_images(tree)
+    wanted = list_tree(tree).images
     (index,) = (tmp_path / "cache").rglob("index-*.json")
     for damage in ("", "[]", '{"": 3}', '{"": [1, 2]}', json.dumps({"": [0, ["gone"], []]})):
         index.write_text(damage)
-        assert list_images(tree) == wanted
+        assert list_tree(tree).images == wanted
 
 
 def test_images_are_listed_when_the_index_cannot_be_written(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert list_images(tree) == walk_images(tree)
+    assert list_tree(tree).images == walk_images(tree)
 
 
 def test_the_error_names_a_folder_without_read_permission(
@@ -202,8 +202,12 @@ def write_archive(path: Path, mode: Literal["w", "w:gz"]) -> None:
             lambda p: write_archive(p / "a.tar", "w:gz"),
             "cannot be read as an uncompressed tar",
         ),
+        (
+            lambda p: (p / "valid").mkdir(parents=True),
+            r"has valid/ but no train/, so the held-out images would be trained on",
+        ),
     ],
-    ids=["missing", "empty", "no tar", "empty tar", "compressed"],
+    ids=["missing", "empty", "no tar", "empty tar", "compressed", "validation alone"],
 )
 def test_data_without_images_raise_an_error(
     tmp_path: Path, make: Callable[[Path], object], message: str

@@ -179,12 +179,12 @@ def calls(listener: int, process: int, root: Path) -> Iterator[Call]:
 
 
 def proceed(listener: int, id_: int) -> None:
-    """Let a call continue."""
+    """Continue a call."""
     _answer(listener, id_, 0, NOTIF_CONTINUE)
 
 
 def fail(listener: int, id_: int, number: int) -> None:
-    """Let a call return an error."""
+    """Make a call return an error."""
     _answer(listener, id_, -number, 0)
 
 

@@ -155,14 +155,14 @@ def is_box(box: Any) -> bool:
 
 
 def crowd_faults(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a message if so many annotations are crowds that they are rather objects."""
+    """Yield a message if more than a fifth of the annotations are crowds: they are probably single objects."""
     annotations = content["annotations"]
     crowds = [a for a in annotations if a["iscrowd"]]
     if len(crowds) > MANY_CROWDS * len(annotations):
         yield (
             f"{path}: {len(crowds):,} of {len(annotations):,} annotations are crowds (iscrowd 1; the first is "
-            f"annotation {crowds[0]['id']}), which are not trained on and not scored. CVAT exports single objects that "
-            "were painted with its brush so. Set their iscrowd to 0, or ignore them with -o many_crowds=ignore."
+            f"annotation {crowds[0]['id']}), which are not trained on and not scored. CVAT exports objects painted "
+            "with its brush as crowds. Set their iscrowd to 0, or ignore them with -o many_crowds=ignore."
         )
 
 

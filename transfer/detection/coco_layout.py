@@ -126,7 +126,7 @@ def read_splits(
         bad_annotations: "refuse" objects that cannot be trained on (`find_bad`), or "skip" them in
             training. In the val split such objects are scored as pycocotools scores them; masks that
             pycocotools would misread (`MISREAD`) are refused there in either case.
-        many_crowds: "refuse" a split with so many crowds that they are rather objects, or "ignore" these.
+        many_crowds: "refuse" a split with too many crowds to be right (`coco_faults.crowd_faults`), or "ignore" these.
 
     Returns:
         The train and the val split.

@@ -76,7 +76,7 @@ class CocoRecipe(Recipe):
         detections: maximum number of detections per image.
         score_threshold: detections with a lower score are dropped before evaluation.
         bad_annotations: "refuse" objects that cannot be trained on, or "skip" them (`coco_faults.find_bad`).
-        many_crowds: "refuse" a split with so many crowds that they are rather objects
+        many_crowds: "refuse" a split with too many crowds to be right
             (`coco_faults.crowd_faults`), or "ignore" these.
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
         map_norm, rel_pos, position, patch_size: of the backbone's maps, see `MapOptions`.

@@ -23,6 +23,7 @@ from simmim_bench.data.sources import (
     unshared_classes,
 )
 from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.display import plural
 from simmim_bench.errors import DataError
 from transfer.doctor_checks import FindingGroup, Reading
 
@@ -114,7 +115,7 @@ def _examine_split(
         yield group.finding(
             f"{split} orientation",
             "warning",
-            f"{count(found.turned, 'image has', 'images have')} an EXIF orientation, which classification and "
+            f"{plural(len(found.turned), 'image has', 'images have')} an EXIF orientation, which classification and "
             "pretraining do not apply, as published pipelines do not",
             remedy="to have them upright, rotate the files",
             items=found.turned,
@@ -123,7 +124,7 @@ def _examine_split(
         yield group.finding(
             f"{split} range",
             "warning",
-            f"{count(found.dark, 'image is', 'images are')} nearly black: no pixel is above {DARK} of 255",
+            f"{plural(len(found.dark), 'image is', 'images are')} nearly black: no pixel is above {DARK} of 255",
             remedy="where 12 bits are stored as 16, multiply the pixels by 16",
             items=found.dark,
         )
@@ -145,13 +146,8 @@ def _shared_images(train: ReadImages, val: ReadImages, group: FindingGroup) -> I
         yield group.finding(
             "copies",
             "warning",
-            f"{count(shared, 'image', 'images')} of val/ {'are' if len(shared) > 1 else 'is'} in train/ as well, so "
-            "that the score is too high",
+            f"{plural(len(shared), 'image', 'images')} of val/ {'are' if len(shared) > 1 else 'is'} in train/ as well, "
+            "so that the score is too high",
             remedy="remove them from one of the splits",
             items=[f"{val.copies[key][0]} = {train.copies[key][0]}" for key in shared],
         )
-
-
-def count(items: Sequence[object], one: str, several: str) -> str:
-    """Return a number of items in words."""
-    return f"{len(items):,} {one if len(items) == 1 else several}"

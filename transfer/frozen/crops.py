@@ -1,4 +1,6 @@
-"""MAE's random crop, which samples once where torchvision tries up to ten times."""
+"""The crops of frozen features: the centre crop, and MAE's random crop, which samples once where torchvision
+tries up to ten times.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,19 @@ import torch
 from PIL import Image
 from torchvision import transforms as T
 
-from simmim_bench.data.datasets import LoadImage, decode_then
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform
+from transfer.frozen.recipes import FrozenRecipe
+
+
+def centre_crop(recipe: FrozenRecipe, checkpoint: Checkpoint) -> LoadImage:
+    """Build a recipe's centre crop, normalised as in the checkpoint's pretraining."""
+    return eval_transform(
+        recipe.img_size,
+        crop_ratio=recipe.test_crop_ratio,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+    )
 
 
 def sample_crop(

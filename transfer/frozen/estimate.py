@@ -9,7 +9,6 @@ import torch
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.datasets import eval_transform
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
@@ -19,6 +18,7 @@ from transfer.frozen.crop_features import (
     fit_in_memory,
     memory_needed,
 )
+from transfer.frozen.crops import centre_crop
 from transfer.frozen.features import FeatureSet, block_width, feature_sets, token_norm
 from transfer.frozen.knn import SIMILARITIES
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
@@ -59,12 +59,7 @@ def plan_frozen(
         disk=images * memory_needed(sets, checkpoint, 1) + 2 * OVERHEAD * (crops + 2),
         written="features, which linear, knn and fewshot share",
         cut=None,
-        load=eval_transform(
-            recipe.img_size,
-            crop_ratio=recipe.test_crop_ratio,
-            mean=checkpoint.mean,
-            std=checkpoint.std,
-        ),
+        load=centre_crop(recipe, checkpoint),
         num_workers=recipe.num_workers,
         held=_held(recipe, sets, checkpoint, data),
     )

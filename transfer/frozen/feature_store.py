@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.datasets import ImageDataset, eval_transform, train_transform
+from simmim_bench.data.datasets import ImageDataset, train_transform
 from simmim_bench.data.loader import SeededDataset
 from simmim_bench.data.sources import ImageList
 from simmim_bench.distributed import DistContext
@@ -34,7 +34,7 @@ from simmim_bench.models.vit import ViT
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import default_precision
 from transfer.frozen import feature_file
-from transfer.frozen.crops import single_draw_transform
+from transfer.frozen.crops import centre_crop, single_draw_transform
 from transfer.frozen.features import FeatureSet, RandomCrop, block_width, token_norm
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.inference import forward_batches
@@ -287,13 +287,7 @@ class FeatureStore:
         """Return the images, cropped and normalised."""
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:
-            centre = eval_transform(
-                recipe.img_size,
-                crop_ratio=recipe.test_crop_ratio,
-                mean=checkpoint.mean,
-                std=checkpoint.std,
-            )
-            return ImageDataset(images, centre)
+            return ImageDataset(images, centre_crop(recipe, checkpoint))
         transform = train_transform if crop.rule == "torchvision" else single_draw_transform
         random = transform(
             recipe.img_size,

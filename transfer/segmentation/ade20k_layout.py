@@ -8,7 +8,6 @@ file or folder and the remedy.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +15,11 @@ from pathlib import Path
 
 from simmim_bench.data.listing import LeftOut, list_tree
 from simmim_bench.data.sources import ImageList
+from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 
 MAX_CLASSES = 255  # the labels of 8 bits, without the ignored one
 SPLITS = ("training", "validation")
-NAMED = 3  # files that a message names
 MAP_SUFFIX = ".png"
 NOTHING = LeftOut()
 
@@ -91,7 +90,9 @@ class SegmentationSplit:
                 if len(unused) > 1
                 else "label map has no image and is"
             )
-            found.append(f"{self.annotations}: {len(unused):,} {verb} not used: {some(unused)}")
+            found.append(
+                f"{self.annotations}: {len(unused):,} {verb} not used: {first_names(unused)}"
+            )
         return found
 
 
@@ -162,7 +163,7 @@ def _describe_layout(directory: Path, root: Path) -> str:
         f"images/{{training,validation}}/NAME.jpg, annotations/{{training,validation}}/NAME{MAP_SUFFIX}"
     )
     inside = sorted(path for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
-    return f"{message}; {above} has the folders {some(inside)}." if inside else f"{message}."
+    return f"{message}; {above} has the folders {first_names(inside)}." if inside else f"{message}."
 
 
 def _check_one_to_one(images: Sequence[Path], masks: Sequence[Path]) -> None:
@@ -185,14 +186,6 @@ def _most_similar(mask: Path, candidates: frozenset[Path]) -> Path | None:
 
     best = max(sorted(candidates), key=shared, default=None)
     return best if best is not None and 3 * shared(best) > len(mask.stem) else None
-
-
-def some(paths: Sequence[Path] | Sequence[str]) -> str:
-    """Return the names of the first of several files or classes, comma-separated."""
-    names = [path.name if isinstance(path, Path) else path for path in paths]
-    # A name that is not UTF-8 cannot be printed.
-    names = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
-    return ", ".join([*names[:NAMED], *(["…"] if len(names) > NAMED else [])])
 
 
 def read_class_names(root: Path) -> list[str] | None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.decode import decode_image, exif_orientation, unreadable
+from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from transfer.doctor_checks import CHECK_AT_ONCE
-from transfer.segmentation.ade20k_layout import SegmentationSplit, some
+from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import IGNORED, LabelScheme, read_classes
 
 SAMPLE = 100  # files that a run reads of a split of a large data set before training
@@ -180,13 +181,13 @@ def label_remarks(
             effect = "" if split == "training" else ", and count for mIoU only where predicted"
             yield (
                 f"{root / 'annotations' / split}: {len(absent):,} of {len(names):,} classes have no pixel"
-                f"{effect}: {some(absent)}"
+                f"{effect}: {first_names(absent)}"
             )
         if reader.turned:
             count = f"{len(reader.turned):,} of {len(reader.pairs):,}"
             yield (
                 f"{root / 'images' / split}: EXIF orientation is applied to {count} images, as MMSegmentation does; "
-                f"their label maps must be upright as well: {some(reader.turned)}"
+                f"their label maps must be upright as well: {first_names(reader.turned)}"
             )
     if len(readers) == 2:
         first, second = readers.values()
@@ -194,5 +195,5 @@ def label_remarks(
         if both:
             yield (
                 f"{root}: {len(both):,} of {len(second.pairs):,} validation images are training images as well (the "
-                f"same bytes), which raises the score: {some(both)}"
+                f"same bytes), which raises the score: {first_names(both)}"
             )

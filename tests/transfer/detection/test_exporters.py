@@ -229,7 +229,7 @@ def test_a_layout_without_the_annotation_files_is_refused_with_those_that_it_has
 
 
 def turned(data: Path, orientation: int, size: tuple[int, int]) -> None:
-    """Give the first image of both splits 40 x 24 stored pixels, red in the upper left, and an EXIF orientation.
+    """Replace the first image of both splits by 40 x 24 pixels, red in the upper left, with an EXIF orientation.
 
     Args:
         size: (width, height) of its entry.

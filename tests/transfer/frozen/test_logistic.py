@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,7 +51,7 @@ def fit_by_torch(x: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, bool]:
 def test_joint_fits_of_unequal_parts_are_those_of_torch(
     spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The second part has other images and so many rows of logits that it is computed in chunks.
+    # The second part has other images, and enough rows of logits to be computed in chunks.
     monkeypatch.setattr(logistic_module, "LOGITS", 9 * 70)
     x, labels = data(spread=spread)
     x = x.double()
@@ -103,13 +105,14 @@ def test_problems_that_end_early_do_not_disturb_the_others() -> None:
     scales = torch.stack([torch.logspace(0, exponent, 6) for exponent in (0, 1, 2, 3)]).double()
     minima = torch.arange(24).reshape(4, 6) / 7.0
 
-    def objective(x: Tensor, problems: list[int]) -> tuple[Tensor, Tensor]:
-        gradient = scales[problems] * (x - minima[problems])
+    def objective(x: Tensor, problems: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = list(problems)
+        gradient = scales[rows] * (x - minima[rows])
         sizes.append(len(problems))
-        return 0.5 * (gradient * (x - minima[problems])).sum(1), gradient
+        return 0.5 * (gradient * (x - minima[rows])).sum(1), gradient
 
     sizes: list[int] = []
-    found, converged = minimise(objective, torch.zeros(4, 6, dtype=torch.float64))  # type: ignore[arg-type]
+    found, converged = minimise(objective, torch.zeros(4, 6, dtype=torch.float64))
     torch.testing.assert_close(found, minima.double(), rtol=0, atol=1e-4)
     assert all(converged)
     assert {1, 4} <= set(sizes)
