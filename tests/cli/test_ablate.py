@@ -312,6 +312,7 @@ def test_two_processes_run_a_cell(tmp_path: Path, pocket: Path) -> None:
     assert record["evaluated"] == record["expected"] == 30
 
 
+@pytest.mark.slow  # a suite, which runs its steps by the same function, is tested to continue
 def test_an_ablation_continues_after_a_failed_cell_and_exits_with_its_code(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
