@@ -1,4 +1,4 @@
-"""What is written beside a run's record: figures and tables, whose failure is a warning.
+"""What is written beside a run's record: figures, whose failure is a warning.
 
 The record decides the exit code.
 """

@@ -210,6 +210,7 @@ def _work_dir(context: RunContext) -> Iterator[Path]:
         dir=run.path, prefix=WORK_DIR_PREFIX, ignore_cleanup_errors=True
     ) as folder:
         yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # once more, if removing a file failed
 
 
 class QuietRunner(Runner):

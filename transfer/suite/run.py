@@ -19,7 +19,6 @@ from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
-from simmim_bench.runs.after import warn_only
 from transfer.suite.options import SuiteOptions
 from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
 
@@ -83,6 +82,7 @@ def run_suite(
     Raises:
         UsageError: a blocked step, or more devices than the machine has.
         MissingFrameworkError: submitit is not installed.
+        DataError: the leaderboard cannot be written; the records are.
         InterruptedRun: a signal came; the running steps were asked to save.
     """
     check_obstacles(planned)
@@ -91,8 +91,7 @@ def run_suite(
     )
     board = None
     if any(result.state == "done" for result in results):
-        with warn_only(display.log, f"leaderboard {leaderboard}"):
-            board = find_records([out]).board()
-            # With the published rows, as `leaderboard build` and `check` have them by default.
-            write_leaderboard(board, leaderboard, reported=read_reported())
+        board = find_records([out]).board()
+        # With the published rows, as `leaderboard build` and `check` have them by default.
+        write_leaderboard(board, leaderboard, reported=read_reported())
     return SuiteResult(results, board, leaderboard)
