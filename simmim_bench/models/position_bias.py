@@ -14,9 +14,11 @@ Legend: n heads, h w grid of tokens, L = h * w.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.interpolate import CubicSpline
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ from torch import Tensor, nn
 Grid = tuple[int, int]
 BIAS_TABLE = "relative_position_bias_table"  # parameter name of a bias table, in timm and here
 CLASS_TOKEN_ROWS = 3
+# torch's memory-efficient attention copies a bias, in every call, unless its rows begin at multiples of 8 values
+# (preprocess_mask in aten/src/ATen/native/transformers/attention.cpp).
+ALIGNMENT = 8
 
 
 def geometric_positions(length: int, new_length: int) -> np.ndarray:
@@ -83,14 +88,18 @@ def resize_table(table: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _relative_position_index(grid: Grid, device: torch.device) -> Tensor:
-    return gen_relative_position_index(grid, device=device).flatten()
+def _relative_position_index(grid: Grid, class_token: bool, device: torch.device) -> Tensor:
+    """Return the table's row of every pair of tokens, (L, M), the rows padded to `ALIGNMENT` with row 0."""
+    index = gen_relative_position_index(grid, device=device)
+    if not class_token:
+        index = index[1:, 1:]
+    return F.pad(index, (0, -index.shape[1] % ALIGNMENT))
 
 
 @torch.compiler.assume_constant_result
-def _constant_index(grid: Grid, device: torch.device) -> Tensor:
+def _constant_index(grid: Grid, class_token: bool, device: torch.device) -> Tensor:
     """Return the index; torch.compile would otherwise compute it again in every step, and warn of the cache."""
-    return _relative_position_index(grid, device)
+    return _relative_position_index(grid, class_token, device)
 
 
 class RelativePositionBias(nn.Module):
@@ -102,16 +111,72 @@ class RelativePositionBias(nn.Module):
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLASS_TOKEN_ROWS
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
 
-    def forward(self, grid: Grid, *, class_token: bool = True) -> Tensor:
+    def forward(
+        self, grid: Grid, *, class_token: bool = True, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Compute the additive attention bias of an (h, w) grid.
 
+        Args:
+            dtype: of the bias; the table's by default.
+
         Returns:
-            (1, n, 1 + L, 1 + L) with the class token first, or (1, n, L, L) without class token.
+            (1, n, 1 + L, 1 + L) with the class token first, or (1, n, L, L) without class token, with aligned rows
+            (see `aligned_bias`).
         """
         table = resize_table(self.relative_position_bias_table, self.grid, grid)
-        tokens = 1 + grid[0] * grid[1]
-        index = _constant_index(grid, table.device)
-        bias = table[index].view(1, tokens, tokens, -1)
-        if not class_token:
-            bias = bias[:, 1:, 1:]
-        return bias.permute(0, 3, 1, 2).contiguous()
+        index = _constant_index(grid, class_token, table.device)
+        bias: Tensor = _Lookup.apply(table, index, dtype or table.dtype)
+        return bias.unsqueeze(0)
+
+
+class _Lookup(torch.autograd.Function):
+    """Look up a bias (n, L, L) in a table (rows, n), in a dtype; sum its gradient in the table's dtype.
+
+    The bias of 4,096 tokens and 12 heads takes 0.8 GB in float32. Autograd would hold it twice, before and after
+    a permutation, until it is converted to bfloat16, and would sum the gradient of a converted table in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows, ctx.dtype = len(table), table.dtype
+        values = table.T.to(dtype, memory_format=torch.contiguous_format)
+        bias = values.index_select(1, index.flatten()).view(-1, *index.shape)
+        return bias[..., : len(index)]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,), (index,) = gradients, ctx.saved_tensors
+        values = gradient.flatten(1).T.to(ctx.dtype)
+        total = values.new_zeros(ctx.rows, values.shape[1])
+        # On a GPU, index_put_ sorts and adds in a fixed order; index_add_ does not.
+        rows = index[:, : len(index)].flatten()
+        return total.index_put_((rows,), values, accumulate=True), None, None
+
+
+def aligned_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert an attention bias (..., L, M) to a dtype, with rows that begin at multiples of `ALIGNMENT` values.
+
+    Returns:
+        `bias` itself if nothing has to change.
+    """
+    if bias.dtype == dtype and all(stride % ALIGNMENT == 0 for stride in bias.stride()[:-1]):
+        return bias
+    aligned: Tensor = _Convert.apply(bias, dtype)
+    return aligned
+
+
+class _Convert(torch.autograd.Function):
+    """Copy a bias to a dtype and to aligned rows in one pass."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = bias.dtype
+        *outer, columns = bias.shape
+        padded = bias.new_empty(*outer, columns + -columns % ALIGNMENT, dtype=dtype)
+        padded[..., columns:] = 0  # as torch pads
+        return padded[..., :columns].copy_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0].to(ctx.dtype), None

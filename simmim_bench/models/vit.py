@@ -35,7 +35,7 @@ from simmim_bench.models.archs import BackboneSpec, FeatureLevel, Form
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.decomposed_position import DecomposedPositionAttention
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
-from simmim_bench.models.position_bias import Grid, RelativePositionBias
+from simmim_bench.models.position_bias import Grid, RelativePositionBias, aligned_bias
 
 HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
 SINCOS_EXTENT = (
@@ -99,13 +99,15 @@ class ViTBlock(Block):
         """Apply the attention to the normalised tokens of a grid or of windows of an (h, w) size."""
         if isinstance(self.attn, DecomposedPositionAttention):
             return self.attn(tokens, size)
+        device, dtype = tokens.device.type, tokens.dtype
+        # The "meta" device has no autocast; torch.compile cannot trace the question whether it is available.
+        if device != "meta" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # of queries and keys
         bias = shared_bias
         if self.rel_pos_bias is not None:
-            bias = self.rel_pos_bias(size, class_token=self.class_token)
-        device = tokens.device.type
-        # The "meta" device has no autocast; torch.compile cannot trace the question whether it is available.
-        if bias is not None and device != "meta" and torch.is_autocast_enabled(device):
-            bias = bias.to(torch.get_autocast_dtype(device))  # the dtype of queries and keys
+            bias = self.rel_pos_bias(size, class_token=self.class_token, dtype=dtype)
+        elif bias is not None:
+            bias = aligned_bias(bias, dtype)
         attended: Tensor = self.attn(tokens, shared_rel_pos_bias=bias)
         return attended
 
@@ -295,6 +297,7 @@ class ViT(nn.Module):
             x = x.gather(1, kept.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
             if shared is not None:
                 shared = shared[0][:, kept.unsqueeze(2), kept.unsqueeze(1)].transpose(0, 1)
+                shared = aligned_bias(shared, shared.dtype)  # once, and not in every block
         after_blocks = []
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
