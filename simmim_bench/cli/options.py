@@ -106,6 +106,11 @@ def override_option(help_text: str, *, of: str = "") -> Callable[[Any], Any]:
 JSON_OPTION = click.option(
     "--json", "as_json", is_flag=True, help="Print the result on stdout as JSON."
 )
+DETERMINISTIC_OPTION = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Use deterministic kernels alone, which are slower: on one machine two runs are then equal.",
+)
 QUIET_OPTION = click.option("--quiet", is_flag=True, help="No log and no progress on stderr.")
 SEED_OPTION = click.option(
     "--seed", default=0, show_default=True, type=SEED, help="Seed of everything that is sampled."
@@ -152,11 +157,7 @@ def run_options(
             type=click.Choice(("auto", "bf16", "fp16", "fp32")),
             help="Precision of the computation, the same as -o precision=...; by default the recipe's.",
         ),
-        click.option(
-            "--deterministic",
-            is_flag=True,
-            help="Use deterministic kernels alone, which are slower: on one machine two runs are then equal.",
-        ),
+        DETERMINISTIC_OPTION,
         JSON_OPTION,
         QUIET_OPTION,
     )

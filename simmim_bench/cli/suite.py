@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench.cli.options import (
+    DETERMINISTIC_OPTION,
     PATH,
     QUIET_OPTION,
     SEED,
@@ -113,6 +114,7 @@ def complete_recipe(
     metavar="TASK.KEY=VALUE",
     help="Change one setting of a task's recipe, such as coco.max_iters=9000; may be repeated.",
 )
+@DETERMINISTIC_OPTION
 @click.option("--dry-run", is_flag=True, help="Print the plan with its cost; write nothing.")
 @job_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan or the results as JSON.")

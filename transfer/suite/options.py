@@ -22,6 +22,7 @@ class SuiteOptions:
         overrides: TASK.KEY=VALUE.
         task_options: values of the options that `simmim_bench.tasks.OPTIONS` offers to suites; each
             goes to the tasks that take it.
+        deterministic: every step uses deterministic kernels alone.
     """
 
     ckpts: tuple[str, ...]
@@ -34,3 +35,4 @@ class SuiteOptions:
     recipes: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     task_options: Mapping[str, Any] = field(default_factory=dict)
+    deterministic: bool = False

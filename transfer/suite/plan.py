@@ -221,6 +221,7 @@ def _request(
             recipe=recipe,
             overrides=tuple(overrides),
             resume=True,
+            deterministic=options.deterministic,
         ),
     )
 
@@ -248,6 +249,7 @@ def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(options.data)]
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
+    words += ["--deterministic"] if options.deterministic else []
     for name, value in request.task_options.items():
         words += OPTIONS[name].words(value)
     return words

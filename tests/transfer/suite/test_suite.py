@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from simmim_bench.jobs.slurm import Cluster, job_result, read_minutes
 from simmim_bench.jobs.workers import Machine, gpu_groups
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.runs.lock import exclusive_lock, is_locked
+from simmim_bench.tasks import variants
 
 CKPT = "random:vit_pocket"
 HOME = "random-vit_pocket"
@@ -108,6 +110,21 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
     ]
     assert "8 of 8 steps to do" in both
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_every_step_is_deterministic_if_the_suite_is(
+    tmp_path: Path, pocket: Path, deterministic: bool
+) -> None:
+    data = [w for name in ("imagenet", "coco", "ade20k") for w in (f"--{name}", pocket / name)]
+    words = ["--deterministic"] if deterministic else []
+    done = suite(*data, "--out", tmp_path / "runs", "--dry-run", "--json", *words)
+    steps = json.loads(done.stdout)
+    assert {step["task"] for step in steps} == set(variants())
+    for step in steps:
+        _, command, *arguments = shlex.split(step["command"])
+        parsed = cli.commands[command].make_context(command, arguments)
+        assert parsed.params["deterministic"] is deterministic, step["task"]
 
 
 def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
