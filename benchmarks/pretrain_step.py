@@ -72,8 +72,12 @@ def main() -> None:
     steps: dict[str, Callable[[], object]] = {}
     if official is not None:
         steps["official code, float32"] = SeparateProcess(
-            _official_step, official, recipe, arguments.batch_size
+            _official_step, official, recipe, arguments.batch_size, "fp32"
         )
+        if precision == "bf16":
+            steps["official code, bfloat16"] = SeparateProcess(
+                _official_step, official, recipe, arguments.batch_size, "bf16"
+            )
     steps["plain: float32, torch's attention, plain AdamW"] = ours_in_process("fp32", plain=True)
     steps[OURS["fp32"]] = ours_in_process("fp32")
     if precision == "bf16":
@@ -132,8 +136,10 @@ def _our_step(
     return _step(model, optimizer, lambda: forward(images, masks).loss, device, precision)
 
 
-def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> Callable[[], object]:
-    """Build the official model; return a function that takes one step in float32, with the official loss."""
+def _official_step(
+    checkout: Path, recipe: PretrainRecipe, batch_size: int, precision: str
+) -> Callable[[], object]:
+    """Build the official model; return a function that takes one step with the official loss, under autocast."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # from its outdated timm imports
     sys.path.insert(0, str(checkout))
     from config import _C  # type: ignore[import-not-found]
@@ -145,7 +151,7 @@ def _official_step(checkout: Path, recipe: PretrainRecipe, batch_size: int) -> C
     config.merge_from_file(str(checkout / OFFICIAL_CONFIGS[recipe.arch]))
     model = build_model(config, is_pretrain=True).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    return _step(model, optimizer, lambda: model(images, masks), device, "fp32")
+    return _step(model, optimizer, lambda: model(images, masks), device, precision)
 
 
 def _batch(recipe: PretrainRecipe, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -109,21 +109,22 @@ class Runner:
 
     Args:
         budget: seconds from now on; a check that would exceed them is skipped.
-        only: names of the checks to run; empty for all.
-        out: the report's file.
+        only: names of the checks to run.
+        out: the report's file. If there is a report of the same machine and software, its other results are kept.
     """
 
     def __init__(self, setup: Setup, budget: float, only: Iterable[str], out: Path) -> None:
         self.setup, self.only, self.out = setup, set(only), out
         self.results: dict[str, Result] = {}
         self._started = time.monotonic()
+        self._earlier = self._read_earlier()
         self._end = self._started + budget
         self._lock = Lock()
 
     def run(self, groups: Sequence[CheckGroup]) -> None:
         """Run the groups in order."""
         for group in groups:
-            checks = [c for c in group.checks if not self.only or c.name in self.only]
+            checks = [c for c in group.checks if c.name in self.only]
             if not group.concurrent:
                 for check in checks:
                     self._run(check)
@@ -139,6 +140,27 @@ class Runner:
 
     def report(self) -> dict[str, Any]:
         """Return the report as JSON, without paths of this machine."""
+        checks = self._earlier["checks"] | {n: asdict(r) for n, r in self.results.items()}
+        seconds = self._earlier["seconds"] + time.monotonic() - self._started
+        return {
+            **self._machine(),
+            "seconds": round(seconds, 1),
+            "failed": [name for name, check in checks.items() if check["state"] == "failed"],
+            "checks": checks,
+        }
+
+    def _read_earlier(self) -> dict[str, Any]:
+        """Return the report in `out` if it is of this machine and software, without the checks to run."""
+        nothing: dict[str, Any] = {"checks": {}, "seconds": 0.0}
+        if not self.out.is_file():
+            return nothing
+        report = json.loads(self.out.read_text(encoding="utf-8"))
+        if any(report.get(key) != value for key, value in self._machine().items()):
+            return nothing
+        kept = {name: one for name, one in report["checks"].items() if name not in self.only}
+        return {"checks": kept, "seconds": report["seconds"] if kept else 0.0}
+
+    def _machine(self) -> dict[str, Any]:
         cuda = self.setup.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name() if cuda else "CPU",
@@ -149,9 +171,6 @@ class Runner:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version() if cuda else None,
             "tiny": self.setup.tiny,
-            "seconds": round(time.monotonic() - self._started, 1),
-            "failed": self.failed,
-            "checks": {name: asdict(result) for name, result in self.results.items()},
         }
 
     def _run(self, check: Check) -> None:

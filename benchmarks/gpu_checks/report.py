@@ -10,6 +10,7 @@ from typing import Any
 Findings = dict[str, Any]  # JSON: figures and names, nested at most once
 SHOWN = 150  # characters of a check's findings in a printed line
 SPEED = "images_per_s"
+COLUMNS = (SPEED, "step_ms", "tflop_per_s", "peak_gib")
 
 
 @dataclass
@@ -61,9 +62,10 @@ def markdown(report: dict[str, Any]) -> str:
             "| --- | ---: | ---: | ---: | ---: |",
         ]
         for name, found in speeds:
-            columns = (SPEED, "step_ms", "tflop_per_s", "peak_gib")
-            figures = " | ".join(f"{found[key]:,.4g}" if key in found else "" for key in columns)
+            figures = " | ".join(f"{found[key]:,.4g}" if key in found else "" for key in COLUMNS)
             lines.append(f"| {name} | {figures} |")
+    ratios = [(name, check["findings"].get("summary")) for name, check in checks.items()]
+    lines += ["", *(f"- `{name}`: {summary}." for name, summary in ratios if summary)]
     return "\n".join(lines).strip()
 
 
@@ -74,7 +76,7 @@ def _speeds(checks: dict[str, Any]) -> Iterator[tuple[str, Findings]]:
         if isinstance(findings.get(SPEED), float | int):
             yield f"`{name}`", findings
         for case, found in findings.items():
-            if isinstance(found, dict) and isinstance(found.get(SPEED), float | int):
+            if isinstance(found, dict) and any(key in found for key in COLUMNS):
                 yield f"`{name}`, {case}", found
         loaded = findings.get(SPEED)
         if isinstance(loaded, dict):

@@ -30,9 +30,8 @@ from gpu_checks.product import (
     random_crop_flip,
 )
 from gpu_checks.report import Findings
-from gpu_checks.training import CLIP_GRAD, PretrainStep
+from gpu_checks.training import CLIP_GRAD, TINY_ARCH, TINY_BATCH, PretrainStep
 
-TINY_ARCH, TINY_BATCH = "vit_pocket", 8
 IMAGENET_SIDES = (500, 375)  # the usual size of an image in ImageNet
 JPEG_QUALITY = 92
 
@@ -53,16 +52,6 @@ def pretrain_vit(setup: Setup) -> Findings:
 def pretrain_swin(setup: Setup) -> Findings:
     """Measure pretraining of Swin-B by batch size."""
     return _by_batch_size(setup, "swin_b", (64, 128, 256))
-
-
-def pretrain_vit_compiled(setup: Setup) -> Findings:
-    """Measure pretraining of ViT-B through torch.compile."""
-    return PretrainStep(setup, "vit_b", 256, compiled=True).measure()
-
-
-def pretrain_swin_compiled(setup: Setup) -> Findings:
-    """Measure pretraining of Swin-B through torch.compile."""
-    return PretrainStep(setup, "swin_b", 128, compiled=True).measure()
 
 
 def pretrain_float32(setup: Setup) -> Findings:

@@ -14,6 +14,7 @@ from gpu_checks.product import (
     GIB,
     BackboneSpec,
     DistContext,
+    FiniteCheck,
     PretrainRecipe,
     SimMIM,
     accumulate_gradients,
@@ -26,16 +27,18 @@ from gpu_checks.product import (
     masked_loss,
     parameter_groups,
     sample_image_mask,
+    step_unless,
 )
 from gpu_checks.report import Findings
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two matrix products for each of the forward pass
 CLIP_GRAD = 5.0
 WARM_UP = 2  # steps
+TINY_ARCH, TINY_BATCH = "vit_pocket", 8
 
 
 class PretrainStep:
-    """A training step: normalisation, forward and backward pass, clipping, AdamW.
+    """A training step: normalisation, forward and backward pass, clipping, AdamW unless something is not finite.
 
     Args:
         precision: of the step; that of the setup by default.
@@ -52,7 +55,7 @@ class PretrainStep:
         compiled: bool = False,
         accumulation_steps: int | None = 1,
     ) -> None:
-        self.setup, self.batch_size = setup, batch_size
+        self.setup, self.batch_size, self.steps = setup, batch_size, 0
         self.recipe = default_recipe(arch)
         self.precision = precision or setup.precision
         self.spec = find_spec(self.recipe.arch).at(self.recipe.img_size, self.recipe.window_size)
@@ -62,7 +65,8 @@ class PretrainStep:
         self.model.to(setup.device).train()
         if compiled:
             compile_blocks(self.model.encoder.blocks_in_order)
-        self._optimizer = torch.optim.AdamW(
+        self.finite = FiniteCheck(DistContext(device=setup.device))
+        self.optimizer = torch.optim.AdamW(
             parameter_groups(
                 self.model, self.model.encoder, lr=1e-4, weight_decay=0.05, pretraining=True
             ),
@@ -74,7 +78,7 @@ class PretrainStep:
             for index, image in enumerate(pixels)
         ]
         # On the device, as the training loop copies a batch while the step before it runs.
-        self._batch = [
+        self.batch = [
             pixels.to(setup.device),
             torch.zeros(batch_size, device=setup.device),  # labels
             torch.arange(batch_size, device=setup.device),  # indices
@@ -83,26 +87,29 @@ class PretrainStep:
         self._compute_loss = partial(masked_loss, None, setup.device)
         self.accumulation_steps = accumulation_steps or find_accumulation_steps(
             self.model,
-            OneBatch(self._batch),  # type: ignore[arg-type]
+            OneBatch(self.batch),  # type: ignore[arg-type]
             self._compute_loss,
             self.precision,
             DistContext(device=setup.device),
         )
 
-    def __call__(self) -> Tensor:
-        """Take a step; return the mean loss without waiting for it."""
-        self._optimizer.zero_grad(set_to_none=True)
+    def __call__(self, batch: list[Tensor] | None = None) -> Tensor:
+        """Take a step with a batch on the device; return the mean loss without waiting for it."""
+        batch = batch or self.batch
+        self.optimizer.zero_grad(set_to_none=True)
         loss = accumulate_gradients(
             self.model,
-            self._batch,
+            batch,
             0,
             self._compute_loss,
             self.precision,
             self.setup.device,
             self.accumulation_steps,
         )
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD)
-        self._optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_GRAD)
+        scale = torch.ones((), device=self.setup.device)
+        step_unless(self.finite.skip(self.steps, batch, loss, norm, scale), self.optimizer)
+        self.steps += 1
         return loss
 
     @torch.no_grad()
@@ -110,7 +117,7 @@ class PretrainStep:
         """Run the forward pass in evaluation mode."""
         self.model.eval()
         with autocast(self.setup.device, self.precision):
-            self._compute_loss(self.model, self._batch, 0)
+            self._compute_loss(self.model, self.batch, 0)
         self.model.train()
 
     def measure(self, steps: int | None = None) -> Findings:

@@ -75,9 +75,11 @@ def test_a_block_passes_an_aligned_bias_of_the_precision_it_computes_in(
     seen = []
     attend = torch.nn.functional.scaled_dot_product_attention
 
-    def record(*tensors: Tensor, attn_mask: Tensor, **options: float) -> Tensor:
+    def record(
+        query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor, dropout_p: float
+    ) -> Tensor:
         seen.append(attn_mask)
-        return attend(*tensors, attn_mask=attn_mask, **options)
+        return attend(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
     spec = find_spec("vit_pocket")
@@ -101,13 +103,13 @@ def test_attention_without_bias_equals_attention_with_the_decomposed_bias(resize
 
     query, key, value = (random(2, 3, 12, 6) for _ in range(3))
     sides = (5, 2) if resized else grid
-    vectors = [random(2 * side - 1, 6) for side in sides]
-    inputs = [query, key, value, *vectors]
+    by_row, by_column = (random(2 * side - 1, 6) for side in sides)
+    inputs = [query, key, value, by_row, by_column]
     scale = 6**-0.5
-    bias = get_decomposed_rel_pos_bias(query.flatten(0, 1), *vectors, grid, grid)
+    bias = get_decomposed_rel_pos_bias(query.flatten(0, 1), by_row, by_column, grid, grid)
     logits = query @ key.transpose(-2, -1) * scale + bias.view(2, 3, 12, 12)
     expected = logits.softmax(-1) @ value
-    found = attend_without_bias(query, key, value, *vectors, grid, scale)
+    found = attend_without_bias(query, key, value, by_row, by_column, grid, scale)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     gradients = [torch.autograd.grad(output, inputs, upstream) for output in (found, expected)]
