@@ -11,7 +11,10 @@ import pytest
 from support.commands import free_port, start_function, two_processes_of
 from support.shared_listing import describe, list_on_both, run_command_below
 
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.sharing import open_once
+from simmim_bench.data.sources import any_images, class_folders
+from simmim_bench.distributed import DistContext
+from simmim_bench.errors import DataError
 
 
 @pytest.fixture
@@ -40,6 +43,15 @@ def test_processes_know_what_rank_0_has_listed(
     assert (kind, printed) == ("DataError", False)
     assert message.startswith("data folder data/val does not exist;")
     assert second["error"] == [kind, message, True]
+
+
+def test_only_images_of_a_fingerprint_are_measured(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").symlink_to("nowhere")
+    open_images = partial(any_images, tmp_path)
+    # A held-out image that cannot be read may be skipped.
+    assert len(open_once(open_images, DistContext(), measure=False)) == 1
+    with pytest.raises(DataError, match=r"image .*1\.jpg cannot be read: .*; fix the link"):
+        open_once(open_images, DistContext())
 
 
 def test_a_fault_of_the_data_is_printed_once_and_ends_all_processes(above: Path) -> None:
