@@ -27,6 +27,7 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Che
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
     ImageSource,
     any_images,
@@ -120,8 +121,8 @@ def build(
     """
     dist = context.dist
     spec = check_sizes(recipe)
-    images = any_images(data)
-    held_out = held_out_images(data)
+    images = open_once(partial(any_images, data), dist)
+    held_out = open_once(partial(held_out_images, data), dist, measure=False)
     for line in describe_left_out(images, "train"):
         context.run.log(line)
     for line in describe_left_out(held_out, "val") if held_out is not None else ():

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,7 +37,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import BenchError, UsageError
 
 # A step's collectives wait for processes that compute the same; 10 minutes is torch's default for NCCL.
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -130,6 +130,41 @@ class DistContext:
         found: list[Any] = [None] * self.size
         torch_dist.all_gather_object(found, own, group=self.waiting)
         return found
+
+    def compute_once(self, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Compute named tensors on rank 0, and return them on every process.
+
+        Args:
+            compute: called on rank 0 alone; returns tensors on the CPU.
+
+        Raises:
+            BenchError: as `compute` raised it on rank 0, on every process; the message is printed once.
+        """
+        if self.size == 1:
+            return compute()
+        tensors: dict[str, Tensor] = {}
+        failure: BenchError | None = None
+        if self.is_main:
+            try:
+                tensors = compute()
+            except BenchError as error:
+                failure = error
+        # Sent before the tensors: the error, or what the other processes need to receive them.
+        kinds = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+        header: list[Any] = [kinds if failure is None else (type(failure), str(failure))]
+        torch_dist.broadcast_object_list(header, 0, group=self.waiting)
+        if failure is not None:
+            raise failure
+        if isinstance(header[0], tuple):
+            kind, message = header[0]
+            failure = kind(message)
+            failure.printed_by_main = True
+            raise failure
+        for name, (shape, dtype) in header[0].items():
+            tensor = tensors.setdefault(name, torch.empty(shape, dtype=dtype))
+            if tensor.numel():
+                torch_dist.broadcast(tensor, 0, group=self.waiting)
+        return tensors
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Copy rank 0's buffers, such as BatchNorm's running statistics, to every process."""
@@ -367,6 +402,16 @@ def exit_failed(error: Exception) -> None:
         sys.stderr.flush()
         time.sleep(LAUNCHER_S)
     exit_process(1)
+
+
+def exit_after_main(code: int) -> None:
+    """Exit with the code of an error that rank 0 prints, once the launcher has noticed that rank 0 has ended.
+
+    The launcher ends all processes as soon as it notices the first one that has failed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(LAUNCHER_S)
+    exit_process(code)
 
 
 def best_device() -> torch.device:

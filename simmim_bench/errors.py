@@ -13,9 +13,14 @@ from collections.abc import Iterable
 
 
 class BenchError(Exception):
-    """Report an error that the user can fix."""
+    """Report an error that the user can fix.
+
+    Attributes:
+        printed_by_main: whether rank 0 has raised and prints the same error, for all processes of a run.
+    """
 
     exit_code = 1
+    printed_by_main = False
 
     def __init__(self, message: str) -> None:
         # A DataLoader re-raises a worker's error with the worker's whole traceback as its message.

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
     ImageList,
     check_same_classes,
     class_folders,
     describe_left_out,
 )
-from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.runs.context import RunContext
 from transfer.fewshot import split_sha256
 
 
-def read_splits(run: RunDir, data: Path) -> tuple[ImageList, ImageList]:
+def read_splits(context: RunContext, data: Path) -> tuple[ImageList, ImageList]:
     """List `train/` and `val/`, and log what lies in them and is not read.
 
     Raises:
         DataError: a split is missing, or the classes of the splits differ.
     """
-    train, val = class_folders(data, "train"), class_folders(data, "val")
+    train, val = (
+        open_once(partial(class_folders, data, split), context.dist) for split in ("train", "val")
+    )
     check_same_classes(train, val)
     for images, split in ((train, "train"), (val, "val")):
         for line in describe_left_out(images, split):
-            run.log(line)
+            context.run.log(line)
     return train, val
 
 

@@ -95,6 +95,8 @@ def _run() -> None:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except BenchError as error:
+        if error.printed_by_main:
+            sys.modules["simmim_bench.distributed"].exit_after_main(error.exit_code)
         _fail(str(error), error.exit_code)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)

@@ -64,7 +64,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 raise DataError(
                     f"{error} It is unreadable image number {self.skipped}; --skip-unreadable allows {self.limit}."
                 ) from error
-            return image, self.images.labels[candidate]
+            return image, int(self.images.labels[candidate])
         raise DataError(f"none of the {len(self)} images can be read; check --data.")
 
 
@@ -170,7 +170,8 @@ def _resize_to_cover(
     return resized
 
 
-def balanced_subset(labels: Sequence[int], fraction: float, seed: int) -> list[int]:
+def balanced_subset(
+    labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:
     """Sample a fraction of the images, as evenly from the classes as their sizes allow.
 
     The number of images is that of SimCLR's lists (github.com/google-research/simclr, imagenet_subsets): 12,811

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from simmim_bench.data.names import FileNames, PathList
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from simmim_bench.files import write_text
@@ -54,6 +56,9 @@ SYSTEM_NAMES = {
     "desktop.ini",
 }
 SUFFIXES = ", ".join(IMAGE_FORMATS)
+# A change so soon after another one may leave the modification time as it was: FAT counts in steps of 2 s, and file
+# servers in steps of 1 s.
+SETTLED_NS = 2 * 10**9
 INDEX_MIN_FILES = 50_000  # smaller trees are not indexed: listing them takes a second
 
 
@@ -64,7 +69,7 @@ def is_image(name: str) -> bool:
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden or the operating system's, by its name without folders."""
-    base = PurePath(name).name
+    base = PurePath(name).name if "/" in name else name  # a PurePath takes longer than the rest
     return base.startswith(".") or base.lower() in SYSTEM_NAMES
 
 
@@ -134,7 +139,7 @@ def hash_names_and_sizes(named_sizes: Iterator[tuple[str, int]]) -> str:
 class Listing(NamedTuple):
     """The images below a folder, sorted, and what is left out there."""
 
-    images: list[Path]
+    images: PathList
     left_out: LeftOut
 
 
@@ -151,12 +156,13 @@ def list_tree(folder: Path) -> Listing:
     """List all images below a folder and what is left out; links are followed.
 
     The index of a large tree is cached. Only folders that changed since are listed again: a folder's
-    modification time changes whenever a file is added or removed.
+    modification time changes whenever a file is added or removed. Sizes of files, which change without it, are not
+    in the index.
 
     Raises:
         DataError: A folder cannot be listed.
     """
-    index = _index_path(folder)
+    index, now = _index_path(folder), time.time_ns()
     known = _read_index(index)
     found: dict[str, tuple[int, Folder]] = {}
     loops: list[str] = []
@@ -176,9 +182,10 @@ def list_tree(folder: Path) -> Listing:
         inside = parents | {identity}
         pending += [(os.path.join(relative, name), inside) for name in entry[1].folders]
     count = sum(len(content.images) for _, content in found.values())
-    if count >= INDEX_MIN_FILES and found != known:
+    settled = {name: entry for name, entry in found.items() if entry[0] < now - SETTLED_NS}
+    if count >= INDEX_MIN_FILES and settled != known:
         with suppress(DataError):  # without a writable cache, the tree is listed every time
-            write_text(index, json.dumps(found, separators=(",", ":")))
+            write_text(index, json.dumps(settled, separators=(",", ":")))
 
     def below(names: dict[str, list[str]]) -> tuple[str, ...]:
         return tuple(
@@ -188,11 +195,20 @@ def list_tree(folder: Path) -> Listing:
     others = below({relative: content.others for relative, (_, content) in found.items()})
     hidden = below({relative: content.hidden for relative, (_, content) in found.items()})
     images = sorted(
-        Path(folder, relative, name)
-        for relative, (_, content) in found.items()
-        for name in content.images
+        (
+            os.path.join(relative, name)
+            for relative, (_, content) in found.items()
+            for name in content.images
+        ),
+        key=_path_order,
     )
-    return Listing(images, LeftOut(others, tuple(sorted((*hidden, *loops)))))
+    left_out = LeftOut(others, tuple(sorted((*hidden, *loops))))
+    return Listing(PathList(folder, FileNames.pack(images)), left_out)
+
+
+def _path_order(name: str) -> str:
+    """Return a key that sorts as `Path` does, by the folders of a path: "a/z" comes before "a-b/c"."""
+    return name.replace("/", "\0")  # the one character that no name has and that sorts before all
 
 
 def list_folder(folder: str) -> Folder:

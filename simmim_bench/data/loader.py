@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from simmim_bench.data.workers import WorkerLoader
+from simmim_bench.data.workers import WorkerLoader, end_workers
 from simmim_bench.distributed import per_process_batch
 
 
@@ -60,11 +60,51 @@ class SeededDataset(Dataset[tuple[Any, ...]]):
         return image, label, index, self.per_image(image, *self.key, index)
 
 
+class EpochsDataset(Dataset[tuple[Any, ...]]):
+    """Images of all epochs: the item (epoch, i) is item i of that epoch's `SeededDataset`.
+
+    The worker processes of an `EpochLoader` learn from the items which epoch they load.
+    """
+
+    def __init__(
+        self, dataset: Dataset[tuple[Tensor, int]], seed: int, per_image: PerImage | None
+    ) -> None:
+        self.dataset, self.seed, self.per_image = dataset, seed, per_image
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, ...]:
+        epoch, item = key
+        return SeededDataset(self.dataset, self.seed, epoch, self.per_image)[item]
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch at a time, as items of `EpochsDataset`.
+
+    Attributes:
+        epoch: number of the epoch.
+        batches: items of the epoch's data set, (batches, images).
+    """
+
+    def __init__(self) -> None:
+        self.epoch, self.batches = 0, torch.zeros(0, 0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return _with_epoch(self.epoch, self.batches)  # those of now, whatever is set later
+
+
+def _with_epoch(epoch: int, batches: Tensor) -> Iterator[list[tuple[int, int]]]:
+    for batch in batches:
+        yield [(epoch, item) for item in batch.tolist()]
+
+
 class EpochLoader:
     """Shuffled batches (images, labels, indices) that depend only on seed, epoch and image.
 
     The number of processes and workers does not change the augmentation of an image. A run that resumes in
-    the middle of an epoch gets the batches that it would have had without interruption.
+    the middle of an epoch gets the batches that it would have had without interruption. The worker processes stay
+    from epoch to epoch, until `close` ends them.
 
     Args:
         dataset: images and labels.
@@ -94,19 +134,26 @@ class EpochLoader:
         repeats: int = 1,
         per_image: PerImage | None = None,
     ) -> None:
-        self._dataset, self._num_workers, self._seed = dataset, num_workers, seed
-        self._repeats, self._per_image = repeats, per_image
+        self.dataset, self._seed, self._repeats = dataset, seed, repeats
         self._rank, self._world_size = rank, world_size
         self._images = len(dataset)  # type: ignore[arg-type]
         # A last incomplete batch is dropped, unless it is the only one.
         self._batch_size = min(batch_size, self._images)
         per_process_batch(self._batch_size, world_size)
+        self._sampler = EpochSampler()
+        self._loader = WorkerLoader(
+            EpochsDataset(dataset, seed, per_image),
+            batch_sampler=self._sampler,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
 
     def __len__(self) -> int:
         return self._images // self._batch_size
 
-    def epoch(self, number: int, first_step: int = 0) -> DataLoader[Any]:
-        """Return the batches of an epoch, starting at `first_step`."""
+    def epoch(self, number: int, first_step: int = 0) -> Iterator[Any]:
+        """Start to load the batches of an epoch from `first_step` on; with workers, an earlier epoch ends."""
         generator = torch.Generator()
         generator.manual_seed(
             int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
@@ -115,28 +162,28 @@ class EpochLoader:
         copies = torch.arange(self._repeats) * self._images
         order = (order[:, None] + copies).flatten()  # the copies of an image follow each other
         order = order[: len(self) * self._batch_size].view(-1, self._batch_size)
-        batches = order[first_step:, self._rank :: self._world_size]
-        return WorkerLoader(
-            SeededDataset(self._dataset, self._seed, number, self._per_image),
-            batch_sampler=batches.tolist(),
-            num_workers=self._num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        self._sampler.epoch = number
+        self._sampler.batches = order[first_step:, self._rank :: self._world_size]
+        return iter(self._loader)
+
+    def close(self) -> None:
+        """End the worker processes; a later epoch starts others."""
+        end_workers(self._loader)
 
 
 def batches_on_device(
-    loader: DataLoader[Any], device: torch.device
+    batches: Iterable[Any], device: torch.device
 ) -> Iterator[list[Tensor]]:
-    """Yield a loader's batches on a device; a GPU copies the next batch while it computes with this one.
+    """Yield batches on a device; a GPU copies the next batch while it computes with this one.
 
     Args:
-        loader: of tensors, in pinned memory for a GPU.
+        batches: of tensors, in pinned memory for a GPU.
     """
     if device.type != "cuda":
-        yield from loader
+        yield from batches
         return
     copying, ahead = torch.cuda.Stream(device), None
-    for batch in loader:
+    for batch in batches:
         with torch.cuda.stream(copying):
             copied = [x.to(device, non_blocking=True) for x in batch], copying.record_event()
         if ahead is not None:

@@ -6,10 +6,14 @@ images. It does not decode images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.hub import HUB_PREFIX, hub_images
@@ -21,19 +25,21 @@ from simmim_bench.data.listing import (
     list_folder,
     list_tree,
 )
+from simmim_bench.data.names import PathList, SharedArray
 from simmim_bench.data.shards import tar_shards
 from simmim_bench.errors import DataError
 
 # Names of the splits' folders, the first one preferred: Roboflow exports valid/, and timm reads all of them
 # (timm/data/dataset_factory.py, _TRAIN_SYNONYM and _EVAL_SYNONYM).
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+OUTSIDE = -1  # instead of a class, of images that are in no class folder
 
 
 class ImageSource(Protocol):
     """An indexed list of encoded images."""
 
     @property
-    def labels(self) -> Sequence[int]:
+    def labels(self) -> Sequence[int] | np.ndarray:
         """The class of every image."""
 
     @property
@@ -59,53 +65,102 @@ class ImageSource(Protocol):
         """Hash the names and sizes of all images: SHA-256 in hexadecimal."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageList:
-    """Images in separate files, sorted."""
+    """Images in separate files, sorted.
+
+    Attributes:
+        root: the folder that names in the fingerprint are relative to; `paths` are below it.
+        numbers: the class of every image, int64.
+        sizes: the size of every file in bytes, int64; None if they are not known yet.
+        known_fingerprint: the result of `fingerprint`; None if it is not known yet.
+    """
 
     root: Path
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
+    paths: PathList
+    numbers: SharedArray
     classes: tuple[str, ...]
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    sizes: SharedArray | None = None
+    known_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, int64."""
+        return self.numbers.values
+
     def read(self, index: int) -> bytes:
         """Return the content of an image file."""
         try:
-            return self.paths[index].read_bytes()
+            with open(self.name(index), "rb") as file:
+                return file.read()
         except OSError as error:
-            raise unreadable(str(self.paths[index]), error.strerror) from error
+            raise unreadable(self.name(index), error.strerror) from error
 
     def name(self, index: int) -> str:
         """Return the path of an image."""
-        return str(self.paths[index])
+        return self.paths.text(index)
 
     def subset(self, indices: Sequence[int]) -> ImageList:
         """Return a source of some images, in the order of `indices`, with the same classes."""
-        return ImageList(
-            self.root,
-            tuple(self.paths[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.classes,
-            self.left_out,
+        chosen = np.asarray(indices, np.int64)
+        return replace(
+            self,
+            paths=self.paths.take(indices),
+            numbers=SharedArray(self.labels[chosen]),
+            sizes=None if self.sizes is None else SharedArray(self.sizes.values[chosen]),
+            known_fingerprint=None,
         )
+
+    def measured(self) -> ImageList:
+        """Return the images with the sizes of their files, from which every subset's fingerprint follows.
+
+        Raises:
+            DataError: A file does not exist any more, or is a link to none.
+        """
+        if self.sizes is not None:
+            return self
+        numbers = range(len(self))
+        sizes = np.fromiter((_file_size(self.name(i)) for i in numbers), np.int64, len(self))
+        return replace(self, sizes=SharedArray(sizes))
 
     def fingerprint(self) -> str:
         """Hash every image's path relative to the root and its size in bytes: SHA-256 in hexadecimal."""
-        return hash_names_and_sizes(
-            (path.relative_to(self.root).as_posix(), self._size(path)) for path in self.paths
-        )
+        return self._fingerprint
 
-    def _size(self, path: Path) -> int:
-        try:
-            return path.stat().st_size
-        except OSError as error:
-            raise DataError(
-                f"image {path} cannot be read: {error.strerror}; fix the link or remove it."
-            ) from error
+    @cached_property  # a task may ask for it before every epoch, and hashing takes seconds
+    def _fingerprint(self) -> str:
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
+        sizes = self.measured().sizes
+        assert sizes is not None
+        above = self.paths.folder.relative_to(self.root).as_posix()
+        prefix = "" if above == "." else f"{above}/"
+        names = (prefix + name for name in self.paths.names)
+        return hash_names_and_sizes(zip(names, sizes.values.tolist(), strict=True))
+
+
+def image_list(
+    root: Path,
+    paths: Iterable[Path],
+    labels: Sequence[int] | np.ndarray,
+    classes: Sequence[str],
+) -> ImageList:
+    """Build a source of the images at some paths below a folder."""
+    numbers = SharedArray(np.array(labels, np.int64))
+    return ImageList(root, PathList.pack(root, paths), numbers, tuple(classes))
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise DataError(
+            f"image {path} cannot be read: {error.strerror}; fix the link or remove it."
+        ) from error
 
 
 def split_folder(root: Path, split: str) -> Path:
@@ -127,35 +182,36 @@ def class_folders(root: Path, split: str) -> ImageList:
     Raises:
         DataError: A folder is missing or empty, a class folder has no images, or there is one class alone.
     """
-    found, left_out = list_classes(root, split)
-    faults = class_faults(split_folder(root, split), found)
+    images = list_classes(root, split)
+    faults = class_faults(split_folder(root, split), images)
     if faults:
         raise DataError(faults[0])
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, images in enumerate(found.values()):
-        paths += images
-        labels += [label] * len(images)
-    return ImageList(root, tuple(paths), tuple(labels), tuple(found), left_out)
+    return images
 
 
-def class_faults(folder: Path, classes: Mapping[str, Sequence[Path]]) -> list[str]:
+def class_faults(folder: Path, images: ImageList) -> list[str]:
     """Return a message for each fault of a split's class folders."""
     faults = [
         f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
-        for name, images in classes.items()
-        if not images
+        for name, count in zip(images.classes, class_sizes(images), strict=True)
+        if not count
     ]
-    if len(classes) == 1:
+    if len(images.classes) == 1:
         faults.append(
-            f"data folder {folder} has one class folder, {next(iter(classes))}, and a classifier needs two or more; "
+            f"data folder {folder} has one class folder, {images.classes[0]}, and a classifier needs two or more; "
             "if the classes are below it, move them up."
         )
     return faults
 
 
-def list_classes(root: Path, split: str) -> tuple[dict[str, list[Path]], LeftOut]:
-    """List the images of every class of a split, and what is left out of it.
+def class_sizes(images: ImageList) -> list[int]:
+    """Return the number of images of every class."""
+    counts: list[int] = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+    return counts
+
+
+def list_classes(root: Path, split: str) -> ImageList:
+    """List the images of every class folder of a split; a class may have none.
 
     Raises:
         DataError: A folder is missing or has no class folders.
@@ -166,19 +222,22 @@ def list_classes(root: Path, split: str) -> tuple[dict[str, list[Path]], LeftOut
             f"data folder {folder} does not exist; use a folder with train/ and val/, each with one folder "
             "per class."
         )
-    names = sorted(list_folder(str(folder)).folders)
-    if not names:
+    classes = sorted(list_folder(str(folder)).folders)
+    if not classes:
         raise DataError(
             f"data folder {folder} has no class folders; move the images to {folder}/CLASS/ (ImageNet's own archives "
             "have none: torchvision.datasets.ImageNet creates them)."
         )
-    found: dict[str, list[Path]] = {name: [] for name in names}
-    outside: list[Path] = []
-    images, left_out = list_tree(folder)
-    for path in images:
-        found.get(path.parts[len(folder.parts)], outside).append(path)
-    stray = tuple(str(path.relative_to(folder)) for path in outside)
-    return found, replace(left_out, outside=stray)
+    listed, left_out = list_tree(folder)
+    numbers = {name: number for number, name in enumerate(classes)}
+    above = (name.partition("/")[0] for name in listed.names)
+    labels = np.fromiter((numbers.get(name, OUTSIDE) for name in above), np.int64, len(listed))
+    stray = tuple(listed.names.take(np.flatnonzero(labels == OUTSIDE)))
+    if stray:
+        listed = listed.take(np.flatnonzero(labels != OUTSIDE))
+        labels = labels[labels != OUTSIDE]
+    left_out = replace(left_out, outside=stray)
+    return ImageList(root, listed, SharedArray(labels), tuple(classes), left_out)
 
 
 def any_images(data: Path) -> ImageSource:
@@ -221,13 +280,13 @@ def _folder_images(folder: Path, root: Path) -> ImageSource:
     if shards:
         names = {shard.name for shard in shards}
         files = tuple(name for name in left_out.files if name not in names)
-        stray = tuple(str(path.relative_to(folder)) for path in paths)
-        return tar_shards(shards, replace(left_out, files=files, outside=stray))
+        return tar_shards(shards, replace(left_out, files=files, outside=tuple(paths.names)))
     if not paths:
         raise DataError(
             f"data folder {folder} has no images ({SUFFIXES}) and no *.tar{left_out.only()}; use another folder."
         )
-    return ImageList(root, tuple(paths), (0,) * len(paths), ("image",), left_out)
+    labels = SharedArray(np.zeros(len(paths), np.int64))
+    return ImageList(root, paths, labels, ("image",), left_out)
 
 
 def held_out_images(data: Path) -> ImageSource | None:

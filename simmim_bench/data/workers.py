@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from simmim_bench.signals import SIGNALS, blocked_signals
 
@@ -44,6 +45,14 @@ class WorkerLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         """Return the iterator of an epoch."""
         return start_workers(self)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """End the persistent workers of a loader, if they were started."""
+    # torch ends them with the iterator itself, which a frame or a traceback may still refer to.
+    started, loader._iterator = loader._iterator, None
+    if isinstance(started, _MultiProcessingDataLoaderIter):
+        started._shutdown_workers()
 
 
 def leave_signals_to_parent(init: WorkerInit | None, worker: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,11 @@ def fit(
         # Rank 0 may write for longer than the next step's collectives wait.
         dist.barrier()
 
-    with stop_on_signals() as stop, run.display.task(description, total) as task:
+    with (
+        closing(state.loader),
+        stop_on_signals() as stop,
+        run.display.task(description, total) as task,
+    ):
         task.advance(state.step)
         while state.step < total:
             epoch, index = divmod(state.step, steps_per_epoch)

@@ -107,7 +107,7 @@ def test_roboflows_valid_folder_is_the_validation_split(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         write(tmp_path / split, "10/1.jpg", "2/1.jpg", "2/deep/er/2.jpg")
     val = class_folders(tmp_path, "val")
-    assert (val.classes, val.labels) == (("10", "2"), (0, 1, 1))
+    assert (val.classes, val.labels.tolist()) == (("10", "2"), [0, 1, 1])
     held_out = held_out_images(tmp_path)
     assert held_out is not None
     assert len(held_out) == 3

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder = tmp_path / "tree" / f"c{number % 3}" / "deep"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(b"x")
+    for parent, _, _ in os.walk(tmp_path / "tree"):
+        os.utime(parent, (1e9, 1e9))  # long ago: just after a change, folders are not indexed
     return tmp_path / "tree"
 
 
@@ -136,31 +139,39 @@ def test_the_index_avoids_listing_unchanged_folders(
         return list_folder(folder)
 
     monkeypatch.setattr(listing, "list_folder", spy)
-    assert list_tree(tree).images == walk_images(tree)
+    assert list(list_tree(tree).images) == walk_images(tree)
     assert len(listed) == 7
     listed.clear()
-    assert list_tree(tree).images == walk_images(tree)
+    assert list(list_tree(tree).images) == walk_images(tree)
     assert not listed
     (tree / "c1" / "deep" / "new.png").write_bytes(b"x")
     (tree / "c2" / "deep" / "2.jpg").unlink()
     shutil.rmtree(tree / "c0")
-    assert list_tree(tree).images == walk_images(tree)
+    assert list(list_tree(tree).images) == walk_images(tree)
     assert sorted(listed) == [".", "c1/deep", "c2/deep"]
 
 
+def test_a_change_within_the_clocks_resolution_is_noticed(tree: Path) -> None:
+    now = time.time_ns()
+    for name in ("new.png", "newer.png"):
+        (tree / "c1" / "deep" / name).write_bytes(b"x")
+        os.utime(tree / "c1" / "deep", ns=(now, now))
+        assert list(list_tree(tree).images) == walk_images(tree)
+
+
 def test_a_damaged_index_is_rebuilt(tree: Path, tmp_path: Path) -> None:
-    wanted = list_tree(tree).images
+    wanted = list(list_tree(tree).images)
     (index,) = (tmp_path / "cache").rglob("index-*.json")
     for damage in ("", "[]", '{"": 3}', '{"": [1, 2]}', json.dumps({"": [0, ["gone"], []]})):
         index.write_text(damage)
-        assert list_tree(tree).images == wanted
+        assert list(list_tree(tree).images) == wanted
 
 
 def test_images_are_listed_when_the_index_cannot_be_written(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert list_tree(tree).images == walk_images(tree)
+    assert list(list_tree(tree).images) == walk_images(tree)
 
 
 def test_the_error_names_a_folder_without_read_permission(

@@ -142,7 +142,7 @@ def test_whatever_a_training_run_ships_to_workers_can_be_pickled(
         out = ("--out", str(tmp_path / task))
         result = CliRunner().invoke(cli, ["transfer", task, *common, *out, *options])
         assert result.exit_code == 0, result.output
-    assert {"ImageDataset", "SeededDataset"} <= seen
+    assert {"ImageDataset", "EpochsDataset", "Subset"} <= seen
 
 
 def test_detectors_loaders_can_be_pickled(pocket: Path) -> None:

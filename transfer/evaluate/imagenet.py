@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
+from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
     ImageList,
     class_folders,
@@ -156,7 +158,7 @@ def _named_recipe(request: EvaluationRequest) -> EvaluateRecipe | FinetuneRecipe
 def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) -> Record | None:
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
-    val = class_folders(request.options.data, "val")
+    val = open_once(partial(class_folders, request.options.data, "val"), dist)
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):
         context.run.log(line)

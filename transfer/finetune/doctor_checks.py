@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from simmim_bench.data.decode import decode_image, exif_orientation
 from simmim_bench.data.sources import (
     ImageList,
     class_faults,
+    class_sizes,
     list_classes,
     split_folder,
     unshared_classes,
@@ -70,14 +71,14 @@ def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
     known = {split: ReadImages() for split in ("train", "val")}
     for split, found_in in known.items():
         try:
-            found, left_out = list_classes(data, split)
+            images = list_classes(data, split)
         except DataError as error:
             findings.append(group.finding(split, "problem", str(error)))
             continue
-        classes[split] = [*found]
-        findings += _examine_split(data, split, found, found_in, reading, group)
-        if left_out:
-            findings.append(group.finding(f"{split} files", "warning", left_out.describe()))
+        classes[split] = [*images.classes]
+        findings += _examine_split(data, split, images, found_in, reading, group)
+        if images.left_out:
+            findings.append(group.finding(f"{split} files", "warning", images.left_out.describe()))
     if len(classes) == 2:
         faults = unshared_classes(classes["train"], classes["val"])
         findings += group.problems("classes", faults)
@@ -88,28 +89,22 @@ def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
 def _examine_split(
     data: Path,
     split: str,
-    classes: Mapping[str, Sequence[Path]],
+    images: ImageList,
     found: ReadImages,
     reading: Reading,
     group: FindingGroup,
 ) -> Iterator[Finding]:
-    sizes = [len(paths) for paths in classes.values()]
-    images = ImageList(
-        data,
-        tuple(path for paths in classes.values() for path in paths),
-        tuple(label for label, size in enumerate(sizes) for _ in range(size)),
-        tuple(classes),
-    )
+    sizes = class_sizes(images)
     how, faults = reading.read(
         f"imagenet {split}", len(images), lambda index: found.read(images, index)
     )
     yield group.finding(
         split,
         "ok",
-        f"{len(images):,} images of {len(classes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}",
-        facts={"images": len(images), "classes": len(classes), "fewest": min(sizes)},
+        f"{len(images):,} images of {len(sizes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}",
+        facts={"images": len(images), "classes": len(sizes), "fewest": min(sizes)},
     )
-    yield from group.problems(f"{split} classes", class_faults(split_folder(data, split), classes))
+    yield from group.problems(f"{split} classes", class_faults(split_folder(data, split), images))
     yield from group.problems(f"{split} images", faults)
     if found.turned:
         yield group.finding(

@@ -41,7 +41,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         DataError: images that cannot be used, or a checkpoint that does not fit.
         DivergedError: the loss is not finite.
     """
-    train, val = read_splits(context.run, job.data)
+    train, val = read_splits(context, job.data)
     description = describe_data(job.data, train, val)
     if job.task == "fewshot":
         split: Path | None = job.options.get("split")

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from simmim_bench.data.listing import LeftOut, list_tree
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import image_list
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 
@@ -61,7 +61,7 @@ class SegmentationSplit:
     def fingerprint(self) -> str:
         """Hash the path below the root and the size in bytes of every image and label map."""
         paths = self.images + self.masks
-        return ImageList(self.root, paths, (0,) * len(paths), ()).fingerprint()
+        return image_list(self.root, paths, (0,) * len(paths), ()).fingerprint()
 
     def describe_missing(self) -> str:
         """Return that label maps are missing, and a file that could be one of them, in one line."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import balanced_subset
-from simmim_bench.data.sources import ImageList, class_folders
+from simmim_bench.data.sources import ImageList, class_folders, image_list
 from simmim_bench.errors import BenchError, DataError
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.results.record import Record, read_record
@@ -26,7 +26,7 @@ def images(classes: int, per_class: int, root: str = "data") -> ImageList:
         for c in range(classes)
         for i in range(per_class)
     ]
-    return ImageList(
+    return image_list(
         Path(root),
         tuple(path for _, path in paths),
         tuple(c for c, _ in paths),
@@ -113,7 +113,7 @@ def test_a_listed_split_has_the_images_of_the_file(tmp_path: Path) -> None:
 
 def test_images_of_one_name_are_distinguished_by_their_class(tmp_path: Path) -> None:
     named = [Path("data", "train", f"c{c}", f"{i}.jpg") for c in range(3) for i in range(20)]
-    train = ImageList(Path("data"), tuple(named), images(3, 20).labels, ("c0", "c1", "c2"))
+    train = image_list(Path("data"), tuple(named), images(3, 20).labels, ("c0", "c1", "c2"))
     lines = [f"{above}c{c}/{i}.jpg" for c, above in enumerate(("", "train/", "")) for i in (7, 2)]
     chosen = few_shot_images(train, 0.1, 0, listed(tmp_path, lines))
     assert chosen == [2, 7, 22, 27, 42, 47]

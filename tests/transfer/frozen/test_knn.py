@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import transfer.frozen.knn as knn_module
 from simmim_bench.cli.main import cli
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import image_list
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.files import sha256_json
@@ -145,7 +145,7 @@ def test_features_are_copied_once_and_votes_are_not_kept(
     features = StoredFeatures(array, {"blocks": [1], "poolings": ["mean"]}, [channels])
     numbers = range(images)
     names, labels = tuple(Path(f"{n}") for n in numbers), tuple(n % classes for n in numbers)
-    stored = ImageList(Path(), names, labels, tuple(f"{c}" for c in range(classes)))
+    stored = image_list(Path(), names, labels, tuple(f"{c}" for c in range(classes)))
     recipe = replace(
         KNN_POCKET, norm=("batch",), k=(10,), choose_on=100, leave_one_out=leave_one_out
     )
