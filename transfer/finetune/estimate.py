@@ -53,6 +53,6 @@ def plan_finetune(
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,
-        load=training_transform(recipe, checkpoint),
+        load=training_transform(recipe, checkpoint, device),
         num_workers=recipe.num_workers,
     )
