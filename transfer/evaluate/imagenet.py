@@ -174,7 +174,7 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     transform = plan.pop("transform")
     model = classifier.model.to(dist.device).eval()
     convolutional = isinstance(model, ConvNet)
-    if convolutional:
+    if isinstance(model, ConvNet):
         use_channels_last(model, model.spec, dist.device)  # as `transfer imagenet` scores it
     device, precision = dist.device, plan["precision"]
     with fast_kernels(device, precision, benchmark=convolutional, run=context.run):
