@@ -13,6 +13,7 @@ from pretrain.recipes import PretrainRecipe
 from simmim_bench.data.decode import random_crop_flip
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.display import plural
+from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.precision import decide_precision
 
 
@@ -29,6 +30,7 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
     spec = check_sizes(recipe)
     teacher = load_teacher(recipe, spec)
     model = build_model(recipe, spec, teacher, init_from=None, seed=0, device=device).train()
+    use_channels_last(model.encoder, spec, device)
 
     def forward(images: int) -> Tensor:
         pixels = torch.randn(images, spec.in_chans, *spec.img_size, device=device)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,9 @@ from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile
+from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.precision import agree_on_precision, decide_precision
-from simmim_bench.training.state import TrainState, choose_accumulation_steps
+from simmim_bench.training.state import TrainState, choose_accumulation_steps, read_saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,14 @@ def build(
         teacher=teacher,
         fitted=fitted,
         state=_build_state(
-            context, recipe, options, model, dataset, precision, compute_loss, saved
+            context,
+            recipe,
+            options,
+            model,
+            dataset,
+            precision,
+            compute_loss,
+            read_saved(context, saved),
         ),
         compute_loss=compute_loss,
     )
@@ -173,10 +182,12 @@ def _build_state(
     dataset: ImageDataset,
     precision: str,
     compute_loss: LossFunction,
-    saved: Checkpoint | None,
+    saved: dict[str, Any] | None,
 ) -> TrainState:
     """Choose the accumulation steps and wrap the model for all processes, then build optimizer and schedule."""
     model.encoder.set_grad_checkpointing(options.grad_checkpointing)
+    if not options.shard:  # FSDP2 refuses weights in another layout
+        use_channels_last(model.encoder, model.spec, context.dist.device)
     loader = EpochLoader(
         dataset,
         batch_size=recipe.batch_size,
@@ -211,6 +222,7 @@ def _build_state(
         loader=loader,
         precision=precision,
         accumulation_steps=accumulation_steps,
+        saved=saved,
     )
 
 

@@ -32,10 +32,13 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
+from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
+from simmim_bench.training.kernels import fast_kernels
 from simmim_bench.training.loop import fit
+from simmim_bench.training.precision import describe_slow_precision
 
 __all__ = ["TrainOptions", "pretrain"]
 
@@ -66,7 +69,22 @@ def pretrain(
     if saved is not None and is_finished(saved.provenance):
         run.log(f"pretrain: {run.path} is finished")
         return run.last_checkpoint
-    pretraining = build(context, recipe, data, init_from, options or TrainOptions(), saved)
+    convolutional = find_spec(recipe.arch).is_convolutional
+    with fast_kernels(context.dist.device, recipe.precision, benchmark=convolutional, run=run):
+        return _train(context, recipe, deviates, data, init_from, options or TrainOptions(), saved)
+
+
+def _train(
+    context: RunContext,
+    recipe: PretrainRecipe,
+    deviates: dict[str, Any],
+    data: Path,
+    init_from: str | None,
+    options: TrainOptions,
+    saved: Checkpoint | None,
+) -> Path:
+    """Build a run or resume it, train to its end, and return the checkpoint directory."""
+    pretraining = build(context, recipe, data, init_from, options, saved)
     restore(pretraining, saved)
     log_setup(pretraining)
     constant_loss = constant_prediction_loss(pretraining)
@@ -98,7 +116,7 @@ def pretrain(
     )
     writer.finish()
     context.dist.barrier()  # other processes may read the checkpoint next
-    return run.last_checkpoint
+    return context.run.last_checkpoint
 
 
 def is_finished(provenance: Mapping[str, Any]) -> bool:
@@ -127,6 +145,8 @@ def log_setup(pretraining: Pretraining) -> None:
     )
     for line in describe_long_warmup(recipe.warmup_epochs, recipe.epochs, "epochs"):
         run.log(f"pretrain: {line}")
+    for line in describe_slow_precision(recipe.precision, pretraining.context.dist.device):
+        run.log(f"pretrain: warning: {line}")
     run.log(f"pretrain: predicts {target.describe()}")
     if pretraining.fitted:
         figures = (f"{name}={value:.4g}" for name, value in pretraining.fitted.items())

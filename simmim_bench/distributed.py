@@ -18,9 +18,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -208,10 +209,14 @@ class DistContext:
             # SimMIM's features are a view; no code writes into them.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
             mesh = init_device_mesh(self.device.type, (self.size,))
-            for part in parts:
-                fully_shard(part, mesh=mesh)
+            # Autocast rules the precision, as without sharding. A `MixedPrecisionPolicy` in bfloat16 would also
+            # round what autocast keeps in float32: weights of norms, position biases and the tokens themselves.
+            sharded = [fully_shard(part, mesh=mesh) for part in parts]
+            _prefetch_neighbours(sharded)
             fully_shard(model, mesh=mesh)
             return model
+        # Of 1 x 1 convolutions, whose strides differ in dimensions of one element alone.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = [self.device.index] if self.device.type == "cuda" else None
         # torch 2.14 deprecates the older name.
         known = inspect.signature(DistributedDataParallel).parameters
@@ -234,9 +239,34 @@ def per_process_batch(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
-def no_sync(model: nn.Module) -> AbstractContextManager[Any]:
-    """Return a context without DDP's gradient synchronisation, for all accumulation steps but the last."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
+    """Leave gradients unsynchronised for the block: of all accumulation steps but the last.
+
+    A sharded model then keeps whole gradients, which `optimizer_bytes` counts, and exchanges them once per batch.
+    """
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
+
+
+def _prefetch_neighbours(parts: Sequence[FSDPModule]) -> None:
+    """Gather the parameters of the next module in both directions while one is computed.
+
+    FSDP2 itself does so going forward only as far as the host is ahead of the device.
+    """
+    for part, following in pairwise(parts):
+        part.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([part])
 
 
 def full_state(
@@ -273,6 +303,19 @@ def load_full_state(
         optimizer.load_state_dict(optimizer_state)
     else:
         set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
+    _match_layouts(optimizer)
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Store moments in the memory layout of their weights, which an earlier start may have had otherwise.
+
+    A fused optimizer reads weights and moments as flat arrays. Loading a weight keeps its layout, loading a moment
+    does not.
+    """
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter).copy_(moment)
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -345,7 +388,12 @@ def init_distributed() -> Iterator[DistContext]:
     if cuda:
         torch.cuda.set_device(device)
     torch_dist.init_process_group(
-        "nccl" if cuda else "gloo", rank=rank, world_size=size, timeout=STEP_TIMEOUT
+        "nccl" if cuda else "gloo",
+        rank=rank,
+        world_size=size,
+        timeout=STEP_TIMEOUT,
+        # NCCL connects at once: a machine on which it cannot fails here, not in the first step.
+        device_id=device if cuda else None,
     )
     waiting = torch_dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
     assert not isinstance(waiting, int)  # torch's sign of a process outside of the group

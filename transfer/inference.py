@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.distributed import DistContext
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
+
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
 
 
 def forward_batches(
@@ -26,6 +29,7 @@ def forward_batches(
     dist: DistContext,
     description: str,
     dtype: torch.dtype = torch.float32,
+    statistics: Statistics | None = None,
 ) -> Iterator[tuple[range, Tensor]]:
     """Forward this process's images batch by batch.
 
@@ -39,16 +43,26 @@ def forward_batches(
         dataset: returns tuples whose first element is the image.
         batch_size: images of a forward pass.
         dtype: of the rows.
+        statistics: mean and standard deviation by which the device normalises images of bytes; None where the data
+            set has normalised them.
 
     Yields:
         The batch's indices in the data set, consecutive, and its rows (B, ...), on the CPU.
     """
     count = len(dataset)  # type: ignore[arg-type]
     indices = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
+
+    def normalised_forward(images: Tensor) -> Tensor:
+        if statistics is not None:
+            images = normalise_like_torchvision(images, *statistics)
+        return forward(images)
+
     loader = eval_loader(Subset(dataset, indices), batch_size=batch_size, num_workers=num_workers)
     done = 0
     with run.display.task(description, len(indices)) as task:
-        for rows in _lag_by_one(_forward(forward, loader, precision, dist.device, dtype)):
+        for rows in _lag_by_one(
+            _forward(normalised_forward, loader, precision, dist.device, dtype)
+        ):
             yield indices[done : done + len(rows)], rows
             done += len(rows)
             task.advance(len(rows))

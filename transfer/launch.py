@@ -26,6 +26,7 @@ from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
+from simmim_bench.training.precision import describe_slow_precision
 from transfer.job import TransferJob
 from transfer.recipes import (
     RECIPES,
@@ -310,6 +311,9 @@ def run_transfer(
             resume=options.resume,
             dist=dist or DistContext(device=best_device()),
         )
+        precision = getattr(transfer.recipe, "precision", "auto")
+        for warning in describe_slow_precision(precision, context.dist.device):
+            run.log(f"{transfer.request.task}: warning: {warning}")
         if transfer.checkpoint.warning:
             run.log(f"{transfer.request.task}: warning: {transfer.checkpoint.warning}")
         job = TransferJob(

@@ -21,7 +21,8 @@ _functional = torch.ops._c10d_functional
 
 
 def init_over_gloo(backend: str | None = None, **options: Any) -> None:
-    """Initialise the process group over gloo, whatever backend is given."""
+    """Initialise the process group over gloo, whatever backend is given, bound to no device."""
+    options.pop("device_id", None)
     _init_process_group("gloo", **options)
 
 

@@ -275,6 +275,31 @@ def normalise(
     return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
 
 
+def normalise_like_torchvision(
+    images: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Normalise a uint8 batch (B, C, H, W) by the operations of torchvision's `ToTensor` and `Normalize`.
+
+    The result has their bits on a CPU. On a GPU it differs from theirs by rounding: torch multiplies by 1 / 255 there.
+
+    Args:
+        mean, std: one value per channel, for pixels in [0, 1].
+    """
+    means, stds = _per_channel(tuple(mean), tuple(std), images.device)
+    return images.float().div_(255).sub_(means).div_(stds)
+
+
+@lru_cache(maxsize=16)
+def _per_channel(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation, kept on the device: copying them makes the host wait."""
+    return (
+        torch.tensor(mean, device=device).view(-1, 1, 1),
+        torch.tensor(std, device=device).view(-1, 1, 1),
+    )
+
+
 @lru_cache(maxsize=16)
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device

@@ -34,7 +34,7 @@ from simmim_bench.training.memory import (
     available_memory,
     step_memory,
 )
-from simmim_bench.training.precision import autocast
+from simmim_bench.training.precision import autocast, describe_slow_precision
 
 ROUNDS = 3  # timed steps, after those that find the number of images
 SHORT_S = 2.0  # a step this long is enough: with more images, each is hardly faster
@@ -187,6 +187,8 @@ def estimate(work: Work, *, device: torch.device, folder: Path) -> list[Finding]
 
 
 def _measure(work: Work, device: torch.device) -> Iterator[Finding]:
+    for warning in describe_slow_precision(work.precision, device):
+        yield _finding("precision", "warning", warning)
     try:
         memory = measure_memory(work, device)
         yield _fits(work, memory)

@@ -40,6 +40,7 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cuda": cuda_versions(),
+        "kernels": cuda_kernels(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 
@@ -59,6 +60,20 @@ def cuda_versions() -> dict[str, str]:
     if torch.distributed.is_available() and torch.distributed.is_nccl_available():
         versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return versions
+
+
+def cuda_kernels() -> dict[str, bool]:
+    """Return torch's settings that change the rounding of results on a GPU; empty where it sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    return {
+        "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def _version(library: str) -> str | None:

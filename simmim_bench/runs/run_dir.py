@@ -64,6 +64,11 @@ class RunDir:
         if not (self.last_checkpoint.exists() or (path / "record.json").exists()):
             self.rewind(0)  # nothing to continue from: the run starts at its first step
 
+    def write_environment(self) -> None:
+        """Write the environment to `env.json` again, after a setting of torch has changed."""
+        if self._writes:
+            write_json(self.path / "env.json", environment())
+
     def log(self, text: str) -> None:
         """Write one line to log.txt and to stderr.
 

@@ -80,13 +80,20 @@ def find_accumulation_steps(
         UsageError: not even one image fits.
     """
     batch = next(batches_on_device(loader.epoch(0), dist.device))
-    reserved = optimizer_bytes(model, dist.size, shard=shard)
     devices = [dist.device] if dist.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), trial_memory(dist.device):
         fitting = (
             steps
             for steps in _candidates(len(batch[0]))
-            if _fits_in_memory(model, batch, compute_loss, precision, dist.device, steps, reserved)
+            if _fits_in_memory(
+                model,
+                batch,
+                compute_loss,
+                precision,
+                dist.device,
+                steps,
+                reserved=optimizer_bytes(model, dist.size, shard=shard, accumulation_steps=steps),
+            )
         )
         steps = next(fitting, None)
     if dist.all_max(steps is None):
@@ -114,6 +121,7 @@ def _fits_in_memory(
     precision: str,
     device: torch.device,
     steps: int,
+    *,
     reserved: int,
 ) -> bool:
     """Try one accumulation step of `steps`, with a number of bytes reserved."""

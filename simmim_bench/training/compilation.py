@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from simmim_bench.distributed import DistContext
 from simmim_bench.runs.context import RunContext
 
 # On an H200 compiling ViT-B took 29 s and lowered a step of 256 images from 131 to 93 ms, one of 64 from about 43
@@ -37,26 +38,27 @@ def decide_compile(
         return False
     compiled, reason = bool(requested), "as requested"
     if requested is None:
-        reason = _reason_against(steps, device)
-        compiled = not context.dist.all_max(bool(reason))
-        reason = (
-            reason or f"steps={steps:,} are at least {WORTHWHILE_STEPS:,}; --no-compile disables it"
-        )
+        # Machines may differ: the log of rank 0 has the reason of the first process that has one.
+        against = context.dist.gather_everywhere(_reason_against(steps, context.dist))
+        enough = f"steps={steps:,} are at least {WORTHWHILE_STEPS:,}; --no-compile disables it"
+        reason = next(filter(None, against), enough)
+        compiled = reason == enough
     context.run.log(f"{description}: torch.compile={'on' if compiled else 'off'}: {reason}")
     return compiled
 
 
-def _reason_against(steps: int, device: torch.device) -> str:
+def _reason_against(steps: int, dist: DistContext) -> str:
     """Return why a run on a GPU is not compiled; empty if it is."""
     if steps < WORTHWHILE_STEPS:
         return f"steps={steps:,} are below {WORTHWHILE_STEPS:,}; --compile enables it"
     if torch.are_deterministic_algorithms_enabled():
         return "--deterministic; --compile enables it"
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=dist.device))
     except Exception as error:  # of torch, Triton or the C compiler that Triton calls
         first = str(error).strip().partition("\n")[0]
-        return f"it fails on this machine ({type(error).__name__}: {first})"
+        machine = "this machine" if dist.size == 1 else f"the machine of process {dist.rank}"
+        return f"it fails on {machine} ({type(error).__name__}: {first})"
     return ""
 
 

@@ -10,21 +10,22 @@ import torch
 
 from simmim_bench.errors import UsageError
 
-# cuBLAS reuses one workspace per stream; https://docs.nvidia.com/cuda/cublas/#results-reproducibility
-CUBLAS = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# cuBLAS reuses one workspace per stream, of either size; https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+CUBLAS, CUBLAS_SIZES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 
 
 @contextmanager
 def deterministic_algorithms(requested: bool) -> Iterator[None]:
-    """Use deterministic kernels alone for the block, if requested; must begin before the GPU is first used.
+    """Use deterministic kernels alone for the block, if requested.
 
     Raises:
-        UsageError: an operation has no deterministic kernel on this device.
+        UsageError: an operation has no deterministic kernel on this device, or cuBLAS's workspace is configured
+            otherwise or can no longer be configured, as the GPU is in use.
     """
     if not requested:
         yield
         return
-    os.environ.setdefault(*CUBLAS)
+    _configure_cublas()
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)
@@ -41,3 +42,22 @@ def deterministic_algorithms(requested: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+def _configure_cublas() -> None:
+    """Set the variable that cuBLAS reads when it first computes on a GPU.
+
+    Raises:
+        UsageError: it has another value, or comes too late.
+    """
+    found = os.environ.get(CUBLAS)
+    if found in CUBLAS_SIZES:
+        return
+    advice = f"--deterministic needs {CUBLAS}={CUBLAS_SIZES[0]} or {CUBLAS_SIZES[1]}"
+    if found is not None:
+        raise UsageError(f"{advice}, but it is {found!r}; unset it or set one of these values.")
+    if torch.cuda.is_initialized():
+        raise UsageError(
+            f"{advice}, which cuBLAS reads when the GPU is first used; set it before this process starts."
+        )
+    os.environ[CUBLAS] = CUBLAS_SIZES[0]

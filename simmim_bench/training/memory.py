@@ -87,8 +87,7 @@ def step_memory(
     Args:
         forward_double: the forward pass of twice as many images, measured if it fits in memory: what does not grow
             with the images is then counted once. None to count everything per image.
-        processes: processes of the run. On a CPU they share the memory, and several of them hold each
-            gradient twice.
+        processes: processes of the run, which share a CPU's memory.
     """
     gc.collect()
     if device.type == "cuda":
@@ -99,7 +98,7 @@ def step_memory(
     weights = sum(p.nbytes for p in model.parameters())
     saved = _saved_bytes(model, forward, device)
     memory = StepMemory(
-        fixed=weights + optimizer_bytes(model, processes),
+        fixed=weights + optimizer_bytes(model),
         per_image=saved / images,
         # The weights are allocated already.
         available=None if before is None else before + weights,
@@ -137,17 +136,23 @@ def _saved_bytes(model: nn.Module, forward: Callable[[], object], device: torch.
     return found
 
 
-def optimizer_bytes(model: nn.Module, processes: int = 1, *, shard: bool = False) -> int:
+def optimizer_bytes(
+    model: nn.Module, processes: int = 1, *, shard: bool = False, accumulation_steps: int = 1
+) -> int:
     """Return the bytes of a process's gradients and AdamW moments.
 
+    DDP's buckets count as the gradients, which are views of them.
+
     Args:
-        shard: whether they are sharded over the processes; otherwise several processes hold each gradient
-            twice, once in the buckets that they exchange.
+        processes: over which they are sharded.
+        shard: whether they are sharded.
+        accumulation_steps: with several, a sharded model keeps whole gradients until the last one (`no_sync`).
     """
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-    if shard:
-        return -(-(COPIES - 1) * trained // processes)
-    return (COPIES - 1 + (processes > 1)) * trained
+    if not shard:
+        return (COPIES - 1) * trained
+    sharded = -(-(COPIES - 1) * trained // processes)
+    return sharded + (trained if accumulation_steps > 1 else 0)
 
 
 @contextmanager

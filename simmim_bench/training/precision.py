@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -32,6 +32,13 @@ def autocast(
     return torch.autocast(device.type, DTYPES[chosen])
 
 
+def describe_slow_precision(precision: str, device: torch.device) -> list[str]:
+    """Return a warning if a recipe's precision is only emulated on a device."""
+    if precision != "fp16" or device.type != "cpu":
+        return []
+    return ["precision=fp16 is slower than fp32 on a CPU; use --precision fp32 or auto"]
+
+
 def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """Return the scaler of a training's gradients, which changes nothing except in float16.
 
@@ -40,14 +47,26 @@ def gradient_scaler(precision: str, device: torch.device) -> torch.amp.GradScale
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context that computes in float32 within autocast, for results that rounding would change.
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32 within autocast, for results that rounding would change.
 
     An example is which of two cluster centres is nearer. Float32 convolutions on a GPU keep torch's setting:
     by default their factors are rounded to TF32.
     """
-    # The meta device computes shapes alone; autocast does not support it.
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta":  # computes shapes alone; autocast does not support it
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    if device.type == "cuda":
+        matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if device.type == "cuda":
+            matmul.allow_tf32 = before
 
 
 def default_precision(

@@ -33,6 +33,7 @@ class TrainState:
         step: completed optimizer steps.
         accumulation_steps: backward passes that each process splits its batch into.
         ema: moving average of the weights, which then replaces them in the checkpoint; None for no average.
+        saved: the contents of `training.pt` that the run resumes from, until `resume` has restored them.
         scaler: scales the gradients in float16; disabled otherwise.
     """
 
@@ -45,6 +46,7 @@ class TrainState:
     step: int = 0
     accumulation_steps: int = 1
     ema: ModelEmaV3 | None = None
+    saved: dict[str, Any] | None = None
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class TrainState:
             "steps_done": self.step,
             "precision": self.precision,
             "accumulate": self.accumulation_steps,
+            "processes": dist.size,
         }
         if self.scaler.is_enabled():
             training["scaler"] = self.scaler.state_dict()
@@ -108,36 +111,57 @@ class TrainState:
         if self.scaler.is_enabled() and "scaler" in training:
             self.scaler.load_state_dict(training["scaler"])
 
-    def resume(self, context: RunContext, saved: Checkpoint) -> None:
+    def resume(self, context: RunContext, checkpoint: Checkpoint) -> None:
         """Continue from a run's last checkpoint, and drop the metrics of later steps.
 
         Args:
-            saved: what `context.last_checkpoint()` returned.
-
-        Raises:
-            DataError: the checkpoint has no `training.pt`, or it is damaged.
+            checkpoint: what `context.last_checkpoint()` returned.
         """
-        assert saved.state is not None
-        training = read_training_state(context.run.last_checkpoint)
-        self.load_state_dict(saved.state, training)
+        assert checkpoint.state is not None
+        assert self.saved is not None
+        self.load_state_dict(checkpoint.state, self.saved)
+        self.saved = None  # free the moments, which the optimizer has copied
         context.run.rewind(self.step)
 
 
+def read_saved(context: RunContext, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """Read the `training.pt` of the checkpoint that a run resumes from; None for a new run.
+
+    Raises:
+        DataError: the checkpoint has no `training.pt`, or it is damaged.
+    """
+    return None if checkpoint is None else read_training_state(context.run.last_checkpoint)
+
+
 def choose_accumulation_steps(
-    requested: int | None, context: RunContext, saved: Checkpoint | None, find: Callable[[], int]
+    requested: int | None,
+    context: RunContext,
+    saved: dict[str, Any] | None,
+    find: Callable[[], int],
 ) -> int:
     """Return the number of accumulation steps of each process.
 
+    A resumed run keeps its number: every forward pass samples its dropped paths anew, so that another number would
+    be another training. On fewer GPUs each has a larger batch, and the number is found anew.
+
     Args:
         requested: by an option; it takes precedence.
-        saved: the checkpoint that the run continues from, which keeps its number.
+        saved: what `read_saved` returned.
         find: finds the smallest number that fits in a GPU's memory. On a CPU, where nothing is tried, it is 1.
     """
+    dist = context.dist
+    on_gpu = dist.device.type == "cuda"
     if requested is not None:
         return requested
-    if saved is not None:
-        # Every forward pass samples its dropped paths anew, so another number would be another training.
-        before: int | None = read_training_state(context.run.last_checkpoint).get("accumulate")
-        if before is not None:
-            return before
-    return find() if context.dist.device.type == "cuda" else 1
+    before: int | None = None if saved is None else saved.get("accumulate")
+    if saved is None or before is None:
+        return find() if on_gpu else 1
+    processes: int = saved.get("processes", dist.size)  # version 0.2 did not store it
+    if not on_gpu or processes <= dist.size:
+        return before
+    steps = find()
+    context.run.log(
+        f"resumed with processes={dist.size} instead of {processes}: accumulation_steps={steps} instead of {before}, "
+        "found anew for the larger batch of each"
+    )
+    return steps

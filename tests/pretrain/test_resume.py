@@ -177,6 +177,8 @@ def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
     assert_equal(training, saved)
     pretrain_pocket(out, few, *choices, resume=True)
     assert_same_weights(weights(out), weights(whole))
+    warning = "pretrain: warning: precision=fp16 is slower than fp32 on a CPU"
+    assert warning in (whole / "log.txt").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -473,6 +475,8 @@ def test_a_process_uses_a_visible_gpu_and_waits_for_hours(
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     with init_distributed() as joined:
         assert joined.device == calls[0] == torch.device("cuda", wanted)
+    # NCCL connects to this process's GPU at once, instead of guessing it from the rank.
+    assert calls[1]["device_id"] == torch.device("cuda", wanted)
     # A step's collectives end soon where a process hangs; waiting for rank 0 may take long.
     assert timedelta(minutes=5) <= calls[1]["timeout"] <= timedelta(minutes=30)
     assert groups[0]["backend"] == "gloo"

@@ -32,6 +32,25 @@ def test_kernels_are_deterministic_for_the_block_alone(monkeypatch: pytest.Monke
     assert not cudnn.deterministic
 
 
+def test_a_workspace_of_cublas_that_is_not_deterministic_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(UsageError, match=r"it is ':0:0'; unset"), deterministic_algorithms(True):
+        pass
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # cuBLAS may have read it
+    with (
+        pytest.raises(UsageError, match=r"CONFIG=:4096:8 .* before this process starts"),
+        deterministic_algorithms(True),
+    ):
+        pass
+    assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with deterministic_algorithms(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
 def test_a_kernel_without_a_deterministic_form_is_named() -> None:
     # One of the few that have none on a CPU.
     maximum, index = functional.max_pool2d(torch.randn(1, 1, 4, 4), 2, return_indices=True)

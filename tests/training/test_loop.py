@@ -28,7 +28,7 @@ from simmim_bench.models.archs import BackboneSpec, find_spec
 from simmim_bench.models.attention import select_attention
 from simmim_bench.recipe import Precision
 from simmim_bench.runs.context import RunContext
-from simmim_bench.runs.run_dir import open_run
+from simmim_bench.runs.run_dir import RunDir, open_run
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks
 from simmim_bench.training.flops import CPU_SIDE
@@ -37,7 +37,9 @@ from simmim_bench.training.precision import (
     bf16_speedup,
     decide_precision,
     default_precision,
+    describe_slow_precision,
 )
+from simmim_bench.training.state import choose_accumulation_steps
 
 CPU = torch.device("cpu")
 
@@ -241,3 +243,33 @@ def test_a_compiled_model_gives_the_same_gradients() -> None:
     compiled = gradients(spec, compile_model)
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-9, msg=name)
+
+
+def test_fewer_gpus_find_the_accumulation_steps_anew(tmp_path: Path) -> None:
+    opened = RunDir(tmp_path, Display(quiet=True))
+
+    def steps(
+        device: str, processes: int, saved: dict[str, Any] | None, requested: int | None = None
+    ) -> int:
+        dist = DistContext(size=processes, device=torch.device(device))
+        context = RunContext(run=opened, seed=0, dist=dist)
+        return choose_accumulation_steps(requested, context, saved, lambda: 8)
+
+    before = {"accumulate": 2, "processes": 4}
+    assert steps("cuda", 2, before) == 8
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "processes=2 instead of 4: accumulation_steps=8 instead of 2" in log
+    assert steps("cuda", 4, before) == steps("cuda", 8, before) == 2
+    assert steps("cuda", 2, before, requested=3) == 3
+    assert steps("cuda", 2, {"accumulate": 2}) == 2  # of version 0.2
+    assert steps("cuda", 2, {}) == steps("cuda", 2, None) == 8
+    assert steps("cpu", 2, before) == 2
+    assert steps("cpu", 2, None) == 1
+    opened.close()
+
+
+def test_float16_on_a_cpu_is_advised_against() -> None:
+    (line,) = describe_slow_precision("fp16", CPU)
+    assert "use --precision fp32" in line
+    for precision, device in (("fp16", torch.device("cuda")), ("bf16", CPU), ("auto", CPU)):
+        assert not describe_slow_precision(precision, device)

@@ -25,6 +25,7 @@ from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.kernels import fast_kernels
 from simmim_bench.training.precision import (
     Precision,
     agree_on_precision,
@@ -243,18 +244,20 @@ def _train(run: CocoRun, progress: Progress) -> None:
             _save(run, progress, scaler)
         dist.barrier()  # rank 0 may write for longer than the next collective waits
 
-    train_detector(
-        dist.wrap_model(run.model),
-        run.optimizer,
-        scaler,
-        build_schedule(recipe),
-        train_loader(stream, recipe, progress.iterations, dist),
-        recipe=recipe,
-        context=context,
-        first_iter=progress.iterations,
-        save=save,
-        accumulation_steps=progress.accumulation_steps,
-    )
+    # Pyramid and heads, which float16 computes in Detectron2's own mixed precision.
+    with fast_kernels(dist.device, progress.precision, run=context.run):
+        train_detector(
+            dist.wrap_model(run.model),
+            run.optimizer,
+            scaler,
+            build_schedule(recipe),
+            train_loader(stream, recipe, progress.iterations, dist),
+            recipe=recipe,
+            context=context,
+            first_iter=progress.iterations,
+            save=save,
+            accumulation_steps=progress.accumulation_steps,
+        )
 
 
 def _save(run: CocoRun, progress: Progress, scaler: torch.amp.GradScaler) -> None:

@@ -19,10 +19,12 @@ from simmim_bench.data.sources import (
     split_folder,
 )
 from simmim_bench.errors import DataError, DivergedError, UsageError
+from simmim_bench.models.convnet import ConvNet
 from simmim_bench.recipe import Recipe, find_recipe
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.kernels import fast_kernels, use_channels_last
 from transfer.evaluate.classifier import Classifier
 from transfer.evaluate.evaluation import (
     Evaluation,
@@ -38,7 +40,7 @@ from transfer.evaluate.recipes import RECIPES as EVALUATE_RECIPES
 from transfer.evaluate.trained_run import find_trained_run
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.run import EVAL_BATCH
-from transfer.inference import forward_batches, gather_rows
+from transfer.inference import Statistics, forward_batches, gather_rows
 from transfer.recipes import RECIPES
 
 # TAG of the official fine-tuning configurations, which their files hold, and the recipe of the same numbers here.
@@ -172,15 +174,21 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
         + "".join(f" {key}={value}" for key, value in evaluation.deviates.items())
     )
     transform = plan.pop("transform")
-    batches = forward_batches(
-        classifier.model.to(dist.device).eval(),
-        ImageDataset(val, transform),
-        run=context.run,
-        dist=dist,
-        description="evaluate",
-        **plan,
-    )
-    logits = gather_rows(batches, dist).numpy()
+    model = classifier.model.to(dist.device).eval()
+    convolutional = isinstance(model, ConvNet)
+    if isinstance(model, ConvNet):
+        use_channels_last(model, model.spec, dist.device)  # as `transfer imagenet` scores it
+    device, precision = dist.device, plan["precision"]
+    with fast_kernels(device, precision, benchmark=convolutional, run=context.run):
+        batches = forward_batches(
+            model,
+            ImageDataset(val, transform),
+            run=context.run,
+            dist=dist,
+            description="evaluate",
+            **plan,
+        )
+        logits = gather_rows(batches, dist).numpy()
     if not dist.is_main:
         return None
     predictions = context.run.predictions / "logits.npz"
@@ -221,25 +229,31 @@ def _statistics(
 
 
 def _forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
-    """Return the transform, the batch size, the loader's processes and the precision of a recipe.
+    """Return the transform, the batch size, the loader's processes, the precision and the pixel statistics of a recipe.
 
     A fine-tuning recipe has those by which `transfer imagenet` scores, so that the predictions are the same.
     """
     mean, std = _statistics(recipe, classifier)
     transform: LoadImage
+    statistics: Statistics | None = None
     if isinstance(recipe, EvaluateRecipe):
         transform, batch_size = build_transform(recipe, mean, std), recipe.forward_batch_size
     else:
         assert isinstance(recipe, FinetuneRecipe)
         transform = eval_transform(
-            recipe.eval_img_size, crop_ratio=recipe.test_crop_ratio, mean=mean, std=std
+            recipe.eval_img_size,
+            crop_ratio=recipe.test_crop_ratio,
+            mean=mean,
+            std=std,
+            as_bytes=True,
         )
-        batch_size = min(recipe.batch_size, EVAL_BATCH)
+        batch_size, statistics = min(recipe.batch_size, EVAL_BATCH), (mean, std)
     return {
         "transform": transform,
         "batch_size": batch_size,
         "num_workers": recipe.num_workers,
         "precision": recipe.precision,
+        "statistics": statistics,
     }
 
 

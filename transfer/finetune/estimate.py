@@ -9,6 +9,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.display import plural
+from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.precision import default_precision
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import loss_and_mixing, training_transform
@@ -31,6 +32,7 @@ def plan_finetune(
         drop_path_rate=recipe.drop_path_rate,
     )
     model.to(device).train()
+    use_channels_last(model, model.spec, device)
     criterion, mixup = loss_and_mixing(recipe, data.classes)
 
     def forward(images: int) -> Tensor:
@@ -53,6 +55,6 @@ def plan_finetune(
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,
-        load=training_transform(recipe, checkpoint),
+        load=training_transform(recipe, checkpoint, device),
         num_workers=recipe.num_workers,
     )

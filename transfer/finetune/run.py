@@ -7,6 +7,7 @@ validation image.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
+from simmim_bench.training.kernels import fast_kernels
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import finetune
@@ -47,9 +49,25 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         split: Path | None = job.options.get("split")
         train = train.subset(few_shot_images(train, job.fraction, context.seed, split))
         description |= describe_split(train, split)
-    model = finetune(context, job, train)
-    with uncompiled(model.blocks_in_order):
-        logits = evaluate(context, job, model, val)
+    convolutional = job.checkpoint.spec.is_convolutional
+    device, precision = context.dist.device, job.recipe.precision
+    with fast_kernels(device, precision, benchmark=convolutional, run=context.run):
+        model = finetune(context, job, train)
+        with uncompiled(model.blocks_in_order):
+            logits = evaluate(context, job, model, val)
+        return _record(context, job, model, logits, train, val, description)
+
+
+def _record(
+    context: RunContext,
+    job: TransferJob[FinetuneRecipe],
+    model: Backbone,
+    logits: np.ndarray,
+    train: ImageList,
+    val: ImageList,
+    description: dict[str, Any],
+) -> Record | None:
+    """Write the predictions and the record; return it on rank 0."""
     if not context.dist.is_main:
         return None
     predictions = context.run.predictions / "logits.npz"
@@ -98,6 +116,7 @@ def evaluate(
         crop_ratio=recipe.test_crop_ratio,
         mean=job.checkpoint.mean,
         std=job.checkpoint.std,
+        as_bytes=True,
     )
     batches = forward_batches(
         model.eval(),
@@ -108,5 +127,6 @@ def evaluate(
         run=context.run,
         dist=context.dist,
         description="evaluate",
+        statistics=(job.checkpoint.mean, job.checkpoint.std),
     )
     return gather_rows(batches, context.dist).numpy()

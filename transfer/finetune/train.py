@@ -7,11 +7,13 @@ of `FinetuneRecipe` name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import Lamb
 from timm.utils import ModelEmaV3
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, train_transform
+from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import ImageList
 from simmim_bench.errors import DataError
@@ -27,10 +30,11 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile
+from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from simmim_bench.training.precision import agree_on_precision, default_precision
-from simmim_bench.training.state import TrainState, choose_accumulation_steps
+from simmim_bench.training.state import TrainState, choose_accumulation_steps, read_saved
 from transfer.finetune.layers import layers_after
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.job import TransferJob
@@ -137,7 +141,9 @@ def build(
         drop_path_rate=recipe.drop_path_rate,
         seed=context.seed,
     ).to(dist.device)
+    use_channels_last(model, model.spec, dist.device)
     context.run.log(f"fine-tune: {model.load_report}")
+    training = read_saved(context, saved)
     # Copied before the model is wrapped, which may convert its BatchNorm layers.
     ema = (
         ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
@@ -145,13 +151,18 @@ def build(
         else None
     )
     loader = build_loader(context, job, train)
-    compute_loss = classification_loss(recipe, len(train.classes), dist.device)
+    compute_loss = classification_loss(
+        recipe,
+        len(train.classes),
+        dist.device,
+        prepare_images(recipe, job.checkpoint, dist.device),
+    )
     decided = default_precision(recipe.precision, dist.device, allow_fp16=True)
     precision = agree_on_precision(decided, dist)
     steps = choose_accumulation_steps(
         accumulation_steps,
         context,
-        saved,
+        training,
         lambda: find_accumulation_steps(model, loader, compute_loss, precision, dist),
     )
     total_steps = recipe.epochs * len(loader)
@@ -174,12 +185,18 @@ def build(
             precision=precision,
             accumulation_steps=steps,
             ema=ema,
+            saved=training,
         ),
     )
 
 
-def training_transform(recipe: FinetuneRecipe, checkpoint: Checkpoint) -> LoadImage:
-    """Build the augmentation of a recipe, which normalises as the checkpoint's pretraining did."""
+def training_transform(
+    recipe: FinetuneRecipe, checkpoint: Checkpoint, device: torch.device
+) -> LoadImage:
+    """Build the augmentation of a recipe, which normalises as the checkpoint's pretraining did.
+
+    For a GPU it returns bytes, which `prepare_images` normalises and erases there.
+    """
     return train_transform(
         recipe.img_size,
         mean=checkpoint.mean,
@@ -189,7 +206,30 @@ def training_transform(recipe: FinetuneRecipe, checkpoint: Checkpoint) -> LoadIm
         color_jitter=recipe.color_jitter,
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,
+        as_bytes=device.type == "cuda",
     )
+
+
+def prepare_images(
+    recipe: FinetuneRecipe, checkpoint: Checkpoint, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from the images of `training_transform` to normalised and erased ones on the device.
+
+    Bytes are erased as by timm's PrefetchLoader: after normalising, as the erased pixels are normal noise. Which
+    images are erased then follows from the seed, the step and the process, as in Mixup.
+    """
+    probability = recipe.random_erasing
+    erase = RandomErasing(probability, mode="pixel", device=device) if probability else None
+
+    def prepare(images: Tensor) -> Tensor:
+        images = images.to(device, non_blocking=True)
+        if images.dtype != torch.uint8:
+            return images
+        normalised = normalise_like_torchvision(images, checkpoint.mean, checkpoint.std)
+        erased: Tensor = normalised if erase is None else erase(normalised)
+        return erased
+
+    return prepare
 
 
 def build_loader(
@@ -198,7 +238,7 @@ def build_loader(
     """Build the loader of augmented training images."""
     recipe = job.recipe
     return EpochLoader(
-        ImageDataset(train, training_transform(recipe, job.checkpoint)),
+        ImageDataset(train, training_transform(recipe, job.checkpoint, context.dist.device)),
         batch_size=recipe.batch_size,
         num_workers=recipe.num_workers,
         seed=context.seed,
@@ -273,12 +313,21 @@ def log_setup(finetuning: Finetuning) -> None:
     )
 
 
-def classification_loss(recipe: FinetuneRecipe, classes: int, device: torch.device) -> LossFunction:
-    """Return a function from model, batch (images, labels, indices) and epoch to the recipe's mean loss."""
+def classification_loss(
+    recipe: FinetuneRecipe,
+    classes: int,
+    device: torch.device,
+    prepare: Callable[[Tensor], Tensor],
+) -> LossFunction:
+    """Return a function from model, batch (images, labels, indices) and epoch to the recipe's mean loss.
+
+    Args:
+        prepare: what `prepare_images` returned.
+    """
     criterion, mixup = loss_and_mixing(recipe, classes)
 
     def compute_loss(model: nn.Module, batch: list[Tensor], epoch: int) -> Tensor:
-        images, labels, _ = (x.to(device, non_blocking=True) for x in batch)
+        images, labels = prepare(batch[0]), batch[1].to(device, non_blocking=True)
         # timm's Mixup pairs an image with the one at the mirrored position, so it needs an even batch.
         if mixup is not None and len(images) % 2 == 0:
             images, labels = mixup(images, labels)

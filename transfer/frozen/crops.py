@@ -17,12 +17,13 @@ from transfer.frozen.recipes import FrozenRecipe
 
 
 def centre_crop(recipe: FrozenRecipe, checkpoint: Checkpoint) -> LoadImage:
-    """Build a recipe's centre crop, normalised as in the checkpoint's pretraining."""
+    """Build a recipe's centre crop as bytes, which the device normalises as in the checkpoint's pretraining."""
     return eval_transform(
         recipe.img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=checkpoint.mean,
         std=checkpoint.std,
+        as_bytes=True,
     )
 
 
@@ -68,6 +69,7 @@ def single_draw_transform(
     std: Sequence[float],
     crop_scale: tuple[float, float],
     hflip: float,
+    as_bytes: bool = False,
 ) -> LoadImage:
     """Build the training transform of MAE's main_linprobe.py (lines 132 to 136).
 
@@ -75,4 +77,5 @@ def single_draw_transform(
     """
     crop = SingleDrawCrop(img_size, crop_scale, interpolation=T.InterpolationMode.BICUBIC)
     flip = T.RandomHorizontalFlip(hflip)
-    return decode_then(T.Compose([crop, flip, T.ToTensor(), T.Normalize(mean, std)]))
+    last = [T.PILToTensor()] if as_bytes else [T.ToTensor(), T.Normalize(mean, std)]
+    return decode_then(T.Compose([crop, flip, *last]))

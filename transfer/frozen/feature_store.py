@@ -32,6 +32,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.models.vit import ViT
 from simmim_bench.runs.run_dir import RunDir
+from simmim_bench.training.kernels import fast_kernels, use_channels_last
 from simmim_bench.training.precision import default_precision
 from transfer.frozen import feature_file
 from transfer.frozen.crops import centre_crop, single_draw_transform
@@ -244,6 +245,7 @@ class FeatureStore:
             dist=self.dist,
             description="features" if crop is None else f"features of crop {crop.number + 1}",
             dtype=torch.float16,
+            statistics=(self.checkpoint.mean, self.checkpoint.std),
         )
         for numbers, rows in batches:
             if rows.isnan().any():
@@ -266,10 +268,7 @@ class FeatureStore:
         if log_report:
             self.run.log(str(model.load_report))
         model.to(self.dist.device).eval()
-        if self.dist.device.type == "cuda" and spec.family in ("convnext", "resnet"):
-            model.to(
-                memory_format=torch.channels_last
-            )  # the layout of cuDNN's fastest convolutions
+        use_channels_last(model, spec, self.dist.device)
         # On the device: to index by lists, the host would copy them for every batch.
         device = self.dist.device
         rows = torch.tensor([block - 1 for block in blocks], device=device)
@@ -279,12 +278,17 @@ class FeatureStore:
         if norm is not None:
             assert isinstance(model, ViT)
             pool = functools.partial(model.forward_pooled, token_norm=norm.to(device))
-        return lambda pixels: (
-            pool(pixels)[:, rows][:, :, columns].float().clamp(-MAX_FLOAT16, MAX_FLOAT16)
-        )
+
+        def forward(pixels: Tensor) -> Tensor:
+            # For this pass alone: heads may be trained on one batch of features before the next one is computed.
+            with fast_kernels(device, recipe.precision, benchmark=spec.is_convolutional):
+                features = pool(pixels)[:, rows][:, :, columns]
+            return features.float().clamp(-MAX_FLOAT16, MAX_FLOAT16)
+
+        return forward
 
     def _dataset(self, images: ImageList, crop: RandomCrop | None) -> Dataset[Any]:
-        """Return the images, cropped and normalised."""
+        """Return the images, cropped, as bytes."""
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:
             return ImageDataset(images, centre_crop(recipe, checkpoint))
@@ -295,5 +299,6 @@ class FeatureStore:
             std=checkpoint.std,
             crop_scale=crop.scale,
             hflip=crop.hflip,
+            as_bytes=True,
         )
         return SeededDataset(ImageDataset(images, random), self.seed, crop.number)

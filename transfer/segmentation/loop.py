@@ -226,7 +226,12 @@ def wrap_model(model: EncoderDecoder, dist: DistContext) -> nn.Module:
     if dist.size == 1:
         return model
     devices = [dist.device.index] if dist.device.type == "cuda" else None
-    return MMDistributedDataParallel(module=model, device_ids=devices, broadcast_buffers=False)
+    return MMDistributedDataParallel(
+        module=model,
+        device_ids=devices,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,  # as `DistContext.wrap_model`
+    )
 
 
 def _build_runner(

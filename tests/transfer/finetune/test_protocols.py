@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 from support.commands import two_processes
 from support.interrupt import InterruptingDisplay
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
+from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
@@ -29,7 +33,13 @@ from simmim_bench.training.accumulation import accumulate_gradients
 from transfer.finetune.estimate import plan_finetune
 from transfer.finetune.recipes import IMAGENET_POCKET, FinetuneRecipe
 from transfer.finetune.run import run_finetune
-from transfer.finetune.train import build, finetune, loss_and_mixing
+from transfer.finetune.train import (
+    build,
+    finetune,
+    loss_and_mixing,
+    prepare_images,
+    training_transform,
+)
 from transfer.job import TransferJob
 from transfer.recipes import RECIPES
 
@@ -68,6 +78,52 @@ def train(out: Path, data: Path, display: Display) -> None:
     ) as run:
         context = RunContext(run=run, seed=0, resume=True)
         finetune(context, job_of(PROTOCOL, data), class_folders(data, "train"))
+
+
+@pytest.mark.parametrize("auto_augment", ["rand-m9-mstd0.5-inc1", "trivial"])
+def test_bytes_that_the_device_normalises_are_the_images_bit_by_bit(
+    pocket: Path, auto_augment: str
+) -> None:
+    recipe = override(IMAGENET_POCKET, [f"auto_augment={auto_augment}", "random_erasing=0"])
+    checkpoint = read_checkpoint("random:vit_pocket")
+    train = class_folders(pocket / "imagenet", "train")
+    found = []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        load = training_transform(recipe, checkpoint, device)
+        images = []
+        for index in range(8):
+            seed_everything(index)
+            images.append(load(train.read(index), train.name(index)))
+        found.append(torch.stack(images))
+    floats, pixels = found
+    assert (floats.dtype, pixels.dtype) == (torch.float32, torch.uint8)
+    prepare = prepare_images(recipe, checkpoint, torch.device("cpu"))
+    assert torch.equal(prepare(pixels), floats)
+    assert torch.equal(prepare(floats), floats)
+    every = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    to_floats = Compose([ToTensor(), Normalize(checkpoint.mean, checkpoint.std)])
+    image = Image.fromarray(every[0].permute(1, 2, 0).contiguous().numpy())
+    assert torch.equal(prepare(every)[0], to_floats(image))
+
+
+def test_a_device_erases_as_timm_does_after_normalising() -> None:
+    recipe = override(IMAGENET_POCKET, ["random_erasing=0.5"])
+    checkpoint = read_checkpoint("random:vit_pocket")
+    cpu = torch.device("cpu")
+    pixels = torch.full((64, 3, 32, 32), 255, dtype=torch.uint8)
+    plain = prepare_images(replace(recipe, random_erasing=0.0), checkpoint, cpu)(pixels)
+    found = []
+    for _ in range(2):
+        seed_everything(3, 7)  # seed and step
+        found.append(prepare_images(recipe, checkpoint, cpu)(pixels))
+    assert torch.equal(*found)
+    seed_everything(3, 7)
+    assert torch.equal(found[0], RandomErasing(0.5, mode="pixel", device="cpu")(plain.clone()))
+    erased = (found[0] != plain).any(1)
+    assert 16 < int(erased.flatten(1).any(1).sum()) < 48  # half of 64 images
+    values = found[0].permute(1, 0, 2, 3)[:, erased]
+    assert abs(float(values.mean())) < 0.05  # normal noise, not white pixels
+    assert float(values.std()) == pytest.approx(1, abs=0.05)
 
 
 def saved_weights(out: Path) -> dict[str, Tensor]:
