@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from simmim_bench.display import Display, format_duration
+from simmim_bench.display import Display, format_duration, plural
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.process import exit_code, last_error
@@ -83,8 +83,9 @@ def run_steps(
         if left and stop.number is not None:
             jobs = " their SLURM jobs continue;" if backend.outlives_parent else ""
             raise InterruptedRun(
-                f"{what}: stopped by {signal.Signals(stop.number).name}; {len(left)} of {len(steps)} steps are left "
-                f"({', '.join(left)});{jobs} run the same command to continue.",
+                f"{what}: stopped by {signal.Signals(stop.number).name}; "
+                f"{plural(len(left), 'step is', 'steps are')} left ({', '.join(left)});{jobs} "
+                "run the same command to continue.",
                 signal.SIGTERM if stop.number == signal.SIGUSR1 else stop.number,
             )
     return in_order
