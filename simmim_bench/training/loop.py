@@ -74,7 +74,7 @@ def fit(
         # Rank 0 may write for longer than the next step's collectives wait.
         dist.barrier()
 
-    with stop_on_signals() as stop, run.display.task(description, total) as task:
+    with stop_on_signals(dist) as stop, run.display.task(description, total) as task:
         task.advance(state.step)
         while state.step < total:
             epoch, index = divmod(state.step, steps_per_epoch)

@@ -87,7 +87,7 @@ def train_and_predict(
         dist=dist,
     )
     _log_start(context, checkpoint, recipe, data, model)
-    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+    with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
         metric = ConfusionMetric(data.validation.folder, label_maps)
         hook = SegmentorHook(
             context=context, recipe=recipe, checkpoint=checkpoint, saved=saved, stop=stop
@@ -139,7 +139,7 @@ def predict_validation(
     """
     dist = context.dist
     loader = build_val_loader(recipe, validation, names, dist)
-    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+    with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
         metric = ConfusionMetric(validation.folder)
         hook = SegmentorHook(
             context=context, recipe=recipe, checkpoint=checkpoint, saved=None, stop=stop
