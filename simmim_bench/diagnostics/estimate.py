@@ -83,8 +83,9 @@ def data_size(group: str, findings: Iterable[Finding]) -> DataSize:
         ),
         0,
     )
-    if not (train and val and classes):
-        return PUBLISHED[group]
+    needs_labels = group in PUBLISHED  # pretraining does not
+    if not train or (needs_labels and not (val and classes)):
+        return PUBLISHED.get(group, PUBLISHED["imagenet"])
     return DataSize(train, val, classes, "your")
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError, MissingFrameworkError
-from transfer.doctor_checks import FindingGroup, Reading
 from transfer.segmentation.ade20k_layout import (
     MAX_CLASSES,
     SPLITS,

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.decode import decode_image, exif_orientation, unreadable
+from simmim_bench.diagnostics.data_checks import CHECK_AT_ONCE
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
-from transfer.doctor_checks import CHECK_AT_ONCE
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import IGNORED, LabelScheme, read_classes
 

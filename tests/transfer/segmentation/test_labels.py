@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 from support.segmentation import RECIPE, entries, transfer
 
+from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
-from transfer.doctor_checks import Reading
 from transfer.segmentation import label_check
 from transfer.segmentation.ade20k_layout import find_split, read_class_names
 from transfer.segmentation.doctor_checks import check_ade20k
