@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec as find_module
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def _requeue(number: int) -> None:
         return
     from simmim_bench.distributed import LAUNCHER_S, read_launcher_env
 
-    if read_launcher_env(os.environ)[0] > 0:
+    rank = 0
+    with suppress(UsageError):  # contradicting variables: the command is one process
+        rank, _, _ = read_launcher_env(os.environ)
+    if rank > 0:
         time.sleep(LAUNCHER_S)
     elif (said := requeue_job(number)) is not None:
         click.echo(said, err=True)
