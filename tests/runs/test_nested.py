@@ -14,14 +14,22 @@ from simmim_bench.runs.lock import exclusive_lock
 from simmim_bench.runs.run_dir import RunDir, open_run
 
 
-def opened(path: Path, **how: bool) -> AbstractContextManager[RunDir]:
+def opened(
+    path: Path, *, resume: bool = False, overwrite: bool = False
+) -> AbstractContextManager[RunDir]:
     return open_run(
-        path, recipe=POCKET, deviates={}, arguments={}, display=Display(quiet=True), **how
+        path,
+        recipe=POCKET,
+        deviates={},
+        arguments={},
+        display=Display(quiet=True),
+        resume=resume,
+        overwrite=overwrite,
     )
 
 
-def use(path: Path, **how: bool) -> None:
-    with opened(path, **how):
+def use(path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    with opened(path, resume=resume, overwrite=overwrite):
         pass
 
 
