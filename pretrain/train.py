@@ -32,7 +32,6 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
-from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
 from simmim_bench.training.loop import fit
@@ -125,8 +124,6 @@ def log_setup(pretraining: Pretraining) -> None:
         f"batch_size={recipe.batch_size} lr={state.schedule.peak_lr:.3g} precision={state.precision} "
         f"processes={pretraining.context.dist.size} accumulation_steps={state.accumulation_steps}"
     )
-    for line in describe_long_warmup(recipe.warmup_epochs, recipe.epochs, "epochs"):
-        run.log(f"pretrain: {line}")
     run.log(f"pretrain: predicts {target.describe()}")
     if pretraining.fitted:
         figures = (f"{name}={value:.4g}" for name, value in pretraining.fitted.items())
