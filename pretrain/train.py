@@ -33,7 +33,6 @@ from simmim_bench.checkpoints.checkpoint import (
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.models.archs import find_spec
-from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
 from simmim_bench.training.kernels import fast_kernels
@@ -143,8 +142,6 @@ def log_setup(pretraining: Pretraining) -> None:
         f"batch_size={recipe.batch_size} lr={state.schedule.peak_lr:.3g} precision={state.precision} "
         f"processes={pretraining.context.dist.size} accumulation_steps={state.accumulation_steps}"
     )
-    for line in describe_long_warmup(recipe.warmup_epochs, recipe.epochs, "epochs"):
-        run.log(f"pretrain: {line}")
     for line in describe_slow_precision(recipe.precision, pretraining.context.dist.device):
         run.log(f"pretrain: warning: {line}")
     run.log(f"pretrain: predicts {target.describe()}")

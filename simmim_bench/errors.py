@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
 
 
@@ -61,12 +62,21 @@ class DriftError(BenchError):
     exit_code = 6
 
 
-class InterruptedRun(BenchError):
-    """Report a run that a signal has stopped after its state was saved; the exit code is 128 + the signal."""
+def exit_code_of(number: int) -> int:
+    """Return 128 + the signal, as a shell does; SIGUSR1, a warning before a time limit, counts as SIGTERM."""
+    return 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
 
-    def __init__(self, message: str, signal_number: int) -> None:
+
+class InterruptedRun(BenchError):
+    """Report a run that a signal has stopped after its state was saved.
+
+    Attributes:
+        number: the signal's number.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.number, self.exit_code = number, exit_code_of(number)
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes have left below a folder that no other process writes to."""
-    for leftover in [path for pattern in LEFTOVERS for path in folder.rglob(pattern)]:
-        with suppress(OSError):
-            remove(leftover)
+def remove_leftovers(folder: Path, below: Iterable[str]) -> None:
+    """Remove what killed processes have left in a folder.
+
+    Args:
+        below: its subfolders to search at any depth; no other process may write to them.
+    """
+    for pattern in LEFTOVERS:
+        deeper = (path for name in below for path in (folder / name).rglob(pattern))
+        for leftover in [*folder.glob(pattern), *deeper]:
+            with suppress(OSError):
+                remove(leftover)
 
 
 def write_together(texts: Mapping[Path, str], folder: Path) -> None:

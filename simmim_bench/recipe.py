@@ -20,6 +20,7 @@ from simmim_bench.files import sha256_json
 # "auto": bfloat16 where the device is faster with it, float16 on GPUs without bfloat16
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LARGE = 1e9
+WARMUPS = {"warmup_epochs": "epochs", "warmup_iters": "max_iters"}  # and the length of the training
 ABOUT = (
     "name",
     "source",
@@ -144,6 +145,17 @@ class Recipe:
                     raise UsageError(
                         f"{key} {number} of recipe '{self.name}' is out of range; use {allowed}."
                     )
+        self._check_warmup()
+
+    def _check_warmup(self) -> None:
+        """Refuse a warm-up as long as the training, which would never reach the learning rate of the protocol."""
+        for key, length in WARMUPS.items():
+            warmup, total = getattr(self, key, 0), getattr(self, length, math.inf)
+            if warmup and warmup >= total:
+                raise UsageError(
+                    f"{key}={warmup} of recipe '{self.name}' is not less than {length}={total}, so that the whole "
+                    f"training would be warm-up; use -o {key}={total // 5}."
+                )
 
     def _check_lists(self) -> None:
         """Refuse empty lists, and candidates that are listed twice."""
@@ -284,28 +296,3 @@ def check_positive(recipe: Recipe, *keys: str) -> None:
         value = getattr(recipe, key)
         if any(v <= 0 for v in (value if isinstance(value, tuple) else (value,))):
             raise UsageError(f"{key} {value} of recipe '{recipe.name}' must be above 0.")
-
-
-def describe_long_warmup(warmup: int, total: int, unit: str) -> list[str]:
-    """Return the log line of a warm-up that is as long as the training; none for a shorter one.
-
-    Args:
-        warmup, total: lengths, in `unit`.
-        unit: `epochs` or `iters`, as in the recipe's keys.
-    """
-    if warmup < total or not warmup:
-        return []
-    keys = f"warmup_{unit}={warmup} is not less than {'max_iters' if unit == 'iters' else unit}={total}"
-    return [f"warning: {keys}: the whole run is warm-up; use -o warmup_{unit}={total // 5}."]
-
-
-def check_warmup(warmup_epochs: int, epochs: int) -> None:
-    """Check that the warm-up is shorter than the training.
-
-    Raises:
-        UsageError: with a number of epochs that is allowed.
-    """
-    if warmup_epochs >= epochs:
-        raise UsageError(
-            f"warmup_epochs={warmup_epochs} is not less than epochs={epochs}; use -o warmup_epochs={epochs // 5}."
-        )

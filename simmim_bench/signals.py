@@ -5,14 +5,19 @@ Schedulers, `timeout` and launchers send a signal twice, to a process and to its
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from simmim_bench.errors import exit_code_of
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM sends USR1: --signal=USR1@120
+REQUEUES = 100  # a job that saves and resumes may reach its time limit this many times
 REPEAT_S = 0.5  # ours: signals that arrive within this time are one request
 RETRY_S = 0.05  # ours
 # Functions in which no signal may raise an error: Python prints and drops it in a finaliser, and a loader is left
@@ -36,8 +41,33 @@ class StopSignal(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal; a warning before a time limit counts as SIGTERM."""
-        return 128 + (signal.SIGTERM if self.number == signal.SIGUSR1 else self.number)
+        """See `exit_code_of`."""
+        return exit_code_of(self.number)
+
+
+def requeue_job(number: int) -> str | None:
+    """Requeue this process's SLURM job if it got SIGUSR1, the warning before its time limit.
+
+    The job may end at once, so that nothing may follow that has to be kept. Call it in one of a run's processes.
+
+    Args:
+        number: the signal that has come.
+
+    Returns:
+        What to log; None for another signal, and outside of a SLURM job.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if number != signal.SIGUSR1 or job is None:
+        return None
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    # A phase that saves nothing, and takes longer than the time limit, would be restarted forever.
+    if restarts.isdecimal() and int(restarts) >= REQUEUES:
+        return f"SLURM job {job} is not requeued: it has been restarted {restarts} times"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"failed to requeue SLURM job {job}: {error}"
+    return f"requeued SLURM job {job}"
 
 
 def raise_on_signals() -> None:

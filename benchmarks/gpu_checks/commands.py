@@ -280,7 +280,8 @@ def _pretrain(
     """Start a short `pretrain` whose run is called `name`; later options win."""
     where = ("--data", pocket_data(setup) / "imagenet", "--out", setup.scratch / "runs" / name)
     batch_size = 16 if setup.tiny else 64
-    short = ("-o", "epochs=1", "-o", f"batch_size={batch_size}", "-o", "num_workers=2")
+    changes = ("epochs=1", "warmup_epochs=0", f"batch_size={batch_size}", "num_workers=2")
+    short = [word for change in changes for word in ("-o", change)]
     return start(setup, log or name, "pretrain", *where, *short, *options, launcher=launcher)
 
 

@@ -38,12 +38,15 @@ class DoctorRequest:
     """What to check, after the command line has been validated.
 
     Attributes:
+        data_sets: folders by layout.
+        images: images to pretrain on, as `pretrain` takes them.
         recipe: the recipe to estimate, with its overrides.
         out: folder that runs will be written to.
         every_file: whether to read every file of large splits, too.
     """
 
     data_sets: Mapping[str, Path]
+    images: Path | None
     ckpt: str | None
     arch: str | None
     recipe: Recipe | None
@@ -66,6 +69,13 @@ class DoctorCommand(click.Command):
 
 
 @click.command(cls=DoctorCommand)
+@click.option(
+    "--data",
+    "images",
+    type=PATH,
+    metavar="DATA",
+    help="Check images to pretrain on: a folder, tar shards or hfds:NAME, as `pretrain --data`.",
+)
 @click.option(
     "--every-file",
     is_flag=True,
@@ -113,6 +123,7 @@ def doctor(
     \b
       simmim-bench doctor
       simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
+      simmim-bench doctor --data photographs --recipe vit_b_800ep
       simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
       simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
       simmim-bench doctor --recipe coco_vitdet_b --ckpt runs/vit_b --json
@@ -217,12 +228,13 @@ def _frameworks_of(request: DoctorRequest) -> set[str]:
 
 def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:
     """Yield the findings of all data sets."""
-    if not request.data_sets:
-        return
-    from transfer.doctor_checks import Reading
+    from pretrain.doctor_checks import check_pretraining_data
+    from simmim_bench.diagnostics.data_checks import Reading
     from transfer.tasks import DATA_CHECKS, load_function
 
     reading = Reading(display=display, every_file=request.every_file, recipe=request.recipe)
+    if request.images is not None:
+        yield from check_pretraining_data(request.images, reading)
     for layout, folder in request.data_sets.items():
         yield from load_function(DATA_CHECKS[layout])(folder, reading)
 
@@ -234,6 +246,7 @@ def _estimate(
     display: Display,
 ) -> Iterator[Finding]:
     """Build the recipe's model, take a step or two, and yield the estimates."""
+    from pretrain.doctor_checks import GROUP
     from pretrain.estimate import plan_pretraining
     from pretrain.recipes import PretrainRecipe, for_arch
     from simmim_bench.checkpoints.read import read_checkpoint
@@ -247,7 +260,8 @@ def _estimate(
     assert recipe is not None
     if isinstance(recipe, PretrainRecipe):
         recipe = recipe if request.arch is None else for_arch(recipe, request.arch)
-        layout, spec = "imagenet", find_spec(recipe.arch)
+        layout = "imagenet" if request.images is None else GROUP
+        spec = find_spec(recipe.arch)
     else:
         checkpoint = checkpoint or read_checkpoint(f"random:{request.arch}")
         layout, spec = task_of(recipe).data, checkpoint.spec

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import signal
 import sys
+import time
+from contextlib import suppress
 from importlib.util import find_spec as find_module
 from pathlib import Path
 
@@ -28,8 +32,8 @@ from simmim_bench.cli.recipes import recipes
 from simmim_bench.cli.suite import suite
 from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
-from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.signals import StopSignal, raise_on_signals
+from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.signals import StopSignal, raise_on_signals, requeue_job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -94,6 +98,9 @@ def _run() -> None:
         _check_packages()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except (InterruptedRun, StopSignal) as stop:
+        _requeue(stop.number)
+        _fail(str(stop), stop.exit_code)
     except BenchError as error:
         if error.printed_by_main:
             sys.modules["simmim_bench.distributed"].exit_after_main(error.exit_code)
@@ -103,8 +110,6 @@ def _run() -> None:
         path = context.command_path if context is not None else "simmim-bench"
         message = " ".join(error.format_message().split())
         _fail(f"{message} See `{path} --help`.", error.exit_code)
-    except StopSignal as stop:
-        _fail(str(stop), stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted.", 130)
     except OSError as error:
@@ -116,6 +121,24 @@ def _run() -> None:
             "space, then run the command again.",
             4,
         )
+
+
+def _requeue(number: int) -> None:
+    """Requeue the SLURM job that SIGUSR1 has stopped, in a training loop or elsewhere.
+
+    The first of several processes does. The others wait: `srun --kill-on-bad-exit` ends all with the first exit.
+    """
+    if number != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ:
+        return
+    from simmim_bench.distributed import LAUNCHER_S, read_launcher_env
+
+    rank = 0
+    with suppress(UsageError):  # contradicting variables: the command is one process
+        rank, _, _ = read_launcher_env(os.environ)
+    if rank > 0:
+        time.sleep(LAUNCHER_S)
+    elif (said := requeue_job(number)) is not None:
+        click.echo(said, err=True)
 
 
 def _fail(message: str, code: int) -> None:

@@ -37,6 +37,7 @@ from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.errors import DataError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+IS_LFS_POINTER = "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
 # What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
 TURNS = {
@@ -157,7 +158,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "the file is empty"
     if content.startswith(LFS_POINTER):
-        return "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
+        return IS_LFS_POINTER
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of the formats that Pillow reads here ({', '.join(_formats())})"
     return str(error).rstrip(".") or type(error).__name__

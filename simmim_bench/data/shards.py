@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from simmim_bench.data.decode import IS_LFS_POINTER, LFS_POINTER
 from simmim_bench.data.listing import (
     IMAGE_FORMATS,
     SUFFIXES,
@@ -17,6 +19,8 @@ from simmim_bench.data.listing import (
     suffix_of,
 )
 from simmim_bench.errors import DataError
+
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,7 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
                     else:
                         files.append(f"{shard.name}:{member.name}")
         except (OSError, tarfile.TarError) as error:
-            raise DataError(
-                f"shard {shard} cannot be read as an uncompressed tar file: {error}; write it without compression."
-            ) from error
+            raise DataError(f"shard {shard} cannot be read: {_reason(shard, error)}.") from error
     left_out = replace(beside, files=tuple(files), hidden=tuple(hidden))
     if not members:
         names = f"shard {shards[0]}" + (
@@ -119,3 +121,16 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
             f"no images ({SUFFIXES}) are in {names}{left_out.only()}; use other shards."
         )
     return TarShards(tuple(shards), tuple(members), left_out=left_out)
+
+
+def _reason(shard: Path, error: Exception) -> str:
+    """Return why a shard cannot be read, and the remedy."""
+    start = b""
+    with suppress(OSError), open(shard, "rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return IS_LFS_POINTER
+    if start.startswith(COMPRESSED):
+        return "it is compressed; write it without compression, so that images are read at their offsets"
+    reason = getattr(error, "strerror", None) or error
+    return f"it is no whole tar file ({reason}); use another copy"

@@ -23,7 +23,7 @@ from simmim_bench.data.loader import EpochLoader
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.diagnostics.loading import images_per_core, workers_needed
 from simmim_bench.diagnostics.machine import free_disk, usable_cores
-from simmim_bench.display import format_duration
+from simmim_bench.display import format_duration, plural
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.training.memory import (
@@ -83,8 +83,9 @@ def data_size(group: str, findings: Iterable[Finding]) -> DataSize:
         ),
         0,
     )
-    if not (train and val and classes):
-        return PUBLISHED[group]
+    needs_labels = group in PUBLISHED  # pretraining does not
+    if not train or (needs_labels and not (val and classes)):
+        return PUBLISHED.get(group, PUBLISHED["imagenet"])
     return DataSize(train, val, classes, "your")
 
 
@@ -322,7 +323,7 @@ def _time(work: Work, measured: Measured, device: torch.device) -> Finding:
     total = work.steps * step
     others = torch.cuda.device_count() if device.type == "cuda" else 1
     items = [
-        f"measured: {measured.images} random image(s) in {measured.per_image * measured.images:.3g} s"
+        f"measured: {plural(measured.images, 'random image')} in {measured.per_image * measured.images:.3g} s"
         + (f", the optimizer in {measured.optimizer:.3g} s" if work.optimizer else "")
         + f", median of {measured.rounds}; scaled to batches of {work.batch_size:,}",
         f"not included: {work.left_out}",
@@ -370,14 +371,15 @@ def check_loading(
     }
     if not gpus:
         return _finding("loading", "ok", said, facts=facts)
-    said = f"{said}: a GPU needs {needed} worker(s)"
+    said = f"{said}: a GPU needs {plural(needed, 'worker')}"
     if cores < needed * gpus:
         share = min(1.0, cores * loaded / (gpus * trained))
         return _finding(
             "loading",
             "warning",
-            f"{said}, {gpus} GPU(s) share {cores:g} cores: they wait for images, and reach {share:.0%} at best",
-            remedy=f"use {needed} cores per GPU",
+            f"{said}, but {plural(gpus, 'GPU has', 'GPUs share')} {cores:g} {'core' if cores == 1 else 'cores'}: "
+            f"training waits for images, and reaches {share:.0%} of its rate at best",
+            remedy=f"use {plural(needed, 'core')} per GPU",
             facts=facts,
         )
     if num_workers < needed:

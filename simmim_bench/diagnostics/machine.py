@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.display import plural
 from simmim_bench.runs.environment import cuda_versions
 from simmim_bench.training.memory import GIB, available_memory
 from simmim_bench.training.precision import MIN_WIDTH, decide_precision, default_precision
@@ -247,8 +248,8 @@ def check_shared_memory(folder: Path, gpus: int) -> list[Finding]:
             group="machine",
             name="shared memory",
             state="warning",
-            said=f"{said}: data-loading workers of {gpus} process(es) may need {wanted / GIB:.2f} GiB, "
-            "and end with a bus error without it",
+            said=f"{said}: data-loading workers of {plural(gpus, 'process', 'processes')} may need "
+            f"{wanted / GIB:.2f} GiB, and end with a bus error without it",
             remedy="start the container with --ipc=host or --shm-size=16g, or use -o num_workers=0",
             facts=facts,
         )

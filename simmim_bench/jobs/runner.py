@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-from simmim_bench.display import Display, format_duration
+from simmim_bench.display import Display, format_duration, plural
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.process import exit_code, last_error
@@ -83,9 +83,10 @@ def run_steps(
         if left and stop.number is not None:
             jobs = " their SLURM jobs continue;" if backend.outlives_parent else ""
             raise InterruptedRun(
-                f"{what}: stopped by {signal.Signals(stop.number).name}; {len(left)} of {len(steps)} steps are left "
-                f"({', '.join(left)});{jobs} run the same command to continue.",
-                signal.SIGTERM if stop.number == signal.SIGUSR1 else stop.number,
+                f"{what}: stopped by {signal.Signals(stop.number).name}; "
+                f"{plural(len(left), 'step is', 'steps are')} left ({', '.join(left)});{jobs} "
+                "run the same command to continue.",
+                stop.number,
             )
     return in_order
 
@@ -171,7 +172,7 @@ class _Scheduler(Generic[AnyStep]):
         try:
             while self.pending or self.running:
                 if self.stop.number is not None and not self._stopping:
-                    results += self._stop_all(self.stop.number)
+                    results += self._stop_all()
                 for result in (*self._start_ready(), *self._collect_ended()):
                     results.append(result)
                     advance()
@@ -181,15 +182,12 @@ class _Scheduler(Generic[AnyStep]):
                 one.worker.kill()
         return results
 
-    def _stop_all(self, number: int) -> list[StepResult[AnyStep]]:
+    def _stop_all(self) -> list[StepResult[AnyStep]]:
         """Ask the running steps to save and stop, and give up the pending ones."""
         self._stopping = True
-        # torchrun handles SIGTERM alone; a single process requeues its own SLURM job on SIGUSR1.
-        single = isinstance(self.backend, Machine) and self.backend.processes == 1
+        # torchrun handles SIGTERM alone. A step that requeued the SLURM job, in which all steps run, would end them.
         for one in self.running:
-            one.worker.stop(
-                signal.SIGUSR1 if number == signal.SIGUSR1 and single else signal.SIGTERM
-            )
+            one.worker.stop(signal.SIGTERM)
         left = list(self.pending)
         self.pending.clear()
         if self.backend.outlives_parent:

@@ -19,11 +19,11 @@ from simmim_bench.errors import MissingFrameworkError, UsageError
 from simmim_bench.files import read_json, write_json
 from simmim_bench.jobs.options import SlurmOptions
 from simmim_bench.jobs.process import command_line, launch
+from simmim_bench.signals import REQUEUES
 
 COUNTS = ("gpus_per_node", "cpus_per_task")
 # MAE's submitit_pretrain.py:109. sbatch's own default is a single core, which leaves a GPU waiting for images.
 CPUS_PER_GPU = 10
-REQUEUES = 100  # a job that saves and resumes may reach its time limit this many times
 
 
 class CommandJob:

@@ -57,6 +57,12 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def locked_below(folder: Path) -> list[Path]:
+    """Return the folders below a folder whose locks a process holds."""
+    inside = (lock.parent for lock in folder.rglob(LOCK))
+    return [path for path in inside if path != folder and is_locked(path)]
+
+
 def _acquire(folder: Path) -> int | None:
     """Return the open file that holds the lock; None where the system does not support locks."""
     try:

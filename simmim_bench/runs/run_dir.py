@@ -23,8 +23,10 @@ from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import ESCAPED, escape, cannot_write, read_json, remove_leftovers, write_json, write_text
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
-from simmim_bench.runs.lock import LOCK, exclusive_lock
+from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
 
+# Other folders in a run directory may be runs, such as the transfers of a pretraining, or the features they share.
+OWN_FOLDERS = ("checkpoints", "predictions", "tensorboard")
 METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl, in every training loop
 
 
@@ -191,7 +193,7 @@ def open_run(
             check_run_dir(path, description, **how)  # may have changed before the lock was held
             if occupied and overwrite:
                 _empty(path)
-            remove_leftovers(path)
+            remove_leftovers(path, OWN_FOLDERS)
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
             run = RunDir(path, display)
@@ -204,7 +206,8 @@ def open_run(
             yield run
         except (UsageError, DataError, MissingFrameworkError):
             # A run that failed to start leaves no directory, so that the corrected command is not refused.
-            if not occupied and not run.last_checkpoint.exists() and not run.predictions.exists():
+            results = (run.last_checkpoint, run.predictions)
+            if not (occupied or any(p.exists() for p in results) or locked_below(path)):
                 shutil.rmtree(path, ignore_errors=True)
                 with suppress(OSError):  # another run has begun there
                     for parent in created:
@@ -277,7 +280,16 @@ def is_occupied(path: Path) -> bool:
 
 
 def _empty(path: Path) -> None:
-    """Remove the content of a directory, except its lock."""
+    """Remove the content of a directory, except its lock.
+
+    Raises:
+        UsageError: another process works in a run below the directory.
+    """
+    for other in locked_below(path):
+        raise UsageError(
+            f"another process works in {other}, which --overwrite would remove; wait until it has ended, or choose "
+            "another --out."
+        )
     for entry in path.iterdir():
         if entry.name == LOCK:
             continue

@@ -76,7 +76,7 @@ def fit(
 
     with (
         closing(state.loader),
-        stop_on_signals() as stop,
+        stop_on_signals(dist) as stop,
         run.display.task(description, total) as task,
     ):
         task.advance(state.step)

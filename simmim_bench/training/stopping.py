@@ -1,10 +1,8 @@
-"""Signals: finish the current step, save it, requeue the SLURM job, and end the run."""
+"""Signals: finish the current step, save it, and end the run; the command line then requeues a SLURM job."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,11 +25,15 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(dist: DistContext | None = None) -> Iterator[StopRequest]:
     """Turn SIGINT, SIGTERM and SIGUSR1 into a request that the loop answers after its step.
 
     A second signal goes to the handler that was set before, and so does the first if the block succeeds in spite of
-    it: it came during the last step, and what follows may take long.
+    it: it came after the loop's last answer, and what follows may take long.
+
+    Args:
+        dist: the processes of the run, which end the block together; a signal that one of them got then ends all.
+            None for a single process.
     """
     request = StopRequest()
     before: dict[int, Any] = {}
@@ -57,6 +59,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
     try:
         yield request
+        if dist is not None:
+            agreed = dist.all_max(request.number or 0)
+            request.number = request.number or agreed or None
     finally:
         restore()
     if request.number is not None:
@@ -90,11 +95,10 @@ def raise_if_stopped(
         save()
     # Rank 0 is still writing; a launcher would kill it as soon as another process ends.
     dist.barrier()
-    _requeue(signal_number, description, run, dist)
     raise InterruptedRun(
         f"{description}: stopped by {signal.Signals(signal_number).name} after step {done} of {total}, which is "
         "saved; continue with --resume.",
-        signal.SIGTERM if signal_number == signal.SIGUSR1 else signal_number,
+        signal_number,
     )
 
 
@@ -106,15 +110,3 @@ def _agree_to_stop(stop: StopRequest, step: int, dist: DistContext) -> int:
     if dist.size > 1 and step % METRICS_EVERY:
         return 0
     return dist.all_max(stop.number or 0)
-
-
-def _requeue(signal_number: int, description: str, run: RunDir, dist: DistContext) -> None:
-    """Requeue a SLURM job that got SIGUSR1, the warning before its time limit."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if signal_number != signal.SIGUSR1 or job is None or not dist.is_main:
-        return
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
-        run.log(f"{description}: requeued SLURM job {job}")
-    except (OSError, subprocess.SubprocessError) as error:
-        run.log(f"{description}: failed to requeue SLURM job {job}: {error}")

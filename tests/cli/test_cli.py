@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import re
 import shutil
@@ -218,3 +219,27 @@ def test_another_package_named_pretrain_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "package 'pretrain' comes from" in done.stderr
+
+
+@pytest.mark.parametrize("imported", ["simmim_bench.cli.main", "click", "simmim_bench.signals"])
+def test_an_interrupt_during_the_imports_is_one_line(imported: str) -> None:
+    """At the import of a module by the entry point of the console script and of `python -m`."""
+    code = (
+        "import signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == '{imported}': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from simmim_bench.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "recipes"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "error: stopped by SIGINT.\n")
+
+
+def test_the_console_script_is_the_entry_point_of_python_m() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(SOURCES / "setup.cfg")
+    scripts = settings["options.entry_points"]["console_scripts"].split()
+    assert scripts == ["simmim-bench", "=", "simmim_bench.__main__:main"]

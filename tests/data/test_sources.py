@@ -19,6 +19,7 @@ from pretrain.recipes import POCKET
 from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.listing import list_tree
+from simmim_bench.data.decode import LFS_POINTER
 from simmim_bench.data.sources import ImageSource, any_images, class_folders, held_out_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -88,7 +89,7 @@ def test_fingerprint_depends_on_names_and_sizes(shards: Path, tmp_path: Path) ->
 
 
 def test_pretraining_from_shards_with_workers(tmp_path: Path, shards: Path) -> None:
-    recipe = replace(POCKET, epochs=1, batch_size=16, num_workers=2)
+    recipe = replace(POCKET, epochs=1, warmup_epochs=0, batch_size=16, num_workers=2)
     with open_run(
         tmp_path / "run", recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True)
     ) as run:
@@ -204,21 +205,25 @@ def write_archive(path: Path, mode: Literal["w", "w:gz"]) -> None:
     [
         (lambda p: None, r"data folder .* does not exist; use .* hfds:NAME"),
         (lambda p: p.mkdir(), r"has no images \(\.jpg.*\) and no \*\.tar"),
-        (lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"no tar")), "a.tar cannot be read"),
+        (lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"no tar")), "a.tar cannot be read: it is no whole tar"),
         (
             lambda p: write_archive(p / "a.tar", "w"),
             r"no images .* are in shard .*a\.tar",
         ),
         (
             lambda p: write_archive(p / "a.tar", "w:gz"),
-            "cannot be read as an uncompressed tar",
+            "a.tar cannot be read: it is compressed; write it without compression",
+        ),
+        (
+            lambda p: (p.mkdir(), (p / "a.tar").write_bytes(LFS_POINTER + b"v1")),
+            "a.tar cannot be read: it is a pointer of Git LFS, .* `git lfs pull`",
         ),
         (
             lambda p: (p / "valid").mkdir(parents=True),
             r"has valid/ but no train/, so the held-out images would be trained on",
         ),
     ],
-    ids=["missing", "empty", "no tar", "empty tar", "compressed", "validation alone"],
+    ids=["missing", "empty", "no tar", "empty tar", "compressed", "pointer", "validation alone"],
 )
 def test_data_without_images_raise_an_error(
     tmp_path: Path, make: Callable[[Path], object], message: str

@@ -38,15 +38,16 @@ def test_a_rate_counts_the_loads_of_the_trial(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("workers", "gpus", "cores", "state", "words"),
     [
-        (8, 1, 16, "ok", "a GPU needs 5 worker(s)"),
-        (4, 1, 16, "warning", "5 worker(s), not 4"),
+        (8, 1, 16, "ok", "a GPU needs 5 workers"),
+        (4, 1, 16, "warning", "5 workers, not 4"),
         (
             8,
             8,
             16,
             "warning",
-            "8 GPU(s) share 16 cores: they wait for images, and reach 45% at best",
+            "but 8 GPUs share 16 cores: training waits for images, and reaches 45% of its rate at best",
         ),
+        (5, 1, 1, "warning", "but 1 GPU has 1 core: training waits"),
         (0, 0, 2, "ok", "one machine computes 2,000/s"),
     ],
 )

@@ -33,7 +33,7 @@ ARCHS = (
 RECIPE = replace(
     COCO_POCKET,
     max_iters=4,
-    warmup_iters=1,
+    warmup_iters=0,
     batch_size=2,
     neck_channels=16,
     box_head_dim=16,

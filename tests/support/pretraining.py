@@ -79,7 +79,10 @@ def pretrain_pocket(
     out: Path, data: Path, *assignments: str, init_from: str | None = None, resume: bool = False
 ) -> Path:
     """Pretrain the pocket ViT for two epochs, unless an assignment changes it; return the checkpoint."""
-    recipe = override(POCKET, ["epochs=2", "batch_size=30", "mask_patch_size=8", *assignments])
+    quick = ["epochs=2", "batch_size=30", "mask_patch_size=8"]
+    if "epochs=1" in assignments:  # as long as the recipe's warm-up
+        quick.append("warmup_epochs=0")
+    recipe = override(POCKET, [*quick, *assignments])
     quiet = Display(quiet=True)
     with open_run(
         out, recipe=recipe, deviates={}, arguments={}, display=quiet, resume=resume

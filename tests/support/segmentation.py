@@ -22,7 +22,7 @@ from transfer.segmentation.run import run_ade20k
 ARCHS = ("vit_pocket", "swin_pocket")
 CLASS_NAMES = ["x"] * 16
 RECIPE = replace(
-    ADE20K_POCKET, max_iters=4, warmup_iters=1, batch_size=2, head_channels=16, drop_path_rate=0.1
+    ADE20K_POCKET, max_iters=4, warmup_iters=0, batch_size=2, head_channels=16, drop_path_rate=0.1
 )
 
 

@@ -18,6 +18,11 @@ from support.unlike_processes import agree
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 PRETRAIN = ("pretrain", "--arch", "vit_pocket", "-o", "batch_size=4")
+READS = "error: rank 1 cannot read an image"
+SMALLER: dict[str, tuple[str, ...]] = {
+    "coco": ("batch_size=2", "neck_channels=16", "box_head_dim=16"),
+    "ade20k": ("batch_size=4",),
+}
 FINETUNE = ("transfer", "imagenet", "--ckpt", "random:vit_pocket", "-o", "batch_size=4")
 
 
@@ -57,24 +62,25 @@ def test_an_error_of_one_process_is_printed_and_ends_all(
 
 
 @pytest.mark.parametrize(
-    ("task", "library", "changes"),
+    ("kind", "task", "library", "code", "message"),
     [
-        ("coco", "detectron2", ("batch_size=2", "neck_channels=16", "box_head_dim=16")),
-        ("ade20k", "mmseg", ("batch_size=4",)),
+        ("data", "coco", "detectron2", 4, READS),
+        ("data", "ade20k", "mmseg", 4, READS),
+        ("box", "coco", "detectron2", 5, "error: coco: a proposed box is not finite at step "),
     ],
 )
 @pytest.mark.slow
 def test_an_error_of_one_process_in_a_frameworks_loop_ends_all(
-    tmp_path: Path, pocket: Path, task: str, library: str, changes: tuple[str, ...]
+    tmp_path: Path, pocket: Path, kind: str, task: str, library: str, code: int, message: str
 ) -> None:
     pytest.importorskip(library)
     command = ("transfer", task, "--ckpt", "random:vit_pocket", "--data", str(pocket / task))
-    changes += ("precision=fp32", "num_workers=0", "max_iters=20", "warmup_iters=0")
+    changes = SMALLER[task] + ("precision=fp32", "num_workers=0", "max_iters=20", "warmup_iters=0")
     options = (word for change in changes for word in ("-o", change))
     done = torchrun(
-        "failing_rank.py", "data", *command, "--out", str(tmp_path / "run"), *options, "--quiet"
+        "failing_rank.py", kind, *command, "--out", str(tmp_path / "run"), *options, "--quiet"
     )
-    assert_all_ended(done, tmp_path / "run" / "log.txt", 4, "error: rank 1 cannot read an image")
+    assert_all_ended(done, tmp_path / "run" / "log.txt", code, message)
 
 
 def assert_all_ended(

@@ -54,15 +54,27 @@ def test_an_invalid_override_is_reported_with_its_fix(assignment: str, message: 
         override(POCKET, [assignment])
 
 
-@pytest.mark.parametrize("name", ["imagenet_vit_b_800ep", "linear_mae"])
-def test_a_warm_up_as_long_as_the_training_is_refused(name: str) -> None:
-    warmup = TRANSFER[name].fields()["warmup_epochs"]
-    with pytest.raises(
-        UsageError, match=f"warmup_epochs={warmup} is not less .* -o warmup_epochs=2"
-    ):
-        override(TRANSFER[name], ["epochs=10", f"warmup_epochs={warmup}"])
-    changed = override(TRANSFER[name], ["epochs=10", "warmup_epochs=2"])
-    assert changed.fields()["warmup_epochs"] == 2
+@pytest.mark.parametrize(
+    ("name", "length", "warmup"),
+    [
+        ("vit_b_800ep", "epochs", "warmup_epochs"),
+        ("imagenet_vit_b_800ep", "epochs", "warmup_epochs"),
+        ("linear_mae", "epochs", "warmup_epochs"),
+        ("coco_vitdet_b", "max_iters", "warmup_iters"),
+        ("ade20k_swin_w7", "max_iters", "warmup_iters"),
+    ],
+)
+def test_a_warm_up_as_long_as_the_training_is_refused(name: str, length: str, warmup: str) -> None:
+    recipe = {**PRETRAIN, **TRANSFER}[name]
+    steps = recipe.fields()[warmup]
+    for total in (1, steps):
+        message = (
+            f"{warmup}={steps} .* is not less than {length}={total}, .* -o {warmup}={total // 5}"
+        )
+        with pytest.raises(UsageError, match=message):
+            override(recipe, [f"{length}={total}"])
+        override(recipe, [f"{length}={total}", f"{warmup}={total // 5}"])
+    override(recipe, [f"{length}={steps + 1}"])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from simmim_bench.diagnostics.data_checks import CHECK_AT_ONCE
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.coco import check_annotations
@@ -38,7 +39,6 @@ from transfer.detection.coco_images import (
     shared_images,
     unused_images,
 )
-from transfer.doctor_checks import CHECK_AT_ONCE
 
 BadAnnotations = Literal["refuse", "skip"]
 ManyCrowds = Literal["refuse", "ignore"]

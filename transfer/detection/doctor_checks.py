@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.data.decode import read_image
+from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
 from simmim_bench.results.coco_file import read_instances
@@ -33,7 +34,6 @@ from transfer.detection.coco_images import (
     resolve_names,
 )
 from transfer.detection.coco_layout import ManyCrowds, read_splits, split_paths
-from transfer.doctor_checks import FindingGroup, Reading
 
 
 def check_coco(data: Path, reading: Reading) -> list[Finding]:

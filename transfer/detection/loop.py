@@ -74,7 +74,7 @@ def train_detector(
         context=context,
     )
     with (
-        stop_on_signals() as stop,
+        stop_on_signals(context.dist) as stop,
         context.display.task("coco", recipe.max_iters) as task,
     ):
         task.advance(first_iter)

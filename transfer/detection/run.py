@@ -20,7 +20,6 @@ from simmim_bench.distributed import per_process_batch
 from simmim_bench.errors import DataError
 from simmim_bench.files import write_json, write_text
 from simmim_bench.models.build import Backbone
-from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.after import warn_only
@@ -140,8 +139,6 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
     backbone = find_adapter(model).backbone
     backbone.set_grad_checkpointing(bool(job.options.get("grad_checkpointing")))
     log(f"coco: {backbone.load_report}")
-    for line in describe_long_warmup(recipe.warmup_iters, recipe.max_iters, "iters"):
-        log(f"coco: {line}")
     log(
         f'coco: training checkpoint="{job.checkpoint.label}" '
         f"parameters={sum(p.numel() for p in model.parameters()) / 1e6:.1f}M images={train.count:,} "

@@ -6,15 +6,9 @@ findings here is accepted there.
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from simmim_bench.data.decode import decode_image, exif_orientation
 from simmim_bench.data.sources import (
     ImageList,
     class_faults,
@@ -23,37 +17,11 @@ from simmim_bench.data.sources import (
     split_folder,
     unshared_classes,
 )
+from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.diagnostics.images import ReadImages
 from simmim_bench.display import plural
 from simmim_bench.errors import DataError
-from transfer.doctor_checks import FindingGroup, Reading
-
-DARK = 15  # of 255: the upper 8 of 16 bits that hold values of 12 bits
-
-
-@dataclass
-class ReadImages:
-    """What the images of a split that were read are found to be.
-
-    Attributes:
-        turned: images with an EXIF orientation other than upright.
-        dark: images without a pixel above `DARK`.
-        copies: names of the images by the hash of their content.
-    """
-
-    turned: list[str] = field(default_factory=list)
-    dark: list[str] = field(default_factory=list)
-    copies: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def read(self, images: ImageList, index: int) -> None:
-        """Decode an image, as a run does, and note what it is."""
-        content, name = images.read(index), images.name(index)
-        image = decode_image(content, name)
-        if int(np.asarray(image).max()) <= DARK:
-            self.dark.append(name)
-        if exif_orientation(content) != 1:
-            self.turned.append(name)
-        self.copies[hashlib.sha256(content).digest()].append(name)
 
 
 def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
@@ -106,32 +74,7 @@ def _examine_split(
     )
     yield from group.problems(f"{split} classes", class_faults(split_folder(data, split), images))
     yield from group.problems(f"{split} images", faults)
-    if found.turned:
-        yield group.finding(
-            f"{split} orientation",
-            "warning",
-            f"{plural(len(found.turned), 'image has', 'images have')} an EXIF orientation, which classification and "
-            "pretraining do not apply, as published pipelines do not",
-            remedy="to have them upright, rotate the files",
-            items=found.turned,
-        )
-    if found.dark:
-        yield group.finding(
-            f"{split} range",
-            "warning",
-            f"{plural(len(found.dark), 'image is', 'images are')} nearly black: no pixel is above {DARK} of 255",
-            remedy="where 12 bits are stored as 16, multiply the pixels by 16",
-            items=found.dark,
-        )
-    again = [names for names in found.copies.values() if len(names) > 1]
-    if again:
-        extra = sum(len(names) - 1 for names in again)
-        yield group.finding(
-            f"{split} copies",
-            "warning",
-            f"{extra:,} of the {len(images):,} images {'are copies' if extra > 1 else 'is a copy'} of another one",
-            items=[" = ".join(names) for names in again],
-        )
+    yield from found.remarks(split, group)
 
 
 def _shared_images(train: ReadImages, val: ReadImages, group: FindingGroup) -> Iterator[Finding]:

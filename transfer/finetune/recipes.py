@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
+from simmim_bench.recipe import Precision, Recipe, check_positive
 
 LayerGroups = Literal["block", "group", "convnextv2"]
 POLICIES = ("rand", "augmix", "original", "v0", "3a", "trivial")
@@ -87,7 +87,6 @@ class FinetuneRecipe(Recipe):
         check_positive(self, "img_size", "epochs", "batch_size", "base_lr")
         if self.test_img_size is not None:
             check_positive(self, "test_img_size")
-        check_warmup(self.warmup_epochs, self.epochs)
         if self.auto_augment is not None and not self.auto_augment.startswith(POLICIES):
             raise UsageError(
                 f"auto_augment={self.auto_augment} is not a policy of timm; it starts with one of "

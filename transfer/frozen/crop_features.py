@@ -10,6 +10,7 @@ Legend: N images, D channels.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -44,6 +45,17 @@ def memory_needed(feature_sets: Sequence[FeatureSet], checkpoint: Checkpoint, im
     return 2 * len(blocks) * len(poolings) * images * checkpoint.spec.num_features
 
 
+def needed_on_machine(machines: Sequence[str], rank: int, needed: Sequence[int]) -> int:
+    """Return the bytes that the processes of one machine, which share its memory, need together.
+
+    Args:
+        machines: the name of every process's machine, in order of rank.
+        rank: a process of the machine.
+        needed: bytes of every process.
+    """
+    return sum(n for name, n in zip(machines, needed, strict=True) if name == machines[rank])
+
+
 def fit_in_memory(needed: int) -> bool:
     """Return whether the memory that is free now holds some features."""
     available = available_memory(CPU)
@@ -69,16 +81,22 @@ class CropFeatures:
         self._store, self._images, self._recipe = store, images, recipe
         self._own = by_process[store.dist.rank]
         self._kept: dict[int, StoredFeatures] = {}
-        # Processes of one machine share its memory, and those of others are counted as if they did.
-        needed = crops_kept(recipe) * sum(
-            memory_needed(sets, store.checkpoint, len(images)) for sets in by_process
+        machines = store.dist.gather_everywhere(socket.gethostname())
+        needed = needed_on_machine(
+            machines,
+            store.dist.rank,
+            [
+                crops_kept(recipe) * memory_needed(sets, store.checkpoint, len(images))
+                for sets in by_process
+            ],
         )
         self._in_memory = not store.dist.all_max(not fit_in_memory(needed))
         decoded = crops_forwarded(recipe) * len(images)
         where = "memory" if self._in_memory else f"disk directory={store.folder}"
         store.run.log(
             f"linear: random crops={crops_forwarded(recipe)} images to decode={decoded:,} "
-            f"features of crops={crops_kept(recipe)} at a time size={needed / GIB:.2f} GiB kept in {where}"
+            f"features of crops={crops_kept(recipe)} at a time size={needed / GIB:.2f} GiB per machine "
+            f"kept in {where}"
         )
 
     def of_epoch(self, epoch: int) -> StoredFeatures:

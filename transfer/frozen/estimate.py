@@ -10,6 +10,7 @@ import torch
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
+from simmim_bench.display import plural
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
 from transfer.frozen.crop_features import (
@@ -51,8 +52,8 @@ def plan_frozen(
         precision=default_precision(recipe.precision, device, allow_fp16=True),
         batch_size=recipe.forward_batch_size,
         steps=steps,
-        counted=f"{steps:,} forward passes of {data.images}"
-        + (f", {crops} random crops of each" if crops else "")
+        counted=f"{plural(steps, 'forward pass', 'forward passes')} of {data.images}"
+        + (f", {plural(crops, 'random crop')} of each" if crops else "")
         + f", and of {val:,}: {decoded:,} images to decode",
         left_out="loading images, training on the features; fewshot forwards only its own training images",
         # One array for the centre crops, one for val/, and one for each random crop, with a description each.
@@ -98,4 +99,4 @@ def _held(
     kept = crops_kept(recipe)
     needed = memory_needed(sets, checkpoint, kept * data.train)
     where = "" if fit_in_memory(needed) else ", which is not free, so that they are kept on disk"
-    return f"{held}; {needed / GIB:.2f} GiB of main memory for {kept} crop(s) of every image{where}"
+    return f"{held}; {needed / GIB:.2f} GiB of main memory for {plural(kept, 'crop')} of every image{where}"

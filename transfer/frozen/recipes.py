@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Precision, Recipe, check_positive, check_warmup
+from simmim_bench.recipe import Precision, Recipe, check_positive
 
 Pooling = Literal["mean", "cls", "cls+mean"]
 Norm = Literal["none", "layer", "batch", "layer+batch"]
@@ -100,7 +100,6 @@ class LinearRecipe(FrozenRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "epochs", "batch_size", "base_lr")
-        check_warmup(self.warmup_epochs, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)

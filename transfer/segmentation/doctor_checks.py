@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError, MissingFrameworkError
-from transfer.doctor_checks import FindingGroup, Reading
 from transfer.segmentation.ade20k_layout import (
     MAX_CLASSES,
     SPLITS,
@@ -19,7 +19,7 @@ from transfer.segmentation.ade20k_layout import (
     list_split,
     read_class_names,
 )
-from transfer.segmentation.label_check import PairReader, label_faults, label_remarks
+from transfer.segmentation.label_check import PairReader, find_faults, label_remarks
 from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.run import require_mmseg
 
@@ -43,7 +43,7 @@ def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
         reduce_zero_label=getattr(reading.recipe, "reduce_zero_label", True),
     )
     findings = [finding]
-    complete: dict[str, PairReader] = {}
+    readers: dict[str, PairReader] = {}
     for name in SPLITS:
         try:
             split = list_split(data, name)
@@ -58,10 +58,10 @@ def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
         reader = PairReader(pairs, scheme)
         how, faults = reading.read(f"ade20k {name}", len(pairs), reader.read)
         findings += _examine_split(split, reader, how, faults, group)
-        if how == "all read" and not (faults or split.missing):
-            complete[name] = reader
+        if not (faults or split.missing):
+            readers[name] = reader
     if names:
-        findings += _examine_labels(complete, names, data, group)
+        findings += _examine_labels(readers, names, data, group)
     return findings
 
 
@@ -114,8 +114,13 @@ def _examine_split(
 def _examine_labels(
     readers: dict[str, PairReader], names: list[str], data: Path, group: FindingGroup
 ) -> Iterator[Finding]:
-    """Yield what the labels of splits that were read completely show."""
-    for fault in label_faults(readers, names, data):
+    """Yield what the labels of splits show all of whose files, or of whose sample, can be used."""
+    try:
+        faults = find_faults(readers, names, data)
+    except DataError as error:  # in a file that was read besides the sample
+        faults = [str(error)]
+    for fault in faults:
         yield group.finding("labels", "problem", fault)
-    for remark in label_remarks(readers, names, data):
+    complete = {name: reader for name, reader in readers.items() if not reader.unread}
+    for remark in label_remarks(complete, names, data):
         yield group.finding("labels", "warning", remark)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.decode import decode_image, exif_orientation, unreadable
+from simmim_bench.diagnostics.data_checks import CHECK_AT_ONCE
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
-from transfer.doctor_checks import CHECK_AT_ONCE
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import IGNORED, LabelScheme, read_classes
 
@@ -28,6 +28,7 @@ class PairReader:
     """Reads images with their label maps, and keeps what they show together.
 
     Attributes:
+        unread: indices of the pairs that have not been read, in random order: neighbours often show the same scene.
         pixels: (256,) pixels by class; those of `IGNORED` have none.
         turned: images with an EXIF orientation.
         content: hash of each image that was read.
@@ -35,6 +36,8 @@ class PairReader:
 
     def __init__(self, pairs: Sequence[tuple[Path, Path]], scheme: LabelScheme) -> None:
         self.pairs, self.scheme = pairs, scheme
+        order = np.random.default_rng(SEED).permutation(len(pairs))
+        self.unread = dict.fromkeys(order.tolist())
         self.pixels = np.zeros(256, np.int64)
         self.turned: list[Path] = []
         self.content: dict[bytes, Path] = {}
@@ -46,6 +49,7 @@ class PairReader:
             DataError: the image or the label map cannot be used.
         """
         path, mask = self.pairs[index]
+        self.unread.pop(index, None)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -71,9 +75,7 @@ class PairReader:
 def check_splits(
     splits: Sequence[SegmentationSplit], names: Sequence[str], scheme: LabelScheme
 ) -> list[str]:
-    """Read every file of a small data set, or a sample of a large one, and check the labels.
-
-    A sample cannot show that a class is absent: if it looks as if one were, all files are read.
+    """Read every file of a small data set, or a sample of a large one, and check the labels; see `find_faults`.
 
     Returns:
         What a user should know of the data, one line each.
@@ -89,11 +91,7 @@ def check_splits(
         for index in range(len(pairs)) if few else sample(len(pairs)):
             readers[split.name].read(index)
     root = splits[0].root
-    if not few and next(label_faults(readers, names, root), None):
-        for reader in readers.values():
-            for index in sorted(set(range(len(reader.pairs))) - set(sample(len(reader.pairs)))):
-                reader.read(index)
-    for fault in label_faults(readers, names, root):
+    for fault in find_faults(readers, names, root):
         raise DataError(fault)
     remarks = [remark for split in splits for remark in split.remarks()]
     return remarks + (list(label_remarks(readers, names, root)) if few else [])
@@ -105,14 +103,46 @@ def sample(count: int) -> list[int]:
     return [int(index) for index in chosen]
 
 
-def label_faults(
-    readers: Mapping[str, PairReader], names: Sequence[str], root: Path
-) -> Iterator[str]:
-    """Yield why a score of this data would mean nothing, one line per reason.
+def find_faults(readers: Mapping[str, PairReader], names: Sequence[str], root: Path) -> list[str]:
+    """Return why a score of this data would mean nothing, one line per reason.
+
+    A sample cannot show that a label is absent. If it looks as if one were whose absence would be a fault, further
+    files are read until it is found.
 
     Args:
-        readers: of every split that was read, all its files or a sample.
+        readers: of every split, which have read all its files or a sample.
+
+    Raises:
+        DataError: an image or label map that is read here cannot be used.
     """
+    every = list(readers.values())
+    for reader in every:
+        for index in list(reader.unread):
+            if np.count_nonzero(reader.labelled) > 1:
+                break
+            reader.read(index)
+    for reader in every if len(every) == 2 else ():
+        for index in list(reader.unread):
+            if not _lacks_last_label(every):
+                break
+            reader.read(index)
+    return list(_label_faults(readers, names, root))
+
+
+def _lacks_last_label(readers: Sequence[PairReader]) -> bool:
+    """Return whether label 0 is ignored and appears, and no map has the last label."""
+    found = any(reader.ignored for reader in readers)
+    return (
+        readers[0].scheme.reduce_zero_label
+        and found
+        and not any(reader.labelled[-1] for reader in readers)
+    )
+
+
+def _label_faults(
+    readers: Mapping[str, PairReader], names: Sequence[str], root: Path
+) -> Iterator[str]:
+    """Yield the faults that the labels read so far show."""
     for split, reader in readers.items():
         if not reader.labelled.any():
             yield _all_ignored(root / "annotations" / split, reader.scheme)
@@ -139,16 +169,17 @@ def _shifted_labels(
 
     That is so if no map has the last label, and all others appear or the first name is that of a background.
     """
-    pixels = np.sum([reader.labelled for reader in readers], axis=0)
-    ignored = sum(reader.ignored for reader in readers)
-    scheme = readers[0].scheme
-    if not scheme.reduce_zero_label or not ignored or pixels[-1]:
+    if not _lacks_last_label(readers):
         return
-    if (pixels[:-1] > 0).all() or names[0].strip("_ ").lower() in BACKGROUND:
+    scheme = readers[0].scheme
+    seen = np.flatnonzero(np.sum([reader.labelled for reader in readers], axis=0))
+    absent = names[int(seen[-1]) + 1 :]
+    if len(seen) == len(names) - 1 or names[0].strip("_ ").lower() in BACKGROUND:
         yield (
             f"{root / 'annotations'}: label 0 is ignored, and label {scheme.largest} ('{names[-1]}') appears in no "
             f"map, so the labels seem to be 0 to {scheme.largest - 1}. If label 0 is '{names[0]}', use -o "
-            f"reduce_zero_label=false; if 0 is to be ignored, remove '{names[-1]}' from classes.txt."
+            f"reduce_zero_label=false; if 0 is to be ignored, list the classes in classes.txt without "
+            f"{', '.join(map(repr, absent))}."
         )
 
 

@@ -27,7 +27,6 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import describe_long_warmup
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.precision import Precision, agree_on_precision, default_precision
 from simmim_bench.training.stopping import stop_on_signals
@@ -87,7 +86,7 @@ def train_and_predict(
         dist=dist,
     )
     _log_start(context, checkpoint, recipe, data, model)
-    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+    with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
         metric = ConfusionMetric(data.validation.folder, label_maps)
         hook = SegmentorHook(
             context=context, recipe=recipe, checkpoint=checkpoint, saved=saved, stop=stop
@@ -139,7 +138,7 @@ def predict_validation(
     """
     dist = context.dist
     loader = build_val_loader(recipe, validation, names, dist)
-    with _work_dir(context) as work_dir, stop_on_signals() as stop:
+    with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
         metric = ConfusionMetric(validation.folder)
         hook = SegmentorHook(
             context=context, recipe=recipe, checkpoint=checkpoint, saved=None, stop=stop
@@ -186,8 +185,6 @@ def _log_start(
     model: EncoderDecoder,
 ) -> None:
     log = context.run.log
-    for line in describe_long_warmup(recipe.warmup_iters, recipe.max_iters, "iters"):
-        log(f"ade20k: {line}")
     if checkpoint.state is not None:
         log(f"ade20k: {model.backbone.backbone.load_report}")
     log(

@@ -122,7 +122,7 @@ def test_unreadable_held_out_images_are_skipped_up_to_a_limit(tmp_path: Path, po
     shutil.copytree(pocket / "imagenet", data)
     first = sorted((data / "val").rglob("*.JPEG"))[0]  # the first of the evenly spaced ones
     first.write_bytes(b"not an image")
-    recipe = replace(POCKET, epochs=1, warmup_epochs=1, batch_size=20)
+    recipe = replace(POCKET, epochs=1, warmup_epochs=0, batch_size=20)
     for limit, message in ((0, f"{first.name} cannot be read"), (1, None)):
         with (
             pytest.raises(DataError, match=message) if message else nullcontext(),
@@ -144,8 +144,6 @@ def test_unreadable_held_out_images_are_skipped_up_to_a_limit(tmp_path: Path, po
             )
     metrics = (tmp_path / "runs" / "deep" / "metrics.jsonl").read_text()
     assert '"held_out_unreadable": 1' in metrics
-    log = (tmp_path / "runs" / "deep" / "log.txt").read_text()
-    assert "warmup_epochs=1 is not less than epochs=1: the whole run is warm-up" in log
 
 
 def test_a_refused_run_leaves_no_folders(tmp_path: Path) -> None:

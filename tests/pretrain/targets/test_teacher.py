@@ -335,7 +335,7 @@ def test_two_processes_use_the_same_teacher(tmp_path: Path, few: Path) -> None:
     teacher = simmim_teacher(tmp_path / "teacher")
     arguments = ["pretrain", "--arch", "vit_pocket", "--data", str(few), "--quiet"]
     choices = ["target=teacher_features", f"teacher={teacher}", "pixel_weight=0.5"]
-    choices += ["epochs=1", "batch_size=6", "precision=fp32"]
+    choices += ["epochs=1", "warmup_epochs=0", "batch_size=6", "precision=fp32"]
     arguments += [part for choice in choices for part in ("-o", choice)]
     two_processes(*arguments, "--out", str(tmp_path / "two"))
     pretrain_pocket(tmp_path / "one", few, *choices)

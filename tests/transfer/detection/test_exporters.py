@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as masks
 
+from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display, ProgressTask
 from simmim_bench.errors import DataError
 from transfer.detection.coco_faults import sum_run_lengths
 from transfer.detection.coco_layout import read_split, read_splits
 from transfer.detection.doctor_checks import check_coco
-from transfer.doctor_checks import Reading
 
 pytest.importorskip("detectron2")
 from detectron2.data.datasets import load_coco_json

@@ -195,6 +195,13 @@ def test_equal_images_are_scored(tmp_path: Path) -> None:
         assert metrics["top1"] == 50
 
 
+def test_processes_share_the_memory_of_their_own_machine_alone() -> None:
+    machines, needed = ["a", "b", "a", "b"], [1, 10, 100, 1000]
+    found = [crop_features.needed_on_machine(machines, rank, needed) for rank in range(4)]
+    assert found == [101, 1010, 101, 1010]
+    assert crop_features.needed_on_machine(["a"], 0, [7]) == 7
+
+
 def test_the_plan_counts_every_crop_once_and_no_disk_for_crops_in_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 from support.segmentation import RECIPE, entries, transfer
 
+from simmim_bench.diagnostics import data_checks
+from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
-from transfer.doctor_checks import Reading
 from transfer.segmentation import label_check
 from transfer.segmentation.ade20k_layout import find_split, read_class_names
 from transfer.segmentation.doctor_checks import check_ade20k
@@ -418,14 +419,38 @@ def test_255_is_a_class_only_of_255_classes(tmp_path: Path) -> None:
 def test_a_large_data_set_is_read_completely_if_a_sample_looks_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (label_check, data_checks):
+        monkeypatch.setattr(module, "CHECK_AT_ONCE", 0)
+        monkeypatch.setattr(module, "SAMPLE", 1)
+    root = write_data(tmp_path / "data", (0, 1), ("background", "polyp"))
+    with pytest.raises(DataError, match="seem to be 0 to 1") as caught:
+        check(root)
+    assert str(caught.value) in problems(root)
+    # Labels 1 and 2 in a single map, whichever the sample holds.
+    for place in (0, 2):
+        before = load(masks_of(root)[place])
+        save(masks_of(root)[place], np.arange(SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint8) % 3)
+        assert check(root) == []
+        assert not problems(root)
+        save(masks_of(root)[place], before)
+
+
+def test_the_names_to_remove_are_all_that_no_map_has(tmp_path: Path) -> None:
+    """The first name is that of a background, but the data really begin with label 1."""
+    root = write_data(tmp_path / "data", (0, 1, 2), ("background", "cat", "dog", "zebra"))
+    with pytest.raises(DataError, match=r"classes\.txt without 'dog', 'zebra'\."):
+        check(root)
+    (root / "classes.txt").write_text("background\ncat\n")
+    assert check(root) == []
+
+
+def test_a_rare_class_that_a_sample_lacks_hides_no_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels 0 to 2 of three classes, of which one appears in a single map: a sample seems to lack two classes."""
     monkeypatch.setattr(label_check, "CHECK_AT_ONCE", 0)
     monkeypatch.setattr(label_check, "SAMPLE", 1)
-    root = write_data(tmp_path / "data", (0, 1), ("background", "polyp"))
-    with pytest.raises(DataError, match="seem to be 0 to 1"):
+    root = write_data(tmp_path / "data", (0, 1), ("sky", "tree", "road"))
+    save(masks_of(root)[1], np.arange(SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint8) % 3)
+    with pytest.raises(DataError, match="seem to be 0 to 2"):
         check(root)
-    # Label 2 in a single map, whichever the sample holds.
-    save(masks_of(root)[0], np.full(SIZE, 2, np.uint8))
-    assert check(root) == []
-    save(masks_of(root)[0], np.full(SIZE, 1, np.uint8))
-    save(masks_of(root)[2], np.full(SIZE, 2, np.uint8))
-    assert check(root) == []

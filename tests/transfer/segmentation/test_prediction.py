@@ -121,7 +121,8 @@ def test_two_processes_predict_the_same_as_one(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    overrides = [f"-o{key}" for key in ("max_iters=3", "batch_size=4", "head_channels=16")]
+    changes = ("max_iters=3", "warmup_iters=0", "batch_size=4", "head_channels=16")
+    overrides = [f"-o{change}" for change in changes]
     arguments = ["transfer", "ade20k", "--ckpt", "random:vit_pocket", "--data", str(generated)]
     two_processes(*arguments, *overrides, "--out", str(run))
     found = entries(run)
