@@ -44,7 +44,7 @@ def main_with_failure(kind: str, arguments: list[str]) -> None:
 
 def spoil_a_box() -> None:
     """Hand Detectron2's selection of proposals one that is not finite."""
-    rpn = importlib.import_module("detectron2.modeling.proposal_generator.rpn")
+    rpn: Any = importlib.import_module("detectron2.modeling.proposal_generator.rpn")
     select, calls = rpn.find_top_rpn_proposals, itertools.count()
 
     def spoilt(proposals: list[Any], *arguments: Any) -> Any:
