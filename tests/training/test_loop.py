@@ -195,7 +195,7 @@ def metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def run(out: Path, data: Path, epochs: int, options: TrainOptions) -> None:
-    recipe = replace(POCKET, epochs=epochs, batch_size=30)
+    recipe = replace(POCKET, epochs=epochs, warmup_epochs=0, batch_size=30)
     with open_run(
         out, recipe=recipe, deviates={}, arguments={}, display=Display(quiet=True)
     ) as opened:
