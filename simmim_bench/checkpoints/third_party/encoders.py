@@ -20,6 +20,7 @@ from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.importer import READABLE
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted.tensors import OPTIMIZER
 
 # A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers (before and since
 # version 5).
@@ -37,7 +38,6 @@ NESTING = 3  # levels of dictionaries that are searched
 # - student: DINO (eval_linear.py, line 264) and iBOT evaluate the teacher.
 # - momentum_encoder: MoCo v3 (main_lincls.py, line 181); encoder_k: MoCo.
 NOT_EVALUATED = ("student", "momentum_encoder", "encoder_k")
-OPTIMIZER = re.compile(r"optim|scheduler|scaler")  # entries whose tensors are not weights
 AVERAGE = re.compile(r"(^|_)ema(_|$)|averag", re.IGNORECASE)
 
 

@@ -65,10 +65,8 @@ def infer_form(state: StateDict) -> Form:
 
 
 def config_entries(config: Any) -> dict[str, Any]:
-    """Return the entries of a configuration: a dictionary, or an `argparse.Namespace` that was read as one."""
-    if not isinstance(config, Mapping):
-        return {}
-    return {**config, **getattr(config, "__dict__", {})}
+    """Return the entries of a configuration, which may be an `argparse.Namespace`; empty for anything else."""
+    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def as_values(values: Any) -> tuple[float, ...] | None:
