@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +16,8 @@ from simmim_bench.data.listing import (
     suffix_of,
 )
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted.tars import list_members
+from simmim_bench.untrusted.text import visible
 
 
 @dataclass(frozen=True)
@@ -83,33 +84,24 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
         beside: what lies beside the shards and is not read.
 
     Raises:
-        DataError: A shard cannot be read or is compressed, or no shard has images.
+        DataError: A shard cannot be read, is compressed or has a sparse image, or no shard has images.
     """
     beside = beside or LeftOut()
     members: list[TarMember] = []
     files, hidden = [*beside.files], [*beside.hidden]
     for number, shard in enumerate(shards):
-        stored: dict[str, tarfile.TarInfo] = {}
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    if member.isdir():
-                        continue
-                    # A hard link stands for the earlier member of its name.
-                    content = stored.get(member.linkname, member) if member.islnk() else member
-                    stored[member.name] = content
-                    if any(is_hidden(part) for part in PurePosixPath(member.name).parts):
-                        hidden.append(f"{shard.name}:{member.name}")
-                    elif content.isfile() and suffix_of(member.name) in IMAGE_FORMATS:
-                        members.append(
-                            TarMember(number, member.name, content.offset_data, content.size)
-                        )
-                    else:
-                        files.append(f"{shard.name}:{member.name}")
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(
-                f"shard {shard} cannot be read as an uncompressed tar file: {error}; write it without compression."
-            ) from error
+        for member in list_members(shard):
+            if any(is_hidden(part) for part in PurePosixPath(member.name).parts):
+                hidden.append(f"{shard.name}:{member.name}")
+            elif member.is_file and suffix_of(member.name) in IMAGE_FORMATS:
+                if member.is_sparse:
+                    raise DataError(
+                        f"{visible(member.name)} in shard {shard} is stored as a sparse file; write the shard without "
+                        "--sparse."
+                    )
+                members.append(TarMember(number, member.name, member.offset, member.size))
+            else:
+                files.append(f"{shard.name}:{member.name}")
     left_out = replace(beside, files=tuple(files), hidden=tuple(hidden))
     if not members:
         names = f"shard {shards[0]}" + (
