@@ -14,6 +14,7 @@ import pickletools
 import re
 import struct
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
@@ -26,7 +27,6 @@ LONGEST_INTEGER = 2048  # bits; the state of NumPy's random generators has 128
 # Python's hash of a larger integer is its remainder, so that keys can be chosen that have equal hashes.
 LARGEST_KEY = 1 << 60
 
-RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "numpy._core": "numpy.core"}
 # Classes that are read as dictionaries of their items and attributes: the configurations of SimMIM and Swin (yacs),
 # MAE, BEiT, DINO and timm (argparse), and OpenMMLab.
 CONFIGURATIONS = (
@@ -320,10 +320,14 @@ def _dictionary(content: Any = ()) -> dict[Any, Any]:
 def _name(path: str) -> Name:
     if not re.fullmatch(r"[\w.]{1,256}", path):
         raise PickleError("its pickle has a name that is not Python's")
-    for old, new in RENAMED.items():
-        if path.startswith(f"{old}."):
-            path = new + path.removeprefix(old)
-    return Name(path)
+    return Name(re.sub(r"^numpy\._core\.", "numpy.core.", path))
+
+
+def _old_name(argument: str) -> Name:
+    """Return the name of a module and an object in it, which Python 2 may have named otherwise."""
+    module, _, name = argument.partition(" ")
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return _name(f"{module}.{name}")
 
 
 def _is_class(path: str) -> bool:
@@ -439,12 +443,12 @@ STEPS: dict[str, Step] = {
     "SETITEM": lambda m, a: m.set_items([m.stack.pop(-2), m.stack.pop()]),
     "SETITEMS": lambda m, a: m.set_items(m.pop_mark()),
     "ADDITEMS": lambda m, a: m.add_items(m.pop_mark()),
-    "GLOBAL": lambda m, a: m.push(_name(a.replace(" ", ".", 1))),
+    "GLOBAL": lambda m, a: m.push(_old_name(a)),
     "STACK_GLOBAL": lambda m, a: m.replace(2, lambda *parts: _name(".".join(parts))),
     "REDUCE": lambda m, a: m.replace(2, lambda *call: _reconstruct(m, *call)),
     "NEWOBJ": lambda m, a: m.replace(2, m.new),
     "NEWOBJ_EX": lambda m, a: m.replace(3, lambda cls, values, named: m.new(cls, values)),
-    "INST": lambda m, a: m.push(m.call(_name(a.replace(" ", ".", 1)), tuple(m.pop_mark()))),
+    "INST": lambda m, a: m.push(m.call(_old_name(a), tuple(m.pop_mark()))),
     "OBJ": lambda m, a: m.push(_object(m)),
     "BUILD": lambda m, a: m.build(m.stack.pop()),
     "BINPERSID": lambda m, a: m.push(m.persistent(m.stack.pop())),

@@ -64,6 +64,7 @@ STORAGES = {
 OPTIMIZER = re.compile(r"optim|scheduler|scaler")
 DEEPEST = 16  # levels of dictionaries in which tensors are read
 LARGEST_SIDE = 1 << 40
+MOST_DIMENSIONS = 64
 # Tensors may share a storage, and one may repeat an element, which takes no space in the file: all tensors together
 # have at most this multiple of its size, and these bytes besides.
 LARGEST_SHARING, LARGEST_REPETITION = 16, 1 << 28
@@ -156,8 +157,8 @@ def odd_tensor(value: Any) -> str:
     """Return what makes a value no plain tensor, such as "sparse"; empty for a plain one and for other values."""
     if isinstance(value, OddTensor):
         return value.kind
-    if isinstance(value, Tensor) and value.is_complex():
-        return "complex"
+    if isinstance(value, Tensor) and value.dtype not in DTYPES.values():
+        return "complex" if value.is_complex() else f"of type {value.dtype}"
     return ""
 
 
@@ -203,7 +204,7 @@ def _read_legacy(file: BufferedReader, size: int) -> Any:
     places: dict[str, tuple[int, int]] = {}
     position = file.tell()
     for key in keys:
-        if key not in found.roots or key in places:
+        if not isinstance(key, str) or key not in found.roots or key in places:
             raise PickleError("its list of storages differs from its tensors")
         root = found.roots[key]
         file.seek(position)
@@ -303,7 +304,7 @@ def _region(
     if not isinstance(storage, Storage) or not isinstance(size, tuple | list):
         raise PickleError("one of its tensors has no storage")
     _check_counts(offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > 64:
+    if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
         raise PickleError("one of its tensors has a size, stride or offset that no tensor has")
     if math.prod(max(side, 1) for side in size) > LARGEST_SIDE:
         raise PickleError("one of its tensors has a size, stride or offset that no tensor has")
@@ -331,7 +332,9 @@ def _array_tensor(array: Array, dtype: Name, *more: Any) -> Any:
     if name is None or array.kind is None or array.kind.order == ">":
         return OddTensor("NumPy's")
     _check_counts(*array.shape)
-    if math.prod(array.shape) * DTYPES[name].itemsize != len(array.content):
+    if len(array.shape) > MOST_DIMENSIONS or math.prod(array.shape) * DTYPES[name].itemsize != len(
+        array.content
+    ):
         raise PickleError("one of its tensors lies outside its storage")
     content = torch.frombuffer(bytearray(array.content or b"\0"), dtype=torch.uint8)
     strides = [math.prod(array.shape[i + 1 :]) for i in range(len(array.shape))]
@@ -407,6 +410,10 @@ def _view(tensor: StoredTensor, content: Tensor) -> Tensor:
     dtype = DTYPES[tensor.dtype]
     if 0 in tensor.size:
         return torch.empty(tensor.size, dtype=dtype)
+    steps = zip(tensor.size, tensor.stride, strict=True)
+    last = tensor.offset + sum((side - 1) * step for side, step in steps)
+    if (last + 1) * dtype.itemsize > len(content):
+        raise PickleError("one of its tensors lies outside its storage")
     whole = content[: len(content) // dtype.itemsize * dtype.itemsize]
     # A byte other than 0 and 1 is no value of `bool`.
     elements = whole != 0 if dtype is torch.bool else whole.view(dtype)
