@@ -83,19 +83,20 @@ def fuzz(
     *,
     long: bool,
     mutate: Mutation | None = None,
+    quick: int = QUICK,
 ) -> Campaign:
     """Pass the seeds and mutations of them to a target.
 
     Args:
         target: reads the file at `path`.
         path: the file, which holds the input that ended the process if one does.
-        long: for FUZZ_SECONDS instead of `QUICK` executions.
+        long: for FUZZ_SECONDS instead of `quick` executions.
         mutate: changes a content, given others of the corpus; `mutate_bytes` by default.
     """
     random = Random(int(os.environ.get("FUZZ_SEED", "0")))
     corpus, campaign = list(seeds), Campaign()
     end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", SECONDS))
-    while time.monotonic() < end if long else campaign.executions < QUICK + len(seeds):
+    while time.monotonic() < end if long else campaign.executions < quick + len(seeds):
         first = campaign.executions < len(seeds)
         content = (
             seeds[campaign.executions]
