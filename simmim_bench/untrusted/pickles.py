@@ -17,7 +17,7 @@ import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 # The pickle of a state dict of 1,000 weights has 40,000. An empty set takes 216 bytes and one opcode: at most 2 GB for
 # a file that consists of them, read in about 10 s. As many entries may be copied, which few opcodes can do with a long
@@ -172,7 +172,7 @@ class _Machine:
         self.left = most_copied
 
     def run(self, file: Bounded) -> Any:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], file))):
             if number > MOST_OPCODES:
                 raise PickleError(f"its pickle has more than {MOST_OPCODES:,} opcodes")
             name = opcode.name

@@ -112,14 +112,15 @@ def trainer_state() -> dict[str, Any]:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
 def test_tensors_are_those_that_torch_reads(tmp_path: Path, new: bool, protocol: int) -> None:
-    net, path = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)), tmp_path / "a"
+    linear, path = torch.nn.Linear(3, 4), tmp_path / "a"
+    net = torch.nn.Sequential(linear, torch.nn.BatchNorm1d(4))
     optimizer = torch.optim.AdamW(net.parameters())
     net(torch.randn(5, 3)).sum().backward()
     optimizer.step()
     content = {
         "model": net.state_dict(),
         "kinds": every_tensor(new),
-        "tied": {"a": net[0].weight, "b": net[0].weight.t()},
+        "tied": {"a": linear.weight, "b": linear.weight.t()},
         "optimizer": optimizer.state_dict(),
         **trainer_state(),
     }

@@ -150,7 +150,8 @@ def _state_dicts(
     if not isinstance(content, Mapping) or depth > NESTING or id(content) in seen:
         return
     seen.add(id(content))
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor | OddTensor)}
+    # An odd tensor is refused once it is known to be one of the encoder's.
+    tensors: Any = {str(k): v for k, v in content.items() if isinstance(v, Tensor | OddTensor)}
     if tensors:
         yield entry, tensors
     for key, value in content.items():
