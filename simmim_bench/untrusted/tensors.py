@@ -32,6 +32,7 @@ from simmim_bench.untrusted.pickles import (
     PickleError,
     read_pickle,
 )
+from simmim_bench.untrusted.text import shorten, visible
 from simmim_bench.untrusted.zips import SIGNATURE, Records, ZipError, open_records
 
 # Types of tensors that are read, by their names in torch; complex and quantised ones are not weights of a backbone.
@@ -149,7 +150,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, "pt") as file:
             return load_file(path), dict(file.metadata() or {})
     except Exception as error:  # safetensors and torch raise many types for a damaged header
-        reason = " ".join(str(error).split())[:200]
+        # Names of the header are in the message.
+        reason = shorten(visible(" ".join(str(error).split())))
         raise DataError(f"weights file {path} is damaged ({reason}); {REMEDY}") from error
 
 

@@ -411,6 +411,7 @@ HEADERS = {
     "empty side": '{"a":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]},'
     '"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
     "dtype": '{"a":{"dtype":"X32","shape":[4],"data_offsets":[0,16]}}',
+    "control character": '{"a":{"dtype":"F1\x7f","shape":[4],"data_offsets":[0,16]}}',
     "no offsets": '{"a":{"dtype":"F32","shape":[4]}}',
     "negative": '{"a":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}',
     "metadata": '{"__metadata__":{"a":3},"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
