@@ -23,6 +23,8 @@ from simmim_bench.errors import DataError
 # Python stands in for a byte of a file name that is not UTF-8 with a lone surrogate, which this handler writes as
 # \udc80 to \udcff: in JSON, that is the string's own escape, and the name is read back unchanged.
 ESCAPED = "backslashreplace"
+LFS_POINTER = b"version https://git-lfs"  # first bytes of what Git LFS leaves in place of a file
+IS_LFS_POINTER = "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
 VISIBLE_S = 60.0  # acdirmax: the longest time that NFS caches a folder by default (nfs(5))
 LEFTOVERS = (".*.tmp", ".*.old")  # what a killed process leaves in a folder
 PENDING = (

@@ -7,6 +7,7 @@ provenance, hash). A run adds `training.pt` with the state that is needed to res
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import (
     cannot_write,
     replacing,
@@ -34,6 +35,11 @@ from simmim_bench.models.archs import BackboneSpec, Form
 StateDict = dict[str, Tensor]
 
 FORMAT_VERSION = 1
+# What wrong types, values and shapes of a stranger's file raise where its spec is read or inferred.
+FAULTS = (
+    *(KeyError, IndexError, ValueError, TypeError, AttributeError),
+    *(ArithmeticError, RuntimeError, MemoryError, UsageError),
+)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's and SimMIM's (data/data_simmim.py)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -65,6 +71,9 @@ class Checkpoint:
     unread: tuple[str, ...] = ()
     warning: str = ""
 
+    def __post_init__(self) -> None:
+        check_statistics(self.mean, self.std)
+
     @property
     def label(self) -> str:
         """Name of the checkpoint's row in a leaderboard."""
@@ -74,6 +83,24 @@ class Checkpoint:
     def is_random(self) -> bool:
         """Whether the checkpoint is `random:ARCH`, without trained weights."""
         return self.state is None
+
+
+def check_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Check a normalisation of the input.
+
+    Raises:
+        UsageError: a value is not a finite number, or a standard deviation is not positive.
+    """
+    for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        if not values or not all(
+            isinstance(value, int | float) and low < value < math.inf for value in values
+        ):
+            raise UsageError(
+                f"the {name} {ascii(list(values))[:80]} cannot normalise an image; use finite numbers"
+                f"{', larger than 0' if name == 'std' else ''}."
+            )
+    if len(mean) != len(std):
+        raise UsageError(f"{len(mean)} values of the mean and {len(std)} of the std; use as many.")
 
 
 def write_checkpoint(

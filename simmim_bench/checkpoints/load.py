@@ -20,6 +20,7 @@ from simmim_bench.models.build import Backbone, build_backbone, table_grids
 from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
 from simmim_bench.models.vit import ViT
+from simmim_bench.untrusted import text
 
 # Weights that a pretraining checkpoint does not have; the task initialises them.
 NEW_IN_TRANSFER = ("fc_norm.", "head.")
@@ -66,8 +67,9 @@ class Fit:
 
 
 def shorten(names: list[str], limit: int = 4) -> str:
-    """Return the first names, comma-separated, with an ellipsis if the list has more than `limit`."""
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    """Return the first names of a file's weights, comma-separated, with an ellipsis if there are more than `limit`."""
+    shown = [text.shorten(text.visible(name), 100) for name in names[:limit]]
+    return ", ".join(shown) + (", ..." if len(names) > limit else "")
 
 
 def check_channels(name: str, channels: int) -> None:

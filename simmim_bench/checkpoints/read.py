@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from simmim_bench.checkpoints.checkpoint import (
+    FAULTS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     Checkpoint,
@@ -21,12 +20,15 @@ from simmim_bench.checkpoints.checkpoint import (
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import read_json, remove_directory, sha256_file, sha256_json
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import LARGEST_GRID, LARGEST_MAP, BackboneSpec, find_spec
+from simmim_bench.untrusted import text
+from simmim_bench.untrusted.tensors import read_safetensors, read_torch
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.third_party.hints import Hints
 
 
+FORMS = ("pretrain", "transfer")
 WEIGHTS_SUFFIXES = (".safetensors.index.json", ".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 
 
@@ -94,8 +96,10 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             raise DataError(
                 f"checkpoint {weights} is damaged: its SHA-256 differs from the one in meta.json; use another copy."
             )
-        state = load_file(weights)
-        return Checkpoint(
+        state, _ = read_safetensors(weights)
+        if meta["form"] not in FORMS:
+            raise ValueError(f"form is {ascii(meta['form'])[:80]}")
+        checkpoint = Checkpoint(
             name=ckpt,
             spec=BackboneSpec.from_json(meta["spec"]),
             form=meta["form"],
@@ -105,15 +109,35 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             std=tuple(meta["preprocessing"]["std"]),
             provenance={**meta["provenance"], "label": str(meta["provenance"]["label"])},
         )
-    except (OSError, SafetensorError) as error:
+        _check_sizes(checkpoint)
+        return checkpoint
+    except OSError as error:
         raise DataError(
             f"checkpoint {weights} cannot be read: {error}; use another copy."
         ) from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, UsageError) as error:
+    except FAULTS as error:
         raise DataError(
             f"checkpoint file {directory / 'meta.json'} is damaged or was not written by simmim-bench "
-            f"({type(error).__name__}: {error}); use another copy."
+            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another copy."
         ) from error
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Check that the sizes of a checkpoint are those of its weights, before anything is built from them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    spec, state = checkpoint.spec, checkpoint.state or {}
+    if spec.num_blocks > len(state):
+        raise ValueError(f"its {len(state):,} weights are not those of {spec.num_blocks:,} blocks")
+    if not any(spec.num_features in value.shape for value in state.values()):
+        raise ValueError(f"no weight has its {spec.num_features:,} features")
+    sides = spec.grid if spec.rel_pos_bias and spec.family == "vit" else spec.stage_windows[0]
+    if not spec.is_convolutional and max(sides) > LARGEST_GRID:
+        raise ValueError(f"a position table of {max(sides):,} tokens on a side")
+    if max(spec.grid) > LARGEST_MAP:
+        raise ValueError(f"a map of {max(spec.grid):,} tokens on a side")
 
 
 def find_checkpoint_directory(path: Path) -> Path:
@@ -158,8 +182,11 @@ def recover_checkpoint(directory: Path) -> str | None:
     return f"{directory} {problem}; restored the previous checkpoint"
 
 
-def read_training_state(directory: Path) -> dict[str, Any]:
+def read_training_state(directory: Path, *, resuming: bool = True) -> dict[str, Any]:
     """Read the training state, `training.pt`, that a run resumes from.
+
+    Args:
+        resuming: False to read a run that may be a stranger's, without the state of its optimizer.
 
     Raises:
         DataError: The checkpoint has no training state, or the state is damaged.
@@ -176,11 +203,16 @@ def read_training_state(directory: Path) -> dict[str, Any]:
                 f"{path} is damaged: its SHA-256 differs from the one in meta.json; start a new run with "
                 "another --out."
             )
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not resuming:
+            state = read_torch(path)
+            if not isinstance(state, dict):
+                raise DataError(f"{path} holds no training state; use another run.")
+            return state
+        resumed: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except Exception as error:  # torch.load raises many types for a damaged archive
         raise DataError(
             f"{path} is damaged ({type(error).__name__}); start a new run with another --out."
         ) from error
-    return state
+    return resumed

@@ -35,9 +35,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.errors import DataError
+from simmim_bench.files import IS_LFS_POINTER, LFS_POINTER
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-IS_LFS_POINTER = "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
 # What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
 TURNS = {

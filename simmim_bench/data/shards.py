@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data.decode import IS_LFS_POINTER, LFS_POINTER
 from simmim_bench.data.listing import (
     IMAGE_FORMATS,
     SUFFIXES,
@@ -19,8 +16,8 @@ from simmim_bench.data.listing import (
     suffix_of,
 )
 from simmim_bench.errors import DataError
-
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+from simmim_bench.untrusted.tars import list_members
+from simmim_bench.untrusted.text import visible
 
 
 @dataclass(frozen=True)
@@ -87,31 +84,24 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
         beside: what lies beside the shards and is not read.
 
     Raises:
-        DataError: A shard cannot be read or is compressed, or no shard has images.
+        DataError: A shard cannot be read, is compressed or has a sparse image, or no shard has images.
     """
     beside = beside or LeftOut()
     members: list[TarMember] = []
     files, hidden = [*beside.files], [*beside.hidden]
     for number, shard in enumerate(shards):
-        stored: dict[str, tarfile.TarInfo] = {}
-        try:
-            with tarfile.open(shard, "r:") as archive:
-                for member in archive:
-                    if member.isdir():
-                        continue
-                    # A hard link stands for the earlier member of its name.
-                    content = stored.get(member.linkname, member) if member.islnk() else member
-                    stored[member.name] = content
-                    if any(is_hidden(part) for part in PurePosixPath(member.name).parts):
-                        hidden.append(f"{shard.name}:{member.name}")
-                    elif content.isfile() and suffix_of(member.name) in IMAGE_FORMATS:
-                        members.append(
-                            TarMember(number, member.name, content.offset_data, content.size)
-                        )
-                    else:
-                        files.append(f"{shard.name}:{member.name}")
-        except (OSError, tarfile.TarError) as error:
-            raise DataError(f"shard {shard} cannot be read: {_reason(shard, error)}.") from error
+        for member in list_members(shard):
+            if any(is_hidden(part) for part in PurePosixPath(member.name).parts):
+                hidden.append(f"{shard.name}:{member.name}")
+            elif member.is_file and suffix_of(member.name) in IMAGE_FORMATS:
+                if member.is_sparse:
+                    raise DataError(
+                        f"{visible(member.name)} in shard {shard} is stored as a sparse file; write the shard without "
+                        "--sparse."
+                    )
+                members.append(TarMember(number, member.name, member.offset, member.size))
+            else:
+                files.append(f"{shard.name}:{member.name}")
     left_out = replace(beside, files=tuple(files), hidden=tuple(hidden))
     if not members:
         names = f"shard {shards[0]}" + (
@@ -121,16 +111,3 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
             f"no images ({SUFFIXES}) are in {names}{left_out.only()}; use other shards."
         )
     return TarShards(tuple(shards), tuple(members), left_out=left_out)
-
-
-def _reason(shard: Path, error: Exception) -> str:
-    """Return why a shard cannot be read, and the remedy."""
-    start = b""
-    with suppress(OSError), open(shard, "rb") as file:
-        start = file.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        return IS_LFS_POINTER
-    if start.startswith(COMPRESSED):
-        return "it is compressed; write it without compression, so that images are read at their offsets"
-    reason = getattr(error, "strerror", None) or error
-    return f"it is no whole tar file ({reason}); use another copy"

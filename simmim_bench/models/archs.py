@@ -10,6 +10,8 @@ during pretraining) are from SimMIM's configs/ folder.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +25,12 @@ MapNorm = Literal["plain", "affine", "none"]
 RelPos = Literal["own", "table", "decomposed"]
 Position = Literal["antialiased", "bicubic", "kept"]
 
+# Limits of what a file may describe. ViT-22B has 48 blocks (arXiv 2302.05442, table 1), ResNet-152 36 in a stage.
+MOST_BLOCKS = 1024
+MOST_STAGES = 8
+# Tokens on a side of a map, and of the map or window of a position table, whose index has LARGEST_GRID**4 entries.
+LARGEST_MAP = 1024
+LARGEST_GRID = 128
 RESNET_STEM_DIM = 64  # arXiv 1512.03385, table 1 (conv1)
 
 
@@ -335,8 +343,68 @@ class BackboneSpec:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
-        """Build a spec from the JSON object that `to_json` returned."""
-        return cls(**{key: _tuples(value) for key, value in fields.items()})
+        """Build a spec from the JSON object that `to_json` returned.
+
+        Raises:
+            ValueError: a field is unknown, of another type, or larger than any backbone's.
+        """
+        values = {key: _tuples(value) for key, value in fields.items()}
+        for key, value in values.items():
+            if key not in FIELDS or not FIELDS[key](value):
+                raise ValueError(f"{ascii(key)[:40]} is {ascii(value)[:80]}")
+        return cls(**values)
+
+
+def _is_count(value: Any, low: int, high: int) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _counts(low: int, high: int) -> Callable[[Any], bool]:
+    """Return a test of a tuple of at most 1,024 integers."""
+    return lambda value: (
+        isinstance(value, tuple)
+        and len(value) <= 1024
+        and all(_is_count(entry, low, high) for entry in value)
+    )
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, int | float) and not _is_bool(value) and 0 < value <= 1024
+
+
+# A test of the value of every field of a `BackboneSpec` that is read from a file. The limits are beyond every published
+# backbone, and keep what is built from a file's sizes, before they are compared with its weights, within the memory.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "arch": lambda value: isinstance(value, str) and bool(re.fullmatch(r"[\w.-]{1,100}", value)),
+    "family": lambda value: value in ("vit", "swin", "swinv2", "convnext", "resnet"),
+    "img_size": lambda value: _counts(1, 1 << 16)(value) and len(value) == 2,
+    "patch_size": lambda value: _is_count(value, 1, 1024),
+    "embed_dim": lambda value: _is_count(value, 1, 1 << 16),
+    "depths": lambda value: _counts(1, MOST_BLOCKS)(value) and 1 <= len(value) <= MOST_STAGES,
+    "num_heads": _counts(1, 1024),
+    "window_size": lambda value: _is_count(value, 0, 1 << 12),
+    "in_chans": lambda value: _is_count(value, 1, 1024),
+    "mlp_ratio": _is_scale,
+    "init_values": lambda value: value is None or value == 0 or _is_scale(value),
+    "rel_pos_bias": _is_bool,
+    "abs_pos_embed": _is_bool,
+    "sincos_position": _is_bool,
+    "narrow_init": _is_bool,
+    "pretrained_windows": lambda value: (
+        isinstance(value, tuple)
+        and len(value) <= MOST_STAGES
+        and all(_counts(0, 1 << 12)(window) and len(window) == 2 for window in value)
+    ),
+    "map_blocks": _counts(1, MOST_BLOCKS),
+    "map_norm": lambda value: value in ("plain", "affine", "none"),
+    "decomposed_rel_pos": _is_bool,
+    "position_grid": lambda value: _counts(1, 1 << 16)(value) and len(value) in (0, 2),
+    "antialias_position": _is_bool,
+}
 
 
 def _tuples(value: Any) -> Any:

@@ -19,7 +19,7 @@ from pretrain.recipes import POCKET
 from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.listing import list_tree
-from simmim_bench.data.decode import LFS_POINTER
+from simmim_bench.files import LFS_POINTER
 from simmim_bench.data.sources import ImageSource, any_images, class_folders, held_out_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -215,7 +215,7 @@ def write_archive(path: Path, mode: Literal["w", "w:gz"]) -> None:
             "a.tar cannot be read: it is compressed; write it without compression",
         ),
         (
-            lambda p: (p.mkdir(), (p / "a.tar").write_bytes(LFS_POINTER + b"v1")),
+            lambda p: (p.mkdir(), (p / "a.tar").write_bytes(LFS_POINTER + b".github.com/spec/v1")),
             "a.tar cannot be read: it is a pointer of Git LFS, .* `git lfs pull`",
         ),
         (

@@ -13,15 +13,15 @@ from support.cli import run
 from support.pretraining import pretrain_pocket
 
 from pretrain.doctor_checks import check_pretraining_data
-from simmim_bench.data.decode import LFS_POINTER
 from simmim_bench.data.sources import any_images, describe_left_out
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.diagnostics.estimate import PUBLISHED, data_size
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.files import LFS_POINTER
 
-POINTER = LFS_POINTER + b"v1\noid sha256:0\nsize 12345\n"
+POINTER = LFS_POINTER + b".github.com/spec/v1\noid sha256:0\nsize 12345\n"
 
 
 def write_images(folder: Path, count: int = 4) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import check_channels, shorten
@@ -63,11 +63,9 @@ def prepare_framework(request: EvaluationRequest) -> tuple[Evaluation, TrainedMo
     run = find_trained_run(request.ckpt, request.task)
     if run is not None:
         model = _of_run(request.ckpt)
-        done = model.training.get(
-            "iterations", model.training.get("progress", {}).get("iterations")
-        )
+        done = model.training.get("iterations", model.training["progress"].get("iterations"))
         wanted = run.recipe.fields()["max_iters"]
-        if done is not None and done < wanted:
+        if isinstance(done, int) and done < wanted:
             raise DataError(
                 f"{request.ckpt} has trained {done:,} of {wanted:,} iterations; finish it with `simmim-bench transfer "
                 f"{request.task} --resume` first."
@@ -115,9 +113,9 @@ def prepare_framework(request: EvaluationRequest) -> tuple[Evaluation, TrainedMo
 def _of_run(ckpt: str) -> TrainedModel:
     """Read the model of a run of ours from its checkpoint and training state."""
     directory = find_checkpoint_directory(Path(ckpt))
-    training = read_training_state(directory)
-    state = training.pop("model", None)
-    if not isinstance(state, dict):
+    training = read_training_state(directory, resuming=False)
+    state, progress = training.pop("model", None), training.setdefault("progress", {})
+    if not isinstance(progress, dict) or not isinstance(state, dict) or not _are_weights(state):
         raise DataError(f"{directory / 'training.pt'} holds no model; use a run of coco or ade20k.")
     return TrainedModel(
         checkpoint=read_checkpoint(ckpt),
@@ -125,6 +123,10 @@ def _of_run(ckpt: str) -> TrainedModel:
         training=training,
         sha256=sha256_file(directory / "training.pt"),
     )
+
+
+def _are_weights(state: dict[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
 
 
 def _of_file(request: EvaluationRequest, path: Path) -> TrainedModel:

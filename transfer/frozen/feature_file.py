@@ -1,16 +1,19 @@
-"""The directory of one feature array on disk: `features.npy`, and `features.json` that identifies it.
+"""The directory of one feature array on disk: `features.npy`, its hashes, and `features.json` that identifies it.
 
 Processes write their rows into a temporary directory, which rank 0 renames when all rows are written. A
-directory with a `features.json` is therefore complete.
+directory with a `features.json` is therefore complete. `features.sha256.json` has a hash of every block of the array,
+which a later run compares before it uses the features: a disk's or a network's error would otherwise be a wrong score.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +25,42 @@ from torch import Tensor
 from simmim_bench.errors import DataError
 from simmim_bench.files import file_system, read_json, wait_for_file, write_json
 
-ARRAY, IDENTITY = "features.npy", "features.json"
+ARRAY, IDENTITY, HASHES = "features.npy", "features.json", "features.sha256.json"
+BLOCK = 16 << 20  # bytes of the array's file under one hash
+MOST_THREADS = 8  # that hash; more of them wait for the disk
 
 
 def is_complete(directory: Path) -> bool:
-    """Return whether a directory holds a finished feature array; its identity is written last."""
-    return (directory / IDENTITY).is_file()
+    """Return whether a directory holds a finished feature array; its identity is written last.
+
+    Features that a version without hashes has stored are not: they are computed again.
+    """
+    return (directory / IDENTITY).is_file() and (directory / HASHES).is_file()
+
+
+def hash_blocks(file: Path, first: int = 0, step: int = 1) -> list[str]:
+    """Compute the SHA-256 of every `step`-th block of a file; hashlib computes them in parallel threads."""
+    blocks = range(first, -(-file.stat().st_size // BLOCK), step)
+
+    def hash_block(number: int) -> str:
+        with open(file, "rb") as opened:
+            opened.seek(number * BLOCK)
+            return hashlib.sha256(opened.read(BLOCK)).hexdigest()
+
+    with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+        return list(threads.map(hash_block, blocks))
+
+
+def is_intact(directory: Path, rank: int = 0, world_size: int = 1) -> bool:
+    """Return whether an array's blocks have their hashes; each process checks its part of them."""
+    wait_for_file(directory / HASHES)
+    wanted = read_json(directory / HASHES, "features' hashes")
+    if not isinstance(wanted, list):
+        return False
+    try:
+        return hash_blocks(directory / ARRAY, rank, world_size) == wanted[rank::world_size]
+    except OSError:
+        return False
 
 
 def read_array(directory: Path, identity: dict[str, Any]) -> np.ndarray:
@@ -127,6 +160,7 @@ def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None
 
 def publish(temporary: Path, directory: Path, identity: dict[str, Any]) -> None:
     """Rename finished features to their directory, unless another run has published them meanwhile."""
+    write_json(temporary / HASHES, hash_blocks(temporary / ARRAY))
     write_json(temporary / IDENTITY, identity)
     if not is_complete(directory):
         remove(directory)

@@ -119,9 +119,23 @@ class FeatureStore:
             self.images_forwarded += len(images)
         else:
             self.run.log(f"features: reused images={len(images):,} directory={directory}")
+            self._check_content(directory)
         spec = self.checkpoint.spec
         widths = [block_width(spec, block) for block in identity["blocks"]]
         return StoredFeatures(feature_file.read_array(directory, identity), identity, widths)
+
+    def _check_content(self, directory: Path) -> None:
+        """Compare stored features with their hashes, in all processes together.
+
+        Raises:
+            DataError: they differ.
+        """
+        intact = feature_file.is_intact(directory, self.dist.rank, self.dist.size)
+        if self.dist.all_max(not intact):
+            raise DataError(
+                f"the features in {directory} are damaged (their content differs from its SHA-256); remove the "
+                "directory to compute them again."
+            )
 
     def discard(self, images: ImageList, crop: RandomCrop) -> None:
         """Remove the features of a random crop that no later epoch uses."""

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from simmim_bench.data.decode import LFS_POINTER, exif_orientation
+from simmim_bench.data.decode import exif_orientation
 from simmim_bench.errors import DataError
+from simmim_bench.files import IS_LFS_POINTER, LFS_POINTER
 
 IGNORED = 255  # MMSegmentation's value for pixels without a class
 FORMATS = ("PNG", "JPEG")  # that Pillow may try; a JPEG is recognised to be refused
@@ -115,7 +116,7 @@ def _unreadable(path: Path, reason: str) -> DataError:
 
 def _reason(content: bytes, error: Exception) -> str:
     if content.startswith(LFS_POINTER):
-        return "it is a pointer of Git LFS, whose content `git lfs pull` fetches"
+        return IS_LFS_POINTER
     if not content:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):  # its message holds an object's address

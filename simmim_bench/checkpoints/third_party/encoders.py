@@ -20,6 +20,7 @@ from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.importer import READABLE
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted.tensors import OPTIMIZER, OddTensor, odd_tensor
 
 # A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers (before and since
 # version 5).
@@ -32,12 +33,12 @@ FIRST_BLOCKS = (
     "layers.0.attention.q_proj.weight",
 )
 STEMS = ("patch_embed.", "stem.", "conv1.", "embeddings.patch_embeddings.")
+MOST_LISTED = 8  # encoders in a message
 NESTING = 3  # levels of dictionaries that are searched
 # Parts of an entry or prefix of an encoder that its own project does not evaluate.
 # - student: DINO (eval_linear.py, line 264) and iBOT evaluate the teacher.
 # - momentum_encoder: MoCo v3 (main_lincls.py, line 181); encoder_k: MoCo.
 NOT_EVALUATED = ("student", "momentum_encoder", "encoder_k")
-OPTIMIZER = re.compile(r"optim|scheduler|scaler")  # entries whose tensors are not weights
 AVERAGE = re.compile(r"(^|_)ema(_|$)|averag", re.IGNORECASE)
 
 
@@ -54,8 +55,8 @@ class Encoder:
     prefix: str
 
     def __str__(self) -> str:
-        places = [f"entry {self.entry}"] if self.entry else []
-        places += [f"prefix {self.prefix}"] if self.prefix else []
+        places = [f"entry {shorten([self.entry])}"] if self.entry else []
+        places += [f"prefix {shorten([self.prefix])}"] if self.prefix else []
         return ", ".join(places) or "names without prefix"
 
     @property
@@ -121,29 +122,42 @@ def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
     state = states[chosen.entry]
     cut = _wrapper(state, chosen.prefix)
     kept = {k.removeprefix(cut): v for k, v in state.items() if k.startswith(cut)}
+    odd = [(k, odd_tensor(v)) for k, v in kept.items() if odd_tensor(v)]
+    if odd:
+        raise DataError(
+            f"{name} holds a tensor that is {odd[0][1]}, {shorten([odd[0][0]])}; save its weights as plain tensors of "
+            "numbers, best as safetensors."
+        )
     top = chosen.entry.partition(".")[0]
     return Found(
         encoder=chosen,
         state=kept,
         unread=[k for k in state if not k.startswith(cut)],
-        rest={k: v for k, v in content.items() if k != top and not isinstance(v, Tensor)},
+        rest={
+            k: v for k, v in content.items() if k != top and not isinstance(v, Tensor | OddTensor)
+        },
         cut=cut,
         others=others,
         warning=warning,
     )
 
 
-def _state_dicts(content: Any, entry: str = "", depth: int = 0) -> Iterator[tuple[str, StateDict]]:
-    """Yield the dictionaries of tensors by name, the outer ones first."""
-    if not isinstance(content, Mapping) or depth > NESTING:
+def _state_dicts(
+    content: Any, entry: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, StateDict]]:
+    """Yield the dictionaries of tensors by name, the outer ones first; one that is in several places, once."""
+    seen = set() if seen is None else seen
+    if not isinstance(content, Mapping) or depth > NESTING or id(content) in seen:
         return
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    seen.add(id(content))
+    # An odd tensor is refused once it is known to be one of the encoder's.
+    tensors: Any = {str(k): v for k, v in content.items() if isinstance(v, Tensor | OddTensor)}
     if tensors:
         yield entry, tensors
     for key, value in content.items():
         if OPTIMIZER.search(str(key)):
             continue
-        yield from _state_dicts(value, f"{entry}.{key}" if entry else str(key), depth + 1)
+        yield from _state_dicts(value, f"{entry}.{key}" if entry else str(key), depth + 1, seen)
 
 
 def _prefixes(state: StateDict) -> list[str]:
@@ -196,13 +210,14 @@ def _choose(encoders: list[Encoder], name: str, hints: Hints) -> tuple[Encoder, 
 
 
 def _command(key: str | None, prefix: str | None) -> str:
-    parts = [f"--checkpoint-key {key}"] if key else []
-    parts += [f"--strip-prefix {prefix.removesuffix('.')}"] if prefix else []
+    parts = [f"--checkpoint-key {shorten([key])}"] if key else []
+    parts += [f"--strip-prefix {shorten([prefix.removesuffix('.')])}"] if prefix else []
     return " ".join(parts) or "--strip-prefix ''"
 
 
 def _commands(encoders: list[Encoder]) -> str:
-    return ", or ".join(_command(e.entry, e.prefix) for e in encoders)
+    more = ", ..." if encoders[MOST_LISTED:] else ""
+    return ", or ".join(_command(e.entry, e.prefix) for e in encoders[:MOST_LISTED]) + more
 
 
 def _wrapper(state: StateDict, prefix: str) -> str:
@@ -222,5 +237,5 @@ def _wrapper(state: StateDict, prefix: str) -> str:
 
 
 def _listed(content: Any) -> str:
-    keys = [str(key) for key in content][:6] if isinstance(content, Mapping) else []
-    return ", ".join(keys) or "(none)"
+    keys = [str(key) for key in content][:7] if isinstance(content, Mapping) else []
+    return shorten(keys, 6) or "(none)"

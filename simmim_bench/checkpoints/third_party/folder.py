@@ -47,7 +47,11 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, str], str]:
         return content, metadata, sha256_file(path)
     table = read_json(path, "index of weights")
     names = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(names, dict) or not names:
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(n, str) for n in names.values())
+    ):
         raise DataError(f"index of weights {path} has no weight_map; use another copy.")
     tensors: dict[str, Any] = {}
     hashes = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.load import (
     BATCHNORM_COUNTER,
     ENCODER_PREFIX,
@@ -45,10 +45,11 @@ from simmim_bench.checkpoints.third_party.vit import (
     vit_spec,
 )
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import DataError
 from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
+from simmim_bench.untrusted import text
 
 # Entries that no backbone needs: derived buffers, and the heads of other tasks.
 NOT_NEEDED = re.compile(
@@ -115,17 +116,21 @@ def import_state(
     Raises:
         DataError: The weights are of no known kind, or the backbone is incomplete.
     """
-    renamed = _rename(state, name)
-    if renamed.method == "weights" and "pos_embed" in renamed.state:
-        method = method or fixed_position(renamed.state["pos_embed"]) or ""
-    renamed = replace(renamed, method=method or renamed.method)
-    if renamed.family == "vit":
-        num_heads = num_heads or recorded_heads(rest or {}, renamed.method, renamed.state)
-    renamed = replace(renamed, heads=num_heads)
+    kind = "backbone"
     try:
+        renamed = _rename(state, name)
+        if renamed.method == "weights" and "pos_embed" in renamed.state:
+            method = method or fixed_position(renamed.state["pos_embed"]) or ""
+        renamed = replace(renamed, method=method or renamed.method)
+        kind = f"{renamed.family} of {renamed.method}"
+        if renamed.family == "vit":
+            num_heads = num_heads or recorded_heads(rest or {}, renamed.method, renamed.state)
+        renamed = replace(renamed, heads=num_heads)
         spec, form = SPEC_READERS[renamed.family](renamed, img_size, window_size)
         if pretrained_windows:
             spec = replace(spec, pretrained_windows=pretrained_windows)
+        title = f"{name} ({renamed.method}, {spec.arch})"
+        ours, spare = _match_model(renamed.state, spec, form, title)
     except UnknownHeadsError as error:
         raise DataError(
             f"{name} does not show how many attention heads its ViT of width {error} has; use {_how_to_set(name)} "
@@ -137,13 +142,12 @@ def import_state(
             "--timm-model swinv2_base_window8_256 (the model's name), or --source-window-size 8 --source-img-size "
             "256 (the model's sizes)."
         ) from error
-    except (KeyError, IndexError, ValueError, UsageError) as error:
+    except FAULTS as error:
+        reason = text.shorten(text.visible(" ".join(str(error).split())))
         raise DataError(
-            f"{name} looks like a {renamed.family} of {renamed.method}, but its sizes cannot be inferred "
-            f"({type(error).__name__}: {error}); check that the file is complete."
+            f"{name} looks like a {kind}, but its sizes cannot be inferred ({type(error).__name__}: {reason}); check "
+            "that the file is complete."
         ) from error
-    title = f"{name} ({renamed.method}, {spec.arch})"
-    ours, spare = _match_model(renamed.state, spec, form, title)
     statistics = statistics or inferred_statistics(renamed, name)
     warnings = [warning]
     if spec.family == "vit" and not spec.rel_pos_bias and renamed.heads is None:
@@ -241,7 +245,11 @@ def _match_model(
     classes = len(state["head.weight"]) if "head.weight" in state else 0
     with torch.device("meta"):
         model = build_backbone(spec, form=form, num_classes=classes if form == "transfer" else 0)
-    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    expected = model.state_dict()
+    wanted = {k: tuple(v.shape) for k, v in expected.items()}
+    empty = [key for key, shape in wanted.items() if 0 in shape]
+    if empty:
+        raise ValueError(f"{shorten(empty)} would have no numbers")
     prefix = ENCODER_PREFIX if form == "pretrain" else ""
     ours: StateDict = {}
     missing, wrong = [], []
@@ -251,11 +259,13 @@ def _match_model(
             missing.append(key)
         elif tuple(value.shape) != shape:
             wrong.append(f"{key} has {tuple(value.shape)}, not {shape}")
+        elif expected[key].is_floating_point() and not value.is_floating_point():
+            wrong.append(f"{key} has numbers of type {value.dtype}")
         else:
             ours[prefix + key] = value.contiguous()
     if wrong:
         raise DataError(
-            f"{title}: {len(wrong)} weights have a wrong shape: {'; '.join(wrong[:3])}."
+            f"{title}: {len(wrong)} weights have a wrong shape or type: {'; '.join(wrong[:3])}."
         )
     missing = [k for k in missing if not (form == "transfer" and k.startswith(NEW_IN_TRANSFER))]
     missing = [k for k in missing if not k.endswith(BATCHNORM_COUNTER)]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
+from simmim_bench.checkpoints.load import shorten
 from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
 from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
@@ -42,6 +43,9 @@ METHODS = {
     "encoder_q": "MoCo",
     "encoder_k": "MoCo",
 }
+
+
+MOST_EPOCHS = 10**6  # a larger number in a file is none of epochs
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,22 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
     content, metadata, sha256 = read_weights(file)
     found = find_encoder(content, str(path), hints)
     rest = {**found.rest, **metadata}
-    evidence = _evidence(folder, config, found, hints)
     method = next((METHODS[p] for p in found.encoder.parts if p in METHODS), "")
     method = "iBOT" if method == "DINO" and "masked_embed" in found.state else method
+    try:
+        evidence = _evidence(folder, config, found, hints)
+        pretrained_windows = _pretrained_windows(rest)
+        provenance = {**_provenance(rest, from_one=bool(method)), **found.provenance()}
+        statistics = hints.statistics or evidence.statistics or configured_statistics(rest)
+        size = table_of(config, "pretrained_cfg").get("input_size")
+        size = as_pair(size[1:]) if size else None
+    except UsageError:
+        raise
+    except FAULTS as error:
+        raise DataError(
+            f"the configuration of {path} has a value that it cannot have ({type(error).__name__}: "
+            f"{shorten([str(error)])}); use another copy."
+        ) from error
     geometry = evidence.geometry
     checkpoint = import_state(
         found.state,
@@ -94,9 +111,9 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         img_size=hints.img_size or geometry.img_size,
         window_size=hints.window_size or geometry.window_size,
         num_heads=hints.num_heads or geometry.num_heads,
-        pretrained_windows=geometry.pretrained_windows or _pretrained_windows(rest),
-        statistics=hints.statistics or evidence.statistics or configured_statistics(rest),
-        provenance={**_provenance(rest, from_one=bool(method)), **found.provenance()},
+        pretrained_windows=geometry.pretrained_windows or pretrained_windows,
+        statistics=statistics,
+        provenance=provenance,
         rest=rest,
         method=method,
         warning=" ".join(filter(None, [found.warning, evidence.warning])),
@@ -110,9 +127,8 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         )
     if evidence.model is not None:
         checkpoint = check_same_features(checkpoint, evidence.model)
-    size = table_of(config, "pretrained_cfg").get("input_size")
     if size and checkpoint.spec.is_convolutional:  # no weight depends on the image size
-        checkpoint = replace(checkpoint, spec=checkpoint.spec.at((size[1], size[2])))
+        checkpoint = replace(checkpoint, spec=checkpoint.spec.at(size))
     return checkpoint
 
 
@@ -144,7 +160,7 @@ def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: 
         model = build_named(hints.timm_model, found.state, size)
         return Evidence(read_geometry(model), model, statistics or _timm_statistics(found, model))
     if folder is not None and "architecture" in config:
-        model = _folder_model(folder, found.state)
+        model = _folder_model(folder, found.state, table_of(config, "model_args"))
         return Evidence(read_geometry(model), model, statistics)
     if folder is not None and "model_type" in config:
         return _transformers_evidence(folder, config, hints)
@@ -154,7 +170,7 @@ def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: 
         geometry = Geometry(
             img_size=as_pair(arguments["img_size"]) if arguments.get("img_size") else None,
             num_heads=heads if isinstance(heads, int) else None,
-            window_size=arguments.get("window_size"),
+            window_size=_as_window(arguments.get("window_size")),
             pretrained_windows=_as_windows(arguments.get("pretrained_window_sizes")),
         )
         return Evidence(geometry, None, statistics)
@@ -175,16 +191,16 @@ def _timm_statistics(found: Found, model: Any) -> PixelStatistics:
     return recorded or PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"]))
 
 
-def _folder_model(folder: Path, state: StateDict) -> Any:
+def _folder_model(folder: Path, state: StateDict, arguments: Mapping[str, Any]) -> Any:
     """Build the model of a timm folder, with the size of its position tables if the configuration has another."""
     position = state.get("pos_embed")
     try:
-        return build_timm(folder, state)
+        return build_timm(folder, state, arguments=arguments)
     except DataError:
         if position is None or "patch_embed.proj.weight" not in state:
             raise
         side = int((position.shape[1]) ** 0.5) * state["patch_embed.proj.weight"].shape[2]
-        return build_timm(folder, state, (side, side))
+        return build_timm(folder, state, (side, side), arguments)
 
 
 def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -> Evidence:
@@ -211,11 +227,15 @@ def _as_windows(sizes: Any) -> tuple[tuple[int, int], ...]:
     return tuple(as_pair(s) for s in sizes) if sizes and any(sizes) else ()
 
 
+def _as_window(size: Any) -> int | None:
+    """Return the side of an attention window of a configuration; None without."""
+    return as_pair(size)[0] if size else None
+
+
 def _pretrained_windows(rest: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     """Return the pretraining windows of a Swin V2 from the official config."""
-    config = rest.get("config")
-    model = config.get("MODEL", {}) if isinstance(config, Mapping) else {}
-    swin = model.get("SWINV2", {}) if model.get("TYPE") == "swinv2" else {}
+    model = table_of(table_of(rest, "config"), "MODEL")
+    swin = table_of(model, "SWINV2") if model.get("TYPE") == "swinv2" else {}
     return _as_windows(swin.get("PRETRAINED_WINDOW_SIZES"))
 
 
@@ -226,16 +246,13 @@ def _provenance(rest: Mapping[str, Any], *, from_one: bool) -> dict[str, Any]:
         from_one: whether the file counts epochs from 1.
     """
     found: dict[str, Any] = {}
-    if isinstance(rest.get("epoch"), int):
-        found["epochs"] = rest["epoch"] + (0 if from_one else 1)
-    config = rest.get("config")
-    if isinstance(config, Mapping):
-        if isinstance(config.get("TAG"), str):
-            found["tag"] = config["TAG"]
-        model = config.get("MODEL")
-        target = (
-            model.get("SIMMIM", {}).get("NORM_TARGET", {}) if isinstance(model, Mapping) else {}
-        )
-        if target.get("ENABLE"):
-            found["norm_target"] = int(target["PATCH_SIZE"])
+    epoch = rest.get("epoch")
+    if type(epoch) is int and 0 <= epoch < MOST_EPOCHS:
+        found["epochs"] = epoch + (0 if from_one else 1)
+    config = table_of(rest, "config")
+    if isinstance(config.get("TAG"), str):
+        found["tag"] = shorten([config["TAG"]])
+    target = table_of(table_of(table_of(config, "MODEL"), "SIMMIM"), "NORM_TARGET")
+    if target.get("ENABLE"):
+        found["norm_target"] = as_pair(target["PATCH_SIZE"])[0]
     return found

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, check_statistics
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights, as_values, config_entries
+from simmim_bench.errors import UsageError
 from simmim_bench.models.position_bias import BIAS_TABLE
 
 BEIT_ARGUMENT = "imagenet_default_mean_and_std"  # of BEiT's and BEiT v2's training scripts
@@ -32,6 +33,9 @@ class PixelStatistics:
     std: tuple[float, ...]
     warning: str = ""
 
+    def __post_init__(self) -> None:
+        check_statistics(self.mean, self.std)
+
 
 IMAGENET = PixelStatistics(IMAGENET_MEAN, IMAGENET_STD)
 # timm's IMAGENET_INCEPTION_MEAN and _STD, BEiT's default (unilm: beit/datasets.py, `build_transform` and
@@ -40,9 +44,18 @@ BEIT = PixelStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def statistics_of(mean: Any, std: Any) -> PixelStatistics | None:
-    """Return the normalisation of a configuration's values; None if it has not both."""
+    """Return the normalisation of a configuration's values; None if it has not both.
+
+    Raises:
+        ValueError: the values cannot normalise an image.
+    """
     means, stds = as_values(mean), as_values(std)
-    return None if means is None or stds is None else PixelStatistics(means, stds)
+    if means is None or stds is None:
+        return None
+    try:
+        return PixelStatistics(means, stds)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 def configured_statistics(rest: Mapping[str, Any]) -> PixelStatistics | None:

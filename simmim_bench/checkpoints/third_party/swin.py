@@ -11,6 +11,7 @@ from torch import Tensor
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.third_party.weights import (
     RenamedWeights,
+    as_grid,
     infer_form,
     known_archs,
     stage_depths,
@@ -142,9 +143,9 @@ def _heads_and_windows(renamed: RenamedWeights, stages: int) -> tuple[list[int],
         table = renamed.state.get(f"{attention}{BIAS_TABLE}")
         if table is not None:
             heads.append(table.shape[1])
-            windows.append((math.isqrt(len(table)) + 1) // 2)
+            windows.append(as_grid((math.isqrt(len(table)) + 1) // 2))
         else:
             scale = renamed.state.get(f"{attention}logit_scale")
             heads.append(0 if scale is None else len(scale))
-            windows.append(renamed.windows.get(i, 0))
+            windows.append(as_grid(renamed.windows.get(i, 0)))
     return heads, windows

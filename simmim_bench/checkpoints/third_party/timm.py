@@ -7,7 +7,7 @@ that both are read from timm's model.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,21 @@ import torch
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import restore_backbone
+from simmim_bench.checkpoints.load import restore_backbone, shorten
 from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
+from simmim_bench.models.archs import MOST_BLOCKS
 from simmim_bench.models.swin import pad_before_shift
 
 # Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
 FEATURE_TOLERANCE = 3e-5
+# Arguments of `timm.create_model` by which a configuration would name further files.
+LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+LARGEST_ARGUMENT = 1 << 14  # a width or an image's side
+LARGEST_EXCESS = 10_000_000  # weights of a model that a file may lack, such as those of its head
 
 
 @dataclass(frozen=True)
@@ -115,12 +120,56 @@ def read_geometry(model: Any) -> Geometry:
     )
 
 
-def build_timm(folder: Path, state: StateDict, img_size: tuple[int, int] | None = None) -> Any:
+def check_arguments(
+    arguments: Mapping[str, Any], create: Callable[[], Any], state: StateDict
+) -> None:
+    """Check the arguments of a file for a timm model, before they are passed to timm.
+
+    Args:
+        create: builds the model.
+        state: the weights that it should have.
+
+    Raises:
+        DataError: an argument loads a file, or the model is much larger than the weights.
+    """
+    loads = sorted(LOADING & set(arguments))
+    sizes = [size for key, value in arguments.items() for size in _sizes(key, value)]
+    if loads or not all(abs(size) <= limit for size, limit in sizes):
+        raise DataError(
+            f"its configuration has arguments of timm's model that no model has: "
+            f"{shorten(loads or list(map(str, arguments)))}; remove them."
+        )
+    try:
+        with torch.device("meta"):  # without memory
+            size = sum(parameter.numel() for parameter in create().parameters())
+    except Exception:  # an error that building the model raises again
+        return
+    if size > LARGEST_EXCESS + 2 * sum(value.numel() for value in state.values()):
+        raise DataError(
+            f"its configuration is that of a model of {size:,} weights, many more than the file has; use another copy."
+        )
+
+
+def _sizes(key: str, value: Any) -> list[tuple[float, float]]:
+    """Return the numbers of an argument, each with its limit."""
+    limit = MOST_BLOCKS if key in ("depth", "depths", "layers") else LARGEST_ARGUMENT
+    values = value if isinstance(value, list | tuple) else [value]
+    flat = [v for entry in values for v in (entry if isinstance(entry, list | tuple) else [entry])]
+    return [(number, limit) for number in flat if isinstance(number, int | float)]
+
+
+def build_timm(
+    folder: Path,
+    state: StateDict,
+    img_size: tuple[int, int] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Any:
     """Build the model that a timm folder's `config.json` describes, with the folder's weights.
 
     Args:
         state: the weights.
         img_size: (H, W) of their position tables, if it is not that of the configuration.
+        arguments: those that `config.json` has for the model.
 
     Raises:
         DataError: timm cannot build the model, or the weights are not its weights.
@@ -128,6 +177,10 @@ def build_timm(folder: Path, state: StateDict, img_size: tuple[int, int] | None 
     import timm
 
     size = {} if img_size is None else {"img_size": img_size}
+    named = f"local-dir:{folder}"
+    check_arguments(
+        arguments or {}, lambda: timm.create_model(named, pretrained=False, **size), state
+    )
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=False, **size)
         loaded = model.load_state_dict(state, strict=False)
@@ -154,8 +207,10 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
     if not timm.is_model(arch):
         raise UsageError(f"timm has no model '{name}'; {nearest(arch, timm.list_models())[:300]}")
     classes = [v.shape[0] for k, v in state.items() if k in ("head.weight", "head.fc.weight")]
+    settings = {"pretrained": False, "num_classes": sum(classes), **arguments}
+    check_arguments(arguments, lambda: timm.create_model(name, **settings), state)
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=sum(classes), **arguments)
+        model = timm.create_model(name, **settings)
         missing = model.load_state_dict(state, strict=False).missing_keys
     except Exception as error:
         raise DataError(

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.checkpoints.third_party.weights import RenamedWeights, config_entries
+from simmim_bench.checkpoints.third_party.weights import (
+    RenamedWeights,
+    as_grid,
+    config_entries,
+    count_blocks,
+)
 from simmim_bench.models.archs import ARCHS, BackboneSpec, Form
 from simmim_bench.models.position_bias import BIAS_TABLE, CLASS_TOKEN_ROWS
 
@@ -67,7 +72,7 @@ def vit_spec(
     state = renamed.state
     kernel = state["patch_embed.proj.weight"]
     dim, in_chans, patch = kernel.shape[0], kernel.shape[1], kernel.shape[2]
-    depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
+    depth = count_blocks(state, r"blocks\.(\d+)\.")
     own_table = f"blocks.0.rel_pos_bias.{BIAS_TABLE}"
     shared = state.get(f"rel_pos_bias.{BIAS_TABLE}")
     table = shared if shared is not None else state.get(own_table)
@@ -166,7 +171,7 @@ def _grid_side(state: StateDict, table: Tensor | None, patch: int) -> int:
         side = (math.isqrt(len(table) - CLASS_TOKEN_ROWS) + 1) // 2
         if (2 * side - 1) ** 2 + CLASS_TOKEN_ROWS != len(table):
             raise ValueError(f"a position table of {len(table)} rows does not fit a square grid")
-        return side
+        return as_grid(side)
     if "pos_embed" in state:
         tokens = state["pos_embed"].shape[1]
         side = math.isqrt(tokens)

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.models.archs import ARCHS, BackboneSpec, Form
+from simmim_bench.models.archs import (
+    ARCHS,
+    LARGEST_GRID,
+    MOST_BLOCKS,
+    MOST_STAGES,
+    BackboneSpec,
+    Form,
+)
+
+LARGEST_SIDE = 1 << 16  # pixels or tokens of a size in a configuration
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,27 @@ class RenamedWeights:
     heads: int | None = None
 
 
+def as_grid(side: int) -> int:
+    """Return the side of a position table.
+
+    Raises:
+        ValueError: it is larger than any backbone's.
+    """
+    if side > LARGEST_GRID:
+        raise ValueError(f"a position table of {side:,} tokens on a side, more than {LARGEST_GRID}")
+    return side
+
+
 def as_pair(size: Any) -> tuple[int, int]:
-    """Return (H, W) of a size that is a pair or one number."""
-    return (size[0], size[1]) if isinstance(size, list | tuple) else (size, size)
+    """Return (H, W) of a size that is a pair or one number.
+
+    Raises:
+        ValueError: the size is neither.
+    """
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and 0 <= side <= LARGEST_SIDE for side in pair):
+        raise ValueError(f"{ascii(size)[:80]} is not a size of an image or a window")
+    return pair
 
 
 def stage_depths(state: StateDict, pattern: str) -> tuple[int, ...]:
@@ -46,11 +73,30 @@ def stage_depths(state: StateDict, pattern: str) -> tuple[int, ...]:
         pattern: regular expression for parameter names; its groups are the stage and block number.
     """
     found = [m for key in state if (m := re.match(pattern, key)) is not None]
-    blocks: dict[int, int] = {}
-    for match in found:
-        stage, block = int(match[1]), int(match[2])
-        blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    return tuple(blocks[stage] for stage in sorted(blocks))
+    stages = sorted({int(match[1]) for match in found})
+    if len(stages) > MOST_STAGES:
+        raise ValueError(f"it has {len(stages):,} stages, more than {MOST_STAGES}")
+    return tuple(_count({int(m[2]) for m in found if int(m[1]) == stage}) for stage in stages)
+
+
+def count_blocks(state: StateDict, pattern: str) -> int:
+    """Count the blocks of a network without stages.
+
+    Args:
+        pattern: regular expression for parameter names; its group is the block number.
+    """
+    return _count({int(m[1]) for key in state if (m := re.match(pattern, key)) is not None})
+
+
+def _count(numbers: set[int]) -> int:
+    """Return the number of blocks with these numbers.
+
+    Raises:
+        ValueError: a number is larger than any backbone's.
+    """
+    if max(numbers) >= MOST_BLOCKS:
+        raise ValueError(f"it numbers a block {max(numbers):,}, more than {MOST_BLOCKS:,} blocks")
+    return 1 + max(numbers)
 
 
 def known_archs(family: str, dim: int, depths: tuple[int, ...]) -> list[BackboneSpec]:
@@ -65,18 +111,16 @@ def infer_form(state: StateDict) -> Form:
 
 
 def config_entries(config: Any) -> dict[str, Any]:
-    """Return the entries of a configuration: a dictionary, or an `argparse.Namespace` that was read as one."""
-    if not isinstance(config, Mapping):
-        return {}
-    return {**config, **getattr(config, "__dict__", {})}
+    """Return the entries of a configuration, which may be an `argparse.Namespace`; empty for anything else."""
+    return dict(config) if isinstance(config, Mapping) else {}
 
 
 def as_values(values: Any) -> tuple[float, ...] | None:
     """Return a configuration's values per channel, a list or one number for three channels; None for anything else."""
     if isinstance(values, int | float):
         return (float(values),) * 3
-    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values):
-        return tuple(map(float, values)) or None
+    if isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values[:99]):
+        return tuple(map(float, values[:99])) or None
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import normalize, to_tensor
 
+import transfer.frozen.feature_file as feature_file
 import transfer.frozen.feature_store as feature_store
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
@@ -210,7 +212,7 @@ def test_features_of_another_precision_are_stored_separately(
     assert stored == {"fp32", "bf16"}
 
 
-@pytest.mark.parametrize("damage", ["another checkpoint", "cut", "no array", "empty"])
+@pytest.mark.parametrize("damage", ["another checkpoint", "bit", "cut", "no array", "empty"])
 def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
     images: ImageList, run: RunDir, damage: str
 ) -> None:
@@ -224,6 +226,10 @@ def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
         content = (folder / "features.npy").read_bytes()
         (folder / "features.npy").write_bytes(content[: len(content) // 2])
         message = "are damaged"
+    elif damage == "bit":
+        content = (folder / "features.npy").read_bytes()
+        (folder / "features.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        message = "content differs from its SHA-256"
     elif damage == "empty":
         (folder / "features.npy").write_bytes(b"")
         message = "are damaged"
@@ -232,6 +238,32 @@ def test_features_of_another_checkpoint_or_damaged_ones_are_refused(
         message = "are damaged"
     with pytest.raises(DataError, match=message):
         features(images, run)
+
+
+def test_features_stored_without_hashes_are_computed_again(images: ImageList, run: RunDir) -> None:
+    first = features(images, run).read(FeatureSet(2, "cls"))
+    next((run.path / "store").rglob("features.sha256.json")).unlink()
+    again = store(run)
+    assert torch.equal(again.load_or_compute(images).read(FeatureSet(2, "cls")), first)
+    assert again.images_forwarded == len(images)
+    assert store(run).has(images)
+
+
+def test_processes_together_check_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_file, "BLOCK", 10)
+    content = bytearray(range(95))
+    (tmp_path / "features.npy").write_bytes(content)
+    hashes = [hashlib.sha256(content[i : i + 10]).hexdigest() for i in range(0, 95, 10)]
+    assert feature_file.hash_blocks(tmp_path / "features.npy") == hashes
+    (tmp_path / "features.sha256.json").write_text(json.dumps(hashes))
+    for place in (0, 13, 94):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        (tmp_path / "features.npy").write_bytes(damaged)
+        found = [feature_file.is_intact(tmp_path, rank, 3) for rank in range(3)]
+        assert found == [rank != place // 10 % 3 for rank in range(3)]
 
 
 def test_an_interrupted_pass_leaves_no_files(
