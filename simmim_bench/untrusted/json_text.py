@@ -10,7 +10,7 @@ from typing import Any
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.paths import read_bytes
 
-MAX_BYTES = 64 << 20  # of records, descriptions and tables; the committed ones have up to 20 kB
+MAX_BYTES = 64 << 20  # of records, descriptions and tables, which have kilobytes
 MAX_BYTES_OF_DATA = 16 << 30  # of COCO annotations and results; train2017's have 0.4 GB
 MAX_DEPTH = 64  # nested lists and objects; code that follows recurses
 MAX_INT = 2**64  # whole numbers below are a float, if not exactly; JSON has larger ones
