@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.reported import ReportedScore
 from simmim_bench.results.record import Record
@@ -166,15 +165,32 @@ def protocol_id(record: Record) -> str:
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
+def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
+    """Find the records of the same checkpoint, protocol and seed with different predictions.
+
+    Returns:
+        One sentence for each such record, by its path. None of them can be preferred.
+    """
+    paths_of: dict[tuple[object, ...], list[Path]] = {}
+    for path, record in records.items():
+        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
+        run = (*checkpoint, record.task, protocol_id(record), record.seed)
+        paths_of.setdefault(run, []).append(path)
+    return {
+        path: f"{path} and {paths[path == paths[0]]} have the same checkpoint, protocol and seed but different "
+        "predictions; remove one of them, or pass other folders."
+        for paths in paths_of.values()
+        if len({records[path].predictions["sha256"] for path in paths}) > 1
+        for path in paths
+    }
+
+
 def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) -> Board:
     """Group the records by protocol, and build and rank the rows of each group.
 
     Args:
         records: records by the path of their file.
         problems: one sentence for each damaged record.
-
-    Raises:
-        DataError: two records of the same checkpoint, protocol and seed have different predictions.
     """
     # Records of `random:ARCH` share one row: every seed samples new weights, but all have the spec's hash.
     paths_of: dict[tuple[str, str], dict[TaskProtocol, list[Path]]] = {}
@@ -271,12 +287,7 @@ def _build_cell(
         if column.metric not in records[path].metrics:
             continue
         # A baseline may be evaluated along with each of several checkpoints; equal predictions count once.
-        first = by_seed.setdefault(records[path].seed, path)
-        if records[first].predictions["sha256"] != records[path].predictions["sha256"]:
-            raise DataError(
-                f"{path} and {first} have the same checkpoint, protocol and seed but different predictions; "
-                "remove one of them, or pass other folders."
-            )
+        by_seed.setdefault(records[path].seed, path)
     if not by_seed:
         return None
     used = [records[path] for path in by_seed.values()]
