@@ -50,7 +50,10 @@ def mutate_json(random: Random, content: bytes, others: Sequence[bytes]) -> byte
         return mutate_bytes(random, content, others)
     for _ in range(random.randint(1, 3)):
         value = _change(random, value)
-    return json.dumps(value).encode()
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:  # nested again and again
+        return mutate_bytes(random, content, others)
 
 
 def _change(random: Random, root: Any) -> Any:
@@ -71,7 +74,12 @@ def _change(random: Random, root: Any) -> Any:
         other, name = random.choice(places)
         try:
             node[key] = json.loads(json.dumps(other[name]))
-        except (KeyError, IndexError, ValueError):  # removed before, or nested too deeply
+        except (
+            KeyError,
+            IndexError,
+            ValueError,
+            RecursionError,
+        ):  # removed before, or nested too deeply
             node[key] = None
     elif change == 2:
         for _ in range(random.choice((2, 70, 400))):
