@@ -36,7 +36,9 @@ Library = Literal["hotcoco", "pycocotools"]
 LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
 SIZE = re.compile(rb'"size"\s*:\s*(\[[^\[\]]*\])')
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[\s*[^\]\s]')
+# Run lengths have the characters 0 to o (pycocotools' maskApi.c), so that neither matches within them.
 NO_SCORE = re.compile(rb'"score"\s*:\s*[^-0-9\s]')
+NO_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\s*[,}]|,\s*-?(?:NaN|Infinity)\s*\]")
 HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
 
 MAX_CATEGORIES = 20_000  # their precisions, 10 x 101 x classes x 4 x 3 numbers, take 2 GB
@@ -93,8 +95,8 @@ def evaluate_coco(
     annotated = any(entry.get("segmentation") for entry in truth["annotations"])
     has_masks = masks and annotated and (empty or HAS_MASK.search(text))
     scores = CocoScores()
-    if NO_SCORE.search(text):
-        raise DataError(f"{results} has a score that is not a number.")
+    if NO_SCORE.search(text) or NO_NUMBER.search(text):  # hotcoco accepts null
+        raise DataError(f"{results} has a score or box that is not a number; predict again.")
     for kind, prefix in KINDS.items():
         if kind == "segm" and not has_masks:
             continue
