@@ -11,6 +11,7 @@ import math
 import os
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from numpy.lib import format as npy
 
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.paths import open_regular
+from simmim_bench.untrusted.text import shorten
 
 MAX_BYTES = (
     512 << 20
@@ -58,7 +60,7 @@ def read_arrays(
         try:
             return _read(file, kinds, max_bytes)
         except DAMAGED as error:
-            reason = str(error) or type(error).__name__
+            reason = ascii(shorten(str(error) or type(error).__name__))[1:-1]
             raise DataError(f"{what} {path} cannot be read: {reason}") from error
 
 
@@ -108,7 +110,9 @@ def _read_member(
     version = npy.read_magic(stream)
     if version not in HEADERS:
         raise ValueError(f"array '{name}' has version {version} of NumPy's format; use 1.0 or 2.0")
-    shape, columns_first, dtype = HEADERS[version](stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's parser warns of escapes in the header's texts
+        shape, columns_first, dtype = HEADERS[version](stream)
     if dtype.hasobject or dtype.fields is not None or dtype.kind not in kinds:
         raise ValueError(f"array '{name}' has type {dtype}, which is not allowed")
     start = stream.tell()

@@ -57,6 +57,7 @@ def objects() -> bytes:
         npy(header("('<i8', (2,))", "(1,)"), bytes(16)),
         npy(header("'<c16'", "(1,)"), bytes(16)),
         npy(header("'nonsense'"), bytes(16)),
+        npy(header("'\x1e\\e|u1'"), bytes(16)),
         npy("(" * 5000, bytes(16)),
         npy(header(), bytes(15)),
         npy(header(), bytes(17)),
@@ -71,7 +72,7 @@ def test_an_array_that_is_not_what_its_header_promises_is_refused(
     path = npz(tmp_path / "x.npz", a=content)
     with pytest.raises(DataError, match=r"predictions .*x\.npz cannot be read") as raised:
         read_arrays(path, "predictions", {"a": "iu"})
-    assert len(str(raised.value).splitlines()) == 1
+    assert str(raised.value).isprintable()
 
 
 def test_arrays_of_numpy_are_read_and_others_are_not_touched(tmp_path: Path) -> None:
