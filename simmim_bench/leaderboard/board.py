@@ -203,14 +203,17 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
     names = _unique_names(paths_of)
     tasks = dict.fromkeys(column.task for column in columns())
     groups = []
-    for number, protocols in enumerate(group_protocols([[*paths] for paths in paths_of.values()])):
+    for protocols in group_protocols([[*paths] for paths in paths_of.values()]):
         rows = [
             _build_row(names[checkpoint], by_task, records)
             for checkpoint, paths in paths_of.items()
             if (by_task := {t: paths[t, p] for t, p in protocols.items() if (t, p) in paths})
         ]
+        rows = [row for row in rows if row.records]  # others have no score with a column
+        if not rows:
+            continue
         examples = {task: example_of[task, protocols[task]] for task in tasks if task in protocols}
-        groups.append(ProtocolGroup(_group_name(number), examples, _rank(rows)))
+        groups.append(ProtocolGroup(_group_name(len(groups)), examples, _rank(rows)))
     return Board(tuple(groups), records, tuple(problems))
 
 

@@ -73,3 +73,10 @@ def test_a_copied_record_does_not_count_and_contradicting_ones_are_left_out(tmp_
     assert len(found.problems) == 3
     for problem in found.problems:
         assert "same checkpoint, protocol and seed but different predictions" in problem
+
+
+def test_a_record_without_a_score_that_has_a_column_is_in_no_row(tmp_path: Path) -> None:
+    change(make_record(tmp_path, label="b"), metrics={"other": 1.0})
+    assert board_of(tmp_path).groups == ()
+    make_record(tmp_path, label="a")
+    assert [row.label for row in board_of(tmp_path).rows] == ["a"]

@@ -98,7 +98,8 @@ def test_texts_of_a_board_are_neither_parsed_nor_executed(
     ]
     shown += [record["command"] for record in board["records"][:2]]
     for text in shown:
-        assert any(visible((text + HOSTILE).strip()) in t for t in texts), text
+        hostile = (text + HOSTILE).strip()  # the script shows classes as they are
+        assert any(visible(hostile) in t or hostile in t for t in texts), text
     assert not any("49" in t for t in texts)
 
 
