@@ -34,7 +34,6 @@ from simmim_bench.untrusted.paths import check_below, read_bytes
 
 CURVE_POINTS = 80
 MAX_CURVE_BYTES = 1 << 30  # of metrics.jsonl; 300,000 steps have 60 MB
-MAX_STEP = 2**53
 MAX_CLASSES = 20_000  # whose scores a page can list
 IMAGE_WIDTH = 900  # pixels; wider reconstructions are scaled down for the page
 PROVENANCE_KEYS = (
@@ -258,9 +257,12 @@ def _point(line: bytes) -> tuple[int, float] | None:
         metrics = parse_json(line, finite=False)
     except ValueError:
         return None
-    step, loss = (metrics.get(k) if isinstance(metrics, dict) else None for k in ("step", "loss"))
-    known = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (step, loss))
-    return (int(step), float(loss)) if known and 0 <= step <= MAX_STEP else None
+    if not isinstance(metrics, dict):
+        return None
+    step, loss = metrics.get("step"), metrics.get("loss")
+    if not (_is_number(step) and isinstance(loss, int | float)):
+        return None
+    return int(step), float(loss)
 
 
 def _scores_by_class(folder: Path, problems: list[str]) -> dict[str, float] | None:
