@@ -230,9 +230,9 @@ def fits(mask: Any, height: int, width: int) -> bool:
     return isinstance(mask, list) and all(
         isinstance(part, list)
         and len(part) >= 6  # four numbers are a box to pycocotools
-        and all(type(v) in (int, float) for v in part)
+        # `max` and `min` pass over NaN, so each number is compared.
+        and all(type(v) in (int, float) and abs(v) <= 10 * MAX_SIDE for v in part)
         and max(part) - min(part) <= MAX_OUTLINE / len(part)
-        and max(abs(max(part)), abs(min(part))) <= 10 * MAX_SIDE
         for part in mask
     )
 

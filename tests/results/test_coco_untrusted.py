@@ -43,6 +43,9 @@ def write(path: Path, content: Any) -> Path:
         lambda t: t["annotations"][0].update(bbox=[0, 0, 10**400, 4]),
         lambda t: t["annotations"][0].update(segmentation=[[0, 0, 1e18, 0, 4, 4]]),
         lambda t: t["annotations"][0].update(segmentation=[[0, 1e5] * 1000]),
+        lambda t: t["annotations"][0].update(
+            area=0, segmentation=[[0, 0, 4, 0, 4, 4, 0, float("nan")]]
+        ),
         lambda t: t["annotations"][0].update(segmentation={"size": [4, 4], "counts": [1]}),
         lambda t: t["annotations"][0].update(segmentation={"size": [4, 4], "counts": "o"}),
         lambda t: t["annotations"][0].update(segmentation={"size": [10**9, 10**9]}),
