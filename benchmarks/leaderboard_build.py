@@ -93,7 +93,12 @@ def synthetic_record(task: str, number: int, seed: int, metrics: dict[str, float
             "params": 86_000_000,
             "provenance": {"method": "simmim", "wall_time_s": 3600.0 * number},
         },
-        recipe={"name": task, "sha256": sha256_json(task), "source": "none", "fields": {}},
+        recipe={
+            "name": task,
+            "sha256": sha256_json(task),
+            "source": "none",
+            "fields": {"epochs": 100},
+        },
         deviates={},
         seed=seed,
         data={"root": f"data/{task}", "fingerprint": sha256_json(task)},

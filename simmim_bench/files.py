@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -174,7 +175,7 @@ def finish_writing(folder: Path) -> None:
     pending = folder / PENDING
     if not pending.is_file():
         return
-    for new, path in read_json(pending, "list of written files").items():
+    for new, path in _read_pending(pending).items():
         try:
             with suppress(FileNotFoundError):  # renamed already
                 os.replace(new, path)
@@ -184,6 +185,26 @@ def finish_writing(folder: Path) -> None:
         pending.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(pending, error) from error
+
+
+def _read_pending(pending: Path) -> dict[str, str]:
+    """Read the list of temporary files and their names; one that this tool did not write could name any files.
+
+    Raises:
+        DataError: an entry is no temporary file next to its name.
+    """
+    found = read_json(pending, "list of written files")
+    entries = found.items() if isinstance(found, dict) else [(found, None)]
+    for new, path in entries:
+        name = os.path.basename(path) if isinstance(path, str) else ""
+        temporary = re.compile(rf"\.{re.escape(name)}\.[0-9]+\.tmp")
+        if not (
+            isinstance(path, str)
+            and os.path.dirname(new) == os.path.dirname(path)
+            and temporary.fullmatch(os.path.basename(new))
+        ):
+            raise DataError(f"list of written files {pending} is damaged; remove it.")
+    return dict(entries)
 
 
 def use_default_mode(path: Path) -> None:

@@ -219,7 +219,7 @@ def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, lis
             key = Path(name).name
             if 0 < _area(box) <= MAX_BOX_AREA * img_size[0] * img_size[1]:
                 found[key] = max(found.get(key, box), box, key=_area)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise DataError(
             f"annotations {annotations} are not COCO instances ({type(error).__name__}: {error}); use a file such as "
             "instances_val2017.json."

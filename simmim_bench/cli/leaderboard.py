@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from simmim_bench.cli.options import PATH, open_display, scoring_recipes
-from simmim_bench.errors import DriftError
+from simmim_bench.errors import DataError, DriftError
+from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
     from simmim_bench.leaderboard.find import FoundRecords
@@ -59,7 +60,7 @@ def _find(roots: tuple[Path, ...]) -> FoundRecords:
 
     found = find_records(roots)
     for problem in found.problems:
-        click.echo(f"warning: {problem}", err=True)
+        click.echo(f"warning: {visible(problem)}", err=True)
     return found
 
 
@@ -87,7 +88,9 @@ def leaderboard_build(
     from simmim_bench.leaderboard.write import write_leaderboard
 
     board, published = _find(roots).board(), _read_published(reported)
-    write_leaderboard(board, out, reported=published, into=into)
+    for problem in write_leaderboard(board, out, reported=published, into=into):
+        if problem not in board.problems:
+            click.echo(f"warning: {visible(problem)}", err=True)
     print_table(add_published(board, published))
     click.echo(str(out / "leaderboard.html"))
 
@@ -103,8 +106,8 @@ def leaderboard_check(
     """Recompute every score from its predictions, and compare hashes and tables.
 
     The check covers predictions, COCO's annotations, recipes (against what their names mean now),
-    checkpoints that still exist, and the tables. Exit code 6 when anything differs; every difference is
-    named.
+    checkpoints that still exist, and the tables; it loads no checkpoint. Exit code 6 when anything differs
+    or a record is damaged; every difference is named.
     """
     from simmim_bench.files import finish_writing
     from simmim_bench.leaderboard.check import check_files, check_records
@@ -135,10 +138,10 @@ def leaderboard_check(
 )
 def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
     """Print the table of the records below ROOTS."""
-    from simmim_bench.files import read_json
     from simmim_bench.leaderboard.changes import changes_to_markdown
     from simmim_bench.leaderboard.published import add_published
     from simmim_bench.leaderboard.tables import print_table, to_json
+    from simmim_bench.untrusted.json_text import read_json
 
     board = add_published(_find(roots).board(), _read_published(True))
     if against is not None:
@@ -160,6 +163,8 @@ def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
     from simmim_bench.leaderboard.archive import archive_runs
 
     found = _find(roots)
-    archive_runs(found.records, out)
+    problems = archive_runs(found.records, out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"{len(found.records)} records, {size / 1e6:.1f} MB: {out}")
+    if problems:
+        raise DataError("\n       ".join(problems))

@@ -34,6 +34,7 @@ from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
 from simmim_bench.signals import StopSignal, raise_on_signals, requeue_job
+from simmim_bench.untrusted.text import visible_lines
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -142,7 +143,8 @@ def _requeue(number: int) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    # Messages name files and values of other people, which must not control the terminal.
+    click.echo(f"error: {visible_lines(message)}", err=True)
     sys.exit(code)
 
 

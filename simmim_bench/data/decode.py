@@ -83,7 +83,7 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
         with warnings.catch_warnings():
             # A damaged EXIF block or a trailing byte does not change the pixels.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
                 image.load()
                 rgb = _to_rgb(image, name)
                 turn = TURNS.get(read_orientation(image)) if upright else None
@@ -99,7 +99,7 @@ def exif_orientation(content: bytes) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
                 return read_orientation(image)
         except Exception:  # reported where the image is decoded
             return 1
@@ -120,7 +120,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
+def readable_formats() -> tuple[str, ...]:
     """Return the formats that Pillow may try: others need external programs or hold no pixels."""
     Image.init()
     return tuple(f for f in dict.fromkeys(IMAGE_FORMATS.values()) if f in Image.OPEN)
@@ -159,7 +159,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if content.startswith(LFS_POINTER):
         return IS_LFS_POINTER
     if isinstance(error, UnidentifiedImageError):
-        return f"it is none of the formats that Pillow reads here ({', '.join(_formats())})"
+        return f"it is none of the formats that Pillow reads here ({', '.join(readable_formats())})"
     return str(error).rstrip(".") or type(error).__name__
 
 

@@ -4,6 +4,8 @@ The archive contains for every record its predictions, recipe, metrics and per-c
 once per hash, under `annotations/`; and the reconstructions of every checkpoint's pretraining, under
 `checkpoints/`. Weights are not copied. Absolute paths are shortened, because they mean nothing on another machine
 and may contain user names.
+
+Records may be of other people: what they name is read below their folder only, and written below the archive only.
 """
 
 from __future__ import annotations
@@ -18,53 +20,59 @@ from typing import Any
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import (
     cannot_write,
-    read_json,
     replacing,
     replacing_directory,
     sha256_file,
     write_json,
 )
 from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.leaderboard.find import describe
 from simmim_bench.results.record import Record
+from simmim_bench.untrusted.images import read_png
+from simmim_bench.untrusted.json_text import read_json
+from simmim_bench.untrusted.paths import check_below, is_below, path_below
 
-ABSOLUTE_PATH = re.compile(r"(\w+=)?(/.*)")
+RECONSTRUCTIONS = "reconstructions.png"
 RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
+# What `_copy_run` writes; a folder with other files is not replaced.
+WRITTEN = re.compile(rf"record\.json|predictions(/[^/]+)?|{'|'.join(map(re.escape, RUN_FILES))}")
+# `/DIR`, `~/DIR` or `file:///DIR`, alone or after `KEY=` or `--KEY=`.
+PATH = re.compile(r"((?:--?)?[\w.-]+=)?(?:file://[^/]*)?(/.*|~[^/]*/.*)", re.DOTALL)
+TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # `files.replacing`, left by a killed process
+HOME = re.compile(r"(/home|/Users)/[^/\s'\":;,]+")  # of Linux and macOS, anywhere in a text
 
 
-def archive_runs(records: Mapping[Path, Record], out: Path) -> None:
+def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
     """Copy the runs of some records to `OUT/ARCH-CHECKPOINT/TASK-PROTOCOL/seedN`, replacing earlier copies.
 
     Args:
         records: records by the path of their file.
         out: folder of the archive.
 
+    Returns:
+        One sentence for each record that could not be copied.
+
     Raises:
         UsageError: two records have the same checkpoint, protocol and seed.
-        DataError: a file cannot be written.
     """
     sources: dict[Path, Path] = {}
     for path, record in records.items():
-        folder = out / _archive_name(record)
-        if folder in sources:
+        name = _archive_name(record)
+        if name in sources:
             raise UsageError(
-                f"{path} and {sources[folder]} have the same checkpoint, protocol and seed; remove one of them, "
+                f"{path} and {sources[name]} have the same checkpoint, protocol and seed; remove one of them, "
                 "or pass other folders."
             )
-        sources[folder] = path
-    for folder, path in sources.items():
-        record = records[path]
-        annotations = find_annotations(path, record)
-        if annotations is not None:
-            _copy(annotations, out / "annotations" / f"{record.data['fingerprint'][:16]}.json")
-        run = _pretraining_run(record)
-        if run is not None:
-            checkpoint = out / "checkpoints" / record.checkpoint["sha256"][:16]
-            _copy(run / "reconstructions.png", checkpoint / "reconstructions.png")
+        sources[name] = path
+    problems: list[str] = []
+    for name, path in sources.items():
         try:
-            with replacing_directory(folder) as temporary:
-                _copy_run(path, record, temporary)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
+            problems += _archive_run(path, records[path], out, name)
+        except DataError as error:
+            problems.append(f"{path} was not kept: {error}")
+        except Exception as error:  # a record of others must not keep the rest from being copied
+            problems.append(f"{path} was not kept: {describe(error)}.")
+    return problems
 
 
 def _archive_name(record: Record) -> Path:
@@ -78,36 +86,92 @@ def _archive_name(record: Record) -> Path:
     )
 
 
+def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]:
+    """Copy one run.
+
+    Returns:
+        A sentence if the reconstructions of its checkpoint could not be copied.
+
+    Raises:
+        DataError: a file of the run cannot be used, or the archive cannot be written.
+    """
+    folder = path_below(out, name, "keep")
+    for existing in (folder, *(folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old"))):
+        _check_written(existing)
+    annotations = find_annotations(path, record)
+    if annotations is not None:
+        name = Path("annotations", f"{record.data['fingerprint'][:16]}.json")
+        _copy(annotations, path_below(out, name, "keep"))
+    problems = []
+    try:
+        image = find_reconstructions(record)
+        if image is not None:
+            read_png(image, "image")
+            name = Path("checkpoints", record.checkpoint["sha256"][:16], RECONSTRUCTIONS)
+            _copy(image, path_below(out, name, "keep"))
+    except DataError as error:
+        problems.append(f"the reconstructions of {path} were not kept: {error}")
+    try:
+        with replacing_directory(folder) as temporary:
+            _copy_run(path, record, temporary)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    return problems
+
+
+def _check_written(folder: Path) -> None:
+    """Check that a folder that is going to be replaced has no files but those that `_copy_run` writes.
+
+    Raises:
+        DataError: it has others.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        if folder.is_symlink() or folder.exists():
+            raise DataError(f"{folder} is not a folder that `keep` wrote; move it elsewhere.")
+        return
+    for file in sorted(folder.rglob("*")):
+        name = TEMPORARY.sub(r"\1", file.relative_to(folder).as_posix())
+        if file.is_symlink() or not WRITTEN.fullmatch(name):
+            raise DataError(
+                f"{folder} would be replaced, but `keep` did not write its {file.name}; move the file elsewhere, or "
+                "pass another --out."
+            )
+
+
 def _copy_run(path: Path, record: Record, folder: Path) -> None:
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
-    predictions = folder / record.predictions["file"]
-    source = path.parent / record.predictions["file"]
+    source = path_below(path.parent, record.predictions["file"], f"record {path}")
     if not source.is_file():
         raise DataError(f"predictions {source} of {path} do not exist; run its task again.")
-    _copy(source, predictions)
+    _copy(source, folder / record.predictions["file"])
     for name in RUN_FILES:
-        _copy(path.parent / name, folder / name)
+        _copy(path_below(path.parent, name, f"run {path.parent}"), folder / name)
     recipe = folder / "recipe.json"
     if recipe.is_file():
-        write_json(recipe, shorten_paths(read_json(recipe, "run description")))
+        write_json(recipe, shorten_paths(read_json(recipe, "run description", finite=False)))
     write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
 
 
 def shorten_paths(value: Any) -> Any:
     """Shorten every absolute path in a JSON value to its last two components, such as `data/coco`.
 
-    A string counts as a path if it starts with `/`, or with `KEY=/`.
+    A string counts as a path if it starts with `/`, `~/` or `file://`, alone or after `KEY=` or `--KEY=`. Home folders
+    are removed from paths, so that no user's name is left, and replaced by `~` in other texts.
     """
     if isinstance(value, dict):
-        return {key: shorten_paths(inner) for key, inner in value.items()}
+        return {HOME.sub("~", str(key)): shorten_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [shorten_paths(inner) for inner in value]
-    if not isinstance(value, str) or "\n" in value:
+    if not isinstance(value, str):
         return value
-    found = ABSOLUTE_PATH.fullmatch(value)
+    found = PATH.fullmatch(value)
     if found is None:
-        return value
-    return (found[1] or "") + "/".join(PurePosixPath(found[2]).parts[1:][-2:])
+        return HOME.sub("~", value)
+    parts = PurePosixPath(found[2]).parts[1:]
+    for name in ("home", "Users"):
+        if name in parts:
+            parts = parts[parts.index(name) + 2 :]
+    return (found[1] or "") + ("/".join(parts[-2:]) or ".")
 
 
 def _copy(source: Path, destination: Path) -> None:
@@ -117,14 +181,24 @@ def _copy(source: Path, destination: Path) -> None:
             shutil.copyfile(source, temporary)
 
 
-def _pretraining_run(record: Record) -> Path | None:
-    """Return the run directory that wrote a record's checkpoint; None if it has no reconstructions.
+def find_reconstructions(record: Record) -> Path | None:
+    """Find the reconstructions in the run directory that wrote a record's checkpoint.
 
     A checkpoint's name is either the run directory or `RUN/checkpoints/NAME`.
+
+    Returns:
+        None if there are none.
+
+    Raises:
+        DataError: the file is a symbolic link that leads out of the run directory.
     """
     path = Path(record.checkpoint["name"])
-    runs = (path, path.parent.parent)
-    return next((run for run in runs if (run / "reconstructions.png").is_file()), None)
+    runs = [path, *([path.parent.parent] if path.parent.name == "checkpoints" else [])]
+    run = next((run for run in runs if (run / RECONSTRUCTIONS).is_file()), None)
+    if run is None:
+        return None
+    check_below(run, run / RECONSTRUCTIONS, "reconstructions")
+    return run / RECONSTRUCTIONS
 
 
 def find_archived_checkpoint(path: Path, record: Record) -> Path | None:
@@ -138,7 +212,7 @@ def find_archived_checkpoint(path: Path, record: Record) -> Path | None:
     """
     name = record.checkpoint["sha256"][:16]
     folders = (parent / "checkpoints" / name for parent in path.parents)
-    return next((folder for folder in folders if folder.is_dir()), None)
+    return next((f for f in folders if f.is_dir() and is_below(f.parent.parent, f)), None)
 
 
 def find_annotations(path: Path, record: Record) -> Path | None:

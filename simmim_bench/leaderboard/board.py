@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.reported import ReportedScore
 from simmim_bench.results.record import Record
@@ -166,15 +165,32 @@ def protocol_id(record: Record) -> str:
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
+def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
+    """Find the records of the same checkpoint, protocol and seed with different predictions.
+
+    Returns:
+        One sentence for each such record, by its path. None of them can be preferred.
+    """
+    paths_of: dict[tuple[object, ...], list[Path]] = {}
+    for path, record in records.items():
+        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
+        run = (*checkpoint, record.task, protocol_id(record), record.seed)
+        paths_of.setdefault(run, []).append(path)
+    return {
+        path: f"{path} and {paths[path == paths[0]]} have the same checkpoint, protocol and seed but different "
+        "predictions; remove one of them, or pass other folders."
+        for paths in paths_of.values()
+        if len({records[path].predictions["sha256"] for path in paths}) > 1
+        for path in paths
+    }
+
+
 def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) -> Board:
     """Group the records by protocol, and build and rank the rows of each group.
 
     Args:
         records: records by the path of their file.
         problems: one sentence for each damaged record.
-
-    Raises:
-        DataError: two records of the same checkpoint, protocol and seed have different predictions.
     """
     # Records of `random:ARCH` share one row: every seed samples new weights, but all have the spec's hash.
     paths_of: dict[tuple[str, str], dict[TaskProtocol, list[Path]]] = {}
@@ -187,14 +203,17 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
     names = _unique_names(paths_of)
     tasks = dict.fromkeys(column.task for column in columns())
     groups = []
-    for number, protocols in enumerate(group_protocols([[*paths] for paths in paths_of.values()])):
+    for protocols in group_protocols([[*paths] for paths in paths_of.values()]):
         rows = [
             _build_row(names[checkpoint], by_task, records)
             for checkpoint, paths in paths_of.items()
             if (by_task := {t: paths[t, p] for t, p in protocols.items() if (t, p) in paths})
         ]
+        rows = [row for row in rows if row.records]  # others have no score with a column
+        if not rows:
+            continue
         examples = {task: example_of[task, protocols[task]] for task in tasks if task in protocols}
-        groups.append(ProtocolGroup(_group_name(number), examples, _rank(rows)))
+        groups.append(ProtocolGroup(_group_name(len(groups)), examples, _rank(rows)))
     return Board(tuple(groups), records, tuple(problems))
 
 
@@ -271,12 +290,7 @@ def _build_cell(
         if column.metric not in records[path].metrics:
             continue
         # A baseline may be evaluated along with each of several checkpoints; equal predictions count once.
-        first = by_seed.setdefault(records[path].seed, path)
-        if records[first].predictions["sha256"] != records[path].predictions["sha256"]:
-            raise DataError(
-                f"{path} and {first} have the same checkpoint, protocol and seed but different predictions; "
-                "remove one of them, or pass other folders."
-            )
+        by_seed.setdefault(records[path].seed, path)
     if not by_seed:
         return None
     used = [records[path] for path in by_seed.values()]

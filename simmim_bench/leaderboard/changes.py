@@ -22,7 +22,7 @@ def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
     """
     try:
         old, new = _scores(before), _scores(json.loads(to_json(board)))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
             f"the earlier leaderboard is not a leaderboard.json ({error}); pass one that "
             "`simmim-bench leaderboard build` wrote."
@@ -35,7 +35,7 @@ def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
         label, _, score, recipe, _ = key
         was, now = (scores.get(key, MISSING) for scores in (old, new))
         lines.append(
-            f"| {escape_markdown(label)} | {score} | {escape_markdown(recipe)} | {was} | {now} |"
+            "| " + " | ".join([*map(escape_markdown, (label, score, recipe)), was, now]) + " |"
         )
     count = len({key[:2] for key in changed})
     rows = "1 row" if count == 1 else f"{count} rows"
@@ -52,5 +52,7 @@ def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
                 protocol = protocols[column.partition("/")[0]]
                 key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
                 spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
-                scores[key] = f"{score['mean']:.2f}{spread} ({score['seeds']})"
+                if not all(isinstance(part, str) for part in key):
+                    raise TypeError("a name is not text")
+                scores[key] = f"{score['mean']:.2f}{spread} ({score['seeds']:d})"
     return scores

@@ -2,6 +2,8 @@
 
 Scores are recomputed from the stored predictions; hashes of predictions, recipes and checkpoints are compared;
 and tables are rendered again and compared with the files. Each inconsistency is reported as one sentence.
+
+Records may be of other people: files that a record names are hashed, and no checkpoint is loaded.
 """
 
 from __future__ import annotations
@@ -12,12 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.files import escape, read_json, sha256_file
+from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.files import escape, sha256_file, sha256_json
 from simmim_bench.leaderboard.archive import find_annotations
+from simmim_bench.leaderboard.find import describe
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
+from simmim_bench.untrusted.json_text import read_json
+from simmim_bench.untrusted.paths import is_below, path_below
 
 TOLERANCE = 1e-6  # percentage points; a recomputed score may differ by rounding
 
@@ -40,12 +45,15 @@ def check_records(
     hash_of = functools.cache(_checkpoint_hash)
     problems = []
     for path, record in records.items():
-        found = [
-            *_check_scores(path, record),
-            *_check_recipe(path, record, recipes),
-            *_check_checkpoint(path, record, hash_of),
-            *_check_status(record),
-        ]
+        try:
+            found = [
+                *_check_scores(path, record),
+                *_check_recipe(path, record, recipes),
+                *_check_checkpoint(path, record, hash_of),
+                *_check_status(record),
+            ]
+        except Exception as error:  # a record of others must not keep the rest from being checked
+            found = [f"the record cannot be checked: {describe(error)}."]
         problems += [f"{path}: {problem}" for problem in found]
         advance()
     return problems
@@ -59,7 +67,7 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
     """
     problems = []
     for path, text in expected.items():
-        if not path.is_file() or path.read_text(encoding="utf-8") != escape(text):
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != escape(text):
             problems.append(
                 f"{path} does not match the records; run `simmim-bench leaderboard build`."
             )
@@ -68,7 +76,10 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
 
 def _check_scores(path: Path, record: Record) -> list[str]:
     """Recompute the scores from the predictions."""
-    predictions = path.parent / record.predictions["file"]
+    try:
+        predictions = path_below(path.parent, record.predictions["file"], "the record")
+    except DataError as error:
+        return [str(error)]
     if not predictions.is_file():
         return [f"predictions {predictions} do not exist."]
     if sha256_file(predictions) != record.predictions["sha256"]:
@@ -113,7 +124,7 @@ def _check_recipe(path: Path, record: Record, recipes: Mapping[str, Recipe]) -> 
     elif record.recipe["fields"] and not _has_fields(resolved, record.recipe["fields"]):
         problems.append(f"the fields of recipe '{name}' in the record do not match its hash.")
     description = path.parent / "recipe.json"
-    if description.is_file() and not _describes_recipe(description, record):
+    if description.exists() and not _describes_recipe(description, record):
         problems.append(f"{description} describes another recipe than the record.")
     return problems
 
@@ -136,7 +147,9 @@ def _describes_recipe(description: Path, record: Record) -> bool:
     """Return whether a run's `recipe.json` agrees with its record in hash, deviations and fields."""
     recipe = record.recipe
     try:
-        described = read_json(description, "run description")
+        if not is_below(description.parent, description):
+            return False
+        described = read_json(description, "run description", finite=False)
         same = (described["recipe_sha256"], described["deviates"]) == (
             recipe["sha256"],
             record.deviates,
@@ -170,18 +183,47 @@ def _check_checkpoint(
 
 
 def _checkpoint_hash(name: str) -> str | None:
-    """Return the hash of a checkpoint, or an error text that equals no hash; None if it does not exist."""
-    from simmim_bench.checkpoints.read import read_checkpoint
+    """Return the hash of a checkpoint, or an error text that equals no hash; None if it does not exist.
 
+    Files are hashed as `read_checkpoint` does, but not loaded: a record of other people may name any file.
+    """
     # timm's weights are skipped because they would have to be downloaded.
     if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
         return None
-    # A file that was evaluated need not hold one of our backbones.
-    weights = Path(name, "model.safetensors") if Path(name, "config.json").is_file() else Path(name)
+    from simmim_bench.checkpoints.read import read_checkpoint
+
     try:
-        return sha256_file(weights) if weights.is_file() else read_checkpoint(name).sha256
-    except BenchError as error:
+        if name.startswith("random:"):
+            return read_checkpoint(name).sha256  # has no file
+        return _hash_weights(Path(name))
+    except (BenchError, OSError) as error:
         return f"damaged: {error}"
+
+
+def _hash_weights(path: Path) -> str:
+    """Hash the weights of a checkpoint directory, a run directory, a model folder or a file."""
+    from simmim_bench.checkpoints.read import find_checkpoint_directory, is_model_folder
+    from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights
+
+    if path.is_dir() and is_model_folder(path):
+        path = find_weights(path)
+    elif path.is_dir():
+        path = find_checkpoint_directory(path) / "model.safetensors"
+    if not path.name.endswith(INDEX):
+        return _hash_file(path)
+    table = read_json(path, "index of weights")
+    shards = table.get("weight_map") if isinstance(table, dict) else None
+    names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+    return sha256_json(
+        {name: _hash_file(path_below(path.parent, name, str(path))) for name in names}
+    )
+
+
+def _hash_file(path: Path) -> str:
+    """Hash a file; a pipe or device would not end."""
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
+    return sha256_file(path)
 
 
 def _check_status(record: Record) -> list[str]:

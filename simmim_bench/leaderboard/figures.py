@@ -15,11 +15,14 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
+from simmim_bench.untrusted.text import visible
+
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+SMALLEST_COST = 1e-9  # smaller ones are no costs, and a logarithmic axis cannot span all floats
 COSTS = {"device_hours": "device-hours", "params_m": "parameters, millions"}
 GROUP_STYLES = (
     6  # styles of groups before they repeat; leaderboard.css defines --group-0 to --group-5
@@ -133,7 +136,12 @@ def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Se
         cell, row_cost = row["cells"][column], row["cost"][cost]
         reported = row["status"] == "reported"
         # The hardware of published results differs, so their device-hours are not comparable.
-        if cell is None or not row_cost or row_cost <= 0 or (reported and cost == "device_hours"):
+        if (
+            cell is None
+            or not row_cost
+            or row_cost < SMALLEST_COST
+            or (reported and cost == "device_hours")
+        ):
             continue
         point = Point(row, row_cost, cell["mean"])
         by_name["reported" if reported else row["group"]].append(point)
@@ -141,7 +149,10 @@ def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Se
     collected = []
     for name, points in by_name.items():
         if name in styles:
-            complete = [p for p in points if not p.row["cells"][column]["partial"]]
+            cells = [p.row["cells"][column] for p in points]
+            complete = [
+                p for p, c in zip(points, cells, strict=True) if not (c["partial"] or c["dirty"])
+            ]
             front = [
                 complete[i]._replace(number=next(numbers))
                 for i in pareto_front((p.cost, p.score) for p in complete)
@@ -263,7 +274,8 @@ def _link_points(root: ElementTree.Element, all_series: Sequence[Series]) -> Non
             link = ElementTree.Element("a", {"href": f"#{point.row['id']}", "tabindex": "-1"})
             link.set("data-row", point.row["id"])
             title = ElementTree.SubElement(link, "title")
-            title.text = f"{point.row['label']}: {point.score:.1f} at {format_number(point.cost)}"
+            label = visible(point.row["label"])
+            title.text = f"{label}: {point.score:.1f} at {format_number(point.cost)}"
             parent[list(parent).index(mark)] = link
             link.append(mark)
         for point in series.front:

@@ -1,6 +1,7 @@
 """Find the records below some folders.
 
-Every `record.json` is read and validated. A damaged record is reported, and the other records are still used.
+Every `record.json` is read and validated. A damaged record is reported, and the other records are still used. So is
+a pair of records that contradict each other, neither of which is used.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.board import Board, build_board
+from simmim_bench.leaderboard.board import Board, build_board, find_contradictions
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.untrusted.paths import check_below
+from simmim_bench.untrusted.text import shorten
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,7 @@ class FoundRecords:
     problems: tuple[str, ...] = ()
 
     def board(self) -> Board:
-        """Build the leaderboard of the records.
-
-        Raises:
-            DataError: two records of the same checkpoint, protocol and seed have different predictions.
-        """
+        """Build the leaderboard of the records."""
         return build_board(self.records, self.problems)
 
 
@@ -54,14 +53,25 @@ def find_records(roots: Iterable[Path]) -> FoundRecords:
             # Hidden folders hold what is being written.
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             path = Path(folder, "record.json")
-            # One root may contain another.
-            if "record.json" not in files or path.resolve() in visited:
+            if "record.json" not in files:
                 continue
-            visited.add(path.resolve())
             try:
+                check_below(root, path, "record")
+                if path.resolve() in visited:  # one root may contain another
+                    continue
+                visited.add(path.resolve())
                 records[path] = read_record(path)
             except DataError as error:
                 problems.append(str(error))
+            except Exception as error:  # a record of others must not keep the rest from being read
+                problems.append(f"record {path} cannot be read: {describe(error)}.")
     if not (records or problems):
         raise DataError(f"no record.json below {', '.join(map(str, roots))}; run a transfer first.")
-    return FoundRecords(records, tuple(problems))
+    contradictions = find_contradictions(records)
+    kept = {path: record for path, record in records.items() if path not in contradictions}
+    return FoundRecords(kept, (*problems, *contradictions.values()))
+
+
+def describe(error: Exception) -> str:
+    """Return the type and the message of an unexpected error, on one line."""
+    return f"{type(error).__name__}: {shorten(' '.join(str(error).split()))}"

@@ -18,6 +18,7 @@ from typing import Any
 
 from simmim_bench.files import escape
 from simmim_bench.leaderboard.figures import COSTS, GROUP_STYLES, format_number, plot_scores
+from simmim_bench.untrusted.text import visible
 
 CURVE_POINTS = 150
 IMAGE_URL = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]+=*")
@@ -36,6 +37,7 @@ def render_page(board: dict[str, Any]) -> str:
         loader=PackageLoader("simmim_bench.leaderboard", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -70,6 +72,11 @@ def render_page(board: dict[str, Any]) -> str:
         # The Content Security Policy allows scripts by hash, so that no text of the board can run as a script.
         script_hashes=" ".join(f"'sha256-{_csp_hash(script)}'" for script in scripts),
     )
+
+
+def _finalize(value: Any) -> Any:
+    """Replace control characters and direction marks in every text of the board by visible escapes."""
+    return visible(value) if type(value) is str else value
 
 
 def format_value(value: Any) -> str:

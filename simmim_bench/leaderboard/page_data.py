@@ -1,31 +1,40 @@
 """Build the data of the HTML page as plain JSON, from a board and the files of its runs.
 
-Training curves, per-class scores and reconstructions are read from the run directories or the archive; missing
-files are skipped.
+Training curves, per-class scores and reconstructions are read from the run directories or the archive. Missing files
+are skipped, and damaged ones are listed among the page's problems.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
+import math
 import shlex
 import statistics
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simmim_bench import __version__
-from simmim_bench.files import read_lines
-from simmim_bench.leaderboard.archive import find_archived_checkpoint
+from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.archive import (
+    RECONSTRUCTIONS,
+    find_archived_checkpoint,
+    find_reconstructions,
+)
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
+from simmim_bench.leaderboard.find import describe
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
+from simmim_bench.untrusted.images import read_png
+from simmim_bench.untrusted.json_text import parse_json, read_json
+from simmim_bench.untrusted.paths import check_below, read_bytes
 
 CURVE_POINTS = 80
+MAX_CURVE_BYTES = 1 << 30  # of metrics.jsonl; 300,000 steps have 60 MB
+MAX_CLASSES = 20_000  # whose scores a page can list
 IMAGE_WIDTH = 900  # pixels; wider reconstructions are scaled down for the page
 PROVENANCE_KEYS = (
     *("method", "recipe", "deviates", "data", "images", "epochs"),
@@ -40,15 +49,16 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
         `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group are
         ranked together); `rows` (one per checkpoint, with a cell or null per column, rank, provenance as
         `lineage`, and cost); `records`, which the cells refer to by index; `reconstructions` (data URLs of
-        images by checkpoint hash); `problems` (one sentence per damaged record) and `notes` (footnotes).
+        images by checkpoint hash); `problems` (one sentence per damaged record or file) and `notes` (footnotes).
     """
+    problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
     rows = [(group, row) for group in board.groups for row in group.rows]
     images: dict[str, str | None] = {}
     for _, row in rows:
         if row.checkpoint not in images:
             path = row.records[0]
-            images[row.checkpoint] = _reconstruction(path, board.records[path])
+            images[row.checkpoint] = _reconstruction(path, board.records[path], problems)
     return {
         "version": __version__,
         "columns": [vars(column) for column in columns()],
@@ -57,9 +67,9 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
             *(_row(f"row-{i}", g, r, board, record_numbers) for i, (g, r) in enumerate(rows, 1)),
             *(_reported_row(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
         ],
-        "records": [_record(path, record) for path, record in board.records.items()],
+        "records": [_record(path, record, problems) for path, record in board.records.items()],
         "reconstructions": {sha256: url for sha256, url in images.items() if url is not None},
-        "problems": list(board.problems),
+        "problems": problems,
         "notes": explain_marks(board.rows),
     }
 
@@ -144,10 +154,15 @@ def device_hours(records: Sequence[Record]) -> float | None:
     transfers = sum(map(statistics.fmean, by_task.values()))
     if provenance.get("method") == "random":
         return transfers
-    seconds = provenance.get("wall_time_s")
-    if not isinstance(seconds, int | float):
+    seconds, devices = provenance.get("wall_time_s"), provenance.get("devices", 1)
+    if not (_is_number(seconds) and _is_number(devices)):
         return None
-    return transfers + seconds * provenance.get("devices", 1) / 3600
+    return transfers + seconds * devices / 3600
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number from 0 that can be computed with."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
@@ -192,7 +207,8 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
     }
 
 
-def _record(path: Path, record: Record) -> dict[str, Any]:
+def _record(path: Path, record: Record, problems: list[str]) -> dict[str, Any]:
+    """Describe a record, and append the faults of its files to the problems."""
     environment, memory = record.environment, record.cost["peak_memory_bytes"]
     return {
         "path": path.as_posix(),
@@ -215,52 +231,91 @@ def _record(path: Path, record: Record) -> dict[str, Any]:
         "libraries": environment.get("libraries", {}),
         "predictions_sha256": record.predictions["sha256"],
         "command": shlex.join(record.command),
-        "curve": _curve(path.parent / "metrics.jsonl"),
-        "by_class": _scores_by_class(path.parent),
+        "curve": _curve(path.parent / "metrics.jsonl", problems),
+        "by_class": _scores_by_class(path.parent, problems),
     }
 
 
-def _curve(path: Path) -> list[tuple[int, float]] | None:
+def _curve(path: Path, problems: list[str]) -> list[tuple[int, float]] | None:
     """Read at most `CURVE_POINTS` (step, loss) pairs of a run; None for fewer than two."""
-    points = []
-    for line in read_lines(path):
-        # Lines without a loss are skipped, and a last line that an interrupted run did not complete.
-        with suppress(ValueError, KeyError, TypeError):
-            metrics = json.loads(line)
-            points.append((int(metrics["step"]), float(metrics["loss"])))
+    if not path.exists():
+        return None
+    try:
+        check_below(path.parent, path, "metrics")
+        lines = read_bytes(path, "metrics", MAX_CURVE_BYTES).splitlines()
+    except DataError as error:
+        problems.append(str(error))
+        return None
+    points = [point for line in lines if (point := _point(line)) is not None]
     stride = max(1, -(-len(points) // CURVE_POINTS))
     return points[::stride] if len(points) > 1 else None
 
 
-def _scores_by_class(folder: Path) -> dict[str, float] | None:
+def _point(line: bytes) -> tuple[int, float] | None:
+    """Return a step and its loss; None for a line without a loss, or one that an interrupted run did not complete."""
+    try:
+        metrics = parse_json(line, finite=False)
+    except ValueError:
+        return None
+    if not isinstance(metrics, dict):
+        return None
+    step, loss = metrics.get("step"), metrics.get("loss")
+    if not (_is_number(step) and isinstance(loss, int | float)):
+        return None
+    return int(step), float(loss)
+
+
+def _scores_by_class(folder: Path, problems: list[str]) -> dict[str, float] | None:
     """Read a run's scores by class: the IoU, or the AP of boxes and of masks; None if it has none."""
     for name in ("iou_by_class.json", "ap_by_class.json"):
-        with suppress(OSError, ValueError):
-            stored = json.loads((folder / name).read_text(encoding="utf-8"))
-            by_kind = stored if name.startswith("ap") else {"": stored}
-            return {
-                f"{label}, {kind}" if kind else label: float(value)
-                for kind, values in by_kind.items()
-                for label, value in values.items()
-            }
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            check_below(folder, path, "scores by class")
+            stored = read_json(path, "scores by class")
+            return _flatten_scores(stored if name.startswith("ap") else {"": stored})
+        except DataError as error:
+            problems.append(str(error))
+        except (AttributeError, TypeError, ValueError) as error:
+            problems.append(f"scores by class {path} cannot be read: {describe(error)}.")
     return None
 
 
-def _reconstruction(path: Path, record: Record) -> str | None:
+def _flatten_scores(by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the scores by class and kind; raise TypeError or ValueError for what are no scores."""
+    flat = {
+        f"{label}, {kind}" if kind else label: float(value)
+        for kind, values in by_kind.items()
+        for label, value in values.items()
+    }
+    if len(flat) > 2 * MAX_CLASSES or not all(map(math.isfinite, flat.values())):
+        raise ValueError(f"more than {MAX_CLASSES:,} classes, or a score that is not finite")
+    return flat
+
+
+def _reconstruction(path: Path, record: Record, problems: list[str]) -> str | None:
     """Read the reconstructions that a checkpoint's pretraining wrote, as a data URL; None if there are none.
 
     Args:
         path: the path of `record`, whose folder or archive may contain the image.
     """
-    from PIL import Image
-
-    run = Path(record.checkpoint["name"])
-    archived = find_archived_checkpoint(path, record)
-    for folder in (run, run.parent.parent, *([archived] if archived is not None else [])):
-        with suppress(OSError, ValueError), Image.open(folder / "reconstructions.png") as image:
-            thumbnail = image.convert("RGB")
-            thumbnail.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
-            out = io.BytesIO()
-            thumbnail.save(out, "WEBP", quality=80)
-            return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
-    return None
+    try:
+        image = find_reconstructions(record)
+        archived = find_archived_checkpoint(path, record)
+        if image is None and archived is not None and (archived / RECONSTRUCTIONS).exists():
+            image = archived / RECONSTRUCTIONS
+            check_below(archived, image, "reconstructions")
+        if image is None:
+            return None
+        thumbnail = read_png(image, "image")
+        thumbnail.thumbnail((IMAGE_WIDTH, 4 * IMAGE_WIDTH))
+        out = io.BytesIO()
+        thumbnail.save(out, "WEBP", quality=80)
+    except DataError as error:
+        problems.append(str(error))
+        return None
+    except (OSError, ValueError) as error:  # a side of 0 or more than WebP's 16,383 pixels
+        problems.append(f"reconstructions of {path} cannot be shown: {describe(error)}.")
+        return None
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

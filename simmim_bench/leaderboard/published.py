@@ -116,4 +116,5 @@ def _is_published_checkpoint(
 
 def _has_label(checkpoint: Mapping[str, Any], labels: Sequence[str]) -> bool:
     """Return whether a checkpoint has one of some labels; official SimMIM files also have theirs as a tag."""
-    return not {checkpoint["label"], checkpoint["provenance"].get("tag")}.isdisjoint(labels)
+    names = (checkpoint["label"], checkpoint["provenance"].get("tag"))
+    return any(name in labels for name in names)

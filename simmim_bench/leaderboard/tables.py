@@ -18,9 +18,19 @@ from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell,
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
+from simmim_bench.untrusted.text import visible, visible_lines
 
 MISSING, INAPPLICABLE = "–", "n/a"
 PUBLISHED = "Published for the same recipe and checkpoint"
+# Marks that begin or end emphasis: an asterisk next to other text, an underscore at the end of a word, two tildes.
+EMPHASIS = re.compile(r"\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=~)~")
+# What begins a heading, a list or a rule; of a numbered list, the number is not escaped but the dot.
+BLOCK, NUMBERED = re.compile(r"^[#+=*-]"), re.compile(r"^(\d+)([.)])")
+# GitHub Flavored Markdown, section 6.9: URLs without brackets; mentions and references to issues.
+LINK = re.compile(
+    r":(?=//)|\bwww(?=\.)|\b(?:mailto|xmpp):|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)", re.IGNORECASE
+)
+SPLIT = "&#8203;"  # a space without width
 LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {
     "^": r"\textasciicircum{}",
@@ -100,10 +110,9 @@ def to_markdown(board: Board) -> str:
     parts = []
     for group in board.groups:
         if len(board.groups) > 1:
-            lines = [f"- {task}: {describe_protocol(r)}" for task, r in group.protocols.items()]
-            parts.append(
-                f"### Protocols {group.name}\n\n" + escape_markdown("\n".join(lines)) + "\n"
-            )
+            described = {task: describe_protocol(r) for task, r in group.protocols.items()}
+            lines = [f"- {escape_markdown(f'{task}: {text}')}" for task, text in described.items()]
+            parts.append("\n".join([f"### Protocols {group.name}\n", *lines]) + "\n")
         parts.append(_markdown_table(group))
         if published := describe_published(group):
             lines = [f"- {escape_markdown(line)}" for line in published]
@@ -126,9 +135,13 @@ def _markdown_table(group: ProtocolGroup) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape the characters of a text that Markdown or HTML would interpret."""
+    """Escape what Markdown or HTML would interpret in a text, and what GitHub would turn into a link or a mention."""
+    text = visible(text).strip()
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
+    text = re.sub(r"([\\|`\[\]])", r"\\\1", text)
+    text = EMPHASIS.sub(r"\\\g<0>", text)
+    text = NUMBERED.sub(r"\1\\\2", BLOCK.sub(r"\\\g<0>", text))
+    return LINK.sub(f"\\g<0>{SPLIT}", text)
 
 
 def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
@@ -201,13 +214,19 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
                 "" if cell is None or cell.published is None else repr(cell.published.value)
                 for cell in row.cells
             ]
-            described = [group.name, row.rank or "", row.label, row.checkpoint]
+            described = [group.name, row.rank or "", _escape_csv(row.label), row.checkpoint]
             writer.writerow([*described, *means, *stds, *published, ""])
     for model in reported:
         means = ["" if score is None else repr(score.value) for score in model.scores]
         empty = [""] * (2 * len(titles))
         writer.writerow(["reported", "", model.label, "", *means, *empty, " ".join(model.recipes)])
     return out.getvalue()
+
+
+def _escape_csv(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula, as OWASP's "CSV Injection" recommends."""
+    text = visible(text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") and text.lstrip() else text
 
 
 def to_latex(board: Board) -> str:
@@ -229,11 +248,11 @@ def to_latex(board: Board) -> str:
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
     published = [f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group)]
     comments = (*explain_marks(board.rows), *published, *board.problems)
-    return "\n".join(parts) + "".join(f"% {' '.join(text.split())}\n" for text in comments)
+    return "\n".join(parts) + "".join(f"% {visible(' '.join(text.split()))}\n" for text in comments)
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return "".join(LATEX.get(letter, letter) for letter in visible(text))
 
 
 def to_json(board: Board) -> str:
@@ -299,7 +318,9 @@ def print_table(board: Board) -> None:
         footnotes = "\n".join(
             filter(None, [" ".join(explain_marks(group.rows)), *describe_published(group)])
         )
-        table = Table(title=title, caption=escape(footnotes) or None, caption_justify="left")
+        table = Table(
+            title=title, caption=escape(visible_lines(footnotes)) or None, caption_justify="left"
+        )
         table.add_column("checkpoint")
         for column in shown:
             table.add_column(column.title, justify="right")
@@ -308,5 +329,5 @@ def print_table(board: Board) -> None:
             texts = [
                 f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(format_cells(row))
             ]
-            table.add_row(escape(row.label), *texts)
+            table.add_row(escape(visible(row.label)), *texts)
         console.print(table)

@@ -65,13 +65,16 @@ def write_leaderboard(
     *,
     reported: Sequence[ReportedRow] = (),
     into: Iterable[Path] = (),
-) -> None:
+) -> list[str]:
     """Write the tables and the page into a folder, and the table into documents, all or none.
 
     Args:
         out: folder of the tables and of `leaderboard.html`.
         reported: published results, listed separately.
         into: existing documents with markers for the table.
+
+    Returns:
+        The problems that the page lists: of records, and of the files that only the page shows.
 
     Raises:
         DataError: a document does not exist, or a file cannot be written.
@@ -82,3 +85,5 @@ def write_leaderboard(
     page = page_data(add_published(board, reported), reported)
     texts[out / "leaderboard.html"] = render_page(page)
     write_together(texts, out)
+    problems: list[str] = page["problems"]
+    return problems

@@ -11,7 +11,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,10 @@ from typing import Any, Literal
 import numpy as np
 
 from simmim_bench.errors import DataError
-from simmim_bench.results.coco_file import read_instances
+from simmim_bench.results.coco_file import fits, is_finite, read_instances
+from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA
+from simmim_bench.untrusted.paths import read_bytes
+from simmim_bench.untrusted.text import shorten, visible
 
 # The twelve metrics in the order of pycocotools.
 STATS = (
@@ -31,7 +34,14 @@ KINDS = {"bbox": "box", "segm": "mask"}
 Library = Literal["hotcoco", "pycocotools"]
 # Matched on the text: parsing it in Python takes ten times as long as the evaluation. Run lengths have no quotes.
 LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
+SIZE = re.compile(rb'"size"\s*:\s*(\[[^\[\]]*\])')
+OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[\s*[^\]\s]')
+# Run lengths have the characters 0 to o (pycocotools' maskApi.c), so that neither matches within them.
+NO_SCORE = re.compile(rb'"score"\s*:\s*[^-0-9\s]')
+NO_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\s*[,}]|,\s*-?(?:NaN|Infinity)\s*\]")
 HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
+
+MAX_CATEGORIES = 20_000  # their precisions, 10 x 101 x classes x 4 x 3 numbers, take 2 GB
 
 # From a results file and "bbox" or "segm" to pycocotools' twelve metrics and its precision array.
 Evaluator = Callable[[Path, str], tuple[Any, Any]]
@@ -76,7 +86,7 @@ def evaluate_coco(
         DataError: the results are not a list of detections, or refer to images or categories that the
             annotations do not have.
     """
-    text = results.read_bytes()
+    text = read_bytes(results, "predictions", MAX_BYTES_OF_DATA)
     if not LIST.match(text):
         raise DataError(f"{results} is not a list of detections in COCO's results format.")
     empty = EMPTY_LIST.fullmatch(text) is not None
@@ -85,6 +95,8 @@ def evaluate_coco(
     annotated = any(entry.get("segmentation") for entry in truth["annotations"])
     has_masks = masks and annotated and (empty or HAS_MASK.search(text))
     scores = CocoScores()
+    if NO_SCORE.search(text) or NO_NUMBER.search(text):  # hotcoco accepts null
+        raise DataError(f"{results} has a score or box that is not a number; predict again.")
     for kind, prefix in KINDS.items():
         if kind == "segm" and not has_masks:
             continue
@@ -92,10 +104,12 @@ def evaluate_coco(
             scores.figures[f"{prefix}_ap"] = 0.0
             continue
         try:
-            with _results_file(results, text, kind) as file:
+            if kind == "segm":
+                _check_masks(text, truth)
+            with _results_file(results, text, kind) as file, _panics_as_errors():
                 stats, precision = evaluate(file, kind)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{results} cannot be evaluated: {error}") from error
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise DataError(f"{results} cannot be evaluated: {_reason(error)}") from error
         for name, value in zip(STATS, stats, strict=True):
             if value >= 0:
                 scores.figures[f"{prefix}_{name}"] = 100.0 * float(value)
@@ -148,12 +162,91 @@ def _load_evaluator(annotations: Path, content: Any, library: Library) -> tuple[
     """
     load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
     try:
+        _check_content(content)
         entries = [{**a, "id": number} for number, a in enumerate(content["annotations"], 1)]
-        return load({**content, "annotations": entries})
-    except (ValueError, KeyError, TypeError) as error:
+        with _panics_as_errors():
+            return load({**content, "annotations": entries})
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(
-            f"{annotations} cannot be evaluated against: {error}; correct the file."
+            f"{annotations} cannot be evaluated against: {_reason(error)}; correct the file."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    return visible(shorten(text))
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Raise ValueError for a panic of Rust code, which Python sees as an exception that nothing catches."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the evaluation failed: {error}") from error
+
+
+def _check_content(content: Any) -> None:
+    """Check what of an annotation file the libraries take on trust: types and sizes.
+
+    Raises:
+        ValueError: a value cannot be used.
+    """
+    sections = ("images", "categories", "annotations")
+    if not isinstance(content, dict) or not all(
+        isinstance(entries := content.get(section), list)
+        and all(isinstance(e, dict) for e in entries)
+        for section in sections
+    ):
+        raise ValueError("it is not a COCO instances file")
+    images, categories, annotations = (content[section] for section in sections)
+    if len(categories) > MAX_CATEGORIES:
+        raise ValueError(f"it has {len(categories):,} categories, more than {MAX_CATEGORIES:,}")
+    for category in categories:
+        if not (_is_id(category["id"]) and isinstance(category["name"], str)):
+            raise ValueError(f"a category has id {category['id']!r} and name {category['name']!r}")
+    sizes = {}
+    for image in images:
+        if not all(_is_id(image[key]) for key in ("id", "height", "width")):
+            raise ValueError(f"image {image['id']!r} has no id and size in whole numbers")
+        sizes[image["id"]] = (image["height"], image["width"])
+    known = {category["id"] for category in categories}
+    for number, annotation in enumerate(annotations):
+        if annotation["image_id"] not in sizes or annotation["category_id"] not in known:
+            raise ValueError(f"annotation {number:,} is of an unknown image or category")
+        box, mask = annotation["bbox"], annotation.get("segmentation")
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+            raise ValueError(f"annotation {number:,} has no box of four numbers")
+        if not (_is_finite(annotation["area"]) and annotation["iscrowd"] in (0, 1)):
+            raise ValueError(f"annotation {number:,} has no area, or iscrowd is not 0 or 1")
+        if mask and not fits(mask, *sizes[annotation["image_id"]]):
+            raise ValueError(f"annotation {number:,} has no mask that fits its image")
+
+
+def _check_masks(text: bytes, truth: Mapping[str, Any]) -> None:
+    """Check the sizes of the masks in a results file, which decide how much memory is allocated.
+
+    Raises:
+        ValueError: a mask is not given as run lengths, or has a size that no image has.
+    """
+    if rb"\u" in text:  # would hide a key from the patterns; run lengths have no such escape
+        raise ValueError("a key or text has a character as \\u and its number")
+    if OUTLINES.search(text):
+        raise ValueError("a mask is not given as run lengths")
+    allowed = {(image["height"], image["width"]) for image in truth["images"]}
+    for size in set(SIZE.findall(text)):
+        if tuple(json.loads(size)) not in allowed:
+            raise ValueError(f"a mask has size {size[:40].decode(errors='replace')}")
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and is_finite(value)
 
 
 def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.files import read_json
+import numpy as np
+
+from simmim_bench.errors import DataError
+from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, parse_unlimited
+from simmim_bench.untrusted.paths import read_bytes
 
 USED = {
     "images": ("id", "file_name", "height", "width"),
@@ -25,6 +29,9 @@ USED = {
     ),
 }
 WHOLE = ("id", "image_id", "category_id", "height", "width")
+MAX_SIDE = 40_000  # pixels: masks have fewer than 2^31
+MAX_OUTLINE = 8e7  # corners times extent: 2,000 corners in an image of 40,000 pixels
+MAX_DIGITS = 100  # of a whole number as text; Python refuses to convert more than 4,300
 DIGITS = re.compile(r"\s*-?[0-9]+\s*")
 NO_ID = "annotations without an id: they are numbered in their order"
 NO_AREA = (
@@ -59,7 +66,12 @@ def read_instances(path: Path) -> Instances:
     Raises:
         DataError: the file does not exist or is not JSON.
     """
-    return clean_instances(read_json(path, "annotation file"))
+    try:
+        return clean_instances(
+            parse_unlimited(read_bytes(path, "annotation file", MAX_BYTES_OF_DATA))
+        )
+    except ValueError as error:
+        raise DataError(f"annotation file {path} cannot be read as JSON: {error}") from error
 
 
 def clean_instances(content: Any) -> Instances:
@@ -118,7 +130,9 @@ def _fill_in(
     if isinstance(box, list) and any(isinstance(v, str) for v in box):
         annotation["bbox"] = box = [_number(v) for v in box]
         filled_in[AS_TEXT] += 1
-    if isinstance(mask, list) and any(isinstance(p, list) and isinstance(p[0], str) for p in mask):
+    if isinstance(mask, list) and any(
+        isinstance(p, list) and p and isinstance(p[0], str) for p in mask
+    ):
         mask = [[_number(v) for v in p] if isinstance(p, list) else p for p in mask]
         filled_in[AS_TEXT] += 1
     if mask:
@@ -166,15 +180,61 @@ def _encode(mask: Any, height: Any, width: Any) -> Any:
     if not mask or type(height) is not int or type(width) is not int or min(height, width) < 1:
         return None
     try:
-        if isinstance(mask, dict):
-            if not isinstance(mask["counts"], str):
-                return frPyObjects(mask, height, width)
-            return mask if mask["size"] == [height, width] else None
-        if any(len(part) < 6 for part in mask):  # four numbers are a box to pycocotools
+        if not fits(mask, height, width):
             return None
+        if isinstance(mask, dict):
+            text = isinstance(mask["counts"], str)
+            return mask if text else frPyObjects(mask, height, width)
         return merge(frPyObjects([list(map(float, part)) for part in mask], height, width))
     except Exception:  # pycocotools raises nearly every type; the fault is reported by the checks
         return None
+
+
+def sum_run_lengths(counts: str | list[Any]) -> int | None:
+    """Return the sum of COCO's run lengths, compressed or not; None if they are damaged.
+
+    pycocotools' decoder does not require that they fill the mask. The compressed form is that of `rleToString` in
+    pycocotools' maskApi.c: groups of five bits, the lowest first, a sixth bit for "more follow", a sign in the last
+    group's highest bit; from the fourth run on, the difference to the run before the previous one.
+    """
+    if isinstance(counts, list):
+        valid = all(type(count) is int and count >= 0 for count in counts)
+        return sum(counts) if valid else None
+    groups = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
+    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
+        return None
+    ends = np.flatnonzero(groups & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    position = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
+    if position.max() > 6:  # 35 bits: no image has such a run
+        return None
+    values = np.add.reduceat((groups & 31) << (5 * position), starts)
+    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return int(values.sum()) if values.min() >= 0 else None
+
+
+def fits(mask: Any, height: int, width: int) -> bool:
+    """Return whether pycocotools and hotcoco can rasterise a segmentation of an image of this size.
+
+    They take run lengths on trust, and allocate memory by the length of an outline.
+    """
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        return False
+    if isinstance(mask, dict):
+        counts = mask.get("counts")
+        if mask.get("size") != [height, width] or not isinstance(counts, str | list):
+            return False
+        return sum_run_lengths(counts) == height * width
+    return isinstance(mask, list) and all(
+        isinstance(part, list)
+        and len(part) >= 6  # four numbers are a box to pycocotools
+        # `max` and `min` pass over NaN, so each number is compared.
+        and all(type(v) in (int, float) and abs(v) <= 10 * MAX_SIDE for v in part)
+        and max(part) - min(part) <= MAX_OUTLINE / len(part)
+        for part in mask
+    )
 
 
 def _area(encoded: Any, box: Any) -> float:
@@ -183,7 +243,8 @@ def _area(encoded: Any, box: Any) -> float:
 
         return float(area(encoded))
     if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
-        return float(max(box[2], 0) * max(box[3], 0))
+        product = max(box[2], 0) * max(box[3], 0)
+        return float(product) if is_finite(product) else 0.0
     return 0.0
 
 
@@ -200,7 +261,7 @@ def _whole(value: Any) -> Any:
     """Return a number, or text of digits, as int if it is whole; any other value as it is."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    if isinstance(value, str) and DIGITS.fullmatch(value):
+    if isinstance(value, str) and len(value) <= MAX_DIGITS and DIGITS.fullmatch(value):
         return int(value)
     return value
 

@@ -6,11 +6,10 @@ Scores are in percent, [0, 100], by their keys in the record.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,14 @@ from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.tasks import find_variant
+from simmim_bench.untrusted.arrays import read_arrays
 
 RANKED = 10  # classes stored per image
-# The errors that numpy raises for a damaged, truncated or empty .npz file.
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error)
+RANKING = {"ranked": "iu", "logits": "f", "labels": "iu", "classes": "iu"}  # arrays and their kinds
+CONFUSION = {"entries": "iu", "classes": "iu"}
+MAX_CLASSES = 2**31 - 1
+MAX_CONFUSION = 4096  # classes: their matrix takes 128 MiB
+MAX_PIXELS = 2**53  # counts up to here are exact as float64
 
 
 def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, float]:
@@ -47,26 +50,68 @@ def correct_from_predictions(predictions: Path) -> np.ndarray:
     Raises:
         DataError: the predictions do not exist or are damaged.
     """
+    ranked, labels, _ = _read_ranking(predictions)
+    correct: np.ndarray = ranked[:, 0] == labels
+    return correct
+
+
+def _read_ranking(predictions: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Read the ranked classes, the labels and the number of classes of a file of `write_ranking`; check them."""
+    stored = read_arrays(predictions, "predictions", RANKING)
     try:
-        with np.load(predictions) as stored:
-            ranked, labels, _ = _ranking(stored)
-            correct: np.ndarray = ranked[:, 0] == labels
-            return correct
-    except UNREADABLE as error:
+        return _ranking(stored)
+    except ValueError as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
 def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the ranked classes, the labels and the number of classes of a stored file; check them."""
-    ranked, logits = stored["ranked"].astype(np.int64), stored["logits"].astype(np.float32)
-    labels, classes = stored["labels"].astype(np.int64), int(stored["classes"])
+    classes = _count(stored["classes"], MAX_CLASSES)
+    ranked, logits, labels = (stored[name] for name in ("ranked", "logits", "labels"))
+    if ranked.ndim != 2 or labels.shape != ranked.shape[:1] or not ranked.size:
+        raise ValueError(
+            f"{ranked.shape} ranked classes and {labels.shape} labels are not those of some images"
+        )
+    if ranked.shape[1] != min(classes, RANKED):
+        raise ValueError(f"it ranks {ranked.shape[1]} of {classes:,} classes")
+    logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
         raise ValueError("a logit is not finite")
     if logits.shape != ranked.shape or (np.diff(logits, axis=1) > 0).any():
         raise ValueError("the logits are not sorted in descending order")
-    if len(labels) and not (labels.min() >= 0 and max(labels.max(), ranked.max()) < classes):
+    if any(array.min() < 0 or array.max() >= classes for array in (ranked, labels)):
         raise ValueError(f"a class number is not in [0, {classes})")
-    return ranked, labels, classes
+    return ranked.astype(np.int64), labels.astype(np.int64), classes
+
+
+def _count(array: np.ndarray, most: int) -> int:
+    """Return the number of classes of a file."""
+    if array.shape != () or not 1 <= int(array) <= most:
+        raise ValueError(f"its number of classes is not a number from 1 to {most:,}")
+    return int(array)
+
+
+def _read_confusion(predictions: Path) -> np.ndarray:
+    """Read the confusion matrix of all images from a file of `write_confusion`; check it."""
+    stored = read_arrays(predictions, "predictions", CONFUSION)
+    try:
+        return _confusion(stored["entries"], _count(stored["classes"], MAX_CONFUSION))
+    except ValueError as error:
+        raise DataError(f"predictions {predictions} cannot be read: {error}") from error
+
+
+def _confusion(entries: np.ndarray, classes: int) -> np.ndarray[Any, Any]:
+    if entries.ndim != 2 or entries.shape[1] != 4 or not len(entries):
+        raise ValueError(f"its entries have shape {entries.shape}; at least one row of 4 is needed")
+    image, true, predicted, counts = entries.T
+    if image.min() < 0 or counts.min() < 1:
+        raise ValueError("an image number or a number of pixels is too small")
+    if min(true.min(), predicted.min()) < 0 or max(true.max(), predicted.max()) >= classes:
+        raise ValueError(f"a class number is not in [0, {classes})")
+    if counts.astype(np.float64).sum() > MAX_PIXELS:
+        raise ValueError(f"it counts more than {MAX_PIXELS:,} pixels")
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (true, predicted), counts.astype(np.int64))
+    return confusion
 
 
 def segmentation_scores(confusion: np.ndarray) -> dict[str, float]:
@@ -194,21 +239,13 @@ def scores_from_predictions(
     variant = find_variant(task)
     # A few-shot fraction without a column of the leaderboard is no variant; its predictions are a ranking.
     kind = "ranking" if variant is None else variant.task.predictions
-    try:
-        if kind == "coco":
-            if annotations is None or not annotations.is_file():
-                raise DataError(
-                    f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
-                    "in which the run was started."
-                )
-            return evaluate_coco(annotations, predictions, masks=masks).figures
-        with np.load(predictions) as stored:
-            if kind == "confusion":
-                classes = int(stored["classes"])
-                confusion = np.zeros((classes, classes), np.int64)
-                _, true, predicted, counts = stored["entries"].T
-                np.add.at(confusion, (true, predicted), counts)
-                return segmentation_scores(confusion)
-            return classification_scores(*_ranking(stored))
-    except UNREADABLE as error:
-        raise DataError(f"predictions {predictions} cannot be read: {error}") from error
+    if kind == "coco":
+        if annotations is None or not annotations.is_file():
+            raise DataError(
+                f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
+                "in which the run was started."
+            )
+        return evaluate_coco(annotations, predictions, masks=masks).figures
+    if kind == "confusion":
+        return segmentation_scores(_read_confusion(predictions))
+    return classification_scores(*_read_ranking(predictions))

@@ -11,15 +11,18 @@ import datetime
 import functools
 import json
 import math
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_json, sha256_file, write_json
+from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.tasks import TASKS
+from simmim_bench.untrusted.json_text import read_json
+from simmim_bench.untrusted.text import shorten, visible
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from simmim_bench.runs.run_dir import RunDir
 
 SCHEMA = 2
+# Figures that may be infinite, such as the PSNR of a perfect reconstruction; nothing is computed from them.
+MAY_BE_INFINITE = ("details", "checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +229,9 @@ def _schema_of(tasks: tuple[str, ...]) -> Validator:
     text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
     schema = json.loads(text)
     # A few-shot fraction is a part of the task's name; records of fractions without a column are valid too.
-    schema["properties"]["task"]["pattern"] = f"^({'|'.join(tasks)})(-[0-9]+%)?$"
+    schema["properties"]["task"]["pattern"] = (
+        f"^({'|'.join(map(re.escape, tasks))})(-[0-9]{{1,3}}%)?$(?!\\n)"
+    )
     return Draft202012Validator(schema)
 
 
@@ -236,33 +243,48 @@ def read_record(path: Path) -> Record:
     """
     from jsonschema.exceptions import best_match
 
-    fields = read_json(path, "record")
+    fields = read_json(path, "record", finite=False)
     found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
-    if found == 1:
+    if type(found) is int and found == 1:
         fields = _from_version_1(fields)
-    elif found != SCHEMA:
+    elif type(found) is not int or found != SCHEMA:
         raise DataError(
-            f"record {path} has schema {found}; this version of simmim-bench reads schemas 1 to {SCHEMA}."
+            f"record {path} has schema {shorten(repr(found))}; this version of simmim-bench reads schemas 1 to "
+            f"{SCHEMA}."
         )
+    elif isinstance(recipe := fields.get("recipe"), dict) and recipe.get("fields") == {}:
+        raise damaged(path, "recipe.fields: it is empty")
     fault = best_match(_schema().iter_errors(fields))
     if fault is not None:
         where = ".".join(map(str, fault.absolute_path)) or "its keys"
-        raise DataError(f"record {path} is damaged ({where}: {fault.message}); run its task again.")
-    record = Record(**fields)
-    for name, score in record.metrics.items():
-        if not math.isfinite(score):  # Python's JSON reader accepts NaN, which the schema lets pass
-            raise DataError(
-                f"record {path} is damaged ({name} is not a finite number); run its task again."
-            )
-    return record
+        raise damaged(path, f"{where}: {fault.message}")
+    for name, value in fields.items():
+        number = None if name in MAY_BE_INFINITE else _find_non_finite(value)
+        if number is not None:
+            raise damaged(path, f"{name}: {number} is not a finite number")
+    return Record(**fields)
+
+
+def damaged(path: Path, reason: str) -> DataError:
+    """Return the error for a record that cannot be used."""
+    return DataError(f"record {path} is damaged ({visible(shorten(reason))}); run its task again.")
+
+
+def _find_non_finite(value: Any) -> float | None:
+    """Return a number of a JSON value that is NaN or infinite, if there is one."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((n for item in inner if (n := _find_non_finite(item)) is not None), None)
 
 
 def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
     """Convert a record of schema version 1 to the current one; figures that it lacks are None."""
     recipe, wall_time_s = fields.get("recipe"), fields.get("wall_time_s")
+    details = fields.get("details")
     missing = ("devices", "device_hours", "peak_memory_bytes", "images_seen", "images_per_s")
     complete = fields.get("evaluated") == fields.get("expected")
-    devices = (fields.get("details") or {}).get("processes")
+    devices = details.get("processes") if isinstance(details, dict) else None
     cost: dict[str, Any] = dict.fromkeys(missing)
     if isinstance(devices, int) and isinstance(wall_time_s, int | float):
         cost |= {"devices": devices, "device_hours": wall_time_s * devices / 3600}

@@ -47,7 +47,7 @@ class EventFile:
 
     def add_image(self, name: str, path: Path, step: int) -> None:
         """Add a PNG."""
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             width, height = image.size
         content = Summary.Image(
             height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes()

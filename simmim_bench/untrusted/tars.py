@@ -78,7 +78,7 @@ def list_members(path: Path) -> list[Member]:
         inside = content.size >= 0 and content.offset_data + content.size <= end
         if is_file and not is_sparse and not inside:
             raise DataError(
-                f"shard {path} cannot be read: {visible(header.name)} ends behind the end of the file; use another copy."
+                f"shard {path} cannot be read: {visible(header.name)} ends behind its end; use another copy."
             )
         members.append(Member(header.name, content.offset_data, content.size, is_file, is_sparse))
     return members

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from support.records import board_of, change, make_record, run_leaderboard
+from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
 from simmim_bench.leaderboard.tables import to_markdown
 from simmim_bench.results.record import read_record
@@ -27,7 +27,7 @@ def test_archived_records_pass_the_check_without_the_runs(tmp_path: Path) -> Non
 
 def test_archived_records_contain_no_absolute_path(tmp_path: Path) -> None:
     path = make_record(tmp_path / "runs")
-    change(path, data={"root": str(tmp_path / "data" / "d"), "fingerprint": "f"})
+    change(path, data={"root": str(tmp_path / "data" / "d"), "fingerprint": fake_hash("f")})
     change(path, command=["simmim-bench", "transfer", "--data", str(tmp_path / "data" / "d")])
     archive = tmp_path / "archive"
     assert run_leaderboard("keep", tmp_path / "runs", "--out", archive).exit_code == 0

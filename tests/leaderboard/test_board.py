@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import board_of, change, make_record
+from support.records import board_of, change, fake_hash, make_record
 
-from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.board import group_protocols
 from simmim_bench.leaderboard.find import find_records
 
@@ -22,7 +21,7 @@ def test_random_weights_share_a_group_with_the_checkpoints_of_each_data_set(
         for task in ("linear", "knn"):
             for label in (data, "r"):
                 path = make_record(tmp_path / data, label=label, task=task)
-                change(path, data={"root": data, "fingerprint": data})
+                change(path, data={"root": data, "fingerprint": fake_hash(data)})
     board = board_of(tmp_path)
     assert sorted(sorted(row.label for row in group.rows) for group in board.groups) == [
         ["r", "x"],
@@ -59,7 +58,7 @@ def test_checkpoints_with_the_same_label_are_distinguished_by_their_hash(tmp_pat
     assert sorted(row.label for row in board_of(tmp_path).rows) == ["a [12345678]", "a [abcdef00]"]
 
 
-def test_a_copied_record_does_not_count_as_another_seed(tmp_path: Path) -> None:
+def test_a_copied_record_does_not_count_and_contradicting_ones_are_left_out(tmp_path: Path) -> None:
     path = make_record(tmp_path / "runs")
     assert len(find_records([tmp_path / "runs", tmp_path]).records) == 1
     shutil.copytree(path.parent, tmp_path / "runs" / "copy")
@@ -69,7 +68,15 @@ def test_a_copied_record_does_not_count_as_another_seed(tmp_path: Path) -> None:
     assert cell is not None
     assert sorted(cell.values) == pytest.approx([60.0, 80.0])
     make_record(tmp_path / "other", correct=7)
-    with pytest.raises(
-        DataError, match="same checkpoint, protocol and seed but different predictions"
-    ):
-        board_of(tmp_path / "runs", tmp_path / "other")
+    found = find_records([tmp_path / "runs", tmp_path / "other"])
+    assert [record.seed for record in found.records.values()] == [1]
+    assert len(found.problems) == 3
+    for problem in found.problems:
+        assert "same checkpoint, protocol and seed but different predictions" in problem
+
+
+def test_a_record_without_a_score_that_has_a_column_is_in_no_row(tmp_path: Path) -> None:
+    change(make_record(tmp_path, label="b"), metrics={"other": 1.0})
+    assert board_of(tmp_path).groups == ()
+    make_record(tmp_path, label="a")
+    assert [row.label for row in board_of(tmp_path).rows] == ["a"]

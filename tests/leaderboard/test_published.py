@@ -42,9 +42,18 @@ def write_record(
     checkpoint = json.loads(path.read_text())["checkpoint"]
     checkpoint |= {"arch": fields.pop("arch", "vit_b"), "label": label}
     checkpoint["provenance"] = PRETRAINED if provenance is None else provenance
-    recipe = {"name": fields.pop("recipe", "imagenet_vit_b_800ep"), "sha256": "0", "source": "s"}
+    recipe = {
+        "name": fields.pop("recipe", "imagenet_vit_b_800ep"),
+        "sha256": "0" * 64,
+        "source": "s",
+    }
     standard = {"evaluated": 50_000, "expected": 50_000}
-    change(path, checkpoint=checkpoint, recipe=recipe | {"fields": {}}, **(standard | fields))
+    change(
+        path,
+        checkpoint=checkpoint,
+        recipe=recipe | {"fields": {"epochs": 100}},
+        **(standard | fields),
+    )
     return path
 
 
@@ -135,7 +144,7 @@ def test_the_mean_over_seeds_is_compared(tmp_path: Path) -> None:
     for seed, correct in enumerate((8, 9)):
         path = write_record(tmp_path / str(seed), seed=seed)
         top1 = {"top1": 10.0 * correct}
-        digest = json.loads(path.read_text())["predictions"] | {"sha256": str(seed)}
+        digest = json.loads(path.read_text())["predictions"] | {"sha256": str(seed) * 64}
         change(path, metrics=top1, predictions=digest)
     assert compare(tmp_path) == "published 83.8, here 85.0 (+1.2)"
 

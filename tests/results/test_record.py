@@ -25,7 +25,7 @@ from simmim_bench.results.record import Record, read_record
     [
         ({"metrics": [1]}, "metrics: "),
         ({"metrics": {"top1": "6"}}, "metrics.top1: "),
-        ({"metrics": {"top1": float("nan")}}, "top1 is not a finite number"),
+        ({"metrics": {"top1": float("nan")}}, "metrics: nan is not a finite number"),
         ({"metrics": {"top1": 101}}, "metrics.top1: "),
         ({"recipe": "r"}, "recipe: "),
         ({"predictions": {}}, "predictions: "),

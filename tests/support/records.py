@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,11 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.results.metrics import scores_from_predictions, write_logits
 from simmim_bench.results.record import Record
 from transfer.recipes import RECIPES
+
+
+def fake_hash(text: str) -> str:
+    """Return a hash that differs for each text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_record(
@@ -41,7 +47,7 @@ def make_record(
         checkpoint={
             "label": label,
             "name": f"nowhere/{label}",
-            "sha256": label * 8,
+            "sha256": fake_hash(label),
             "arch": "x",
             "params": 1000,
             "provenance": {"wall_time_s": 3600.0},
@@ -54,7 +60,7 @@ def make_record(
         },
         deviates={},
         seed=seed,
-        data={"root": "data/d", "fingerprint": "f"},
+        data={"root": "data/d", "fingerprint": fake_hash("f")},
         evaluated=10,
         expected=10,
         predictions={"file": "predictions/logits.npz", "sha256": sha256_file(predictions)},

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from simmim_bench.results.coco_file import is_finite
+from simmim_bench.results.coco_file import is_finite, sum_run_lengths
+from simmim_bench.untrusted.text import shorten
 
 NUMBER = (int, float)
 REQUIRED: dict[str, dict[str, Any]] = {
@@ -64,14 +65,14 @@ def entry_faults(path: Path, content: Any) -> Iterator[str]:
 
 def _key_faults(where: str, entry: Any, keys: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(entry, dict):
-        yield f"{where} is {json.dumps(entry)}; it must be an object."
+        yield f"{where} is {_shown(entry)}; it must be an object."
         return
     for key, kind in keys.items():
         if key not in entry:
             yield f"{where} lacks '{key}', which pycocotools needs; add it."
         elif isinstance(entry[key], bool) or not isinstance(entry[key], kind):
             expected = EXPECTED[kind]
-            yield f"{where} has {key} {json.dumps(entry[key])}, which is not {expected}; correct it."
+            yield f"{where} has {key} {_shown(entry[key])}, which is not {expected}; correct it."
         elif kind is int and not LEAST.get(key, 0) <= entry[key] <= MOST.get(key, MAX_ID):
             yield (
                 f"{where} has {key} {entry[key]}, which is not from {LEAST.get(key, 0)} to {MOST.get(key, MAX_ID)}; "
@@ -81,6 +82,14 @@ def _key_faults(where: str, entry: Any, keys: Mapping[str, Any]) -> Iterator[str
         yield (
             f"{where} has 'ignore', which COCO does not define; remove it, or mark a crowd with iscrowd 1."
         )
+
+
+def _shown(value: Any) -> str:
+    """Return a JSON value for a message, not more than a line of it."""
+    try:
+        return shorten(json.dumps(value))
+    except RecursionError:
+        return "a deeply nested value"
 
 
 def _duplicate_ids(path: Path, section: str, entries: list[Any]) -> Iterator[str]:
@@ -254,31 +263,6 @@ def _run_length_faults(mask: Mapping[str, Any], width: int, height: int) -> Iter
         yield RUN_LENGTHS_SIZE
     elif sum_run_lengths(counts) != height * width:
         yield RUN_LENGTHS_SUM
-
-
-def sum_run_lengths(counts: str | list[Any]) -> int | None:
-    """Return the sum of COCO's run lengths, compressed or not; None if they are damaged.
-
-    pycocotools' decoder does not require that they fill the mask. The compressed form is that of `rleToString` in
-    pycocotools' maskApi.c: groups of five bits, the lowest first, a sixth bit for "more follow", a sign in the last
-    group's highest bit; from the fourth run on, the difference to the run before the previous one.
-    """
-    if isinstance(counts, list):
-        valid = all(type(count) is int and count >= 0 for count in counts)
-        return sum(counts) if valid else None
-    groups = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        return None
-    ends = np.flatnonzero(groups & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    position = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
-    if position.max() > 6:  # 35 bits: no image has such a run
-        return None
-    values = np.add.reduceat((groups & 31) << (5 * position), starts)
-    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return int(values.sum()) if values.min() >= 0 else None
 
 
 def _is_polygon(corners: Any) -> bool:

@@ -1,8 +1,10 @@
 """Find the image files of a COCO instances file, and their faults.
 
 Exporters write other paths than those of the files: with a folder, absolute, as a URL, with Windows' separators. The
-longest end of such a path that is a file in the image folder is taken. Images are turned upright by their EXIF
-orientation, as Detectron2 and image viewers do; width and height of an entry are those of the upright image.
+longest end of such a path that is a file in the image folder is taken. A path such as `../val2017/1.jpg` may name a
+file of another folder of the data set, but none outside of the data folder. Symbolic links in the data folder are
+followed: storage is often mounted that way. Images are turned upright by their EXIF orientation, as Detectron2 and
+image viewers do; width and height of an entry are those of the upright image.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from simmim_bench.data.decode import read_orientation
+from simmim_bench.data.decode import read_orientation, readable_formats
 from simmim_bench.data.listing import is_image
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted.text import visible
 
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
@@ -73,7 +76,13 @@ def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[
         yield f"image folder {images} does not exist; {path} refers to the images in it."
         return
     missing = missing_images(content, images)
-    if missing:
+    outside = [name for name in missing if os.path.isfile(os.path.join(images, name))]
+    if outside:
+        yield (
+            f"{path}: image {visible(outside[0])} is outside of the data folder {images.parent} ({len(outside)} such "
+            "images); copy it there."
+        )
+    elif missing:
         yield (
             f"image {images / missing[0]} does not exist ({len(missing)} of the {len(content['images'])} images of "
             f"{path} are missing); add them or remove their entries."
@@ -97,8 +106,9 @@ def missing_images(content: dict[str, Any], images: Path) -> list[str]:
 
 
 def _is_file(images: Path, name: str) -> bool:
-    """Return whether a file exists; False for names that no file can have, with which `Path.is_file` fails."""
-    return os.path.isfile(os.path.join(images, name))
+    """Return whether a file exists in the data folder; False for names that no file can have."""
+    path = os.path.abspath(os.path.join(images, name))
+    return Path(path).is_relative_to(os.path.abspath(images.parent)) and os.path.isfile(path)
 
 
 def unused_images(content: Mapping[str, Any], images: Path) -> list[str]:
@@ -134,7 +144,7 @@ def check_size(entry: Mapping[str, Any], images: Path) -> int:
     """
     path = images / entry["file_name"]
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=readable_formats()) as image:
             width, height = image.size
             orientation = read_orientation(image)
     except Exception:  # reported where the image is decoded
