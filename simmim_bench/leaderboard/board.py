@@ -202,7 +202,7 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
         paths_of.setdefault(checkpoint, {}).setdefault(followed, []).append(path)
     names = _unique_names(paths_of)
     tasks = dict.fromkeys(column.task for column in columns())
-    groups = []
+    groups: list[ProtocolGroup] = []
     for protocols in group_protocols([[*paths] for paths in paths_of.values()]):
         rows = [
             _build_row(names[checkpoint], by_task, records)

@@ -13,7 +13,7 @@ import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from simmim_bench import __version__
 from simmim_bench.errors import DataError
@@ -160,7 +160,7 @@ def device_hours(records: Sequence[Record]) -> float | None:
     return transfers + seconds * devices / 3600
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """Return whether a value is a number from 0 that can be computed with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 

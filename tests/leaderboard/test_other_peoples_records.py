@@ -80,6 +80,16 @@ def promised(path: Path) -> None:
     of_part("predictions", sha256=sha256_file(file))(path)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
 def link(path: Path) -> None:
     moved = path.parents[2] / "elsewhere.json"
     path.rename(moved)
@@ -121,8 +131,8 @@ UNUSABLE: dict[str, Damage] = {
     "absolute_file": of_part("predictions", file="/etc/passwd"),
     "leaving_task": lambda path: change(path, task="linear/../../x"),
     "link": link,
-    "pipe": lambda path: (path.unlink(), os.mkfifo(path)),
-    "loop": lambda path: (path.unlink(), path.symlink_to(path.name)),
+    "pipe": pipe,
+    "loop": loop,
 }
 # Records whose predictions `check` cannot score.
 UNSCORABLE: dict[str, Damage] = {
