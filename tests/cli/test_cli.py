@@ -150,7 +150,7 @@ def test_a_text_file_as_checkpoint_exits_4(tmp_path: Path, pocket: Path) -> None
     message = fails(
         4, "transfer", "knn", "--ckpt", text, "--data", pocket / "imagenet", "--out", tmp_path / "r"
     )
-    assert "model.pth is damaged, or not a weights file" in message
+    assert "model.pth is damaged, or was not written by torch.save" in message
 
 
 def test_an_occupied_output_directory_is_refused_and_left_alone(
