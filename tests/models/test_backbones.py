@@ -90,9 +90,9 @@ def test_parameter_counts_equal_the_official_ones(
     arch: str, window: int | None, simmim: int, fine_tuned: int
 ) -> None:
     spec = find_spec(arch).at(None, window)
-    assert count_parameters(SimMIM(spec)) == simmim
     window = {None: None, 6: 7, 12: 14}[window]
     with torch.device("meta"):
+        assert count_parameters(SimMIM(spec)) == simmim
         model = build_backbone(spec.at((224, 224), window), num_classes=1000)
     assert count_parameters(model) == fine_tuned
 

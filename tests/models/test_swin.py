@@ -205,6 +205,7 @@ def gradients(model: Any, run: Callable[[Tensor], list[Tensor]]) -> list[Tensor]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointing_and_compiling_keep_the_gradients_of_padded_maps(family: str) -> None:
     model = build(spec_of(family)).train()

@@ -97,7 +97,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("launch", "how"),
-    [(under_torchrun, ()), (two_processes, ("--shard",))],
+    [
+        (under_torchrun, ()),
+        pytest.param(two_processes, ("--shard",), marks=pytest.mark.slow),
+    ],
     ids=["copies", "shards"],
 )
 def test_two_processes_train_as_one(

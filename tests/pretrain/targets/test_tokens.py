@@ -143,6 +143,7 @@ def test_token_is_the_nearest_code_of_a_naive_loop() -> None:
                 assert ids[b, 0, y, x] == int(np.argmin(distances))
 
 
+@pytest.mark.slow
 def test_fitted_tokenizer_beats_a_constant_image_and_is_reproducible() -> None:
     (one, figures), (other, _) = fitted_net(0), fitted_net(3)
     same, _ = fitted_net.__wrapped__(0)

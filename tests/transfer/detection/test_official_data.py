@@ -196,6 +196,7 @@ def ious(recipe: CocoRecipe, split: CocoSplit, objects: list[dict[str, Any]]) ->
     return torch.stack(found)
 
 
+@pytest.mark.slow
 def test_boxes_of_small_objects_are_exact_from_outlines_and_not_from_bit_masks(
     objects: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     assert unlike["estimate"]["seconds"] is None
 
 
+@pytest.mark.slow
 def test_a_killed_suite_continues_and_skips_completed_steps(tmp_path: Path, pocket: Path) -> None:
     data = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "linear,knn")
     common = (*data, "--seeds", "2", *QUICK)
