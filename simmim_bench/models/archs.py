@@ -11,7 +11,7 @@ during pretraining) are from SimMIM's configs/ folder.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -349,10 +349,17 @@ class BackboneSpec:
             ValueError: a field is unknown, of another type, or larger than any backbone's.
         """
         values = {key: _tuples(value) for key, value in fields.items()}
-        for key, value in values.items():
-            if key not in FIELDS or not FIELDS[key](value):
-                raise ValueError(f"{ascii(key)[:40]} is {ascii(value)[:80]}")
+        if (fault := describe_fault(values)) is not None:
+            raise ValueError(fault)
         return cls(**values)
+
+
+def describe_fault(fields: Mapping[str, Any]) -> str | None:
+    """Return the first field of a spec that is unknown, of another type or beyond every backbone; None without one."""
+    for key, value in fields.items():
+        if key not in FIELDS or not FIELDS[key](value):
+            return f"{ascii(key)[:40]} is {ascii(value)[:80]}"
+    return None
 
 
 def _is_count(value: Any, low: int, high: int) -> bool:

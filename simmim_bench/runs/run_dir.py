@@ -213,6 +213,7 @@ def open_run(
                     for parent in created:
                         parent.rmdir()
             raise
+        remove_leftovers(path, OWN_FOLDERS)  # of a folder that could not be removed at once
 
 
 def describe_run(

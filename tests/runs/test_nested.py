@@ -74,6 +74,14 @@ def test_a_run_below_that_another_process_works_in_is_not_removed(tmp_path: Path
     assert not results.exists()
 
 
+def test_what_could_not_be_removed_at_once_is_removed_at_the_end(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        left = touch(tmp_path / "checkpoints" / ".best.old" / "meta.json")
+        other = touch(tmp_path / "knn" / ".record.json.8.tmp")
+    assert not left.parent.exists()
+    assert other.exists()
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_failed_start_removes_the_directory_unless_another_process_works_in_it(
     tmp_path: Path, nested: bool

@@ -46,7 +46,7 @@ from simmim_bench.checkpoints.third_party.vit import (
 )
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import BackboneSpec, Form
+from simmim_bench.models.archs import BackboneSpec, Form, describe_fault
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
 from simmim_bench.untrusted import text
@@ -130,6 +130,8 @@ def import_state(
         if pretrained_windows:
             spec = replace(spec, pretrained_windows=pretrained_windows)
         title = f"{name} ({renamed.method}, {spec.arch})"
+        if (fault := describe_fault(vars(spec))) is not None:
+            raise DataError(f"{title} is no backbone's: {fault}; use another copy.")
         ours, spare = _match_model(renamed.state, spec, form, title)
     except UnknownHeadsError as error:
         raise DataError(
