@@ -24,6 +24,7 @@ from simmim_bench.files import ESCAPED, escape, cannot_write, read_json, remove_
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
+from simmim_bench.untrusted.text import visible_lines
 
 # Other folders in a run directory may be runs, such as the transfers of a pretraining, or the features they share.
 OWN_FOLDERS = ("checkpoints", "predictions", "tensorboard")
@@ -78,6 +79,7 @@ class RunDir:
         """
         if not self._writes:
             return
+        text = visible_lines(text)  # labels and names of other people's files
         self.display.log(text)
         try:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
