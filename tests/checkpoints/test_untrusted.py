@@ -81,7 +81,7 @@ def every_tensor(new: bool) -> dict[str, Any]:
     for dtype in NEW_TYPES if new else ():
         kinds[dtype] = torch.arange(5).float().to(getattr(torch, dtype))
     attributed = torch.nn.Parameter(torch.randn(2))
-    attributed.origin = "a note"  # type: ignore[attr-defined]
+    vars(attributed)["origin"] = "a note"
     return {**kinds, "attributed": attributed}
 
 
@@ -306,8 +306,14 @@ NAMES = {
     "control characters": "\x1b[31m\n",
 }
 KERNEL = "patch_embed__proj__weight"
+
+
+def vit_with_name(key: str) -> dict[str, Any]:
+    return {**vit_with(), key: torch.zeros(48)}
+
+
 STATES: dict[str, Callable[[], dict[str, Any]]] = {
-    **{name: lambda key=key: {**vit_with(), key: torch.zeros(48)} for name, key in NAMES.items()},  # type: ignore[misc]
+    **{name: functools.partial(vit_with_name, key) for name, key in NAMES.items()},
     "sparse": lambda: vit_with(norm__weight=torch.eye(48).to_sparse()),
     "sparse rows": lambda: vit_with(norm__weight=torch.eye(48).to_sparse_csr()),
     "complex": lambda: vit_with(norm__weight=torch.zeros(48, dtype=torch.complex64)),

@@ -69,7 +69,7 @@ def arrays(**changed: Any) -> Damage:
 
 
 def promised(path: Path) -> None:
-    """Let the header of an array promise terabytes."""
+    """Write an array whose header promises terabytes."""
     file = path.parent / "predictions" / "logits.npz"
     content = file.read_bytes()
     with np.load(file) as stored:
