@@ -202,7 +202,7 @@ def _build_state(
         context,
         saved,
         lambda: find_accumulation_steps(
-            model, loader, compute_loss, precision, context.dist, shard=options.shard
+            model, loader.epoch(0), compute_loss, precision, context.dist, shard=options.shard
         ),
     )
     total_steps = recipe.epochs * len(loader)

@@ -64,7 +64,7 @@ def attention(setup: Setup) -> Findings:
 
 
 def attend_with_plain_table(problem: Problem) -> Attend:
-    """Look the bias up in float32, permute it, and convert it; torch aligns it by a copy where it has to."""
+    """Index the table in float32, permute the bias and convert it; torch aligns it by a copy where it has to."""
     index = gen_relative_position_index(problem.grid, device=problem.upstream.device)[1:, 1:]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def attend_with_plain_table(problem: Problem) -> Attend:
 
 
 def attend_with_aligned_table(problem: Problem) -> Attend:
-    """Look the bias up as the product does."""
+    """Compute the bias with the module of the product."""
     module = RelativePositionBias(problem.grid, problem.upstream.shape[1])
     name = "relative_position_bias_table"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -87,7 +86,7 @@ class PretrainStep:
         self._compute_loss = partial(masked_loss, None, setup.device)
         self.accumulation_steps = accumulation_steps or find_accumulation_steps(
             self.model,
-            OneBatch(self.batch),  # type: ignore[arg-type]
+            [self.batch],
             self._compute_loss,
             self.precision,
             DistContext(device=setup.device),
@@ -150,17 +149,6 @@ class PretrainStep:
             self()
         self.setup.synchronize()
         return time.perf_counter() - started
-
-
-@dataclass(frozen=True)
-class OneBatch:
-    """An epoch loader of a single batch."""
-
-    batch: list[Tensor]
-
-    def epoch(self, number: int) -> list[list[Tensor]]:
-        """Return the batches of an epoch."""
-        return [self.batch]
 
 
 def training_flops(spec: BackboneSpec, recipe: PretrainRecipe) -> int:

@@ -29,7 +29,8 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, covering_size, eval_transform
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import read_json, replacing
+from simmim_bench.files import replacing
+from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, read_json
 
 VisualizedMasking = Masking | Literal["centre", "boxes"]
 
@@ -201,7 +202,7 @@ def largest_boxes(annotations: Path, img_size: tuple[int, int]) -> dict[str, lis
         By file name: (left, top, right, bottom) in pixels of the image resized and cropped to `img_size`.
         Crowds are skipped, and so are boxes over more than 70 % of the image, which leave too little visible.
     """
-    content = read_json(annotations, "annotations")
+    content = read_json(annotations, "annotations", max_bytes=MAX_BYTES_OF_DATA)
     try:
         images = {i["id"]: (i["file_name"], i["height"], i["width"]) for i in content["images"]}
         objects = [

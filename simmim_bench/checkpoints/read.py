@@ -19,9 +19,10 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import read_json, remove_directory, sha256_file, sha256_json
+from simmim_bench.files import remove_directory, sha256_file, sha256_json
 from simmim_bench.models.archs import LARGEST_GRID, LARGEST_MAP, BackboneSpec, find_spec
 from simmim_bench.untrusted import text
+from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _random_checkpoint(ckpt: str) -> Checkpoint:
 
 def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
     """Read a checkpoint directory and verify the hash of its weights."""
-    meta = read_json(directory / "meta.json", "checkpoint file")
+    meta = read_json(directory / "meta.json", "checkpoint file", finite=False)
     weights = directory / "model.safetensors"
     try:
         with open(weights, "rb") as file:
@@ -197,7 +198,9 @@ def read_training_state(directory: Path, *, resuming: bool = True) -> dict[str, 
             f"{directory} cannot be resumed: it has no training.pt; start a new run with another --out."
         )
     try:
-        wanted = read_json(directory / "meta.json", "checkpoint file").get("training_sha256")
+        wanted = read_json(directory / "meta.json", "checkpoint file", finite=False).get(
+            "training_sha256"
+        )
         if wanted is not None and sha256_file(path) != wanted:
             raise DataError(
                 f"{path} is damaged: its SHA-256 differs from the one in meta.json; start a new run with "

@@ -130,7 +130,7 @@ class RelativePositionBias(nn.Module):
 
 
 class _Lookup(torch.autograd.Function):
-    """Look up a bias (n, L, L) in a table (rows, n), in a dtype; sum its gradient in the table's dtype.
+    """Index a table (rows, n) for a bias (n, L, L) in another dtype; sum its gradient in the table's dtype.
 
     The bias of 4,096 tokens and 12 heads takes 0.8 GB in float32. Autograd would hold it twice, before and after
     a permutation, until it is converted to bfloat16, and would sum the gradient of a converted table in bfloat16.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from simmim_bench.data.loader import EpochLoader, batches_on_device
+from simmim_bench.data.loader import batches_on_device
 from simmim_bench.distributed import DistContext, no_sync
 from simmim_bench.errors import UsageError
 from simmim_bench.models.buffers import preserve_buffers
@@ -56,7 +56,7 @@ def accumulate_gradients(
 
 def find_accumulation_steps(
     model: nn.Module,
-    loader: EpochLoader,
+    batches: Iterable[list[Tensor]],
     compute_loss: LossFunction,
     precision: str,
     dist: DistContext,
@@ -71,6 +71,7 @@ def find_accumulation_steps(
     Args:
         model: not wrapped and not compiled: a pass of a sharded model that runs out of memory leaves its
             parameters gathered, and a process that runs out alone leaves the others waiting for it.
+        batches: of an epoch; the first one is tried.
         shard: whether gradients and optimizer state will be sharded over the processes.
 
     Returns:
@@ -79,7 +80,7 @@ def find_accumulation_steps(
     Raises:
         UsageError: not even one image fits.
     """
-    batch = next(batches_on_device(loader.epoch(0), dist.device))
+    batch = next(batches_on_device(batches, dist.device))
     devices = [dist.device] if dist.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), trial_memory(dist.device):
         fitting = (

@@ -486,3 +486,13 @@ def test_values_that_meta_json_cannot_have_are_refused(checkpoint: Path, name: s
         assert re.fullmatch(r".+", str(refusal.value))
     finally:
         path.write_text(original)
+
+
+def test_a_configuration_is_read_within_limits(tmp_path: Path) -> None:
+    save_file(vit_with(), tmp_path / "model.safetensors")
+    nested: Any = {}
+    for _ in range(100):
+        nested = {"a": nested}
+    (tmp_path / "config.json").write_text(json.dumps({"num_heads": 4, "spare": nested}))
+    with pytest.raises(DataError, match=r"config\.json cannot be read as JSON: .*nested"):
+        read_checkpoint(str(tmp_path), FOUR_HEADS)

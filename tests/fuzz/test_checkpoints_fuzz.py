@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import collections
 import io
-import zipfile
-import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
-from support.fuzz import LENGTHS, check, fuzz, mutate_bytes
+from support.fuzz import LENGTHS, check, fuzz, mutate_zip
 from support.third_party import build_vit
 from support.tiny import TINY
 
@@ -47,29 +46,18 @@ def small() -> dict[str, Any]:
     }
 
 
-def mutate_record(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Mutate one record of a zip file, whose directory stays right, or else the bytes of the file."""
-    if random.random() < 0.3:
-        return mutate_bytes(random, content, others)
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            records = {name: archive.read(name) for name in archive.namelist()}
-        names = sorted(records, key=len)
-        name = random.choice([n for n in names if n.endswith("data.pkl")] * 5 + names)
-        records[name] = mutate_bytes(random, records[name], list(records.values()))
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            for entry, data in records.items():
-                archive.writestr(entry, data)
-        return packed.getvalue()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, OSError, zlib.error):
-        return mutate_bytes(random, content, others)
-
-
 @LENGTHS
 def test_files_of_torch(tmp_path: Path, long: bool) -> None:
     seeds = [saved(small()), saved(small(), pickle_protocol=4)]
-    check(fuzz(read_torch, seeds, tmp_path / "a.pth", long=long, mutate=mutate_record))
+    check(
+        fuzz(
+            read_torch,
+            seeds,
+            tmp_path / "a.pth",
+            long=long,
+            mutate=partial(mutate_zip, likely="data.pkl"),
+        )
+    )
 
 
 @LENGTHS

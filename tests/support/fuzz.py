@@ -7,6 +7,7 @@ joins the corpus: later mutations start from it, and come deeper into a reader t
 from __future__ import annotations
 
 import base64
+import io
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import pytest
 
@@ -195,3 +197,34 @@ def mutate_bytes(random: Random, content: bytes, others: Sequence[bytes]) -> byt
             start = random.randint(0, len(other))
             data[at : at + length] = other[start : start + length]
     return bytes(data)
+
+
+def mutate_zip(
+    random: Random,
+    content: bytes,
+    others: Sequence[bytes],
+    *,
+    likely: str = "",
+    mutate: Mutation = mutate_bytes,
+) -> bytes:
+    """Mutate a member of a zip file, whose directory and checksums stay right; in one of four cases, any bytes.
+
+    Args:
+        likely: end of the names of members that are chosen more often.
+        mutate: changes the content of a member, given those of all members.
+    """
+    if random.random() < 0.25:
+        return mutate_bytes(random, content, others)
+    packed = io.BytesIO()
+    try:
+        with ZipFile(io.BytesIO(content)) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        names = sorted(members, key=len)
+        name = random.choice([n for n in names if likely and n.endswith(likely)] * 5 + names)
+        members[name] = mutate(random, members[name], list(members.values()))
+        with ZipFile(packed, "w", random.choice((ZIP_STORED, ZIP_DEFLATED))) as archive:
+            for entry, data in members.items():
+                archive.writestr(entry, data)
+    except Exception:  # a file that was damaged before
+        return mutate_bytes(random, content, others)
+    return packed.getvalue()

@@ -65,7 +65,7 @@ def train(dist: DistContext, *, trial: bool) -> tuple[int, dict[str, Tensor], di
     fitting = 0
     if trial:
         fitting = find_accumulation_steps(
-            model, loader, loss_with_little_memory, "fp32", dist, shard=True
+            model, loader.epoch(0), loss_with_little_memory, "fp32", dist, shard=True
         )
     wrapped = dist.wrap_model(model, shard=True, parts=model.encoder.blocks_in_order)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, fused=True)

@@ -112,7 +112,7 @@ def test_accumulation_steps_are_the_fewest_that_fit() -> None:
     def steps(images: int) -> int:
         tried.clear()
         return find_accumulation_steps(
-            model, loader, loss_with_room_for(images), "fp32", DistContext()
+            model, loader.epoch(0), loss_with_room_for(images), "fp32", DistContext()
         )
 
     assert (steps(12), tried) == (1, [12])

@@ -16,8 +16,9 @@ from torch import nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.files import read_json, sha256_file, sha256_json
+from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.results.record import ScoredModel
+from simmim_bench.untrusted.json_text import read_json
 from transfer.evaluate.classifier import Classifier, no_head
 from transfer.evaluate.preprocessing import Preprocessing
 
@@ -54,7 +55,7 @@ def load_folder(folder: Path, img_size: ImageSize = None) -> Classifier:
     Raises:
         DataError: timm cannot build the model, or it has no head.
     """
-    arch = read_json(folder / "config.json", "timm's config").get("architecture")
+    arch = read_json(folder / "config.json", "timm's config", finite=False).get("architecture")
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise DataError(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import read_json
 from simmim_bench.recipe import Recipe, with_deviations
 from simmim_bench.results.record import read_record
+from simmim_bench.untrusted.json_text import read_json
 from transfer.recipes import RECIPES, check_recipe_type
 
 # Descriptions of the training data in a record, which an evaluated score must share to be compared with it.
@@ -55,7 +55,7 @@ def find_trained_run(ckpt: str, task: str) -> TrainedRun | None:
     folder = next((f for f in folders if (f / "recipe.json").is_file()), None)
     if folder is None or (folder / "config.json").is_file():
         return None
-    description = read_json(folder / "recipe.json", "run description")
+    description = read_json(folder / "recipe.json", "run description", finite=False)
     try:
         name, deviates = description["recipe"]["name"], description["deviates"]
         sha256, arguments = description["recipe_sha256"], description["arguments"]

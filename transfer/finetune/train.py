@@ -163,7 +163,7 @@ def build(
         accumulation_steps,
         context,
         training,
-        lambda: find_accumulation_steps(model, loader, compute_loss, precision, dist),
+        lambda: find_accumulation_steps(model, loader.epoch(0), compute_loss, precision, dist),
     )
     total_steps = recipe.epochs * len(loader)
     requested = {"on": True, "off": False}.get(job.options.get("compile", ""))

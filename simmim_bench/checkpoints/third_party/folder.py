@@ -8,7 +8,8 @@ from typing import Any
 
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_json, sha256_file, sha256_json
+from simmim_bench.files import sha256_file, sha256_json
+from simmim_bench.untrusted.json_text import read_json
 
 INDEX = ".index.json"  # of a file in shards
 WEIGHTS = (

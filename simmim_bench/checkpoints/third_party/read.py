@@ -30,8 +30,8 @@ from simmim_bench.checkpoints.third_party.timm import (
 from simmim_bench.checkpoints.third_party.transformers import check_config, configured_pixels
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import read_json
 from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.untrusted.json_text import read_json
 
 # Method of an encoder by a part of its entry or prefix, and whether its files count epochs from 1 (DINO: main_dino.py,
 # line 282; MoCo v3: main_moco.py, line 311).
@@ -80,7 +80,7 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
     file = find_weights(path) if path.is_dir() else path
     config: dict[str, Any] = {}
     if folder is not None and (folder / "config.json").is_file():
-        config = read_json(folder / "config.json", "configuration")
+        config = read_json(folder / "config.json", "configuration", finite=False)
         if not isinstance(config, dict):
             raise DataError(f"{folder / 'config.json'} is not a JSON object; use another copy.")
     content, metadata, sha256 = read_weights(file)

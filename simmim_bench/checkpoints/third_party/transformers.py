@@ -16,7 +16,7 @@ import torch
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, statistics_of
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_json
+from simmim_bench.untrusted.json_text import read_json
 
 MODEL_TYPES = ("vit", "vit_mae", "vit_msn")
 # Parts of parameter names: (those of versions 4 and 5 as regular expression, timm's).
