@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import functools
 import re
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def test_every_command_line_in_the_documents_parses(line: str) -> None:
         assert found is not None
         command, context = found, click.Context(found, info_name=name, parent=context)
     command.make_parser(context).parse_args(words)
+
+
+def test_every_python_file_is_checked_for_style() -> None:
+    run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = run(["git", "ls-files", "*.py"]).stdout.split()
+    shown = run([sys.executable, "-m", "ruff", "check", "--show-files"]).stdout.splitlines()
+    assert {str(ROOT / name) for name in tracked} <= {*shown}
 
 
 def test_the_readme_the_makefile_and_doctor_install_the_same_detectron2() -> None:

@@ -176,8 +176,7 @@ def _resize_to_cover(
     return resized
 
 
-def balanced_subset(
-    labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:
+def balanced_subset(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:
     """Sample a fraction of the images, as evenly from the classes as their sizes allow.
 
     The number of images is that of SimCLR's lists (github.com/google-research/simclr, imagenet_subsets): 12,811

@@ -37,7 +37,7 @@ class HubImages:
     def read(self, index: int) -> bytes:
         """Return the content of an image file."""
         image = self.dataset[self.indices[index]][self.column]
-        if image is None or image["bytes"] is None and image["path"] is None:
+        if image is None or (image["bytes"] is None and image["path"] is None):
             raise unreadable(self.name(index), "its row has no image")
         content: bytes | None = image["bytes"]
         try:

@@ -171,9 +171,7 @@ class EpochLoader:
         end_workers(self._loader)
 
 
-def batches_on_device(
-    batches: Iterable[Any], device: torch.device
-) -> Iterator[list[Tensor]]:
+def batches_on_device(batches: Iterable[Any], device: torch.device) -> Iterator[list[Tensor]]:
     """Yield batches on a device; a GPU copies the next batch while it computes with this one.
 
     Args:

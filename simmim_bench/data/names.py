@@ -83,7 +83,9 @@ class FileNames(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | FileNames:
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
-        number = range(len(self))[index]  # counts a negative index from the end, or raises IndexError
+        number = range(len(self))[
+            index
+        ]  # counts a negative index from the end, or raises IndexError
         start, end = self.offsets.values[number : number + 2].tolist()
         return os.fsdecode(self.buffer.values[start:end].tobytes())
 

@@ -20,14 +20,22 @@ from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
-from simmim_bench.files import ESCAPED, escape, cannot_write, read_json, remove_leftovers, write_json, write_text
+from simmim_bench.files import (
+    ESCAPED,
+    cannot_write,
+    escape,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
 from simmim_bench.untrusted.text import visible_lines
 
 # Other folders in a run directory may be runs, such as the transfers of a pretraining, or the features they share.
-OWN_FOLDERS = ("checkpoints", "predictions", "tensorboard")
+OWN_FOLDERS = ("checkpoints", "classifier", "predictions", "tensorboard")
 METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl, in every training loop
 
 

@@ -29,7 +29,21 @@ def write(folder: Path, *names: str) -> None:
 
 def test_every_readable_suffix_is_listed_in_either_case(tmp_path: Path) -> None:
     # torchvision: datasets/folder.py, IMG_EXTENSIONS; and those that it drops.
-    known = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif .jp2 .avif .jfif".split()
+    known = [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".ppm",
+        ".bmp",
+        ".pgm",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+        ".jp2",
+        ".avif",
+        ".jfif",
+    ]
     assert set(known) <= IMAGE_FORMATS.keys()
     write(tmp_path, *(f"a{suffix}" for suffix in known), *(f"B{s.upper()}" for s in known))
     images, left_out = list_tree(tmp_path)
@@ -64,7 +78,9 @@ def test_hidden_and_system_files_are_neither_images_nor_classes(tmp_path: Path) 
     train = class_folders(tmp_path, "train")
     assert train.classes == class_folders(tmp_path, "val").classes == ("a", "b")
     assert len(train) == len(any_images(tmp_path)) - 1 == 2
-    hidden = "@eaDir,.ipynb_checkpoints,__MACOSX,a/.DS_Store,a/._1.jpg,b/.ipynb_checkpoints,b/Thumbs.db"
+    hidden = (
+        "@eaDir,.ipynb_checkpoints,__MACOSX,a/.DS_Store,a/._1.jpg,b/.ipynb_checkpoints,b/Thumbs.db"
+    )
     assert sorted(train.left_out.hidden) == sorted(hidden.split(","))
     assert train.left_out.outside == ("stray.jpg",)
 
@@ -126,7 +142,11 @@ def test_the_validation_images_are_not_pretrained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [
-        (["Cat", "dog"], ["cat ", "dog"], r"1 class of train/ is missing in val/: Cat \('Cat' and 'cat ' differ"),
+        (
+            ["Cat", "dog"],
+            ["cat ", "dog"],
+            r"1 class of train/ is missing in val/: Cat \('Cat' and 'cat ' differ",
+        ),
         (["a", "b"], ["a", "b", "c"], "1 class of val/ is missing in train/: c;"),
     ],
 )
@@ -142,7 +162,9 @@ def test_unshared_classes_are_named(
 def test_splits_that_cannot_be_classified_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "train", "all/cat/1.jpg", "all/dog/1.jpg")
     write(tmp_path / "val", "ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(DataError, match="has one class folder, all, .* move them up"):
+    with pytest.raises(DataError, match=r"has one class folder, all, .* move them up"):
         class_folders(tmp_path, "train")
-    with pytest.raises(DataError, match=r"val has no class folders; .*torchvision\.datasets\.ImageNet"):
+    with pytest.raises(
+        DataError, match=r"val has no class folders; .*torchvision\.datasets\.ImageNet"
+    ):
         class_folders(tmp_path, "val")

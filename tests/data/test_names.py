@@ -21,7 +21,16 @@ from simmim_bench.errors import DataError
 # The fingerprint of the files of `write_tree` in all versions.
 COMMITTED = "5dc9cc7c75531632e8b4ea78a1ec4d909a9bb54779a592c3c5bda72e08c526ce"
 # "\udcff" is Python's for the byte 0xff, which is no UTF-8.
-NAMES = ["a/z.jpg", "a-b/c.jpg", "", "é/\udcff.png", "日本.jpg", "a b\n.jpg", "\udce9\udcff/x.jpg", "😀"]
+NAMES = [
+    "a/z.jpg",
+    "a-b/c.jpg",
+    "",
+    "é/\udcff.png",
+    "日本.jpg",
+    "a b\n.jpg",
+    "\udce9\udcff/x.jpg",
+    "😀",
+]
 
 
 def test_packed_names_are_those_of_a_list() -> None:
@@ -77,13 +86,20 @@ def test_workers_that_are_not_forked_read_the_names() -> None:
 
 
 def write_tree(root: Path) -> list[Path]:
-    names = [b"b/1.jpg", b"b-c/2.jpg", b"b/d/3.png", b"b/\xff.jpg", "b/é.jpg".encode(), b"b.x/4.jpg"]
+    names = [
+        b"b/1.jpg",
+        b"b-c/2.jpg",
+        b"b/d/3.png",
+        b"b/\xff.jpg",
+        "b/é.jpg".encode(),
+        b"b.x/4.jpg",
+    ]
     names.append("b/\uffee.jpg".encode())  # its code point lies above that of "\udcff"
     for size, name in enumerate(names):
         path = root / "train" / os.fsdecode(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * size)
-    return sorted((root / "train" / os.fsdecode(name) for name in names))
+    return sorted(root / "train" / os.fsdecode(name) for name in names)
 
 
 def naive_fingerprint(root: Path, paths: list[Path]) -> str:

@@ -19,10 +19,10 @@ from pretrain.recipes import POCKET
 from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.listing import list_tree
-from simmim_bench.files import LFS_POINTER
 from simmim_bench.data.sources import ImageSource, any_images, class_folders, held_out_images
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.files import LFS_POINTER
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 
@@ -205,7 +205,10 @@ def write_archive(path: Path, mode: Literal["w", "w:gz"]) -> None:
     [
         (lambda p: None, r"data folder .* does not exist; use .* hfds:NAME"),
         (lambda p: p.mkdir(), r"has no images \(\.jpg.*\) and no \*\.tar"),
-        (lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"no tar")), "a.tar cannot be read: it is no whole tar"),
+        (
+            lambda p: (p.mkdir(), (p / "a.tar").write_bytes(b"no tar")),
+            "a.tar cannot be read: it is no whole tar",
+        ),
         (
             lambda p: write_archive(p / "a.tar", "w"),
             r"no images .* are in shard .*a\.tar",

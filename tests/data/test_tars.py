@@ -63,7 +63,9 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes | bytearray], str]] = {
     "size that is no number": (lambda: patched(tar_of(image()), SIZE, b"9" * 11), "cannot be read"),
     "beyond the end": (lambda: tar_of(image())[: BLOCK + 100], "cannot be read"),
     "long name of gigabytes": (
-        lambda: patched(tar_of(image("d/" * 90 + "a.jpg"), form=tarfile.GNU_FORMAT), SIZE, b"7" * 11),
+        lambda: patched(
+            tar_of(image("d/" * 90 + "a.jpg"), form=tarfile.GNU_FORMAT), SIZE, b"7" * 11
+        ),
         "an extension of a size that no name has",
     ),
     "long names of long names": (
@@ -104,7 +106,9 @@ def test_malformed_shards_are_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_names_with_control_characters_are_escaped(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(tar_of(image("\x1b[31m\na.jpg", pax_headers={**SPARSE, "GNU.sparse.map": "0,1"})))
+    (tmp_path / "a.tar").write_bytes(
+        tar_of(image("\x1b[31m\na.jpg", pax_headers={**SPARSE, "GNU.sparse.map": "0,1"}))
+    )
     with pytest.raises(DataError, match="sparse") as refusal:
         tar_shards([tmp_path / "a.tar"])
     assert str(refusal.value).isprintable()
@@ -125,4 +129,9 @@ def test_the_index_has_the_content_that_tarfile_extracts(tmp_path: Path, form: i
             extracted = archive.extractfile(member.name)
             assert extracted is not None
             assert shards.read(index) == extracted.read()
-    assert [Path(member.name).name for member in shards.members] == ["a.jpg", "é.png", "d.jpeg", "e.jpg"]
+    assert [Path(member.name).name for member in shards.members] == [
+        "a.jpg",
+        "é.png",
+        "d.jpeg",
+        "e.jpg",
+    ]

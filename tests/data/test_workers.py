@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.pretraining import pretrain_pocket
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simmim_bench.cli.main import cli
 from simmim_bench.data.workers import WorkerLoader, start_workers
 from simmim_bench.signals import SIGNALS, StopSignal, raise_on_signals
 from simmim_bench.training.stopping import stop_on_signals
-from support.pretraining import pretrain_pocket
 
 
 class Slow(Dataset[int]):
@@ -96,22 +96,32 @@ def test_a_signal_waits_until_an_object_is_finalised(
 def test_a_signal_of_the_last_step_is_not_lost(restored_handlers: None) -> None:
     raise_on_signals()
     done = []
-    with pytest.raises(StopSignal, match="SIGINT"), stop_on_signals() as stop:
-        repeated = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        repeated.start()
-        signal.raise_signal(signal.SIGINT)
-        repeated.join()
-        done.append(stop.number)
+
+    def interrupted_twice() -> None:
+        with stop_on_signals() as stop:
+            repeated = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+            repeated.start()
+            signal.raise_signal(signal.SIGINT)
+            repeated.join()
+            done.append(stop.number)
+
+    with pytest.raises(StopSignal, match="SIGINT"):
+        interrupted_twice()
     assert done == [signal.SIGINT]
 
 
 def test_a_second_signal_is_not_remembered(restored_handlers: None) -> None:
     raise_on_signals()
     done = []
-    with pytest.raises(StopSignal, match="SIGTERM"), stop_on_signals():
-        for _ in range(2):
-            signal.raise_signal(signal.SIGTERM)
-            done.append(time.monotonic())
+
+    def terminated_twice() -> None:
+        with stop_on_signals():
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+                done.append(time.monotonic())
+
+    with pytest.raises(StopSignal, match="SIGTERM"):
+        terminated_twice()
     assert len(done) == 1
 
 
@@ -135,7 +145,14 @@ def test_whatever_a_training_run_ships_to_workers_can_be_pickled(
     pretrain_pocket(tmp_path / "run", few, "epochs=1", "batch_size=6")
     common = ("--ckpt", "random:vit_pocket", "--data", str(few), "--quiet", "-o", "num_workers=0")
     for task, *more in (
-        ("imagenet", "epochs=1", "warmup_epochs=0", "batch_size=6", "random_erasing=0.25", "auto_augment=rand-m9-mstd0.5-inc1"),
+        (
+            "imagenet",
+            "epochs=1",
+            "warmup_epochs=0",
+            "batch_size=6",
+            "random_erasing=0.25",
+            "auto_augment=rand-m9-mstd0.5-inc1",
+        ),
         ("linear", "epochs=1", "blocks=2", "base_lr=0.1", "crops=1", "crop_rule=mae"),
     ):
         options = [word for assignment in more for word in ("-o", assignment)]
@@ -148,6 +165,7 @@ def test_whatever_a_training_run_ships_to_workers_can_be_pickled(
 def test_detectors_loaders_can_be_pickled(pocket: Path) -> None:
     pytest.importorskip("detectron2")
     from support.detection import RECIPE, batches
+
     from transfer.detection.coco_layout import read_splits
     from transfer.detection.data import val_loader
 
