@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from pretrain.evaluation.metrics import ReconstructionMetrics, effective_rank
-from pretrain.evaluation.visualize import evenly_spaced, load_uncropped, save_reconstruction_grid
+from pretrain.evaluation.visualize import save_reconstruction_grid
 from pretrain.masking.masks import sample_recipe_masks, upsample_mask
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
+from simmim_bench.data.pictures import evenly_spaced, load_uncropped
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.training.precision import autocast
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from pretrain.masking.masks import (
     box_mask,
@@ -26,62 +24,31 @@ from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.datasets import ImageDataset, covering_size, eval_transform
+from simmim_bench.data.datasets import covering_size
+from simmim_bench.data.pictures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import replacing
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, read_json
 
 VisualizedMasking = Masking | Literal["centre", "boxes"]
 
 GREY = 0.5
-MIN_TILE_SIZE = 160  # pixels; smaller images are enlarged by an integer factor
 MAX_BOX_AREA = 0.7  # ours: largest fraction of the image that an object's box may hide
-IMAGES_PER_ROW = 2  # of the grid, three tiles each
 
 
 @torch.no_grad()
-def reconstruction_grid(
+def reconstruction_tiles(
     model: SimMIM, images: Tensor, mask: Tensor, *, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Render normalised images (B, 3, H, W) as a grid (3, height, width) of three tiles per image, pixels in [0, 1]."""
+    """Render normalised images (B, 3, H, W) as three tiles each, (B, 3, 3, H, W), pixels in about [0, 1]."""
     model.eval()
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
     hidden = upsample_mask(mask, size).unsqueeze(1)
     reconstruction = model.reconstruction_target.denormalise(output.reconstruction, images)
-    scale, shift = images.new_tensor(std).view(-1, 1, 1), images.new_tensor(mean).view(-1, 1, 1)
-    original = images * scale + shift
-    pasted = original * (1 - hidden) + (reconstruction * scale + shift) * hidden
-    factor = max(1, MIN_TILE_SIZE // max(images.shape[-2:]))
-    rows = torch.stack([original, original * (1 - hidden) + GREY * hidden, pasted], dim=1)
-    tiles = F.interpolate(rows.flatten(0, 1).clamp(0, 1).cpu(), scale_factor=factor)
-    grid: Tensor = make_grid(tiles, nrow=3 * IMAGES_PER_ROW, padding=4, pad_value=1.0)
-    return grid
-
-
-def evenly_spaced(images: ImageSource, count: int) -> ImageSource:
-    """Return `count` evenly spaced images of a source, or all if it has fewer."""
-    count = min(count, len(images))
-    return images.subset([i * len(images) // count for i in range(count)])
-
-
-def load_uncropped(
-    images: ImageSource,
-    img_size: tuple[int, int],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    skip_unreadable: int = 0,
-) -> Tensor:
-    """Load images as (B, 3, H, W), normalised, resized to cover `img_size` and centre-cropped to its aspect.
-
-    Args:
-        skip_unreadable: the most unreadable images that the next image replaces.
-    """
-    transform = eval_transform(img_size, crop_ratio=1.0, mean=mean, std=std)
-    dataset = ImageDataset(images, transform, skip_unreadable=skip_unreadable)
-    return torch.stack([dataset[i][0] for i in range(len(dataset))])
+    original = denormalise(images, mean=mean, std=std)
+    pasted = original * (1 - hidden) + denormalise(reconstruction, mean=mean, std=std) * hidden
+    return torch.stack([original, original * (1 - hidden) + GREY * hidden, pasted], dim=1)
 
 
 def save_reconstruction_grid(
@@ -99,11 +66,9 @@ def save_reconstruction_grid(
         out: PNG file; None runs the model only.
     """
     device = next(model.parameters()).device
-    grid = reconstruction_grid(model, images.to(device), mask.to(device), mean=mean, std=std)
-    if out is None:
-        return
-    with replacing(out) as temporary:
-        save_image(grid, str(temporary), format="png")
+    tiles = reconstruction_tiles(model, images.to(device), mask.to(device), mean=mean, std=std)
+    if out is not None:
+        write_grid(tiles, out)
 
 
 def visualize_folder(

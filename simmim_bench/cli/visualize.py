@@ -1,4 +1,4 @@
-"""`simmim-bench visualize`: plot what a pretraining checkpoint reconstructs."""
+"""`simmim-bench visualize`: plot reconstructions, principal components of features, or a probe's attention."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from typing import Any
 import click
 
 from simmim_bench.cli.options import PATH, SEED, complete_ckpt
+from simmim_bench.errors import UsageError
+
+# The options that only some of the pictures take, by the picture.
+OPTIONS_OF = {
+    "reconstruction": ("masking", "annotations", "mask_patch_size", "mask_ratio", "seed"),
+    "pca": ("img_size", "block"),
+    "attention": (),
+}
 
 
 @click.command()
@@ -16,7 +24,15 @@ from simmim_bench.cli.options import PATH, SEED, complete_ckpt
     required=True,
     metavar="CKPT",
     shell_complete=complete_ckpt,
-    help="A pretraining checkpoint.",
+    help="A pretraining checkpoint; for pca any backbone, for attention a run of `transfer attentive`.",
+)
+@click.option(
+    "--what",
+    type=click.Choice([*OPTIONS_OF]),
+    default="reconstruction",
+    show_default=True,
+    help="Reconstructions under masks, principal components of the patch features as colours, or the attention of "
+    "a fitted probe's queries.",
 )
 @click.option("--images", required=True, type=PATH, help="Folder of images.")
 @click.option("--out", required=True, type=PATH, help="PNG to write.")
@@ -51,15 +67,50 @@ from simmim_bench.cli.options import PATH, SEED, complete_ckpt
     help="Fraction of the image to hide; not used by --mask boxes.",
 )
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the masks.")
-def visualize(ckpt: str, images: Path, out: Path, **masking: Any) -> None:
-    """Plot the original image, the masked image, and the reconstruction with the visible part pasted in.
+@click.option(
+    "--img-size",
+    type=click.IntRange(1),
+    help="For pca: side of the images in pixels, such as 448 for a finer picture; the checkpoint's by default.",
+)
+@click.option(
+    "--block",
+    default=-1,
+    show_default=True,
+    help="For pca: the block of a ViT, or the stage of another backbone, from 1; -1 for the last.",
+)
+@click.pass_context
+def visualize(
+    ctx: click.Context, ckpt: str, what: str, images: Path, out: Path, count: int, **options: Any
+) -> None:
+    """Plot what a model makes of images, beside the images.
+
+    By default: the masked image, and the reconstruction with the visible part pasted in.
 
     \b
       simmim-bench visualize --ckpt runs/pocket --images data/pocket/imagenet/val --out seen.png
+      simmim-bench visualize --ckpt runs/pocket --images data/pocket/imagenet/val --out colours.png --what pca
+      simmim-bench visualize --ckpt runs/pocket/attentive/seed0 --images data/pocket/imagenet/val \\
+          --out attention.png --what attention
       simmim-bench visualize --ckpt runs/vit_b --images coco/val2017 --out objects.png \\
           --mask boxes --annotations coco/annotations/instances_val2017.json
     """
-    from pretrain.evaluation.visualize import visualize_folder
+    own = OPTIONS_OF[what]
+    for name in options:
+        given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        if given and name not in own:
+            flag = "--mask" if name == "masking" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} does not apply to --what {what}; remove it.")
+    own_options = {name: options[name] for name in own}
+    if what == "reconstruction":
+        from pretrain.evaluation.visualize import visualize_folder
 
-    visualize_folder(ckpt, images, out, **masking)
+        visualize_folder(ckpt, images, out, count=count, **own_options)
+    elif what == "pca":
+        from transfer.visualize import visualize_pca
+
+        visualize_pca(ckpt, images, out, count=count, **own_options)
+    else:
+        from transfer.visualize import visualize_attention
+
+        visualize_attention(ckpt, images, out, count=count)
     click.echo(str(out))

@@ -1,0 +1,90 @@
+"""Pictures of frozen features: principal components of the patch features, and where a probe's queries look.
+
+They do the work of `simmim-bench visualize --what pca` and `--what attention`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.pictures import denormalise, evenly_spaced, load_uncropped, write_grid
+from simmim_bench.data.sources import any_images
+from simmim_bench.errors import UsageError
+from simmim_bench.models.archs import MapOptions
+
+COMPONENTS = 3  # one per colour, as in DINOv2, arXiv 2304.07193, figure 1
+OUTLIERS = (
+    0.01  # ours: fraction of the patches at either end of a component that share the end's colour
+)
+
+
+@torch.no_grad()
+def visualize_pca(
+    ckpt: str, data: Path, out: Path, *, count: int, img_size: int | None, block: int
+) -> None:
+    """Write images of a folder beside the first three principal components of their patch features, as colours.
+
+    The components are those of all patches of all images together: equal colours are similar features.
+
+    Args:
+        out: PNG file.
+        count: number of images, evenly spaced in the folder.
+        img_size: side of the images in pixels; None for the checkpoint's.
+        block: the block of a ViT, or the stage of another backbone, counted from 1; -1 for the last.
+
+    Raises:
+        UsageError: a block that the backbone does not have, or an image size that does not fit.
+        DataError: a checkpoint or an image that cannot be used.
+    """
+    checkpoint = read_checkpoint(ckpt)
+    spec = checkpoint.spec
+    check_channels(ckpt, spec.in_chans)
+    number = _block_number(checkpoint, block)
+    size = spec.img_size if img_size is None else (img_size, img_size)
+    is_vit = spec.family == "vit"
+    maps = MapOptions(blocks=(number,)) if is_vit else None
+    model = load_backbone(checkpoint, size, maps=maps).eval()
+    level = 0 if is_vit else number - 1
+    images = evenly_spaced(any_images(data), count)
+    pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+    features = torch.cat([model.forward_maps(image)[level] for image in pixels.split(1)])
+    colours = F.interpolate(principal_components(features), size=size)
+    original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
+    write_grid(torch.stack([original, colours], 1), out)
+
+
+def _block_number(checkpoint: Checkpoint, block: int) -> int:
+    """Return the number of a block from 1; -1 is the last."""
+    count = checkpoint.spec.probed_blocks
+    if not 1 <= abs(block) <= count:
+        raise UsageError(
+            f"{checkpoint.spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last."
+        )
+    return block % (count + 1)
+
+
+def principal_components(features: Tensor) -> Tensor:
+    """Project patch features (B, D, h, w) on their first principal components, (B, 3, h, w) in [0, 1].
+
+    All images share one basis and one scale for each component; the sign is such that the component's largest weight
+    is positive.
+    """
+    vectors = features.permute(0, 2, 3, 1).flatten(0, 2).double()
+    centred = vectors - vectors.mean(0)
+    _, basis = torch.linalg.eigh(centred.T @ centred)  # in ascending order
+    basis = basis[:, -COMPONENTS:].flip(1)
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    projected = centred @ (basis * largest.sign())
+    ends = torch.tensor([OUTLIERS, 1 - OUTLIERS], dtype=projected.dtype)
+    low, high = projected.quantile(ends, dim=0)
+    scaled = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    batch, _, height, width = features.shape
+    return scaled.float().view(batch, height, width, -1).permute(0, 3, 1, 2)
