@@ -3,16 +3,18 @@
 The fit stops at convergence, or after `MAX_ITERATIONS` iterations if the weights are hardly regularised. The folds and
 strengths that compare one feature set are fitted together.
 
-Legend: N images, D channels, K classes, F folds, R strengths of regularisation.
+Legend: N images, D channels, K classes, A active problems.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from simmim_bench.probes.lbfgs import minimise
 from simmim_bench.probes.norms import Normaliser
@@ -56,19 +58,32 @@ def fit_jointly(
     channels, device, dtype = some.shape[1], some.device, some.dtype
     weights = num_classes * channels
     strengths = torch.tensor(l2, device=device, dtype=dtype).repeat(len(parts))[:, None]
+    # Only the logits of unequal parts are padded: with any class, and without weight in the loss.
+    labels = pad_sequence([y for _, y in parts], batch_first=True)
+    shares = pad_sequence(
+        [some.new_full((len(y),), 1 / len(y)) for _, y in parts], batch_first=True
+    )
 
     def objective(variables: Tensor, problems: Sequence[int]) -> tuple[Tensor, Tensor]:
         weight, bias = variables[:, :weights], variables[:, weights:]
-        chosen = strengths[torch.tensor(problems, device=device)]
-        losses = (chosen * weight.square()).sum(1)
-        gradients = torch.cat([2 * chosen * weight, torch.zeros_like(bias)], 1)
-        for number, (features, labels) in enumerate(parts):
-            rows = [row for row, problem in enumerate(problems) if problem // len(l2) == number]
-            if rows:
-                own = slice(rows[0], rows[-1] + 1)  # the problems of a part follow each other
-                _add_cross_entropy(
-                    features, labels, weight[own], bias[own], losses[own], gradients[own]
-                )
+        chosen = torch.tensor(problems, device=device)
+        losses = (strengths[chosen] * weight.square()).sum(1)
+        gradients = torch.cat([2 * strengths[chosen] * weight, torch.zeros_like(bias)], 1)
+        rows = _rows_by_part([problem // len(l2) for problem in problems])
+        part = chosen // len(l2)
+        step = max(1, LOGITS // bias.numel())
+        for first in range(0, labels.shape[1], step):
+            images = slice(first, first + step)
+            features = {own: parts[number][0][images] for number, own in rows.items()}
+            _add_cross_entropy(
+                features,
+                labels[part, images],
+                shares[part, images],
+                weight.unflatten(1, (num_classes, channels)),
+                bias,
+                losses,
+                gradients,
+            )
         return losses, gradients
 
     variables = weights + num_classes
@@ -80,31 +95,42 @@ def fit_jointly(
     ]
 
 
+def _rows_by_part(parts: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Return the first row of each part and the row after its last; the rows of a part follow each other."""
+    return {part: (bisect_left(parts, part), bisect_right(parts, part)) for part in set(parts)}
+
+
 def _add_cross_entropy(
-    features: Tensor,
+    features: Mapping[tuple[int, int], Tensor],
     labels: Tensor,
+    shares: Tensor,
     weight: Tensor,
     bias: Tensor,
     losses: Tensor,
     gradients: Tensor,
 ) -> None:
-    """Add the mean cross-entropy of R classifiers to their losses (R,), and its gradients, (R, K D + K).
+    """Add the cross-entropy of A classifiers to their losses (A,), and its gradients, (A, K D + K).
 
     Args:
-        weight: (R, K D); bias: (R, K).
+        features: (n, D) of the images that the classifiers from one row to another learn; n <= N.
+        labels, shares: (A, N), the class of each image and its weight in the loss.
+        weight: (A, K, D); bias: (A, K).
     """
-    rates, classes = bias.shape
-    rows = weight.reshape(rates * classes, -1)
-    for x, y in zip(
-        *(t.split(max(1, LOGITS // len(rows))) for t in (features, labels)), strict=True
-    ):
-        target = y[:, None, None].expand(-1, rates, 1)
-        log = torch.addmm(bias.reshape(-1), x, rows.T).view(-1, rates, classes).log_softmax(2)
-        losses -= log.gather(2, target)[:, :, 0].sum(0) / len(labels)
-        error = log.exp_().scatter_add_(2, target, log.new_full((1,), -1.0).expand_as(target))
-        error = error.flatten(1).div_(len(labels))
-        gradients[:, :-classes] += (error.T @ x).view(rates, -1)
-        gradients[:, -classes:] += error.sum(0).view(rates, -1)
+    # The images are the last dimension: a softmax over the last one, of few classes, does not vectorise.
+    logits = torch.zeros(*bias.shape, labels.shape[1], device=bias.device, dtype=bias.dtype)
+    for (first, end), x in features.items():
+        product = weight[first:end].flatten(0, 1) @ x.T
+        logits[first:end, :, : len(x)] = product.unflatten(0, (end - first, -1))
+    log = logits.add_(bias[:, :, None]).log_softmax(1)
+    target = labels[:, None]
+    losses -= (log.gather(1, target)[:, 0] * shares).sum(1)
+    error = log.exp_().scatter_add_(1, target, log.new_full((1,), -1.0).expand_as(target))
+    error *= shares[:, None]
+    classes = bias.shape[1]
+    for (first, end), x in features.items():
+        own = error[first:end].flatten(0, 1)[:, : len(x)] @ x
+        gradients[first:end, :-classes] += own.view(end - first, -1)
+    gradients[:, -classes:] += error.sum(2)
 
 
 def cross_validate(
