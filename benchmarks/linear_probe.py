@@ -31,6 +31,7 @@ from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
+from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import find_recipe
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast
@@ -38,7 +39,6 @@ from transfer.frozen.candidates import ProbeResult, TrainingSubset
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.features import FeatureSet, block_width, feature_sets
 from transfer.frozen.linear_probe import probe_linear
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, epoch_steps
 from transfer.frozen.recipes import LinearRecipe
 from transfer.recipes import RECIPES

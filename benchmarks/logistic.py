@@ -17,10 +17,10 @@ from timing import compare, report
 from torch import Tensor
 
 from simmim_bench.distributed import best_device
+from simmim_bench.probes.lbfgs import HISTORY, MAX_EVALUATIONS, MAX_ITERATIONS
+from simmim_bench.probes.logistic import cross_validate
+from simmim_bench.probes.norms import Normaliser
 from transfer.frozen.candidates import assign_folds
-from transfer.frozen.lbfgs import HISTORY, MAX_EVALUATIONS, MAX_ITERATIONS
-from transfer.frozen.logistic import cross_validate
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import LOGISTIC
 
 

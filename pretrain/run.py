@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from pretrain.build import (
     build_model,
@@ -20,6 +21,7 @@ from pretrain.build import (
     load_teacher,
 )
 from pretrain.evaluation.monitor import sample_images
+from pretrain.evaluation.probe import ProbeImages, load_probe_images
 from pretrain.masking.masks import sample_image_mask, visible_patch_count
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
@@ -56,6 +58,8 @@ class TrainOptions:
         skip_unreadable: the most unreadable images that are skipped; one more ends the run.
         keep_every: epochs between checkpoints that are kept; 0 for the last and the best alone.
         visualize_every: epochs between figures of reconstructions.
+        probe_data: labelled images in ImageNet's layout, on which the features are probed; None for no probe.
+        probe_every: epochs between probes.
     """
 
     accumulate: int | None = None
@@ -65,6 +69,8 @@ class TrainOptions:
     skip_unreadable: int = 0
     keep_every: int = 0
     visualize_every: int = 1
+    probe_data: Path | None = None
+    probe_every: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,7 @@ class Pretraining:
     Attributes:
         images: the training images; `dataset` loads and crops them.
         held_out: images of the validation set, or the training images where the data has none.
+        probe: labelled images of the probe; None without one, and on processes that take no part in it.
         teacher: the frozen teacher or tokenizer that the target comes from; None for other targets.
         fitted: figures of what the target was fitted to, such as the tokenizer's error.
         state: the model under training, its optimizer and schedule.
@@ -87,6 +94,7 @@ class Pretraining:
     images: ImageSource
     dataset: ImageDataset
     held_out: ImageSource
+    probe: ProbeImages | None
     model: SimMIM
     teacher: TargetSource | None
     fitted: dict[str, float]
@@ -130,6 +138,11 @@ def build(
     for line in describe_left_out(held_out, "val") if held_out is not None else ():
         context.run.log(line)
     held_out = held_out or images
+    probe = None
+    if options.probe_data is not None:
+        probe = load_probe_images(
+            context, options.probe_data, recipe, len(images), shard=options.shard
+        )
     decided = decide_precision(recipe.precision, dist.device, spec.num_features)
     precision = agree_on_precision(decided, dist)
     dataset = ImageDataset(
@@ -157,6 +170,7 @@ def build(
         images=images,
         dataset=dataset,
         held_out=held_out,
+        probe=probe,
         model=model,
         teacher=teacher,
         fitted=fitted,
@@ -214,6 +228,7 @@ def _build_state(
         shard=options.shard,
         parts=model.encoder.blocks_in_order,
     )
+    register_fsdp_forward_method(model, "forward_pooled")  # of a sharded model alone
     return TrainState(
         model=model,
         parallel_model=parallel_model,

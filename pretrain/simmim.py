@@ -175,6 +175,10 @@ class SimMIM(nn.Module):
         )
         return SimMIMOutput(loss, reconstruction, maps[-1])
 
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """Return the encoder's pooled features of unmasked images after every block, (B, blocks, poolings, D)."""
+        return self.encoder.forward_pooled(images)
+
     def _hide_pixels(
         self, images: Tensor, mask: Tensor, pixel_mask: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ The run directory's `checkpoints/last/` holds the model, `metrics.jsonl` the los
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from pretrain.evaluation.held_out import held_out_metrics, visualize_held_out
 from pretrain.evaluation.monitor import CollapseMonitor, trivial_loss
+from pretrain.evaluation.probe import ProbeImages, describe_cost, probe_features, probe_scores
 from pretrain.flops import training_flops
 from pretrain.masking.avg_dist import recipe_average_distance
 from pretrain.masking.masks import sample_recipe_masks
@@ -32,6 +34,7 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
+from simmim_bench.display import format_duration
 from simmim_bench.models.archs import find_spec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
@@ -261,7 +264,9 @@ class CheckpointWriter:
         )
         self.provenance.update(metrics)
         run.metrics(pretraining.state.step - 1, **metrics, trivial_loss=self.constant_loss)
-        due = epoch % pretraining.options.visualize_every == 0 or epoch == recipe.epochs
+        if pretraining.probe is not None and self._is_due(epoch, pretraining.options.probe_every):
+            self._probe(epoch, pretraining.probe)
+        due = self._is_due(epoch, pretraining.options.visualize_every)
         if due and model.reconstruction_target.can_visualize:
             figure = run.path / "reconstructions.png" if context.dist.is_main else None
             visualize_held_out(
@@ -272,6 +277,35 @@ class CheckpointWriter:
                 skip_unreadable=pretraining.options.skip_unreadable,
             )
             run.add_image("reconstructions", epoch, figure)
+
+    def _is_due(self, epoch: int, every: int) -> bool:
+        return epoch % every == 0 or epoch == self.pretraining.recipe.epochs
+
+    def _probe(self, epoch: int, images: ProbeImages) -> None:
+        """Score the features on labelled images; log the scores and the time that all probes took so far."""
+        pretraining, context = self.pretraining, self.pretraining.context
+        run, started = context.run, time.monotonic()
+        features = probe_features(
+            pretraining.model,
+            images.pixels,
+            device=context.dist.device,
+            precision=pretraining.state.precision,
+        )
+        if not context.dist.is_main:
+            return
+        scores = probe_scores(features, images, pretraining.spec)
+        seconds = time.monotonic() - started
+        self.provenance["probe"] = scores
+        run.metrics(
+            pretraining.state.step - 1,
+            **{f"probe_{name}": score for name, score in scores.items()},
+            probe_s=round(seconds, 3),
+        )
+        shown = " ".join(f"{name}={score:.2f}" for name, score in scores.items())
+        cost = describe_cost(
+            sum(run.read_metric("probe_s")), run.wall_time_s(), pretraining.options.probe_every
+        )
+        run.log(f"probe: epoch={epoch} {shown} time={format_duration(seconds)}; {cost}")
 
     def _keep(self, epoch: int, held_out_loss: float) -> None:
         """Keep the checkpoint of the lowest held-out loss, and one every `keep_every` epochs."""

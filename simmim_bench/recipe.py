@@ -19,6 +19,8 @@ from simmim_bench.files import sha256_json
 
 # "auto": bfloat16 where the device is faster with it, float16 on GPUs without bfloat16
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+# of the pooled features of a frozen backbone; see `FrozenRecipe.norm` in `transfer/frozen/recipes.py`
+Norm = Literal["none", "layer", "batch", "layer+batch"]
 LARGE = 1e9
 WARMUPS = {"warmup_epochs": "epochs", "warmup_iters": "max_iters"}  # and the length of the training
 ABOUT = (

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from simmim_bench.cli.options import complete_arch, open_display, pretrain_recipes, run_options
+from simmim_bench.cli.options import (
+    PATH,
+    complete_arch,
+    open_display,
+    pretrain_recipes,
+    run_options,
+)
+from simmim_bench.errors import UsageError
 from simmim_bench.runs.options import RunOptions
 
 
@@ -64,6 +71,19 @@ from simmim_bench.runs.options import RunOptions
     "--pictures-every", type=click.IntRange(1), hidden=True, help="Deprecated: --visualize-every."
 )
 @click.option(
+    "--probe-data",
+    type=PATH,
+    metavar="DIR",
+    help="Score the features every epoch by k-NN and logistic regression: labelled images in ImageNet's layout, "
+    "learnt from train/ and scored on val/. A monitor, not a score of the leaderboard.",
+)
+@click.option(
+    "--probe-every",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --probe-data: probe every N epochs. [default: 1]",
+)
+@click.option(
     "--skip-unreadable",
     default=0,
     show_default=True,
@@ -77,6 +97,8 @@ def pretrain(
     options: RunOptions,
     visualize_every: int,
     pictures_every: int | None,
+    probe_data: Path | None,
+    probe_every: int | None,
     **train_options: Any,
 ) -> None:
     """Pretrain a backbone with SimMIM.
@@ -92,10 +114,16 @@ def pretrain(
       torchrun --nproc-per-node 8 -m simmim_bench pretrain --arch vit_b --data imagenet --out runs/b
       srun simmim-bench pretrain --arch vit_b --data imagenet --out runs/b --resume
 
+    --probe-data scores a few thousand images of DIR, at most, after each epoch, and the log reports the probes' share
+    of the run's time. The blocks are those in the middle, at three quarters and at the end. Labels reach the probes
+    alone. `doctor --imagenet DIR` checks the folder.
+
     batch_size is the total over all processes. SIGTERM, SIGINT and SIGUSR1 finish the step and save it;
     --resume continues to the same end as an uninterrupted run. SIGUSR1 also requeues a SLURM job
     (#SBATCH --signal=USR1@120).
     """
+    if probe_every is not None and probe_data is None:
+        raise UsageError(f"--probe-every {probe_every} needs --probe-data; add it.")
     from simmim_bench.distributed import init_distributed
     from simmim_bench.training.determinism import deterministic_algorithms
 
@@ -118,7 +146,10 @@ def pretrain(
             resume=options.resume,
             overwrite=options.overwrite,
             options=TrainOptions(
-                visualize_every=pictures_every or visualize_every, **train_options
+                visualize_every=pictures_every or visualize_every,
+                probe_data=probe_data,
+                probe_every=probe_every or 1,
+                **train_options,
             ),
         )
     if not dist.is_main:

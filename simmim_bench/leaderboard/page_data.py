@@ -38,7 +38,7 @@ MAX_CLASSES = 20_000  # whose scores a page can list
 IMAGE_WIDTH = 900  # pixels; wider reconstructions are scaled down for the page
 PROVENANCE_KEYS = (
     *("method", "recipe", "deviates", "data", "images", "epochs"),
-    *("held_out_loss", "psnr", "ssim", "effective_rank", "avg_dist"),
+    *("held_out_loss", "psnr", "ssim", "effective_rank", "avg_dist", "probe"),
 )
 
 

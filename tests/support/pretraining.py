@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
-from pretrain.train import pretrain
+from pretrain.train import TrainOptions, pretrain
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
@@ -76,7 +76,12 @@ def save_checkpoint(model: SimMIM, path: Path) -> str:
 
 
 def pretrain_pocket(
-    out: Path, data: Path, *assignments: str, init_from: str | None = None, resume: bool = False
+    out: Path,
+    data: Path,
+    *assignments: str,
+    init_from: str | None = None,
+    resume: bool = False,
+    options: TrainOptions | None = None,
 ) -> Path:
     """Pretrain the pocket ViT for two epochs, unless an assignment changes it; return the checkpoint."""
     quick = ["epochs=2", "batch_size=30", "mask_patch_size=8"]
@@ -93,22 +98,27 @@ def pretrain_pocket(
             deviates={},
             data=data,
             init_from=init_from,
+            options=options,
         )
 
 
 def pretrain_first_epoch(
-    out: Path, data: Path, *assignments: str, monkeypatch: pytest.MonkeyPatch
+    out: Path,
+    data: Path,
+    *assignments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    options: TrainOptions | None = None,
 ) -> None:
     """Interrupt a run after its first epoch, which is saved."""
 
-    def stopped(*state: Any, save: Callable[[], None], **options: Any) -> None:
+    def stopped(*state: Any, save: Callable[[], None], **settings: Any) -> None:
         def save_and_stop() -> None:
             save()
             raise InterruptedRun("stopped", 15)
 
-        fit(*state, save=save_and_stop, **options)
+        fit(*state, save=save_and_stop, **settings)
 
     with monkeypatch.context() as patched:
         patched.setattr("pretrain.train.fit", stopped)
         with pytest.raises(InterruptedRun):
-            pretrain_pocket(out, data, *assignments)
+            pretrain_pocket(out, data, *assignments, options=options)

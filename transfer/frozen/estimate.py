@@ -11,6 +11,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.diagnostics.estimate import OVERHEAD, DataSize, Work
 from simmim_bench.display import plural
+from simmim_bench.probes.knn import SIMILARITIES
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
 from transfer.frozen.crop_features import (
@@ -21,7 +22,6 @@ from transfer.frozen.crop_features import (
 )
 from transfer.frozen.crops import centre_crop
 from transfer.frozen.features import FeatureSet, block_width, feature_sets, token_norm
-from transfer.frozen.knn import SIMILARITIES
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 
 

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from simmim_bench.display import ProgressTask
+from simmim_bench.probes.norms import Normaliser
 from simmim_bench.results.metrics import rank_logits
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate, hold_out
 from transfer.frozen.crop_features import CropFeatures
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import FeatureSet
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.recipes import LinearRecipe
 

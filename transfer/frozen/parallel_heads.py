@@ -17,7 +17,7 @@ import torch
 from timm.optim import Lars
 from torch import Tensor
 
-from transfer.frozen.norms import Normaliser
+from simmim_bench.probes.norms import Normaliser
 from transfer.frozen.recipes import LinearRecipe
 
 REFERENCE_BATCH = 256  # MAE and BEiT scale their learning rates to this many images a step

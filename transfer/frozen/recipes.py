@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Norm, Precision, Recipe, check_positive
 
 Pooling = Literal["mean", "cls", "cls+mean"]
-Norm = Literal["none", "layer", "batch", "layer+batch"]
 TokenNorm = Literal["none", "final"]
 CropRule = Literal["torchvision", "mae"]
 

@@ -25,6 +25,7 @@ from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, init_distributed
 from simmim_bench.errors import DataError
+from simmim_bench.probes.norms import Normaliser
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import TrainingSubset, hold_out
 from transfer.frozen.estimate import plan_frozen
@@ -33,7 +34,6 @@ from transfer.frozen.features import FeatureSet, RandomCrop, feature_sets
 from transfer.frozen.knn import probe_knn
 from transfer.frozen.linear_probe import probe_linear
 from transfer.frozen.logistic import probe_logistic
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, train_epoch
 from transfer.frozen.published_recipes import LINEAR_BEIT
 from transfer.frozen.recipes import KNN_POCKET, LOGISTIC_POCKET, LinearRecipe

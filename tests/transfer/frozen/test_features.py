@@ -27,10 +27,10 @@ from simmim_bench.data.sources import ImageList, class_folders
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.probes.norms import Normaliser
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import FeatureSet, RandomCrop, feature_sets
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.recipes import KNN_POCKET, LINEAR_POCKET, LOGISTIC_POCKET, FrozenRecipe
 from transfer.inference import forward_batches
 

@@ -17,18 +17,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import transfer.frozen.knn as knn_module
+import simmim_bench.probes.knn as knn_module
 from simmim_bench.cli.main import cli
 from simmim_bench.data.sources import image_list
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
+from simmim_bench.probes.knn import knn_votes
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import TrainingSubset
 from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
-from transfer.frozen.knn import knn_votes, probe_knn
+from transfer.frozen.knn import probe_knn
 from transfer.frozen.recipes import KNN_POCKET
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError
-from transfer.frozen.logistic import fit_logistic
-from transfer.frozen.norms import Normaliser
+from simmim_bench.probes.logistic import fit_logistic
+from simmim_bench.probes.norms import Normaliser
 from transfer.frozen.parallel_heads import (
     INITIAL_STD,
     LossGradient,

@@ -32,14 +32,14 @@ from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.vit import ViT
+from simmim_bench.probes.knn import knn_votes
+from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import MACHINE, override
 from simmim_bench.results.metrics import classification_scores, rank_logits
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.crops import sample_crop, single_draw_transform
 from transfer.frozen.feature_store import FeatureStore
 from transfer.frozen.features import FeatureSet, feature_sets, token_norm
-from transfer.frozen.knn import knn_votes
-from transfer.frozen.norms import Normaliser
 from transfer.frozen.parallel_heads import ParallelLinearHeads, epoch_steps
 from transfer.frozen.published_recipes import (
     KNN_DINO,

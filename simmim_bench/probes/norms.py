@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transfer.frozen.recipes import Norm
+from simmim_bench.recipe import Norm
 
 EPSILON = 1e-6  # MAE: main_linprobe.py (BatchNorm1d)
 RUNNING_MOMENTUM = 0.1  # of BatchNorm's running statistics: torch's default
@@ -22,10 +22,10 @@ class Normaliser(nn.Module):
     """Normalise features (B, D) by each of S norms: (S, B, D).
 
     Args:
-        norms: see `FrozenRecipe.norm`.
+        norms: "layer" over an image's channels, "batch" over the training images, "layer+batch", or "none".
         features: training features (N, D), whose means and deviations the norm "batch" uses.
         device: where to normalise; the device of `features` by default.
-        batch_images: see `LinearRecipe.norm_images`.
+        batch_images: images over which "batch" computes its statistics in training; None for all of `features`.
     """
 
     def __init__(

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import transfer.frozen.logistic as logistic_module
+import simmim_bench.probes.logistic as logistic_module
+from simmim_bench.probes.lbfgs import MAX_EVALUATIONS, MAX_ITERATIONS, minimise
+from simmim_bench.probes.logistic import cross_validate, fit_jointly, fit_logistic
+from simmim_bench.probes.norms import Normaliser
 from transfer.frozen.candidates import assign_folds
-from transfer.frozen.lbfgs import MAX_EVALUATIONS, MAX_ITERATIONS, minimise
-from transfer.frozen.logistic import cross_validate, fit_jointly, fit_logistic
-from transfer.frozen.norms import Normaliser
 
 STRENGTHS = (1e-6, 1e-4, 1e-2)
 
