@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Predictions = Literal["ranking", "confusion", "coco"]
+# Of classifiers with probabilities; see `results/calibration.py`. Lower is better, and none has a column.
+CALIBRATION_METRICS = ("ece", "nll", "brier")
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ TASKS: dict[str, Task] = {
             summary="fine-tune all weights; top-1",
             data="imagenet",
             columns=(Column("ImageNet top-1", "imagenet", "top1"),),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("compile",),
             suite_order=4,
@@ -209,7 +211,7 @@ TASKS: dict[str, Task] = {
             summary="linear classifier on frozen features; top-1",
             data="imagenet",
             columns=(Column("linear", "linear", "top1"),),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("features",),
             suite_order=1,
@@ -220,6 +222,7 @@ TASKS: dict[str, Task] = {
             summary="nearest neighbours of frozen features; top-1",
             data="imagenet",
             columns=(Column("k-NN", "knn", "top1"),),
+            # The votes of neighbours are not probabilities, so that they have no calibration.
             metrics=("top1", "top5"),
             predictions="ranking",
             options=("features",),
@@ -235,7 +238,7 @@ TASKS: dict[str, Task] = {
                 Column("1 %", "fewshot-1%", "top1"),
                 Column("10 %", "fewshot-10%", "top1"),
             ),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("fraction", "split", "features"),
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
@@ -270,6 +273,11 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
+
+
+def format_metric(metric: str, value: float) -> str:
+    """Format a value of a record's metric: percentages with two decimals, others with four digits."""
+    return f"{value:.4g}" if metric in ("nll", "brier") else f"{value:.2f}"
 
 
 def columns() -> tuple[Column, ...]:

@@ -1,5 +1,7 @@
 """k-nearest-neighbour classification by cosine similarity, as in DINO (arXiv 2104.14294, section 4.1).
 
+The votes of neighbours rank the classes but are not probabilities: records of k-NN have no calibration.
+
 Legend: N training images, M queries, D channels, K classes.
 """
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
-from simmim_bench.results.metrics import Ranking, join_rankings, rank_logits
+from simmim_bench.results.metrics import Ranking, join_rankings, rank_votes
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate
 from transfer.frozen.feature_store import StoredFeatures
@@ -207,7 +209,7 @@ def _rank(
         others=not isinstance(queries, Tensor),
     )
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
-    ranked = [[rank_logits(votes.numpy()) for votes in by_k] for by_k in chunks]
+    ranked = [[rank_votes(votes.numpy()) for votes in by_k] for by_k in chunks]
     return {
         k: join_rankings(parts)
         for k, parts in zip(recipe.k, zip(*ranked, strict=True), strict=True)
