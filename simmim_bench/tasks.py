@@ -203,7 +203,7 @@ TASKS: dict[str, Task] = {
             metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("compile",),
-            suite_order=4,
+            suite_order=5,
             supports_paired_comparison=True,
         ),
         Task(
@@ -215,6 +215,16 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("features",),
             suite_order=1,
+            supports_paired_comparison=True,
+        ),
+        Task(
+            name="attentive",
+            summary="classifier that pools frozen tokens by\nattention; top-1",
+            data="imagenet",
+            columns=(Column("attentive", "attentive", "top1"),),
+            metrics=("top1", "top5"),
+            predictions="ranking",
+            suite_order=4,
             supports_paired_comparison=True,
         ),
         Task(
@@ -257,7 +267,7 @@ TASKS: dict[str, Task] = {
             predictions="coco",
             frameworks=("detectron2",),
             options=("accumulate", "grad_checkpointing"),
-            suite_order=5,
+            suite_order=6,
             inapplicable={"mask_ap": "the data set has boxes but no masks"},
         ),
         Task(
@@ -269,7 +279,7 @@ TASKS: dict[str, Task] = {
             predictions="confusion",
             frameworks=("mmengine", "mmcv", "mmseg"),
             options=("label_maps",),
-            suite_order=6,
+            suite_order=7,
         ),
     )
 }
