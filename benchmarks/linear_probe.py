@@ -125,7 +125,9 @@ def build_sweep(
         for folder in set(store.folder.iterdir()) - val_folders:
             shutil.rmtree(folder)
         subset = TrainingSubset(train, None, store.load_or_compute(train))
-        result = probe_linear(subset, val_features, recipe, store=store, seed=SEED)
+        result = probe_linear(
+            subset, val_features, recipe, val_labels=val.labels, store=store, seed=SEED
+        )
         assert result is not None
         return result
 

@@ -42,6 +42,7 @@ MAY_BE_EMPTY = (
 CANDIDATES = (
     "blocks",
     "pooling",
+    "heads",
     "norm",
     "base_lr",
     "l2",
@@ -78,6 +79,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "folds": (2, 100),
     "crops": (0, LARGE),
     "n_last_blocks": (1, LARGE),
+    "queries": (1, LARGE),
     "norm_images": (2, LARGE),
     "epoch_steps": (1, LARGE),
     "momentum": (0, 0.999999),

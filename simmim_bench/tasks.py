@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Predictions = Literal["ranking", "confusion", "coco"]
+# Of classifiers with probabilities; see `results/calibration.py`. Lower is better, and none has a column.
+CALIBRATION_METRICS = ("ece", "nll", "brier")
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,10 @@ TASKS: dict[str, Task] = {
             summary="fine-tune all weights; top-1",
             data="imagenet",
             columns=(Column("ImageNet top-1", "imagenet", "top1"),),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("compile",),
-            suite_order=4,
+            suite_order=5,
             supports_paired_comparison=True,
         ),
         Task(
@@ -209,10 +211,20 @@ TASKS: dict[str, Task] = {
             summary="linear classifier on frozen features; top-1",
             data="imagenet",
             columns=(Column("linear", "linear", "top1"),),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("features",),
             suite_order=1,
+            supports_paired_comparison=True,
+        ),
+        Task(
+            name="attentive",
+            summary="classifier that pools frozen tokens by\nattention; top-1",
+            data="imagenet",
+            columns=(Column("attentive", "attentive", "top1"),),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
+            predictions="ranking",
+            suite_order=4,
             supports_paired_comparison=True,
         ),
         Task(
@@ -220,6 +232,7 @@ TASKS: dict[str, Task] = {
             summary="nearest neighbours of frozen features; top-1",
             data="imagenet",
             columns=(Column("k-NN", "knn", "top1"),),
+            # The votes of neighbours are not probabilities, so that they have no calibration.
             metrics=("top1", "top5"),
             predictions="ranking",
             options=("features",),
@@ -235,7 +248,7 @@ TASKS: dict[str, Task] = {
                 Column("1 %", "fewshot-1%", "top1"),
                 Column("10 %", "fewshot-10%", "top1"),
             ),
-            metrics=("top1", "top5"),
+            metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("fraction", "split", "features"),
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
@@ -254,7 +267,7 @@ TASKS: dict[str, Task] = {
             predictions="coco",
             frameworks=("detectron2",),
             options=("accumulate", "grad_checkpointing"),
-            suite_order=5,
+            suite_order=6,
             inapplicable={"mask_ap": "the data set has boxes but no masks"},
         ),
         Task(
@@ -266,10 +279,15 @@ TASKS: dict[str, Task] = {
             predictions="confusion",
             frameworks=("mmengine", "mmcv", "mmseg"),
             options=("label_maps",),
-            suite_order=6,
+            suite_order=7,
         ),
     )
 }
+
+
+def format_metric(metric: str, value: float) -> str:
+    """Format a value of a record's metric: percentages with two decimals, others with four digits."""
+    return f"{value:.4g}" if metric in ("nll", "brier") else f"{value:.2f}"
 
 
 def columns() -> tuple[Column, ...]:

@@ -207,6 +207,8 @@ def test_every_classification_record_follows_from_its_predictions(
     assert record.task == (f"{task}-50%" if options else task)
     assert record.evaluated == record.expected == 30
     assert 0 <= record.metrics["top1"] <= record.metrics["top5"] <= 100
+    # The votes of k-NN are no probabilities.
+    assert ({"ece", "nll", "brier"} <= {*record.metrics}) == (task != "knn")
     records = find_records([tmp_path]).records
     assert list(records) == [tmp_path / "run" / "record.json"]
     assert check_records(records, {TINY[task].name: TINY[task]}) == []

@@ -348,7 +348,7 @@ def run_plan(
 
 
 def summarise_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Compute the mean and sample standard deviation, in percent, of every metric that all records have."""
+    """Compute the mean and sample standard deviation, in its unit, of every metric that all records have."""
     return {
         metric: {
             "mean": statistics.fmean(values),

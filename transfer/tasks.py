@@ -16,6 +16,7 @@ from typing import Any
 
 from simmim_bench.recipe import Recipe
 from simmim_bench.tasks import TASKS, Task
+from transfer.attentive.recipes import AttentiveRecipe
 from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
@@ -80,6 +81,10 @@ RUNNERS: dict[type[Recipe], TaskRunner] = {
     ),
     LinearRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
     LogisticRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
+    AttentiveRecipe: TaskRunner(
+        run="transfer.attentive.run:run_attentive",
+        estimate="transfer.attentive.estimate:plan_attentive",
+    ),
     KnnRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
     CocoRecipe: TaskRunner(
         run="transfer.detection.run:run_coco", estimate="transfer.detection.estimate:plan_coco"
@@ -124,6 +129,11 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
         recipe_types=(LinearRecipe, LogisticRecipe),
         defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
         recipe_modules=_FROZEN_RECIPES,
+    ),
+    "attentive": TaskRecipes(
+        recipe_types=(AttentiveRecipe,),
+        defaults={"pocket": "attentive_pocket", **dict.fromkeys(_FAMILIES, "attentive")},
+        recipe_modules=("transfer.attentive.recipes",),
     ),
     "knn": TaskRecipes(
         recipe_types=(KnnRecipe,),

@@ -16,6 +16,7 @@ from simmim_bench.cli.options import (
     scoring_recipes,
 )
 from simmim_bench.runs.options import RunOptions
+from simmim_bench.tasks import format_metric
 
 if TYPE_CHECKING:
     from simmim_bench.results.record import Record
@@ -106,8 +107,10 @@ def summarise(evaluation: Evaluation, record: Record) -> tuple[list[str], dict[s
     trained = {} if evaluation.run is None else dict(evaluation.run.metrics)
     lines = []
     for metric, value in record.metrics.items():
-        before = f"  (training recorded {trained[metric]:.2f})" if metric in trained else ""
-        lines.append(f"{metric} {value:.2f}{before}")
+        before = ""
+        if metric in trained:
+            before = f"  (training recorded {format_metric(metric, trained[metric])})"
+        lines.append(f"{metric} {format_metric(metric, value)}{before}")
     if evaluation.published is not None:
         lines.append(f"published: {evaluation.published}")
     plain = {

@@ -18,7 +18,7 @@ from simmim_bench.cli.options import (
     transfer_recipes,
 )
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, format_metric
 
 if TYPE_CHECKING:
     from simmim_bench.results.record import Record
@@ -166,12 +166,13 @@ def summarise(task: str, records: list[Record]) -> tuple[list[str], dict[str, An
     from transfer.launch import summarise_seeds
 
     plain: dict[str, Any] = dataclasses.asdict(records[0])
-    lines = [f"{metric} {value:.2f}" for metric, value in records[0].metrics.items()]
+    lines = [f"{metric} {format_metric(metric, v)}" for metric, v in records[0].metrics.items()]
     if len(records) > 1:
         spread = summarise_seeds(records)
         plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
         lines = [
-            f"{metric} {value['mean']:.2f} ± {value['std']:.2f} over {len(records)} seeds"
+            f"{metric} {format_metric(metric, value['mean'])} ± {format_metric(metric, value['std'])} over "
+            f"{len(records)} seeds"
             for metric, value in spread.items()
         ]
     for metric, reason in TASKS[task].inapplicable.items():

@@ -24,7 +24,8 @@ from simmim_bench.results.record import Record, with_masks
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import is_below, path_below
 
-TOLERANCE = 1e-6  # percentage points; a recomputed score may differ by rounding
+# Percentage points, or the fraction of a larger value such as an NLL; a recomputed score may differ by rounding.
+TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-8
 
 
 def check_records(
@@ -100,7 +101,11 @@ def _check_scores(path: Path, record: Record) -> list[str]:
     for metric in sorted({*recomputed, *record.metrics}):
         stated, score = record.metrics.get(metric), recomputed.get(metric)
         # `not <=` rather than `>`, so that a NaN on either side is reported.
-        if stated is None or score is None or not abs(stated - score) <= TOLERANCE:
+        if (
+            stated is None
+            or score is None
+            or not abs(stated - score) <= max(TOLERANCE, RELATIVE_TOLERANCE * score)
+        ):
             problems.append(
                 f"{metric} is {stated} in the record but {score} when recomputed from the predictions."
             )

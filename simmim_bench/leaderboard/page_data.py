@@ -27,7 +27,7 @@ from simmim_bench.leaderboard.find import describe
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
 from simmim_bench.results.record import Record
-from simmim_bench.tasks import columns
+from simmim_bench.tasks import CALIBRATION_METRICS, columns, format_metric
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.paths import check_below, read_bytes
@@ -213,7 +213,8 @@ def _record(path: Path, record: Record, problems: list[str]) -> dict[str, Any]:
     return {
         "path": path.as_posix(),
         "task": record.task,
-        "metrics": record.metrics,
+        "metrics": {k: v for k, v in record.metrics.items() if k not in CALIBRATION_METRICS},
+        "calibration": _calibration(record.metrics),
         "seed": record.seed,
         "recipe": record.recipe["name"],
         "deviates": record.deviates,
@@ -234,6 +235,14 @@ def _record(path: Path, record: Record, problems: list[str]) -> dict[str, Any]:
         "curve": _curve(path.parent / "metrics.jsonl", problems),
         "by_class": _scores_by_class(path.parent, problems),
     }
+
+
+def _calibration(metrics: Mapping[str, float]) -> str | None:
+    """Describe the calibration of a classifier; None for a record without these metrics."""
+    if not {*CALIBRATION_METRICS} <= {*metrics}:
+        return None
+    ece, nll, brier = (format_metric(name, metrics[name]) for name in CALIBRATION_METRICS)
+    return f"ECE {ece} %, NLL {nll} nats, Brier score {brier}"
 
 
 def _curve(path: Path, problems: list[str]) -> list[tuple[int, float]] | None:

@@ -1,13 +1,13 @@
 """Store predictions and compute scores from them.
 
 Runners and `leaderboard check` compute scores with the same functions, from the files in a run's `predictions/`.
-Scores are in percent, [0, 100], by their keys in the record.
+Scores are in percent, [0, 100], by their keys in the record; but for `nll` and `brier`, see `calibration.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ import numpy as np
 
 from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
+from simmim_bench.results.calibration import (
+    calibration_columns,
+    calibration_scores,
+    check_columns,
+)
 from simmim_bench.results.coco import evaluate_coco
-from simmim_bench.tasks import find_variant
+from simmim_bench.tasks import CALIBRATION_METRICS, find_variant
 from simmim_bench.untrusted.arrays import read_arrays
 
 RANKED = 10  # classes stored per image
 RANKING = {"ranked": "iu", "logits": "f", "labels": "iu", "classes": "iu"}  # arrays and their kinds
+CALIBRATION = "calibration"  # the array of `calibration_columns`, which older files and k-NN lack
 CONFUSION = {"entries": "iu", "classes": "iu"}
 MAX_CLASSES = 2**31 - 1
 MAX_CONFUSION = 4096  # classes: their matrix takes 128 MiB
@@ -50,21 +56,28 @@ def correct_from_predictions(predictions: Path) -> np.ndarray:
     Raises:
         DataError: the predictions do not exist or are damaged.
     """
-    ranked, labels, _ = _read_ranking(predictions)
-    correct: np.ndarray = ranked[:, 0] == labels
+    ranking, labels = read_ranking(predictions)
+    correct: np.ndarray = ranking.ranked[:, 0] == labels
     return correct
 
 
-def _read_ranking(predictions: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Read the ranked classes, the labels and the number of classes of a file of `write_ranking`; check them."""
-    stored = read_arrays(predictions, "predictions", RANKING)
+def read_ranking(predictions: Path) -> tuple[Ranking, np.ndarray]:
+    """Read and check a file of `write_ranking`.
+
+    Returns:
+        The ranking and the labels (N,).
+
+    Raises:
+        DataError: the predictions do not exist or are damaged.
+    """
+    stored = read_arrays(predictions, "predictions", RANKING, optional={CALIBRATION: "f"})
     try:
         return _ranking(stored)
     except ValueError as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
-def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[Ranking, np.ndarray]:
     classes = _count(stored["classes"], MAX_CLASSES)
     ranked, logits, labels = (stored[name] for name in ("ranked", "logits", "labels"))
     if ranked.ndim != 2 or labels.shape != ranked.shape[:1] or not ranked.size:
@@ -80,7 +93,11 @@ def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, 
         raise ValueError("the logits are not sorted in descending order")
     if any(array.min() < 0 or array.max() >= classes for array in (ranked, labels)):
         raise ValueError(f"a class number is not in [0, {classes})")
-    return ranked.astype(np.int64), labels.astype(np.int64), classes
+    ranked, labels = ranked.astype(np.int64), labels.astype(np.int64)
+    calibration = stored.get(CALIBRATION)
+    if calibration is not None:
+        check_columns(calibration, ranked, labels, classes)
+    return Ranking(ranked, logits, classes, calibration), labels
 
 
 def _count(array: np.ndarray, most: int) -> int:
@@ -141,55 +158,71 @@ def iou_by_class(confusion: np.ndarray, names: Sequence[str]) -> dict[str, float
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best classes of N images: 40 bytes per image, whatever the number of classes.
+    """The best classes of N images: at most 52 bytes per image, whatever the number of classes.
 
     Attributes:
         ranked: (N, at most 10) class numbers, best first.
         logits: logits of the ranked classes, float16.
         classes: number of classes.
+        calibration: (N, 3) float32, see `calibration_columns`; None where the classes have no probabilities.
     """
 
     ranked: np.ndarray
     logits: np.ndarray
     classes: int
+    calibration: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ranked)
 
 
-def rank_logits(logits: np.ndarray) -> Ranking:
-    """Return the ten best classes of logits (N, K).
-
-    Ties are ranked by class number, so that the ranking does not depend on the sorting algorithm.
+def rank_logits(logits: np.ndarray, labels: Sequence[int] | np.ndarray) -> Ranking:
+    """Return the ten best classes of logits (N, K), and how probable they make the labels (N,).
 
     Raises:
         DivergedError: a logit is not finite, so that the classes cannot be ranked.
     """
-    if not np.isfinite(logits).all():
+    ranking = rank_votes(logits)
+    return replace(ranking, calibration=calibration_columns(logits, np.asarray(labels)))
+
+
+def rank_votes(votes: np.ndarray) -> Ranking:
+    """Return the ten best classes of votes (N, K), such as of k-NN, which are not those of probabilities.
+
+    Ties are ranked by class number, so that the ranking does not depend on the sorting algorithm.
+
+    Raises:
+        DivergedError: a vote is not finite, so that the classes cannot be ranked.
+    """
+    if not np.isfinite(votes).all():
         raise DivergedError("the model's logits are not finite; lower -o base_lr=...")
-    classes = logits.shape[1]
-    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :RANKED]
+    classes = votes.shape[1]
+    ranked = np.argsort(-votes, axis=1, kind="stable")[:, :RANKED]
     limit = float(np.finfo(np.float16).max)
-    best = np.take_along_axis(logits, ranked, axis=1).clip(-limit, limit)
+    best = np.take_along_axis(votes, ranked, axis=1).clip(-limit, limit)
     return Ranking(ranked.astype(np.min_scalar_type(classes)), best.astype(np.float16), classes)
 
 
 def join_rankings(rankings: Sequence[Ranking]) -> Ranking:
-    """Concatenate rankings, at least one, of consecutive images."""
+    """Concatenate rankings of one kind, at least one, of consecutive images."""
+    calibrations = [r.calibration for r in rankings if r.calibration is not None]
+    assert len(calibrations) in (0, len(rankings))
     return Ranking(
         np.concatenate([ranking.ranked for ranking in rankings]),
         np.concatenate([ranking.logits for ranking in rankings]),
         rankings[0].classes,
+        np.concatenate(calibrations) if calibrations else None,
     )
 
 
 def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
     """Write the ranking of logits (N, K) with the labels (N,); see `rank_logits`."""
-    write_ranking(path, rank_logits(logits), labels)
+    write_ranking(path, rank_logits(logits, labels), labels)
 
 
 def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
-    """Write a ranking with the labels (N,): 2 MB for ImageNet's 50,000 images instead of 100 MB of logits."""
+    """Write a ranking with the labels (N,): 2.6 MB for ImageNet's 50,000 images instead of 200 MB of logits."""
+    calibration = {} if ranking.calibration is None else {CALIBRATION: ranking.calibration}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
@@ -197,6 +230,7 @@ def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
             logits=ranking.logits,
             labels=labels.astype(np.int32),
             classes=np.array(ranking.classes),
+            **calibration,
         )
 
 
@@ -248,4 +282,9 @@ def scores_from_predictions(
         return evaluate_coco(annotations, predictions, masks=masks).figures
     if kind == "confusion":
         return segmentation_scores(_read_confusion(predictions))
-    return classification_scores(*_read_ranking(predictions))
+    ranking, labels = read_ranking(predictions)
+    scores = classification_scores(ranking.ranked, labels, ranking.classes)
+    calibrated = variant is None or {*CALIBRATION_METRICS} <= {*variant.task.metrics}
+    if ranking.calibration is not None and calibrated:
+        scores |= calibration_scores(ranking.calibration, ranking.ranked[:, 0] == labels)
+    return scores

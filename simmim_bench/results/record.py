@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
-from simmim_bench.tasks import TASKS
+from simmim_bench.tasks import TASKS, format_metric
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.text import shorten, visible
 
@@ -141,7 +141,7 @@ def write_record(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     write_json(run.path / "record.json", dataclasses.asdict(record))
-    shown = ", ".join(f"{k} {v:.2f}" for k, v in record.metrics.items() if "_ap_" not in k)
+    shown = ", ".join(f"{k} {format_metric(k, v)}" for k, v in metrics.items() if "_ap_" not in k)
     run.log(f"{task}: {shown}")
     return record
 

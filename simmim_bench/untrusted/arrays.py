@@ -35,7 +35,12 @@ COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # as `numpy.savez` and
 
 
 def read_arrays(
-    path: Path, what: str, kinds: Mapping[str, str], *, max_bytes: int = MAX_BYTES
+    path: Path,
+    what: str,
+    kinds: Mapping[str, str],
+    *,
+    optional: Mapping[str, str] | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Read arrays of an .npz file.
 
@@ -43,6 +48,7 @@ def read_arrays(
         what: what the file should be, for error messages.
         kinds: for every array to read, the allowed kinds of its type, such as "iu" for whole numbers; see
             `numpy.dtype.kind`. Other arrays of the file are not read.
+        optional: as `kinds`, for arrays that the file may lack.
         max_bytes: of the file, and of all arrays.
 
     Raises:
@@ -50,14 +56,14 @@ def read_arrays(
     """
     with open_regular(path, what, max_bytes) as file:
         try:
-            return _read(file, kinds, max_bytes)
+            return _read(file, kinds, optional or {}, max_bytes)
         except Exception as error:  # zipfile and NumPy raise many types for a damaged file
             reason = ascii(shorten(str(error) or type(error).__name__))[1:-1]
             raise DataError(f"{what} {path} cannot be read: {reason}") from error
 
 
 def _read(
-    file: IO[bytes], kinds: Mapping[str, str], max_bytes: int
+    file: IO[bytes], required: Mapping[str, str], optional: Mapping[str, str], max_bytes: int
 ) -> dict[str, np.ndarray[Any, Any]]:
     _check_directory(file)
     with zipfile.ZipFile(file) as archive:
@@ -65,7 +71,8 @@ def _read(
         names = [member.filename for member in members]
         if len(names) > len(set(names)):
             raise ValueError("it has two arrays of one name")
-        for name in kinds:
+        kinds = {**required, **optional}
+        for name in required:
             if f"{name}.npy" not in names:
                 raise ValueError(f"it has no array '{name}'")
         read = [member for member in members if member.filename.removesuffix(".npy") in kinds]

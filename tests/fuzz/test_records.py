@@ -143,11 +143,11 @@ def test_predictions(tmp_path: Path, long: bool) -> None:
         np.savez(tmp_path / "c.npz", **stored)
     with np.load(ranking) as stored:
         np.savez(ranking, **stored)
-    for task, seed in (("knn", ranking), ("ade20k", tmp_path / "c.npz")):
+    for task, seed in (("linear", ranking), ("knn", ranking), ("ade20k", tmp_path / "c.npz")):
 
         def score(path: Path, task: str = task) -> None:
-            for value in scores_from_predictions(task, path, None).values():
-                assert 0 <= value <= 100
+            for metric, value in scores_from_predictions(task, path, None).items():
+                assert 0 <= value <= (3.5e38 if metric == "nll" else 100)
 
         run(score, [seed.read_bytes()], tmp_path / "x.npz", long, mutate_npz)
 

@@ -29,7 +29,15 @@ def test_details_show_every_record_and_return_the_focus(
     records = [r for r in board["records"] if "/row-1/" in r["path"]]
     assert len(records) == 2
     for record in records:
-        for field in ("path", "command", "predictions_sha256", "date", "device", "commit"):
+        for field in (
+            "path",
+            "command",
+            "predictions_sha256",
+            "date",
+            "device",
+            "commit",
+            "calibration",
+        ):
             assert record[field] in text
         assert f"top1 {record['metrics']['top1']:.2f}" in text
     assert board["rows"][0]["checkpoint"] in text

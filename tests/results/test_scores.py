@@ -34,7 +34,11 @@ def test_top1_and_top5_equal_a_naive_ranking(tmp_path: Path) -> None:
 
 def test_constant_logits_score_at_chance_level(tmp_path: Path) -> None:
     scores = scores_of(tmp_path, np.zeros((10, 10)), np.arange(10))
-    assert scores == {"top1": 10.0, "top5": 50.0}
+    assert scores["top1"] == 10
+    assert scores["top5"] == 50
+    assert scores["ece"] == pytest.approx(0, abs=1e-5)
+    assert scores["nll"] == pytest.approx(np.log(10))
+    assert scores["brier"] == pytest.approx(0.9)
 
 
 def test_stored_logits_are_small_and_are_ranked_before_rounding(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_stored_logits_are_small_and_are_ranked_before_rounding(tmp_path: Path) 
     scores = scores_of(tmp_path, logits, labels)
     assert scores["top1"] == pytest.approx(100 * np.mean(logits.argmax(1) == labels))
     assert correct_from_predictions(tmp_path / "logits.npz")[0]
-    assert (tmp_path / "logits.npz").stat().st_size < 50 * len(logits)
+    assert (tmp_path / "logits.npz").stat().st_size < 60 * len(logits)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The protocol of k-nearest-neighbour classification: candidates compared on training images, the best scored."""
+"""The protocol of k-nearest-neighbour classification: candidates compared on training images, the best scored.
+
+The votes of neighbours rank the classes but are not probabilities: records of k-NN have no calibration.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.probes.knn import count_correct, knn_votes, to_unit_length
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import Norm
-from simmim_bench.results.metrics import Ranking, join_rankings, rank_logits
+from simmim_bench.results.metrics import Ranking, join_rankings, rank_votes
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate
 from transfer.frozen.feature_store import StoredFeatures
@@ -157,7 +160,7 @@ def _rank(
         others=not isinstance(queries, Tensor),
     )
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
-    ranked = [[rank_logits(votes.numpy()) for votes in by_k] for by_k in chunks]
+    ranked = [[rank_votes(votes.numpy()) for votes in by_k] for by_k in chunks]
     return {
         k: join_rankings(parts)
         for k, parts in zip(recipe.k, zip(*ranked, strict=True), strict=True)

@@ -41,10 +41,14 @@ def probe_linear(
     val: StoredFeatures,
     recipe: LinearRecipe,
     *,
+    val_labels: Sequence[int],
     store: FeatureStore,
     seed: int,
 ) -> ProbeResult | None:
     """Choose feature set, norm and rate on held-out training images, train on all, and score `val`.
+
+    Args:
+        val_labels: class numbers of the images of `val`.
 
     Returns:
         The result on rank 0; None on the other processes.
@@ -59,7 +63,7 @@ def probe_linear(
         return None
     compared = _with_scores(candidates, top1)
     chosen = compared[number] if compared else candidates[number]
-    return ProbeResult(rank_logits(logits.numpy()), chosen, compared)
+    return ProbeResult(rank_logits(logits.numpy(), val_labels), chosen, compared)
 
 
 # Logits (N, K) of the chosen candidate, on rank 0; its number; and every candidate's held-out top-1, on rank 0, if

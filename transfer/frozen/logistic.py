@@ -30,6 +30,7 @@ def probe_logistic(
     feature_sets: Sequence[FeatureSet],
     recipe: LogisticRecipe,
     *,
+    val_labels: Sequence[int],
     seed: int,
     run: RunDir,
     dist: DistContext,
@@ -38,6 +39,9 @@ def probe_logistic(
 
     A class of one image is learnt in every fold. If no class has two images, nothing can be compared; then
     the last feature set, the last norm and the strongest l2 are taken.
+
+    Args:
+        val_labels: class numbers of the images of `val`.
 
     Returns:
         The result on rank 0; None on the other processes.
@@ -66,7 +70,8 @@ def probe_logistic(
     if not fit.converged:
         run.log(f"logistic: not converged after iterations={MAX_ITERATIONS} of L-BFGS")
     logits = fit.logits(normaliser.normalise_all(val.read(feature_set)))
-    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, note=note)
+    ranking = rank_logits(logits.cpu().numpy(), val_labels)
+    return ProbeResult(ranking, chosen, compared, note=note)
 
 
 def _compare(

@@ -7,6 +7,7 @@ that its features are best in the middle of the network (github.com/microsoft/Si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def run_probe(context: RunContext, job: TransferJob[FrozenRecipe]) -> Record | N
     train = _load_training_subset(store, images)
     leave_one_out = isinstance(job.recipe, KnnRecipe) and job.recipe.leave_one_out
     val = None if leave_one_out else store.load_or_compute(images.val)
-    result = _probe(job.recipe, train, val, store, context.seed)
+    result = _probe(job.recipe, train, val, images.val.labels, store, context.seed)
     if result is None:
         return None
     _write_choice(context.run, result)
@@ -133,19 +134,20 @@ def _probe(
     recipe: FrozenRecipe,
     train: TrainingSubset,
     val: StoredFeatures | None,
+    val_labels: Sequence[int],
     store: FeatureStore,
     seed: int,
 ) -> ProbeResult | None:
     """Train and score the classifier of the recipe's type; return the result on rank 0."""
     if isinstance(recipe, LinearRecipe):
         assert val is not None
-        return probe_linear(train, val, recipe, store=store, seed=seed)
+        return probe_linear(train, val, recipe, val_labels=val_labels, store=store, seed=seed)
     more: dict[str, Any] = {"seed": seed, "run": store.run, "dist": store.dist}
     if isinstance(recipe, KnnRecipe):
         return probe_knn(train, val, store.feature_sets, recipe, **more)
     assert isinstance(recipe, LogisticRecipe)
     assert val is not None
-    return probe_logistic(train, val, store.feature_sets, recipe, **more)
+    return probe_logistic(train, val, store.feature_sets, recipe, val_labels=val_labels, **more)
 
 
 def _write_choice(run: RunDir, result: ProbeResult) -> None:

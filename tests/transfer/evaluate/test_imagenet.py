@@ -72,6 +72,8 @@ def assert_scores(record: dict[str, Any], out: Path, logits: np.ndarray, data: P
     assert record["metrics"]["top1"] == 100 * float(np.mean(order[:, 0] == labels))
     hits = (order[:, :5] == labels[:, None]).any(1)
     assert record["metrics"]["top5"] == 100 * float(np.mean(hits))
+    nll = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+    assert record["metrics"]["nll"] == pytest.approx(nll, rel=1e-3)
 
 
 @pytest.fixture(scope="session", params=["vit_pocket", "swin_pocket"])

@@ -63,7 +63,14 @@ def probe(folder: Path, pocket: Path, recipe: LinearRecipe, dist: DistContext) -
     store = open_store(folder, recipe, dist)
     train, val = (class_folders(pocket / "imagenet", split) for split in ("train", "val"))
     subset = TrainingSubset(train, None, store.load_or_compute(train))
-    result = probe_linear(subset, store.load_or_compute(val), recipe, store=store, seed=0)
+    result = probe_linear(
+        subset,
+        store.load_or_compute(val),
+        recipe,
+        val_labels=val.labels,
+        store=store,
+        seed=0,
+    )
     store.run.close()
     return result, store.images_forwarded
 

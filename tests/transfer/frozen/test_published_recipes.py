@@ -35,7 +35,7 @@ from simmim_bench.models.vit import ViT
 from simmim_bench.probes.knn import knn_votes
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import MACHINE, override
-from simmim_bench.results.metrics import classification_scores, rank_logits
+from simmim_bench.results.metrics import classification_scores, rank_votes
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.crops import sample_crop, single_draw_transform
 from transfer.frozen.feature_store import FeatureStore
@@ -468,7 +468,7 @@ def test_top1_and_top5_of_every_k_are_dinos() -> None:
     for k, votes in zip(KNN_DINO.k, found, strict=True):
         ranked = official_knn(train, labels, queries, k)
         voted = min(5, k)
-        ours = rank_logits(votes.numpy()).ranked
+        ours = rank_votes(votes.numpy()).ranked
         assert (ours[:, :1] == ranked[:, :1].numpy()).all()
         expected = {
             "top1": 100 * (ranked[:, 0] == truth).double().mean().item(),

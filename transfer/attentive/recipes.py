@@ -1,0 +1,134 @@
+"""The recipes of the attentive probe: simmim-bench's own protocols, and that of efficient probing.
+
+Learning rates are for 256 images a step. Lines are those of billpsomas/efficient-probing at b8f4fb8, the code of
+arXiv 2506.10178.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from simmim_bench.recipe import Precision, Recipe, check_positive
+from transfer.frozen.recipes import CropRule
+
+Head = Literal["efficient", "latent", "cross"]
+TokenNorm = Literal["none", "layer", "batch", "final"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentiveRecipe(Recipe):
+    """An attentive probe; see `transfer/attentive/`.
+
+    Every combination of `blocks`, `heads` and `base_lr` is a candidate. The candidate is chosen on training images
+    alone.
+
+    Attributes:
+        img_size: (H, W) in pixels.
+        blocks: blocks whose tokens are pooled, counted from 1 (of a Swin, ConvNeXt or ResNet: stages), -1 being the
+            last; None for those at 1/2, 2/3, 5/6 and all of the depth, rounded.
+        heads: the ways to pool; see `heads.py`.
+        queries: queries of the efficient probe; they divide the channels.
+        token_norm: norm of the tokens before they are pooled: none; "layer", over the channels of a token; "batch",
+            over all tokens of a batch, per channel, in both cases without weights; or "final", the checkpoint's own
+            LayerNorm after the last block, with its weights.
+        epochs, warmup_epochs: passes over the images; the rate follows a cosine, updated every step.
+        batch_size: images a step.
+        norm_images: images over which BatchNorm computes its statistics in training. A step is computed in parts of
+            this size, which bounds the memory of the tokens.
+        base_lr: candidates for the rate, for 256 images a step.
+        optimizer: "lars" is SGD with the rate of each weight scaled by the ratio of the weight's norm to its
+            gradient's norm (arXiv 1708.03888).
+        held_out: fraction of the training images on which the candidates are compared, in (0, 1).
+        crop_rule, crop_scale, hflip: of the random crops; see `LinearRecipe`.
+        test_crop_ratio: fraction of the shorter side that the centre crop covers.
+        forward_batch_size: images of a forward pass of the evaluation; it does not change the result.
+        window_size: window size of a Swin; None for the checkpoint's.
+    """
+
+    img_size: tuple[int, int]
+    blocks: tuple[int, ...] | None = None
+    heads: tuple[Head, ...]
+    queries: int = 32
+    token_norm: TokenNorm
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    norm_images: int
+    base_lr: tuple[float, ...]
+    optimizer: Literal["lars", "adamw"]
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    held_out: float
+    crop_rule: CropRule = "torchvision"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    hflip: float = 0.5
+    test_crop_ratio: float
+    forward_batch_size: int = 256
+    window_size: int | None = None
+    precision: Precision = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "img_size", "epochs", "batch_size", "base_lr", "forward_batch_size")
+
+
+ATTENTIVE = AttentiveRecipe(
+    name="attentive",
+    source="ours: the efficient probe (arXiv 2506.10178) after several blocks; class tokens are not pooled, as SimMIM "
+    "has trained none",
+    sources={"queries": "efficient-probing: main_linprobe.py:113"},
+    img_size=(224, 224),
+    heads=("efficient",),
+    token_norm="layer",
+    epochs=30,
+    warmup_epochs=3,
+    batch_size=4096,
+    norm_images=256,
+    base_lr=(0.05, 0.1, 0.2, 0.5),
+    optimizer="lars",
+    held_out=0.02,
+    test_crop_ratio=224 / 256,
+    num_workers=8,
+)
+ATTENTIVE_POCKET = replace(
+    ATTENTIVE,
+    name="attentive_pocket",
+    source="ours: thousands of small images, a CPU, seconds",
+    img_size=(32, 32),
+    epochs=10,
+    warmup_epochs=1,
+    batch_size=128,
+    norm_images=128,
+    held_out=0.2,
+    test_crop_ratio=1.0,
+    num_workers=0,
+)
+ATTENTIVE_CIFAR = replace(
+    ATTENTIVE_POCKET,
+    name="attentive_cifar",
+    source="ours: tens of thousands of small photographs, a CPU core, minutes",
+    epochs=15,
+    batch_size=512,
+    norm_images=256,
+    held_out=0.1,
+)
+ATTENTIVE_EP = replace(
+    ATTENTIVE,
+    name="attentive_ep",
+    source="efficient-probing: main_linprobe.py, README.md; there the best epoch on val/ is reported (README.md), here "
+    "the last; there the head is computed under autocast, here in float32; there one seed. There the class token is "
+    "pooled too for encoders whose loss is defined on it (--cls_features ep_all), here never",
+    published="top-1 64.86 for SimMIM's ViT-B, 75.46 and 79.52 for MAE's ViT-B and ViT-L, 84.01 for DINOv2's ViT-B "
+    "(results.csv)",
+    blocks=(-1,),
+    token_norm="none",
+    epochs=90,
+    warmup_epochs=10,
+    batch_size=4096,
+    norm_images=512,
+    base_lr=(0.1,),
+    crop_rule="mae",
+    held_out=0.02,
+)
