@@ -29,6 +29,7 @@ class AttentiveRecipe(Recipe):
             last; None for those at 1/2, 2/3, 5/6 and all of the depth, rounded.
         heads: the ways to pool; see `heads.py`.
         queries: queries of the efficient probe; they divide the channels.
+        num_heads: attention heads of the other two; they divide the channels.
         token_norm: norm of the tokens before they are pooled: none; "layer", over the channels of a token; "batch",
             over all tokens of a batch, per channel, in both cases without weights; or "final", the checkpoint's own
             LayerNorm after the last block, with its weights.
@@ -50,6 +51,7 @@ class AttentiveRecipe(Recipe):
     blocks: tuple[int, ...] | None = None
     heads: tuple[Head, ...]
     queries: int = 32
+    num_heads: int = 8
     token_norm: TokenNorm
     epochs: int
     warmup_epochs: int
@@ -78,7 +80,10 @@ ATTENTIVE = AttentiveRecipe(
     name="attentive",
     source="ours: the efficient probe (arXiv 2506.10178) after several blocks; class tokens are not pooled, as SimMIM "
     "has trained none",
-    sources={"queries": "efficient-probing: main_linprobe.py:113"},
+    sources={
+        "queries": "efficient-probing: main_linprobe.py:113",
+        "num_heads": "timm: AttentionPoolLatent",
+    },
     img_size=(224, 224),
     heads=("efficient",),
     token_norm="layer",
