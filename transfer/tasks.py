@@ -31,11 +31,13 @@ class TaskRunner:
         estimate: `(recipe, checkpoint, DataSize, device) -> Work`.
         shares_features: whether seeds and tasks share one pass of the frozen backbone; a suite then
             runs all seeds of the task in one process, and one such task of a checkpoint at a time.
+        frameworks: packages beyond the core installation that must be importable.
     """
 
     run: str
     estimate: str
     shares_features: bool = False
+    frameworks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,7 @@ class TaskRecipes:
     """The recipes of one task.
 
     Attributes:
-        recipe_types: the types of recipe that the task takes.
+        recipe_types: the types of recipe that the task takes; the first is that of the default recipes.
         defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
             architectures, then by family.
         recipe_modules: modules whose constants are the task's named recipes.
@@ -82,11 +84,14 @@ RUNNERS: dict[type[Recipe], TaskRunner] = {
     LogisticRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
     KnnRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
     CocoRecipe: TaskRunner(
-        run="transfer.detection.run:run_coco", estimate="transfer.detection.estimate:plan_coco"
+        run="transfer.detection.run:run_coco",
+        estimate="transfer.detection.estimate:plan_coco",
+        frameworks=("detectron2",),
     ),
     Ade20kRecipe: TaskRunner(
         run="transfer.segmentation.run:run_ade20k",
         estimate="transfer.segmentation.estimate:plan_ade20k",
+        frameworks=("mmengine", "mmcv", "mmseg"),
     ),
 }
 
@@ -199,8 +204,19 @@ def runner_of(recipe: Recipe) -> TaskRunner:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """Return the first task that takes a recipe; it tells the data layout and the frameworks."""
+    """Return the first task that takes a recipe; it has the data layout."""
     name = next(
         n for n, transfer in TASK_RECIPES.items() if isinstance(recipe, transfer.recipe_types)
     )
     return TASKS[name]
+
+
+def frameworks_for(task: Task, recipe: Recipe | None = None) -> set[str]:
+    """Return the packages that a task needs beyond the core installation.
+
+    Args:
+        recipe: the recipe that is used; one of another task, or None, for the task's default recipe.
+    """
+    recipe_types = TASK_RECIPES[task.name].recipe_types
+    used = type(recipe) if isinstance(recipe, recipe_types) else recipe_types[0]
+    return set(RUNNERS[used].frameworks)
