@@ -256,7 +256,8 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="ade20k",
-            summary="UPerNet through MMSegmentation; mIoU",
+            summary="UPerNet through MMSegmentation; mIoU\n"
+            "(with --recipe ade20k_knn or ade20k_logistic:\non frozen features, without MMSegmentation)",
             data="ade20k",
             columns=(Column("ADE20K mIoU", "ade20k", "miou"),),
             metrics=("miou",),

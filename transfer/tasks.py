@@ -16,6 +16,7 @@ from typing import Any
 
 from simmim_bench.recipe import Recipe
 from simmim_bench.tasks import TASKS, Task
+from transfer.dense.recipes import DenseKnnRecipe, DenseLogisticRecipe
 from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
@@ -61,6 +62,8 @@ class TaskRecipes:
 
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
+_DENSE = "transfer.dense.run:run_dense"
+_DENSE_ESTIMATE = "transfer.dense.estimate:plan_dense"
 _FROZEN_RECIPES = ("transfer.frozen.recipes", "transfer.frozen.published_recipes")
 _FINETUNE_RECIPES = tuple(
     f"transfer.finetune.{module}"
@@ -93,6 +96,8 @@ RUNNERS: dict[type[Recipe], TaskRunner] = {
         estimate="transfer.segmentation.estimate:plan_ade20k",
         frameworks=("mmengine", "mmcv", "mmseg"),
     ),
+    DenseKnnRecipe: TaskRunner(run=_DENSE, estimate=_DENSE_ESTIMATE),
+    DenseLogisticRecipe: TaskRunner(run=_DENSE, estimate=_DENSE_ESTIMATE),
 }
 
 TASK_RECIPES: dict[str, TaskRecipes] = {
@@ -160,7 +165,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
         ),
     ),
     "ade20k": TaskRecipes(
-        recipe_types=(Ade20kRecipe,),
+        recipe_types=(Ade20kRecipe, DenseKnnRecipe, DenseLogisticRecipe),
         defaults={
             "vit_l": "ade20k_mae_vit_l",
             "vit_h": "ade20k_mae_vit_h",
@@ -179,6 +184,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "transfer.segmentation.mmseg_recipes",
             "transfer.segmentation.beit_recipes",
             "transfer.segmentation.dinov2_recipes",
+            "transfer.dense.recipes",
         ),
     ),
 }

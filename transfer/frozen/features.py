@@ -95,14 +95,7 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
         UsageError: the backbone does not have a block, or has no class token; or several blocks are to be
             concatenated of which some do not exist or have no class token in the vector.
     """
-    count = spec.probed_blocks
-    blocks = recipe.blocks or tuple(range(1, count + 1))
-    for block in blocks:
-        if not 1 <= abs(block) <= count:
-            raise UsageError(
-                f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
-                f"-o blocks={min(max(block, 1), count)}."
-            )
+    numbers = block_numbers(recipe.blocks, spec)
     has_class_token = "cls" in spec.poolings
     poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
     for pooling in recipe.pooling or ():
@@ -110,8 +103,6 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
             raise UsageError(
                 f"pooling={pooling} is not available: {spec.arch} has no class token; use -o pooling=mean."
             )
-    # -1 and the last block's number name one block, which is listed once.
-    numbers = dict.fromkeys(block % (count + 1) for block in blocks)
     wanted = recipe.pooling or poolings
     most, least = max(recipe.n_last_blocks), min(numbers)
     if most > least:
@@ -130,6 +121,23 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
         for last in recipe.n_last_blocks
         for pooling in wanted
     ]
+
+
+def block_numbers(blocks: tuple[int, ...] | None, spec: BackboneSpec) -> list[int]:
+    """Return the numbers, from 1, of a recipe's blocks; of all blocks for None.
+
+    Raises:
+        UsageError: the backbone does not have a block.
+    """
+    count = spec.probed_blocks
+    for block in blocks or ():
+        if not 1 <= abs(block) <= count:
+            raise UsageError(
+                f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
+                f"-o blocks={min(max(block, 1), count)}."
+            )
+    # -1 and the last block's number name one block, which is listed once.
+    return list(dict.fromkeys(block % (count + 1) for block in blocks or range(1, count + 1)))
 
 
 def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | None:
