@@ -11,7 +11,7 @@ To add a task, write the module that runs it, and add
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -92,7 +92,6 @@ class Task:
         columns: the leaderboard's columns, in order; they name every record name of the task.
         metrics: keys of the record's `metrics`.
         predictions: the kind of file that the scores are computed from; see `results/metrics.py`.
-        frameworks: packages beyond the core installation that must be importable.
         options: keys of `OPTIONS`.
         variants: record name -> option values, for a task with several rows of protocols; by default
             the task's name without options.
@@ -108,7 +107,6 @@ class Task:
     columns: tuple[Column, ...]
     metrics: tuple[str, ...]
     predictions: Predictions
-    frameworks: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     suite_order: int = 100
@@ -265,19 +263,18 @@ TASKS: dict[str, Task] = {
             ),
             metrics=("box_ap", "mask_ap"),
             predictions="coco",
-            frameworks=("detectron2",),
             options=("accumulate", "grad_checkpointing"),
             suite_order=6,
             inapplicable={"mask_ap": "the data set has boxes but no masks"},
         ),
         Task(
             name="ade20k",
-            summary="UPerNet through MMSegmentation; mIoU",
+            summary="UPerNet through MMSegmentation; mIoU\n"
+            "(with --recipe ade20k_knn or ade20k_logistic:\non frozen features, without MMSegmentation)",
             data="ade20k",
             columns=(Column("ADE20K mIoU", "ade20k", "miou"),),
             metrics=("miou",),
             predictions="confusion",
-            frameworks=("mmengine", "mmcv", "mmseg"),
             options=("label_maps",),
             suite_order=7,
         ),
@@ -310,11 +307,6 @@ def variants_of(task: Task) -> Iterator[TaskVariant]:
 def find_variant(record_name: str) -> TaskVariant | None:
     """Find the variant that a record names; None for a task that this version does not know."""
     return variants().get(record_name)
-
-
-def frameworks_for(tasks: Iterable[Task]) -> set[str]:
-    """Return the packages that some tasks need beyond the core installation."""
-    return {framework for task in tasks for framework in task.frameworks}
 
 
 def tasks_on(layout: str) -> list[Task]:

@@ -75,13 +75,12 @@ def constant_task(monkeypatch: pytest.MonkeyPatch) -> str:
         columns=(Column("constant", "constant", "top1"),),
         metrics=("top1", "top5"),
         predictions="ranking",
-        frameworks=("mmseg",),
         suite_order=0,
     )
     transfer = TaskRecipes(
         recipe_types=(ConstantRecipe,), defaults={"pocket": "constant"}, recipe_modules=()
     )
-    protocol = TaskRunner(run=f"{__name__}:run_constant", estimate="")
+    protocol = TaskRunner(run=f"{__name__}:run_constant", estimate="", frameworks=("mmseg",))
     monkeypatch.setitem(TASKS, "constant", task)
     monkeypatch.setitem(TASK_RECIPES, "constant", transfer)
     monkeypatch.setitem(RUNNERS, ConstantRecipe, protocol)
@@ -141,12 +140,12 @@ def test_both_halves_of_the_registry_fit_each_other() -> None:
     known = {framework.name for framework in FRAMEWORKS}
     for name, task in TASKS.items():
         assert set(task.options) <= set(OPTIONS)
-        assert set(task.frameworks) <= known
         assert {column.metric for column in task.columns} <= set(task.metrics)
         assert {column.task for column in task.columns} == set(task.variants or {name: {}})
         for recipe in TASK_RECIPES[name].defaults.values():
-            assert isinstance(RECIPES[recipe], TASK_RECIPES[name].recipe_types)
+            assert type(RECIPES[recipe]) is TASK_RECIPES[name].recipe_types[0]
         for recipe_type in TASK_RECIPES[name].recipe_types:
+            assert set(RUNNERS[recipe_type].frameworks) <= known
             assert callable(load_function(RUNNERS[recipe_type].estimate))
     assert {column.task for column in columns()} == set(variants())
 

@@ -17,6 +17,7 @@ from typing import Any
 from simmim_bench.recipe import Recipe
 from simmim_bench.tasks import TASKS, Task
 from transfer.attentive.recipes import AttentiveRecipe
+from transfer.dense.recipes import DenseKnnRecipe, DenseLogisticRecipe
 from transfer.detection.recipes import CocoRecipe
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.frozen.recipes import KnnRecipe, LinearRecipe, LogisticRecipe
@@ -32,11 +33,13 @@ class TaskRunner:
         estimate: `(recipe, checkpoint, DataSize, device) -> Work`.
         shares_features: whether seeds and tasks share one pass of the frozen backbone; a suite then
             runs all seeds of the task in one process, and one such task of a checkpoint at a time.
+        frameworks: packages beyond the core installation that must be importable.
     """
 
     run: str
     estimate: str
     shares_features: bool = False
+    frameworks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ class TaskRecipes:
     """The recipes of one task.
 
     Attributes:
-        recipe_types: the types of recipe that the task takes.
+        recipe_types: the types of recipe that the task takes; the first is that of the default recipes.
         defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
             architectures, then by family.
         recipe_modules: modules whose constants are the task's named recipes.
@@ -60,6 +63,8 @@ class TaskRecipes:
 
 _PROBE = "transfer.frozen.run:run_probe"
 _PROBE_ESTIMATE = "transfer.frozen.estimate:plan_frozen"
+_DENSE = "transfer.dense.run:run_dense"
+_DENSE_ESTIMATE = "transfer.dense.estimate:plan_dense"
 _FROZEN_RECIPES = ("transfer.frozen.recipes", "transfer.frozen.published_recipes")
 _FINETUNE_RECIPES = tuple(
     f"transfer.finetune.{module}"
@@ -87,12 +92,17 @@ RUNNERS: dict[type[Recipe], TaskRunner] = {
     ),
     KnnRecipe: TaskRunner(run=_PROBE, estimate=_PROBE_ESTIMATE, shares_features=True),
     CocoRecipe: TaskRunner(
-        run="transfer.detection.run:run_coco", estimate="transfer.detection.estimate:plan_coco"
+        run="transfer.detection.run:run_coco",
+        estimate="transfer.detection.estimate:plan_coco",
+        frameworks=("detectron2",),
     ),
     Ade20kRecipe: TaskRunner(
         run="transfer.segmentation.run:run_ade20k",
         estimate="transfer.segmentation.estimate:plan_ade20k",
+        frameworks=("mmengine", "mmcv", "mmseg"),
     ),
+    DenseKnnRecipe: TaskRunner(run=_DENSE, estimate=_DENSE_ESTIMATE),
+    DenseLogisticRecipe: TaskRunner(run=_DENSE, estimate=_DENSE_ESTIMATE),
 }
 
 TASK_RECIPES: dict[str, TaskRecipes] = {
@@ -165,7 +175,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
         ),
     ),
     "ade20k": TaskRecipes(
-        recipe_types=(Ade20kRecipe,),
+        recipe_types=(Ade20kRecipe, DenseKnnRecipe, DenseLogisticRecipe),
         defaults={
             "vit_l": "ade20k_mae_vit_l",
             "vit_h": "ade20k_mae_vit_h",
@@ -184,6 +194,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "transfer.segmentation.mmseg_recipes",
             "transfer.segmentation.beit_recipes",
             "transfer.segmentation.dinov2_recipes",
+            "transfer.dense.recipes",
         ),
     ),
 }
@@ -209,8 +220,19 @@ def runner_of(recipe: Recipe) -> TaskRunner:
 
 
 def task_of(recipe: Recipe) -> Task:
-    """Return the first task that takes a recipe; it tells the data layout and the frameworks."""
+    """Return the first task that takes a recipe; it has the data layout."""
     name = next(
         n for n, transfer in TASK_RECIPES.items() if isinstance(recipe, transfer.recipe_types)
     )
     return TASKS[name]
+
+
+def frameworks_for(task: Task, recipe: Recipe | None = None) -> set[str]:
+    """Return the packages that a task needs beyond the core installation.
+
+    Args:
+        recipe: the recipe that is used; one of another task, or None, for the task's default recipe.
+    """
+    recipe_types = TASK_RECIPES[task.name].recipe_types
+    used = type(recipe) if isinstance(recipe, recipe_types) else recipe_types[0]
+    return set(RUNNERS[used].frameworks)

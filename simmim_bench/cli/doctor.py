@@ -25,7 +25,7 @@ from simmim_bench.cli.options import (
 )
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
 from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.tasks import frameworks_for, tasks_on
+from simmim_bench.tasks import tasks_on
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.checkpoint import Checkpoint
@@ -177,9 +177,8 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
     from simmim_bench.diagnostics.frameworks import FRAMEWORKS, check_frameworks
 
     for_recipe = _frameworks_of(request)
-    tasks = [task for layout in request.data_sets for task in tasks_on(layout)]
     display.log(f"importing {len(FRAMEWORKS)} frameworks")
-    frameworks = check_frameworks(FRAMEWORKS, frameworks_for(tasks) | for_recipe)
+    frameworks = check_frameworks(FRAMEWORKS, _frameworks_for_data(request) | for_recipe)
     yield from frameworks
     optional = {framework.name for framework in FRAMEWORKS if framework.optional}
     lacking = [f.name for f in frameworks if f.state == "problem" and f.name not in optional]
@@ -221,9 +220,17 @@ def _frameworks_of(request: DoctorRequest) -> set[str]:
     """Return the frameworks that the recipe needs beyond the core installation."""
     if request.recipe is None or request.is_pretraining:
         return set()
-    from transfer.tasks import task_of
+    from transfer.tasks import frameworks_for, task_of
 
-    return frameworks_for([task_of(request.recipe)])
+    return frameworks_for(task_of(request.recipe), request.recipe)
+
+
+def _frameworks_for_data(request: DoctorRequest) -> set[str]:
+    """Return the frameworks that the tasks on the data sets need, with the recipe where it is theirs."""
+    from transfer.tasks import frameworks_for
+
+    tasks = [task for layout in request.data_sets for task in tasks_on(layout)]
+    return {name for task in tasks for name in frameworks_for(task, request.recipe)}
 
 
 def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from simmim_bench.errors import DataError
 from simmim_bench.results.record import Record
 from simmim_bench.runs.context import RunContext
 from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, Score
 from transfer.evaluate.framework_file import TrainedModel, load_model, prepare_framework
+from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
 from transfer.segmentation.ade20k_layout import find_split, read_class_names
+from transfer.segmentation.confusion import write_predictions
 from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.recipes import Ade20kRecipe
@@ -15,7 +19,6 @@ from transfer.segmentation.run import (
     message_of,
     require_mmseg,
     set_local_rank,
-    write_predictions,
 )
 
 
@@ -31,7 +34,6 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
     set_local_rank(context.dist)
     from mmseg import __version__ as mmseg_version
 
-    from transfer.segmentation.data import ADE20K_CLASSES
     from transfer.segmentation.loop import predict_validation
     from transfer.segmentation.model import build_segmentor
 
@@ -60,9 +62,13 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
         raise DataError(message_of(error)) from error
     if not context.dist.is_main:
         return None
+    palette = np.array(metric.dataset_meta["palette"])
+    predictions = write_predictions(
+        context.run, validation, names, metric.confusions, metric.shown, palette, scheme
+    )
     return evaluation.write_record(
         context,
-        predictions=write_predictions(context.run, validation, names, metric, scheme),
+        predictions=predictions,
         data={"root": str(data), "fingerprint": validation.fingerprint()},
         evaluated=len(metric.confusions),
         expected=len(validation),

@@ -18,7 +18,7 @@ from simmim_bench.checkpoints.read import (
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.models.archs import ARCHS
-from simmim_bench.recipe import find_recipe, override
+from simmim_bench.recipe import Recipe, find_recipe, override
 from simmim_bench.results.record import describe_checkpoint
 from transfer.evaluate.evaluation import (
     Evaluation,
@@ -28,6 +28,7 @@ from transfer.evaluate.evaluation import (
 from transfer.evaluate.trained_run import find_trained_run
 from transfer.evaluate.weights_file import read_model_state
 from transfer.recipes import RECIPES, check_recipe_type, default_recipe
+from transfer.tasks import TASK_RECIPES
 
 # Names of the adapter's weights within a model: transfer/detectron2_backbone.py in a ViT's pyramid and in an FPN,
 # transfer/mmseg_backbone.py.
@@ -62,6 +63,7 @@ def prepare_framework(request: EvaluationRequest) -> tuple[Evaluation, TrainedMo
         raise UsageError("--model is for imagenet; for coco and ade20k, use --backbone.")
     run = find_trained_run(request.ckpt, request.task)
     if run is not None:
+        _check_trains_model(request.task, run.recipe)
         model = _of_run(request.ckpt)
         done = model.training.get("iterations", model.training["progress"].get("iterations"))
         wanted = run.recipe.fields()["max_iters"]
@@ -85,6 +87,7 @@ def prepare_framework(request: EvaluationRequest) -> tuple[Evaluation, TrainedMo
         else find_recipe(RECIPES, options.recipe)
     )
     check_recipe_type(request.task, named)
+    _check_trains_model(request.task, named)
     backbone = describe_checkpoint(model.checkpoint)
     provenance = {
         "method": backbone.provenance.get("method", "weights"),
@@ -108,6 +111,19 @@ def prepare_framework(request: EvaluationRequest) -> tuple[Evaluation, TrainedMo
         published=named.published if stated else None,
     )
     return evaluation, model
+
+
+def _check_trains_model(task: str, recipe: Recipe) -> None:
+    """Refuse a recipe on frozen features.
+
+    Raises:
+        UsageError: the recipe trains no model of the framework.
+    """
+    if type(recipe) is not TASK_RECIPES[task].recipe_types[0]:
+        raise UsageError(
+            f"recipe '{recipe.name}' is of frozen features and trains no model that could be evaluated; its score is "
+            "in the record.json of its run."
+        )
 
 
 def _of_run(ckpt: str) -> TrainedModel:

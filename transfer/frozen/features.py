@@ -6,7 +6,7 @@ against the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
         UsageError: the backbone does not have a block, or has no class token; or several blocks are to be
             concatenated of which some do not exist or have no class token in the vector.
     """
-    numbers = block_numbers(recipe.blocks or tuple(range(1, spec.probed_blocks + 1)), spec)
+    numbers = block_numbers(recipe.blocks, spec)
     has_class_token = "cls" in spec.poolings
     poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
     for pooling in recipe.pooling or ():
@@ -123,20 +123,21 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
     ]
 
 
-def block_numbers(blocks: Sequence[int], spec: BackboneSpec) -> list[int]:
-    """Return the numbers of blocks from 1 on, where -1 and the last block's number name one block, listed once.
+def block_numbers(blocks: tuple[int, ...] | None, spec: BackboneSpec) -> list[int]:
+    """Return the numbers, from 1, of a recipe's blocks; of all blocks for None.
 
     Raises:
         UsageError: the backbone does not have a block.
     """
     count = spec.probed_blocks
-    for block in blocks:
+    for block in blocks or ():
         if not 1 <= abs(block) <= count:
             raise UsageError(
                 f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
                 f"-o blocks={min(max(block, 1), count)}."
             )
-    return list(dict.fromkeys(block % (count + 1) for block in blocks))
+    # -1 and the last block's number name one block, which is listed once.
+    return list(dict.fromkeys(block % (count + 1) for block in blocks or range(1, count + 1)))
 
 
 def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | None:

@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader, Dataset
 from simmim_bench.data.decode import read_image
 from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.distributed import DistContext, per_process_batch
+from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import LabelScheme, read_classes
 from transfer.segmentation.recipes import Ade20kRecipe
 
 UNLIMITED = 10**9  # pixels of a side that is not limited
-ADE20K_CLASSES: tuple[str, ...] = tuple(n.strip() for n in ADE20KDataset.METAINFO["classes"])
 
 
 class LoadImage(BaseTransform):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
-from simmim_bench.errors import DataError, MissingFrameworkError
+from simmim_bench.errors import DataError
+from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
 from transfer.segmentation.ade20k_layout import (
     MAX_CLASSES,
     SPLITS,
@@ -21,9 +22,6 @@ from transfer.segmentation.ade20k_layout import (
 )
 from transfer.segmentation.label_check import PairReader, find_faults, label_remarks
 from transfer.segmentation.label_maps import LabelScheme
-from transfer.segmentation.run import require_mmseg
-
-ADE20K_CLASSES = 150  # of a folder without classes.txt: MMSegmentation's ADE20KDataset
 
 
 def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
@@ -72,22 +70,11 @@ def _name_classes(data: Path, group: FindingGroup) -> tuple[list[str], Finding]:
     except DataError as error:
         return [], group.finding("classes", "problem", str(error))
     source = "named in classes.txt" if names else "ADE20K's own, as there is no classes.txt"
-    names = names or _ade20k_names()
+    names = names or list(ADE20K_CLASSES)
     finding = group.finding(
         "classes", "ok", f"{len(names)} classes, {source}", facts={"classes": len(names)}
     )
     return names, finding
-
-
-def _ade20k_names() -> list[str]:
-    """Return MMSegmentation's names of ADE20K's classes; their numbers if it is not installed."""
-    try:
-        require_mmseg()
-    except MissingFrameworkError:
-        return [f"class {number}" for number in range(1, ADE20K_CLASSES + 1)]
-    from transfer.segmentation import data
-
-    return list(data.ADE20K_CLASSES)
 
 
 def _examine_split(

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
-from PIL import Image
 
 from simmim_bench.distributed import DistContext
-from simmim_bench.files import replacing
-from transfer.segmentation.label_maps import IGNORED, LabelScheme
-
-SHOWN = 8  # images whose predictions are kept for the figure
+from transfer.segmentation.confusion import (
+    SHOWN,
+    confusion_matrix,
+    interleave,
+    write_label_map,
+)
+from transfer.segmentation.label_maps import LabelScheme
 
 
 class ConfusionMetric(BaseMetric):
@@ -46,10 +48,8 @@ class ConfusionMetric(BaseMetric):
             if len(self.shown) < SHOWN:
                 self.shown.append(predicted)
             if self.label_maps is not None:
-                # In the same subfolders as the images, because names may repeat between subfolders.
                 image = Path(sample["img_path"]).relative_to(self.images)
-                labels = scheme.to_labels(predicted)
-                write_label_map(self.label_maps / image.with_suffix(".png"), labels)
+                write_label_map(self.label_maps, image, predicted, scheme)
             self.results.append(len(self.confusions))  # mmengine warns of a metric without results
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -72,26 +72,3 @@ class ConfusionMetric(BaseMetric):
             confusions, shown = zip(*by_rank, strict=True)
             self.confusions = interleave(confusions, images)
             self.shown = interleave(shown, min(images, SHOWN))
-
-
-def interleave(by_rank: Sequence[Sequence[np.ndarray]], count: int) -> list[np.ndarray]:
-    """Return the first `count` results of all processes; process r of n has results r, r + n, ..."""
-    return [by_rank[i % len(by_rank)][i // len(by_rank)] for i in range(count)]
-
-
-def write_label_map(path: Path, labels: np.ndarray) -> None:
-    """Write a map (H, W) of the data's labels, uint8, as a PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        Image.fromarray(labels).save(temporary, format="PNG")
-
-
-def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Count the pixels of two maps (H, W) by (true, predicted) class; ignored pixels are left out.
-
-    Returns:
-        Counts (classes, classes).
-    """
-    kept = truth != IGNORED
-    pairs = truth[kept].astype(np.int64) * classes + predicted[kept]
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -17,27 +17,23 @@ import numpy as np
 
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
-from simmim_bench.files import write_json
 from simmim_bench.models.archs import BackboneSpec
-from simmim_bench.results.metrics import iou_by_class, write_confusion
 from simmim_bench.results.record import Record, write_record
-from simmim_bench.runs.after import warn_only
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.job import TransferJob
+from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
 from transfer.segmentation.ade20k_layout import (
     SegmentationData,
-    SegmentationSplit,
     find_split,
     read_class_names,
 )
-from transfer.segmentation.figure import write_figure
+from transfer.segmentation.confusion import write_predictions
 from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.recipes import Ade20kRecipe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from transfer.segmentation.metric import ConfusionMetric
@@ -63,10 +59,9 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     check_sizes(job.recipe, job.checkpoint.spec, context.dist)
     require_mmseg()
     set_local_rank(context.dist)
-    from transfer.segmentation.data import ADE20K_CLASSES
     from transfer.segmentation.loop import train_and_predict
 
-    data = read_data(context.run, job.data, job.recipe, default_names=ADE20K_CLASSES)
+    data = read_data(context.run, job.data, reduce_zero_label=job.recipe.reduce_zero_label)
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
     try:
         metric = train_and_predict(context, job.checkpoint, job.recipe, data, folder)
@@ -75,23 +70,18 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     return _finish(context, job, data, metric) if context.dist.is_main else None
 
 
-def read_data(
-    run: RunDir, root: Path, recipe: Ade20kRecipe, default_names: Sequence[str]
-) -> SegmentationData:
+def read_data(run: RunDir, root: Path, *, reduce_zero_label: bool) -> SegmentationData:
     """List both splits, read the class names, check files and labels, and log what a user should know of them.
-
-    Args:
-        default_names: class names of a folder without `classes.txt`.
 
     Raises:
         DataError: a folder or file is missing or cannot be used, or the labels do not fit the class names.
     """
     training, validation = find_split(root, "training"), find_split(root, "validation")
-    names = read_class_names(root) or list(default_names)
+    names = read_class_names(root) or list(ADE20K_CLASSES)
     for remark in check_splits(
         (training, validation),
         names,
-        LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label),
+        LabelScheme(classes=len(names), reduce_zero_label=reduce_zero_label),
     ):
         run.log(f"ade20k: data: {remark}")
     return SegmentationData(training=training, validation=validation, class_names=names)
@@ -189,7 +179,10 @@ def _finish(
 
     recipe, names = job.recipe, data.class_names
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
-    predictions = write_predictions(context.run, data.validation, names, metric, scheme)
+    palette = np.array(metric.dataset_meta["palette"])
+    predictions = write_predictions(
+        context.run, data.validation, names, metric.confusions, metric.shown, palette, scheme
+    )
     return write_record(
         context.run,
         task="ade20k",
@@ -213,25 +206,3 @@ def _finish(
             "mmsegmentation": mmseg_version,
         },
     )
-
-
-def write_predictions(
-    run: RunDir,
-    validation: SegmentationSplit,
-    names: list[str],
-    metric: ConfusionMetric,
-    scheme: LabelScheme,
-) -> Path:
-    """Write the confusion matrices, IoU by class and the figure into the run directory.
-
-    Returns:
-        The file of the matrices, from which the scores are computed.
-    """
-    total = np.sum(metric.confusions, axis=0)
-    predictions = run.predictions / "confusion.npz"
-    write_confusion(predictions, metric.confusions, names)
-    write_json(run.path / "iou_by_class.json", iou_by_class(total, names))
-    palette = np.array(metric.dataset_meta["palette"])
-    with warn_only(run.log, "predictions.png"):
-        write_figure(run.path / "predictions.png", validation, metric.shown, palette, scheme)
-    return predictions

@@ -18,6 +18,13 @@ from support.segmentation import (
 )
 
 from simmim_bench.distributed import DistContext
+from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
+
+
+def test_the_names_of_ade20k_are_mmsegmentations(mmseg: None) -> None:
+    from mmseg.datasets import ADE20KDataset
+
+    assert [name.strip() for name in ADE20KDataset.METAINFO["classes"]] == list(ADE20K_CLASSES)
 
 
 def test_label_0_is_ignored_and_label_1_is_class_0(mmseg: None, data: Path) -> None:

@@ -30,6 +30,7 @@ from simmim_bench.checkpoints.read import read_training_state
 from simmim_bench.cli.main import cli
 from simmim_bench.distributed import DistContext
 from simmim_bench.results.record import read_record
+from transfer.segmentation.confusion import confusion_matrix, interleave
 
 
 def test_sliding_windows_predict_at_the_original_size(
@@ -141,7 +142,7 @@ def test_matrices_of_two_processes_are_in_the_images_order(
     mmseg: None, generated: Path, images: int
 ) -> None:
     """With one image, the second process has none."""
-    from transfer.segmentation.metric import ConfusionMetric, interleave
+    from transfer.segmentation.metric import ConfusionMetric
 
     split = split_of(generated, "training")
     validation = replace(split, images=split.images[:images], masks=split.masks[:images])
@@ -227,9 +228,7 @@ def test_scores_equal_those_of_mmseg_at_the_original_size(
     assert record.metrics["aacc"] == pytest.approx(100 * float(scores["aAcc"]), abs=1e-6)
 
 
-def test_confusion_matrix_has_truth_in_rows_and_no_ignored_pixels(mmseg: None) -> None:
-    from transfer.segmentation.metric import confusion_matrix
-
+def test_confusion_matrix_has_truth_in_rows_and_no_ignored_pixels() -> None:
     truth = np.array([[0, 0, 2], [255, 1, 2]])
     predicted = np.array([[1, 0, 2], [2, 1, 0]])
     expected = [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
