@@ -16,7 +16,7 @@ from typing import Any
 
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import escape, sha256_file, sha256_json
-from simmim_bench.leaderboard.archive import find_annotations
+from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.leaderboard.find import describe
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
@@ -77,13 +77,9 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
 def _check_scores(path: Path, record: Record) -> list[str]:
     """Recompute the scores from the predictions."""
     try:
-        predictions = path_below(path.parent, record.predictions["file"], "the record")
+        predictions = find_predictions(path, record)
     except DataError as error:
         return [str(error)]
-    if not predictions.is_file():
-        return [f"predictions {predictions} do not exist."]
-    if sha256_file(predictions) != record.predictions["sha256"]:
-        return [f"predictions {predictions} have changed since they were scored: hash mismatch."]
     annotations = find_annotations(path, record)
     if "annotations" in record.data and annotations is None:
         return [
