@@ -22,7 +22,7 @@ from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 from simmim_bench.untrusted.json_text import read_json
-from simmim_bench.untrusted.paths import is_below, path_below
+from simmim_bench.untrusted.paths import is_below
 
 TOLERANCE = 1e-6  # percentage points; a recomputed score may differ by rounding
 
@@ -199,7 +199,7 @@ def _checkpoint_hash(name: str) -> str | None:
 def _hash_weights(path: Path) -> str:
     """Hash the weights of a checkpoint directory, a run directory, a model folder or a file."""
     from simmim_bench.checkpoints.read import find_checkpoint_directory, is_model_folder
-    from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights
+    from simmim_bench.checkpoints.third_party.folder import INDEX, find_shard, find_weights
 
     if path.is_dir() and is_model_folder(path):
         path = find_weights(path)
@@ -210,9 +210,7 @@ def _hash_weights(path: Path) -> str:
     table = read_json(path, "index of weights")
     shards = table.get("weight_map") if isinstance(table, dict) else None
     names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-    return sha256_json(
-        {name: _hash_file(path_below(path.parent, name, str(path))) for name in names}
-    )
+    return sha256_json({name: _hash_file(find_shard(path, name)) for name in names})
 
 
 def _hash_file(path: Path) -> str:
