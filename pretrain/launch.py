@@ -10,11 +10,11 @@ from pretrain.recipes import RECIPES, PretrainRecipe, default_recipe, for_arch
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
-from simmim_bench.files import read_json
 from simmim_bench.recipe import deviations, find_recipe, override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
+from simmim_bench.untrusted.json_text import read_json
 
 
 def resolve_recipe(
@@ -89,4 +89,7 @@ def _arguments(data: Path, seed: int, init_from: str | None) -> dict[str, Any]:
 
 def _is_finished(run_dir: Path) -> bool:
     meta = run_dir / "checkpoints" / "last" / "meta.json"
-    return meta.is_file() and "wall_time_s" in read_json(meta, "checkpoint file")["provenance"]
+    return (
+        meta.is_file()
+        and "wall_time_s" in read_json(meta, "checkpoint file", finite=False)["provenance"]
+    )

@@ -191,9 +191,12 @@ def _read_pending(pending: Path) -> dict[str, str]:
     """Read the list of temporary files and their names; one that this tool did not write could name any files.
 
     Raises:
-        DataError: an entry is no temporary file next to its name.
+        DataError: the list is damaged, or an entry is no temporary file next to its name.
     """
-    found = read_json(pending, "list of written files")
+    try:
+        found = json.loads(pending.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        found = None
     entries = found.items() if isinstance(found, dict) else [(found, None)]
     for new, path in entries:
         name = os.path.basename(path) if isinstance(path, str) else ""
@@ -231,28 +234,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
-
-    Args:
-        what: what the file should be, for error messages.
-
-    Raises:
-        DataError: the file does not exist or is not JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{what} {path} does not exist.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{what} {path} cannot be read as JSON: byte {error.start:,} is not {error.encoding}; save it as UTF-8."
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{what} {path} cannot be read as JSON: {reason}") from error
 
 
 def read_lines(path: Path) -> list[str]:

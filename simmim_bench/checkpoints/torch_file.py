@@ -12,7 +12,7 @@ from typing import Any
 from simmim_bench.errors import DataError
 from simmim_bench.files import LFS_POINTER
 from simmim_bench.untrusted.pickles import Opaque
-from simmim_bench.untrusted.tensors import read_safetensors, read_torch
+from simmim_bench.untrusted.tensors import as_safetensors, read_safetensors, read_torch
 
 PAGE = (b"<!doctype html", b"<html")  # first bytes of a web page, in lower case
 
@@ -38,8 +38,8 @@ def read_content(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     content = read_torch(path)
     if isinstance(content, Opaque):
         raise DataError(
-            f"weights file {path} holds an object of {content.kind}, not weights by name; save its state_dict(), "
-            "best as safetensors."
+            f"weights file {path} holds an object of {content.kind}, not weights by name; "
+            f"{as_safetensors('save its state_dict()')}"
         )
     return content if isinstance(content, Mapping) else {}, {}
 

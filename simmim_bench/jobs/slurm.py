@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import MissingFrameworkError, UsageError
-from simmim_bench.files import read_json, write_json
+from simmim_bench.files import write_json
 from simmim_bench.jobs.options import SlurmOptions
 from simmim_bench.jobs.process import command_line, launch
 from simmim_bench.signals import REQUEUES
+from simmim_bench.untrusted.json_text import read_json
 
 COUNTS = ("gpus_per_node", "cpus_per_task")
 # MAE's submitit_pretrain.py:109. sbatch's own default is a single core, which leaves a GPU waiting for images.

@@ -93,8 +93,10 @@ def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]
         A sentence if the reconstructions of its checkpoint could not be copied.
 
     Raises:
-        DataError: a file of the run cannot be used, or the archive cannot be written.
+        DataError: the predictions are not those that were scored, another file of the run cannot be used, or the
+            archive cannot be written.
     """
+    predictions = find_predictions(path, record)
     folder = path_below(out, name, "keep")
     for existing in (folder, *(folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old"))):
         _check_written(existing)
@@ -113,7 +115,7 @@ def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]
         problems.append(f"the reconstructions of {path} were not kept: {error}")
     try:
         with replacing_directory(folder) as temporary:
-            _copy_run(path, record, temporary)
+            _copy_run(path, record, predictions, temporary)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return problems
@@ -138,12 +140,9 @@ def _check_written(folder: Path) -> None:
             )
 
 
-def _copy_run(path: Path, record: Record, folder: Path) -> None:
+def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> None:
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
-    source = path_below(path.parent, record.predictions["file"], f"record {path}")
-    if not source.is_file():
-        raise DataError(f"predictions {source} of {path} do not exist; run its task again.")
-    _copy(source, folder / record.predictions["file"])
+    _copy(predictions, folder / record.predictions["file"])
     for name in RUN_FILES:
         _copy(path_below(path.parent, name, f"run {path.parent}"), folder / name)
     recipe = folder / "recipe.json"
@@ -172,6 +171,25 @@ def shorten_paths(value: Any) -> Any:
         if name in parts:
             parts = parts[parts.index(name) + 2 :]
     return (found[1] or "") + ("/".join(parts[-2:]) or ".")
+
+
+def find_predictions(path: Path, record: Record) -> tuple[Path, str]:
+    """Find the predictions of a record.
+
+    Args:
+        path: the path of `record`.
+
+    Raises:
+        DataError: the record names a file outside of its folder, or the file does not exist or has changed.
+    """
+    predictions = path_below(path.parent, record.predictions["file"], "the record")
+    if not predictions.is_file():
+        raise DataError(f"predictions {predictions} do not exist.")
+    if sha256_file(predictions) != record.predictions["sha256"]:
+        raise DataError(
+            f"predictions {predictions} have changed since they were scored: hash mismatch."
+        )
+    return predictions
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import escape, sha256_file, sha256_json
-from simmim_bench.leaderboard.archive import find_annotations
+from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.leaderboard.find import describe
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 from simmim_bench.untrusted.json_text import read_json
-from simmim_bench.untrusted.paths import is_below, path_below
+from simmim_bench.untrusted.paths import is_below
 
 # Percentage points, or the fraction of a larger value such as an NLL; a recomputed score may differ by rounding.
 TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-8
@@ -78,13 +78,9 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
 def _check_scores(path: Path, record: Record) -> list[str]:
     """Recompute the scores from the predictions."""
     try:
-        predictions = path_below(path.parent, record.predictions["file"], "the record")
+        predictions = find_predictions(path, record)
     except DataError as error:
         return [str(error)]
-    if not predictions.is_file():
-        return [f"predictions {predictions} do not exist."]
-    if sha256_file(predictions) != record.predictions["sha256"]:
-        return [f"predictions {predictions} have changed since they were scored: hash mismatch."]
     annotations = find_annotations(path, record)
     if "annotations" in record.data and annotations is None:
         return [
@@ -208,7 +204,7 @@ def _checkpoint_hash(name: str) -> str | None:
 def _hash_weights(path: Path) -> str:
     """Hash the weights of a checkpoint directory, a run directory, a model folder or a file."""
     from simmim_bench.checkpoints.read import find_checkpoint_directory, is_model_folder
-    from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights
+    from simmim_bench.checkpoints.third_party.folder import INDEX, find_shard, find_weights
 
     if path.is_dir() and is_model_folder(path):
         path = find_weights(path)
@@ -219,9 +215,7 @@ def _hash_weights(path: Path) -> str:
     table = read_json(path, "index of weights")
     shards = table.get("weight_map") if isinstance(table, dict) else None
     names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
-    return sha256_json(
-        {name: _hash_file(path_below(path.parent, name, str(path))) for name in names}
-    )
+    return sha256_json({name: _hash_file(find_shard(path, name)) for name in names})
 
 
 def _hash_file(path: Path) -> str:

@@ -24,7 +24,6 @@ from simmim_bench.files import (
     ESCAPED,
     cannot_write,
     escape,
-    read_json,
     remove_leftovers,
     write_json,
     write_text,
@@ -32,6 +31,7 @@ from simmim_bench.files import (
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
+from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.text import visible_lines
 
 # Other folders in a run directory may be runs, such as the transfers of a pretraining, or the features they share.
@@ -118,8 +118,8 @@ class RunDir:
         path = self.path / "metrics.jsonl"
         values = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with suppress(ValueError):  # a line that a kill has truncated
-                figures = json.loads(line)
+            with suppress(ValueError, TypeError):  # a line that a kill has truncated
+                figures = parse_json(line, finite=False)
                 values += [figures[name]] if name in figures else []
         return values
 
@@ -137,8 +137,8 @@ class RunDir:
             self._metrics.close()
         kept = []
         for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):  # a line that a kill has truncated
-                if json.loads(line)["step"] < step:
+            with suppress(ValueError, TypeError, KeyError):  # a line that a kill has truncated
+                if parse_json(line, finite=False)["step"] < step:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
@@ -262,7 +262,7 @@ def check_run_dir(
     if not is_occupied(path):
         return
     if resume:
-        before = read_json(path / "recipe.json", "run description")
+        before = read_json(path / "recipe.json", "run description", finite=False)
         if not isinstance(before, dict):
             raise DataError(
                 f"run description {path / 'recipe.json'} is damaged; start anew with another --out."

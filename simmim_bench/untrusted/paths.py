@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
@@ -36,9 +37,11 @@ def check_below(root: Path, path: Path, what: str) -> None:
     """Check that a path, with its symbolic links followed, is below a folder.
 
     Raises:
-        DataError: it leads out of the folder, or the links form a loop.
+        DataError: it leads out of the folder, the links form a loop, or the file system has no such name.
     """
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # a name may be too long, of which `Path.is_file` raises an error later
         inside = path.resolve().is_relative_to(root.resolve())
     except (
         OSError,

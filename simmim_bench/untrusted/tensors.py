@@ -73,7 +73,6 @@ MAGIC, PROTOCOL = (
     0x1950A86A20F9469CFC6C,
     1001,
 )  # torch/serialization.py, of files that are not zip files
-REMEDY = "use another copy, best as safetensors."
 
 
 @dataclass(frozen=True)
@@ -127,17 +126,27 @@ def read_torch(path: Path) -> Any:
             return _read_zip(file, size) if start == SIGNATURE else _read_legacy(file, size)
     except CallError as error:
         raise DataError(
-            f"weights file {path} requests execution of {error}, which no weights need; it was not executed. Use a "
-            "safetensors file, or save the weights without that object."
+            f"weights file {path} requests execution of {error}, which no weights need; it was not executed; "
+            f"{as_safetensors('save the weights without that object')}"
         ) from error
     except (PickleError, ZipError) as error:
         raise DataError(
-            f"weights file {path} is damaged, or was not written by torch.save: {error}; {REMEDY}"
+            f"weights file {path} is damaged, or was not written by torch.save: {error}; "
+            f"{as_safetensors()}"
         ) from error
     except OSError as error:
-        raise DataError(f"weights file {path} cannot be read: {error}; {REMEDY}") from error
+        raise DataError(
+            f"weights file {path} cannot be read: {error}; {as_safetensors()}"
+        ) from error
     except MemoryError as error:
-        raise DataError(f"weights file {path} does not fit in the memory; {REMEDY}") from error
+        raise DataError(
+            f"weights file {path} does not fit in the memory; {as_safetensors()}"
+        ) from error
+
+
+def as_safetensors(remedy: str = "use another copy") -> str:
+    """Return the remedy for a file that is refused, with the format that can hold no code."""
+    return f"{remedy}, best as safetensors."
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -152,7 +161,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:  # safetensors and torch raise many types for a damaged header
         # Names of the header are in the message.
         reason = shorten(visible(" ".join(str(error).split())))
-        raise DataError(f"weights file {path} is damaged ({reason}); {REMEDY}") from error
+        raise DataError(f"weights file {path} is damaged ({reason}); use another copy.") from error
 
 
 def odd_tensor(value: Any) -> str:

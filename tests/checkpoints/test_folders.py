@@ -16,8 +16,10 @@ from torch import Tensor
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.folder import read_weights
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.check import _checkpoint_hash
 
 CONFIG: dict[str, Any] = {
     "model_type": "vit",
@@ -177,6 +179,21 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path) -> None:
     write_json(index, {"weight_map": {"a": "../a.safetensors"}})
     with pytest.raises(DataError, match=r"names \.\./a\.safetensors, which is not in its folder"):
         read_checkpoint(str(tmp_path / "hub"))
+
+
+def test_a_shard_is_no_name_that_is_too_long_and_may_be_a_link(tmp_path: Path) -> None:
+    """The cache of a model hub consists of links to files elsewhere."""
+    index = tmp_path / "hub" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    write_json(index, {"weight_map": {"a": "n" * 5000}})
+    with pytest.raises(DataError, match="does not exist"):
+        read_weights(index)
+    save_file({"a": torch.ones(2)}, tmp_path / "blob")
+    (index.parent / "a.safetensors").symlink_to(tmp_path / "blob")
+    write_json(index, {"weight_map": {"a": "a.safetensors"}})
+    content, _, sha256 = read_weights(index)
+    assert torch.equal(content["a"], torch.ones(2))
+    assert _checkpoint_hash(str(index)) == sha256
 
 
 def test_a_folder_with_a_pickle_is_read(tmp_path: Path) -> None:

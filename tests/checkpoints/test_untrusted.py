@@ -8,10 +8,8 @@ import datetime
 import functools
 import io
 import json
-import os
 import pickle
 import re
-import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.third_party import build_vit
+from support.attacks import (
+    CALLS,
+    CONFIGS,
+    HEADERS,
+    METAS,
+    PICKLES,
+    SHAPES,
+    STATES,
+    Call,
+    reshaped,
+    vit_with,
+    write_safetensors,
+)
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
@@ -34,16 +44,6 @@ from simmim_bench.untrusted.pickles import CallError, Opaque, PickleError, read_
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
 
 FOUR_HEADS = Hints(num_heads=4)
-
-
-class Call:
-    """Object that unpickles as a function call."""
-
-    def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 class Payload(argparse.Namespace):
@@ -201,60 +201,12 @@ def repack(path: Path, change: Callable[[str, bytes], bytes]) -> None:
             archive.writestr(name, content)
 
 
-def reshaped(size: Any, stride: Any, offset: Any) -> Call:
-    storage = torch.storage.TypedStorage(
-        wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True
-    )
-    return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride)
-
-
-OBJECTS = np.dtype("O")
-CALLS: dict[str, Any] = {
-    "object pointers": Call(np.ndarray, (1,), OBJECTS, b"AAAAAAAA"),
-    "negative offset": Call(np.ndarray, (8,), np.dtype("u1"), b"A" * 8, -4096),
-    "nested pointers": Call(collections.OrderedDict, Call(np.ndarray, (1,), OBJECTS, b"A" * 8)),
-    "system": Call(os.system, "true"),
-    "popen": Call(subprocess.Popen, ["true"]),
-    "eval": Call(eval, "1"),
-    "getattr": Call(getattr(os, "get" + "env"), "HOME"),
-    "import": Call(__import__, "antigravity"),
-    "load": Call(pickle.loads, b"."),
-    "from file": Call(np.fromfile, "/etc/passwd"),
-}
-
-
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("protocol", range(6))
 def test_a_call_is_refused_by_its_name(name: str, protocol: int) -> None:
     content = pickle.dumps({"model": CALLS[name]}, protocol)
     with pytest.raises(CallError):
         read_pickle(io.BytesIO(content), len(content))
-
-
-PICKLES = {
-    "no stop": b"}",
-    "empty stack": b"0.",
-    "memo": b"h\x07.",
-    "extension": b"\x82\x01.",
-    "append to a text": b"X\x01\x00\x00\x00a]a.",
-    "entries of a list": b"]K\x01K\x02s.",
-    "odd entries": b"}(K\x01u.",
-    "long text": b"X\xff\xff\xff\x7fa.",
-    "long bytes": b"\x8e\xff\xff\xff\xff\xff\xff\xff\x7fa.",
-    "long integer": b"\x8b\x00\x02\x00\x00" + b"\x7f" * 512 + b".",
-    "text that is not UTF-8": b"X\x01\x00\x00\x00\xff.",
-    "build a text": b"X\x01\x00\x00\x00a}b.",
-    "call of a number": b"K\x01)R.",
-    "persistent": b"K\x01Q.",
-    "out-of-band buffer": b"\x97.",
-    "name with a newline": b"X\x03\x00\x00\x00a\nbX\x01\x00\x00\x00c\x93.",
-    "copies": b"]("
-    + b"N" * 9999
-    + b"eq\x000"
-    + b"cbuiltins\nlist\nq\x010"
-    + b"h\x01h\x00\x85R0" * 9999
-    + b".",
-}
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -270,23 +222,6 @@ def test_values_that_no_hash_ends_on_are_no_keys() -> None:
     assert isinstance(key, Opaque)
 
 
-SHAPES: dict[str, Any] = {
-    "beyond": ((5,), (1,), 0),
-    "offset": ((4,), (1,), 1),
-    "negative offset": ((4,), (1,), -1),
-    "negative stride": ((2,), (-1,), 3),
-    "negative size": ((-1,), (1,), 0),
-    "wide stride": ((2,), (2**62,), 0),
-    "fraction": ((1.5,), (1,), 0),
-    "flag": ((True,), (1,), 0),
-    "dimensions": ((1, 1), (1,), 0),
-    "terabytes": ((2**39, 2), (0, 0), 0),
-    "huge": ((2**62, 0), (1, 1), 0),
-    "repeated": ((2**29,), (0,), 0),
-    "no tuple": (4, 1, 0),
-}
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, name: str) -> None:
     size, stride, offset = SHAPES[name]
@@ -294,49 +229,6 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, name: str) -> N
     with pytest.raises(DataError) as refusal:
         read_torch(tmp_path / "a")
     assert len(str(refusal.value).splitlines()) == 1
-
-
-def vit_with(**weights: Any) -> dict[str, Any]:
-    return {**build_vit().state_dict(), **{k.replace("__", "."): v for k, v in weights.items()}}
-
-
-NAMES = {
-    "a block": "blocks.999999999.norm1.weight",
-    "a digit of another script": "blocks.٣.norm1.weight",
-    "control characters": "\x1b[31m\n",
-}
-KERNEL = "patch_embed__proj__weight"
-
-
-def vit_with_name(key: str) -> dict[str, Any]:
-    return {**vit_with(), key: torch.zeros(48)}
-
-
-STATES: dict[str, Callable[[], dict[str, Any]]] = {
-    **{name: functools.partial(vit_with_name, key) for name, key in NAMES.items()},
-    "sparse": lambda: vit_with(norm__weight=torch.eye(48).to_sparse()),
-    "sparse rows": lambda: vit_with(norm__weight=torch.eye(48).to_sparse_csr()),
-    "complex": lambda: vit_with(norm__weight=torch.zeros(48, dtype=torch.complex64)),
-    "meta": lambda: vit_with(norm__weight=torch.zeros(48, device="meta")),
-    "quantised": lambda: vit_with(
-        norm__weight=torch.quantize_per_tensor(torch.zeros(48), 0.1, 0, torch.qint8)
-    ),
-    "negated": lambda: vit_with(norm__weight=torch.zeros(48, dtype=torch.complex64).conj().imag),
-    "integers": lambda: vit_with(norm__weight=torch.ones(48, dtype=torch.int8)),
-    "number": lambda: vit_with(norm__weight=torch.tensor(1.0)),
-    "number as kernel": lambda: vit_with(**{KERNEL: torch.tensor(1.0)}),
-    "number as attention": lambda: vit_with(blocks__0__attn__qkv__bias=torch.tensor(1.0)),
-    "number as position": lambda: vit_with(pos_embed=torch.tensor(1.0)),
-    "number as head": lambda: vit_with(head__weight=torch.tensor(1.0)),
-    "empty kernel": lambda: vit_with(**{KERNEL: torch.zeros(0, 3, 8, 8)}),
-    "no channels": lambda: vit_with(**{KERNEL: torch.zeros(48, 0, 8, 8)}),
-    "patch of zero": lambda: vit_with(**{KERNEL: torch.zeros(48, 3, 0, 0)}),
-    "empty position": lambda: vit_with(pos_embed=torch.zeros(1, 2**40, 0)),
-    "empty mlp": lambda: vit_with(blocks__0__mlp__fc1__weight=torch.zeros(0, 48)),
-    "large table": lambda: vit_with(
-        rel_pos_bias__relative_position_bias_table=torch.zeros(999**2 + 3, 4)
-    ),
-}
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:torch.quantize_per_tensor")
@@ -361,19 +253,6 @@ def test_an_odd_tensor_beside_the_weights_does_not_matter(tmp_path: Path) -> Non
     content = {"model": vit_with(), "buffer": torch.eye(3).to_sparse(), "optimizer": {0: 1}}
     torch.save(content, tmp_path / "a.pth")
     assert read_checkpoint(str(tmp_path / "a.pth"), FOUR_HEADS).spec.embed_dim == 48
-
-
-NAN = float("nan")
-CONFIGS: dict[str, Any] = {
-    "mean": {"args": {"mean": [NAN] * 3, "std": [1.0] * 3}},
-    "std": {"args": argparse.Namespace(mean=[0.5] * 3, std=[0.0] * 3)},
-    "large": {"args": {"mean": [10**400] * 3, "std": [1.0] * 3}},
-    "lengths": {"args": {"mean": [0.5], "std": [0.5] * 3}},
-    "windows": {"config": {"MODEL": {"TYPE": "swinv2", "SWINV2": {"PRETRAINED_WINDOW_SIZES": 8}}}},
-    "patch": {"config": {"MODEL": {"SIMMIM": {"NORM_TARGET": {"ENABLE": 1, "PATCH_SIZE": []}}}}},
-    "model": {"arch": "vit_tiny_patch16_224", "args": {"model_kwargs": {"depth": 10**9}}},
-    "path": {"arch": "vit_tiny_patch16_224", "args": {"model_kwargs": {"checkpoint_path": "/x"}}},
-}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -401,58 +280,12 @@ def test_configurations_of_other_types_are_ignored(tmp_path: Path, config: Any) 
     assert str(provenance.get("tag", "")).isprintable()
 
 
-def write_safetensors(path: Path, header: str, content: bytes = b"\0" * 16) -> Path:
-    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + content)
-    return path
-
-
-HEADERS = {
-    "overlap": '{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},'
-    '"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}',
-    "gap": '{"a":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
-    "backwards": '{"a":{"dtype":"F32","shape":[2],"data_offsets":[12,4]}}',
-    "beyond": '{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]}}',
-    "shape": '{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,16]}}',
-    "overflow": '{"a":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,16]}}',
-    "empty side": '{"a":{"dtype":"F32","shape":[18446744073709551615,0],"data_offsets":[0,0]},'
-    '"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
-    "dtype": '{"a":{"dtype":"X32","shape":[4],"data_offsets":[0,16]}}',
-    "control character": '{"a":{"dtype":"F1\x7f","shape":[4],"data_offsets":[0,16]}}',
-    "no offsets": '{"a":{"dtype":"F32","shape":[4]}}',
-    "negative": '{"a":{"dtype":"F32","shape":[-4],"data_offsets":[0,16]}}',
-    "metadata": '{"__metadata__":{"a":3},"b":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
-    "deep": '{"a":' * 9999,
-    "list": "[]",
-}
-
-
 @pytest.mark.parametrize("name", HEADERS)
 def test_damaged_headers_of_safetensors_are_refused(tmp_path: Path, name: str) -> None:
     path = write_safetensors(tmp_path / "a.safetensors", HEADERS[name])
     with pytest.raises(DataError, match="is damaged") as refusal:
         read_safetensors(path)
     assert str(refusal.value).isprintable()
-
-
-METAS: dict[str, Callable[[dict[str, Any]], object]] = {
-    "mean": lambda meta: meta["preprocessing"].update(mean=[NAN] * 3),
-    "std": lambda meta: meta["preprocessing"].update(std=[0.5, 0.0, 0.5]),
-    "infinite": lambda meta: meta["preprocessing"].update(std=[float("inf")] * 3),
-    "text": lambda meta: meta["preprocessing"].update(mean="abc"),
-    "form": lambda meta: meta.update(form="../x"),
-    "depth": lambda meta: meta["spec"].update(depths=[10**9]),
-    "width": lambda meta: meta["spec"].update(embed_dim=2**15),
-    "negative": lambda meta: meta["spec"].update(patch_size=-16),
-    "zero": lambda meta: meta["spec"].update(patch_size=0),
-    "flag": lambda meta: meta["spec"].update(embed_dim=True),
-    "size": lambda meta: meta["spec"].update(img_size=[2**15, 2**15]),
-    "name": lambda meta: meta["spec"].update(arch="../../x"),
-    "field": lambda meta: meta["spec"].update({"a\x1b": 3}),
-    "family": lambda meta: meta["spec"].update(family=["vit"]),
-    "label": lambda meta: meta.update(provenance=[]),
-    "list": lambda meta: meta.update(spec=[]),
-    "hash": lambda meta: meta.update(sha256=[]),
-}
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,19 @@ def test_json_within_the_limits_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../x", "a/../../x", "", "C:\\x", "a\\..\\x", "x\0", "out/x", "loop"]
+    "name",
+    [
+        "/etc/passwd",
+        "../x",
+        "a/../../x",
+        "",
+        "C:\\x",
+        "a\\..\\x",
+        "x\0",
+        "out/x",
+        "loop",
+        "n" * 5000,
+    ],
 )
 def test_a_path_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, clean_state_dict
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.third_party.statistics import statistics_of
+from simmim_bench.checkpoints.third_party.timm import (
+    cannot_build,
+    check_arguments,
+    create_with_weights,
+)
+from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
+from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_file, sha256_json
+from simmim_bench.recipe import LIMITS
 from simmim_bench.results.record import ScoredModel
 from simmim_bench.untrusted.json_text import read_json
+from simmim_bench.untrusted.text import shorten, visible
 from transfer.evaluate.classifier import Classifier, no_head
 from transfer.evaluate.preprocessing import Preprocessing
+from transfer.evaluate.recipes import CropMode, Interpolation
 
-CROP_MODES = ("center", "squash")
+LARGEST_SIDE = 4096  # pixels of an image; timm's largest published size is 1024
 ImageSize = tuple[int, int] | None
 
 
@@ -38,7 +50,7 @@ def load_pretrained(ckpt: str, img_size: ImageSize = None) -> Classifier:
     if name not in known and name not in {tagged.split(".")[0] for tagged in known}:
         raise UsageError(f"timm has no pretrained model '{name}'; {nearest(name, known)[:300]}")
     try:
-        model = _create(name, img_size, pretrained=True)
+        model = _create(name, img_size, timm.create_model, pretrained=True)
     except Exception as error:  # the hub's client raises many types without a network
         raise DataError(
             f"{ckpt} cannot be downloaded ({type(error).__name__}); download it on a machine with a network "
@@ -55,24 +67,32 @@ def load_folder(folder: Path, img_size: ImageSize = None) -> Classifier:
     Raises:
         DataError: timm cannot build the model, or it has no head.
     """
-    arch = read_json(folder / "config.json", "timm's config", finite=False).get("architecture")
+    file, named = folder / "config.json", f"local-dir:{folder}"
+    what = f"the model of {file}"
+    config = read_json(file, "timm's config", finite=False)
     weights = folder / "model.safetensors"
+    if not isinstance(config, dict):
+        raise DataError(f"{file} is not a JSON object; use another copy.")
     if not weights.is_file():
         raise DataError(
             f"{folder} has timm's config.json but no model.safetensors; use a complete folder."
         )
+    state = clean_state_dict(dict(read_content(weights)[0]))
+    check_arguments(
+        table_of(config, "model_args"),
+        lambda: _create(named, None, timm.create_model),
+        state,
+        what,
+    )
     try:
-        model = _create(f"local-dir:{folder}", img_size, pretrained=True)
+        model = _create(named, img_size, create_with_weights, state=state)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
-        raise DataError(
-            f"timm cannot build the model of {folder / 'config.json'}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+        raise cannot_build(what, error) from error
     return _classifier(
         model,
         ckpt=str(folder),
         label=folder.name,
-        arch=str(arch),
+        arch=str(config.get("architecture")),
         sha256=sha256_file(weights),
         img_size=img_size,
     )
@@ -96,10 +116,13 @@ def load_file(
     if not timm.is_model(arch):
         raise UsageError(f"timm has no model '{name}'; {nearest(arch, timm.list_models())[:300]}")
     try:
-        # timm's own way to load the weights of others, which renames the official files of its models.
-        overlay = {"state_dict": state, "num_classes": classes, "source": "", "custom_load": False}
         model = _create(
-            name, img_size, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay
+            name,
+            img_size,
+            create_with_weights,
+            state=state,
+            num_classes=classes,
+            pretrained_cfg_overlay={"num_classes": classes},
         )
     except Exception as error:  # timm raises many types for weights that do not fit
         raise DataError(
@@ -204,14 +227,20 @@ def _vit_name(model: VisionTransformer, side: int) -> str:
     return f"vit_{model.embed_dim}x{len(model.blocks)}_patch{patch}_{side}"
 
 
-def _create(name: str, img_size: ImageSize, **arguments: Any) -> nn.Module:
-    """Create a model, at another image size where one is given and the model has position tables."""
+def _create(
+    name: str, img_size: ImageSize, create: Callable[..., nn.Module], **arguments: Any
+) -> nn.Module:
+    """Create a model, at another image size where one is given and the model has position tables.
+
+    Args:
+        create: timm's `create_model` or `create_with_weights`.
+    """
     if img_size is None:
-        return timm.create_model(name, **arguments)
+        return create(name, **arguments)
     try:
-        return timm.create_model(name, img_size=img_size, **arguments)
+        return create(name, img_size=img_size, **arguments)
     except TypeError:  # a convolutional network has no such argument and takes any size
-        return timm.create_model(name, **arguments)
+        return create(name, **arguments)
 
 
 def _classifier(
@@ -225,36 +254,63 @@ def _classifier(
     classes = int(getattr(model, "num_classes", 0))
     if not classes:
         raise no_head(ckpt)
-    # As timm's own validate.py: some models are published with scores at a larger size than they were trained with.
-    config = resolve_data_config({}, model=model, use_test_size=True)
-    check_channels(ckpt, config["input_size"][0])
-    if config["crop_mode"] not in CROP_MODES:
-        raise DataError(
-            f"{ckpt} is evaluated with timm's crop_mode '{config['crop_mode']}', which is not supported; set "
-            f"crop_mode in its config.json to one of {', '.join(CROP_MODES)}."
-        )
-    size = img_size or tuple(config["input_size"][1:])
+    preprocessing = _preprocessing(ckpt, model, img_size)
+    size = preprocessing.img_size
     trained: Any = getattr(model, "pretrained_cfg", {}).get("input_size")
     if img_size is None and trained and size != tuple(trained[1:]):
         resize: Any = getattr(
             model, "set_input_size", None
         )  # of models with position tables or windows
         if resize is not None:
-            resize(size)
+            try:
+                resize(size)
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise cannot_build(f"{ckpt} for images of {size[0]}x{size[1]}", error) from error
     return Classifier(
         model=model,
         num_classes=classes,
         described=_describe(model, ckpt=ckpt, label=label, arch=arch, sha256=sha256),
-        preprocessing=Preprocessing(
-            img_size=size,
-            test_crop_ratio=config["crop_pct"],
-            crop_mode=config["crop_mode"],
-            interpolation=config["interpolation"],
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            source="timm's pretrained_cfg",
-        ),
+        preprocessing=preprocessing,
         code="timm",
+    )
+
+
+def _preprocessing(ckpt: str, model: nn.Module, img_size: ImageSize) -> Preprocessing:
+    """Return the preprocessing of a model's configuration, which may be a file's.
+
+    Raises:
+        DataError: a value is not supported, or none of its kind.
+    """
+    try:
+        # As timm's own validate.py: some models are published with scores at a larger size than they were trained with.
+        config = resolve_data_config({}, model=model, use_test_size=True)
+        channels, *sides = config["input_size"]
+        check_channels(ckpt, channels)
+        size, ratio = as_pair(sides), config["crop_pct"]
+        statistics = statistics_of(config["mean"], config["std"])
+        for key, allowed in (("crop_mode", CropMode), ("interpolation", Interpolation)):
+            if config[key] not in get_args(allowed):
+                raise ValueError(f"{key} is not one of {', '.join(get_args(allowed))}")
+        low, high = LIMITS["test_crop_ratio"]
+        if not low <= ratio <= high:
+            raise ValueError(f"crop_pct is not a number from {low:g} to {high:g}")
+        if not 0 < min(size) <= max(size) <= LARGEST_SIDE:
+            raise ValueError(f"its images have sides of more than {LARGEST_SIDE:,} pixels, or none")
+        if statistics is None or len(statistics.mean) not in (1, channels):
+            raise ValueError(f"mean and std are not {channels} numbers each")
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{ckpt} is evaluated in a way that is not supported ({visible(shorten(str(error)))}); correct the "
+            "pretrained_cfg in its config.json."
+        ) from error
+    return Preprocessing(
+        img_size=img_size or size,
+        test_crop_ratio=ratio,
+        crop_mode=config["crop_mode"],
+        interpolation=config["interpolation"],
+        mean=statistics.mean,
+        std=statistics.std,
+        source="timm's pretrained_cfg",
     )
 
 

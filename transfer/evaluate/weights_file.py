@@ -11,6 +11,7 @@ from torch import Tensor
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.third_party.folder import read_weights
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted.tensors import as_safetensors
 
 # Keys of the weights in files with other entries: SimMIM, Swin, MAE, BEiT, Detectron2; timm, mmengine; BEiT v2.
 WEIGHTS_KEYS = ("model", "state_dict", "module", "model_state_dict")
@@ -34,7 +35,7 @@ def _tensors(content: Mapping[str, Any], path: Path) -> StateDict:
     if not state:
         raise DataError(
             f"{path} holds no weights by name: neither the file's content nor its entries {', '.join(WEIGHTS_KEYS)} "
-            "are a dictionary of tensors; use a file with a state dict."
+            f"are a dictionary of tensors; {as_safetensors('use a file with a state dict')}"
         )
     return state
 

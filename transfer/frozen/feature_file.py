@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import file_system, read_json, wait_for_file, write_json
+from simmim_bench.files import file_system, wait_for_file, write_json
+from simmim_bench.untrusted.json_text import read_json
 
 ARRAY, IDENTITY, HASHES = "features.npy", "features.json", "features.sha256.json"
 BLOCK = 16 << 20  # bytes of the array's file under one hash
@@ -86,8 +86,8 @@ def read_array(directory: Path, identity: dict[str, Any]) -> np.ndarray:
         )
     remedy = "remove the directory to compute them again"
     try:
-        array: np.ndarray = np.load(directory / ARRAY, mmap_mode="r")
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        array: np.ndarray = np.lib.format.open_memmap(directory / ARRAY, "r")
+    except (OSError, ValueError, OverflowError) as error:
         raise DataError(f"the features in {directory} are damaged ({error}); {remedy}.") from error
     expected = (len(identity["blocks"]), len(identity["poolings"]), identity["count"])
     if array.shape[:3] != expected:
@@ -145,7 +145,7 @@ def write_rows(directory: Path, batches: Iterator[tuple[range, Tensor]]) -> None
     """
     file = directory / ARRAY
     wait_for_file(file)
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+    array: np.memmap[Any, Any] = np.lib.format.open_memmap(file, "r")
     offset, (_, _, images, channels) = array.offset, array.shape
     with open(file, "r+b") as opened:
         for numbers, rows in batches:

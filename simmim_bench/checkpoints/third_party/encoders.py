@@ -20,7 +20,7 @@ from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.importer import READABLE
 from simmim_bench.errors import DataError
-from simmim_bench.untrusted.tensors import OPTIMIZER, OddTensor, odd_tensor
+from simmim_bench.untrusted.tensors import OPTIMIZER, OddTensor, as_safetensors, odd_tensor
 
 # A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers (before and since
 # version 5).
@@ -109,7 +109,7 @@ def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
     if not states:
         raise DataError(
             f"{name} holds no weights by name: neither the file's content nor its entries "
-            f"{_listed(content)} are a dictionary of tensors; use a file with a state dict."
+            f"{_listed(content)} are a dictionary of tensors; {as_safetensors('use a file with a state dict')}"
         )
     encoders = [Encoder(entry, prefix) for entry in states for prefix in _prefixes(states[entry])]
     if not encoders:
@@ -125,8 +125,8 @@ def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
     odd = [(k, odd_tensor(v)) for k, v in kept.items() if odd_tensor(v)]
     if odd:
         raise DataError(
-            f"{name} holds a tensor that is {odd[0][1]}, {shorten([odd[0][0]])}; save its weights as plain tensors of "
-            "numbers, best as safetensors."
+            f"{name} holds a tensor that is {odd[0][1]}, {shorten([odd[0][0]])}; "
+            f"{as_safetensors('save its weights as plain tensors of numbers')}"
         )
     top = chosen.entry.partition(".")[0]
     return Found(

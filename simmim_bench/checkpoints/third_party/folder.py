@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.untrusted.json_text import read_json
+from simmim_bench.untrusted.text import shorten
 
 INDEX = ".index.json"  # of a file in shards
 WEIGHTS = (
@@ -32,6 +34,23 @@ def find_weights(folder: Path) -> Path:
     raise DataError(
         f"{folder} has a config.json but none of {', '.join(WEIGHTS)}; use a complete folder."
     )
+
+
+def find_shard(index: Path, name: str) -> Path:
+    """Return the path of a shard, which may be a symbolic link: the cache of a model hub consists of links.
+
+    Raises:
+        DataError: it does not exist, or is not in the folder of the index.
+    """
+    shard = index.parent / name
+    if shard.parent != index.parent:
+        raise DataError(f"index of weights {index} names {name}, which is not in its folder.")
+    # Unlike `Path.is_file`, it returns False for a name that is too long.
+    if not os.path.isfile(shard):
+        raise DataError(
+            f"{index.parent / shorten(name)}, which {index.name} names, does not exist; use a complete folder."
+        )
+    return shard
 
 
 def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, str], str]:
@@ -57,13 +76,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, str], str]:
     tensors: dict[str, Any] = {}
     hashes = {}
     for name in sorted(set(names.values())):
-        shard = path.parent / str(name)
-        if shard.parent != path.parent:
-            raise DataError(f"index of weights {path} names {name}, which is not in its folder.")
-        if not shard.is_file():
-            raise DataError(
-                f"{shard}, which {path.name} names, does not exist; use a complete folder."
-            )
+        shard = find_shard(path, str(name))
         tensors |= read_content(shard)[0]
         hashes[name] = sha256_file(shard)
     missing = sorted(set(names) - set(tensors))

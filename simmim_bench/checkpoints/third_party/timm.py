@@ -7,6 +7,7 @@ that both are read from timm's model.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +25,18 @@ from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
 from simmim_bench.models.archs import MOST_BLOCKS
 from simmim_bench.models.swin import pad_before_shift
+from simmim_bench.untrusted.text import visible
 
 # Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
 FEATURE_TOLERANCE = 3e-5
-# Arguments of `timm.create_model` by which a configuration would name further files.
+# Arguments of `timm.create_model` by which a configuration would name further files, or memory to build the model in.
 LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+PLACING = {"device", "dtype"}
+# Entries of timm's `PretrainedCfg` that name weights elsewhere, or code of the model that reads them; without them.
+NO_SOURCE: dict[str, Any] = {
+    **dict.fromkeys(("url", "file", "hf_hub_id", "hf_hub_filename")),
+    **{"source": "", "custom_load": False},
+}
 LARGEST_ARGUMENT = 1 << 14  # a width or an image's side
 LARGEST_EXCESS = 10_000_000  # weights of a model that a file may lack, such as those of its head
 
@@ -121,41 +129,45 @@ def read_geometry(model: Any) -> Geometry:
 
 
 def check_arguments(
-    arguments: Mapping[str, Any], create: Callable[[], Any], state: StateDict
+    arguments: Mapping[str, Any], create: Callable[[], Any], state: StateDict, what: str
 ) -> None:
     """Check the arguments of a file for a timm model, before they are passed to timm.
 
     Args:
         create: builds the model.
         state: the weights that it should have.
+        what: what describes the model, for error messages.
 
     Raises:
-        DataError: an argument loads a file, or the model is much larger than the weights.
+        DataError: an argument loads a file, timm cannot build the model, or it is much larger than the weights.
     """
-    loads = sorted(LOADING & set(arguments))
-    sizes = [size for key, value in arguments.items() for size in _sizes(key, value)]
-    if loads or not all(abs(size) <= limit for size, limit in sizes):
+    refused = sorted((LOADING | PLACING) & set(arguments))
+    if refused or not all(_is_possible(key, value) for key, value in arguments.items()):
         raise DataError(
-            f"its configuration has arguments of timm's model that no model has: "
-            f"{shorten(loads or list(map(str, arguments)))}; remove them."
+            f"{what} has arguments that no model of timm has: "
+            f"{shorten(refused or list(map(str, arguments)))}; remove them."
         )
     try:
         with torch.device("meta"):  # without memory
-            size = sum(parameter.numel() for parameter in create().parameters())
-    except Exception:  # an error that building the model raises again
-        return
+            model = create()
+            # A Swin's attention masks are buffers that grow with the image.
+            size = sum(v.numel() for v in (*model.parameters(), *model.buffers()))
+    except Exception as error:  # timm raises many types for an unknown architecture or argument
+        raise cannot_build(what, error) from error
     if size > LARGEST_EXCESS + 2 * sum(value.numel() for value in state.values()):
         raise DataError(
-            f"its configuration is that of a model of {size:,} weights, many more than the file has; use another copy."
+            f"{what} has {size:,} weights, many more than the weights file; use another copy."
         )
 
 
-def _sizes(key: str, value: Any) -> list[tuple[float, float]]:
-    """Return the numbers of an argument, each with its limit."""
-    limit = MOST_BLOCKS if key in ("depth", "depths", "layers") else LARGEST_ARGUMENT
+def _is_possible(key: str, value: Any) -> bool:
+    """Return whether the numbers of an argument are those of a model, which has few blocks in all its stages."""
     values = value if isinstance(value, list | tuple) else [value]
     flat = [v for entry in values for v in (entry if isinstance(entry, list | tuple) else [entry])]
-    return [(number, limit) for number in flat if isinstance(number, int | float)]
+    numbers = [abs(number) for number in flat if isinstance(number, int | float)]
+    if re.search("depth|layers|blocks", key):
+        return len(flat) <= MOST_BLOCKS and sum(numbers) <= MOST_BLOCKS
+    return all(number <= LARGEST_ARGUMENT for number in numbers)
 
 
 def build_timm(
@@ -178,20 +190,44 @@ def build_timm(
 
     size = {} if img_size is None else {"img_size": img_size}
     named = f"local-dir:{folder}"
+    what = f"the model of {folder / 'config.json'}"
     check_arguments(
-        arguments or {}, lambda: timm.create_model(named, pretrained=False, **size), state
+        arguments or {},
+        lambda: timm.create_model(named, pretrained=False, **size),
+        state,
+        what,
     )
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=False, **size)
+        model = timm.create_model(named, pretrained=False, **size)
         loaded = model.load_state_dict(state, strict=False)
         if loaded.missing_keys or loaded.unexpected_keys:
-            # Names of older versions, which timm's own reader converts.
-            model = timm.create_model(f"local-dir:{folder}", pretrained=True, **size)
+            model = create_with_weights(named, state, **size)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
-        raise DataError(
-            f"timm cannot build the model of {folder / 'config.json'}: {_one_line(error)}"
-        ) from error
+        raise cannot_build(what, error) from error
     return model
+
+
+def create_with_weights(name: str, state: StateDict, **arguments: Any) -> Any:
+    """Create a timm model with weights that are in memory already, and nothing that its configuration names.
+
+    timm loads them as its own files: it converts the names of older versions and of a model's official file.
+
+    Args:
+        name: as of `timm.create_model`.
+        state: the weights.
+        arguments: further ones of `timm.create_model`; `pretrained_cfg_overlay` is extended.
+    """
+    import timm
+
+    overlay = {**arguments.pop("pretrained_cfg_overlay", {}), **NO_SOURCE, "state_dict": state}
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
+    return model
+
+
+def cannot_build(what: str, error: Exception) -> DataError:
+    """Return the error of a model that timm cannot build."""
+    return DataError(f"timm cannot build {what}: {_one_line(error)}; use another copy.")
 
 
 def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> Any:
@@ -208,7 +244,9 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
         raise UsageError(f"timm has no model '{name}'; {nearest(arch, timm.list_models())[:300]}")
     classes = [v.shape[0] for k, v in state.items() if k in ("head.weight", "head.fc.weight")]
     settings = {"pretrained": False, "num_classes": sum(classes), **arguments}
-    check_arguments(arguments, lambda: timm.create_model(name, **settings), state)
+    check_arguments(
+        arguments, lambda: timm.create_model(name, **settings), state, f"the model '{name}'"
+    )
     try:
         model = timm.create_model(name, **settings)
         missing = model.load_state_dict(state, strict=False).missing_keys
@@ -223,7 +261,7 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
 
 def _one_line(error: Exception) -> str:
     """Return the type and the start of the message of an error."""
-    text = " ".join(str(error).split())
+    text = visible(" ".join(str(error).split()))  # names of the file are in it
     return f"{type(error).__name__}: {text[:200]}{'...' if text[200:] else ''}"
 
 

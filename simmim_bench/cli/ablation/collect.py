@@ -122,9 +122,11 @@ def _difference(
 
 def _facts(run_dir: Path) -> dict[str, Any]:
     """Read what a checkpoint's provenance says of its pretraining."""
-    from simmim_bench.files import read_json
+    from simmim_bench.untrusted.json_text import read_json
 
-    meta = read_json(run_dir / "checkpoints" / "last" / "meta.json", "checkpoint file")
+    meta = read_json(
+        run_dir / "checkpoints" / "last" / "meta.json", "checkpoint file", finite=False
+    )
     provenance: dict[str, Any] = meta["provenance"]
     count = provenance.get("parameters")
     return {**provenance, "params_m": None if count is None else count / 1e6}
