@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Predictions = Literal["ranking", "confusion", "coco"]
+from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK, shift_record_name
+
+Predictions = Literal["ranking", "confusion", "coco", "multilabel", "corruptions"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class Column:
         title: the column's heading.
         task: the task as records name it, such as `fewshot-1%`.
         metric: key in the record's `metrics`; a percentage in [0, 100].
+        extra: name of the extra columns that this one belongs to, which tables show on request (`leaderboard show
+            --columns NAME`); None for a column that every table has. The page has all.
     """
 
     title: str
     task: str
     metric: str
+    extra: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,8 +278,26 @@ TASKS: dict[str, Task] = {
 
 
 def columns() -> tuple[Column, ...]:
-    """Return the leaderboard's columns, in the order of the tasks."""
-    return tuple(column for task in TASKS.values() for column in task.columns)
+    """Return the leaderboard's columns, in the order of the tasks; those of shift sets are the last."""
+    of_shift = (
+        Column(shift.title, shift_record_name(shift.name), "top1", extra=SHIFT_TASK)
+        for shift in SHIFT_SETS.values()
+    )
+    return (*(column for task in TASKS.values() for column in task.columns), *of_shift)
+
+
+def predictions_of(name: str) -> Predictions:
+    """Return the kind of predictions of a record.
+
+    Args:
+        name: the task as records name it, such as `fewshot-1%` or `shift-c`.
+    """
+    variant = find_variant(name)
+    if variant is not None:
+        return variant.task.predictions
+    # A few-shot fraction without a column, and a folder of a user's own: their predictions are a ranking.
+    kinds = {shift_record_name(shift.name): shift.predictions for shift in SHIFT_SETS.values()}
+    return kinds.get(name, "ranking")
 
 
 def variants() -> dict[str, TaskVariant]:

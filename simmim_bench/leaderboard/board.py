@@ -155,13 +155,15 @@ class Board:
 def protocol_id(record: Record) -> str:
     """Return the hash of everything that two comparable scores must share.
 
-    Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, and the size of a
-    sampled split of unequal classes.
+    Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, the size of a sampled
+    split of unequal classes, and of a score of shift the task that trained the classifier.
     """
     keys = ("train_fingerprint", "listed_split_sha256")
     data = [record.data["fingerprint"], *(record.data.get(key) for key in keys)]
     if "sampled_images" in record.data:
         data.append(record.data["sampled_images"])
+    if "classifier" in record.data:
+        data.append(record.data["classifier"])
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
 from simmim_bench.results.coco import evaluate_coco
-from simmim_bench.tasks import find_variant
+from simmim_bench.results.shift import corruption_scores, multilabel_scores
+from simmim_bench.tasks import predictions_of
 from simmim_bench.untrusted.arrays import read_arrays
 
 RANKED = 10  # classes stored per image
@@ -236,9 +237,7 @@ def scores_from_predictions(
     Raises:
         DataError: the predictions or annotations do not exist or are damaged.
     """
-    variant = find_variant(task)
-    # A few-shot fraction without a column of the leaderboard is no variant; its predictions are a ranking.
-    kind = "ranking" if variant is None else variant.task.predictions
+    kind = predictions_of(task)
     if kind == "coco":
         if annotations is None or not annotations.is_file():
             raise DataError(
@@ -248,4 +247,8 @@ def scores_from_predictions(
         return evaluate_coco(annotations, predictions, masks=masks).figures
     if kind == "confusion":
         return segmentation_scores(_read_confusion(predictions))
+    if kind == "multilabel":
+        return multilabel_scores(predictions)
+    if kind == "corruptions":
+        return corruption_scores(predictions)
     return classification_scores(*_read_ranking(predictions))

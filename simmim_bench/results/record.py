@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
+from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
 from simmim_bench.tasks import TASKS
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.text import shorten, visible
@@ -229,8 +230,10 @@ def _schema_of(tasks: tuple[str, ...]) -> Validator:
     text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
     schema = json.loads(text)
     # A few-shot fraction is a part of the task's name; records of fractions without a column are valid too.
+    # The same of the sets of `transfer shift`; a folder of a user's own has the name in `data`.
+    shifted = "|".join(map(re.escape, SHIFT_SETS))
     schema["properties"]["task"]["pattern"] = (
-        f"^({'|'.join(map(re.escape, tasks))})(-[0-9]{{1,3}}%)?$(?!\\n)"
+        f"^(({'|'.join(map(re.escape, tasks))})(-[0-9]{{1,3}}%)?|{SHIFT_TASK}(-({shifted}))?)$(?!\\n)"
     )
     return Draft202012Validator(schema)
 

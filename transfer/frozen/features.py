@@ -16,7 +16,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import encoder_state
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import BackboneSpec
-from transfer.frozen.recipes import CropRule, FrozenRecipe, Pooling
+from transfer.frozen.recipes import CropRule, FrozenRecipe, Pooling, TokenNorm
 
 LAYER_NORM_EPSILON = (
     1e-6  # of every ViT here: MAE, models_vit.py; DINO and DINOv2, vision_transformer.py
@@ -138,7 +138,12 @@ def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | N
     Raises:
         UsageError: the recipe wants the checkpoint's last LayerNorm, and the checkpoint has none for its tokens.
     """
-    if recipe.token_norm == "none":
+    return build_token_norm(recipe.token_norm, checkpoint)
+
+
+def build_token_norm(kind: TokenNorm, checkpoint: Checkpoint) -> nn.LayerNorm | None:
+    """Build a norm of tokens by its name; see `token_norm`."""
+    if kind == "none":
         return None
     norm = nn.LayerNorm(checkpoint.spec.num_features, eps=LAYER_NORM_EPSILON).requires_grad_(False)
     is_vit, names = checkpoint.spec.family == "vit", ("weight", "bias")

@@ -20,7 +20,13 @@ from torch import Tensor
 from simmim_bench.distributed import DistContext
 from simmim_bench.results.metrics import rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, assign_folds, best_candidate
+from transfer.frozen.candidates import (
+    LinearHead,
+    ProbeResult,
+    TrainingSubset,
+    assign_folds,
+    best_candidate,
+)
 from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.lbfgs import MAX_ITERATIONS, minimise
@@ -158,7 +164,8 @@ def probe_logistic(
     if not fit.converged:
         run.log(f"logistic: not converged after iterations={MAX_ITERATIONS} of L-BFGS")
     logits = fit.logits(normaliser.normalise_all(val.read(feature_set)))
-    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, note=note)
+    head = LinearHead(fit.weight, fit.bias, normaliser.means[0], normaliser.deviations[0])
+    return ProbeResult(rank_logits(logits.cpu().numpy()), chosen, compared, note=note, head=head)
 
 
 def _compare(
