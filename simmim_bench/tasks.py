@@ -103,6 +103,7 @@ class Task:
         supports_paired_comparison: whether the score is a top-1 accuracy over images, so that two runs can be
             compared image by image (`--baseline`).
         inapplicable: metric -> why a record may lack it.
+        takes_several_data_sets: whether one command may run the task on several named data sets.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Task:
     suite_order: int = 100
     supports_paired_comparison: bool = False
     inapplicable: Mapping[str, str] = field(default_factory=dict)
+    takes_several_data_sets: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ TASKS: dict[str, Task] = {
             options=("features",),
             suite_order=1,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="knn",
@@ -230,6 +233,7 @@ TASKS: dict[str, Task] = {
             options=("features",),
             suite_order=2,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="fewshot",
@@ -246,6 +250,7 @@ TASKS: dict[str, Task] = {
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
             suite_order=3,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="coco",

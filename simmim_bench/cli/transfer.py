@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,12 @@ from simmim_bench.cli.options import (
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
 
 if TYPE_CHECKING:
-    from simmim_bench.results.record import Record
+    from simmim_bench.data.named import DataSet
 
 
 class TaskType(click.ParamType):  # type: ignore[type-arg]
@@ -90,7 +90,7 @@ def task_table() -> str:
     help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
     "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
 )
-@run_options(transfer_recipes)
+@run_options(transfer_recipes, several_data_sets=True)
 @click.option(
     "--baseline",
     metavar="CKPT",
@@ -111,6 +111,7 @@ def transfer(
     baseline: str | None,
     seeds: int,
     options: RunOptions,
+    data_sets: tuple[DataSet, ...],
     **task_options: Any,
 ) -> None:
     """Transfer a checkpoint to a task and record the score.
@@ -118,10 +119,12 @@ def transfer(
     TASKS
 
     The run directory holds the predictions and record.json, whose scores are computed from them. It is
-    runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several.
+    runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several. A data set with a name has
+    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME.
 
     \b
       simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
+      simmim-bench transfer knn --ckpt runs/pocket --data pets=data/pets --data flowers=data/flowers
       simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
@@ -136,45 +139,36 @@ def transfer(
         check_run_dirs,
         plan_baseline,
         plan_transfer,
+        requests_by_data_set,
         run_plan,
     )
 
-    request = TransferRequest(task=task, options=options, task_options=task_options)
-    ours = plan_transfer(request, ckpt, range(options.seed, options.seed + seeds))
-    other = None if baseline is None else plan_baseline(request, ours, baseline)
+    general = TransferRequest(task=task, options=options, task_options=task_options)
+    checkpoint, pairs = None, []
+    for request in requests_by_data_set(general, data_sets):
+        range_of_seeds = range(options.seed, options.seed + seeds)
+        ours = plan_transfer(request, ckpt, range_of_seeds, checkpoint=checkpoint)
+        checkpoint = ours.transfer.checkpoint
+        other = None if baseline is None else plan_baseline(request, ours, baseline)
+        pairs.append((ours, other))
+    results: list[TransferResult] = []
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
-        # Check the baseline's directories first, so that it cannot fail after hours of training.
-        for plan in (ours, other):
-            if plan is not None and dist.is_main:
+        # Check the baselines' directories first, so that none can fail after hours of training.
+        for plan in (plan for pair in pairs for plan in pair if plan is not None):
+            if dist.is_main:
                 check_run_dirs(plan)
-        records = run_plan(ours, display=display, dist=dist)
-        if other is not None:
-            run_plan(other, display=display, dist=dist)
+        for ours, other in pairs:
+            records = run_plan(ours, display=display, dist=dist)
+            if other is not None:
+                run_plan(other, display=display, dist=dist)
+            if dist.is_main:
+                above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
+                against = "" if other is None else other.ckpt
+                results.append(
+                    TransferResult(data_sets[len(results)].name, records, against, above)
+                )
     if not dist.is_main:
         return
-    lines, plain = summarise(task, records)
-    if other is not None:
-        difference = compare_runs(ours.run_dirs, other.run_dirs)
-        plain["above_baseline"] = {"baseline": other.ckpt, **dataclasses.asdict(difference)}
-        lines.append(f"above {other.ckpt}: {difference}")
+    lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
-
-
-def summarise(task: str, records: list[Record]) -> tuple[list[str], dict[str, Any]]:
-    """Return the scores of one seed, or their mean and deviation over several, as lines and as JSON."""
-    from transfer.launch import summarise_seeds
-
-    plain: dict[str, Any] = dataclasses.asdict(records[0])
-    lines = [f"{metric} {value:.2f}" for metric, value in records[0].metrics.items()]
-    if len(records) > 1:
-        spread = summarise_seeds(records)
-        plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
-        lines = [
-            f"{metric} {value['mean']:.2f} ± {value['std']:.2f} over {len(records)} seeds"
-            for metric, value in spread.items()
-        ]
-    for metric, reason in TASKS[task].inapplicable.items():
-        if metric not in records[0].metrics:
-            lines.append(f"{metric} n/a: {reason}")
-    return lines, plain

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from simmim_bench.data.decode import unreadable
-from simmim_bench.data.hub import HUB_PREFIX, hub_images
+from simmim_bench.data.hub import hub_images
 from simmim_bench.data.listing import (
     SUFFIXES,
     LeftOut,
@@ -25,6 +25,7 @@ from simmim_bench.data.listing import (
     list_folder,
     list_tree,
 )
+from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import PathList, SharedArray
 from simmim_bench.data.shards import tar_shards
 from simmim_bench.errors import DataError

@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
@@ -105,7 +106,7 @@ def write_record(
 
     Args:
         task: the task as records name it, such as `fewshot-1%`.
-        data: `root` (as given), `fingerprint`, and for `coco` the `annotations` file.
+        data: `root` and `name` (as given), `fingerprint`, and for `coco` the `annotations` file.
         predictions: the file under the run's `predictions/` that the score is computed from.
         evaluated, expected: images that were scored, and images of the split.
         images_seen: images that the model processed in training and scoring, counting repetitions.
@@ -202,7 +203,8 @@ def reproduction_command(
 ) -> list[str]:
     """Return the command that reproduces the record of a transfer."""
     name, _, fraction = task.partition("-")
-    command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", data["root"]]
+    data_set = DataSet(Path(data["root"]), data.get("name"))
+    command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", str(data_set)]
     if "listed_split" in data:
         command += ["--split", data["listed_split"]]
     elif fraction:

@@ -89,7 +89,7 @@ class _ProbeImages:
 def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeImages:
     """List the images of both splits, and choose the few-shot images."""
     train, val = read_splits(context, job.data)
-    description = describe_data(job.data, train, val)
+    description = describe_data(job, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)
     split: Path | None = job.options.get("split")
