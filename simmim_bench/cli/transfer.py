@@ -16,8 +16,16 @@ from simmim_bench.cli.options import (
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.transfer_shift import (
+    SHIFT_SUMMARY,
+    print_shift_scores,
+    refuse_options,
+    shift_table,
+)
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
+from simmim_bench.errors import UsageError
 from simmim_bench.runs.options import RunOptions
+from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
 
 if TYPE_CHECKING:
@@ -31,19 +39,24 @@ class TaskType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name, or fail with the names that exist."""
-        if value not in TASKS:
-            self.fail(f"{value!r} is not one of {', '.join(TASKS)}.", param, ctx)
+        if value not in _names():
+            self.fail(f"{value!r} is not one of {', '.join(_names())}.", param, ctx)
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Return the names for the usage line."""
-        return f"{{{'|'.join(TASKS)}}}"
+        return f"{{{'|'.join(_names())}}}"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Complete the name of a task."""
-        return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in _names() if name.startswith(incomplete)]
+
+
+def _names() -> list[str]:
+    """Return the tasks of the registry at the time of the call, and `shift`."""
+    return [*TASKS, SHIFT_TASK]
 
 
 class TransferCommand(click.Command):
@@ -56,10 +69,13 @@ class TransferCommand(click.Command):
         return [*declared, *map(task_option, used), help_option]
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the docstring with the table of tasks in place of its marker."""
+        """Write the docstring with the tables of tasks and of shift sets in place of their markers."""
         assert self.help is not None
-        before, after = inspect.cleandoc(self.help).split("TASKS\n", 1)
-        self.help, text = f"{before}\b\n{task_table()}\n{after}", self.help
+        filled = inspect.cleandoc(self.help)
+        for marker, table in (("SHIFT_SETS\n", shift_table()), ("TASKS\n", task_table())):
+            before, after = filled.split(marker, 1)
+            filled = f"{before}\b\n{table}\n{after}"
+        self.help, text = filled, self.help
         try:
             super().format_help_text(ctx, formatter)
         finally:
@@ -77,6 +93,8 @@ def task_table() -> str:
         first, *others = task.summary.splitlines()
         lines.append(f"{task.name:<{width}}{first:<{summary_width}}{layout}")
         lines += [f"{'':<{width}}{line}" for line in others]
+    for number, line in enumerate(SHIFT_SUMMARY):
+        lines.append(f"{'' if number else SHIFT_TASK:<{width}}{line:<{summary_width}}".rstrip())
     return "\n".join(lines)
 
 
@@ -105,11 +123,17 @@ def task_table() -> str:
     metavar="N",
     help="Run N seeds, starting with --seed, and print mean and standard deviation.",
 )
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="For shift: timm:NAME or torchvision:NAME, the model of a weights file that does not show it.",
+)
 def transfer(
     task: str,
     ckpt: str,
     baseline: str | None,
     seeds: int,
+    model: str | None,
     options: RunOptions,
     data_sets: tuple[DataSet, ...],
     **task_options: Any,
@@ -130,7 +154,22 @@ def transfer(
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
 
     All tasks also run under torchrun and srun; every image is scored once.
+
+    shift takes a run of imagenet, linear, attentive or fewshot, or a file that `evaluate imagenet` takes, and scores
+    its classifier on further validation sets without training. NAME tells what DIR is:
+
+    SHIFT_SETS
+
+    \b
+      simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
+      simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
+    if task == SHIFT_TASK:
+        refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)
+        print_shift_scores(ckpt, model, data_sets, options)
+        return
+    if model is not None:
+        raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
     from simmim_bench.distributed import init_distributed
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.compare import compare_runs

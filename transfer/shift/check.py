@@ -1,0 +1,42 @@
+"""Check that a set fits a classifier before any image is read, for a run and for `simmim-bench doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfer.shift.class_maps import class_names, images_folder, map_classes
+from transfer.shift.corruptions import describe_missing, find_conditions, missing_conditions
+from transfer.shift.real import labels_of, list_validation
+
+
+def check_set(name: str, root: Path, classes: Sequence[str], ckpt: str) -> str:
+    """Check that a set fits a classifier, by the names of its class folders; no image is read.
+
+    Args:
+        name: of the set, as in `--data NAME=DIR`.
+        classes: of the classifier.
+        ckpt: the classifier, for messages.
+
+    Returns:
+        What the set has, in a few words.
+
+    Raises:
+        DataError: the set does not fit.
+    """
+    if name == "real":
+        images = list_validation(root)
+        labelled = sum(map(bool, labels_of(images, classes, ckpt)))
+        return f"{labelled:,} of {len(images):,} images have ReaL labels"
+    if name == "c":
+        conditions = find_conditions(root)
+        folder = next(iter(conditions.values()))
+        names = class_names(folder)
+        map_classes(name, folder, names, classes, ckpt)
+        missing = missing_conditions(conditions)
+        told = describe_missing(missing) if missing else f"{len(conditions)} conditions"
+        return f"{len(names):,} classes; {told}"
+    folder = images_folder(root)
+    names = class_names(folder)
+    map_classes(name, folder, names, classes, ckpt)
+    return f"{len(names):,} classes"
