@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.data.named import DataSet, check_data_sets
+from simmim_bench.data.named import DataSet
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
@@ -22,7 +22,7 @@ from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK, shift_record_name
 from transfer.evaluate.evaluation import EvaluationRequest
 from transfer.launch import slug
-from transfer.shift.check import check_set
+from transfer.shift.check import check_names, check_set
 from transfer.shift.classifier import ShiftClassifier, open_classifier
 from transfer.shift.scores import SCORES
 
@@ -67,7 +67,7 @@ def run_shift(
         UsageError: a set without a name, or an option that does not apply.
         DataError: the CKPT has no classifier, or a set does not fit it.
     """
-    _check_names(request)
+    check_names(request.data_sets, request.options.overrides)
     options, sets = request.options, request.data_sets
     classifier = open_classifier(
         EvaluationRequest(task="imagenet", ckpt=request.ckpt, options=options, model=request.model)
@@ -109,22 +109,6 @@ def run_shift(
             record = _score_set(context, request, classifier, data_set)
             records += [] if record is None else [record]
     return records
-
-
-def _check_names(request: ShiftRequest) -> None:
-    """Check that every set has a name of its own, and that the options fit the sets."""
-    if any(data_set.name is None for data_set in request.data_sets):
-        first = next(data_set.root for data_set in request.data_sets if data_set.name is None)
-        raise UsageError(
-            f"--data {first} has no name, which tells how the set is scored; write --data NAME={first} with "
-            f"{', '.join(SHIFT_SETS)}, or another name for a folder of your own."
-        )
-    check_data_sets(request.data_sets, task=SHIFT_TASK, several=True)
-    cropped = any(text.startswith("test_crop_ratio=") for text in request.options.overrides)
-    if cropped and any(data_set.name == "c" for data_set in request.data_sets):
-        raise UsageError(
-            "-o test_crop_ratio does not apply to c, whose images are taken whole; score c without it."
-        )
 
 
 def _arguments(
