@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Predictions = Literal["ranking", "confusion", "coco"]
+from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK, shift_record_name
+
+Predictions = Literal["ranking", "confusion", "coco", "multilabel", "corruptions"]
 # Of classifiers with probabilities; see `results/calibration.py`. Lower is better, and none has a column.
 CALIBRATION_METRICS = ("ece", "nll", "brier")
 
@@ -28,11 +30,14 @@ class Column:
         title: the column's heading.
         task: the task as records name it, such as `fewshot-1%`.
         metric: key in the record's `metrics`; a percentage in [0, 100].
+        extra: name of the extra columns that this one belongs to, which tables show on request (`leaderboard show
+            --columns NAME`); None for a column that every table has. The page has all.
     """
 
     title: str
     task: str
     metric: str
+    extra: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,7 @@ class Task:
         supports_paired_comparison: whether the score is a top-1 accuracy over images, so that two runs can be
             compared image by image (`--baseline`).
         inapplicable: metric -> why a record may lack it.
+        takes_several_data_sets: whether one command may run the task on several named data sets.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Task:
     suite_order: int = 100
     supports_paired_comparison: bool = False
     inapplicable: Mapping[str, str] = field(default_factory=dict)
+    takes_several_data_sets: bool = False
 
 
 @dataclass(frozen=True)
@@ -214,6 +221,7 @@ TASKS: dict[str, Task] = {
             options=("features",),
             suite_order=1,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="attentive",
@@ -236,6 +244,7 @@ TASKS: dict[str, Task] = {
             options=("features",),
             suite_order=2,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="fewshot",
@@ -252,6 +261,7 @@ TASKS: dict[str, Task] = {
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
             suite_order=3,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="coco",
@@ -288,8 +298,26 @@ def format_metric(metric: str, value: float) -> str:
 
 
 def columns() -> tuple[Column, ...]:
-    """Return the leaderboard's columns, in the order of the tasks."""
-    return tuple(column for task in TASKS.values() for column in task.columns)
+    """Return the leaderboard's columns, in the order of the tasks; those of shift sets are the last."""
+    of_shift = (
+        Column(shift.title, shift_record_name(shift.name), "top1", extra=SHIFT_TASK)
+        for shift in SHIFT_SETS.values()
+    )
+    return (*(column for task in TASKS.values() for column in task.columns), *of_shift)
+
+
+def predictions_of(name: str) -> Predictions:
+    """Return the kind of predictions of a record.
+
+    Args:
+        name: the task as records name it, such as `fewshot-1%` or `shift-c`.
+    """
+    variant = find_variant(name)
+    if variant is not None:
+        return variant.task.predictions
+    # A few-shot fraction without a column, and a folder of a user's own: their predictions are a ranking.
+    kinds = {shift_record_name(shift.name): shift.predictions for shift in SHIFT_SETS.values()}
+    return kinds.get(name, "ranking")
 
 
 def variants() -> dict[str, TaskVariant]:

@@ -21,6 +21,7 @@ from simmim_bench.recipe import Recipe
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.shift_sets import SHIFT_SETS, shift_record_name
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, Column, Task, columns, variants
 from transfer.job import TransferJob
 from transfer.recipes import RECIPES
@@ -147,7 +148,8 @@ def test_both_halves_of_the_registry_fit_each_other() -> None:
         for recipe_type in TASK_RECIPES[name].recipe_types:
             assert set(RUNNERS[recipe_type].frameworks) <= known
             assert callable(load_function(RUNNERS[recipe_type].estimate))
-    assert {column.task for column in columns()} == set(variants())
+    of_shift = {shift_record_name(name) for name in SHIFT_SETS}
+    assert {column.task for column in columns()} == set(variants()) | of_shift
 
 
 def test_every_runner_can_be_imported_without_its_framework() -> None:

@@ -25,7 +25,10 @@ KEYS = {"kind": str, "settings": dict, "classes": list, "sha256": str}
 
 # Builders by kind: `(FittedClassifier, Checkpoint) -> nn.Module`. The module maps normalised images (B, 3, H, W) to
 # logits (B, K), backbone included.
-BUILDERS: dict[str, str] = {"attentive": "transfer.attentive.classifier:build_classifier"}
+BUILDERS: dict[str, str] = {
+    "attentive": "transfer.attentive.classifier:build_classifier",
+    "linear": "transfer.frozen.fitted_linear:build_linear",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

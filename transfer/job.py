@@ -22,6 +22,7 @@ class TransferJob(Generic[AnyRecipe]):
         task: a task of `simmim-bench transfer`, a key of `simmim_bench.tasks.TASKS`.
         checkpoint: the backbone to transfer.
         data: the data set's folder, in the task's layout.
+        data_name: the data set's name in the record; None without one.
         recipe: the resolved protocol.
         deviates: every difference from the named recipe, kept in the record.
         options: the task's own options by parameter name, such as `fraction` of `fewshot`; see
@@ -34,12 +35,19 @@ class TransferJob(Generic[AnyRecipe]):
     recipe: AnyRecipe
     deviates: dict[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
+    data_name: str | None = None
 
     @property
     def fraction(self) -> float:
         """Fraction of the training images that the task learns from, in (0, 1]."""
         text = self.options.get("fraction")
         return 1.0 if text is None else float(str(text).rstrip("%")) / 100
+
+    @property
+    def data_set(self) -> dict[str, str]:
+        """The data set as records identify it: `root`, and `name` if it has one."""
+        named = {} if self.data_name is None else {"name": self.data_name}
+        return {**named, "root": str(self.data)}
 
     @property
     def record_name(self) -> str:

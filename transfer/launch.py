@@ -16,6 +16,7 @@ from typing import Any
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.named import DataSet, check_data_sets
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
@@ -76,12 +77,51 @@ class TransferRequest:
 
     @property
     def folder(self) -> str:
-        """The record's name as the name of a folder."""
-        return self.record_name.replace("%", "pct")
+        """The record's name, and the name of the data set if it has one, as the path of a folder."""
+        task, name = self.record_name.replace("%", "pct"), self.options.data_name
+        return task if name is None else f"{task}/{name}"
 
     def with_option(self, name: str, value: Any) -> TransferRequest:
         """Return the request with another value of a task option."""
         return replace(self, task_options={**self.task_options, name: value})
+
+
+def requests_by_data_set(
+    request: TransferRequest, data_sets: Sequence[DataSet]
+) -> list[TransferRequest]:
+    """Return a request for each data set. With --out, the runs on several are in `OUT/NAME`.
+
+    Args:
+        request: the request, without the defaults that planning adds; its data set is ignored.
+
+    Raises:
+        UsageError: the task or an option takes one data set, or a name is missing or not unique.
+        DataError: the folder of a named data set does not exist.
+    """
+    task = TASKS[request.task]
+    check_data_sets(data_sets, task=task.name, several=task.takes_several_data_sets)
+    if len(data_sets) > 1 and "split" in request.task_options:
+        raise UsageError(
+            f"--split lists images of one data set, not of {len(data_sets)}; run {task.name} once for each --data."
+        )
+    out = request.options.out
+    if out is not None and len(data_sets) > 1 and "features" in task.options:
+        # The features of all sets lie where those of one set do: next to --out.
+        request = request.with_option(
+            "features", request.task_options.get("features", out.parent / "features")
+        )
+    return [
+        replace(
+            request,
+            options=replace(
+                request.options,
+                data=one.root,
+                data_name=one.name,
+                out=out if out is None or len(data_sets) == 1 else out / str(one.name),
+            ),
+        )
+        for one in data_sets
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +175,8 @@ def resolve_transfer(
         "sha256": checkpoint.sha256,
         "data": str(options.data),
     }
+    if options.data_name is not None:
+        arguments["data_name"] = options.data_name
     for name, value in request.task_options.items():
         if OPTIONS[name].affects_result:
             arguments[name] = str(value)
@@ -320,6 +362,7 @@ def run_transfer(
             task=transfer.request.task,
             checkpoint=transfer.checkpoint,
             data=options.data,
+            data_name=options.data_name,
             recipe=transfer.recipe,
             deviates=transfer.deviates,
             options=transfer.request.task_options,

@@ -16,6 +16,7 @@ from simmim_bench.data.sources import (
 )
 from simmim_bench.runs.context import RunContext
 from transfer.fewshot import split_sha256
+from transfer.job import TransferJob
 
 
 def read_splits(context: RunContext, data: Path) -> tuple[ImageList, ImageList]:
@@ -34,10 +35,10 @@ def read_splits(context: RunContext, data: Path) -> tuple[ImageList, ImageList]:
     return train, val
 
 
-def describe_data(data: Path, train: ImageList, val: ImageList) -> dict[str, Any]:
+def describe_data(job: TransferJob[Any], train: ImageList, val: ImageList) -> dict[str, Any]:
     """Describe the data as a record stores it."""
     return {
-        "root": str(data),
+        **job.data_set,
         "classes": len(val.classes),
         "train_images": len(train),
         "train_fingerprint": train.fingerprint(),

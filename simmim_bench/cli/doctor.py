@@ -22,6 +22,7 @@ from simmim_bench.cli.options import (
     open_display,
     override_option,
     pop_data_sets,
+    read_data_sets,
 )
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
 from simmim_bench.errors import BenchError, UsageError
@@ -29,6 +30,7 @@ from simmim_bench.tasks import tasks_on
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.checkpoint import Checkpoint
+    from simmim_bench.data.named import DataSet
     from simmim_bench.display import Display
     from simmim_bench.recipe import Recipe
 
@@ -43,6 +45,8 @@ class DoctorRequest:
         recipe: the recipe to estimate, with its overrides.
         out: folder that runs will be written to.
         every_file: whether to read every file of large splits, too.
+        shift_sets: the sets of `transfer shift`.
+        classifier: the classifier that these should fit, as `transfer shift --ckpt`.
     """
 
     data_sets: Mapping[str, Path]
@@ -52,6 +56,8 @@ class DoctorRequest:
     recipe: Recipe | None
     out: Path
     every_file: bool
+    shift_sets: tuple[DataSet, ...] = ()
+    classifier: str | None = None
 
     @property
     def is_pretraining(self) -> bool:
@@ -80,6 +86,21 @@ class DoctorCommand(click.Command):
     "--every-file",
     is_flag=True,
     help="Read every image and label map; by default, 500 files of a split of more than 2000.",
+)
+@click.option(
+    "--shift",
+    "shift_sets",
+    multiple=True,
+    metavar="NAME=DIR",
+    callback=read_data_sets,
+    help="Check a validation set, as `transfer shift --data`: v2, real, a, r, sketch, c or a name of your own; may be "
+    "repeated.",
+)
+@click.option(
+    "--classifier",
+    metavar="RUN",
+    shell_complete=complete_ckpt,
+    help="The classifier that the sets of --shift should fit; by default any of ImageNet-1k.",
 )
 @click.option(
     "--ckpt",
@@ -127,6 +148,7 @@ def doctor(
       simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
       simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
       simmim-bench doctor --recipe coco_vitdet_b --ckpt runs/vit_b --json
+      simmim-bench doctor --shift v2=imagenetv2 --shift a=imagenet-a --classifier runs/vit_b/linear/seed0
 
     Exit codes: 0 no problem, warnings allowed; 3 a framework is missing or broken, or torch cannot use a
     GPU of the machine; 4 data or a checkpoint that cannot be used, or a recipe for which memory or disk is
@@ -161,6 +183,8 @@ def _check_request(
         find_spec(arch)
         if given["ckpt"] is None and name is None:
             raise UsageError(f"--arch {arch} needs --ckpt or --recipe; add one of them.")
+    if given["classifier"] is not None and not given["shift_sets"]:
+        raise UsageError(f"--classifier {given['classifier']} needs --shift NAME=DIR; add it.")
     if overrides and name is None:
         raise UsageError(f"-o {overrides[0]} needs --recipe; add it.")
     recipe = None if name is None else override(find_recipe(all_recipes(), name), overrides)
@@ -244,6 +268,10 @@ def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]
         yield from check_pretraining_data(request.images, reading)
     for layout, folder in request.data_sets.items():
         yield from load_function(DATA_CHECKS[layout])(folder, reading)
+    if request.shift_sets:
+        from transfer.shift.doctor_checks import check_shift_sets
+
+        yield from check_shift_sets(request.shift_sets, request.classifier)
 
 
 def _estimate(

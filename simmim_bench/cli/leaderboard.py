@@ -9,6 +9,7 @@ import click
 
 from simmim_bench.cli.options import PATH, open_display, scoring_recipes
 from simmim_bench.errors import DataError, DriftError
+from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ _published = click.option(
     help="Show published results next to the records, clearly separated.",
 )
 
+_columns = click.option(
+    "--columns",
+    "extra",
+    multiple=True,
+    type=click.Choice([SHIFT_TASK]),
+    help="Show extra columns in the tables: shift for V2, ReaL, A, R, Sketch and C. The page has all.",
+)
+
 
 def _find(roots: tuple[Path, ...]) -> FoundRecords:
     """Read the records, and warn of the damaged ones."""
@@ -75,23 +84,29 @@ def _read_published(wanted: bool) -> list[ReportedRow]:
 @_table_folder
 @_documents
 @_published
+@_columns
 def leaderboard_build(
-    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
+    roots: tuple[Path, ...],
+    out: Path,
+    into: tuple[Path, ...],
+    reported: bool,
+    extra: tuple[str, ...],
 ) -> None:
     """Write tables and page from the records below ROOTS, by default runs/.
 
     The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
     file that works offline. A damaged record is reported and left out.
     """
+    from simmim_bench.leaderboard.board import select_columns
     from simmim_bench.leaderboard.published import add_published
     from simmim_bench.leaderboard.tables import print_table
     from simmim_bench.leaderboard.write import write_leaderboard
 
     board, published = _find(roots).board(), _read_published(reported)
-    for problem in write_leaderboard(board, out, reported=published, into=into):
+    for problem in write_leaderboard(board, out, reported=published, into=into, extra=extra):
         if problem not in board.problems:
             click.echo(f"warning: {visible(problem)}", err=True)
-    print_table(add_published(board, published))
+    print_table(select_columns(add_published(board, published), extra))
     click.echo(str(out / "leaderboard.html"))
 
 
@@ -100,8 +115,13 @@ def leaderboard_build(
 @_table_folder
 @_documents
 @_published
+@_columns
 def leaderboard_check(
-    roots: tuple[Path, ...], out: Path, into: tuple[Path, ...], reported: bool
+    roots: tuple[Path, ...],
+    out: Path,
+    into: tuple[Path, ...],
+    reported: bool,
+    extra: tuple[str, ...],
 ) -> None:
     """Recompute every score from its predictions, and compare hashes and tables.
 
@@ -120,7 +140,8 @@ def leaderboard_check(
     with open_display(False).task("records", len(found.records)) as task:
         problems += check_records(found.records, scoring_recipes(), task.advance)
     board, published = found.board(), _read_published(reported)
-    wanted = render_tables(board, out, published) | render_documents(board, into, published)
+    wanted = render_tables(board, out, published, extra)
+    wanted |= render_documents(board, into, published, extra)
     problems += check_files(wanted)
     if problems:
         raise DriftError("\n       ".join(problems))
@@ -136,14 +157,18 @@ def leaderboard_check(
     metavar="FILE",
     help="Print instead the changes since an earlier leaderboard.json, as Markdown.",
 )
-def leaderboard_show(roots: tuple[Path, ...], as_json: bool, against: Path | None) -> None:
+@_columns
+def leaderboard_show(
+    roots: tuple[Path, ...], as_json: bool, against: Path | None, extra: tuple[str, ...]
+) -> None:
     """Print the table of the records below ROOTS."""
+    from simmim_bench.leaderboard.board import select_columns
     from simmim_bench.leaderboard.changes import changes_to_markdown
     from simmim_bench.leaderboard.published import add_published
     from simmim_bench.leaderboard.tables import print_table, to_json
     from simmim_bench.untrusted.json_text import read_json
 
-    board = add_published(_find(roots).board(), _read_published(True))
+    board = select_columns(add_published(_find(roots).board(), _read_published(True)), extra)
     if against is not None:
         click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
     elif as_json:

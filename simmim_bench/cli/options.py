@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.data.named import DataSet, read_data_set
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.runs.options import RunOptions
@@ -28,6 +29,13 @@ Decorator = Callable[[Command], Command]
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 SEED = click.IntRange(0, 2**32 - 1)
 PATH = click.Path(path_type=Path)
+
+
+def read_data_sets(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> tuple[DataSet, ...]:
+    """Parse `DIR` or `NAME=DIR` texts."""
+    return tuple(map(read_data_set, texts))
 
 
 def pretrain_recipes() -> dict[str, Recipe]:
@@ -117,6 +125,7 @@ SEED_OPTION = click.option(
 )
 
 
+SEVERAL_DATA_HELP = "Folder of the data set, or hfds:NAME of Hugging Face; with several, NAME=DIR each, for a run each."
 RECIPE_HELP = (
     "Named recipe, see `simmim-bench recipes`; by default the one for the architecture or the checkpoint's "
     "pretraining recipe."
@@ -129,16 +138,29 @@ def run_options(
     recipe_help: str = RECIPE_HELP,
     override_example: str = "epochs=10",
     seeded: bool = True,
+    several_data_sets: bool = False,
 ) -> Callable[[Command], Command]:
     """Add the options that every run has, passed to the command as one `options`.
 
     Args:
         recipes: returns the recipes by name, for the completion of `--recipe`.
         seeded: whether the run samples anything, so that it has a --seed.
+        several_data_sets: whether --data may be given several times; the command is passed all of them as
+            `data_sets`, and the first one in `options`.
     """
-    names = [f.name for f in dataclasses.fields(RunOptions) if seeded or f.name != "seed"]
+    left_out = {"data_name"} if seeded else {"data_name", "seed"}
+    names = [f.name for f in dataclasses.fields(RunOptions) if f.name not in left_out]
+    data: dict[str, Any] = {"type": PATH, "help": "Folder of the data set."}
+    if several_data_sets:
+        data = {
+            "type": click.Path(),
+            "multiple": True,
+            "metavar": "[NAME=]DIR",
+            "callback": read_data_sets,
+            "help": SEVERAL_DATA_HELP,
+        }
     declared = (
-        click.option("--data", required=True, type=PATH, help="Folder of the data set."),
+        click.option("--data", required=True, **data),
         click.option(
             "--recipe",
             metavar="NAME",
@@ -168,8 +190,12 @@ def run_options(
             precision = arguments.pop("precision")
             if precision is not None:
                 arguments["overrides"] += (f"precision={precision}",)
-            options = RunOptions(**{name: arguments.pop(name) for name in names})
-            command(options=options, **arguments)
+            given = {name: arguments.pop(name) for name in names}
+            if several_data_sets:
+                arguments["data_sets"] = given["data"]
+                first = given["data"][0]
+                given |= {"data": first.root, "data_name": first.name}
+            command(options=RunOptions(**given), **arguments)
 
         return _apply(declared, collect)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,20 @@ from simmim_bench.cli.options import (
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.transfer_shift import (
+    SHIFT_SUMMARY,
+    print_shift_scores,
+    refuse_options,
+    shift_table,
+)
+from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
+from simmim_bench.errors import UsageError
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, format_metric
+from simmim_bench.shift_sets import SHIFT_TASK
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
 
 if TYPE_CHECKING:
-    from simmim_bench.results.record import Record
+    from simmim_bench.data.named import DataSet
 
 
 class TaskType(click.ParamType):  # type: ignore[type-arg]
@@ -31,19 +39,24 @@ class TaskType(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name, or fail with the names that exist."""
-        if value not in TASKS:
-            self.fail(f"{value!r} is not one of {', '.join(TASKS)}.", param, ctx)
+        if value not in _names():
+            self.fail(f"{value!r} is not one of {', '.join(_names())}.", param, ctx)
         return value
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
         """Return the names for the usage line."""
-        return f"{{{'|'.join(TASKS)}}}"
+        return f"{{{'|'.join(_names())}}}"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         """Complete the name of a task."""
-        return [CompletionItem(name) for name in TASKS if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in _names() if name.startswith(incomplete)]
+
+
+def _names() -> list[str]:
+    """Return the tasks of the registry at the time of the call, and `shift`."""
+    return [*TASKS, SHIFT_TASK]
 
 
 class TransferCommand(click.Command):
@@ -56,10 +69,13 @@ class TransferCommand(click.Command):
         return [*declared, *map(task_option, used), help_option]
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the docstring with the table of tasks in place of its marker."""
+        """Write the docstring with the tables of tasks and of shift sets in place of their markers."""
         assert self.help is not None
-        before, after = inspect.cleandoc(self.help).split("TASKS\n", 1)
-        self.help, text = f"{before}\b\n{task_table()}\n{after}", self.help
+        filled = inspect.cleandoc(self.help)
+        for marker, table in (("SHIFT_SETS\n", shift_table()), ("TASKS\n", task_table())):
+            before, after = filled.split(marker, 1)
+            filled = f"{before}\b\n{table}\n{after}"
+        self.help, text = filled, self.help
         try:
             super().format_help_text(ctx, formatter)
         finally:
@@ -77,6 +93,8 @@ def task_table() -> str:
         first, *others = task.summary.splitlines()
         lines.append(f"{task.name:<{width}}{first:<{summary_width}}{layout}")
         lines += [f"{'':<{width}}{line}" for line in others]
+    for number, line in enumerate(SHIFT_SUMMARY):
+        lines.append(f"{'' if number else SHIFT_TASK:<{width}}{line:<{summary_width}}".rstrip())
     return "\n".join(lines)
 
 
@@ -90,7 +108,7 @@ def task_table() -> str:
     help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
     "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
 )
-@run_options(transfer_recipes)
+@run_options(transfer_recipes, several_data_sets=True)
 @click.option(
     "--baseline",
     metavar="CKPT",
@@ -105,12 +123,19 @@ def task_table() -> str:
     metavar="N",
     help="Run N seeds, starting with --seed, and print mean and standard deviation.",
 )
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="For shift: timm:NAME or torchvision:NAME, the model of a weights file that does not show it.",
+)
 def transfer(
     task: str,
     ckpt: str,
     baseline: str | None,
     seeds: int,
+    model: str | None,
     options: RunOptions,
+    data_sets: tuple[DataSet, ...],
     **task_options: Any,
 ) -> None:
     """Transfer a checkpoint to a task and record the score.
@@ -118,16 +143,33 @@ def transfer(
     TASKS
 
     The run directory holds the predictions and record.json, whose scores are computed from them. It is
-    runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several.
+    runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several. A data set with a name has
+    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME.
 
     \b
       simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
+      simmim-bench transfer knn --ckpt runs/pocket --data pets=data/pets --data flowers=data/flowers
       simmim-bench transfer coco --ckpt runs/pocket --data pocket/coco
       simmim-bench transfer coco --ckpt random:vit_pocket --data pocket/coco
       torchrun --nproc-per-node 8 -m simmim_bench transfer imagenet --ckpt runs/b --data imagenet
 
     All tasks also run under torchrun and srun; every image is scored once.
+
+    shift takes a run of imagenet, linear, attentive or fewshot, or a file that `evaluate imagenet` takes, and scores
+    its classifier on further validation sets without training. NAME tells what DIR is:
+
+    SHIFT_SETS
+
+    \b
+      simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
+      simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
+    if task == SHIFT_TASK:
+        refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)
+        print_shift_scores(ckpt, model, data_sets, options)
+        return
+    if model is not None:
+        raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
     from simmim_bench.distributed import init_distributed
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.compare import compare_runs
@@ -136,46 +178,36 @@ def transfer(
         check_run_dirs,
         plan_baseline,
         plan_transfer,
+        requests_by_data_set,
         run_plan,
     )
 
-    request = TransferRequest(task=task, options=options, task_options=task_options)
-    ours = plan_transfer(request, ckpt, range(options.seed, options.seed + seeds))
-    other = None if baseline is None else plan_baseline(request, ours, baseline)
+    general = TransferRequest(task=task, options=options, task_options=task_options)
+    checkpoint, pairs = None, []
+    for request in requests_by_data_set(general, data_sets):
+        range_of_seeds = range(options.seed, options.seed + seeds)
+        ours = plan_transfer(request, ckpt, range_of_seeds, checkpoint=checkpoint)
+        checkpoint = ours.transfer.checkpoint
+        other = None if baseline is None else plan_baseline(request, ours, baseline)
+        pairs.append((ours, other))
+    results: list[TransferResult] = []
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
-        # Check the baseline's directories first, so that it cannot fail after hours of training.
-        for plan in (ours, other):
-            if plan is not None and dist.is_main:
+        # Check the baselines' directories first, so that none can fail after hours of training.
+        for plan in (plan for pair in pairs for plan in pair if plan is not None):
+            if dist.is_main:
                 check_run_dirs(plan)
-        records = run_plan(ours, display=display, dist=dist)
-        if other is not None:
-            run_plan(other, display=display, dist=dist)
+        for ours, other in pairs:
+            records = run_plan(ours, display=display, dist=dist)
+            if other is not None:
+                run_plan(other, display=display, dist=dist)
+            if dist.is_main:
+                above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
+                against = "" if other is None else other.ckpt
+                results.append(
+                    TransferResult(data_sets[len(results)].name, records, against, above)
+                )
     if not dist.is_main:
         return
-    lines, plain = summarise(task, records)
-    if other is not None:
-        difference = compare_runs(ours.run_dirs, other.run_dirs)
-        plain["above_baseline"] = {"baseline": other.ckpt, **dataclasses.asdict(difference)}
-        lines.append(f"above {other.ckpt}: {difference}")
+    lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
-
-
-def summarise(task: str, records: list[Record]) -> tuple[list[str], dict[str, Any]]:
-    """Return the scores of one seed, or their mean and deviation over several, as lines and as JSON."""
-    from transfer.launch import summarise_seeds
-
-    plain: dict[str, Any] = dataclasses.asdict(records[0])
-    lines = [f"{metric} {format_metric(metric, v)}" for metric, v in records[0].metrics.items()]
-    if len(records) > 1:
-        spread = summarise_seeds(records)
-        plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
-        lines = [
-            f"{metric} {format_metric(metric, value['mean'])} ± {format_metric(metric, value['std'])} over "
-            f"{len(records)} seeds"
-            for metric, value in spread.items()
-        ]
-    for metric, reason in TASKS[task].inapplicable.items():
-        if metric not in records[0].metrics:
-            lines.append(f"{metric} n/a: {reason}")
-    return lines, plain

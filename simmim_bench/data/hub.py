@@ -10,9 +10,8 @@ from typing import Any
 
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.listing import LeftOut, hash_names_and_sizes
+from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.errors import DataError, MissingFrameworkError
-
-HUB_PREFIX = "hfds:"  # followed by the name or folder of a Hugging Face dataset
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from simmim_bench.data.decode import unreadable
-from simmim_bench.data.hub import HUB_PREFIX, hub_images
+from simmim_bench.data.hub import hub_images
 from simmim_bench.data.listing import (
     SUFFIXES,
     LeftOut,
@@ -25,6 +25,7 @@ from simmim_bench.data.listing import (
     list_folder,
     list_tree,
 )
+from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import PathList, SharedArray
 from simmim_bench.data.shards import tar_shards
 from simmim_bench.errors import DataError
@@ -191,17 +192,22 @@ def class_folders(root: Path, split: str) -> ImageList:
 
 def class_faults(folder: Path, images: ImageList) -> list[str]:
     """Return a message for each fault of a split's class folders."""
-    faults = [
-        f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
-        for name, count in zip(images.classes, class_sizes(images), strict=True)
-        if not count
-    ]
+    faults = empty_classes(folder, images)
     if len(images.classes) == 1:
         faults.append(
             f"data folder {folder} has one class folder, {images.classes[0]}, and a classifier needs two or more; "
             "if the classes are below it, move them up."
         )
     return faults
+
+
+def empty_classes(folder: Path, images: ImageList) -> list[str]:
+    """Return a message for each class folder without images."""
+    return [
+        f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
+        for name, count in zip(images.classes, class_sizes(images), strict=True)
+        if not count
+    ]
 
 
 def class_sizes(images: ImageList) -> list[int]:
@@ -222,6 +228,18 @@ def list_classes(root: Path, split: str) -> ImageList:
             f"data folder {folder} does not exist; use a folder with train/ and val/, each with one folder "
             "per class."
         )
+    return list_class_folders(folder, root)
+
+
+def list_class_folders(folder: Path, root: Path) -> ImageList:
+    """List the images of every class folder in a folder; a class may have none.
+
+    Args:
+        root: the folder that names in the fingerprint are relative to.
+
+    Raises:
+        DataError: The folder cannot be listed, or has no class folders.
+    """
     classes = sorted(list_folder(str(folder)).folders)
     if not classes:
         raise DataError(

@@ -9,7 +9,7 @@ uncommitted changes, are shown but not ranked. `tables.py` and `page.py` render 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class ScoreCell:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint with its cells, in the order of `simmim_bench.tasks.columns()`.
+    """One checkpoint with its cells, in the order of the board's columns.
 
     Attributes:
         rank: rank in the group, from 1; None for the only row of a group, and where a column that the group is
@@ -131,7 +131,7 @@ class ProtocolGroup:
 
     def best_rows(self) -> list[Row | None]:
         """Return `best` of every column."""
-        return [self.best(index) for index in range(len(columns()))]
+        return [self.best(index) for index in range(len(self.rows[0].cells))]
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,13 @@ class Board:
 
     Attributes:
         problems: one sentence for each damaged record.
+        columns: of the cells of every row.
     """
 
     groups: tuple[ProtocolGroup, ...]
     records: Mapping[Path, Record] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = field(default_factory=columns)
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -155,13 +157,15 @@ class Board:
 def protocol_id(record: Record) -> str:
     """Return the hash of everything that two comparable scores must share.
 
-    Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, and the size of a
-    sampled split of unequal classes.
+    Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, the size of a sampled
+    split of unequal classes, and of a score of shift the task that trained the classifier.
     """
     keys = ("train_fingerprint", "listed_split_sha256")
     data = [record.data["fingerprint"], *(record.data.get(key) for key in keys)]
     if "sampled_images" in record.data:
         data.append(record.data["sampled_images"])
+    if "classifier" in record.data:
+        data.append(record.data["classifier"])
     return sha256_json([record.recipe["sha256"], record.deviates, data])
 
 
@@ -304,8 +308,12 @@ def _build_cell(
 
 
 def _rank(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Sort rows by their mean over the columns that all rows have, and number the rankable rows."""
+    """Sort rows by their mean over the columns that all rows have, and number the rankable rows.
+
+    Extra columns, which most tables do not show, count only in a group that has no others.
+    """
     shared = [i for i in range(len(columns())) if all(row.cells[i] is not None for row in rows)]
+    shared = [i for i in shared if columns()[i].extra is None] or shared
 
     def shared_cells(row: Row) -> list[ScoreCell]:
         return [cell for i in shared if (cell := row.cells[i]) is not None]
@@ -323,3 +331,31 @@ def _rank(rows: Sequence[Row]) -> tuple[Row, ...]:
         row if is_unrankable(row) else replace(row, rank=rank)
         for rank, row in enumerate(ordered, 1)
     )
+
+
+def select_columns(board: Board, extra: Collection[str] = ()) -> Board:
+    """Return a board with the columns that a table shows.
+
+    Rows, groups and protocols without a score in these columns are left out.
+
+    Args:
+        extra: names of extra columns to show; see `Column.extra`.
+    """
+    shown = [i for i, c in enumerate(board.columns) if c.extra is None or c.extra in extra]
+    chosen = tuple(board.columns[i] for i in shown)
+    groups = []
+    for group in board.groups:
+        rows = [
+            replace(
+                row,
+                cells=tuple(row.cells[i] for i in shown),
+                inapplicable=frozenset(k for k, i in enumerate(shown) if i in row.inapplicable),
+            )
+            for row in group.rows
+        ]
+        rows = [row for row in rows if row.records]
+        tasks = {column.task for column in chosen}
+        protocols = {task: r for task, r in group.protocols.items() if task in tasks}
+        if rows:
+            groups.append(replace(group, rows=tuple(rows), protocols=protocols))
+    return replace(board, groups=tuple(groups), columns=chosen)

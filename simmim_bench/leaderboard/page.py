@@ -166,6 +166,7 @@ def _flatten_protocol(protocol: Mapping[str, Any]) -> dict[str, str]:
         "data": format_value(protocol["data"]),
         "data fingerprint": format_value(protocol["fingerprint"])[:12],
         "images": format_value(protocol["images"]),
+        **{key: format_value(protocol[key]) for key in ("classifier",) if key in protocol},
     }
 
     def add(prefix: str, fields: Mapping[str, Any]) -> None:

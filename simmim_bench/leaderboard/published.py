@@ -89,7 +89,7 @@ def _is_counterpart(record: Record, row: ReportedRow, score: ReportedScore) -> b
 
 def _has_validation_images(record: Record) -> bool:
     """Return whether a record's data set has as many images as the published validation set."""
-    return record.expected == VALIDATION_IMAGES[LAYOUTS[record.task]]
+    return record.expected == VALIDATION_IMAGES.get(LAYOUTS.get(record.task, ""))
 
 
 def _is_published_checkpoint(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -48,7 +48,7 @@ class ReportedScore:
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One published model with its scores, in the order of `simmim_bench.tasks.columns()`.
+    """One published model with its scores, in the order of `simmim_bench.tasks.columns()` or those selected.
 
     Attributes:
         params_m: number of parameters in millions.
@@ -99,6 +99,13 @@ def linked_scores(
         for column, score in zip(columns(), row.scores, strict=True):
             if score is not None and recipe in (score.recipe, score.pretraining_recipe):
                 yield column, row, score
+
+
+def select_scores(rows: Sequence[ReportedRow], shown: Sequence[Column]) -> list[ReportedRow]:
+    """Return the rows with the scores of some columns; rows without a score there are left out."""
+    chosen = [columns().index(column) for column in shown]
+    narrowed = [replace(row, scores=tuple(row.scores[i] for i in chosen)) for row in rows]
+    return [row for row in narrowed if any(score is not None for score in row.scores)]
 
 
 def _split_by_protocol(

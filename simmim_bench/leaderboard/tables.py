@@ -17,7 +17,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.results.record import Record
-from simmim_bench.tasks import columns
+from simmim_bench.tasks import Column
 from simmim_bench.untrusted.text import visible, visible_lines
 
 MISSING, INAPPLICABLE = "–", "n/a"
@@ -67,12 +67,16 @@ def explain_marks(rows: Sequence[Row]) -> list[str]:
     return footnotes
 
 
-def describe_published(group: ProtocolGroup) -> list[str]:
-    """Return one sentence for every score of a group that has a published counterpart."""
+def describe_published(group: ProtocolGroup, shown: Sequence[Column]) -> list[str]:
+    """Return one sentence for every score of a group that has a published counterpart.
+
+    Args:
+        shown: the columns of the group's cells.
+    """
     return [
         f"{row.label}, {column.title}: {cell.comparison} ({cell.published.source})"
         for row in group.rows
-        for column, cell in zip(columns(), row.cells, strict=True)
+        for column, cell in zip(shown, row.cells, strict=True)
         if cell is not None and cell.published is not None
     ]
 
@@ -82,6 +86,8 @@ def describe_protocol(record: Record) -> str:
     changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
     recipe = record.recipe["name"] + (f" with {changed}" if changed else "")
     data = Path(record.data["root"]).name or record.data["root"]
+    if "classifier" in record.data:
+        recipe = f"classifier of {record.data['classifier']} by {recipe}"
     return f"{recipe} on {data}, {record.expected} images"
 
 
@@ -96,6 +102,7 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
             "data": Path(record.data["root"]).name,
             "fingerprint": record.data["fingerprint"],
             "images": record.expected,
+            **{key: record.data[key] for key in ("classifier",) if key in record.data},
         }
         for task, record in group.protocols.items()
     }
@@ -113,8 +120,8 @@ def to_markdown(board: Board) -> str:
             described = {task: describe_protocol(r) for task, r in group.protocols.items()}
             lines = [f"- {escape_markdown(f'{task}: {text}')}" for task, text in described.items()]
             parts.append("\n".join([f"### Protocols {group.name}\n", *lines]) + "\n")
-        parts.append(_markdown_table(group))
-        if published := describe_published(group):
+        parts.append(_markdown_table(group, board.columns))
+        if published := describe_published(group, board.columns):
             lines = [f"- {escape_markdown(line)}" for line in published]
             parts.append("\n".join([f"{PUBLISHED}:\n", *lines]) + "\n")
     parts += [f"{footnote}\n" for footnote in explain_marks(board.rows)]
@@ -122,8 +129,8 @@ def to_markdown(board: Board) -> str:
     return "\n".join(parts)
 
 
-def _markdown_table(group: ProtocolGroup) -> str:
-    shown, best = columns(), group.best_rows()
+def _markdown_table(group: ProtocolGroup, shown: Sequence[Column]) -> str:
+    best = group.best_rows()
     lines = [
         "| checkpoint | " + " | ".join(column.title for column in shown) + " |",
         "| --- |" + " ---: |" * len(shown),
@@ -144,9 +151,12 @@ def escape_markdown(text: str) -> str:
     return LINK.sub(f"\\g<0>{SPLIT}", text)
 
 
-def reported_to_markdown(rows: Sequence[ReportedRow]) -> str:
-    """Return published results as a separate, collapsed Markdown table with recipes and numbered sources."""
-    shown = columns()
+def reported_to_markdown(rows: Sequence[ReportedRow], shown: Sequence[Column]) -> str:
+    """Return published results as a separate, collapsed Markdown table with recipes and numbered sources.
+
+    Args:
+        shown: the columns of the rows' scores.
+    """
     sources: list[str] = []
     lines = [
         "| published | " + " | ".join(column.title for column in shown) + " | recipe | source |",
@@ -197,7 +207,7 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    titles = [f"{column.task}/{column.metric}" for column in board.columns]
     writer.writerow(
         [
             *("group", "rank", "checkpoint", "sha256", *titles),
@@ -231,7 +241,7 @@ def _escape_csv(text: str) -> str:
 
 def to_latex(board: Board) -> str:
     r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best of every column in bold."""
-    shown = columns()
+    shown = board.columns
     parts = []
     for group in board.groups:
         best = group.best_rows()
@@ -246,7 +256,9 @@ def to_latex(board: Board) -> str:
             marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
             lines.append(" & ".join([_escape_latex(row.label), *marked]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    published = [f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group)]
+    published = [
+        f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group, shown)
+    ]
     comments = (*explain_marks(board.rows), *published, *board.problems)
     return "\n".join(parts) + "".join(f"% {visible(' '.join(text.split()))}\n" for text in comments)
 
@@ -257,7 +269,7 @@ def _escape_latex(text: str) -> str:
 
 def to_json(board: Board) -> str:
     """Return groups, rows and problems as JSON, without the content of the records."""
-    titles = [f"{column.task}/{column.metric}" for column in columns()]
+    titles = [f"{column.task}/{column.metric}" for column in board.columns]
     rows = [
         {
             "group": group.name,
@@ -312,11 +324,11 @@ def print_table(board: Board) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    shown = columns()
+    shown = board.columns
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
         footnotes = "\n".join(
-            filter(None, [" ".join(explain_marks(group.rows)), *describe_published(group)])
+            filter(None, [" ".join(explain_marks(group.rows)), *describe_published(group, shown)])
         )
         table = Table(
             title=title, caption=escape(visible_lines(footnotes)) or None, caption_justify="left"

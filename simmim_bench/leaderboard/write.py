@@ -5,16 +5,16 @@ The texts of the tables and documents are rendered separately, so that a check c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from simmim_bench.errors import DataError
 from simmim_bench.files import finish_writing, write_together
-from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.board import Board, select_columns
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
-from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.reported import ReportedRow, select_scores
 from simmim_bench.leaderboard.tables import (
     insert_table,
     reported_to_markdown,
@@ -25,12 +25,19 @@ from simmim_bench.leaderboard.tables import (
 )
 
 
-def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ()) -> dict[Path, str]:
-    """Return the text of every table by the path of its file in `out`."""
-    board = add_published(board, reported)
+def render_tables(
+    board: Board, out: Path, reported: Sequence[ReportedRow] = (), extra: Collection[str] = ()
+) -> dict[Path, str]:
+    """Return the text of every table by the path of its file in `out`.
+
+    Args:
+        extra: names of the extra columns that the tables show; see `Column.extra`.
+    """
+    board = select_columns(add_published(board, reported), extra)
+    reported = select_scores(reported, board.columns)
     markdown = to_markdown(board)
     if reported:
-        markdown += "\n" + reported_to_markdown(reported)
+        markdown += "\n" + reported_to_markdown(reported, board.columns)
     return {
         out / "LEADERBOARD.md": markdown,
         out / "leaderboard.csv": to_csv(board, reported),
@@ -40,7 +47,10 @@ def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ())
 
 
 def render_documents(
-    board: Board, paths: Iterable[Path], reported: Sequence[ReportedRow] = ()
+    board: Board,
+    paths: Iterable[Path],
+    reported: Sequence[ReportedRow] = (),
+    extra: Collection[str] = (),
 ) -> dict[Path, str]:
     """Return the text of existing documents with the table inserted between their markers.
 
@@ -50,7 +60,7 @@ def render_documents(
         DataError: a document does not exist.
         UsageError: a document has no markers.
     """
-    table = to_markdown(add_published(board, reported))
+    table = to_markdown(select_columns(add_published(board, reported), extra))
     texts = {}
     for path in paths:
         if not path.is_file():
@@ -65,13 +75,17 @@ def write_leaderboard(
     *,
     reported: Sequence[ReportedRow] = (),
     into: Iterable[Path] = (),
+    extra: Collection[str] = (),
 ) -> list[str]:
     """Write the tables and the page into a folder, and the table into documents, all or none.
+
+    The page has all columns.
 
     Args:
         out: folder of the tables and of `leaderboard.html`.
         reported: published results, listed separately.
         into: existing documents with markers for the table.
+        extra: names of the extra columns that the tables show.
 
     Returns:
         The problems that the page lists: of records, and of the files that only the page shows.
@@ -81,7 +95,8 @@ def write_leaderboard(
         UsageError: a document has no markers.
     """
     finish_writing(out)  # the documents are read next
-    texts = render_tables(board, out, reported) | render_documents(board, into, reported)
+    texts = render_tables(board, out, reported, extra)
+    texts |= render_documents(board, into, reported, extra)
     page = page_data(add_published(board, reported), reported)
     texts[out / "leaderboard.html"] = render_page(page)
     write_together(texts, out)

@@ -21,7 +21,8 @@ from simmim_bench.results.calibration import (
     check_columns,
 )
 from simmim_bench.results.coco import evaluate_coco
-from simmim_bench.tasks import CALIBRATION_METRICS, find_variant
+from simmim_bench.results.shift import corruption_scores, multilabel_scores
+from simmim_bench.tasks import CALIBRATION_METRICS, find_variant, predictions_of
 from simmim_bench.untrusted.arrays import read_arrays
 
 RANKED = 10  # classes stored per image
@@ -270,9 +271,7 @@ def scores_from_predictions(
     Raises:
         DataError: the predictions or annotations do not exist or are damaged.
     """
-    variant = find_variant(task)
-    # A few-shot fraction without a column of the leaderboard is no variant; its predictions are a ranking.
-    kind = "ranking" if variant is None else variant.task.predictions
+    kind = predictions_of(task)
     if kind == "coco":
         if annotations is None or not annotations.is_file():
             raise DataError(
@@ -282,8 +281,13 @@ def scores_from_predictions(
         return evaluate_coco(annotations, predictions, masks=masks).figures
     if kind == "confusion":
         return segmentation_scores(_read_confusion(predictions))
+    if kind == "multilabel":
+        return multilabel_scores(predictions)
+    if kind == "corruptions":
+        return corruption_scores(predictions)
     ranking, labels = read_ranking(predictions)
     scores = classification_scores(ranking.ranked, labels, ranking.classes)
+    variant = find_variant(task)
     calibrated = variant is None or {*CALIBRATION_METRICS} <= {*variant.task.metrics}
     if ranking.calibration is not None and calibrated:
         scores |= calibration_scores(ranking.calibration, ranking.ranked[:, 0] == labels)

@@ -17,9 +17,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
+from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
 from simmim_bench.tasks import TASKS, format_metric
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.text import shorten, visible
@@ -104,7 +106,7 @@ def write_record(
 
     Args:
         task: the task as records name it, such as `fewshot-1%`.
-        data: `root` (as given), `fingerprint`, and for `coco` the `annotations` file.
+        data: `root` and `name` (as given), `fingerprint`, and for `coco` the `annotations` file.
         predictions: the file under the run's `predictions/` that the score is computed from.
         evaluated, expected: images that were scored, and images of the split.
         images_seen: images that the model processed in training and scoring, counting repetitions.
@@ -201,7 +203,8 @@ def reproduction_command(
 ) -> list[str]:
     """Return the command that reproduces the record of a transfer."""
     name, _, fraction = task.partition("-")
-    command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", data["root"]]
+    data_set = DataSet(Path(data["root"]), data.get("name"))
+    command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", str(data_set)]
     if "listed_split" in data:
         command += ["--split", data["listed_split"]]
     elif fraction:
@@ -229,8 +232,10 @@ def _schema_of(tasks: tuple[str, ...]) -> Validator:
     text = resources.files("simmim_bench.results").joinpath("record.schema.json").read_text("utf-8")
     schema = json.loads(text)
     # A few-shot fraction is a part of the task's name; records of fractions without a column are valid too.
+    # The same of the sets of `transfer shift`; a folder of a user's own has the name in `data`.
+    shifted = "|".join(map(re.escape, SHIFT_SETS))
     schema["properties"]["task"]["pattern"] = (
-        f"^({'|'.join(map(re.escape, tasks))})(-[0-9]{{1,3}}%)?$(?!\\n)"
+        f"^(({'|'.join(map(re.escape, tasks))})(-[0-9]{{1,3}}%)?|{SHIFT_TASK}(-({shifted}))?)$(?!\\n)"
     )
     return Draft202012Validator(schema)
 

@@ -12,6 +12,7 @@ class RunOptions:
 
     Attributes:
         data: the data set's folder, or `hfds:NAME`.
+        data_name: the name of the data set in records, as of `--data NAME=DIR`; None without one.
         recipe: name of the recipe; None for the default.
         out: run directory; None for the default below `runs/`.
         resume, overwrite: what to do where the run directory is not empty.
@@ -31,3 +32,4 @@ class RunOptions:
     as_json: bool = False
     quiet: bool = False
     deterministic: bool = False
+    data_name: str | None = None

@@ -153,7 +153,7 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         job=job,
         train=train,
         val=val,
-        identity=data_identity(job.data, train, val),
+        identity={**data_identity(job.data, train, val), **job.data_set},
         model=model,
         backbone=backbone,
         optimizer=build_optimizer(model, backbone, recipe),

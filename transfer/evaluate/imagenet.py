@@ -58,18 +58,30 @@ IMAGENET_1K, IMAGENET_22K = 1000, (21_841, 21_842, 21_843)  # 21k-P and others h
 
 
 def prepare_imagenet(request: EvaluationRequest) -> tuple[Evaluation, Score]:
-    """Read a classifier and resolve the recipe it is scored by.
+    """Read a classifier and resolve the recipe it is scored by; see `read_classifier`.
 
     Returns:
         The evaluation, and the function that runs it in a run directory.
+    """
+    if request.backbone is not None:
+        raise UsageError("--backbone is for coco and ade20k; for imagenet, use --model.")
+    evaluation, classifier = read_classifier(request)
+    return evaluation, lambda context: _score(context, evaluation, classifier)
+
+
+def read_classifier(
+    request: EvaluationRequest, task: str = "imagenet"
+) -> tuple[Evaluation, Classifier]:
+    """Read a classifier whose head is in its file, and resolve the recipe it is scored by.
+
+    Args:
+        task: the task that has trained it, where the CKPT is a run of ours.
 
     Raises:
         UsageError: an option that does not apply.
         DataError: the CKPT has no classification head or cannot be read, or its training is not complete.
     """
-    if request.backbone is not None:
-        raise UsageError("--backbone is for coco and ade20k; for imagenet, use --model.")
-    run = find_trained_run(request.ckpt, "imagenet")
+    run = find_trained_run(request.ckpt, task)
     if run is None:
         evaluation, classifier = _prepare_file(request)
     else:
@@ -79,14 +91,14 @@ def prepare_imagenet(request: EvaluationRequest) -> tuple[Evaluation, Score]:
         if done < run.recipe.epochs:
             raise DataError(
                 f"{request.ckpt} has trained {done:g} of {run.recipe.epochs} epochs; finish it with `simmim-bench "
-                "transfer imagenet --resume` first."
+                f"transfer {task} --resume` first."
             )
         evaluation = evaluation_of_run(request, run, checkpoint)
         assert isinstance(evaluation.recipe, FinetuneRecipe)
         classifier = of_checkpoint(
             checkpoint, evaluation.recipe.img_size, evaluation.recipe.window_size
         )
-    return evaluation, lambda context: _score(context, evaluation, classifier)
+    return evaluation, classifier
 
 
 def _prepare_file(request: EvaluationRequest) -> tuple[Evaluation, Classifier]:
@@ -167,7 +179,7 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     for text in (evaluation.warning, warning):
         if text:
             context.run.log(f"imagenet: warning: {text}")
-    plan = _forward_plan(recipe, classifier)
+    plan = forward_plan(recipe, classifier)
     context.run.log(
         f"imagenet: evaluate arch={evaluation.scored.arch} images={len(val):,} classes={classifier.num_classes:,} "
         f"code={classifier.code} recipe={evaluation.named.name}"
@@ -228,7 +240,7 @@ def _statistics(
     return own.mean, own.std
 
 
-def _forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
+def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
     """Return the transform, the batch size, the loader's processes, the precision and the pixel statistics of a recipe.
 
     A fine-tuning recipe has those by which `transfer imagenet` scores, so that the predictions are the same.

@@ -44,7 +44,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         DivergedError: the loss is not finite.
     """
     train, val = read_splits(context, job.data)
-    description = describe_data(job.data, train, val)
+    description = describe_data(job, train, val)
     if job.task == "fewshot":
         split: Path | None = job.options.get("split")
         train = train.subset(few_shot_images(train, job.fraction, context.seed, split))

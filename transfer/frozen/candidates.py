@@ -63,6 +63,26 @@ class TrainingSubset:
 
 
 @dataclass(frozen=True)
+class LinearHead:
+    """A fitted linear classifier on normalised features: its logits are `weight @ norm(x) + bias`.
+
+    Attributes:
+        weight: (K, D) float32.
+        bias: (K,) float32.
+        mean, deviation: (D,) float32, subtracted from and divided by; 0 and 1 for norms without statistics.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors by name, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in vars(self).items()}
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """The result of one protocol on frozen features.
 
@@ -72,6 +92,7 @@ class ProbeResult:
         compared: all candidates with their top-1 on held-out training images, in percent.
         scored: indices of the training images that were scored; None if the validation set was.
         by_setting: rankings of k-NN for every k, among them `ranking`, whose scores the record's details list.
+        head: the fitted linear classifier; None for k-NN.
         note: a remark on the choice for the record, such as that nothing could be compared.
     """
 
@@ -81,6 +102,7 @@ class ProbeResult:
     scored: list[int] | None = None
     note: str | None = None
     by_setting: dict[int, Ranking] = field(default_factory=dict)
+    head: LinearHead | None = None
 
 
 def best_candidate(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:

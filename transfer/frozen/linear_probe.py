@@ -28,7 +28,13 @@ from torch import Tensor
 from simmim_bench.display import ProgressTask
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.results.metrics import rank_logits
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candidate, hold_out
+from transfer.frozen.candidates import (
+    LinearHead,
+    ProbeResult,
+    TrainingSubset,
+    best_candidate,
+    hold_out,
+)
 from transfer.frozen.crop_features import CropFeatures
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import FeatureSet
@@ -58,17 +64,20 @@ def probe_linear(
     """
     candidates = list_candidates(store.feature_sets, recipe)
     probe = _probe_on_random_crops if recipe.crops else _probe_on_centre_crops
-    logits, number, top1 = probe(candidates, train, val, recipe, store, seed)
-    if logits is None:
+    predicted, number, top1 = probe(candidates, train, val, recipe, store, seed)
+    if predicted is None:
         return None
+    logits, head = predicted
     compared = _with_scores(candidates, top1)
     chosen = compared[number] if compared else candidates[number]
-    return ProbeResult(rank_logits(logits.numpy(), val_labels), chosen, compared)
+    return ProbeResult(rank_logits(logits.numpy(), val_labels), chosen, compared, head=head)
 
 
-# Logits (N, K) of the chosen candidate, on rank 0; its number; and every candidate's held-out top-1, on rank 0, if
-# there are several.
-Scored = tuple[Tensor | None, int, list[float]]
+# Logits (N, K) of the chosen candidate and its classifier.
+Predicted = tuple[Tensor, LinearHead]
+# The chosen candidate's logits and classifier, on rank 0; its number; and every candidate's held-out top-1, on rank 0,
+# if there are several.
+Scored = tuple[Predicted | None, int, list[float]]
 
 
 def _probe_on_centre_crops(
@@ -99,7 +108,7 @@ def _probe_on_centre_crops(
     feature_set = FeatureSet.of(chosen)
     with store.run.display.task("linear", recipe.epochs) as task:
         heads = _train(feature_set, single, train, None, store, seed, task)
-    return heads.predict(val.read(feature_set))[0, 0], number, top1
+    return (heads.predict(val.read(feature_set))[0, 0], heads.head(0, 0)), number, top1
 
 
 def _probe_on_random_crops(
@@ -127,13 +136,14 @@ def _probe_on_random_crops(
         top1 = _gather_top1(own_top1, store)
         number = _choose(candidates, top1, store)
     # The process that has trained the chosen candidate predicts.
-    chosen, own_logits = candidates[number], None
+    chosen = candidates[number]
+    own: Predicted | None = None
     feature_set = FeatureSet.of(chosen)
     if feature_set in own_sets:
         heads = trained[feature_set][-1]
         setting = recipe.norm.index(chosen["norm"]), recipe.base_lr.index(chosen["base_lr"])
-        own_logits = heads.predict(val.read(feature_set))[setting]
-    found = [logits for logits in dist.gather(own_logits) if logits is not None]
+        own = heads.predict(val.read(feature_set))[setting], heads.head(*setting)
+    found = [predicted for predicted in dist.gather(own) if predicted is not None]
     return (found[0] if found else None), number, top1
 
 

@@ -18,7 +18,13 @@ from simmim_bench.probes.logistic import cross_validate, fit_logistic
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.results.metrics import rank_logits
 from simmim_bench.runs.run_dir import RunDir
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, assign_folds, best_candidate
+from transfer.frozen.candidates import (
+    LinearHead,
+    ProbeResult,
+    TrainingSubset,
+    assign_folds,
+    best_candidate,
+)
 from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.recipes import LogisticRecipe
@@ -71,7 +77,8 @@ def probe_logistic(
         run.log(f"logistic: not converged after iterations={MAX_ITERATIONS} of L-BFGS")
     logits = fit.logits(normaliser.normalise_all(val.read(feature_set)))
     ranking = rank_logits(logits.cpu().numpy(), val_labels)
-    return ProbeResult(ranking, chosen, compared, note=note)
+    head = LinearHead(fit.weight, fit.bias, normaliser.means[0], normaliser.deviations[0])
+    return ProbeResult(ranking, chosen, compared, note=note, head=head)
 
 
 def _compare(

@@ -18,6 +18,7 @@ from timm.optim import Lars
 from torch import Tensor
 
 from simmim_bench.probes.norms import Normaliser
+from transfer.frozen.candidates import LinearHead
 from transfer.frozen.recipes import LinearRecipe
 
 REFERENCE_BATCH = 256  # MAE and BEiT scale their learning rates to this many images a step
@@ -123,6 +124,17 @@ class ParallelLinearHeads:
         torch.bmm(gradients, x, out=self._weight_gradients)
         torch.sum(gradients, 2, keepdim=True, out=self._bias_gradients)
         self._optimizer.step()
+
+    def head(self, norm: int, rate: int) -> LinearHead:
+        """Return the classifier of a norm and a rate, by their numbers."""
+        classes = self._shape[2]
+        own = slice(rate * classes, (rate + 1) * classes)
+        return LinearHead(
+            weight=self._weights[norm, own].cpu(),
+            bias=self._biases[norm, own, 0].cpu(),
+            mean=self._normaliser.means[norm].cpu(),
+            deviation=self._normaliser.deviations[norm].cpu(),
+        )
 
     def predict(self, features: Tensor) -> Tensor:
         """Return logits (S, R, N, K) of features (N, D), on the CPU."""

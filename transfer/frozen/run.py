@@ -22,9 +22,11 @@ from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.fewshot import few_shot_images, split_sha256
+from transfer.fitted import write_fitted
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import feature_sets
+from transfer.frozen.fitted_linear import fitted_linear
 from transfer.frozen.knn import probe_knn
 from transfer.frozen.linear_probe import list_candidates, probe_linear
 from transfer.frozen.logistic import probe_logistic
@@ -88,7 +90,7 @@ class _ProbeImages:
 def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeImages:
     """List the images of both splits, and choose the few-shot images."""
     train, val = read_splits(context, job.data)
-    description = describe_data(job.data, train, val)
+    description = describe_data(job, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)
     split: Path | None = job.options.get("split")
@@ -173,6 +175,11 @@ def _write_record(
 ) -> Record:
     """Write the predictions of the scored images and the record."""
     scored = images.val if result.scored is None else train.images.subset(result.scored)
+    if result.head is not None:
+        fitted = fitted_linear(
+            result.head, result.chosen, job.recipe, train.stored.classes, context.seed
+        )
+        write_fitted(context.run.path, fitted)
     predictions = context.run.predictions / "logits.npz"
     write_ranking(predictions, result.ranking, np.array(scored.labels))
     return write_record(

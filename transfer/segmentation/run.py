@@ -191,7 +191,7 @@ def _finish(
         deviates=job.deviates,
         seed=context.seed,
         data={
-            "root": str(job.data),
+            **job.data_set,
             "fingerprint": data.validation.fingerprint(),
             "train_fingerprint": data.training.fingerprint(),
         },

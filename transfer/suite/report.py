@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import click
 
 from simmim_bench.display import format_duration
+from simmim_bench.leaderboard.board import select_columns
 from simmim_bench.leaderboard.tables import print_table
 from transfer.suite.plan import PlannedStep
 from transfer.suite.run import SuiteResult
@@ -50,7 +51,7 @@ def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
 def print_result(suite: SuiteResult) -> None:
     """Print the leaderboard, and every failed step with the command that runs it alone."""
     if suite.board is not None:
-        print_table(suite.board)
+        print_table(select_columns(suite.board))
         click.echo(f"leaderboard  {suite.leaderboard / 'leaderboard.html'}")
     done = sum(result.state == "done" for result in suite.results)
     click.echo(f"{done} of {len(suite.results)} steps done")

@@ -1,0 +1,89 @@
+"""Data sets as a command line names them: `DIR` or `hfds:NAME`, with `NAME=` before it where several are given.
+
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simmim_bench.errors import DataError, UsageError
+
+HUB_PREFIX = "hfds:"  # followed by the name or folder of a Hugging Face dataset
+# The same as of `data.name` in record.schema.json: a name is a folder's name and a column's title as well.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set.
+
+    Attributes:
+        root: its folder, or `hfds:NAME`.
+        name: the name that the command line assigns to it; None without one.
+    """
+
+    root: Path
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.root) if self.name is None else f"{self.name}={self.root}"
+
+
+def read_data_set(text: str) -> DataSet:
+    """Parse `DIR` or `NAME=DIR`. A text that names an existing file or folder is that path, "=" or not.
+
+    Raises:
+        UsageError: NAME is not a valid name, or DIR is empty.
+    """
+    name, equals, root = text.partition("=")
+    if not equals or os.path.exists(text) or os.sep in name or name.startswith(HUB_PREFIX):
+        return DataSet(Path(text))
+    if not NAME.fullmatch(name):
+        raise UsageError(
+            f"--data {text}: {name!r} is not a name, which has up to 64 letters, digits, dots, underscores and hyphens "
+            "and begins with a letter or digit; write NAME=DIR, or ./DIR for a folder with '='."
+        )
+    if not root:
+        raise UsageError(f"--data {text} names no folder; write {name}=DIR.")
+    return DataSet(Path(root), name)
+
+
+def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -> None:
+    """Check that a task can run on some data sets, before it starts on the first of them.
+
+    Args:
+        several: whether the task takes more than one.
+
+    Raises:
+        UsageError: more data sets than the task takes, or several of which two have the same name or one has none.
+        DataError: the folder of a named data set does not exist.
+    """
+    names = [data_set.name for data_set in data_sets]
+    if len(data_sets) > 1:
+        if not several:
+            raise UsageError(
+                f"{task} takes one data set, not {len(data_sets)}; run it once for each --data."
+            )
+        if None in names:
+            unnamed = data_sets[names.index(None)].root
+            raise UsageError(
+                f"--data {unnamed} has no name, which several data sets need; write --data NAME={unnamed}."
+            )
+    # Names that differ in case alone are one folder on some file systems.
+    folded = [str(name).casefold() for name in names]
+    twice = next(
+        (name for name, key in zip(names, folded, strict=True) if folded.count(key) > 1), None
+    )
+    if twice is not None:
+        raise UsageError(f"--data {twice}=... is given more than once; use another name.")
+    for data_set in data_sets:
+        root = data_set.root
+        if data_set.name and not (str(root).startswith(HUB_PREFIX) or root.is_dir()):
+            raise DataError(
+                f"data folder {root} of the data set {data_set.name} does not exist; correct --data {data_set}."
+            )
