@@ -78,10 +78,7 @@ OPTIONS_OF = {
     show_default=True,
     help="For pca: the block of a ViT, or the stage of another backbone, from 1; -1 for the last.",
 )
-@click.pass_context
-def visualize(
-    ctx: click.Context, ckpt: str, what: str, images: Path, out: Path, count: int, **options: Any
-) -> None:
+def visualize(ckpt: str, what: str, images: Path, out: Path, count: int, **options: Any) -> None:
     """Plot what a model makes of images, beside the images.
 
     By default: the masked image, and the reconstruction with the visible part pasted in.
@@ -94,7 +91,7 @@ def visualize(
       simmim-bench visualize --ckpt runs/vit_b --images coco/val2017 --out objects.png \\
           --mask boxes --annotations coco/annotations/instances_val2017.json
     """
-    own = OPTIONS_OF[what]
+    own, ctx = OPTIONS_OF[what], click.get_current_context()
     for name in options:
         given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
         if given and name not in own:

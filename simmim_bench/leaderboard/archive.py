@@ -173,7 +173,7 @@ def shorten_paths(value: Any) -> Any:
     return (found[1] or "") + ("/".join(parts[-2:]) or ".")
 
 
-def find_predictions(path: Path, record: Record) -> tuple[Path, str]:
+def find_predictions(path: Path, record: Record) -> Path:
     """Find the predictions of a record.
 
     Args:

@@ -223,16 +223,16 @@ def write_logits(path: Path, logits: np.ndarray, labels: np.ndarray) -> None:
 
 def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
     """Write a ranking with the labels (N,): 2.6 MB for ImageNet's 50,000 images instead of 200 MB of logits."""
-    calibration = {} if ranking.calibration is None else {CALIBRATION: ranking.calibration}
+    arrays: dict[str, Any] = {
+        "ranked": ranking.ranked,
+        "logits": ranking.logits,
+        "labels": labels.astype(np.int32),
+        "classes": np.array(ranking.classes),
+    }
+    if ranking.calibration is not None:
+        arrays[CALIBRATION] = ranking.calibration
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            ranked=ranking.ranked,
-            logits=ranking.logits,
-            labels=labels.astype(np.int32),
-            classes=np.array(ranking.classes),
-            **calibration,
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) -> None:

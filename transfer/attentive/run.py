@@ -129,7 +129,7 @@ def _write_record(
         recipe=recipe,
         deviates=job.deviates,
         seed=context.seed,
-        data=describe_data(job.data, train, val),
+        data=describe_data(job, train, val),
         predictions=predictions,
         evaluated=len(logits),
         expected=len(val),

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.errors import DataError
+from simmim_bench.recipe import Norm
 from simmim_bench.results.metrics import segmentation_scores
 from transfer.dense.classifiers import fit_scorer, settings_of
 from transfer.dense.label_map import predict_image
 from transfer.dense.patches import Level, PatchReader, PatchSample
 from transfer.dense.recipes import DenseRecipe
 from transfer.dense.windows import WindowDataset, image_generator
-from transfer.frozen.recipes import Norm
 from transfer.segmentation.confusion import confusion_matrix
 
 

@@ -15,10 +15,10 @@ from simmim_bench.probes.knn import SIMILARITIES
 from simmim_bench.probes.lbfgs import MAX_ITERATIONS
 from simmim_bench.probes.logistic import fit_jointly
 from simmim_bench.probes.norms import Normaliser
+from simmim_bench.recipe import Norm
 from simmim_bench.runs.context import RunContext
 from transfer.dense.patches import PatchSample
 from transfer.dense.recipes import DenseKnnRecipe, DenseLogisticRecipe, DenseRecipe
-from transfer.frozen.recipes import Norm
 
 # Maps features (M, D) to scores (M, K), one tensor for each setting of the classifier.
 Scorer = Callable[[Tensor], list[Tensor]]

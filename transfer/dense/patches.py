@@ -208,10 +208,10 @@ def sample_training_patches(reader: PatchReader, dataset: WindowDataset) -> list
             number = torch.full((len(features),), image.index)
             into.append(PatchSample(features, patches.labels, number))
     samples = []
-    for own, level in zip(parts, reader.levels, strict=True):
+    for own, described in zip(parts, reader.levels, strict=True):
         classes = dataset.scheme.classes
         empty = PatchSample(
-            torch.zeros(0, level.channels).half(),
+            torch.zeros(0, described.channels).half(),
             torch.zeros(0, classes).half(),
             torch.zeros(0, dtype=torch.int64),
         )

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
-from transfer.frozen.recipes import Norm
+from simmim_bench.recipe import Norm, Precision, Recipe, check_positive
 
 Sampling = Literal["balanced", "uniform"]
 

@@ -17,12 +17,13 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
 from simmim_bench.models.vit import ViT
+from simmim_bench.probes.norms import Normaliser
+from simmim_bench.recipe import Norm
 from transfer.fitted import FittedClassifier
 from transfer.frozen.candidates import LinearHead
 from transfer.frozen.feature_store import MAX_FLOAT16
 from transfer.frozen.features import FeatureSet, block_width, final_norm
-from transfer.frozen.norms import Normaliser
-from transfer.frozen.recipes import FrozenRecipe, Norm
+from transfer.frozen.recipes import FrozenRecipe
 
 
 def fitted_linear(

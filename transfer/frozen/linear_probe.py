@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def probe_linear(
     val: StoredFeatures,
     recipe: LinearRecipe,
     *,
-    val_labels: Sequence[int],
+    val_labels: Sequence[int] | np.ndarray,
     store: FeatureStore,
     seed: int,
 ) -> ProbeResult | None:

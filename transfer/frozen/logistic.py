@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from simmim_bench.distributed import DistContext
@@ -36,7 +37,7 @@ def probe_logistic(
     feature_sets: Sequence[FeatureSet],
     recipe: LogisticRecipe,
     *,
-    val_labels: Sequence[int],
+    val_labels: Sequence[int] | np.ndarray,
     seed: int,
     run: RunDir,
     dist: DistContext,

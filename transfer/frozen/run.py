@@ -136,7 +136,7 @@ def _probe(
     recipe: FrozenRecipe,
     train: TrainingSubset,
     val: StoredFeatures | None,
-    val_labels: Sequence[int],
+    val_labels: Sequence[int] | np.ndarray,
     store: FeatureStore,
     seed: int,
 ) -> ProbeResult | None:

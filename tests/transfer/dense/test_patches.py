@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ from transfer.segmentation.label_maps import IGNORED, LabelScheme
 
 @pytest.mark.parametrize("stride", [4, 5, 16])
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
-def test_a_patch_has_the_fractions_of_its_labelled_pixels(stride: int, sampling: str) -> None:
+def test_a_patch_has_the_fractions_of_its_labelled_pixels(stride: int, sampling: Any) -> None:
     generator = np.random.default_rng(0)
     labels = generator.choice([0, 1, 2, IGNORED], (2, 16, 18), p=[0.1, 0.1, 0.1, 0.7])
     labels[0, :8, :8] = IGNORED  # patches without a class

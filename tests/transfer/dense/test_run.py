@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from transfer.dense.estimate import plan_dense
 from transfer.dense.recipes import ADE20K_KNN, ADE20K_LOGISTIC, DenseRecipe
 from transfer.tasks import frameworks_for
 
-SINGLE = {"blocks": (-1,), "norm": ("none",)}
+SINGLE: dict[str, Any] = {"blocks": (-1,), "norm": ("none",)}
 
 
 def bands(colours: list[int]) -> tuple[np.ndarray, np.ndarray]:
