@@ -15,6 +15,12 @@ from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.small_set_tables import (
+    small_sets_to_csv,
+    small_sets_to_latex,
+    small_sets_to_markdown,
+)
+from simmim_bench.leaderboard.small_sets import small_set_tables
 from simmim_bench.leaderboard.tables import (
     insert_table,
     reported_to_markdown,
@@ -28,15 +34,18 @@ from simmim_bench.leaderboard.tables import (
 def render_tables(board: Board, out: Path, reported: Sequence[ReportedRow] = ()) -> dict[Path, str]:
     """Return the text of every table by the path of its file in `out`."""
     board = add_published(board, reported)
-    markdown = to_markdown(board)
-    if reported:
-        markdown += "\n" + reported_to_markdown(reported)
-    return {
-        out / "LEADERBOARD.md": markdown,
+    parts = [to_markdown(board), small_sets_to_markdown(board)]
+    parts.append(reported_to_markdown(reported) if reported else "")
+    latex = [to_latex(board), small_sets_to_latex(board)]
+    texts = {
+        out / "LEADERBOARD.md": "\n".join(filter(None, parts)),
         out / "leaderboard.csv": to_csv(board, reported),
         out / "leaderboard.json": to_json(board),
-        out / "leaderboard.tex": to_latex(board),
+        out / "leaderboard.tex": "\n".join(filter(None, latex)),
     }
+    if small_set_tables(board):
+        texts[out / "small_sets.csv"] = small_sets_to_csv(board)
+    return texts
 
 
 def render_documents(
@@ -50,7 +59,8 @@ def render_documents(
         DataError: a document does not exist.
         UsageError: a document has no markers.
     """
-    table = to_markdown(add_published(board, reported))
+    shown = add_published(board, reported)
+    table = "\n".join(filter(None, [to_markdown(shown), small_sets_to_markdown(shown)]))
     texts = {}
     for path in paths:
         if not path.is_file():
