@@ -50,7 +50,7 @@ def read_data_set(text: str) -> DataSet:
         )
     if not root:
         raise UsageError(f"--data {text} names no folder; write {name}=DIR.")
-    return DataSet(Path(root), name)
+    return DataSet(Path(root).expanduser(), name)  # a shell expands ~ at the start of a word only
 
 
 def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -> None:

@@ -118,6 +118,21 @@ def test_the_validation_split_comes_before_the_test_split(few: Path, tmp_path: P
     assert (found.split, len(found)) == ("validation", len(class_folders(few, "val")))
 
 
+def test_a_class_without_images_is_a_warning(few: Path, tmp_path: Path) -> None:
+    def unused(table: Any) -> Any:
+        names = table.features["object"].names
+        return table.cast_column("object", datasets.ClassLabel(names=[*names, "unicorn"]))
+
+    write_split(tmp_path / "set", few, "train", "train", unused)
+    write_split(tmp_path / "set", few, "val", "test", unused)
+    for task in ("knn", "linear", "fewshot"):
+        command = ("transfer", task, "--ckpt", "random:vit_pocket", "--out", tmp_path / task)
+        command += ("--fraction", "10%") if task == "fewshot" else ()
+        code, _, err = run(*command, "--data", f"hfds:{tmp_path / 'set'}")
+        assert code == 0, err
+        assert "(train) has no image of 1 of 11 classes: unicorn" in err
+
+
 def two_label_columns(table: Any) -> Any:
     coarse = datasets.ClassLabel(names=["even", "odd"])
     return table.add_column("parity", [n % 2 for n in table["object"]]).cast_column(
