@@ -90,7 +90,7 @@ def build(
     recipe, dist = job.recipe, context.dist
     saved = context.last_checkpoint()
     if saved is not None:
-        check_classes(saved, train)
+        check_classes(saved, train, job.data)
     training = read_saved(context, saved)
     tokens = load_tokens(recipe, job.checkpoint, dist.device, seed=context.seed)
     context.run.log(f"attentive: {tokens.backbone.load_report}")
