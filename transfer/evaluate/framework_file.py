@@ -121,8 +121,8 @@ def _check_trains_model(task: str, recipe: Recipe) -> None:
     """
     if type(recipe) is not TASK_RECIPES[task].recipe_types[0]:
         raise UsageError(
-            f"recipe '{recipe.name}' is of frozen features and trains no model that could be evaluated; its score is in "
-            "the record.json of its run."
+            f"recipe '{recipe.name}' is of frozen features and trains no model that could be evaluated; its score is "
+            "in the record.json of its run."
         )
 
 
