@@ -224,6 +224,7 @@ class CheckpointWriter:
         self.constant_loss = constant_loss
         self.provenance = provenance
         self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
+        self.probe_s = sum(pretraining.context.run.read_metric("probe_s"))
         self._keep_resumed()
 
     def save(self) -> None:
@@ -295,16 +296,15 @@ class CheckpointWriter:
             return
         scores = probe_scores(features, images, pretraining.spec)
         seconds = time.monotonic() - started
-        self.provenance["probe"] = scores
+        self.probe_s += seconds
+        self.provenance["probe"] = {"epoch": epoch, **scores}
         run.metrics(
             pretraining.state.step - 1,
             **{f"probe_{name}": score for name, score in scores.items()},
             probe_s=round(seconds, 3),
         )
         shown = " ".join(f"{name}={score:.2f}" for name, score in scores.items())
-        cost = describe_cost(
-            sum(run.read_metric("probe_s")), run.wall_time_s(), pretraining.options.probe_every
-        )
+        cost = describe_cost(self.probe_s, run.wall_time_s(), pretraining.options.probe_every)
         run.log(f"probe: epoch={epoch} {shown} time={format_duration(seconds)}; {cost}")
 
     def _keep(self, epoch: int, held_out_loss: float) -> None:
