@@ -166,10 +166,7 @@ def train_probes(probing: Probing) -> None:
 
 
 def probe_loss(probing: Probing) -> LossFunction:
-    """Return a function from the heads and a batch (images, labels, indices) to the sum of all heads' losses.
-
-    The gradient of the sum with respect to a head is that of the head's own loss.
-    """
+    """Return a function from the heads and a batch (images, labels, indices) to the mean of all heads' losses."""
     prepare, device = normaliser(probing), probing.context.dist.device
     learnt = probing.learnt.to(device)
 
@@ -178,7 +175,8 @@ def probe_loss(probing: Probing) -> LossFunction:
         tokens = probing.tokens(prepare(images))
         with torch.autocast(device.type, enabled=False):
             losses: Tensor = model(tokens, labels, learnt[:, indices])
-        return losses.sum()
+        # The mean for the log, with the gradient of the sum: each head's gradient is that of its own loss.
+        return losses.sum() + (losses.mean() - losses.sum()).detach()
 
     return compute_loss
 
