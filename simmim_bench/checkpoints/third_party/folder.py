@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.load import shorten
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, sha256_json
@@ -59,17 +61,19 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, str], str]:
     for name in sorted(set(names.values())):
         shard = path.parent / str(name)
         if shard.parent != path.parent:
-            raise DataError(f"index of weights {path} names {name}, which is not in its folder.")
-        if not shard.is_file():
             raise DataError(
-                f"{shard}, which {path.name} names, does not exist; use a complete folder."
+                f"index of weights {path} names {shorten([name])}, which is not in its folder."
+            )
+        if not os.path.isfile(shard):  # also false for a name that no file can have
+            raise DataError(
+                f"{shorten([name])}, which {path} names, does not exist; use a complete folder."
             )
         tensors |= read_content(shard)[0]
         hashes[name] = sha256_file(shard)
     missing = sorted(set(names) - set(tensors))
     if missing:
         raise DataError(
-            f"{path.parent} lacks {len(missing)} weights that {path.name} names, such as {missing[0]}; use "
+            f"{path.parent} lacks {len(missing)} weights that {path.name} names, such as {shorten(missing[:1])}; use "
             "another copy."
         )
     return tensors, {}, sha256_json(hashes)
