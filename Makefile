@@ -22,7 +22,7 @@ COMMITTED := benchmarks/records --out benchmarks --into README.md
 # Number of processes of `make test`, each with one thread and up to 3 GiB of memory.
 TESTS_AT_ONCE ?= 2
 
-.PHONY: help install demo bench test test-slow test-faults check leaderboard leaderboard-check wheel-check clean
+.PHONY: help install demo bench test test-slow test-faults fuzz check leaderboard leaderboard-check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -76,6 +76,11 @@ test-slow: $(STAMP)  ## run the tests that train for minutes (COCO=folder ADE20K
 
 test-faults: $(STAMP)  ## let every file operation of every command fail, one at a time (about 3 hours on one core; FAULTS=100 for a sample of each command)
 	FAULTS=$(FAULTS) $(BIN)/python -m pytest -m slow -s tests/faults
+
+fuzz: FUZZ_SECONDS ?= 60
+fuzz: FUZZ_SEED ?= 0
+fuzz: $(STAMP)  ## mutate untrusted files for a minute in all, each target an equal part (FUZZ_SECONDS=3600 FUZZ_SEED=1)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s -m slow tests/fuzz
 
 check: $(STAMP)  ## check style, format, types and the directions of imports
 	$(BIN)/ruff check .

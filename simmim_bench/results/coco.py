@@ -11,7 +11,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from simmim_bench.errors import DataError
 from simmim_bench.results.coco_file import fits, is_finite, read_instances
+from simmim_bench.results.run_lengths import check_masks
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA
 from simmim_bench.untrusted.paths import read_bytes
 from simmim_bench.untrusted.text import shorten, visible
@@ -34,8 +35,6 @@ KINDS = {"bbox": "box", "segm": "mask"}
 Library = Literal["hotcoco", "pycocotools"]
 # Matched on the text: parsing it in Python takes ten times as long as the evaluation. Run lengths have no quotes.
 LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
-SIZE = re.compile(rb'"size"\s*:\s*(\[[^\[\]]*\])')
-OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[\s*[^\]\s]')
 # Run lengths have the characters 0 to o (pycocotools' maskApi.c), so that neither matches within them.
 NO_SCORE = re.compile(rb'"score"\s*:\s*[^-0-9\s]')
 NO_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\s*[,}]|,\s*-?(?:NaN|Infinity)\s*\]")
@@ -105,7 +104,7 @@ def evaluate_coco(
             continue
         try:
             if kind == "segm":
-                _check_masks(text, truth)
+                check_masks(text, truth)
             with _results_file(results, text, kind) as file, _panics_as_errors():
                 stats, precision = evaluate(file, kind)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -223,22 +222,6 @@ def _check_content(content: Any) -> None:
             raise ValueError(f"annotation {number:,} has no area, or iscrowd is not 0 or 1")
         if mask and not fits(mask, *sizes[annotation["image_id"]]):
             raise ValueError(f"annotation {number:,} has no mask that fits its image")
-
-
-def _check_masks(text: bytes, truth: Mapping[str, Any]) -> None:
-    """Check the sizes of the masks in a results file, which decide how much memory is allocated.
-
-    Raises:
-        ValueError: a mask is not given as run lengths, or has a size that no image has.
-    """
-    if rb"\u" in text:  # would hide a key from the patterns; run lengths have no such escape
-        raise ValueError("a key or text has a character as \\u and its number")
-    if OUTLINES.search(text):
-        raise ValueError("a mask is not given as run lengths")
-    allowed = {(image["height"], image["width"]) for image in truth["images"]}
-    for size in set(SIZE.findall(text)):
-        if tuple(json.loads(size)) not in allowed:
-            raise ValueError(f"a mask has size {size[:40].decode(errors='replace')}")
 
 
 def _is_id(value: Any) -> bool:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from simmim_bench.errors import DataError
+from simmim_bench.results.run_lengths import sum_run_lengths
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, parse_unlimited
 from simmim_bench.untrusted.paths import read_bytes
 
@@ -188,31 +187,6 @@ def _encode(mask: Any, height: Any, width: Any) -> Any:
         return merge(frPyObjects([list(map(float, part)) for part in mask], height, width))
     except Exception:  # pycocotools raises nearly every type; the fault is reported by the checks
         return None
-
-
-def sum_run_lengths(counts: str | list[Any]) -> int | None:
-    """Return the sum of COCO's run lengths, compressed or not; None if they are damaged.
-
-    pycocotools' decoder does not require that they fill the mask. The compressed form is that of `rleToString` in
-    pycocotools' maskApi.c: groups of five bits, the lowest first, a sixth bit for "more follow", a sign in the last
-    group's highest bit; from the fourth run on, the difference to the run before the previous one.
-    """
-    if isinstance(counts, list):
-        valid = all(type(count) is int and count >= 0 for count in counts)
-        return sum(counts) if valid else None
-    groups = np.frombuffer(counts.encode("utf-8", "replace"), np.uint8).astype(np.int64) - 48
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or groups[-1] & 32:
-        return None
-    ends = np.flatnonzero(groups & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    position = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
-    if position.max() > 6:  # 35 bits: no image has such a run
-        return None
-    values = np.add.reduceat((groups & 31) << (5 * position), starts)
-    values -= np.where(groups[ends] & 16, 1 << (5 * (ends - starts + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return int(values.sum()) if values.min() >= 0 else None
 
 
 def fits(mask: Any, height: int, width: int) -> bool:

@@ -100,7 +100,10 @@ def read_bytes(path: Path, what: str, max_bytes: int) -> bytes:
     """Read a regular file; see `open_regular`."""
     with open_regular(path, what, max_bytes) as file:
         try:
-            content = file.read(max_bytes + 1)
+            # Not `max_bytes` at once: Python allocates as many bytes as it is asked for.
+            content = file.read(os.fstat(file.fileno()).st_size + 1)
+            while len(content) <= max_bytes and (more := file.read(1 << 20)):
+                content += more
         except OSError as error:
             raise DataError(f"{what} {path} cannot be read: {error.strerror or error}.") from error
     if len(content) > max_bytes:  # it has grown since, or is generated, as in /proc

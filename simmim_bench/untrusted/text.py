@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 # Control characters (terminals execute escape sequences), line and paragraph separators, and characters that reverse
-# the direction of what follows or are invisible (Unicode's bidirectional controls, UAX 9, table 2).
+# the direction of what follows or are invisible (Unicode's bidirectional controls, UAX 9, table 2); halves of surrogate
+# pairs, which stand for bytes of a file name that are not UTF-8 and cannot be encoded.
 HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.third_party import build_vit, difference, perturb, save, wrap
+from support.third_party import (
+    build_vit,
+    difference,
+    perturb,
+    save,
+    transformers_names,
+    wrap,
+)
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN
@@ -28,44 +35,6 @@ CONFIG: dict[str, Any] = {
     "num_attention_heads": 4,
 }
 PREPROCESSING = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-# transformers 4: models/vit/modeling_vit.py; 5: the same file, names in memory.
-NAMES = {
-    4: (
-        ("blocks.", "encoder.layer."),
-        ("attn.proj.", "attention.output.dense."),
-        ("attn.", "attention.attention."),
-        ("mlp.fc1.", "intermediate.dense."),
-        ("mlp.fc2.", "output.dense."),
-    ),
-    5: (
-        ("blocks.", "layers."),
-        ("attn.proj.", "attention.o_proj."),
-        ("attn.query.", "attention.q_proj."),
-        ("attn.key.", "attention.k_proj."),
-        ("attn.value.", "attention.v_proj."),
-    ),
-}
-COMMON = (
-    ("norm1.", "layernorm_before."),
-    ("norm2.", "layernorm_after."),
-    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
-    ("cls_token", "embeddings.cls_token"),
-    ("pos_embed", "embeddings.position_embeddings"),
-)
-
-
-def transformers_names(model: Any, version: int = 4) -> dict[str, Tensor]:
-    """Split timm's queries, keys and values and rename the weights as transformers does."""
-    state: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-        split = {key.replace("qkv", p): v for p, v in parts} if "qkv" in key else {key: value}
-        for name, part in split.items():
-            name = f"layernorm.{name[5:]}" if name.startswith("norm.") else name
-            for ours, theirs in (*NAMES[version], *COMMON):
-                name = name.replace(ours, theirs)
-            state[name] = part.contiguous()
-    return state
 
 
 def write_json(path: Path, value: object) -> None:
@@ -152,6 +121,31 @@ def write_shards(folder: Path, state: dict[str, Tensor], suffix: str) -> None:
         else:
             torch.save(half, folder / name)
     write_json(folder / f"{stem}.{suffix}.index.json", {"metadata": {}, "weight_map": table})
+
+
+@pytest.mark.parametrize("name", ["\x1b[1m", "\udc80", "a\nb", "x" * 5000, ".."])
+@pytest.mark.parametrize("weight_named", [True, False])
+def test_odd_names_in_an_index_are_refused_in_one_line(
+    tmp_path: Path, name: str, weight_named: bool
+) -> None:
+    """Found by fuzzing: control characters in the message, and a system error of a name that is too long."""
+    write_json(tmp_path / "config.json", CONFIG)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    table = {name: "a.safetensors"} if weight_named else {"a": name}
+    write_json(tmp_path / "model.safetensors.index.json", {"weight_map": table})
+    with pytest.raises(DataError) as raised:
+        read_checkpoint(str(tmp_path))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("key", ["model_type", "hidden_act", "architecture"])
+def test_odd_values_of_a_configuration_are_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    config = {key: "\x1b[1m\udc80"} if key == "architecture" else CONFIG | {key: "\x1b[1m\udc80"}
+    folder = write_folder(tmp_path / "hub", transformers_names(build_vit()), config)
+    with pytest.raises(DataError) as raised:
+        read_checkpoint(folder)
+    assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

@@ -1,125 +1,68 @@
 """Fuzz what `leaderboard build` and `check` read: records, predictions and COCO's files.
 
-FUZZ_SECONDS and FUZZ_SEED set the length and the seed of the long run.
+`make fuzz` runs the targets for longer; FUZZ_SECONDS and FUZZ_SEED set the length and the seed.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
-from support.fuzz import (
-    EXTREMES,
-    LENGTHS,
-    Mutation,
-    check,
-    fuzz,
-    mutate_bytes,
-    mutate_zip,
-)
+import pytest
+from PIL import Image
+from support.fuzz import check, fuzz
+from support.fuzz_mutators import mutate_array, mutate_json, mutate_zip, write_files
 from support.records import make_record
 
+from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_file
+from simmim_bench.leaderboard import check as check_module
+from simmim_bench.leaderboard import page_data as page_module
 from simmim_bench.leaderboard.board import build_board
 from simmim_bench.leaderboard.check import check_records
+from simmim_bench.leaderboard.page import scale_curve
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+from simmim_bench.results import calibration, coco, coco_file, metrics, run_lengths
+from simmim_bench.results import record as record_module
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.coco_file import read_instances
 from simmim_bench.results.metrics import scores_from_predictions, write_confusion
 from simmim_bench.results.record import read_record
+from simmim_bench.untrusted import arrays, json_text
+from transfer.detection import coco_faults, coco_images
 from transfer.detection.coco_faults import entry_faults, find_bad, reference_faults
 from transfer.detection.coco_images import image_faults, resolve_names
 from transfer.recipes import RECIPES
 
-# Values at which code that computes, formats or looks up breaks.
-VALUES: list[Any] = [
-    *(None, True, False, 0, 1, -1, 0.5, 1e-320, 1e308, 2**31, 2**53, 2**63, 2**64, 10**30, 10**400),
-    *(float("nan"), float("inf"), -float("inf"), "", "a", "0", "..", "/", "\n", "\0", "\udc80"),
-    *("\ud800", "\x1b[1m", "1e9", "x" * 5000, [], {}, [[]], [{}], {"": []}, [0] * 50),
-]
-
-
-def mutate_json(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Replace, remove or copy values of a JSON text; change its bytes in one of ten cases."""
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        return mutate_bytes(random, content, others)
-    if random.random() < 0.1:
-        return mutate_bytes(random, content, others)
-    for _ in range(random.randint(1, 3)):
-        value = _change(random, value)
-    try:
-        return json.dumps(value).encode()
-    except RecursionError:  # nested again and again
-        return mutate_bytes(random, content, others)
-
-
-def _change(random: Random, root: Any) -> Any:
-    places: list[tuple[Any, Any]] = []
-    level = [root] if isinstance(root, dict | list) else []
-    while level:
-        node = level.pop()
-        keys = list(node) if isinstance(node, dict) else range(len(node))
-        places += [(node, key) for key in keys]
-        level += [node[key] for key in keys if isinstance(node[key], dict | list)]
-    if not places or random.random() < 0.01:
-        return copy.deepcopy(random.choice(VALUES))
-    node, key = random.choice(places)
-    change = random.randrange(6)
-    if change == 0:
-        del node[key]
-    elif change == 1:
-        other, name = random.choice(places)
-        try:
-            node[key] = json.loads(json.dumps(other[name]))
-        except (
-            KeyError,
-            IndexError,
-            ValueError,
-            RecursionError,
-        ):  # removed before, or nested too deeply
-            node[key] = None
-    elif change == 2:
-        for _ in range(random.choice((2, 70, 400))):
-            node[key] = [node[key]]
-    elif change == 3 and isinstance(node, list):
-        node += node[: random.randint(1, 20)]
-    else:
-        node[key] = copy.deepcopy(random.choice(VALUES))
-    return root
-
-
-def mutate_array(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Mutate an .npy file; in two of five cases its values alone, behind NumPy's header of 128 bytes."""
-    if random.random() >= 0.4 or len(content) <= 128:
-        return mutate_bytes(random, content, others)
-    at = random.randrange(128, len(content))
-    extreme = random.choice(EXTREMES)
-    return content[:at] + (extreme + content[at + len(extreme) :])[: len(content) - at]
-
-
 mutate_npz = partial(mutate_zip, mutate=mutate_array)
 
 
-def run(
-    target: Callable[[Path], object], seeds: list[bytes], path: Path, long: bool, mutate: Mutation
-) -> None:
-    check(fuzz(target, seeds, path, long=long, mutate=mutate))
-
-
-@LENGTHS
-def test_records(tmp_path: Path, long: bool) -> None:
+def test_records(tmp_path: Path, seconds: float | None) -> None:
     path = make_record(tmp_path)
-    seeds = [path.read_bytes()]
+    record = json.loads(path.read_bytes())
+    (path.parent / "env.json").write_text("{}")
+    (tmp_path / "weights").write_bytes(b"")
+    truth_file = tmp_path / "truth.json"
+    truth_file.write_text(json.dumps(truth()))
+    data = {"annotations": str(truth_file), "fingerprint": sha256_file(truth_file)}
+    seeds = [
+        json.dumps(record | change).encode()
+        for change in (
+            {},
+            {"schema": 1},
+            {"predictions": record["predictions"] | {"file": "predictions/other.npz"}},
+            {"checkpoint": record["checkpoint"] | {"name": str(tmp_path / "weights")}},
+            {"task": "coco", "data": record["data"] | data},
+            {"task": "coco", "data": record["data"] | data | {"fingerprint": "0" * 64}},
+            {"details": {"processes": 2}, "evaluated": 9},
+        )
+    ]
     reported = read_reported()
 
     def show(path: Path) -> None:
@@ -132,24 +75,63 @@ def test_records(tmp_path: Path, long: bool) -> None:
         problems = check_records(records, RECIPES)
         assert not any("cannot be checked" in problem for problem in problems), problems
 
-    run(show, seeds, path, long, mutate_json)
+    covers = [json_text, record_module.read_record, record_module._find_non_finite]
+    covers += [record_module._from_version_1, page_module._record, page_module._row]
+    covers += [check_module.check_records, check_module._check_scores, check_module._check_recipe]
+    covers += [check_module._has_fields, check_module._check_checkpoint, check_module._check_status]
+    check(fuzz(show, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))
 
 
-@LENGTHS
-def test_predictions(tmp_path: Path, long: bool) -> None:
-    ranking = make_record(tmp_path).parent / "predictions" / "logits.npz"
-    write_confusion(tmp_path / "c.npz", [np.eye(3, dtype=int)] * 2, ["a", "b", "c"])
-    with np.load(tmp_path / "c.npz") as stored:
-        np.savez(tmp_path / "c.npz", **stored)
-    with np.load(ranking) as stored:
-        np.savez(ranking, **stored)
-    for task, seed in (("linear", ranking), ("knn", ranking), ("ade20k", tmp_path / "c.npz")):
+def test_curves_and_scores_by_class(tmp_path: Path, seconds: float | None) -> None:
+    """Mutate the files beside a record: one JSON text that holds them, with lines of the curve as values or texts."""
+    record = make_record(tmp_path)
+    files = {
+        "metrics.jsonl": [{"step": n, "loss": 1 / n, "lr": 1e-3} for n in range(1, 9)],
+        "iou_by_class.json": {"a": 50.0, "b": 0.0},
+        "ap_by_class.json": {"box": {"a": 50.0}, "mask": {"a": 40.0}},
+    }
+    seeds = [files, {"ap_by_class.json": files["ap_by_class.json"], "metrics.jsonl": ["{", "1"]}]
+    board = build_board({record: read_record(record)})
 
-        def score(path: Path, task: str = task) -> None:
-            for metric, value in scores_from_predictions(task, path, None).items():
-                assert 0 <= value <= (3.5e38 if metric == "nll" else 100)
+    def show(path: Path) -> None:
+        write_files(path, record.parent, files)
+        for shown in page_data(board)["records"]:
+            scale_curve(shown["curve"])
+            json.dumps(shown["by_class"], allow_nan=False)
 
-        run(score, [seed.read_bytes()], tmp_path / "x.npz", long, mutate_npz)
+    covers = [page_module._curve, page_module._point, page_module._scores_by_class]
+    covers += [page_module._flatten_scores, json_text.parse_json, json_text.check_limits]
+    path = tmp_path / "files.json"
+    contents = [json.dumps(seed).encode() for seed in seeds]
+    check(fuzz(show, contents, path, seconds=seconds, covers=covers, mutate=mutate_json))
+
+
+@pytest.mark.parametrize("task", ["knn", "linear", "ade20k"])
+def test_predictions(tmp_path: Path, seconds: float | None, task: str) -> None:
+    """Mutate a ranking and a confusion matrix."""
+    seed = make_record(tmp_path).parent / "predictions" / "logits.npz"
+    covers: list[Any] = [
+        arrays,
+        metrics.read_ranking,
+        metrics._ranking,
+        calibration,
+        metrics._count,
+    ]
+    covers += [metrics.classification_scores]
+    if task == "ade20k":
+        seed = tmp_path / "c.npz"
+        write_confusion(seed, [np.eye(3, dtype=int)] * 2, ["a", "b", "c"])
+        covers = [arrays, metrics._read_confusion, metrics._confusion, metrics._count]
+        covers += [metrics.segmentation_scores]
+    with np.load(seed) as stored:
+        np.savez(seed, **stored)  # without compression, which hides the content from the mutations
+
+    def score(path: Path) -> None:
+        for metric, value in scores_from_predictions(task, path, None).items():
+            assert 0 <= value <= (3.5e38 if metric == "nll" else 100)
+
+    path = tmp_path / "x.npz"
+    check(fuzz(score, [seed.read_bytes()], path, seconds=seconds, covers=covers, mutate=mutate_npz))
 
 
 def truth() -> dict[str, Any]:
@@ -165,31 +147,45 @@ def truth() -> dict[str, Any]:
     }
 
 
-@LENGTHS
-def test_coco_annotations(tmp_path: Path, long: bool) -> None:
+def test_coco_annotations(tmp_path: Path, seconds: float | None) -> None:
     results = tmp_path / "results.json"
     found = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}
     results.write_text(json.dumps([found | {"segmentation": {"size": [4, 5], "counts": "0d0"}}]))
     images = tmp_path / "data" / "val2017"
     images.mkdir(parents=True)
-    (images / "1.png").touch()
+    Image.new("RGB", (5, 4)).save(images / "1.png")
+    (images / "2.png").touch()
 
     def read(path: Path) -> None:
-        evaluate_coco(path, results)
+        refused: DataError | None = None
+        try:
+            evaluate_coco(path, results)
+        except DataError as error:
+            refused = error
         content = read_instances(path).content
-        if not [*entry_faults(path, content), *reference_faults(path, content)]:
+        if not (list(entry_faults(path, content)) or list(reference_faults(path, content))):
             resolve_names(content, images)
             list(image_faults(path, content, images))
             find_bad(content)
+        if refused is not None:
+            raise refused
 
-    run(read, [json.dumps(truth()).encode()], tmp_path / "truth.json", long, mutate_json)
+    covers = [coco_file, coco._check_content, coco_faults, coco_images]
+    seeds, path = [json.dumps(truth()).encode()], tmp_path / "truth.json"
+    check(fuzz(read, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))
 
 
-@LENGTHS
-def test_coco_results(tmp_path: Path, long: bool) -> None:
+def test_coco_results(tmp_path: Path, seconds: float | None) -> None:
     annotations = tmp_path / "truth.json"
     annotations.write_text(json.dumps(truth()))
     found = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}
     mask = {"segmentation": {"size": [4, 5], "counts": "0d0"}}
     seeds = [json.dumps([found | mask, found]).encode(), json.dumps([found] * 3).encode()]
-    run(lambda p: evaluate_coco(annotations, p), seeds, tmp_path / "r.json", long, mutate_json)
+
+    def score(path: Path) -> None:
+        for value in evaluate_coco(annotations, path).figures.values():
+            assert 0 <= value <= 100 + 1e-9
+
+    covers = [coco.evaluate_coco, run_lengths, coco._results_file, coco._ap_by_class]
+    path = tmp_path / "r.json"
+    check(fuzz(score, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from support.fuzz import LENGTHS, check, fuzz, mutate_bytes
+from support.fuzz import check, fuzz
+from support.fuzz_mutators import mutate_bytes
 
 from simmim_bench.data.shards import tar_shards
+from simmim_bench.files import LFS_POINTER
+from simmim_bench.untrusted import tars
 
 CHECKSUM = slice(148, 156)  # of a header (POSIX.1-1988, "ustar")
 
@@ -57,9 +61,10 @@ def read(path: Path) -> None:
     shards.fingerprint()
 
 
-@LENGTHS
-def test_shards(tmp_path: Path, long: bool) -> None:
+def test_shards(tmp_path: Path, seconds: float | None) -> None:
     seeds = [
         archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
     ]
-    check(fuzz(read, seeds, tmp_path / "a.tar", long=long, mutate=mutate_header))
+    seeds += [gzip.compress(seeds[0]), LFS_POINTER + b"\noid sha256:0\n"]
+    path, covers = tmp_path / "a.tar", [tars, tar_shards]
+    check(fuzz(read, seeds, path, seconds=seconds, covers=covers, mutate=mutate_header))

@@ -1,50 +1,45 @@
 """Fuzzing: mutate valid files and count the executions whose exception is not an error of the project.
 
-The mutations are seeded, so that a finding repeats. An input that is refused at a line where none was refused before
-joins the corpus: later mutations start from it, and come deeper into a reader than mutations of the seeds alone.
+The mutations are seeded, so that a finding repeats. An input that reaches a new line of the modules under test, or is
+refused at a new line, joins the corpus: later mutations start from it, and come deeper into a reader than mutations
+of the seeds alone.
+
+The long run executes a target in a process of its own, so that an input that ends the process, stops it or takes all
+memory is a finding, too.
 """
 
 from __future__ import annotations
 
-import base64
-import io
+import hashlib
+import multiprocessing
 import os
 import resource
 import signal
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from types import FrameType
-from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
-import pytest
+from support.fuzz_coverage import Covered, Lines
+from support.fuzz_mutators import Mutation, mutate_bytes
 
 from simmim_bench.errors import BenchError
 
 Target = Callable[[Path], object]
-Mutation = Callable[[Random, bytes, Sequence[bytes]], bytes]
 
 QUICK = 150  # executions of a target in `make test`
-SECONDS = 60.0  # of a target in the slow run, unless FUZZ_SECONDS says otherwise
-TIME_LIMIT = 20  # seconds of one execution
+TIME_LIMIT = 20.0  # seconds of one execution
 MEMORY_LIMIT = 1 << 30  # growth of the process's peak memory by one execution, bytes
-CORPUS = 400  # inputs that are kept besides the seeds
-# Values at which readers of numbers break: limits of signed and unsigned integers, little- and big-endian.
-EXTREMES = [
-    value.to_bytes(size, order, signed=value < 0)
-    for size in (1, 2, 4, 8)
-    for value in (0, 1, -1, 2 ** (8 * size - 1) - 1, -(2 ** (8 * size - 1)))
-    for order in ("little", "big")
-]
-
-LENGTHS = pytest.mark.parametrize(
-    "long", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "long"]
-)
+ADDRESS_SPACE = (
+    2 << 30
+)  # bytes that the process of the long run may reserve besides what it has at its start
+TRACED = 4  # of so many executions, one records its lines: that takes two to three times as long
+CORPUS = 1000  # inputs that are kept besides the seeds
+FINDINGS = Path("build/fuzz")
 
 
 class TooSlow(BaseException):
@@ -56,26 +51,29 @@ class Campaign:
     """Result of fuzzing a target.
 
     Attributes:
+        seed: of the mutations.
         executions: inputs that were passed to the target.
         refused: inputs that raised an error of the project.
-        places: lines at which an exception was raised.
-        findings: an input and a traceback for every line at which another exception was raised.
+        places: lines at which an exception was raised, and "accepted".
+        findings: an input and a description for every line at which another exception was raised.
+        lines: lines of the modules under test that were reached, of those in functions.
+        seconds: duration.
     """
 
+    seed: int = 0
     executions: int = 0
     refused: int = 0
     places: set[str] = field(default_factory=set)
     findings: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    lines: Lines = field(default_factory=Lines)
+    seconds: float = 0.0
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.executions:,} executions, {self.refused:,} refused at {len(self.places):,} places, "
-            f"{len(self.findings)} findings"
-        ]
-        for place, (content, text) in self.findings.items():
-            packed = base64.b64encode(zlib.compress(content, 9)).decode()
-            lines.append(f"{place}\n{text}\nzlib.decompress(base64.b64decode({packed!r}))")
-        return "\n".join(lines)
+        return (
+            f"{self.executions:,} executions in {self.seconds:.0f} s, {self.executions - self.refused:,} accepted, "
+            f"{self.refused:,} refused, {len(self.places):,} distinct outcomes, {len(self.findings)} findings, "
+            f"{self.lines}"
+        )
 
 
 def fuzz(
@@ -83,51 +81,131 @@ def fuzz(
     seeds: Sequence[bytes],
     path: Path,
     *,
-    long: bool,
-    mutate: Mutation | None = None,
+    seconds: float | None,
+    covers: Sequence[Covered],
+    mutate: Mutation = mutate_bytes,
     quick: int = QUICK,
+    time_limit: float = TIME_LIMIT,
 ) -> Campaign:
-    """Pass the seeds and mutations of them to a target.
+    """Pass the seeds and mutations of them to a target; `FUZZ_REPLAY=FILE` passes that input alone.
 
     Args:
         target: reads the file at `path`.
         path: the file, which holds the input that ended the process if one does.
-        long: for FUZZ_SECONDS instead of `quick` executions.
-        mutate: changes a content, given others of the corpus; `mutate_bytes` by default.
+        seconds: duration of the long run; None for `quick` executions.
+        covers: modules and functions under test, whose lines are recorded.
+        mutate: changes a content, given others of the corpus.
+        time_limit: seconds of one execution.
     """
-    random = Random(int(os.environ.get("FUZZ_SEED", "0")))
-    corpus, campaign = list(seeds), Campaign()
-    end = time.monotonic() + float(os.environ.get("FUZZ_SECONDS", SECONDS))
-    while time.monotonic() < end if long else campaign.executions < quick + len(seeds):
-        first = campaign.executions < len(seeds)
-        content = (
-            seeds[campaign.executions]
-            if first
-            else (mutate or mutate_bytes)(random, random.choice(corpus), corpus)
+    replayed = os.environ.get("FUZZ_REPLAY")
+    if replayed:
+        seeds, quick = [Path(replayed).read_bytes()], 0
+
+    def run() -> Campaign:
+        return _run(
+            target, seeds, path, None if replayed else seconds, covers, mutate, quick, time_limit
         )
-        path.write_bytes(content)
-        before = _peak_memory()
-        place = _execute(target, path, campaign, content)
-        if _peak_memory() - before > MEMORY_LIMIT:
-            campaign.findings.setdefault(f"memory {place}", (content, "too much memory"))
-        if place not in campaign.places:
-            campaign.places.add(place)
-            if len(corpus) < CORPUS + len(seeds):
-                corpus.append(content)
-    return campaign
+
+    return run() if seconds is None else _in_process(run, path, time_limit)
 
 
 def check(campaign: Campaign) -> None:
-    """Print a campaign, and fail if an input raised anything but an error of the project."""
-    print(str(campaign).splitlines()[0])
-    assert not campaign.findings, str(campaign)
+    """Print a campaign, and fail if an input raised anything but an error of the project.
+
+    The input of each finding is written to a file, for replaying it.
+    """
+    print(f"\n{campaign}")
+    for line in campaign.lines.missed():
+        print(f"    {line}")
+    report = []
+    for place, (content, text) in campaign.findings.items():
+        FINDINGS.mkdir(parents=True, exist_ok=True)
+        file = FINDINGS / hashlib.sha256(content).hexdigest()[:16]
+        file.write_bytes(content)
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        report.append(
+            f"{place} (FUZZ_SEED={campaign.seed}); replay: FUZZ_REPLAY={file} python -m pytest -s '{test}'\n{text}"
+        )
+    assert not report, "\n".join([str(campaign), *report])
 
 
-def _execute(target: Target, path: Path, campaign: Campaign, content: bytes) -> str:
+def _run(
+    target: Target,
+    seeds: Sequence[bytes],
+    path: Path,
+    seconds: float | None,
+    covers: Sequence[Covered],
+    mutate: Mutation,
+    quick: int,
+    time_limit: float,
+) -> Campaign:
+    campaign = Campaign(int(os.environ.get("FUZZ_SEED", "0")), lines=Lines.of(covers))
+    random, corpus, start = Random(campaign.seed), list(seeds), time.monotonic()
+    while campaign.executions < quick + len(seeds) or (
+        seconds is not None and campaign.seconds < seconds
+    ):
+        number = campaign.executions
+        first = number < len(seeds)
+        content = seeds[number] if first else mutate(random, random.choice(corpus), corpus)
+        path.write_bytes(content)
+        before, reached = _peak_memory(), campaign.lines.count()
+        with campaign.lines.traced() if first or number % TRACED == 0 else nullcontext():
+            place = _execute(target, path, campaign, content, time_limit)
+        if _peak_memory() - before > MEMORY_LIMIT:
+            campaign.findings.setdefault(f"memory {place}", (content, "too much memory"))
+        new = place not in campaign.places or campaign.lines.count() > reached
+        campaign.places.add(place)
+        if new and not first and len(corpus) < CORPUS + len(seeds):
+            corpus.append(content)
+        campaign.seconds = time.monotonic() - start
+    return campaign
+
+
+def _in_process(run: Callable[[], Campaign], path: Path, time_limit: float) -> Campaign:
+    """Run a campaign in another process; return one with a finding if an input ends or stops that process."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        _limit_address_space()
+        sender.send(run())
+
+    path.write_bytes(b"")
+    process = context.Process(target=work)
+    process.start()
+    sender.close()
+    # Python code is stopped by `_limited`; the limit here is for compiled code, which no signal handler interrupts.
+    while not receiver.poll(min(1.0, time_limit)):
+        if time.time() - path.stat().st_mtime > 2 * time_limit + 1:
+            process.kill()
+            break
+    try:
+        campaign: Campaign = receiver.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"the process ended by {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        seed = int(os.environ.get("FUZZ_SEED", "0"))
+        return Campaign(seed, 1, 0, {how}, {how: (path.read_bytes(), how)})
+    process.join()
+    return campaign
+
+
+def _limit_address_space() -> None:
+    """Limit the memory of this process, where the system tells how much it has reserved."""
+    with suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _execute(
+    target: Target, path: Path, campaign: Campaign, content: bytes, time_limit: float
+) -> str:
     """Run a target once; return the lines at which its exception and the exception's causes were raised."""
     campaign.executions += 1
     try:
-        with _limited():
+        with _limited(time_limit):
             target(path)
         return "accepted"
     except BenchError as error:
@@ -136,6 +214,8 @@ def _execute(target: Target, path: Path, campaign: Campaign, content: bytes) -> 
         # What a reader prints is one line, however the file names its entries.
         if len(str(error).splitlines()) != 1 or not str(error).isprintable():
             campaign.findings.setdefault(f"message {place}", (content, repr(str(error))))
+        if "MemoryError" in place:
+            campaign.findings.setdefault(f"memory {place}", (content, str(error)))
         return place
     except (Exception, TooSlow) as error:
         place = _place(error)
@@ -160,71 +240,16 @@ def _peak_memory() -> int:
 
 
 @contextmanager
-def _limited() -> Iterator[None]:
-    """Raise TooSlow if the block takes longer than `TIME_LIMIT`."""
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise TooSlow if the block takes longer."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlow(f"one input took longer than {TIME_LIMIT} s")
+        raise TooSlow(f"one input took longer than {seconds} s")
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(TIME_LIMIT)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-def mutate_bytes(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
-    """Change, remove, repeat or insert a few bytes, or continue with a part of another content."""
-    data = bytearray(content)
-    for _ in range(random.randint(1, 4)):
-        at, length = random.randint(0, len(data)), random.randint(1, 16)
-        change = random.randrange(6)
-        if change == 0 and at < len(data):
-            data[at] ^= 1 << random.randrange(8)
-        elif change == 1:
-            extreme = random.choice(EXTREMES)
-            data[at : at + len(extreme)] = extreme
-        elif change == 2:
-            del data[at : at + length]
-        elif change == 3:
-            data[at:at] = data[at : at + length] * random.randint(1, 4)
-        elif change == 4:
-            data[at:at] = random.randbytes(length)
-        else:
-            other = random.choice(others)
-            start = random.randint(0, len(other))
-            data[at : at + length] = other[start : start + length]
-    return bytes(data)
-
-
-def mutate_zip(
-    random: Random,
-    content: bytes,
-    others: Sequence[bytes],
-    *,
-    likely: str = "",
-    mutate: Mutation = mutate_bytes,
-) -> bytes:
-    """Mutate a member of a zip file, whose directory and checksums stay right; in one of four cases, any bytes.
-
-    Args:
-        likely: end of the names of members that are chosen more often.
-        mutate: changes the content of a member, given those of all members.
-    """
-    if random.random() < 0.25:
-        return mutate_bytes(random, content, others)
-    packed = io.BytesIO()
-    try:
-        with ZipFile(io.BytesIO(content)) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        names = sorted(members, key=len)
-        name = random.choice([n for n in names if likely and n.endswith(likely)] * 5 + names)
-        members[name] = mutate(random, members[name], list(members.values()))
-        with ZipFile(packed, "w", random.choice((ZIP_STORED, ZIP_DEFLATED))) as archive:
-            for entry, data in members.items():
-                archive.writestr(entry, data)
-    except Exception:  # a file that was damaged before
-        return mutate_bytes(random, content, others)
-    return packed.getvalue()

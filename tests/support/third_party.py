@@ -14,6 +14,31 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 
+# transformers 4: models/vit/modeling_vit.py; 5: the same file, names in memory.
+TRANSFORMERS = {
+    4: (
+        ("blocks.", "encoder.layer."),
+        ("attn.proj.", "attention.output.dense."),
+        ("attn.", "attention.attention."),
+        ("mlp.fc1.", "intermediate.dense."),
+        ("mlp.fc2.", "output.dense."),
+    ),
+    5: (
+        ("blocks.", "layers."),
+        ("attn.proj.", "attention.o_proj."),
+        ("attn.query.", "attention.q_proj."),
+        ("attn.key.", "attention.k_proj."),
+        ("attn.value.", "attention.v_proj."),
+    ),
+}
+TRANSFORMERS_COMMON = (
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("cls_token", "embeddings.cls_token"),
+    ("pos_embed", "embeddings.position_embeddings"),
+)
+
 
 def perturb(model: nn.Module) -> Any:
     """Perturb all parameters, because some are initialised to constants."""
@@ -69,3 +94,17 @@ def difference(checkpoint: Checkpoint, theirs: Any) -> float:
     else:
         wanted, found = theirs.forward_features(images).mean((1, 2)), ours.forward_features(images)
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def transformers_names(model: Any, version: int = 4) -> dict[str, Tensor]:
+    """Split timm's queries, keys and values and rename the weights as transformers does."""
+    state: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+        split = {key.replace("qkv", p): v for p, v in parts} if "qkv" in key else {key: value}
+        for name, part in split.items():
+            name = f"layernorm.{name[5:]}" if name.startswith("norm.") else name
+            for ours, theirs in (*TRANSFORMERS[version], *TRANSFORMERS_COMMON):
+                name = name.replace(ours, theirs)
+            state[name] = part.contiguous()
+    return state

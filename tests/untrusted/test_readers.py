@@ -17,7 +17,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.untrusted.arrays import read_arrays
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import parse_json, read_json
-from simmim_bench.untrusted.paths import open_regular, path_below
+from simmim_bench.untrusted.paths import open_regular, path_below, read_bytes
 from simmim_bench.untrusted.text import visible
 
 
@@ -196,3 +196,16 @@ def test_only_a_png_of_the_size_of_a_figure_is_read(tmp_path: Path) -> None:
 def test_control_characters_and_direction_marks_become_visible() -> None:
     assert visible("a\nb\x1b[31m\u202ec\x85") == r"a\nb\x1b[31m\u202ec\x85"
     assert visible("Ünïcode 中文 ±") == "Ünïcode 中文 ±"
+
+
+def test_reading_allocates_what_a_file_has_not_its_limit(tmp_path: Path) -> None:
+    """With a limit of memory (`ulimit -v`), reading 16 GiB at once fails for a file of bytes."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[1]")
+    assert read_bytes(path, "file", 1 << 60) == b"[1]"
+    with pytest.raises(DataError, match="more than"):
+        read_bytes(Path("/proc/self/maps"), "file", 10)  # generated: its size is 0
+
+
+def test_bytes_of_a_name_that_are_no_text_are_shown_as_escapes() -> None:
+    assert visible("a\udc80\ud800") == r"a\udc80\ud800"

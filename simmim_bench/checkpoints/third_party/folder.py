@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.load import shorten
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.untrusted.json_text import read_json
-from simmim_bench.untrusted.text import shorten
 
 INDEX = ".index.json"  # of a file in shards
 WEIGHTS = (
@@ -44,11 +44,13 @@ def find_shard(index: Path, name: str) -> Path:
     """
     shard = index.parent / name
     if shard.parent != index.parent:
-        raise DataError(f"index of weights {index} names {name}, which is not in its folder.")
+        raise DataError(
+            f"index of weights {index} names {shorten([name])}, which is not in its folder."
+        )
     # Unlike `Path.is_file`, it returns False for a name that is too long.
     if not os.path.isfile(shard):
         raise DataError(
-            f"{index.parent / shorten(name)}, which {index.name} names, does not exist; use a complete folder."
+            f"{shorten([name])}, which {index} names, does not exist; use a complete folder."
         )
     return shard
 
@@ -82,7 +84,7 @@ def read_weights(path: Path) -> tuple[Mapping[str, Any], dict[str, str], str]:
     missing = sorted(set(names) - set(tensors))
     if missing:
         raise DataError(
-            f"{path.parent} lacks {len(missing)} weights that {path.name} names, such as {missing[0]}; use "
+            f"{path.parent} lacks {len(missing)} weights that {path.name} names, such as {shorten(missing[:1])}; use "
             "another copy."
         )
     return tensors, {}, sha256_json(hashes)

@@ -25,7 +25,7 @@ from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
 from simmim_bench.models.archs import MOST_BLOCKS
 from simmim_bench.models.swin import pad_before_shift
-from simmim_bench.untrusted.text import visible
+from simmim_bench.untrusted import text
 
 # Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
 FEATURE_TOLERANCE = 3e-5
@@ -261,8 +261,8 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
 
 def _one_line(error: Exception) -> str:
     """Return the type and the start of the message of an error."""
-    text = visible(" ".join(str(error).split()))  # names of the file are in it
-    return f"{type(error).__name__}: {text[:200]}{'...' if text[200:] else ''}"
+    message = text.visible(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text.shorten(message)}"
 
 
 def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from simmim_bench.checkpoints.checkpoint import StateDict
+from simmim_bench.checkpoints.load import shorten
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, statistics_of
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.json_text import read_json
@@ -74,12 +75,12 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     kind, activation = config.get("model_type"), config.get("hidden_act", "gelu")
     if kind not in MODEL_TYPES:
         raise DataError(
-            f"{folder} holds transformers' model of type {kind}, of which simmim-bench reads {', '.join(MODEL_TYPES)}; "
-            "use timm's or the official file of these weights."
+            f"{folder} holds transformers' model of type {shorten([str(kind)])}, of which simmim-bench reads "
+            f"{', '.join(MODEL_TYPES)}; use timm's or the official file of these weights."
         )
     if activation != "gelu":
         raise DataError(
-            f"{folder} has hidden_act {activation}, but simmim-bench's ViT has gelu; use another model."
+            f"{folder} has hidden_act {shorten([str(activation)])}, but simmim-bench's ViT has gelu; use another model."
         )
     epsilon = config.get("layer_norm_eps")
     if isinstance(epsilon, float) and epsilon > LARGEST_EPSILON:
