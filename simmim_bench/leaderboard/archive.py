@@ -148,10 +148,12 @@ def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> No
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
     _copy(predictions, folder / record.predictions["file"])
     for name in RUN_FILES:
-        _copy(path_below(path.parent, name, f"run {path.parent}"), folder / name)
-    recipe = folder / "recipe.json"
-    if recipe.is_file():
-        write_json(recipe, shorten_paths(read_json(recipe, "run description", finite=False)))
+        source = path_below(path.parent, name, f"run {path.parent}")
+        if name == "recipe.json" and source.is_file():
+            description = read_json(source, "run description", finite=False)
+            write_json(folder / name, shorten_paths(description))
+        else:
+            _copy(source, folder / name)
     write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
 
 

@@ -29,6 +29,7 @@ from simmim_bench.leaderboard.tables import (
     to_latex,
     to_markdown,
 )
+from simmim_bench.untrusted.paths import check_below
 
 
 def render_tables(
@@ -101,14 +102,15 @@ def write_leaderboard(
         The problems that the page lists: of records, and of the files that only the page shows.
 
     Raises:
-        DataError: a document does not exist, or a file cannot be written.
+        DataError: a document does not exist, a file cannot be written, or a link leads out of the folder.
         UsageError: a document has no markers.
     """
     finish_writing(out)  # the documents are read next
     texts = render_tables(board, out, reported, extra)
-    texts |= render_documents(board, into, reported, extra)
     page = page_data(add_published(board, reported), reported)
     texts[out / "leaderboard.html"] = render_page(page)
-    write_together(texts, out)
+    for path in texts:  # the folder may be of a contributor
+        check_below(out, path, "leaderboard")
+    write_together(texts | render_documents(board, into, reported, extra), out)
     problems: list[str] = page["problems"]
     return problems

@@ -411,6 +411,34 @@ def test_an_earlier_leaderboard_that_is_damaged_is_refused(tmp_path: Path, conte
     assert getattr(result.exception, "exit_code", None) == 4
 
 
+def test_build_follows_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    make_record(tmp_path / "runs")
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    target.write_text("mine")
+    (out / "LEADERBOARD.md").symlink_to(target)
+    result = run_leaderboard("build", "--no-reported", tmp_path / "runs", "--out", out)
+    assert getattr(result.exception, "exit_code", None) == 4
+    assert "symbolic link that leads out" in str(result.exception)
+    assert target.read_text() == "mine"
+    assert [path.name for path in out.iterdir()] == ["LEADERBOARD.md"]
+
+
+def test_names_that_are_too_long_are_those_of_one_record(tmp_path: Path) -> None:
+    runs, long = tmp_path / "runs", "n" * 5000
+    make_record(runs, label="good")
+    of_checkpoint(name=long)(make_record(runs, label="bad"))
+    path = make_record(runs, label="worse")
+    change(path, data={"root": "d", "annotations": long, "fingerprint": fake_hash("f")})
+    arguments = ("--no-reported", runs, "--out", tmp_path / "out")
+    assert run_leaderboard("build", *arguments).exit_code == 0
+    problems = str(run_leaderboard("check", *arguments).exception).splitlines()
+    assert [("worse" in problem, "good" in problem) for problem in problems] == [(True, False)]
+    code, message = keep(tmp_path)
+    assert (code, len(message.splitlines())) == (4, 2)
+    assert len(list((tmp_path / "kept").rglob("record.json"))) == 1
+
+
 def test_a_list_of_written_files_renames_no_other_file(tmp_path: Path) -> None:
     make_record(tmp_path / "runs")
     out, target = tmp_path / "out", tmp_path / "target"
