@@ -62,6 +62,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
 	$(BIN)/python benchmarks/coco_evaluation.py --json benchmarks/results/coco_evaluation.json
 	$(BIN)/python benchmarks/logistic.py --json benchmarks/results/logistic.json
+	$(BIN)/python benchmarks/attentive.py $(if $(BENCH_GPU),,--images 16) --json benchmarks/results/attentive.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
 

@@ -25,7 +25,7 @@ KEYS = {"kind": str, "settings": dict, "classes": list, "sha256": str}
 
 # Builders by kind: `(FittedClassifier, Checkpoint) -> nn.Module`. The module maps normalised images (B, 3, H, W) to
 # logits (B, K), backbone included.
-BUILDERS: dict[str, str] = {}
+BUILDERS: dict[str, str] = {"attentive": "transfer.attentive.classifier:build_classifier"}
 
 
 @dataclass(frozen=True, kw_only=True)

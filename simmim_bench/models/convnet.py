@@ -198,6 +198,11 @@ class ConvNet(nn.Module):
         width = self.spec.num_features
         return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in means], 1).unsqueeze(2)
 
+    def forward_tokens(self, images: Tensor) -> list[Tensor]:
+        """Return the cells (B, h, w, C) after every stage, the last one normalised as in `forward_maps`."""
+        *earlier, last = self._run(self.embed(images))
+        return [x.permute(0, 2, 3, 1) for x in (*earlier, self.norm(last))]
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, C): the mean of the last stage, then normalised, as in ConvNeXt."""
         return self.norm(self._pooled(self._run(self.embed(images))[-1])).flatten(1)

@@ -235,6 +235,10 @@ class Swin(nn.Module):
         width = self.spec.num_features
         return torch.stack([F.pad(x, (0, width - x.shape[1])) for x in means], 1).unsqueeze(2)
 
+    def forward_tokens(self, images: Tensor) -> list[Tensor]:
+        """Return the tokens (B, h, w, C) after every stage, the last one normalised as in `forward_pooled`."""
+        return self._run(self.embed(images))
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, C): the mean of the last stage."""
         return self._run(self.embed(images))[-1].mean((1, 2))

@@ -366,6 +366,10 @@ class ViT(nn.Module):
             return torch.stack([x.mean(1, keepdim=True) for x in after_blocks], 1)
         return torch.stack([torch.stack([x[:, 1:].mean(1), x[:, 0]], 1) for x in after_blocks], 1)
 
+    def forward_tokens(self, images: Tensor) -> list[Tensor]:
+        """Return the patch tokens (B, h, w, C) after every block, not normalised."""
+        return self._run(self.embed(images))
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, C): the mean of the patch tokens, normalised."""
         last = self.norm(self._run(self.embed(images))[-1])

@@ -29,6 +29,7 @@ class AttentiveRecipe(Recipe):
             last; None for those at 1/2, 2/3, 5/6 and all of the depth, rounded.
         heads: the ways to pool; see `heads.py`.
         queries: queries of the efficient probe; they divide the channels.
+        num_heads: attention heads of the other two; they divide the channels.
         token_norm: norm of the tokens before they are pooled: none; "layer", over the channels of a token; "batch",
             over all tokens of a batch, per channel, in both cases without weights; or "final", the checkpoint's own
             LayerNorm after the last block, with its weights.
@@ -50,6 +51,7 @@ class AttentiveRecipe(Recipe):
     blocks: tuple[int, ...] | None = None
     heads: tuple[Head, ...]
     queries: int = 32
+    num_heads: int = 8
     token_norm: TokenNorm
     epochs: int
     warmup_epochs: int
@@ -76,17 +78,22 @@ class AttentiveRecipe(Recipe):
 
 ATTENTIVE = AttentiveRecipe(
     name="attentive",
-    source="ours: the efficient probe (arXiv 2506.10178) after several blocks; class tokens are not pooled, as SimMIM "
-    "has trained none",
-    sources={"queries": "efficient-probing: main_linprobe.py:113"},
+    source="ours: two heads after several blocks, LARS as in efficient-probing (arXiv 2506.10178) for a third of its "
+    "epochs; class tokens are not pooled, as SimMIM has trained none",
+    sources={
+        "queries": "efficient-probing: main_linprobe.py:113",
+        "num_heads": "timm: AttentionPoolLatent",
+        "batch_size": "efficient-probing: README.md:119-120",
+        "optimizer": "efficient-probing: main_linprobe.py:81",
+    },
     img_size=(224, 224),
-    heads=("efficient",),
+    heads=("efficient", "cross"),
     token_norm="layer",
     epochs=30,
     warmup_epochs=3,
     batch_size=4096,
     norm_images=256,
-    base_lr=(0.05, 0.1, 0.2, 0.5),
+    base_lr=(0.1, 0.3, 1.0),
     optimizer="lars",
     held_out=0.02,
     test_crop_ratio=224 / 256,
@@ -95,12 +102,15 @@ ATTENTIVE = AttentiveRecipe(
 ATTENTIVE_POCKET = replace(
     ATTENTIVE,
     name="attentive_pocket",
-    source="ours: thousands of small images, a CPU, seconds",
+    source="ours: thousands of small images, a CPU core, half a minute",
     img_size=(32, 32),
-    epochs=10,
-    warmup_epochs=1,
+    epochs=3,
+    warmup_epochs=0,
     batch_size=128,
     norm_images=128,
+    base_lr=(0.005, 0.02),
+    optimizer="adamw",
+    crop_scale=(0.35, 1.0),
     held_out=0.2,
     test_crop_ratio=1.0,
     num_workers=0,
@@ -109,26 +119,43 @@ ATTENTIVE_CIFAR = replace(
     ATTENTIVE_POCKET,
     name="attentive_cifar",
     source="ours: tens of thousands of small photographs, a CPU core, minutes",
-    epochs=15,
-    batch_size=512,
+    batch_size=256,
     norm_images=256,
     held_out=0.1,
 )
 ATTENTIVE_EP = replace(
     ATTENTIVE,
     name="attentive_ep",
-    source="efficient-probing: main_linprobe.py, README.md; there the best epoch on val/ is reported (README.md), here "
-    "the last; there the head is computed under autocast, here in float32; there one seed. There the class token is "
-    "pooled too for encoders whose loss is defined on it (--cls_features ep_all), here never",
-    published="top-1 64.86 for SimMIM's ViT-B, 75.46 and 79.52 for MAE's ViT-B and ViT-L, 84.01 for DINOv2's ViT-B "
-    "(results.csv)",
+    source="efficient-probing: README.md:1180-1185 (SimMIM's ViT-B), main_linprobe.py, poolings/ep.py; there the best "
+    "epoch on val/ is reported (README.md:119), here the last; there the head is computed under autocast, here in "
+    "float32; BatchNorm's running statistics are those of all groups of a batch, there of one process; there one seed. "
+    "There the class token is pooled too for encoders whose loss is defined on it (--cls_features ep_all), here never",
+    sources={
+        "blocks": "efficient-probing: models_simmim.py:330 (the last)",
+        "heads": "efficient-probing: README.md:1185 (--cls_features ep)",
+        "queries": "efficient-probing: README.md:1185 (--ep_queries 32)",
+        "num_heads": "timm: AttentionPoolLatent",
+        "token_norm": "efficient-probing: models_simmim.py:333-338 (no norm after the last block)",
+        "epochs": "efficient-probing: README.md:1181",
+        "warmup_epochs": "efficient-probing: main_linprobe.py:88",
+        "batch_size": "efficient-probing: README.md:1180-1181 (512 a GPU, 8 GPUs); the log has 16 of 256",
+        "norm_images": "efficient-probing: README.md:1181 (the batch of a GPU; BatchNorm is not synchronised)",
+        "base_lr": "efficient-probing: README.md:1181 (--blr 0.1), main_linprobe.py:573",
+        "optimizer": "efficient-probing: README.md:1181, util/lars.py:8 (momentum 0.9, trust coefficient 0.001)",
+        "weight_decay": "efficient-probing: main_linprobe.py:79",
+        "crop_rule": "efficient-probing: main_linprobe.py:35, 257 (MAE's crop)",
+        "hflip": "efficient-probing: main_linprobe.py:258",
+        "test_crop_ratio": "efficient-probing: main_linprobe.py:272-273",
+        "held_out": "not used: there is one candidate",
+    },
+    published="top-1 64.86 for SimMIM's ViT-B after 800 epochs, 75.46 for MAE's (efficient-probing: results.csv), "
+    "at the best epoch on val/, one seed",
     blocks=(-1,),
+    heads=("efficient",),
     token_norm="none",
     epochs=90,
     warmup_epochs=10,
-    batch_size=4096,
     norm_images=512,
     base_lr=(0.1,),
     crop_rule="mae",
-    held_out=0.02,
 )

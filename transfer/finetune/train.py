@@ -132,7 +132,7 @@ def build(
     """Build the model with a new head, the loader, the optimizer and the schedule."""
     recipe, dist, saved = job.recipe, context.dist, context.last_checkpoint()
     if saved is not None:
-        _check_classes(saved, train)
+        check_classes(saved, train)
     model = load_backbone(
         job.checkpoint,
         recipe.img_size,
@@ -292,7 +292,7 @@ def restore(finetuning: Finetuning) -> None:
         context.run.log(f"fine-tune: resumed step={state.step} epoch={state.epochs_done:.2f}")
 
 
-def _check_classes(saved: Checkpoint, train: ImageList) -> None:
+def check_classes(saved: Checkpoint, train: ImageList) -> None:
     """Refuse to resume with a head that was trained for other classes."""
     classes = saved.provenance.get("classes")
     if classes != list(train.classes):

@@ -88,11 +88,22 @@ def best_candidate(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(reversed(compared), key=lambda candidate: candidate["held_out_top1"])
 
 
-def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+SINGLE_LINEAR = (
+    "use --recipe logistic, or a single candidate: -o blocks=... -o pooling=... -o norm=... "
+    "-o base_lr=..."
+)
+
+
+def hold_out(
+    labels: Tensor, fraction: float, seed: int, fix: str = SINGLE_LINEAR
+) -> tuple[Tensor, Tensor]:
     """Split images into those to learn from and those to compare candidates on.
 
     Each class holds out `fraction` of its images, at least one, and keeps at least one. A class of one image
     holds out none.
+
+    Args:
+        fix: what to do where the images are too few, for the message.
 
     Returns:
         Indices of the images to learn from and of the held-out images, both ascending.
@@ -109,8 +120,7 @@ def hold_out(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor
     if kept.all():
         raise DataError(
             f"{len(labels)} images in {len(labels.unique())} classes are too few to hold out some of each "
-            "class for comparing candidates; use --recipe logistic, or a single candidate: -o blocks=... "
-            "-o pooling=... -o norm=... -o base_lr=..."
+            f"class for comparing candidates; {fix}"
         )
     return kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
 

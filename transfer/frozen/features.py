@@ -6,7 +6,7 @@ against the backbone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -95,14 +95,7 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
         UsageError: the backbone does not have a block, or has no class token; or several blocks are to be
             concatenated of which some do not exist or have no class token in the vector.
     """
-    count = spec.probed_blocks
-    blocks = recipe.blocks or tuple(range(1, count + 1))
-    for block in blocks:
-        if not 1 <= abs(block) <= count:
-            raise UsageError(
-                f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
-                f"-o blocks={min(max(block, 1), count)}."
-            )
+    numbers = block_numbers(recipe.blocks or tuple(range(1, spec.probed_blocks + 1)), spec)
     has_class_token = "cls" in spec.poolings
     poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
     for pooling in recipe.pooling or ():
@@ -110,8 +103,6 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
             raise UsageError(
                 f"pooling={pooling} is not available: {spec.arch} has no class token; use -o pooling=mean."
             )
-    # -1 and the last block's number name one block, which is listed once.
-    numbers = dict.fromkeys(block % (count + 1) for block in blocks)
     wanted = recipe.pooling or poolings
     most, least = max(recipe.n_last_blocks), min(numbers)
     if most > least:
@@ -132,14 +123,37 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
     ]
 
 
+def block_numbers(blocks: Sequence[int], spec: BackboneSpec) -> list[int]:
+    """Return the numbers of blocks from 1 on, where -1 and the last block's number name one block, listed once.
+
+    Raises:
+        UsageError: the backbone does not have a block.
+    """
+    count = spec.probed_blocks
+    for block in blocks:
+        if not 1 <= abs(block) <= count:
+            raise UsageError(
+                f"{spec.arch} has no block {block}; choose from 1 to {count}, or -1 for the last: "
+                f"-o blocks={min(max(block, 1), count)}."
+            )
+    return list(dict.fromkeys(block % (count + 1) for block in blocks))
+
+
 def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | None:
     """Return the norm that a recipe applies to tokens before they are pooled, with the checkpoint's weights.
 
     Raises:
-        UsageError: the recipe wants the checkpoint's last LayerNorm, and the checkpoint has none for its tokens.
+        UsageError: see `final_norm`.
     """
-    if recipe.token_norm == "none":
-        return None
+    return None if recipe.token_norm == "none" else final_norm(checkpoint)
+
+
+def final_norm(checkpoint: Checkpoint) -> nn.LayerNorm:
+    """Return the LayerNorm after the last block, with the checkpoint's weights.
+
+    Raises:
+        UsageError: the checkpoint has no such norm for its tokens.
+    """
     norm = nn.LayerNorm(checkpoint.spec.num_features, eps=LAYER_NORM_EPSILON).requires_grad_(False)
     is_vit, names = checkpoint.spec.family == "vit", ("weight", "bias")
     if is_vit and checkpoint.state is None:
