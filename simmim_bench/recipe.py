@@ -80,6 +80,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "crops": (0, LARGE),
     "n_last_blocks": (1, LARGE),
     "queries": (1, LARGE),
+    "num_heads": (1, LARGE),
     "norm_images": (2, LARGE),
     "epoch_steps": (1, LARGE),
     "momentum": (0, 0.999999),

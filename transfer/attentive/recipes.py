@@ -148,8 +148,8 @@ ATTENTIVE_EP = replace(
         "test_crop_ratio": "efficient-probing: main_linprobe.py:272-273",
         "held_out": "not used: there is one candidate",
     },
-    published="top-1 64.86 for SimMIM's ViT-B, 75.46 and 79.52 for MAE's ViT-B and ViT-L, 84.01 for DINOv2's ViT-B "
-    "(results.csv), at the best epoch on val/, one seed",
+    published="top-1 64.86 for SimMIM's ViT-B after 800 epochs, 75.46 for MAE's (efficient-probing: results.csv), "
+    "at the best epoch on val/, one seed",
     blocks=(-1,),
     heads=("efficient",),
     token_norm="none",

@@ -21,6 +21,8 @@ from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, InterruptedRun
+from simmim_bench.leaderboard.check import check_records
+from simmim_bench.leaderboard.find import find_records
 from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.results.record import Record
 from simmim_bench.runs.context import RunContext
@@ -89,6 +91,9 @@ def test_the_record_names_the_best_candidate_on_held_out_images(
     assert record.details["held_out_top1"] == best
     assert {key: record.details[key] for key in compared[0]} in compared
     assert record.details["candidates"] == 4
+    records = find_records([out]).records
+    assert list(records) == [out / "record.json"]
+    assert check_records(records, {RECIPE.name: RECIPE}) == []
     assert record.task == "attentive"
     assert record.evaluated == 30
     # 60 training images of ten classes, of which one of each is held out.
