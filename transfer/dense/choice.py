@@ -116,13 +116,13 @@ def choose_candidate(
         scorer = fit_scorer(recipe, learnt, norm, settings, reader.context)
         level = levels[number]
         description = f"compare block {level.block}, norm {norm}"
-        totals = [0 * np.eye(training.scheme.classes, dtype=np.int64) for _ in settings]
+        classes = training.scheme.classes
+        totals = [np.zeros((classes, classes), np.int64) for _ in settings]
         for image, maps in reader.read(scored, held_out, description, [level]):
-            for total, classes in zip(
-                totals, predict_image(scorer, image, maps[0], recipe, level), strict=True
-            ):
-                assert image.classes is not None
-                total += confusion_matrix(image.classes, classes, len(total))
+            assert image.classes is not None
+            predictions = predict_image(scorer, image, maps[0], recipe, level)
+            for total, predicted in zip(totals, predictions, strict=True):
+                total += confusion_matrix(image.classes, predicted, classes)
         own[place] = [segmentation_scores(total)["miou"] for total in totals]
     by_place = {
         place: found for part in dist.gather_everywhere(own) for place, found in part.items()

@@ -18,7 +18,7 @@ from simmim_bench.display import plural
 from simmim_bench.probes.knn import SIMILARITIES
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
-from transfer.dense.choice import count_candidates
+from transfer.dense.choice import check_enough_images, count_candidates
 from transfer.dense.patches import map_options, patches_per_image, probed_levels
 from transfer.dense.recipes import DenseKnnRecipe, DenseRecipe
 from transfer.dense.windows import cut_windows, window_starts
@@ -35,7 +35,7 @@ def plan_dense(
 
     Raises:
         UsageError: the recipe names a block that the backbone does not have.
-        DataError: the weights do not fit the backbone.
+        DataError: the weights do not fit the backbone, or too few images to hold some out.
     """
     levels = probed_levels(recipe, checkpoint.spec)
     model = load_backbone(
@@ -46,6 +46,8 @@ def plan_dense(
     )
     model.to(device).eval().requires_grad_(False)
     comparing = count_candidates(recipe, levels) > 1
+    if comparing:
+        check_enough_images(data.train)
     held_out = min(recipe.choose_on, data.train // 2) if comparing else 0
     passes = len(levels) * len(recipe.norm)
     images = data.train + passes * held_out + data.val

@@ -203,8 +203,8 @@ def sample_training_patches(reader: PatchReader, dataset: WindowDataset) -> list
     dist = reader.context.dist
     parts: list[list[PatchSample]] = [[] for _ in reader.levels]
     for image, maps in reader.read(dataset, own_part(len(dataset), dist), "training patches"):
-        for level, patches, into in zip(maps, image.patches, parts, strict=True):
-            features = level.flatten(0, 2)[patches.cells.to(level.device)].cpu()
+        for cells, patches, into in zip(maps, image.patches, parts, strict=True):
+            features = cells.flatten(0, 2)[patches.cells.to(cells.device)].cpu()
             number = torch.full((len(features),), image.index)
             into.append(PatchSample(features, patches.labels, number))
     samples = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from transfer.dense.patches import (
     probed_levels,
     sample_training_patches,
 )
+from transfer.dense.recipes import Sampling
 from transfer.dense.windows import WindowDataset, WindowedImage, sample_patches, window_starts
 from transfer.segmentation.ade20k_layout import find_split
 from transfer.segmentation.label_maps import IGNORED, LabelScheme
@@ -35,7 +35,7 @@ from transfer.segmentation.label_maps import IGNORED, LabelScheme
 
 @pytest.mark.parametrize("stride", [4, 5, 16])
 @pytest.mark.parametrize("sampling", ["uniform", "balanced"])
-def test_a_patch_has_the_fractions_of_its_labelled_pixels(stride: int, sampling: Any) -> None:
+def test_a_patch_has_the_fractions_of_its_labelled_pixels(stride: int, sampling: Sampling) -> None:
     generator = np.random.default_rng(0)
     labels = generator.choice([0, 1, 2, IGNORED], (2, 16, 18), p=[0.1, 0.1, 0.1, 0.7])
     labels[0, :8, :8] = IGNORED  # patches without a class
@@ -67,14 +67,14 @@ def test_balanced_sampling_takes_as_many_patches_of_a_rare_class() -> None:
     labels = np.zeros((1, 10, 10), np.uint8)
     labels[0, 0] = 1
 
-    def rare(sampling: str) -> float:
+    def rare(sampling: Sampling) -> float:
         fractions = [
             sample_patches(
                 labels,
                 1,
                 8,
                 classes=2,
-                sampling=sampling,  # type: ignore[arg-type]
+                sampling=sampling,
                 generator=np.random.default_rng(seed),
             ).labels[:, 1]
             for seed in range(300)
