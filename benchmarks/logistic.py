@@ -47,7 +47,8 @@ def main() -> None:
     assert folds is not None
     folds = folds.to(device)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).to(device)
-    alone, together = (partial(score_strengths, fit, classes) for fit in (fit_alone, fit_jointly))
+    alone = partial(score_strengths, fit_alone, classes)
+    together = partial(score_strengths, fit_jointly, classes)
     fits = LOGISTIC.folds * len(LOGISTIC.l2)
     timings = compare(
         {

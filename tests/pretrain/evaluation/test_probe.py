@@ -105,14 +105,14 @@ def test_few_images_are_sampled_of_every_class(tmp_path: Path, pocket: Path) -> 
         context = RunContext(run=run, seed=5)
         sampled = [
             load_probe_images(context, pocket / "imagenet", recipe, count, shard=False)
-            for count in (10, 750, 750)
+            for count in (10, 500, 500)
         ]
     few, more, again = sampled
     assert few is not None
     assert more is not None
     assert again is not None
     assert (few.learnt, len(few.labels)) == (10, 20)  # one of each class
-    # 4 % of 750 images: 20 to learn and 10 to score.
+    # 6 % of 500 images: 20 to learn and 10 to score.
     assert (more.learnt, len(more.labels), more.classes) == (20, 30, 10)
     assert more.labels[:20].bincount().tolist() == [2] * 10
     assert more.pixels.shape == (30, 3, *recipe.img_size)
