@@ -93,9 +93,11 @@ def test_subsets_of_equal_size_have_different_fingerprints(hub: Path) -> None:
 
 @pytest.mark.parametrize("task", ["fewshot", "imagenet"])
 def test_scores_equal_those_of_the_folders(hub: Path, few: Path, tmp_path: Path, task: str) -> None:
-    more = ("-o", "epochs=1", "-o", "warmup_epochs=0") if task == "imagenet" else ()
-    command = ("transfer", task, "--ckpt", "random:vit_pocket", *more, "-o", "num_workers=0")
-    command += ("--fraction", "10%") if task == "fewshot" else ()
+    more = {
+        "imagenet": ("-o", "epochs=1", "-o", "warmup_epochs=0"),
+        "fewshot": ("--fraction", "10%"),
+    }
+    command = ("transfer", task, "--ckpt", "random:vit_pocket", *more[task], "-o", "num_workers=0")
     metrics = []
     for name, data in (("hub", f"hfds:{hub}"), ("folders", few)):
         code, _, err = run(*command, "--data", f"{name}={data}", "--out", tmp_path / name)
@@ -128,8 +130,16 @@ def test_a_class_without_images_is_a_warning(few: Path, tmp_path: Path) -> None:
     write_split(tmp_path / "set", few, "train", "train", unused)
     write_split(tmp_path / "set", few, "val", "test", unused)
     for task in ("linear", "fewshot"):
-        command = ("transfer", task, "--ckpt", "random:vit_pocket", "--out", tmp_path / task)
-        command += ("--fraction", "10%") if task == "fewshot" else ()
+        fraction = ("--fraction", "10%") if task == "fewshot" else ()
+        command = (
+            "transfer",
+            task,
+            "--ckpt",
+            "random:vit_pocket",
+            *fraction,
+            "--out",
+            tmp_path / task,
+        )
         code, _, err = run(*command, "--data", f"hfds:{tmp_path / 'set'}")
         assert code == 0, err
         assert "(train) has no image of 1 of 11 classes: unicorn" in err
