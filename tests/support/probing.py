@@ -21,7 +21,7 @@ RECIPE = replace(
     heads=("efficient", "latent", "cross"),
     queries=4,
     num_heads=4,
-    base_lr=(300.0, 1000.0),
+    base_lr=(10.0, 40.0),
     epochs=2,
     batch_size=24,
 )
@@ -29,7 +29,7 @@ BATCHES = range(8)
 Batch = tuple[dict[int, Tensor], Tensor, Tensor]
 
 
-def step_batches() -> list[Batch]:
+def step_batches(dtype: torch.dtype = torch.float32) -> list[Batch]:
     """Return tokens by block, labels, and the images that each of two parts learns from, of every step."""
     generator = torch.Generator().manual_seed(0)
     centres = {
@@ -44,7 +44,8 @@ def step_batches() -> list[Batch]:
         }
         learnt = torch.ones(2, 24)
         learnt[0, torch.randperm(24, generator=generator)[:5]] = 0
-        batches.append((tokens, labels, learnt))
+        converted = {block: x.to(dtype) for block, x in tokens.items()}
+        batches.append((converted, labels, learnt.to(dtype)))
     return batches
 
 
