@@ -21,11 +21,11 @@ RECIPE = replace(
     heads=("efficient", "latent", "cross"),
     queries=4,
     num_heads=4,
-    base_lr=(10.0, 40.0),
+    base_lr=(2.0, 8.0),
     epochs=2,
     batch_size=24,
 )
-BATCHES = range(8)
+BATCHES = range(6)
 Batch = tuple[dict[int, Tensor], Tensor, Tensor]
 
 
@@ -69,10 +69,10 @@ def save_probes(path: Path) -> None:
     recipe = replace(RECIPE, token_norm="batch")
     with init_distributed() as dist:
         dist = replace(dist, device=torch.device("cpu"))
-        probes = build(recipe, dist)
+        probes = build(recipe, dist).double()
         model, optimizer = dist.wrap_model(probes), build_optimizer(probes, recipe)
-        schedule = build_schedule(recipe, 4)
-        for step, (tokens, labels, learnt) in enumerate(step_batches()):
+        schedule = build_schedule(recipe, len(BATCHES) // recipe.epochs)
+        for step, (tokens, labels, learnt) in enumerate(step_batches(torch.float64)):
             own = slice(dist.rank, None, dist.size)
             schedule.apply(optimizer, step)
             optimizer.zero_grad()

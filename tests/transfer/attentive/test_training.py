@@ -30,8 +30,9 @@ class Plain(nn.Module):
         self.latent = copy.deepcopy(getattr(pooling, "pool", None))
         if self.latent is None:
             self.query = nn.Parameter(pooling.query.detach().clone())
-            self.value = nn.Linear(*pooling.value.weight.T.shape, bias=False)
-            self.key = nn.Linear(*pooling.value.weight.T.shape, bias=False)
+            channels = head.classifier.in_features
+            self.value = nn.Linear(channels, channels, bias=False)
+            self.key = nn.Linear(channels, channels, bias=False)
             self.value.load_state_dict(pooling.value.state_dict())
             self.projects = hasattr(pooling, "key")
             if self.projects:
@@ -66,8 +67,11 @@ class PlainLars(torch.optim.Optimizer):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            self._step()
+
+    def _step(self) -> None:
         for p in self.param_groups[0]["params"]:
             update = p.grad
             if update is None:
@@ -89,7 +93,10 @@ def train_plainly(
     if recipe.optimizer == "adamw":
         weights = [p for p in plain.parameters() if p.ndim > 1]
         vectors = [p for p in plain.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": vectors}]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "weight_decay": recipe.weight_decay},
+            {"params": vectors},
+        ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     peak = candidate.base_lr * recipe.batch_size / 256
     schedule = build_schedule(recipe, len(BATCHES) // recipe.epochs)
@@ -105,11 +112,11 @@ def train_plainly(
 
 # In float32, AdamW makes full steps of gradients that are zero up to rounding.
 @pytest.mark.parametrize(
-    ("optimizer", "dtype"), [("lars", torch.float32), ("adamw", torch.float64)]
+    ("optimizer", "norm", "dtype"),
+    [("lars", "batch", torch.float32), ("adamw", "none", torch.float64)],
 )
-@pytest.mark.parametrize("norm", ["none", "batch"])
 def test_joint_training_equals_training_each_head_alone(
-    optimizer: Literal["lars", "adamw"], dtype: torch.dtype, norm: Literal["none", "batch"]
+    optimizer: Literal["lars", "adamw"], norm: Literal["none", "batch"], dtype: torch.dtype
 ) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, token_norm=norm)
     if optimizer == "adamw":
@@ -120,7 +127,10 @@ def test_joint_training_equals_training_each_head_alone(
         for n, c in enumerate(probes.candidates)
     ]
     assert len(plain) == len(WIDTHS) * len(recipe.heads) * len(recipe.base_lr)
-    trained, schedule = build_optimizer(probes, recipe), build_schedule(recipe, 4)
+    trained, schedule = (
+        build_optimizer(probes, recipe),
+        build_schedule(recipe, len(BATCHES) // recipe.epochs),
+    )
     for step, (tokens, labels, learnt) in enumerate(step_batches(dtype)):
         schedule.apply(trained, step)
         trained.zero_grad()
@@ -146,4 +156,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-7)
