@@ -94,9 +94,11 @@ def test_a_new_task_is_in_the_help_the_suite_the_doctor_and_the_leaderboard(
 ) -> None:
     data = pocket / "imagenet"
     _, help_text, _ = run("transfer", "--help")
-    assert "constant  predict one class for every image; top-1" in help_text
+    assert "constant predict one class for every image; top-1" in " ".join(help_text.split())
     _, suite_help, _ = run("suite", "--help")
-    assert "Data of imagenet, linear, knn, fewshot and constant." in " ".join(suite_help.split())
+    assert "Data of imagenet, linear, attentive, knn, fewshot and constant." in " ".join(
+        suite_help.split()
+    )
 
     code, out, err = run(
         *("suite", "--ckpt", "random:vit_pocket", "--imagenet", data, "--out", tmp_path / "runs"),

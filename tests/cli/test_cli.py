@@ -104,7 +104,7 @@ def test_missing_and_empty_data_exit_4_and_name_the_folder(tmp_path: Path) -> No
     missing = tmp_path / "nothing"
     empty = tmp_path / "empty"
     (empty / "train").mkdir(parents=True)
-    for task in ("imagenet", "linear", "knn", "fewshot", "coco", "ade20k"):
+    for task in ("imagenet", "linear", "attentive", "knn", "fewshot", "coco", "ade20k"):
         transfer = ("transfer", task, "--ckpt", "random:vit_pocket", "--overwrite", *out)
         assert str(missing) in fails(4, *transfer, "--data", missing)
         assert str(empty) in fails(4, *transfer, "--data", empty)

@@ -21,15 +21,15 @@ RECIPE = replace(
     heads=("efficient", "latent", "cross"),
     queries=4,
     num_heads=4,
-    base_lr=(300.0, 1000.0),
+    base_lr=(2.0, 8.0),
     epochs=2,
     batch_size=24,
 )
-BATCHES = range(8)
+BATCHES = range(6)
 Batch = tuple[dict[int, Tensor], Tensor, Tensor]
 
 
-def step_batches() -> list[Batch]:
+def step_batches(dtype: torch.dtype = torch.float32) -> list[Batch]:
     """Return tokens by block, labels, and the images that each of two parts learns from, of every step."""
     generator = torch.Generator().manual_seed(0)
     centres = {
@@ -44,7 +44,8 @@ def step_batches() -> list[Batch]:
         }
         learnt = torch.ones(2, 24)
         learnt[0, torch.randperm(24, generator=generator)[:5]] = 0
-        batches.append((tokens, labels, learnt))
+        converted = {block: x.to(dtype) for block, x in tokens.items()}
+        batches.append((converted, labels, learnt.to(dtype)))
     return batches
 
 
@@ -68,10 +69,10 @@ def save_probes(path: Path) -> None:
     recipe = replace(RECIPE, token_norm="batch")
     with init_distributed() as dist:
         dist = replace(dist, device=torch.device("cpu"))
-        probes = build(recipe, dist)
+        probes = build(recipe, dist).double()
         model, optimizer = dist.wrap_model(probes), build_optimizer(probes, recipe)
-        schedule = build_schedule(recipe, 4)
-        for step, (tokens, labels, learnt) in enumerate(step_batches()):
+        schedule = build_schedule(recipe, len(BATCHES) // recipe.epochs)
+        for step, (tokens, labels, learnt) in enumerate(step_batches(torch.float64)):
             own = slice(dist.rank, None, dist.size)
             schedule.apply(optimizer, step)
             optimizer.zero_grad()

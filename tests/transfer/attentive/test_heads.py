@@ -18,7 +18,7 @@ from transfer.attentive.heads import (
     LatentPooling,
     attend,
 )
-from transfer.attentive.recipes import ATTENTIVE_POCKET, Head
+from transfer.attentive.recipes import ATTENTIVE_POCKET, Head, TokenNorm
 
 ALONE = total_over(DistContext())
 WIDTH, QUERIES, NUM_HEADS, CLASSES = 24, 6, 4, 5
@@ -85,7 +85,9 @@ def test_latent_pooling_is_timm_s_with_all_its_gradients() -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_a_permutation_of_the_tokens_does_not_change_the_logits(name: Head, norm: str) -> None:
+def test_a_permutation_of_the_tokens_does_not_change_the_logits(
+    name: Head, norm: TokenNorm
+) -> None:
     torch.manual_seed(0)
     recipe = replace(RECIPE, token_norm=norm)
     head = AttentiveHead(name, WIDTH, CLASSES, recipe).eval()

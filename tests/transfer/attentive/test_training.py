@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,11 +27,12 @@ class Plain(nn.Module):
     def __init__(self, head: AttentiveHead, recipe: AttentiveRecipe) -> None:
         super().__init__()
         pooling: Any = head.pooling
-        self.latent = getattr(pooling, "pool", None)
+        self.latent = copy.deepcopy(getattr(pooling, "pool", None))
         if self.latent is None:
             self.query = nn.Parameter(pooling.query.detach().clone())
-            self.value = nn.Linear(*pooling.value.weight.T.shape, bias=False)
-            self.key = nn.Linear(*pooling.value.weight.T.shape, bias=False)
+            channels = head.classifier.in_features
+            self.value = nn.Linear(channels, channels, bias=False)
+            self.key = nn.Linear(channels, channels, bias=False)
             self.value.load_state_dict(pooling.value.state_dict())
             self.projects = hasattr(pooling, "key")
             if self.projects:
@@ -65,8 +67,11 @@ class PlainLars(torch.optim.Optimizer):
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            self._step()
+
+    def _step(self) -> None:
         for p in self.param_groups[0]["params"]:
             update = p.grad
             if update is None:
@@ -82,16 +87,20 @@ def train_plainly(
     head: AttentiveHead, candidate: Candidate, recipe: AttentiveRecipe, part: int
 ) -> Plain:
     """Train one probe on the images of one part, with torch's modules and autograd."""
-    plain = Plain(head, recipe)
+    dtype = head.classifier.weight.dtype
+    plain = Plain(head, recipe).to(dtype)
     optimizer: torch.optim.Optimizer = PlainLars(plain.parameters())
     if recipe.optimizer == "adamw":
         weights = [p for p in plain.parameters() if p.ndim > 1]
         vectors = [p for p in plain.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": vectors}]
+        groups: list[dict[str, Any]] = [
+            {"params": weights, "weight_decay": recipe.weight_decay},
+            {"params": vectors},
+        ]
         optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     peak = candidate.base_lr * recipe.batch_size / 256
     schedule = build_schedule(recipe, len(BATCHES) // recipe.epochs)
-    for step, (tokens, labels, learnt) in enumerate(step_batches()):
+    for step, (tokens, labels, learnt) in enumerate(step_batches(dtype)):
         x, rows = tokens[candidate.block], learnt[part] > 0
         for group in optimizer.param_groups:
             group["lr"] = peak * schedule.lr(step) / schedule.peak_lr
@@ -101,37 +110,44 @@ def train_plainly(
     return plain
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-@pytest.mark.parametrize("norm", ["none", "batch"])
+# In float32, AdamW makes full steps of gradients that are zero up to rounding.
+@pytest.mark.parametrize(
+    ("optimizer", "norm", "dtype"),
+    [("lars", "batch", torch.float32), ("adamw", "none", torch.float64)],
+)
 def test_joint_training_equals_training_each_head_alone(
-    optimizer: Literal["lars", "adamw"], norm: Literal["none", "batch"]
+    optimizer: Literal["lars", "adamw"], norm: Literal["none", "batch"], dtype: torch.dtype
 ) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, token_norm=norm)
     if optimizer == "adamw":
         recipe = replace(recipe, base_lr=(0.003, 0.03), weight_decay=0.1)
-    probes = build(recipe)
+    probes = build(recipe).to(dtype)
     plain = [
         [train_plainly(probes.head(n, part), c, recipe, part) for part in range(2)]
         for n, c in enumerate(probes.candidates)
     ]
     assert len(plain) == len(WIDTHS) * len(recipe.heads) * len(recipe.base_lr)
-    trained, schedule = build_optimizer(probes, recipe), build_schedule(recipe, 4)
-    losses = []
-    for step, (tokens, labels, learnt) in enumerate(step_batches()):
+    trained, schedule = (
+        build_optimizer(probes, recipe),
+        build_schedule(recipe, len(BATCHES) // recipe.epochs),
+    )
+    for step, (tokens, labels, learnt) in enumerate(step_batches(dtype)):
         schedule.apply(trained, step)
         trained.zero_grad()
-        loss = probes([tokens[block] for block in probes.blocks], labels, learnt)
-        loss.sum().backward()
+        probes([tokens[block] for block in probes.blocks], labels, learnt).sum().backward()
         trained.step()
-        losses.append(loss.detach())
-    assert losses[-1].mean() < 0.9 * losses[0].mean()
 
-    tokens, _, learnt = step_batches()[0]
-    logits = probes.eval().logits([tokens[block] for block in probes.blocks], learnt)
+    tokens, _, learnt = step_batches(dtype)[0]
+    with torch.no_grad():
+        logits = probes.eval().logits([tokens[block] for block in probes.blocks], learnt)
+    slow, fast = (logits[number, 1] for number in range(2))
+    assert (slow - fast).abs().max() > 1e-2  # far beyond the tolerance
     for (number, part), found in logits.items():
         x = tokens[probes.candidates[number].block]
-        wanted = plain[number][part].eval()(x)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+        with torch.no_grad():
+            wanted = plain[number][part].eval()(x)
+        limit = 1e-5 * float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=limit)
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
@@ -140,4 +156,4 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     one, two = (torch.load(tmp_path / f"{name}.pt") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value, two[name], rtol=1e-6, atol=1e-7)
