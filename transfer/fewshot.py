@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from simmim_bench.data.datasets import balanced_subset
-from simmim_bench.data.sources import ImageList, split_folder
+from simmim_bench.data.hub import HubImages
+from simmim_bench.data.sources import ImageList, ImageSource, split_folder
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError, UsageError
 
 
 def few_shot_images(
-    train: ImageList, fraction: float, seed: int, split: Path | None = None
+    train: ImageSource, fraction: float, seed: int, split: Path | None = None
 ) -> list[int]:
     """Return the indices, ascending, of the training images to learn from.
 
@@ -28,7 +29,7 @@ def few_shot_images(
         split: a text file that lists the images, one NAME or CLASS/NAME per line.
 
     Raises:
-        UsageError: the file lists a fraction of the images far from `fraction`.
+        UsageError: the file lists a fraction of the images far from `fraction`, or the images are no files.
         DataError: the fraction is less than one image per class; or the file names a missing image or a name
             of several images, or has no image of a class.
     """
@@ -39,15 +40,27 @@ def few_shot_images(
                 f"per class; use {'--fraction 10% or ' if fraction < 0.1 else ''}more images."
             )
         return balanced_subset(train.labels, fraction, seed)
+    if not isinstance(train, ImageList):
+        raise UsageError(
+            f"--split {split} lists files, and a Hugging Face dataset has none; use --fraction alone."
+        )
     chosen = _find_images(_read_split(split), train, split)
     _check_fraction(len(chosen) / len(train), fraction, split)
     _check_every_class(chosen, train, split)
     return chosen
 
 
-def split_sha256(images: ImageList) -> str:
-    """Hash the images of a split by class and name: SHA-256 in hexadecimal, the same on every machine."""
-    lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
+def split_sha256(images: ImageSource) -> str:
+    """Hash the images of a split by class and name: SHA-256 in hexadecimal, the same on every machine.
+
+    The name of an image of a Hugging Face dataset is its row.
+    """
+    if isinstance(images, HubImages):
+        named = zip(images.labels.tolist(), images.indices, strict=True)
+        lines = sorted(f"{images.classes[label]}/{row}\n" for label, row in named)
+    else:
+        assert isinstance(images, ImageList)
+        lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.data.hub import HubImages
+from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
-    ImageList,
+    ImageSource,
     check_same_classes,
-    class_folders,
+    class_images,
     describe_left_out,
 )
 from simmim_bench.runs.context import RunContext
@@ -19,26 +21,30 @@ from transfer.fewshot import split_sha256
 from transfer.job import TransferJob
 
 
-def read_splits(context: RunContext, data: Path) -> tuple[ImageList, ImageList]:
-    """List `train/` and `val/`, and log what lies in them and is not read.
+def read_splits(context: RunContext, data: Path) -> tuple[ImageSource, ImageSource]:
+    """Open the training and validation images, and log what lies with them and is not read.
+
+    Args:
+        data: a folder in ImageNet's layout, or `hfds:NAME`.
 
     Raises:
         DataError: a split is missing, or the classes of the splits differ.
     """
     train, val = (
-        open_once(partial(class_folders, data, split), context.dist) for split in ("train", "val")
+        open_once(partial(class_images, data, split), context.dist) for split in ("train", "val")
     )
-    check_same_classes(train, val)
+    check_same_classes(train, val, data)
     for images, split in ((train, "train"), (val, "val")):
-        for line in describe_left_out(images, split):
+        for line in (*describe_left_out(images, split), *_describe_hub(images)):
             context.run.log(line)
     return train, val
 
 
-def describe_data(job: TransferJob[Any], train: ImageList, val: ImageList) -> dict[str, Any]:
+def describe_data(job: TransferJob[Any], train: ImageSource, val: ImageSource) -> dict[str, Any]:
     """Describe the data as a record stores it."""
     return {
         **job.data_set,
+        **({"split": val.split} if isinstance(val, HubImages) else {}),
         "classes": len(val.classes),
         "train_images": len(train),
         "train_fingerprint": train.fingerprint(),
@@ -46,7 +52,20 @@ def describe_data(job: TransferJob[Any], train: ImageList, val: ImageList) -> di
     }
 
 
-def describe_split(images: ImageList, split: Path | None) -> dict[str, Any]:
+def _describe_hub(images: ImageSource) -> list[str]:
+    """Return the log lines of a split of a Hugging Face dataset; none for other images."""
+    if not isinstance(images, HubImages):
+        return []
+    lines = [f"data: {images.what}: images={len(images):,} classes={len(images.classes):,}"]
+    if images.split == "test":
+        lines.append(
+            f"data: {images.what}: the test split is scored, as there is no validation split"
+        )
+    empty = describe_empty_classes(images)
+    return [*lines, *([] if empty is None else [f"data: warning: {empty}"])]
+
+
+def describe_split(images: ImageSource, split: Path | None) -> dict[str, Any]:
     """Describe the images that a split file lists, or the size of a sampled split of unequal classes.
 
     A split sampled evenly from the classes needs no description. The size of another one makes it a separate

@@ -24,6 +24,7 @@ from simmim_bench.cli.options import (
     pop_data_sets,
     read_data_sets,
 )
+from simmim_bench.data.named import DataSet, check_unique
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.tasks import frameworks_for, tasks_on
@@ -41,7 +42,7 @@ class DoctorRequest:
 
     Attributes:
         data_sets: folders by layout.
-        images: images to pretrain on, as `pretrain` takes them.
+        data: images to pretrain on, as `pretrain` takes them, and named data sets, as `transfer` does.
         recipe: the recipe to estimate, with its overrides.
         out: folder that runs will be written to.
         every_file: whether to read every file of large splits, too.
@@ -50,7 +51,7 @@ class DoctorRequest:
     """
 
     data_sets: Mapping[str, Path]
-    images: Path | None
+    data: tuple[DataSet, ...]
     ckpt: str | None
     arch: str | None
     recipe: Recipe | None
@@ -58,6 +59,11 @@ class DoctorRequest:
     every_file: bool
     shift_sets: tuple[DataSet, ...] = ()
     classifier: str | None = None
+
+    @property
+    def images(self) -> Path | None:
+        """The images to pretrain on."""
+        return next((one.root for one in self.data if one.name is None), None)
 
     @property
     def is_pretraining(self) -> bool:
@@ -77,10 +83,12 @@ class DoctorCommand(click.Command):
 @click.command(cls=DoctorCommand)
 @click.option(
     "--data",
-    "images",
-    type=PATH,
+    type=click.Path(),
+    multiple=True,
     metavar="DATA",
-    help="Check images to pretrain on: a folder, tar shards or hfds:NAME, as `pretrain --data`.",
+    callback=read_data_sets,
+    help="Check images to pretrain on: a folder, tar shards or hfds:NAME, as `pretrain --data`; or with NAME=DIR, "
+    "images of classes, as `transfer --data`, which may be repeated.",
 )
 @click.option(
     "--every-file",
@@ -145,6 +153,7 @@ def doctor(
       simmim-bench doctor
       simmim-bench doctor --imagenet imagenet --coco coco --ade20k ADEChallengeData2016
       simmim-bench doctor --data photographs --recipe vit_b_800ep
+      simmim-bench doctor --data pets=data/pets --data flowers=hfds:nelorth/oxford-flowers
       simmim-bench doctor --ckpt mae_pretrain_vit_base.pth --arch vit_b
       simmim-bench doctor --recipe vit_b_800ep -o batch_size=256 --imagenet imagenet
       simmim-bench doctor --recipe coco_vitdet_b --ckpt runs/vit_b --json
@@ -185,6 +194,11 @@ def _check_request(
             raise UsageError(f"--arch {arch} needs --ckpt or --recipe; add one of them.")
     if given["classifier"] is not None and not given["shift_sets"]:
         raise UsageError(f"--classifier {given['classifier']} needs --shift NAME=DIR; add it.")
+    if sum(one.name is None for one in given["data"]) > 1:
+        raise UsageError(
+            "--data DATA is given more than once; write NAME=DIR for data sets of classes."
+        )
+    check_unique([one.name for one in given["data"]])
     if overrides and name is None:
         raise UsageError(f"-o {overrides[0]} needs --recipe; add it.")
     recipe = None if name is None else override(find_recipe(all_recipes(), name), overrides)
@@ -254,11 +268,15 @@ def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]
     """Yield the findings of all data sets."""
     from pretrain.doctor_checks import check_pretraining_data
     from simmim_bench.diagnostics.data_checks import Reading
+    from transfer.finetune.doctor_checks import check_named
     from transfer.tasks import DATA_CHECKS, load_function
 
     reading = Reading(display=display, every_file=request.every_file, recipe=request.recipe)
     if request.images is not None:
         yield from check_pretraining_data(request.images, reading)
+    for one in request.data:
+        if one.name is not None:
+            yield from check_named(one, reading)
     for layout, folder in request.data_sets.items():
         yield from load_function(DATA_CHECKS[layout])(folder, reading)
     if request.shift_sets:

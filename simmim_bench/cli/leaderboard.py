@@ -22,7 +22,8 @@ def leaderboard() -> None:
     """Build, check or print the leaderboard of the records below some folders, or export the records.
 
     There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
-    recipes or on other data are in groups of their own.
+    recipes or on other data are in groups of their own. Named data sets (transfer --data NAME=DIR) have a table
+    per task and recipe: one column per data set, and a mean where a row is complete.
 
     \b
       simmim-bench leaderboard build runs --into README.md
@@ -95,10 +96,11 @@ def leaderboard_build(
     """Write tables and page from the records below ROOTS, by default runs/.
 
     The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
-    file that works offline. A damaged record is reported and left out.
+    file that works offline; and small_sets.csv where data sets have names. A damaged record is reported and left out.
     """
     from simmim_bench.leaderboard.board import select_columns
     from simmim_bench.leaderboard.published import add_published
+    from simmim_bench.leaderboard.small_set_tables import print_small_sets
     from simmim_bench.leaderboard.tables import print_table
     from simmim_bench.leaderboard.write import write_leaderboard
 
@@ -107,6 +109,7 @@ def leaderboard_build(
         if problem not in board.problems:
             click.echo(f"warning: {visible(problem)}", err=True)
     print_table(select_columns(add_published(board, published), extra))
+    print_small_sets(board)
     click.echo(str(out / "leaderboard.html"))
 
 
@@ -165,6 +168,7 @@ def leaderboard_show(
     from simmim_bench.leaderboard.board import select_columns
     from simmim_bench.leaderboard.changes import changes_to_markdown
     from simmim_bench.leaderboard.published import add_published
+    from simmim_bench.leaderboard.small_set_tables import print_small_sets
     from simmim_bench.leaderboard.tables import print_table, to_json
     from simmim_bench.untrusted.json_text import read_json
 
@@ -175,6 +179,7 @@ def leaderboard_show(
         click.echo(to_json(board), nl=False)
     else:
         print_table(board)
+        print_small_sets(board)
 
 
 @leaderboard.command("keep")

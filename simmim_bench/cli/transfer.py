@@ -190,7 +190,7 @@ def transfer(
         checkpoint = ours.transfer.checkpoint
         other = None if baseline is None else plan_baseline(request, ours, baseline)
         pairs.append((ours, other))
-    results: list[TransferResult] = []
+    records_of = []
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         # Check the baselines' directories first, so that none can fail after hours of training.
@@ -198,16 +198,15 @@ def transfer(
             if dist.is_main:
                 check_run_dirs(plan)
         for ours, other in pairs:
-            records = run_plan(ours, display=display, dist=dist)
+            records_of.append(run_plan(ours, display=display, dist=dist))
             if other is not None:
                 run_plan(other, display=display, dist=dist)
-            if dist.is_main:
-                above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
-                against = "" if other is None else other.ckpt
-                results.append(
-                    TransferResult(data_sets[len(results)].name, records, against, above)
-                )
     if not dist.is_main:
         return
+    results = []
+    for (ours, other), records in zip(pairs, records_of, strict=True):
+        name = ours.transfer.request.options.data_name
+        above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
+        results.append(TransferResult(name, records, "" if other is None else other.ckpt, above))
     lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))

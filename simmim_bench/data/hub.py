@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.listing import LeftOut, hash_names_and_sizes
@@ -16,7 +19,15 @@ from simmim_bench.errors import DataError, MissingFrameworkError
 
 @dataclass(frozen=True)
 class HubImages:
-    """Images of a Hugging Face dataset."""
+    """Images of a Hugging Face dataset.
+
+    Attributes:
+        column: the column of the images.
+        what: dataset and split, for messages and the fingerprint.
+        indices: rows of the images.
+        numbers: the class of every row, int64; None for a single class.
+        split: the split's name.
+    """
 
     dataset: Any
     column: str
@@ -24,11 +35,15 @@ class HubImages:
     indices: Sequence[int]
     classes: tuple[str, ...] = ("image",)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+    numbers: np.ndarray | None = field(default=None, compare=False)
+    split: str = "train"
 
-    @cached_property  # a new tuple for every image that is read would take longer than reading it
-    def labels(self) -> tuple[int, ...]:
-        """One class for all images: pretraining does not use labels."""
-        return (0,) * len(self)
+    @cached_property  # a new array for every image that is read would take longer than reading it
+    def labels(self) -> np.ndarray:
+        """The class of every image, int64."""
+        if self.numbers is None:  # pretraining does not use labels
+            return np.zeros(len(self), np.int64)
+        return self.numbers[np.asarray(self.indices, np.int64)]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,18 +68,34 @@ class HubImages:
         return replace(self, indices=[self.indices[i] for i in indices])
 
     def fingerprint(self) -> str:
-        """Hash the dataset's own fingerprint, which depends on its content and every transformation."""
-        return hash_names_and_sizes(iter([(f"{self.what} {self.dataset._fingerprint}", len(self))]))
+        """Hash the dataset's own fingerprint, which depends on its content and every transformation.
+
+        The rows of a subset are hashed, too.
+        """
+        return self._fingerprint
+
+    @cached_property  # a task may ask for it before every epoch
+    def _fingerprint(self) -> str:
+        whole = [(f"{self.what} {self.dataset._fingerprint}", len(self))]
+        rows = () if isinstance(self.indices, range) else self.indices
+        return hash_names_and_sizes(iter([*whole, *((f"row {row}", 1) for row in rows)]))
 
 
-def hub_images(name: str, split: str) -> HubImages:
-    """Open a split of a Hugging Face dataset."""
+def import_datasets(name: str) -> ModuleType:
+    """Import the package `datasets`, which a dataset needs."""
     try:
         import datasets
     except ImportError as error:
         raise MissingFrameworkError(
             f"{HUB_PREFIX}{name} needs the package datasets: pip install 'simmim-bench[hub]'."
         ) from error
+    module: ModuleType = datasets
+    return module
+
+
+def hub_images(name: str, split: str) -> HubImages:
+    """Open a split of a Hugging Face dataset."""
+    datasets = import_datasets(name)
     try:
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # raised by datasets, pyarrow, fsspec and the hub's client alike
@@ -75,4 +106,4 @@ def hub_images(name: str, split: str) -> HubImages:
             f"dataset {name} ({split}) has no image column, only {', '.join(dataset.features)}; use another dataset."
         )
     encoded = dataset.cast_column(columns[0], datasets.Image(decode=False))
-    return HubImages(encoded, columns[0], f"{name} ({split})", range(len(encoded)))
+    return HubImages(encoded, columns[0], f"{name} ({split})", range(len(encoded)), split=split)

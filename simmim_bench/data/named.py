@@ -50,7 +50,7 @@ def read_data_set(text: str) -> DataSet:
         )
     if not root:
         raise UsageError(f"--data {text} names no folder; write {name}=DIR.")
-    return DataSet(Path(root), name)
+    return DataSet(Path(root).expanduser(), name)  # a shell expands ~ at the start of a word only
 
 
 def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -> None:
@@ -74,16 +74,27 @@ def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -
             raise UsageError(
                 f"--data {unnamed} has no name, which several data sets need; write --data NAME={unnamed}."
             )
-    # Names that differ in case alone are one folder on some file systems.
+    check_unique(names)
+    for fault in filter(None, map(missing_folder, data_sets)):
+        raise DataError(fault)
+
+
+def check_unique(names: Sequence[str | None]) -> None:
+    """Raise `UsageError` if a name is given twice.
+
+    Names that differ in case alone are one folder on some file systems, and count as equal.
+    """
     folded = [str(name).casefold() for name in names]
     twice = next(
         (name for name, key in zip(names, folded, strict=True) if folded.count(key) > 1), None
     )
     if twice is not None:
         raise UsageError(f"--data {twice}=... is given more than once; use another name.")
-    for data_set in data_sets:
-        root = data_set.root
-        if data_set.name and not (str(root).startswith(HUB_PREFIX) or root.is_dir()):
-            raise DataError(
-                f"data folder {root} of the data set {data_set.name} does not exist; correct --data {data_set}."
-            )
+
+
+def missing_folder(data_set: DataSet) -> str | None:
+    """Return a message if the folder of a named data set does not exist; a task reports an unnamed one itself."""
+    root = data_set.root
+    if data_set.name is None or str(root).startswith(HUB_PREFIX) or root.is_dir():
+        return None
+    return f"data folder {root} of the data set {data_set.name} does not exist; correct --data {data_set}."

@@ -17,6 +17,7 @@ import numpy as np
 
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.hub import hub_images
+from simmim_bench.data.hub_classes import hub_classes
 from simmim_bench.data.listing import (
     SUFFIXES,
     LeftOut,
@@ -190,7 +191,22 @@ def class_folders(root: Path, split: str) -> ImageList:
     return images
 
 
-def class_faults(folder: Path, images: ImageList) -> list[str]:
+def class_images(data: Path, split: str) -> ImageSource:
+    """Open a split for classification: of class folders, or of a Hugging Face dataset `hfds:NAME[#COLUMN]`.
+
+    Args:
+        split: `train` or `val`.
+
+    Raises:
+        DataError: See `class_folders` and `hub_classes`.
+        MissingFrameworkError: The package `datasets` is not installed.
+    """
+    if str(data).startswith(HUB_PREFIX):
+        return hub_classes(str(data).removeprefix(HUB_PREFIX), split)
+    return class_folders(data, split)
+
+
+def class_faults(folder: Path, images: ImageSource) -> list[str]:
     """Return a message for each fault of a split's class folders."""
     faults = empty_classes(folder, images)
     if len(images.classes) == 1:
@@ -201,7 +217,7 @@ def class_faults(folder: Path, images: ImageList) -> list[str]:
     return faults
 
 
-def empty_classes(folder: Path, images: ImageList) -> list[str]:
+def empty_classes(folder: Path, images: ImageSource) -> list[str]:
     """Return a message for each class folder without images."""
     return [
         f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
@@ -210,7 +226,7 @@ def empty_classes(folder: Path, images: ImageList) -> list[str]:
     ]
 
 
-def class_sizes(images: ImageList) -> list[int]:
+def class_sizes(images: ImageSource) -> list[int]:
     """Return the number of images of every class."""
     counts: list[int] = np.bincount(images.labels, minlength=len(images.classes)).tolist()
     return counts
@@ -318,15 +334,19 @@ def held_out_images(data: Path) -> ImageSource | None:
     return _folder_images(folder, folder) if folder.is_dir() else None
 
 
-def check_same_classes(train: ImageList, val: ImageList) -> None:
-    """Check that both splits have the same class folders.
+def check_same_classes(train: ImageSource, val: ImageSource, data: Path) -> None:
+    """Check that both splits of a data set have the same classes.
 
     Raises:
         DataError: Some classes are in one split only; the message names them.
     """
     faults = unshared_classes(train.classes, val.classes)
     if faults:
-        raise DataError(f"data folder {train.root}: {faults[0]}")
+        raise DataError(f"data folder {data}: {faults[0]}")
+    if list(train.classes) != list(val.classes):
+        raise DataError(
+            f"dataset {data} numbers the classes of its splits differently; use another dataset."
+        )
 
 
 def unshared_classes(train: Sequence[str], val: Sequence[str]) -> list[str]:

@@ -45,6 +45,8 @@ HOME = re.compile(r"(/home|/Users)/[^/\s'\":;,]+")  # of Linux and macOS, anywhe
 def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
     """Copy the runs of some records to `OUT/ARCH-CHECKPOINT/TASK-PROTOCOL/seedN`, replacing earlier copies.
 
+    The folder of a named data set is `TASK-NAME-PROTOCOL`.
+
     Args:
         records: records by the path of their file.
         out: folder of the archive.
@@ -53,7 +55,7 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
         One sentence for each record that could not be copied.
 
     Raises:
-        UsageError: two records have the same checkpoint, protocol and seed.
+        UsageError: two records have the same checkpoint, protocol, name of the data set and seed.
     """
     sources: dict[Path, Path] = {}
     for path, record in records.items():
@@ -78,6 +80,8 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
 def _archive_name(record: Record) -> Path:
     """Return the folder of a record in the archive."""
     task = record.task.replace("%", "pct")
+    if "name" in record.data:
+        task = f"{task}-{record.data['name']}"
     checkpoint = record.checkpoint["sha256"][:8]
     return Path(
         f"{record.checkpoint['arch']}-{checkpoint}",

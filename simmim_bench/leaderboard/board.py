@@ -9,9 +9,10 @@ uncommitted changes, are shown but not ranked. `tables.py` and `page.py` render 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.reported import ReportedScore
@@ -100,6 +101,22 @@ class Row:
         return any(cell is not None and cell.partial for cell in self.cells)
 
 
+def best_row(cells: Iterable[tuple[Row, ScoreCell | None]]) -> Row | None:
+    """Return the row with the highest rankable mean of a column.
+
+    Args:
+        cells: rows with their cells in the column.
+
+    Returns:
+        None for fewer than two rankable scores, or if the two highest are equal as displayed.
+    """
+    rankable = [(cell.mean, row) for row, cell in cells if cell is not None and cell.is_rankable]
+    rankable.sort(key=lambda pair: -pair[0])
+    if len(rankable) < 2 or f"{rankable[0][0]:.1f}" == f"{rankable[1][0]:.1f}":
+        return None
+    return rankable[0][1]
+
+
 @dataclass(frozen=True)
 class ProtocolGroup:
     """Rows that follow the same protocols, the best first.
@@ -119,15 +136,7 @@ class ProtocolGroup:
         Returns:
             None for fewer than two rankable scores, or if the two highest are equal as displayed.
         """
-        rankable = [
-            (cell.mean, row)
-            for row in self.rows
-            if (cell := row.cells[index]) is not None and cell.is_rankable
-        ]
-        rankable.sort(key=lambda pair: -pair[0])
-        if len(rankable) < 2 or f"{rankable[0][0]:.1f}" == f"{rankable[1][0]:.1f}":
-            return None
-        return rankable[0][1]
+        return best_row((row, row.cells[index]) for row in self.rows)
 
     def best_rows(self) -> list[Row | None]:
         """Return `best` of every column."""
@@ -160,13 +169,18 @@ def protocol_id(record: Record) -> str:
     Hashed are the recipe, its deviations, the fingerprints of the data, a listed split, the size of a sampled
     split of unequal classes, and of a score of shift the task that trained the classifier.
     """
+    return sha256_json([record.recipe["sha256"], record.deviates, data_identity(record)])
+
+
+def data_identity(record: Record) -> list[Any]:
+    """Return what distinguishes the data of a record from other data, whatever their names are."""
     keys = ("train_fingerprint", "listed_split_sha256")
     data = [record.data["fingerprint"], *(record.data.get(key) for key in keys)]
     if "sampled_images" in record.data:
         data.append(record.data["sampled_images"])
     if "classifier" in record.data:
         data.append(record.data["classifier"])
-    return sha256_json([record.recipe["sha256"], record.deviates, data])
+    return data
 
 
 def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
@@ -178,7 +192,8 @@ def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
     paths_of: dict[tuple[object, ...], list[Path]] = {}
     for path, record in records.items():
         checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
-        run = (*checkpoint, record.task, protocol_id(record), record.seed)
+        name = record.data.get("name")
+        run = (*checkpoint, record.task, name, protocol_id(record), record.seed)
         paths_of.setdefault(run, []).append(path)
     return {
         path: f"{path} and {paths[path == paths[0]]} have the same checkpoint, protocol and seed but different "
@@ -192,6 +207,8 @@ def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
 def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) -> Board:
     """Group the records by protocol, and build and rank the rows of each group.
 
+    Records of named data sets have tables of their own (`small_sets.py`).
+
     Args:
         records: records by the path of their file.
         problems: one sentence for each damaged record.
@@ -200,11 +217,13 @@ def build_board(records: Mapping[Path, Record], problems: Sequence[str] = ()) ->
     paths_of: dict[tuple[str, str], dict[TaskProtocol, list[Path]]] = {}
     example_of: dict[TaskProtocol, Record] = {}
     for path, record in records.items():
+        if record.data.get("name") is not None:
+            continue
         followed = (record.task, protocol_id(record))
         example_of.setdefault(followed, record)
         checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
         paths_of.setdefault(checkpoint, {}).setdefault(followed, []).append(path)
-    names = _unique_names(paths_of)
+    names = checkpoint_names(records)
     tasks = dict.fromkeys(column.task for column in columns())
     groups: list[ProtocolGroup] = []
     for protocols in group_protocols([[*paths] for paths in paths_of.values()]):
@@ -254,8 +273,10 @@ def group_protocols(evaluated: Sequence[Sequence[TaskProtocol]]) -> list[dict[st
     return groups
 
 
-def _unique_names(checkpoints: Mapping[tuple[str, str], object]) -> dict[tuple[str, str], str]:
+def checkpoint_names(records: Mapping[Path, Record]) -> dict[tuple[str, str], str]:
     """Return a name for every (label, hash); the hash is added where several checkpoints share a label."""
+    described = (record.checkpoint for record in records.values())
+    checkpoints = dict.fromkeys((one["label"], one["sha256"]) for one in described)
     labels = [label for label, _ in checkpoints]
     return {
         (label, sha256): label if labels.count(label) == 1 else f"{label} [{sha256[:8]}]"
@@ -273,7 +294,7 @@ def _build_row(
     label: str, paths_by_task: Mapping[str, list[Path]], records: Mapping[Path, Record]
 ) -> Row:
     shown = columns()
-    cells = tuple(_build_cell(c, paths_by_task.get(c.task, []), records) for c in shown)
+    cells = tuple(build_cell(c, paths_by_task.get(c.task, []), records) for c in shown)
     first = records[next(iter(paths_by_task.values()))[0]]
     inapplicable = (i for i, c in enumerate(shown) if c.task in paths_by_task and cells[i] is None)
     return Row(
@@ -285,7 +306,7 @@ def _build_row(
     )
 
 
-def _build_cell(
+def build_cell(
     column: Column, paths: list[Path], records: Mapping[Path, Record]
 ) -> ScoreCell | None:
     """Summarise a column's records of one checkpoint; None if none of them has the metric."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.tables import MISSING, escape_markdown, to_json
 
@@ -51,8 +52,25 @@ def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
             if score is not None:
                 protocol = protocols[column.partition("/")[0]]
                 key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
-                spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
-                if not all(isinstance(part, str) for part in key):
-                    raise TypeError("a name is not text")
-                scores[key] = f"{score['mean']:.2f}{spread} ({score['seeds']:d})"
+                scores[_check_text(key)] = _describe(score)
+    for table in leaderboard.get("small_sets", []):
+        protocol = sha256_json([table["recipe_sha256"], table["deviates"]])
+        for row in table["rows"]:
+            for name, score in row["scores"].items():
+                if score is not None:
+                    column = f"{table['task']}/{table['metric']} on {name}"
+                    key = (row["label"], row["checkpoint"], column, table["recipe"], protocol)
+                    scores[_check_text(key)] = _describe(score)
     return scores
+
+
+def _check_text(key: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a key, whose parts are read from a file; raise TypeError if one is not text."""
+    if not all(isinstance(part, str) for part in key):
+        raise TypeError("a name is not text")
+    return key
+
+
+def _describe(score: Mapping[str, Any]) -> str:
+    spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
+    return f"{score['mean']:.2f}{spread} ({score['seeds']:d})"

@@ -25,6 +25,12 @@ from simmim_bench.leaderboard.archive import (
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.find import describe
 from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.small_sets import (
+    SmallSetTable,
+    describe_recipe,
+    mean_cell,
+    small_set_tables,
+)
 from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
@@ -48,12 +54,14 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
     Returns:
         `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group are
         ranked together); `rows` (one per checkpoint, with a cell or null per column, rank, provenance as
-        `lineage`, and cost); `records`, which the cells refer to by index; `reconstructions` (data URLs of
-        images by checkpoint hash); `problems` (one sentence per damaged record or file) and `notes` (footnotes).
+        `lineage`, and cost); `small_sets` (a table per metric and recipe of named data sets); `records`, which the
+        cells refer to by index; `reconstructions` (data URLs of images by checkpoint hash); `problems` (one sentence
+        per damaged record or file) and `notes` (footnotes).
     """
     problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
     rows = [(group, row) for group in board.groups for row in group.rows]
+    tables = small_set_tables(board)
     images: dict[str, str | None] = {}
     for _, row in rows:
         if row.checkpoint not in images:
@@ -67,10 +75,11 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
             *(_row(f"row-{i}", g, r, board, record_numbers) for i, (g, r) in enumerate(rows, 1)),
             *(_reported_row(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
         ],
+        "small_sets": [_small_sets(table, record_numbers) for table in tables],
         "records": [_record(path, record, problems) for path, record in board.records.items()],
         "reconstructions": {sha256: url for sha256, url in images.items() if url is not None},
         "problems": problems,
-        "notes": explain_marks(board.rows),
+        "notes": explain_marks([*board.rows, *(row for table in tables for row in table.rows)]),
     }
 
 
@@ -122,6 +131,27 @@ def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[
         "published": plain_published(cell),
         "comparison": cell.comparison,
         "records": [record_numbers[path] for path in cell.records],
+    }
+
+
+def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[str, Any]:
+    best = table.best_rows()
+    rows = [
+        {
+            "label": row.label,
+            "rank": row.rank,
+            "cells": [
+                None if cell is None else _cell(cell, best[i] is row, record_numbers)
+                for i, cell in enumerate((*row.cells, mean_cell(row)))
+            ],
+        }
+        for row in table.rows
+    ]
+    return {
+        "title": table.title,
+        "recipe": describe_recipe(table),
+        "data_sets": table.data_sets,
+        "rows": rows,
     }
 
 
@@ -213,6 +243,7 @@ def _record(path: Path, record: Record, problems: list[str]) -> dict[str, Any]:
     return {
         "path": path.as_posix(),
         "task": record.task,
+        "data_set": record.data.get("name"),
         "metrics": record.metrics,
         "seed": record.seed,
         "recipe": record.recipe["name"],

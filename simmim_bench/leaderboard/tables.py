@@ -16,6 +16,7 @@ from typing import Any
 from simmim_bench.errors import UsageError
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.small_sets import plain_score, plain_tables
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column
 from simmim_bench.untrusted.text import visible, visible_lines
@@ -224,7 +225,7 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
                 "" if cell is None or cell.published is None else repr(cell.published.value)
                 for cell in row.cells
             ]
-            described = [group.name, row.rank or "", _escape_csv(row.label), row.checkpoint]
+            described = [group.name, row.rank or "", escape_csv(row.label), row.checkpoint]
             writer.writerow([*described, *means, *stds, *published, ""])
     for model in reported:
         means = ["" if score is None else repr(score.value) for score in model.scores]
@@ -233,7 +234,7 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
     return out.getvalue()
 
 
-def _escape_csv(text: str) -> str:
+def escape_csv(text: str) -> str:
     """Escape a text that a spreadsheet would run as a formula, as OWASP's "CSV Injection" recommends."""
     text = visible(text)
     return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") and text.lstrip() else text
@@ -248,13 +249,13 @@ def to_latex(board: Board) -> str:
         lines = [
             r"\begin{tabular}{l" + "r" * len(shown) + "}",
             r"\toprule",
-            " & ".join(["checkpoint", *(_escape_latex(column.title) for column in shown)]) + r" \\",
+            " & ".join(["checkpoint", *(escape_latex(column.title) for column in shown)]) + r" \\",
             r"\midrule",
         ]
         for row in group.rows:
-            texts = [_escape_latex(text) for text in format_cells(row)]
+            texts = [escape_latex(text) for text in format_cells(row)]
             marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
-            lines.append(" & ".join([_escape_latex(row.label), *marked]) + r" \\")
+            lines.append(" & ".join([escape_latex(row.label), *marked]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
     published = [
         f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group, shown)
@@ -263,7 +264,8 @@ def to_latex(board: Board) -> str:
     return "\n".join(parts) + "".join(f"% {visible(' '.join(text.split()))}\n" for text in comments)
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """Escape what LaTeX would interpret in a text."""
     return "".join(LATEX.get(letter, letter) for letter in visible(text))
 
 
@@ -286,20 +288,14 @@ def to_json(board: Board) -> str:
         for row in group.rows
     ]
     groups = {group.name: describe_group(group) for group in board.groups}
-    plain = {"groups": groups, "rows": rows, "problems": list(board.problems)}
+    plain: dict[str, Any] = {"groups": groups, "rows": rows, "problems": list(board.problems)}
+    if small_sets := plain_tables(board):
+        plain["small_sets"] = small_sets
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
 def _plain_cell(cell: ScoreCell) -> dict[str, Any]:
-    return {
-        "mean": cell.mean,
-        "std": cell.std,
-        "seeds": len(cell.values),
-        "deviates": cell.deviates,
-        "partial": cell.partial,
-        "dirty": cell.dirty,
-        "published": plain_published(cell),
-    }
+    return {**plain_score(cell), "published": plain_published(cell)}
 
 
 def plain_published(cell: ScoreCell) -> dict[str, Any] | None:

@@ -15,6 +15,12 @@ from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import ReportedRow, select_scores
+from simmim_bench.leaderboard.small_set_tables import (
+    small_sets_to_csv,
+    small_sets_to_latex,
+    small_sets_to_markdown,
+)
+from simmim_bench.leaderboard.small_sets import small_set_tables
 from simmim_bench.leaderboard.tables import (
     insert_table,
     reported_to_markdown,
@@ -33,17 +39,20 @@ def render_tables(
     Args:
         extra: names of the extra columns that the tables show; see `Column.extra`.
     """
-    board = select_columns(add_published(board, reported), extra)
-    reported = select_scores(reported, board.columns)
-    markdown = to_markdown(board)
-    if reported:
-        markdown += "\n" + reported_to_markdown(reported, board.columns)
-    return {
-        out / "LEADERBOARD.md": markdown,
-        out / "leaderboard.csv": to_csv(board, reported),
-        out / "leaderboard.json": to_json(board),
-        out / "leaderboard.tex": to_latex(board),
+    shown = select_columns(add_published(board, reported), extra)
+    reported = select_scores(reported, shown.columns)
+    parts = [to_markdown(shown), small_sets_to_markdown(board)]
+    parts.append(reported_to_markdown(reported, shown.columns) if reported else "")
+    latex = [to_latex(shown), small_sets_to_latex(board)]
+    texts = {
+        out / "LEADERBOARD.md": "\n".join(filter(None, parts)),
+        out / "leaderboard.csv": to_csv(shown, reported),
+        out / "leaderboard.json": to_json(shown),
+        out / "leaderboard.tex": "\n".join(filter(None, latex)),
     }
+    if small_set_tables(board):
+        texts[out / "small_sets.csv"] = small_sets_to_csv(board)
+    return texts
 
 
 def render_documents(
@@ -60,7 +69,8 @@ def render_documents(
         DataError: a document does not exist.
         UsageError: a document has no markers.
     """
-    table = to_markdown(select_columns(add_published(board, reported), extra))
+    shown = select_columns(add_published(board, reported), extra)
+    table = "\n".join(filter(None, [to_markdown(shown), small_sets_to_markdown(board)]))
     texts = {}
     for path in paths:
         if not path.is_file():

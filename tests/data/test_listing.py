@@ -156,7 +156,9 @@ def test_unshared_classes_are_named(
     for split, names in (("train", train), ("val", val)):
         write(tmp_path / split, *(f"{name}/1.jpg" for name in names))
     with pytest.raises(DataError, match=message):
-        check_same_classes(class_folders(tmp_path, "train"), class_folders(tmp_path, "val"))
+        check_same_classes(
+            class_folders(tmp_path, "train"), class_folders(tmp_path, "val"), tmp_path
+        )
 
 
 def test_splits_that_cannot_be_classified_are_refused(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_every_fault_is_reported_in_one_run(
 
 def test_valid_data_are_counted_and_reported_as_json(pocket: Path) -> None:
     folders = [f"--{kind}={pocket / kind}" for kind in ("imagenet", "coco", "ade20k")]
+    folders.append(f"--data=named={pocket / 'imagenet'}")
     code, out, _ = run("doctor", "--json", *folders, "--recipe", "pocket", "-o", "epochs=3")
     answer = json.loads(out)
     facts = {(f["group"], f["name"]): f["facts"] for f in answer["findings"] if f["facts"]}
@@ -131,6 +132,7 @@ def test_valid_data_are_counted_and_reported_as_json(pocket: Path) -> None:
     content = json.loads((pocket / "coco/annotations/instances_train2017.json").read_text())
     seen = {a["image_id"] for a in content["annotations"]}
     assert facts["imagenet", "train"]["images"] == 60
+    assert facts["named", "train"] == facts["imagenet", "train"]
     assert facts["coco", "train"]["annotations"] == len(content["annotations"])
     assert facts["coco", "train"]["images_without_annotations"] == 8 - len(seen)
     assert facts["ade20k", "validation"]["pairs"] == 6

@@ -94,6 +94,7 @@ def make_board(linear: dict[str, list[tuple[str, float | None]]]) -> dict[str, A
             if name
         ],
         "rows": rows,
+        "small_sets": [],
         "records": records,
         "reconstructions": {},
         "problems": ["record lost/record.json is damaged (no seed)"],
@@ -105,6 +106,7 @@ def make_page_record(row: str, seed: int, score: float) -> dict[str, Any]:
     return {
         "path": f"records/{row}/{seed}/record.json",
         "task": "linear",
+        "data_set": None,
         "metrics": {"top1": score + seed / 8, "top5": 90.0},
         "seed": seed,
         "recipe": "linear_cifar",

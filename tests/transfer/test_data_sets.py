@@ -39,6 +39,7 @@ def two(few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         ("pets=data/pets", "pets", "data/pets"),
         ("cub-200.v2_x=/d=1/e", "cub-200.v2_x", "/d=1/e"),
         ("./size=32", None, "./size=32"),
+        ("pets=~/pets", "pets", str(Path("~/pets").expanduser())),
         ("hfds:org/x=y", None, "hfds:org/x=y"),
         ("c=hfds:org/cifar10", "c", "hfds:org/cifar10"),
     ],
@@ -157,6 +158,26 @@ def test_records_of_several_data_sets_and_the_summary(
     # The name is a part of the record, so that a run is not resumed under another one.
     renamed = (*KNN, "--data", f"third={two[0]}", "--out", out / "first", "--resume")
     assert "data_name first, now third" in fails(2, *renamed, "--features", tmp_path / "features")
+
+
+def test_seeds_and_the_baseline_are_of_every_data_set(
+    two: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = ("--data", f"first={two[0]}", "--data", f"second={two[1]}")
+    options = ("--seeds", 2, "--baseline", "random", "--out", tmp_path / "runs", "--json")
+    code, stdout, stderr = run(*KNN, *data, *options)
+    assert code == 0, stderr
+    found, means = json.loads(stdout), []
+    for name in ("first", "second"):
+        folder = tmp_path / "runs" / name
+        records = [read_record(folder / f"seed{seed}" / "record.json") for seed in (0, 1)]
+        assert [record.seed for record in records] == [0, 1]
+        means.append(sum(record.metrics["top1"] for record in records) / 2)
+        baseline = folder.with_name(f"{name}-from-random-vit_pocket") / "seed1" / "record.json"
+        assert read_record(baseline).data == records[1].data
+        above = found["data_sets"][name]["above_baseline"]
+        assert (above["points"], above["seeds"]) == (0, 2)  # both are random
+    assert found["mean"]["top1"] == pytest.approx(sum(means) / 2)
 
 
 def test_a_missing_folder_of_a_later_data_set_is_found_before_the_first_one_runs(

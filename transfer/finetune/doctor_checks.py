@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from simmim_bench.data.hub import HubImages
+from simmim_bench.data.hub_classes import describe_empty_classes
+from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
 from simmim_bench.data.sources import (
-    ImageList,
+    ImageSource,
     class_faults,
+    class_images,
     class_sizes,
     list_classes,
     split_folder,
@@ -21,26 +25,36 @@ from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.images import ReadImages
 from simmim_bench.display import plural
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, MissingFrameworkError
 
 
-def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
-    """Check a folder in ImageNet's layout, `{train,val}/CLASS/image`.
+def check_named(data_set: DataSet, reading: Reading) -> list[Finding]:
+    """Check a named data set, as `transfer --data NAME=DIR` takes it."""
+    name = str(data_set.name)
+    fault = missing_folder(data_set)
+    if fault is not None:
+        return [FindingGroup(name).finding("folder", "problem", fault)]
+    return check_imagenet(data_set.root, reading, name)
+
+
+def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list[Finding]:
+    """Check images of classes: a folder in ImageNet's layout, `{train,val}/CLASS/image`, or `hfds:NAME`.
 
     Args:
         reading: which of the images are decoded.
+        name: the group of the findings.
 
     Returns:
         Counts, faults and their remedies.
     """
-    group = FindingGroup("imagenet")
+    group = FindingGroup(name)
     findings: list[Finding] = []
     classes: dict[str, list[str]] = {}
     known = {split: ReadImages() for split in ("train", "val")}
     for split, found_in in known.items():
         try:
-            images = list_classes(data, split)
-        except DataError as error:
+            images = _list_split(data, split)
+        except (DataError, MissingFrameworkError) as error:
             findings.append(group.finding(split, "problem", str(error)))
             continue
         classes[split] = [*images.classes]
@@ -54,17 +68,24 @@ def check_imagenet(data: Path, reading: Reading) -> list[Finding]:
     return findings
 
 
+def _list_split(data: Path, split: str) -> ImageSource:
+    """List a split; class folders without images are listed as well, to report all of them."""
+    if str(data).startswith(HUB_PREFIX):
+        return class_images(data, split)
+    return list_classes(data, split)
+
+
 def _examine_split(
     data: Path,
     split: str,
-    images: ImageList,
+    images: ImageSource,
     found: ReadImages,
     reading: Reading,
     group: FindingGroup,
 ) -> Iterator[Finding]:
     sizes = class_sizes(images)
     how, faults = reading.read(
-        f"imagenet {split}", len(images), lambda index: found.read(images, index)
+        f"{group.name} {split}", len(images), lambda index: found.read(images, index)
     )
     yield group.finding(
         split,
@@ -72,7 +93,13 @@ def _examine_split(
         f"{len(images):,} images of {len(sizes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}",
         facts={"images": len(images), "classes": len(sizes), "fewest": min(sizes)},
     )
-    yield from group.problems(f"{split} classes", class_faults(split_folder(data, split), images))
+    if isinstance(images, HubImages):
+        empty = describe_empty_classes(images)
+        if empty is not None:
+            yield group.finding(f"{split} classes", "warning", empty)
+    else:
+        faults_of_classes = class_faults(split_folder(data, split), images)
+        yield from group.problems(f"{split} classes", faults_of_classes)
     yield from group.problems(f"{split} images", faults)
     yield from found.remarks(split, group)
 

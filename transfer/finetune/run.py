@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.data.datasets import ImageDataset, eval_transform
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.models.build import Backbone
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
@@ -63,8 +63,8 @@ def _record(
     job: TransferJob[FinetuneRecipe],
     model: Backbone,
     logits: np.ndarray,
-    train: ImageList,
-    val: ImageList,
+    train: ImageSource,
+    val: ImageSource,
     description: dict[str, Any],
 ) -> Record | None:
     """Write the predictions and the record; return it on rank 0."""
@@ -98,7 +98,7 @@ def evaluate(
     context: RunContext,
     job: TransferJob[FinetuneRecipe],
     model: Backbone,
-    val: ImageList,
+    val: ImageSource,
     *,
     batch_size: int = EVAL_BATCH,
 ) -> np.ndarray:

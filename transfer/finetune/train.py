@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, train_transform
 from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
@@ -53,7 +54,7 @@ class Finetuning:
 
     context: RunContext
     job: TransferJob[FinetuneRecipe]
-    train: ImageList
+    train: ImageSource
     saved: Checkpoint | None
     model: Backbone
     state: TrainState
@@ -87,7 +88,7 @@ class Finetuning:
 def finetune(
     context: RunContext,
     job: TransferJob[FinetuneRecipe],
-    train: ImageList,
+    train: ImageSource,
     *,
     accumulation_steps: int | None = None,
 ) -> Backbone:
@@ -126,13 +127,13 @@ def finetune(
 def build(
     context: RunContext,
     job: TransferJob[FinetuneRecipe],
-    train: ImageList,
+    train: ImageSource,
     accumulation_steps: int | None,
 ) -> Finetuning:
     """Build the model with a new head, the loader, the optimizer and the schedule."""
     recipe, dist, saved = job.recipe, context.dist, context.last_checkpoint()
     if saved is not None:
-        _check_classes(saved, train)
+        _check_classes(saved, train, job.data)
     model = load_backbone(
         job.checkpoint,
         recipe.img_size,
@@ -233,7 +234,7 @@ def prepare_images(
 
 
 def build_loader(
-    context: RunContext, job: TransferJob[FinetuneRecipe], train: ImageList
+    context: RunContext, job: TransferJob[FinetuneRecipe], train: ImageSource
 ) -> EpochLoader:
     """Build the loader of augmented training images."""
     recipe = job.recipe
@@ -292,13 +293,13 @@ def restore(finetuning: Finetuning) -> None:
         context.run.log(f"fine-tune: resumed step={state.step} epoch={state.epochs_done:.2f}")
 
 
-def _check_classes(saved: Checkpoint, train: ImageList) -> None:
+def _check_classes(saved: Checkpoint, train: ImageSource, data: Path) -> None:
     """Refuse to resume with a head that was trained for other classes."""
     classes = saved.provenance.get("classes")
     if classes != list(train.classes):
         raise DataError(
             f"{saved.name} was trained for {len(classes or [])} classes, which are not the "
-            f"{len(train.classes)} of {train.root}; start anew with another --out."
+            f"{len(train.classes)} of {data}; start anew with another --out."
         )
 
 

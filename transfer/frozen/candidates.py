@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import Ranking
 from transfer.frozen.feature_store import StoredFeatures
@@ -31,12 +31,12 @@ class TrainingSubset:
         features: features of the centre crops of `stored`.
     """
 
-    stored: ImageList
+    stored: ImageSource
     rows: Sequence[int] | None
     features: StoredFeatures
 
     @property
-    def images(self) -> ImageList:
+    def images(self) -> ImageSource:
         """The images that may be learnt from."""
         return self.stored if self.rows is None else self.stored.subset(self.rows)
 

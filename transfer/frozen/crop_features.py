@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.distributed import DistContext
 from simmim_bench.training.memory import GIB, available_memory
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
@@ -74,7 +74,7 @@ class CropFeatures:
     def __init__(
         self,
         store: FeatureStore,
-        images: ImageList,
+        images: ImageSource,
         recipe: LinearRecipe,
         by_process: Sequence[Sequence[FeatureSet]],
     ) -> None:

@@ -26,7 +26,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import ImageDataset, train_transform
 from simmim_bench.data.loader import SeededDataset
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
@@ -97,11 +97,13 @@ class FeatureStore:
     dist: DistContext
     images_forwarded: int = 0
 
-    def has(self, images: ImageList) -> bool:
+    def has(self, images: ImageSource) -> bool:
         """Return whether the features of the images' centre crops are stored."""
         return feature_file.is_complete(self._directory(self.identify(images, None)))
 
-    def load_or_compute(self, images: ImageList, crop: RandomCrop | None = None) -> StoredFeatures:
+    def load_or_compute(
+        self, images: ImageSource, crop: RandomCrop | None = None
+    ) -> StoredFeatures:
         """Return the features of a list of images; compute and store missing ones.
 
         Every process of the run must call this method.
@@ -137,13 +139,13 @@ class FeatureStore:
                 "directory to compute them again."
             )
 
-    def discard(self, images: ImageList, crop: RandomCrop) -> None:
+    def discard(self, images: ImageSource, crop: RandomCrop) -> None:
         """Remove the features of a random crop that no later epoch uses."""
         self.dist.barrier()
         if self.dist.is_main:
             feature_file.remove(self._directory(self.identify(images, crop)))
 
-    def identify(self, images: ImageList, crop: RandomCrop | None) -> dict[str, Any]:
+    def identify(self, images: ImageSource, crop: RandomCrop | None) -> dict[str, Any]:
         """Return everything that determines the features of some images."""
         recipe = self.recipe
         poolings = {name for feature_set in self.feature_sets for name in feature_set.poolings}
@@ -186,7 +188,11 @@ class FeatureStore:
         return self.folder / sha256_json(identity)[:24]
 
     def _compute(
-        self, directory: Path, identity: dict[str, Any], images: ImageList, crop: RandomCrop | None
+        self,
+        directory: Path,
+        identity: dict[str, Any],
+        images: ImageSource,
+        crop: RandomCrop | None,
     ) -> None:
         """Run the backbone over the images and store the features; rank 0 publishes the directory."""
         dist = self.dist
@@ -221,7 +227,11 @@ class FeatureStore:
             )
 
     def _forward_images(
-        self, temporary: Path, identity: dict[str, Any], images: ImageList, crop: RandomCrop | None
+        self,
+        temporary: Path,
+        identity: dict[str, Any],
+        images: ImageSource,
+        crop: RandomCrop | None,
     ) -> None:
         """Make one pass over the images; each process writes the rows of its images."""
         shape = (
@@ -238,7 +248,9 @@ class FeatureStore:
         self.dist.barrier()
         feature_file.write_rows(temporary, batches)
 
-    def forward(self, images: ImageList, crop: RandomCrop | None) -> Iterator[tuple[range, Tensor]]:
+    def forward(
+        self, images: ImageSource, crop: RandomCrop | None
+    ) -> Iterator[tuple[range, Tensor]]:
         """Make one pass over this process's part of the images; store nothing.
 
         Yields:
@@ -301,7 +313,7 @@ class FeatureStore:
 
         return forward
 
-    def _dataset(self, images: ImageList, crop: RandomCrop | None) -> Dataset[Any]:
+    def _dataset(self, images: ImageSource, crop: RandomCrop | None) -> Dataset[Any]:
         """Return the images, cropped, as bytes."""
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.files import write_json
 from simmim_bench.results.metrics import classification_scores, write_ranking
 from simmim_bench.results.record import Record, write_record
@@ -75,13 +75,13 @@ class _ProbeImages:
         description: the data as the record describes it.
     """
 
-    train: ImageList
-    val: ImageList
+    train: ImageSource
+    val: ImageSource
     few_shot: list[int] | None
     description: dict[str, Any]
 
     @property
-    def learnt(self) -> ImageList:
+    def learnt(self) -> ImageSource:
         """The training images that may be learnt from."""
         return self.train if self.few_shot is None else self.train.subset(self.few_shot)
 
