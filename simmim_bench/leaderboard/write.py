@@ -40,15 +40,15 @@ def render_tables(
     Args:
         extra: names of the extra columns that the tables show; see `Column.extra`.
     """
-    board = select_columns(add_published(board, reported), extra)
-    reported = select_scores(reported, board.columns)
-    parts = [to_markdown(board), small_sets_to_markdown(board)]
-    parts.append(reported_to_markdown(reported, board.columns) if reported else "")
-    latex = [to_latex(board), small_sets_to_latex(board)]
+    shown = select_columns(add_published(board, reported), extra)
+    reported = select_scores(reported, shown.columns)
+    parts = [to_markdown(shown), small_sets_to_markdown(board)]
+    parts.append(reported_to_markdown(reported, shown.columns) if reported else "")
+    latex = [to_latex(shown), small_sets_to_latex(board)]
     texts = {
         out / "LEADERBOARD.md": "\n".join(filter(None, parts)),
-        out / "leaderboard.csv": to_csv(board, reported),
-        out / "leaderboard.json": to_json(board),
+        out / "leaderboard.csv": to_csv(shown, reported),
+        out / "leaderboard.json": to_json(shown),
         out / "leaderboard.tex": "\n".join(filter(None, latex)),
     }
     if small_set_tables(board):
@@ -71,7 +71,7 @@ def render_documents(
         UsageError: a document has no markers.
     """
     shown = select_columns(add_published(board, reported), extra)
-    table = "\n".join(filter(None, [to_markdown(shown), small_sets_to_markdown(shown)]))
+    table = "\n".join(filter(None, [to_markdown(shown), small_sets_to_markdown(board)]))
     texts = {}
     for path in paths:
         if not path.is_file():
