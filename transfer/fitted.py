@@ -15,8 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, save_weights
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError
 from simmim_bench.files import cannot_write, replacing_directory, sha256_file, write_json
+from simmim_bench.results.record import Record
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.tensors import read_safetensors
 
@@ -100,6 +102,21 @@ def read_fitted(run: Path) -> FittedClassifier:
         state=state,
         classes=tuple(map(str, description["classes"])),
     )
+
+
+def read_backbone(run: Path, record: Record) -> Checkpoint:
+    """Read the checkpoint that the classifier of a run was fitted on.
+
+    Raises:
+        DataError: the checkpoint cannot be read, or has changed since.
+    """
+    checkpoint = read_checkpoint(record.checkpoint["name"])
+    if checkpoint.sha256 != record.checkpoint["sha256"]:
+        raise DataError(
+            f"checkpoint {checkpoint.name} has changed since {run} was fitted on it: hash mismatch; run the task "
+            "again."
+        )
+    return checkpoint
 
 
 def build_fitted(fitted: FittedClassifier, checkpoint: Checkpoint) -> nn.Module:

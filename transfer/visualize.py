@@ -19,8 +19,14 @@ from simmim_bench.data.pictures import denormalise, evenly_spaced, load_uncroppe
 from simmim_bench.data.sources import any_images
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapOptions
+from simmim_bench.results.record import read_record
+from transfer.attentive.classifier import KIND as ATTENTIVE
+from transfer.attentive.classifier import build_classifier
+from transfer.fitted import read_backbone, read_fitted
 
 COMPONENTS = 3  # one per colour, as in DINOv2, arXiv 2304.07193, figure 1
+QUERIES = 4  # ours: queries of a probe that have a picture each
+DARKEST = 0.15  # ours: brightness of what gets no attention
 OUTLIERS = (
     0.01  # ours: fraction of the patches at either end of a component that share the end's colour
 )
@@ -59,6 +65,42 @@ def visualize_pca(
     colours = F.interpolate(principal_components(features), size=size)
     original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
     write_grid(torch.stack([original, colours], 1), out)
+
+
+@torch.no_grad()
+def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
+    """Write images of a folder beside the attention of a fitted attentive probe.
+
+    The first picture of an image is the mean attention of all queries, the others are those of the first queries. An
+    image is as bright as the attention to its place, relative to the highest attention of the picture.
+
+    Args:
+        run: a run directory of `transfer attentive`.
+        out: PNG file.
+        count: number of images, evenly spaced in the folder.
+
+    Raises:
+        UsageError: the run is of another task.
+        DataError: the run keeps no classifier, its backbone has changed, or an image cannot be used.
+    """
+    folder = Path(run)
+    fitted = read_fitted(folder)
+    if fitted.kind != ATTENTIVE:
+        raise UsageError(
+            f"{run} keeps a {fitted.kind} classifier, which pools without attention; use a run of "
+            "`simmim-bench transfer attentive`."
+        )
+    checkpoint = read_backbone(folder, read_record(folder / "record.json"))
+    classifier = build_classifier(fitted, checkpoint)
+    images = evenly_spaced(any_images(data), count)
+    size = tuple(fitted.settings["img_size"])
+    pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+    weights = torch.cat([classifier.attention(image) for image in pixels.split(1)])
+    shown = torch.cat([weights.mean(1, keepdim=True), weights[:, :QUERIES]], 1)
+    brightness = F.interpolate(shown / shown.amax((2, 3), keepdim=True), size=size, mode="bilinear")
+    original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
+    dimmed = original[:, None] * (DARKEST + (1 - DARKEST) * brightness[:, :, None])
+    write_grid(torch.cat([original[:, None], dimmed], 1), out)
 
 
 def _block_number(checkpoint: Checkpoint, block: int) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.recipe import Recipe, deviations
@@ -26,7 +25,7 @@ from transfer.evaluate.evaluation import EvaluationRequest, override_scoring
 from transfer.evaluate.imagenet import IMAGENET_1K, forward_plan, read_classifier
 from transfer.evaluate.trained_run import TRAINING_DATA, TrainedRun, find_trained_run
 from transfer.finetune.recipes import FinetuneRecipe
-from transfer.fitted import FOLDER, build_fitted, read_fitted
+from transfer.fitted import FOLDER, build_fitted, read_backbone, read_fitted
 from transfer.frozen.crops import centre_crop
 from transfer.shift.imagenet_classes import imagenet_classes
 
@@ -221,12 +220,7 @@ def _fitted(
                 f"{getattr(run.recipe, name)}; remove it."
             )
     fitted = read_fitted(run.path)
-    checkpoint = read_checkpoint(str(arguments.get("ckpt")))
-    if checkpoint.sha256 != record.checkpoint["sha256"]:
-        raise DataError(
-            f"checkpoint {checkpoint.name} has changed since {run.path} was fitted on it: hash mismatch; run the task "
-            "again."
-        )
+    checkpoint = read_backbone(run.path, record)
     head = sha256_file(path_below(run.path, f"{FOLDER}/head.safetensors", "classifier"))
     return ShiftClassifier(
         ckpt=request.ckpt,

@@ -29,7 +29,7 @@ def classes_of(name: str) -> tuple[str, ...]:
     if name not in ("a", "r"):
         return imagenet_classes()
     # timm has no interface for these lists, which are those of the authors' eval.py.
-    file = resources.files("timm.data").joinpath(f"_info/imagenet_{name}_synsets.txt")
+    file = resources.files("timm.data") / "_info" / f"imagenet_{name}_synsets.txt"
     return tuple(sorted(file.read_text(encoding="utf-8").split()))
 
 

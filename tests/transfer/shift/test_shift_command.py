@@ -17,10 +17,12 @@ from support.tiny import TINY
 
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.named import DataSet
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.models.build import build_backbone
 from simmim_bench.results.record import read_record
 from transfer.fitted import build_fitted, read_fitted
+from transfer.shift.doctor_checks import check_shift_sets
 from transfer.shift.imagenet_classes import classes_of, imagenet_classes
 
 # Task, CKPT and overrides of runs on ten classes: exact statistics, L-BFGS, running statistics and random crops.
@@ -99,7 +101,8 @@ def test_the_classifier_of_a_run_repeats_its_predictions(
         assert np.allclose(before["logits"], after["logits"], rtol=1e-3, atol=1e-3)
     # In the row of the run's backbone, under the run's recipe; the task and the data are others.
     assert record["checkpoint"] == recorded["checkpoint"]
-    assert record["recipe"] == recorded["recipe"]
+    for key in ("name", "sha256", "source"):
+        assert record["recipe"][key] == recorded["recipe"][key]
     assert (record["task"], record["data"]["name"]) == ("shift", "own")
     assert record["data"]["classifier"] == recorded["task"]
     assert record["details"]["trained"] == recorded["metrics"]
@@ -131,11 +134,12 @@ def test_known_sets_have_columns_on_request_and_never_share_a_protocol_with_anot
     assert records["a"]["details"]["classes"] == 200
     both = (out, runs / "linear")
     tables = ("--out", tmp_path / "tables")
+    tables += ("--no-reported",)
     assert run("leaderboard", "build", *both, *tables, "--columns", "shift")[0] == 0
     markdown = (tmp_path / "tables" / "LEADERBOARD.md").read_text()
     assert "| V2 | ReaL | A | R | Sketch | C |" in markdown
     assert run("leaderboard", "check", *both, *tables, "--columns", "shift")[0] == 0
-    assert run("leaderboard", "build", *both, *tables, "--no-reported")[0] == 0
+    assert run("leaderboard", "build", *both, *tables)[0] == 0
     markdown = (tmp_path / "tables" / "LEADERBOARD.md").read_text()
     assert "V2" not in markdown
     assert "thousand" not in markdown  # it has no score in these columns
@@ -200,21 +204,29 @@ def test_what_has_no_classifier_or_no_name_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_doctor_says_what_a_run_would_say(runs: Path, thousand: Path, tmp_path: Path) -> None:
+def test_doctor_says_what_a_run_would_say(thousand: Path, tmp_path: Path) -> None:
     for name in ("n01440764", "cat"):
         write_image(tmp_path / "set" / name / "0.ppm", 0)
-    sets = ("v2", "a", "real", "c", "own")
-    given = [word for name in sets for word in ("--shift", f"{name}={tmp_path / 'set'}")]
-    code, stdout, _ = run("doctor", "--json", *given, "--classifier", thousand)
-    found = {f["name"]: f["said"] for f in json.loads(stdout)["findings"] if f["group"] == "shift"}
-    assert code == 4
+    sets = [DataSet(tmp_path / "set", name) for name in ("v2", "a", "real", "c", "own")]
+    found = {f.name: f.said for f in check_shift_sets(sets, str(thousand))}
     assert "1,000 classes" in found.pop("classifier")
-    assert [*found] == [*sets]
+    assert [*found] == [data_set.name for data_set in sets]
     for name, said in found.items():
         ckpt = ("--ckpt", thousand, "--out", tmp_path / "out")
         refused = fails(4, "transfer", "shift", *ckpt, "--data", f"{name}={tmp_path / 'set'}")
         assert refused == f"error: {said}"
     assert "--classifier x needs --shift" in fails(2, "doctor", "--classifier", "x")
+    (finding,) = check_shift_sets(sets, "random:vit_pocket")
+    assert (finding.state, "no classification head" in finding.said) == ("problem", True)
+
+
+@pytest.mark.slow
+def test_doctor_prints_the_findings_of_shift_sets(runs: Path, few: Path, tmp_path: Path) -> None:
+    own = ("--shift", f"own={few}", "--classifier", runs / "linear")
+    assert "10 classes" in run("doctor", *own)[1]
+    (tmp_path / "cat").mkdir()
+    code, stdout, _ = run("doctor", "--shift", f"a={tmp_path}")
+    assert (code, "name no class of ImageNet-A" in stdout) == (4, True)
 
 
 def test_a_fitted_classifier_is_built_from_its_description_alone(runs: Path) -> None:
