@@ -23,7 +23,7 @@ from simmim_bench.leaderboard.tables import to_json, to_markdown
 from simmim_bench.results.record import read_record
 
 # Correctly classified images of ten by checkpoint and data set, for each seed.
-SCORES = {
+SCORES: dict[str, dict[str, tuple[int, ...]]] = {
     "a": {"pets": (6, 8), "cars": (9,), "dtd": (5,)},
     "b": {"pets": (8,), "cars": (9,), "dtd": (7,)},
     "c": {"pets": (10,), "cars": (10,)},
