@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from simmim_bench.data.named import DataSet
 from simmim_bench.display import Display
 from simmim_bench.results.record import ScoredModel
 from simmim_bench.runs.context import RunContext
@@ -17,6 +19,7 @@ from transfer.evaluate.classifier import Classifier
 from transfer.evaluate.preprocessing import Preprocessing
 from transfer.evaluate.recipes import EVALUATE_IMAGENET
 from transfer.shift.classifier import ShiftClassifier, StoredPredictions
+from transfer.shift.scores import Score, ShiftScore
 
 RECIPE = dataclasses.replace(EVALUATE_IMAGENET, img_size=(8, 8), num_workers=0)
 
@@ -81,7 +84,12 @@ def reader(
     )
 
 
-def context(folder: Path) -> RunContext:
-    """Return the context of a run that only writes predictions and a log."""
+def scored(
+    score: Score, folder: Path, classifier: ShiftClassifier, data_set: DataSet
+) -> ShiftScore:
+    """Score a set in a run directory that gets predictions and a log."""
     (folder / "predictions").mkdir(parents=True)
-    return RunContext(run=RunDir(folder, Display(quiet=True)), seed=0)
+    with closing(RunDir(folder, Display(quiet=True))) as run:
+        found = score(RunContext(run=run, seed=0), classifier, data_set)
+    assert found is not None
+    return found

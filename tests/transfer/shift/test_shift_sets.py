@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.shift import context, reader, write_classes, write_image
+from support.shift import reader, scored, write_classes, write_image
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
 from simmim_bench.data.named import DataSet
@@ -36,16 +36,14 @@ def test_the_classes_are_those_of_timm_and_two_hundred_of_them_for_a_and_r() -> 
 
 def test_v2_numbers_its_folders_and_they_are_not_in_the_order_of_strings(tmp_path: Path) -> None:
     v2 = write_classes(tmp_path / "v2", ((str(k), k) for k in range(1000)))
-    score = score_folder(context(tmp_path / "run"), reader(IDS), DataSet(v2, "v2"))
-    assert score is not None
+    score = scored(score_folder, tmp_path / "run", reader(IDS), DataSet(v2, "v2"))
     with np.load(score.predictions) as stored:
         in_order = sorted(map(str, range(1000)))  # "10" comes before "2"
         assert stored["labels"].tolist() == [int(name) for name in in_order]
     assert scores_from_predictions("shift-v2", score.predictions, None)["top1"] == 100.0
     # A model whose classes have another order is scored by their names.
     turned = reader(IDS[::-1], torch.eye(1024, 1000).flip(1))
-    score = score_folder(context(tmp_path / "turned"), turned, DataSet(v2, "v2"))
-    assert score is not None
+    score = scored(score_folder, tmp_path / "turned", turned, DataSet(v2, "v2"))
     assert scores_from_predictions("shift-v2", score.predictions, None)["top1"] == 100.0
     assert (score.evaluated, score.expected) == (1000, 10_000)  # one of ten images of each class
 
@@ -59,8 +57,7 @@ def test_the_logits_of_the_two_hundred_classes_alone_are_compared(
     table[:, [k for k, known in enumerate(IDS) if known not in own]] += 10  # outside classes win
     table[range(100), [IDS.index(known) for known in own[:100]]] += 5
     root = write_classes(tmp_path / name, ((known, k) for k, known in enumerate(own)))
-    score = score_folder(context(tmp_path / "run"), reader(IDS, table), DataSet(root, name))
-    assert score is not None
+    score = scored(score_folder, tmp_path / "run", reader(IDS, table), DataSet(root, name))
     found = scores_from_predictions(f"shift-{name}", score.predictions, None)
     # The authors' eval.py: net(data)[:, mask], and the labels of ImageFolder.
     mask = [known in set(own) for known in IDS]
@@ -96,8 +93,7 @@ def test_real_counts_as_timm_does_from_stored_predictions(real: Path, tmp_path: 
     stored = StoredPredictions(path=path, fingerprint=images.fingerprint())
     # The model is not run: its table has no rows.
     model = reader(IDS, torch.zeros(0, 1000), stored=stored)
-    score = score_real(context(tmp_path / "run"), model, DataSet(real, "real"))
-    assert score is not None
+    score = scored(score_real, tmp_path / "run", model, DataSet(real, "real"))
 
     first = [labels[f"ILSVRC2012_val_{number:08d}.JPEG"] for number in range(1, 41)]
     (tmp_path / "real.json").write_text(json.dumps(first))
@@ -112,7 +108,7 @@ def test_real_counts_as_timm_does_from_stored_predictions(real: Path, tmp_path: 
 
     other = StoredPredictions(path=path, fingerprint="0" * 64)
     with pytest.raises(DataError, match=r"is not the validation set that reader was scored on"):
-        score_real(context(tmp_path / "b"), reader(IDS, stored=other), DataSet(real, "real"))
+        scored(score_real, tmp_path / "b", reader(IDS, stored=other), DataSet(real, "real"))
 
 
 def test_real_forwards_the_images_of_a_file_and_wants_imagenets_names(
@@ -123,8 +119,7 @@ def test_real_forwards_the_images_of_a_file_and_wants_imagenets_names(
     for number in range(1, 41):
         for label in labels[f"ILSVRC2012_val_{number:08d}.JPEG"][-1:]:
             table[number, label] = 1.0
-    score = score_real(context(tmp_path / "run"), reader(IDS, table), DataSet(real, "real"))
-    assert score is not None
+    score = scored(score_real, tmp_path / "run", reader(IDS, table), DataSet(real, "real"))
     assert scores_from_predictions("shift-real", score.predictions, None)["top1"] == 100.0
     assert score.forwarded == 40
     write_image(real / "val" / IDS[0] / "cat.JPEG", 1)
@@ -155,9 +150,7 @@ def test_corruptions_are_averaged_over_conditions_in_any_layout(tmp_path: Path) 
     root = write_corrupted(tmp_path / "c", conditions)
     (root / "shot_noise" / "9").rename(tmp_path / "elsewhere")
     (root / "shot_noise").rmdir()
-    run = context(tmp_path / "run")
-    score = score_corruptions(run, reader(["a", "b"]), DataSet(root, "c"))
-    assert score is not None
+    score = scored(score_corruptions, tmp_path / "run", reader(["a", "b"]), DataSet(root, "c"))
     # shot_noise (25 % + 50 %) / 2, fog 100 %, brightness 0 %; spatter is in no mean.
     found = scores_from_predictions("shift-c", score.predictions, None)
     assert found == {"top1": pytest.approx(100 * (1 - (0.375 + 1 + 0) / 3))}
@@ -222,4 +215,4 @@ def test_a_class_folder_without_images_is_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "set" / "a" / "0.ppm", 0)
     (tmp_path / "set" / "b").mkdir()
     with pytest.raises(DataError, match="b has no images"):
-        score_folder(context(tmp_path / "run"), reader(["a", "b"]), DataSet(tmp_path / "set", "x"))
+        scored(score_folder, tmp_path / "run", reader(["a", "b"]), DataSet(tmp_path / "set", "x"))
