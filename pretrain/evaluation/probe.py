@@ -111,7 +111,7 @@ def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) ->
     """Load and decode at most `most` images, but one of each class of each split, and log their numbers."""
     started = time.monotonic()
     train, val = (class_folders(data, split) for split in ("train", "val"))
-    check_same_classes(train, val)
+    check_same_classes(train, val, data)
     for split, images in (("train", train), ("val", val)):
         for line in describe_left_out(images, split):
             context.run.log(f"probe: {line}")

@@ -100,7 +100,7 @@ def small() -> dict[str, Any]:
 def test_files_of_torch(tmp_path: Path, seconds: float | None) -> None:
     seeds = [saved(small()), saved(small(), pickle_protocol=4)]
     mutate = partial(mutate_zip, likely="data.pkl", mutate=mutate_pickle)
-    covers = [pickles, zips, *READING, tensors._read_zip, tensors._record]
+    covers: list[Any] = [pickles, zips, *READING, tensors._read_zip, tensors._record]
     check(
         fuzz(read_torch, seeds, tmp_path / "a.pth", seconds=seconds, covers=covers, mutate=mutate)
     )
@@ -109,7 +109,7 @@ def test_files_of_torch(tmp_path: Path, seconds: float | None) -> None:
 def test_files_of_torch_that_are_no_zip_files(tmp_path: Path, seconds: float | None) -> None:
     old = {"_use_new_zipfile_serialization": False}
     seeds = [saved(small(), **old), saved(small(), pickle_protocol=0, **old)]
-    covers = [pickles, *READING, tensors._read_legacy, tensors._Storages.__call__]
+    covers: list[Any] = [pickles, *READING, tensors._read_legacy, tensors._Storages.__call__]
     check(
         fuzz(
             read_torch,
@@ -125,7 +125,7 @@ def test_files_of_torch_that_are_no_zip_files(tmp_path: Path, seconds: float | N
 def test_safetensors(tmp_path: Path, seconds: float | None) -> None:
     state = {"a": torch.zeros(3, 4), "b.c": torch.zeros(2).half(), "n": torch.tensor(1)}
     seeds = [save(state), save(state, {"epoch": "3"})]
-    covers = [read_safetensors]
+    covers: list[Any] = [read_safetensors]
     path = tmp_path / "a.safetensors"
     check(fuzz(read_safetensors, seeds, path, seconds=seconds, covers=covers, mutate=mutate_header))
 
@@ -156,8 +156,10 @@ def states() -> list[dict[str, Any]]:
         {"model": transformers_names(vit)},
     ]
     for family in ("swin", "swinv2", "convnext", "resnet"):
-        sizes = {"depths": (1, 1), "num_heads": (1, 2)} if family.startswith("swin") else {}
-        model = build_backbone(dataclasses.replace(TINY[family], **sizes)).state_dict()
+        spec = TINY[family]
+        if family.startswith("swin"):
+            spec = dataclasses.replace(spec, depths=(1, 1), num_heads=(1, 2))
+        model = build_backbone(spec).state_dict()
         found.append({"model": dict(model), "config": config, "epoch": 3})
     return found
 
@@ -308,7 +310,12 @@ def test_model_folders(tmp_path: Path, seconds: float | None) -> None:
         write_files(path, tmp_path, names)
         read_checkpoint(str(tmp_path))
 
-    covers = [folder, transformers, read_module.is_model_folder, statistics.statistics_of]
+    covers: list[Any] = [
+        folder,
+        transformers,
+        read_module.is_model_folder,
+        statistics.statistics_of,
+    ]
     covers += [read_file._evidence, read_file._folder_model, read_file._transformers_evidence]
     covers += [read_file._as_window, read_file._as_windows, weights.as_pair, weights.as_values]
     covers += [timm_file.read_geometry, timm_file.check_arguments, timm_file.build_timm]

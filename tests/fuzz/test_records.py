@@ -75,7 +75,7 @@ def test_records(tmp_path: Path, seconds: float | None) -> None:
         problems = check_records(records, RECIPES)
         assert not any("cannot be checked" in problem for problem in problems), problems
 
-    covers = [json_text, record_module.read_record, record_module._find_non_finite]
+    covers: list[Any] = [json_text, record_module.read_record, record_module._find_non_finite]
     covers += [record_module._from_version_1, page_module._record, page_module._row]
     covers += [check_module.check_records, check_module._check_scores, check_module._check_recipe]
     covers += [check_module._has_fields, check_module._check_checkpoint, check_module._check_status]
@@ -99,7 +99,7 @@ def test_curves_and_scores_by_class(tmp_path: Path, seconds: float | None) -> No
             scale_curve(shown["curve"])
             json.dumps(shown["by_class"], allow_nan=False)
 
-    covers = [page_module._curve, page_module._point, page_module._scores_by_class]
+    covers: list[Any] = [page_module._curve, page_module._point, page_module._scores_by_class]
     covers += [page_module._flatten_scores, json_text.parse_json, json_text.check_limits]
     path = tmp_path / "files.json"
     contents = [json.dumps(seed).encode() for seed in seeds]
@@ -170,7 +170,7 @@ def test_coco_annotations(tmp_path: Path, seconds: float | None) -> None:
         if refused is not None:
             raise refused
 
-    covers = [coco_file, coco._check_content, coco_faults, coco_images]
+    covers: list[Any] = [coco_file, coco._check_content, coco_faults, coco_images]
     seeds, path = [json.dumps(truth()).encode()], tmp_path / "truth.json"
     check(fuzz(read, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))
 
@@ -186,6 +186,6 @@ def test_coco_results(tmp_path: Path, seconds: float | None) -> None:
         for value in evaluate_coco(annotations, path).figures.values():
             assert 0 <= value <= 100 + 1e-9
 
-    covers = [coco.evaluate_coco, run_lengths, coco._results_file, coco._ap_by_class]
+    covers: list[Any] = [coco.evaluate_coco, run_lengths, coco._results_file, coco._ap_by_class]
     path = tmp_path / "r.json"
     check(fuzz(score, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from support.fuzz import check, fuzz
 from support.fuzz_mutators import mutate_bytes
@@ -66,5 +67,6 @@ def test_shards(tmp_path: Path, seconds: float | None) -> None:
         archive(form) for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
     ]
     seeds += [gzip.compress(seeds[0]), LFS_POINTER + b"\noid sha256:0\n"]
-    path, covers = tmp_path / "a.tar", [tars, tar_shards]
+    path = tmp_path / "a.tar"
+    covers: list[Any] = [tars, tar_shards]
     check(fuzz(read, seeds, path, seconds=seconds, covers=covers, mutate=mutate_header))

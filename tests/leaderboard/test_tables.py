@@ -25,8 +25,8 @@ def test_there_is_one_row_per_checkpoint_and_a_dash_for_a_missing_score(tmp_path
     board = board_of(tmp_path)
     assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("a", 2)]
     lines = to_markdown(board).splitlines()
-    assert lines[2].startswith("| b | – | **80.0** | 90.0 | – |")
-    assert lines[3].startswith("| a | – | 60.0 | – | – |")
+    assert lines[2].startswith("| b | – | **80.0** | – | 90.0 | – |")
+    assert lines[3].startswith("| a | – | 60.0 | – | – | – |")
 
 
 def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: P
     change(record, task="coco", metrics={"box_ap": 30.0})
     make_record(tmp_path, label="b", task="knn")
     lines = to_markdown(select_columns(board_of(tmp_path))).splitlines()
-    assert "| a | – | – | – | – | – | 30.0 | n/a | – |" in lines
+    assert "| a | – | – | – | – | – | – | 30.0 | n/a | – |" in lines
 
 
 def test_seeds_are_summarised_by_mean_and_standard_deviation(tmp_path: Path) -> None:

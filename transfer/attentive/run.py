@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.files import write_json
 from simmim_bench.results.metrics import write_logits
 from simmim_bench.results.record import Record, write_record
@@ -112,8 +112,8 @@ def _classifier(probing: Probing, number: int) -> AttentiveClassifier:
 def _write_record(
     context: RunContext,
     job: TransferJob[AttentiveRecipe],
-    train: ImageList,
-    val: ImageList,
+    train: ImageSource,
+    val: ImageSource,
     logits: np.ndarray,
     chosen: dict[str, Any],
     candidates: int,

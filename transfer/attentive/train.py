@@ -12,7 +12,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform, train_transform
 from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.data.sources import ImageList
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction
 from simmim_bench.training.loop import fit
@@ -46,7 +46,7 @@ class Probing:
 
     context: RunContext
     job: TransferJob[AttentiveRecipe]
-    train: ImageList
+    train: ImageSource
     learnt: Tensor
     tokens: FrozenTokens
     probes: AttentiveProbes
@@ -78,7 +78,7 @@ class Probing:
 def build(
     context: RunContext,
     job: TransferJob[AttentiveRecipe],
-    train: ImageList,
+    train: ImageSource,
     learnt: Tensor,
 ) -> Probing:
     """Build backbone, heads, loader and optimizer, and resume from the run's last checkpoint if there is one.
@@ -225,7 +225,7 @@ def centre_crop(recipe: AttentiveRecipe, checkpoint: Checkpoint) -> LoadImage:
 
 def forward_centre_crops(
     probing: Probing,
-    images: ImageList,
+    images: ImageSource,
     forward: Callable[[Tensor], Tensor],
     description: str,
     dtype: torch.dtype = torch.float32,

@@ -19,7 +19,7 @@ from simmim_bench.data.sources import ImageList, describe_left_out
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.models.convnet import ConvNet
-from simmim_bench.results.metrics import rank_votes, read_ranking, write_logits
+from simmim_bench.results.metrics import Ranking, rank_votes, read_ranking, write_logits
 from simmim_bench.results.shift import (
     ALEXNET_ERRORS,
     SEVERITIES,
@@ -91,16 +91,15 @@ def score_real(
     """
     images = open_once(partial(list_validation, data_set.root), context.dist)
     labels = labels_of(images, classifier.classes, classifier.ckpt)
-    ranked, logits, forwarded = _stored_ranking(classifier, images), None, 0
-    if ranked is None:
+    ranking, logits, forwarded = _stored_ranking(classifier, images), None, 0
+    if ranking is None:
         logits = _forward(context, classifier, images, "real")
         forwarded = len(images)
     if not context.dist.is_main:
         return None
-    if ranked is None:
+    if ranking is None:
         assert logits is not None
         ranking = rank_votes(logits)  # an image with several labels has no calibration
-        ranked = ranking.ranked, ranking.logits
     labelled = [row for row, own in enumerate(labels) if own]
     if not labelled:
         raise DataError(
@@ -109,7 +108,8 @@ def score_real(
     predictions = context.run.predictions / "real.npz"
     write_multilabel(
         predictions,
-        *(array[labelled] for array in ranked),
+        ranking.ranked[labelled],
+        ranking.logits[labelled],
         [labels[row] for row in labelled],
         len(classifier.classes),
     )
@@ -126,10 +126,8 @@ def score_real(
     )
 
 
-def _stored_ranking(
-    classifier: ShiftClassifier, images: ImageList
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the ranked classes of a run and their logits, both (N, ranks); None for a file.
+def _stored_ranking(classifier: ShiftClassifier, images: ImageList) -> Ranking | None:
+    """Return the ranked classes of a run; None for a file.
 
     Raises:
         DataError: the predictions are damaged, or of other images.
@@ -147,7 +145,7 @@ def _stored_ranking(
         raise DataError(
             f"predictions {path} are of {len(ranking):,} images, not of {len(images):,}; run the task again."
         )
-    return ranking.ranked, ranking.logits
+    return ranking
 
 
 def score_corruptions(

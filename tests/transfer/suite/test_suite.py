@@ -91,6 +91,7 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
         ("random:swin_pocket", "knn", ["0"]),
         ("random:swin_pocket", "fewshot-1%", ["0", "1", "2"]),
         ("random:swin_pocket", "fewshot-10%", ["0", "1", "2"]),
+        ("random:swin_pocket", "attentive", ["0"]),
         ("random:swin_pocket", "imagenet", ["0"]),
         ("random:swin_pocket", "imagenet", ["1"]),
         ("random:swin_pocket", "coco", ["0"]),
@@ -100,7 +101,7 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
     assert steps[3]["deviates"] == {"folds": 3}
     assert not steps[2]["deviates"]
     assert "-o folds=3" in steps[3]["command"]
-    assert steps[5]["command"].endswith(f"--out {steps[5]['runs'][0]} --resume")
+    assert steps[6]["command"].endswith(f"--out {steps[6]['runs'][0]} --resume")
     both = ok(*common, "--tasks", "knn", "--tasks", "coco,fewshot", "--ckpt", "random:swin_pocket")
     lines = [line.split() for line in both.splitlines()]
     assert [line[:2] for line in lines[1:9]] == [
