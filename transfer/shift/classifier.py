@@ -245,11 +245,12 @@ def _fitted(
 def _of_record(run: TrainedRun | None, record: Record) -> dict[str, Any]:
     """Return the fields of a classifier that its run's record determines."""
     assert run is not None
-    known = ("label", "name", "sha256", "arch", "params", "provenance")
+    names = ("label", "name", "sha256", "arch", "params", "provenance")
+    described: dict[str, Any] = {name: record.checkpoint.get(name) for name in names}
     keys = (*TRAINING_DATA, "sampled_images")
     return {
         "task": record.task,
-        "scored": ScoredModel(**{key: record.checkpoint.get(key) for key in known}),
+        "scored": ScoredModel(**described),
         "training_data": {key: record.data[key] for key in keys if key in record.data},
         "metrics": record.metrics,
         "stored": StoredPredictions(

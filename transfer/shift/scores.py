@@ -115,7 +115,8 @@ def score_real(
     predictions = context.run.predictions / "real.npz"
     write_multilabel(
         predictions,
-        *(array[labelled] for array in ranked),
+        ranked[0][labelled],
+        ranked[1][labelled],
         [labels[row] for row in labelled],
         len(classifier.classes),
     )

@@ -133,8 +133,7 @@ def test_known_sets_have_columns_on_request_and_never_share_a_protocol_with_anot
     assert (records["v2"]["status"], records["v2"]["evaluated"]) == ("partial", 1000)
     assert records["a"]["details"]["classes"] == 200
     both = (out, runs / "linear")
-    tables = ("--out", tmp_path / "tables")
-    tables += ("--no-reported",)
+    tables = ("--out", tmp_path / "tables", "--no-reported")
     assert run("leaderboard", "build", *both, *tables, "--columns", "shift")[0] == 0
     markdown = (tmp_path / "tables" / "LEADERBOARD.md").read_text()
     assert "| V2 | ReaL | A | R | Sketch | C |" in markdown
