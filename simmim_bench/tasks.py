@@ -232,6 +232,7 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             suite_order=4,
             supports_paired_comparison=True,
+            takes_several_data_sets=True,
         ),
         Task(
             name="knn",

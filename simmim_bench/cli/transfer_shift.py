@@ -13,6 +13,7 @@ from simmim_bench.data.named import DataSet
 from simmim_bench.errors import UsageError
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
+from simmim_bench.tasks import format_metric
 
 SHIFT_SUMMARY = (  # lines of at most 50 characters, as those of the other tasks
     "score a trained classifier on further validation",
@@ -62,7 +63,7 @@ def print_shift_scores(
     lines, plain = [], {}
     for data_set, record in zip(data_sets, records, strict=True):
         plain[str(data_set.name)] = dataclasses.asdict(record)
-        scores = ", ".join(f"{metric} {value:.2f}" for metric, value in record.metrics.items())
+        scores = ", ".join(f"{m} {format_metric(m, value)}" for m, value in record.metrics.items())
         count = f"{record.evaluated:,} of {record.expected:,} images"
         partial = "" if record.status == "reproduced" else f"  (partial: {count})"
         lines.append(f"{data_set.name}: {scores}{partial}")

@@ -24,8 +24,11 @@ from simmim_bench.leaderboard.board import (
     data_identity,
 )
 from simmim_bench.results.record import Record
+from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import Column, columns
 
+# Scores of `transfer shift` on a user's own folders, which no column of the main table has.
+OWN_FOLDERS = Column("shift", SHIFT_TASK, "top1")
 DataSetKey = tuple[str, str]  # name, hash of the data
 
 
@@ -84,7 +87,7 @@ def small_set_tables(board: Board) -> list[SmallSetTable]:
             by_protocol.setdefault((record.task, protocol), {})[path] = record
     return [
         table
-        for column in columns()
+        for column in (*columns(), OWN_FOLDERS)
         for (task, _), records in by_protocol.items()
         if task == column.task
         if (table := _build_table(column, records, names)) is not None

@@ -50,6 +50,16 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+def test_scores_of_shift_on_own_folders_have_a_table(tmp_path: Path) -> None:
+    for name, correct in (("rain", 6), ("fog", 8)):
+        path = named(tmp_path, name, correct=correct)
+        data = {"name": name, "root": name, "fingerprint": fake_hash(name), "classifier": "linear"}
+        change(path, task="shift", data=data)
+    (table,) = small_set_tables(board_of(tmp_path))
+    assert (table.title, table.data_sets) == ("shift, top1", ("fog", "rain"))
+    assert [cell.mean for cell in table.rows[0].cells if cell is not None] == [80.0, 60.0]
+
+
 def test_means_are_those_of_complete_rows(runs: Path) -> None:
     (table,) = small_set_tables(board_of(runs))
     assert table.data_sets == ("cars", "dtd", "pets")
