@@ -10,7 +10,6 @@ the previous one.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -61,8 +60,8 @@ def _find_masks(text: bytes) -> Iterator[tuple[int, Any, Any, int | None]]:
     if len(masks) == len(images) == len(COUNTS.findall(text)):  # one of each in every detection
         counts = [first or second for _, first, second, _ in masks]
         # A backslash is a valid character of run lengths, and doubled in JSON.
-        counts = [json.loads(b'"%s"' % c).encode() if b"\\" in c else c for c in counts]
-        parse = functools.cache(json.loads)
+        counts = [parse_unlimited(b'"%s"' % c).encode() if b"\\" in c else c for c in counts]
+        parse = functools.cache(parse_unlimited)
         sizes = (parse(first or last) for first, _, _, last in masks)
         yield from zip(
             range(len(masks)), map(int, images), sizes, sum_compressed(counts), strict=True

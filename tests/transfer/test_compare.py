@@ -199,7 +199,7 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     with pytest.raises(UsageError, match="different seed"):
         compare_runs([tmp_path / "a"], [tmp_path / "c"])
     for path in (tmp_path / "a" / "predictions").iterdir():
-        write_logits(path, np.zeros((30, 10)), np.zeros(30))
+        write_logits(path, np.zeros((30, 10)), np.zeros(30, int))
     with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
         compare_runs([tmp_path / "a"], [tmp_path / "a"])
     refused = invoke("coco", *data, "--baseline", "random", "--out", str(tmp_path / "coco"))

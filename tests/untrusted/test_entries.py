@@ -50,7 +50,6 @@ ALLOWED = {
     "simmim_bench/leaderboard/changes.py:changes_to_markdown": "a value of this process",
     "simmim_bench/runs/run_dir.py:describe_run": "a value of this process",
     # Content that was checked before.
-    "simmim_bench/results/coco.py:_check_masks": "two numbers that a pattern found",
     "simmim_bench/results/coco.py:_load_hotcoco": "results after their check",
     "simmim_bench/results/coco.py:_load_pycocotools": "results after their check",
     # Images of data sets, by a list of formats.

@@ -105,8 +105,8 @@ def test_leave_one_out_scores_the_training_images_not_used_for_the_choice(
     more = ("-o", "leave_one_out=true", "-o", "choose_on=20", "--seed", "1")
     assert knn(tmp_path / "seed1", pocket / "imagenet", *more).exception is None
     (row,) = find_records([tmp_path]).board().rows
-    assert row.cells[2] is not None
-    assert len(row.cells[2].values) == 2
+    (cell,) = (cell for cell in row.cells if cell is not None)
+    assert len(cell.values) == 2
     assert record["details"]["scored"] == "train, each by all others"
     stored_hashes = {
         sha256_json(json.loads(p.read_text())) for p in tmp_path.rglob("features.json")
