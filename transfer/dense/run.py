@@ -172,7 +172,7 @@ def _write(
         deviates=job.deviates,
         seed=context.seed,
         data={
-            "root": str(job.data),
+            **job.data_set,
             "fingerprint": data.validation.fingerprint(),
             "train_fingerprint": data.training.fingerprint(),
         },

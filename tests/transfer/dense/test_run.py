@@ -25,6 +25,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.recipe import override
+from simmim_bench.results.record import read_record
 from simmim_bench.tasks import TASKS
 from transfer.dense.estimate import plan_dense
 from transfer.dense.recipes import ADE20K_KNN, ADE20K_LOGISTIC, DenseRecipe
@@ -171,13 +172,16 @@ def run_without_mmseg(arguments: tuple[str, ...]) -> None:
 
 def test_two_processes_without_mmsegmentation_score_as_one(pocket: Path, tmp_path: Path) -> None:
     recipe = replace(KNN, patches=400, forward_batch_size=1)
+    named = f"scenes={pocket / 'ade20k'}"
     arguments = (
-        *("transfer", "ade20k", "--ckpt", "random:vit_pocket", "--data", str(pocket / "ade20k")),
+        *("transfer", "ade20k", "--ckpt", "random:vit_pocket", "--data", named),
         *("--recipe", "ade20k_knn_pocket", "-o", "img_size=32", "-o", "patches=400"),
         *("-o", "forward_batch_size=1", "--out", str(tmp_path / "two"), "--label-maps"),
     )
     two_processes_of(partial(run_without_mmseg, arguments))
     one = probe(tmp_path / "one", pocket / "ade20k", recipe)
+    two = read_record(tmp_path / "two" / "record.json")
+    assert (two.data["name"], one.data.get("name")) == ("scenes", None)
     assert np.array_equal(entries(tmp_path / "one"), entries(tmp_path / "two"))
     choices = [(tmp_path / name / "compared.json").read_text() for name in ("one", "two")]
     assert choices[0] == choices[1]
