@@ -67,7 +67,7 @@ class ShiftClassifier:
         source: what the transform is built from: a checkpoint, or the classifier of a file.
         training_data: what the run's record stores of its training data.
         metrics: the scores that the run has recorded.
-        stored: the run's predictions; None for a file.
+        stored: the run's predictions; None for a file, and where overrides change how the run's model is scored.
         warning: what a file leaves open; else empty.
     """
 
@@ -176,7 +176,7 @@ def _with_head(request: EvaluationRequest, task: str, record: Record | None) -> 
                 "related to its outputs; use a run of simmim-bench, or a classifier of ImageNet-1k."
             )
         classes = imagenet_classes()  # the order of all published classifiers
-    own = {} if record is None else _of_record(evaluation.run, record)
+    own = {} if record is None else _of_record(evaluation.run, record, evaluation.recipe)
     return ShiftClassifier(
         **{
             "ckpt": request.ckpt,
@@ -232,13 +232,21 @@ def _fitted(
         seed=run.seed,
         source=checkpoint,
         warning=checkpoint.warning,
-        **_of_record(run, record),
+        **_of_record(run, record, recipe),
     )
 
 
-def _of_record(run: TrainedRun | None, record: Record) -> dict[str, Any]:
-    """Return the fields of a classifier that its run's record determines."""
+def _of_record(run: TrainedRun | None, record: Record, recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a classifier that its run's record determines.
+
+    Args:
+        recipe: by which the classifier is scored; the run's predictions are those of its own recipe alone.
+    """
     assert run is not None
+    stored = StoredPredictions(
+        path=path_below(run.path, record.predictions["file"], "record"),
+        fingerprint=record.data["fingerprint"],
+    )
     known = ("label", "name", "sha256", "arch", "params", "provenance")
     described: dict[str, Any] = {key: record.checkpoint.get(key) for key in known}
     keys = (*TRAINING_DATA, "sampled_images")
@@ -247,8 +255,5 @@ def _of_record(run: TrainedRun | None, record: Record) -> dict[str, Any]:
         "scored": ScoredModel(**described),
         "training_data": {key: record.data[key] for key in keys if key in record.data},
         "metrics": record.metrics,
-        "stored": StoredPredictions(
-            path=path_below(run.path, record.predictions["file"], "record"),
-            fingerprint=record.data["fingerprint"],
-        ),
+        "stored": stored if recipe.sha256() == run.recipe.sha256() else None,
     }

@@ -87,7 +87,8 @@ def score_real(
 ) -> ShiftScore | None:
     """Compare ranked classes of ImageNet's validation images with their ReaL labels.
 
-    The predictions of a run are those that it has stored; those of a file are computed.
+    The predictions of a run are those that it has stored; those of a file, or with overrides that change them, are
+    computed.
     """
     images = open_once(partial(list_validation, data_set.root), context.dist)
     labels = labels_of(images, classifier.classes, classifier.ckpt)
@@ -127,7 +128,7 @@ def score_real(
 
 
 def _stored_ranking(classifier: ShiftClassifier, images: ImageList) -> Ranking | None:
-    """Return the ranked classes of a run; None for a file.
+    """Return the ranked classes that a run has stored; None where they are to be computed.
 
     Raises:
         DataError: the predictions are damaged, or of other images.
