@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.build import Backbone
 from transfer.attentive.batch_norm import total_over
 from transfer.attentive.heads import AttentiveHead, attend
 from transfer.attentive.probes import Candidate
@@ -35,6 +36,11 @@ class AttentiveClassifier(nn.Module):
         super().__init__()
         self.tokens, self.head = tokens, head
         self.eval()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen backbone."""
+        return self.tokens.backbone
 
     def _attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weighted means (B, Q, D) of the tokens, and the weights (B, Q, h, w)."""
