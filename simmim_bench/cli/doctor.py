@@ -31,7 +31,6 @@ from simmim_bench.tasks import tasks_on
 
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.checkpoint import Checkpoint
-    from simmim_bench.data.named import DataSet
     from simmim_bench.display import Display
     from simmim_bench.recipe import Recipe
 

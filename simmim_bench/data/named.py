@@ -80,13 +80,20 @@ def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -
 
 
 def check_unique(names: Sequence[str | None]) -> None:
-    """Raise `UsageError` if a name is given twice.
+    """Check that no name is given twice.
 
     Names that differ in case alone are one folder on some file systems, and count as equal.
+
+    Args:
+        names: None for a data set without a name.
+
+    Raises:
+        UsageError: a name is given twice.
     """
-    folded = [str(name).casefold() for name in names]
+    given = [name for name in names if name is not None]
+    folded = [name.casefold() for name in given]
     twice = next(
-        (name for name, key in zip(names, folded, strict=True) if folded.count(key) > 1), None
+        (name for name, key in zip(given, folded, strict=True) if folded.count(key) > 1), None
     )
     if twice is not None:
         raise UsageError(f"--data {twice}=... is given more than once; use another name.")

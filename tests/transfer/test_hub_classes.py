@@ -11,7 +11,7 @@ import pytest
 from support.cli import fails, run
 
 from simmim_bench.data.hub_classes import describe_empty_classes, hub_classes
-from simmim_bench.data.named import DataSet
+from simmim_bench.data.named import DataSet, check_unique
 from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
@@ -231,3 +231,4 @@ def test_doctor_checks_named_data_sets_as_a_run_does(
     assert problem.said in fails(4, *command, "--data", "gone=nowhere")
     assert "more than once" in fails(2, "doctor", "--data", "a=x", "--data", "a=y")
     assert "more than once" in fails(2, "doctor", "--data", "x", "--data", "y")
+    check_unique(["none", None])
