@@ -18,6 +18,11 @@ from simmim_bench.training.precision import autocast
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation per channel
 
 
+def own_part(count: int, dist: DistContext) -> range:
+    """Return the indices, consecutive, that this process has of `count`; the processes divide all of them."""
+    return range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
+
+
 def forward_batches(
     forward: Callable[[Tensor], Tensor],
     dataset: Dataset[Any],
@@ -50,7 +55,7 @@ def forward_batches(
         The batch's indices in the data set, consecutive, and its rows (B, ...), on the CPU.
     """
     count = len(dataset)  # type: ignore[arg-type]
-    indices = range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)
+    indices = own_part(count, dist)
 
     def normalised_forward(images: Tensor) -> Tensor:
         if statistics is not None:

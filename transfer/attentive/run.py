@@ -34,7 +34,7 @@ from transfer.attentive.train import (
 )
 from transfer.fewshot import split_sha256
 from transfer.fitted import write_fitted
-from transfer.frozen.candidates import best_candidate, hold_out
+from transfer.frozen.candidates import best_candidate, hold_out, log_choice
 from transfer.inference import gather_rows
 from transfer.job import TransferJob
 from transfer.split_description import describe_data, read_splits
@@ -96,8 +96,7 @@ def _choose(probing: Probing, held_out: Tensor | None) -> tuple[int, list[dict[s
             for candidate, score in zip(probing.probes.candidates, top1, strict=True)
         ]
         number = compared.index(best_candidate(compared))
-        chosen = " ".join(f"{key}={value}" for key, value in compared[number].items())
-        probing.context.run.log(f"candidates: chosen on training images: {chosen}")
+        log_choice(probing.context.run, compared[number])
     return probing.context.dist.all_max(number), compared
 
 

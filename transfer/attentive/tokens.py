@@ -83,19 +83,17 @@ def load_tokens(
     device: torch.device,
     *,
     seed: int = 0,
-    blocks: Sequence[int] | None = None,
 ) -> FrozenTokens:
     """Load the backbone of a checkpoint for the tokens of a recipe.
 
     Args:
         seed: initialises the weights that the checkpoint does not hold.
-        blocks: the blocks to return the tokens of; None for the recipe's.
 
     Raises:
         UsageError: the recipe names blocks or a norm that the backbone does not have.
         DataError: the weights do not fit the backbone.
     """
-    numbers = blocks_of(recipe, checkpoint.spec) if blocks is None else blocks
+    numbers = blocks_of(recipe, checkpoint.spec)
     norm = _token_norm(recipe, checkpoint, device)
     backbone = load_backbone(
         checkpoint, recipe.img_size, window_size=recipe.window_size, seed=seed

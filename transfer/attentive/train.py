@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform, train_transform
+from simmim_bench.data.datasets import ImageDataset, LoadImage
 from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.sources import ImageSource
@@ -29,7 +29,7 @@ from transfer.attentive.probes import (
 from transfer.attentive.recipes import AttentiveRecipe
 from transfer.attentive.tokens import FrozenTokens, load_tokens
 from transfer.finetune.train import check_classes
-from transfer.frozen.crops import single_draw_transform
+from transfer.frozen.crops import centre_crop, random_crop_flip
 from transfer.frozen.features import block_width
 from transfer.inference import forward_batches
 from transfer.job import TransferJob
@@ -201,25 +201,12 @@ def build_schedule(recipe: AttentiveRecipe, steps_per_epoch: int) -> Schedule:
 
 def random_crop(recipe: AttentiveRecipe, checkpoint: Checkpoint) -> LoadImage:
     """Build the random crop and flip of a recipe, which returns bytes."""
-    transform = train_transform if recipe.crop_rule == "torchvision" else single_draw_transform
-    return transform(
+    return random_crop_flip(
         recipe.img_size,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-        crop_scale=recipe.crop_scale,
+        checkpoint,
+        rule=recipe.crop_rule,
+        scale=recipe.crop_scale,
         hflip=recipe.hflip,
-        as_bytes=True,
-    )
-
-
-def centre_crop(recipe: AttentiveRecipe, checkpoint: Checkpoint) -> LoadImage:
-    """Build the centre crop of a recipe, which returns bytes."""
-    return eval_transform(
-        recipe.img_size,
-        crop_ratio=recipe.test_crop_ratio,
-        mean=checkpoint.mean,
-        std=checkpoint.std,
-        as_bytes=True,
     )
 
 

@@ -16,7 +16,6 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.workers import WorkerLoader
-from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.models.archs import BackboneSpec, MapOptions
 from simmim_bench.runs.context import RunContext
@@ -25,6 +24,7 @@ from simmim_bench.training.precision import autocast
 from transfer.dense.recipes import DenseRecipe
 from transfer.dense.windows import WindowDataset, WindowedImage
 from transfer.frozen.features import block_numbers
+from transfer.inference import own_part
 
 MAX_FLOAT16 = torch.finfo(torch.float16).max
 
@@ -222,8 +222,3 @@ def sample_training_patches(reader: PatchReader, dataset: WindowDataset) -> list
 def _join(samples: Sequence[PatchSample]) -> PatchSample:
     columns = zip(*((s.features, s.labels, s.images) for s in samples), strict=True)
     return PatchSample(*map(torch.cat, map(list, columns)))
-
-
-def own_part(count: int, dist: DistContext) -> range:
-    """Return the indices, consecutive, of the images of this process."""
-    return range(count * dist.rank // dist.size, count * (dist.rank + 1) // dist.size)

@@ -22,13 +22,14 @@ from transfer.dense.label_map import predict_image
 from transfer.dense.patches import (
     PatchReader,
     PatchSample,
-    own_part,
     patches_per_image,
     probed_levels,
     sample_training_patches,
 )
 from transfer.dense.recipes import DenseRecipe
 from transfer.dense.windows import WindowDataset
+from transfer.frozen.candidates import log_choice
+from transfer.inference import own_part
 from transfer.job import TransferJob
 from transfer.segmentation.ade20k_layout import SegmentationData, SegmentationSplit
 from transfer.segmentation.confusion import (
@@ -98,11 +99,7 @@ def _probe(reader: PatchReader, data: SegmentationData, job: TransferJob[DenseRe
     scored = WindowDataset(data.training, scheme, recipe)
     choice = choose_candidate(reader, samples, training, scored, recipe)
     if choice.compared:
-        chosen = " ".join(
-            f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in choice.chosen.items()
-        )
-        context.run.log(f"candidates: chosen on training images: {chosen}")
+        log_choice(context.run, choice.chosen)
     sample = samples[choice.number]
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
     confusions, shown = _predict(reader, sample, choice, data.validation, scheme, folder)

@@ -6,7 +6,7 @@ images that the classifier has not learnt from. The best candidate is then score
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import Ranking
+from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 
@@ -108,6 +109,15 @@ class ProbeResult:
 def best_candidate(compared: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the candidate of the highest top-1; of equal ones the last: deeper blocks, later rates."""
     return max(reversed(compared), key=lambda candidate: candidate["held_out_top1"])
+
+
+def log_choice(run: RunDir, chosen: Mapping[str, Any]) -> None:
+    """Log the fields of the chosen candidate."""
+    fields = (
+        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in chosen.items()
+    )
+    run.log(f"candidates: chosen on training images: {' '.join(fields)}")
 
 
 SINGLE_LINEAR = (

@@ -1,28 +1,67 @@
-"""The crops of frozen features: the centre crop, and MAE's random crop, which samples once where torchvision
-tries up to ten times.
+"""The crops of frozen features: the centre crop, and random crops by torchvision's rule or MAE's.
+
+MAE's rule samples once where torchvision tries up to ten times.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform
-from transfer.frozen.recipes import FrozenRecipe
+from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform, train_transform
+from transfer.frozen.recipes import CropRule
 
 
-def centre_crop(recipe: FrozenRecipe, checkpoint: Checkpoint) -> LoadImage:
+class Cropping(Protocol):
+    """A recipe that determines a centre crop."""
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+
+    @property
+    def test_crop_ratio(self) -> float:
+        """The fraction of the shorter side that the crop covers."""
+
+
+def centre_crop(recipe: Cropping, checkpoint: Checkpoint) -> LoadImage:
     """Build a recipe's centre crop as bytes, which the device normalises as in the checkpoint's pretraining."""
     return eval_transform(
         recipe.img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=checkpoint.mean,
         std=checkpoint.std,
+        as_bytes=True,
+    )
+
+
+def random_crop_flip(
+    img_size: tuple[int, int],
+    checkpoint: Checkpoint,
+    *,
+    rule: CropRule,
+    scale: tuple[float, float],
+    hflip: float,
+) -> LoadImage:
+    """Build a random crop and flip as bytes, which the device normalises as in the checkpoint's pretraining.
+
+    Args:
+        img_size: (H, W) in pixels.
+        rule, scale, hflip: see `features.RandomCrop`.
+    """
+    transform = train_transform if rule == "torchvision" else single_draw_transform
+    return transform(
+        img_size,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        crop_scale=scale,
+        hflip=hflip,
         as_bytes=True,
     )
 

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.datasets import ImageDataset, train_transform
+from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import SeededDataset
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.distributed import DistContext
@@ -35,7 +35,7 @@ from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.kernels import fast_kernels, use_channels_last
 from simmim_bench.training.precision import default_precision
 from transfer.frozen import feature_file
-from transfer.frozen.crops import centre_crop, single_draw_transform
+from transfer.frozen.crops import centre_crop, random_crop_flip
 from transfer.frozen.features import FeatureSet, RandomCrop, block_width, token_norm
 from transfer.frozen.recipes import FrozenRecipe
 from transfer.inference import forward_batches
@@ -318,13 +318,7 @@ class FeatureStore:
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:
             return ImageDataset(images, centre_crop(recipe, checkpoint))
-        transform = train_transform if crop.rule == "torchvision" else single_draw_transform
-        random = transform(
-            recipe.img_size,
-            mean=checkpoint.mean,
-            std=checkpoint.std,
-            crop_scale=crop.scale,
-            hflip=crop.hflip,
-            as_bytes=True,
+        random = random_crop_flip(
+            recipe.img_size, checkpoint, rule=crop.rule, scale=crop.scale, hflip=crop.hflip
         )
         return SeededDataset(ImageDataset(images, random), self.seed, crop.number)

@@ -22,6 +22,7 @@ from transfer.frozen.candidates import ProbeResult, TrainingSubset, best_candida
 from transfer.frozen.feature_store import StoredFeatures
 from transfer.frozen.features import FeatureSet
 from transfer.frozen.recipes import KnnRecipe
+from transfer.inference import own_part
 
 
 def probe_knn(
@@ -93,8 +94,7 @@ def _rank_together(
 ) -> dict[int, Ranking]:
     """Rank the classes of the queries; each process ranks a part, and rank 0 joins them."""
     assert queries is not None
-    first, stop = (len(queries) * rank // dist.size for rank in (dist.rank, dist.rank + 1))
-    rows = range(first, stop)
+    rows = own_part(len(queries), dist)
     own = _rank(train, labels, chosen, recipe, queries, rows) if rows else {}
     parts = [part for part in dist.gather(own) if part]
     return {k: join_rankings([part[k] for part in parts]) for k in recipe.k if parts}

@@ -23,7 +23,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.fitted import write_fitted
-from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out
+from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out, log_choice
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
 from transfer.frozen.features import feature_sets
 from transfer.frozen.fitted_linear import fitted_linear
@@ -154,11 +154,7 @@ def _probe(
 
 def _write_choice(run: RunDir, result: ProbeResult) -> None:
     """Log the chosen candidate and write all candidates to `compared.json`."""
-    chosen = " ".join(
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in result.chosen.items()
-    )
-    run.log(f"candidates: chosen on training images: {chosen}")
+    log_choice(run, result.chosen)
     if result.note is not None:
         run.log(result.note)
     write_json(run.path / "compared.json", result.compared)
