@@ -33,9 +33,7 @@ class TransferResult:
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over seeds of a metric; None if a record lacks it."""
-        values = [record.metrics.get(metric) for record in self.records]
-        known = [value for value in values if value is not None]
-        return statistics.fmean(known) if len(known) == len(values) else None
+        return _mean_of_all([record.metrics.get(metric) for record in self.records])
 
 
 def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:

@@ -18,6 +18,7 @@ from simmim_bench.leaderboard.tables import (
     escape_latex,
     escape_markdown,
     explain_marks,
+    table_console,
 )
 from simmim_bench.untrusted.text import visible, visible_lines
 
@@ -94,13 +95,7 @@ def small_sets_to_latex(board: Board) -> str:
 
 def print_small_sets(board: Board) -> None:
     """Print the tables on stdout."""
-    from rich.console import Console
-
-    console = Console()
-    if (
-        not console.is_terminal
-    ):  # a pipe has no width, and rich would wrap the cells at 80 characters
-        console = Console(width=160)
+    console = table_console()
     for table in small_set_tables(board):
         console.print(_rich_table(table))
 

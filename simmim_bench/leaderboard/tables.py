@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simmim_bench.errors import UsageError
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
@@ -20,6 +20,9 @@ from simmim_bench.leaderboard.small_sets import plain_score, plain_tables
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column
 from simmim_bench.untrusted.text import visible, visible_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MISSING, INAPPLICABLE = "–", "n/a"
 PUBLISHED = "Published for the same recipe and checkpoint"
@@ -310,16 +313,21 @@ def plain_published(cell: ScoreCell) -> dict[str, Any] | None:
     }
 
 
+def table_console() -> Console:
+    """Return a console for tables on stdout."""
+    from rich.console import Console
+
+    console = Console()
+    # A pipe has no width, and rich would wrap the cells at 80 characters.
+    return console if console.is_terminal else Console(width=160)
+
+
 def print_table(board: Board) -> None:
     """Print one table per group on stdout."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    # A pipe has no width, and rich would wrap the cells at 80 characters.
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = table_console()
     shown = board.columns
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
