@@ -39,7 +39,7 @@ class FittedClassifier:
 
     Attributes:
         kind: key of `BUILDERS`.
-        settings: all that is needed to build the classifier beside the checkpoint and the tensors, such as the feature
+        settings: all that is needed to build the classifier besides the checkpoint and the tensors, such as the feature
             set, the norm and the image size; plain JSON.
         state: the fitted tensors by name.
         classes: names of the classes in the order of the logits.
@@ -127,7 +127,8 @@ def build_fitted(fitted: FittedClassifier, checkpoint: Checkpoint) -> nn.Module:
     """
     if fitted.kind not in BUILDERS:
         raise DataError(
-            f"a classifier of the kind '{fitted.kind}' is unknown to this version of simmim-bench."
+            f"a classifier of the kind '{fitted.kind}' is unknown to this version of simmim-bench; use "
+            "the version that fitted it."
         )
     module, _, name = BUILDERS[fitted.kind].partition(":")
     build: Callable[[FittedClassifier, Checkpoint], nn.Module]

@@ -1,6 +1,6 @@
-"""Pictures of frozen features: principal components of the patch features, and where a probe's queries look.
+"""Figures of frozen features: principal components of the patch features, and the attention of a probe's queries.
 
-They do the work of `simmim-bench visualize --what pca` and `--what attention`.
+They are those of `simmim-bench visualize --what pca` and `--what attention`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.pictures import denormalise, evenly_spaced, load_uncropped, write_grid
+from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import any_images
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import MapOptions
@@ -25,7 +25,7 @@ from transfer.attentive.classifier import build_classifier
 from transfer.fitted import read_backbone, read_fitted
 
 COMPONENTS = 3  # one per colour, as in DINOv2, arXiv 2304.07193, figure 1
-QUERIES = 4  # ours: queries of a probe that have a picture each
+QUERIES = 4  # ours: queries of a probe that have a tile each
 DARKEST = 0.15  # ours: brightness of what gets no attention
 OUTLIERS = (
     0.01  # ours: fraction of the patches at either end of a component that share the end's colour
@@ -36,7 +36,7 @@ OUTLIERS = (
 def visualize_pca(
     ckpt: str, data: Path, out: Path, *, count: int, img_size: int | None, block: int
 ) -> None:
-    """Write images of a folder beside the first three principal components of their patch features, as colours.
+    """Write images of a folder next to the first three principal components of their patch features, as colours.
 
     The components are those of all patches of all images together: equal colours are similar features.
 
@@ -69,10 +69,10 @@ def visualize_pca(
 
 @torch.no_grad()
 def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
-    """Write images of a folder beside the attention of a fitted attentive probe.
+    """Write images of a folder next to the attention of a fitted attentive probe.
 
-    The first picture of an image is the mean attention of all queries, the others are those of the first queries. An
-    image is as bright as the attention to its place, relative to the highest attention of the picture.
+    The first tile after an image is the mean attention of all queries, the others are those of the first queries. The
+    brightness of a pixel is the attention to its token, relative to the highest attention of the tile.
 
     Args:
         run: a run directory of `transfer attentive`.

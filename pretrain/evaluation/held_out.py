@@ -16,8 +16,8 @@ from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, eval_transform
+from simmim_bench.data.figures import evenly_spaced, load_uncropped
 from simmim_bench.data.loader import eval_loader
-from simmim_bench.data.pictures import evenly_spaced, load_uncropped
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.training.precision import autocast
 

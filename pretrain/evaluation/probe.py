@@ -42,7 +42,7 @@ from simmim_bench.training.precision import autocast
 # patches: less than 5 % of the time if every epoch is probed. With 4 %, the demo's probes took 1.6 % of it.
 LEARNT, SCORED = 4000, 2000
 FRACTION = 0.06
-MAX_SHARE = 0.05  # of the run's time, above which the log warns
+MAX_TIME = 0.05  # fraction of the run's time, above which the log warns
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO: eval_knn.py:195-196
 L2 = 1e-3  # ours: among the strengths of the recipe `logistic`
 BATCH = 64
@@ -192,9 +192,15 @@ def probe_scores(features: Tensor, images: ProbeImages, spec: BackboneSpec) -> d
 
 
 def describe_cost(spent: float, total: float, every: int) -> str:
-    """Return the share of a run's time that its probes took, and a smaller one's option where it is too large."""
-    share = spent / total
-    line = f"share={share:.1%} of the run's time"
-    if share > MAX_SHARE:
-        line += f"; --probe-every {ceil(every * share / MAX_SHARE)} keeps it below {MAX_SHARE:.0%}"
+    """Describe the fraction of a run's time that its probes took, and the option that limits a large one.
+
+    Args:
+        spent: seconds of the probes.
+        total: seconds of the run.
+        every: epochs between probes.
+    """
+    fraction = spent / total
+    line = f"fraction={fraction:.1%} of the run's time"
+    if fraction > MAX_TIME:
+        line += f"; --probe-every {ceil(every * fraction / MAX_TIME)} keeps it below {MAX_TIME:.0%}"
     return line

@@ -25,7 +25,7 @@ from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import covering_size
-from simmim_bench.data.pictures import denormalise, evenly_spaced, load_uncropped, write_grid
+from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, read_json

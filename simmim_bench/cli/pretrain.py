@@ -114,7 +114,7 @@ def pretrain(
       torchrun --nproc-per-node 8 -m simmim_bench pretrain --arch vit_b --data imagenet --out runs/b
       srun simmim-bench pretrain --arch vit_b --data imagenet --out runs/b --resume
 
-    --probe-data scores a few thousand images of DIR, at most, after each epoch, and the log reports the probes' share
+    --probe-data scores a few thousand images of DIR, at most, after each epoch, and the log reports the probes' part
     of the run's time. The blocks are those in the middle, at three quarters and at the end. Labels reach the probes
     alone. `doctor --imagenet DIR` checks the folder.
 

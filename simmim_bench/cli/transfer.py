@@ -156,7 +156,7 @@ def transfer(
     All tasks also run under torchrun and srun; every image is scored once.
 
     shift takes a run of imagenet, linear, attentive or fewshot, or a file that `evaluate imagenet` takes, and scores
-    its classifier on further validation sets without training. NAME tells what DIR is:
+    its classifier on further validation sets without training. NAME determines the set:
 
     SHIFT_SETS
 

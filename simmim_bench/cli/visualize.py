@@ -10,7 +10,7 @@ import click
 from simmim_bench.cli.options import PATH, SEED, complete_ckpt
 from simmim_bench.errors import UsageError
 
-# The options that only some of the pictures take, by the picture.
+# The options that only some of the figures take, by the figure.
 OPTIONS_OF = {
     "reconstruction": ("masking", "annotations", "mask_patch_size", "mask_ratio", "seed"),
     "pca": ("img_size", "block"),
@@ -70,7 +70,7 @@ OPTIONS_OF = {
 @click.option(
     "--img-size",
     type=click.IntRange(1),
-    help="For pca: side of the images in pixels, such as 448 for a finer picture; the checkpoint's by default.",
+    help="For pca: side of the images in pixels, such as 448 for a finer map; the checkpoint's by default.",
 )
 @click.option(
     "--block",
@@ -79,7 +79,7 @@ OPTIONS_OF = {
     help="For pca: the block of a ViT, or the stage of another backbone, from 1; -1 for the last.",
 )
 def visualize(ckpt: str, what: str, images: Path, out: Path, count: int, **options: Any) -> None:
-    """Plot what a model makes of images, beside the images.
+    """Plot what a model computes from images, next to the images.
 
     By default: the masked image, and the reconstruction with the visible part pasted in.
 

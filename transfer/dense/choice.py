@@ -110,8 +110,8 @@ def choose_candidate(
         return Choice(*candidates[0])
     held_out = hold_out(training, samples[0], recipe.choose_on)
     own = {}
-    for place in range(dist.rank, len(combinations), dist.size):
-        number, norm = combinations[place]
+    for index in range(dist.rank, len(combinations), dist.size):
+        number, norm = combinations[index]
         learnt = samples[number].without(held_out)
         scorer = fit_scorer(recipe, learnt, norm, settings, reader.context)
         level = levels[number]
@@ -123,11 +123,11 @@ def choose_candidate(
             predictions = predict_image(scorer, image, maps[0], recipe, level)
             for total, predicted in zip(totals, predictions, strict=True):
                 total += confusion_matrix(image.classes, predicted, classes)
-        own[place] = [segmentation_scores(total)["miou"] for total in totals]
-    by_place = {
-        place: found for part in dist.gather_everywhere(own) for place, found in part.items()
+        own[index] = [segmentation_scores(total)["miou"] for total in totals]
+    by_index = {
+        index: found for part in dist.gather_everywhere(own) for index, found in part.items()
     }
-    mious = [miou for place in range(len(combinations)) for miou in by_place[place]]
+    mious = [miou for index in range(len(combinations)) for miou in by_index[index]]
     compared = [
         {**candidate, "held_out_miou": miou}
         for (*_, candidate), miou in zip(candidates, mious, strict=True)

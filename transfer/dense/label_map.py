@@ -71,9 +71,9 @@ def _average_windows(scores: Tensor, image: WindowedImage, window: Size, stride:
     for cells, (top, left) in zip(scores, image.corners, strict=True):
         # Where a window does not divide into cells, the last ones reach beyond it.
         pixels = _interpolate(cells, (cells.shape[1] * stride, cells.shape[2] * stride))
-        place = ..., slice(top, top + height), slice(left, left + width)
-        total[place] += pixels[:, :height, :width]
-        covered[place] += 1
+        region = ..., slice(top, top + height), slice(left, left + width)
+        total[region] += pixels[:, :height, :width]
+        covered[region] += 1
     return total.div_(covered)
 
 

@@ -37,8 +37,8 @@ def check_set(name: str, root: Path, classes: Sequence[str], ckpt: str) -> str:
         names = class_names(folder)
         map_classes(name, folder, names, classes, ckpt)
         missing = missing_conditions(conditions)
-        told = describe_missing(missing) if missing else f"{len(conditions)} conditions"
-        return f"{len(names):,} classes; {told}"
+        found = describe_missing(missing) if missing else f"{len(conditions)} conditions"
+        return f"{len(names):,} classes; {found}"
     folder = images_folder(root)
     names = class_names(folder)
     map_classes(name, folder, names, classes, ckpt)
@@ -55,8 +55,8 @@ def check_names(data_sets: Sequence[DataSet], overrides: Sequence[str] = ()) -> 
     unnamed = next((data_set.root for data_set in data_sets if data_set.name is None), None)
     if unnamed is not None:
         raise UsageError(
-            f"--data {unnamed} has no name, which tells how the set is scored; write NAME={unnamed} with NAME one of "
-            f"{', '.join(SHIFT_SETS)}, or another name for a folder of your own."
+            f"--data {unnamed} has no name, which determines how the set is scored; write NAME={unnamed} with NAME one "
+            f"of {', '.join(SHIFT_SETS)}, or another name for a folder of your own."
         )
     check_data_sets(data_sets, task=SHIFT_TASK, several=True)
     cropped = any(text.startswith("test_crop_ratio=") for text in overrides)

@@ -27,8 +27,8 @@ def find_conditions(root: Path) -> dict[Condition, Path]:
         raise DataError(f"data folder {root} does not exist; use the folder of the corruptions.")
     found: dict[Condition, Path] = {}
     for corruption in CORRUPTIONS:
-        places = (root / corruption, *(root / name / corruption for name in CATEGORIES))
-        folder = next((place for place in places if place.is_dir()), None)
+        folders = (root / corruption, *(root / name / corruption for name in CATEGORIES))
+        folder = next((one for one in folders if one.is_dir()), None)
         for severity in range(1, SEVERITIES + 1):
             if folder is not None and (folder / str(severity)).is_dir():
                 found[corruption, severity] = folder / str(severity)

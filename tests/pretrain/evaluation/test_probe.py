@@ -119,8 +119,8 @@ def test_few_images_are_sampled_of_every_class(tmp_path: Path, pocket: Path) -> 
     assert torch.equal(more.pixels, again.pixels)
 
 
-def test_a_large_share_of_the_time_is_reported_with_its_remedy() -> None:
-    assert describe_cost(4.0, 100.0, 1) == "share=4.0% of the run's time"
+def test_a_large_fraction_of_the_time_is_reported_with_its_remedy() -> None:
+    assert describe_cost(4.0, 100.0, 1) == "fraction=4.0% of the run's time"
     assert "--probe-every 3 " in describe_cost(12.0, 100.0, 1)
     assert "--probe-every 5 " in describe_cost(12.0, 100.0, 2)
 

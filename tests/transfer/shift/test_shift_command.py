@@ -209,7 +209,7 @@ def test_what_has_no_classifier_or_no_name_is_refused_in_one_line(
     assert "no classification head" in fails(
         4, "transfer", "shift", "--ckpt", "random:vit_pocket", *named, *out
     )
-    assert "has no name, which tells how the set is scored" in fails(2, *linear, "--data", few)
+    assert "has no name, which determines how the set is scored" in fails(2, *linear, "--data", few)
     assert "--seeds does not apply to shift" in fails(2, *linear, *named, "--seeds", 2)
     assert "--fraction does not apply to shift" in fails(2, *linear, *named, "--fraction", "1%")
     assert "test_crop_ratio does not apply to c" in fails(

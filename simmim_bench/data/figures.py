@@ -1,4 +1,4 @@
-"""Pictures of what a model makes of images: which images are shown, how they are loaded, and the grid of tiles."""
+"""Figures of images and of what a model computes from them: sample and load the images, and arrange tiles as a grid."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def denormalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) 
 def tile_grid(tiles: Tensor) -> Tensor:
     """Arrange T tiles of each of B images, (B, T, 3, H, W) with pixels in [0, 1], as one grid (3, height, width).
 
-    The tiles of an image are beside each other; a row has as many images as fit.
+    The tiles of an image are next to each other; a row has as many images as fit.
     """
     factor = max(1, MIN_TILE_SIZE // max(tiles.shape[-2:]))
     enlarged = F.interpolate(tiles.flatten(0, 1).clamp(0, 1).cpu(), scale_factor=factor)
