@@ -183,6 +183,15 @@ def data_identity(record: Record) -> list[Any]:
     return data
 
 
+def describe_recipe(record: Record) -> str:
+    """Return the recipe of a record and its deviations, and of a score of shift the task of the classifier."""
+    changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
+    recipe: str = record.recipe["name"] + (f" with {changed}" if changed else "")
+    if "classifier" in record.data:
+        recipe = f"classifier of {record.data['classifier']} by {recipe}"
+    return recipe
+
+
 def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
     """Find the records of the same checkpoint, protocol and seed with different predictions.
 

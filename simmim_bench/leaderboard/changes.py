@@ -54,7 +54,8 @@ def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
                 key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
                 scores[_check_text(key)] = _describe(score)
     for table in leaderboard.get("small_sets", []):
-        protocol = sha256_json([table["recipe_sha256"], table["deviates"]])
+        followed = [table["recipe_sha256"], table["deviates"], table.get("classifier")]
+        protocol = sha256_json(followed)
         for row in table["rows"]:
             for name, score in row["scores"].items():
                 if score is not None:

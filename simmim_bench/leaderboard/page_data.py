@@ -27,7 +27,6 @@ from simmim_bench.leaderboard.find import describe
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.small_sets import (
     SmallSetTable,
-    describe_recipe,
     mean_cell,
     small_set_tables,
 )
@@ -149,7 +148,7 @@ def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[s
     ]
     return {
         "title": table.title,
-        "recipe": describe_recipe(table),
+        "recipe": table.protocol,
         "data_sets": table.data_sets,
         "rows": rows,
     }

@@ -8,7 +8,6 @@ import io
 from simmim_bench.leaderboard.board import Board, Row
 from simmim_bench.leaderboard.small_sets import (
     SmallSetTable,
-    describe_recipe,
     mean_cell,
     small_set_tables,
 )
@@ -36,7 +35,7 @@ def small_sets_to_markdown(board: Board) -> str:
     parts = []
     tables = small_set_tables(board)
     for table in tables:
-        heading = escape_markdown(f"{table.title} ({describe_recipe(table)})")
+        heading = escape_markdown(f"{table.title} ({table.protocol})")
         best = table.best_rows()
         lines = [
             f"### {TITLE}: {heading}\n",
@@ -59,7 +58,7 @@ def small_sets_to_csv(board: Board) -> str:
         ["task", "metric", "recipe", "checkpoint", "sha256", "data set", "score", "std", "seeds"]
     )
     for table in small_set_tables(board):
-        described = [table.column.task, table.column.metric, escape_csv(describe_recipe(table))]
+        described = [table.column.task, table.column.metric, escape_csv(table.protocol)]
         for row in table.rows:
             named = zip((*table.data_sets, ""), (*row.cells, mean_cell(row)), strict=True)
             for name, cell in named:
@@ -77,7 +76,7 @@ def small_sets_to_latex(board: Board) -> str:
     parts = []
     for table in small_set_tables(board):
         best = table.best_rows()
-        heading = f"{TITLE}: {table.title} ({describe_recipe(table)})"
+        heading = f"{TITLE}: {table.title} ({table.protocol})"
         lines = [
             f"% {visible(' '.join(heading.split()))}",
             r"\begin{tabular}{l" + "r" * (len(table.data_sets) + 1) + "}",
@@ -105,7 +104,7 @@ def _rich_table(table: SmallSetTable) -> object:
     from rich.table import Table
 
     notes = escape(visible_lines(" ".join(explain_marks(table.rows)))) or None
-    heading = f"{TITLE}: {table.title} ({describe_recipe(table)})"
+    heading = f"{TITLE}: {table.title} ({table.protocol})"
     shown = Table(title=escape(visible(heading)), caption=notes, caption_justify="left")
     shown.add_column("checkpoint")
     for name in (*table.data_sets, "mean"):

@@ -1,8 +1,8 @@
 """Tables of named data sets: one row per checkpoint, one column per data set, and the mean of complete rows.
 
 A record whose data set has a name (`transfer --data NAME=DIR`) is not in the main table. Each metric of a task has a
-table for every recipe: scores under different recipes, or with other deviations, are never in one table, and data
-that differ are never in one column, even under the same name.
+table for every recipe: scores under different recipes, with other deviations, or of classifiers of different tasks are
+never in one table, and data that differ are never in one column, even under the same name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from simmim_bench.leaderboard.board import (
     build_cell,
     checkpoint_names,
     data_identity,
+    describe_recipe,
 )
 from simmim_bench.results.record import Record
 from simmim_bench.shift_sets import SHIFT_TASK
@@ -53,6 +54,11 @@ class SmallSetTable:
         """The task and the metric."""
         return f"{self.column.task}, {self.column.metric}"
 
+    @property
+    def protocol(self) -> str:
+        """The recipe and its deviations."""
+        return describe_recipe(self.example)
+
     def best_rows(self) -> list[Row | None]:
         """Return the row with the best score in every column, the mean last."""
         by_column = [[row.cells[i] for row in self.rows] for i in range(len(self.data_sets))]
@@ -83,7 +89,8 @@ def small_set_tables(board: Board) -> list[SmallSetTable]:
     by_protocol: dict[tuple[str, str], dict[Path, Record]] = {}
     for path, record in board.records.items():
         if record.data.get("name") is not None:
-            protocol = sha256_json([record.recipe["sha256"], record.deviates])
+            followed = [record.recipe["sha256"], record.deviates, record.data.get("classifier")]
+            protocol = sha256_json(followed)
             by_protocol.setdefault((record.task, protocol), {})[path] = record
     return [
         table
@@ -143,13 +150,6 @@ def _rank(rows: list[Row]) -> tuple[Row, ...]:
     )
 
 
-def describe_recipe(table: SmallSetTable) -> str:
-    """Return the recipe of a table and its deviations."""
-    record = table.example
-    changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
-    return record.recipe["name"] + (f" with {changed}" if changed else "")
-
-
 def plain_tables(board: Board) -> list[dict[str, Any]]:
     """Return the tables as plain JSON."""
     return [
@@ -159,6 +159,9 @@ def plain_tables(board: Board) -> list[dict[str, Any]]:
             "recipe": table.example.recipe["name"],
             "recipe_sha256": table.example.recipe["sha256"],
             "deviates": table.example.deviates,
+            **{
+                key: table.example.data[key] for key in ("classifier",) if key in table.example.data
+            },
             "data_sets": list(table.data_sets),
             "rows": [_plain_row(table, row) for row in table.rows],
         }

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.errors import UsageError
-from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell, protocol_id
+from simmim_bench.leaderboard.board import (
+    Board,
+    ProtocolGroup,
+    Row,
+    ScoreCell,
+    describe_recipe,
+    protocol_id,
+)
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.small_sets import plain_score, plain_tables
 from simmim_bench.results.record import Record
@@ -87,12 +94,8 @@ def describe_published(group: ProtocolGroup, shown: Sequence[Column]) -> list[st
 
 def describe_protocol(record: Record) -> str:
     """Describe a record's protocol in a few words: recipe, deviations, data set and number of images."""
-    changed = ", ".join(f"{key}={value}" for key, value in record.deviates.items())
-    recipe = record.recipe["name"] + (f" with {changed}" if changed else "")
     data = Path(record.data["root"]).name or record.data["root"]
-    if "classifier" in record.data:
-        recipe = f"classifier of {record.data['classifier']} by {recipe}"
-    return f"{recipe} on {data}, {record.expected} images"
+    return f"{describe_recipe(record)} on {data}, {record.expected} images"
 
 
 def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:

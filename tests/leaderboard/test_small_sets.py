@@ -51,13 +51,19 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_scores_of_shift_on_own_folders_have_a_table(tmp_path: Path) -> None:
-    for name, correct in (("rain", 6), ("fog", 8)):
-        path = named(tmp_path, name, correct=correct)
-        data = {"name": name, "root": name, "fingerprint": fake_hash(name), "classifier": "linear"}
-        change(path, task="shift", data=data)
-    (table,) = small_set_tables(board_of(tmp_path))
+    """Classifiers of two tasks by one recipe have a table each."""
+    for number, (name, correct, classifier) in enumerate(
+        (("rain", 6, "linear"), ("fog", 8, "linear"), ("fog", 4, "fewshot-1%"))
+    ):
+        path = named(tmp_path / str(number), name, correct=correct)
+        data = {"name": name, "root": name, "fingerprint": fake_hash(name)}
+        change(path, task="shift", data={**data, "classifier": classifier})
+    table, other = small_set_tables(board_of(tmp_path))
     assert (table.title, table.data_sets) == ("shift, top1", ("fog", "rain"))
     assert [cell.mean for cell in table.rows[0].cells if cell is not None] == [80.0, 60.0]
+    assert (other.title, other.data_sets) == ("shift, top1", ("fog",))
+    assert table.protocol.startswith("classifier of linear by ")
+    assert other.protocol.startswith("classifier of fewshot-1% by ")
 
 
 def test_means_are_those_of_complete_rows(runs: Path) -> None:
