@@ -152,7 +152,7 @@ def train_probes(probing: Probing) -> None:
         f"attentive: start images={len(probing.train):,} candidates={len(probing.probes.candidates)} "
         f"heads={len(probing.probes.candidates) * probing.probes.parts} epochs={recipe.epochs} "
         f"steps_per_epoch={len(state.loader):,} batch_size={recipe.batch_size} "
-        f"parts of a step={state.accumulation_steps} processes={context.dist.size}"
+        f"accumulation_steps={state.accumulation_steps} processes={context.dist.size}"
     )
     fit(
         context,
