@@ -10,6 +10,7 @@ the previous one.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ _SIZE, _COUNTS = rb'"size"\s*:\s*(\[[\d\s,]*\])', rb'"counts"\s*:\s*"((?:[^"\\]|
 MASK = re.compile(rb"\{\s*(?:%b\s*,\s*%b|%b\s*,\s*%b)\s*\}" % (_SIZE, _COUNTS, _COUNTS, _SIZE))
 COUNTS, IMAGE_ID = re.compile(rb'"counts"\s*:'), re.compile(rb'"image_id"\s*:\s*(\d+)\s*[,}]')
 OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[\s*[^\]\s]')
+Match = re.Match[bytes]
 Values = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -56,8 +58,9 @@ def check_masks(text: bytes, truth: Mapping[str, Any]) -> None:
 
 def _find_masks(text: bytes) -> Iterator[tuple[int, Any, Any, int | None]]:
     """Yield the number, the image id, the size and the sum of the run lengths of every detection with a mask."""
-    masks, images = MASK.findall(text), IMAGE_ID.findall(text)
-    if len(masks) == len(images) == len(COUNTS.findall(text)):  # one of each in every detection
+    found, ids = [*MASK.finditer(text)], [*IMAGE_ID.finditer(text)]
+    if len(found) == len(ids) == len(COUNTS.findall(text)) and _one_each(text, found, ids):
+        masks, images = [mask.groups() for mask in found], [image[1] for image in ids]
         counts = [first or second for _, first, second, _ in masks]
         # A backslash is a valid character of run lengths, and doubled in JSON.
         counts = [parse_unlimited(b'"%s"' % c).encode() if b"\\" in c else c for c in counts]
@@ -74,6 +77,17 @@ def _find_masks(text: bytes) -> Iterator[tuple[int, Any, Any, int | None]]:
         if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | list):
             raise ValueError("a mask is not given as run lengths")
         yield number, entry.get("image_id"), mask.get("size"), sum_run_lengths(mask["counts"])
+
+
+def _one_each(text: bytes, masks: Sequence[Match], images: Sequence[Match]) -> bool:
+    """Return whether an object starts between every mask with its image id and the next: a key may be there twice."""
+    spans = [
+        (min(mask.start(), image.start()), max(mask.end(), image.end()))
+        for mask, image in zip(masks, images, strict=True)
+    ]
+    return all(
+        text.find(b"{", end, start) >= 0 for (_, end), (start, _) in itertools.pairwise(spans)
+    )
 
 
 def sum_run_lengths(counts: str | list[Any]) -> int | None:

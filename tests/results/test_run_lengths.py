@@ -40,6 +40,21 @@ def test_run_lengths_with_backslashes_are_read() -> None:
         check_masks(json.dumps([found]).encode(), truth)
 
 
+def test_a_mask_is_held_against_the_image_of_its_own_detection() -> None:
+    """A key that is there twice must not pair a mask with the next detection, which has none."""
+    sizes = {1: (4, 4), 2: (4, 5)}
+    truth = {"images": [{"id": n, "height": h, "width": w} for n, (h, w) in sizes.items()]}
+    own, other = (
+        json.dumps(
+            {"size": list(s), "counts": encode(np.ones(s, np.uint8, "F"))["counts"].decode()}
+        )
+        for s in sizes.values()
+    )
+    twice = f'{{"image_id": 1, "segmentation": {own}, "segmentation": {other}}}'
+    with pytest.raises(ValueError, match="detection 0 has a mask of size"):
+        check_masks(f'[{twice}, {{"image_id": 2}}]'.encode(), truth)
+
+
 def test_damaged_run_lengths_have_no_sum() -> None:
     # Empty; unfinished; a character before "0"; one behind "o"; a run of more than 35 bits; a negative run.
     damaged = [b"", b"o", b"/", b"p", b"ooooooo0", b"O"]

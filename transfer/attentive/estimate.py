@@ -17,10 +17,11 @@ from simmim_bench.display import plural
 from simmim_bench.distributed import DistContext
 from simmim_bench.training.precision import default_precision
 from transfer.attentive.batch_norm import total_over
-from transfer.attentive.probes import AttentiveProbes, list_candidates
+from transfer.attentive.probes import SINGLE, AttentiveProbes, list_candidates
 from transfer.attentive.recipes import AttentiveRecipe
 from transfer.attentive.tokens import load_tokens
 from transfer.attentive.train import random_crop
+from transfer.frozen.candidates import check_enough
 from transfer.frozen.features import block_width
 
 
@@ -31,11 +32,13 @@ def plan_attentive(
 
     Raises:
         UsageError: the recipe names what the backbone does not have.
-        DataError: the weights do not fit the backbone.
+        DataError: the weights do not fit the backbone, or too few images to compare candidates on.
     """
     tokens = load_tokens(recipe, checkpoint, device)
     candidates = list_candidates(tokens.blocks, recipe)
     parts = 2 if len(candidates) > 1 else 1
+    if parts > 1:
+        check_enough(data.train, data.classes, SINGLE)
     widths = {block: block_width(checkpoint.spec, block) for block in tokens.blocks}
     probes = AttentiveProbes(
         candidates,

@@ -23,6 +23,7 @@ from transfer.attentive.batch_norm import Total, moments
 from transfer.attentive.heads import AttentiveHead, attend, build_heads
 from transfer.attentive.recipes import AttentiveRecipe, Head
 
+SINGLE = "use a single candidate: -o blocks=... -o heads=... -o base_lr=..."  # where images are too few to compare
 REFERENCE_BATCH = 256  # images a step for which learning rates are stated, as in MAE
 
 

@@ -22,7 +22,7 @@ from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.kernels import fast_kernels
 from transfer.attentive.classifier import AttentiveClassifier, describe_fitted
-from transfer.attentive.probes import list_candidates
+from transfer.attentive.probes import SINGLE, list_candidates
 from transfer.attentive.recipes import AttentiveRecipe
 from transfer.attentive.tokens import FrozenTokens, blocks_of
 from transfer.attentive.train import (
@@ -38,8 +38,6 @@ from transfer.frozen.candidates import best_candidate, hold_out, log_choice
 from transfer.inference import gather_rows
 from transfer.job import TransferJob
 from transfer.split_description import describe_data, read_splits
-
-SINGLE = "use a single candidate: -o blocks=... -o heads=... -o base_lr=..."
 
 
 def run_attentive(context: RunContext, job: TransferJob[AttentiveRecipe]) -> Record | None:
@@ -74,7 +72,9 @@ def run_attentive(context: RunContext, job: TransferJob[AttentiveRecipe]) -> Rec
     write_fitted(context.run.path, fitted)
     write_json(context.run.path / "compared.json", compared)
     chosen = compared[number] if compared else candidate.to_json()
-    return _write_record(context, job, train, val, logits, chosen, len(compared) or 1)
+    trained = recipe.epochs * len(probing.state.loader) * min(recipe.batch_size, len(train))
+    images_seen = trained + (0 if held_out is None else len(held_out)) + len(val)
+    return _write_record(context, job, train, val, logits, chosen, len(compared) or 1, images_seen)
 
 
 def _parts(images: int, held_out: Tensor | None) -> Tensor:
@@ -116,6 +116,7 @@ def _write_record(
     logits: np.ndarray,
     chosen: dict[str, Any],
     candidates: int,
+    images_seen: int,
 ) -> Record:
     """Write the predictions and the record."""
     predictions = context.run.predictions / "logits.npz"
@@ -132,7 +133,7 @@ def _write_record(
         predictions=predictions,
         evaluated=len(logits),
         expected=len(val),
-        images_seen=recipe.epochs * len(train) + len(val),
+        images_seen=images_seen,
         dist=context.dist,
         details={
             **chosen,

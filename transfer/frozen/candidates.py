@@ -149,12 +149,21 @@ def hold_out(
         members = np.flatnonzero(labels == label)
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         kept[generator.permutation(members)[:count]] = False
-    if kept.all():
-        raise DataError(
-            f"{len(labels)} images in {len(labels.unique())} classes are too few to hold out some of each "
-            f"class for comparing candidates; {fix}"
-        )
+    check_enough(len(labels), len(labels.unique()), fix)
     return kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+
+
+def check_enough(images: int, classes: int, fix: str = SINGLE_LINEAR) -> None:
+    """Check that some class has two images, one of which can be held out; no class is empty.
+
+    Raises:
+        DataError: every class has one image.
+    """
+    if images <= classes:
+        raise DataError(
+            f"{images} images in {classes} classes are too few to hold out some of each class for comparing "
+            f"candidates; {fix}"
+        )
 
 
 def assign_folds(labels: Tensor, folds: int, seed: int) -> Tensor | None:

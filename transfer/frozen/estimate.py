@@ -14,6 +14,7 @@ from simmim_bench.display import plural
 from simmim_bench.probes.knn import SIMILARITIES
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
+from transfer.frozen.candidates import check_enough
 from transfer.frozen.crop_features import (
     crops_forwarded,
     crops_kept,
@@ -22,6 +23,7 @@ from transfer.frozen.crop_features import (
 )
 from transfer.frozen.crops import centre_crop
 from transfer.frozen.features import FeatureSet, block_width, feature_sets, token_norm
+from transfer.frozen.linear_probe import list_candidates
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe
 
 
@@ -32,12 +34,14 @@ def plan_frozen(
 
     Raises:
         UsageError: the recipe names features or a norm that the backbone does not have.
-        DataError: the weights do not fit the backbone.
+        DataError: the weights do not fit the backbone, or too few images to compare candidates on.
     """
     model = load_backbone(checkpoint, recipe.img_size, window_size=recipe.window_size)
     model.to(device).eval().requires_grad_(False)
     token_norm(recipe, checkpoint)
     sets = feature_sets(recipe, checkpoint.spec)
+    if isinstance(recipe, LinearRecipe) and len(list_candidates(sets, recipe)) > 1:
+        check_enough(data.train, data.classes)
     crops = crops_forwarded(recipe) if isinstance(recipe, LinearRecipe) else 0
     val = 0 if isinstance(recipe, KnnRecipe) and recipe.leave_one_out else data.val
     steps = (1 + crops) * math.ceil(data.train / recipe.forward_batch_size)

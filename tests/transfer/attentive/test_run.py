@@ -29,10 +29,12 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from transfer.attentive.classifier import AttentiveClassifier
 from transfer.attentive.estimate import plan_attentive
+from transfer.attentive.probes import SINGLE
 from transfer.attentive.recipes import ATTENTIVE, ATTENTIVE_POCKET, AttentiveRecipe
 from transfer.attentive.run import run_attentive
 from transfer.attentive.tokens import blocks_of, load_tokens
 from transfer.fitted import build_fitted, read_fitted, write_fitted
+from transfer.frozen.candidates import hold_out
 from transfer.job import TransferJob
 
 CPU = torch.device("cpu")
@@ -192,6 +194,17 @@ def test_the_estimate_takes_a_step_of_every_family(tiny_spec: BackboneSpec) -> N
     trained = [p for p in work.model.parameters() if p.requires_grad]
     assert trained
     assert all(p.grad is not None for p in trained)
+
+
+def test_the_estimate_refuses_too_few_images_in_the_words_of_the_run(
+    tiny_spec: BackboneSpec,
+) -> None:
+    recipe = replace(RECIPE, blocks=(1,), queries=4, num_heads=4, base_lr=(0.1, 0.2))
+    with pytest.raises(DataError) as planned:
+        plan_attentive(recipe, random_checkpoint(tiny_spec), DataSize(10, 10, 10, "your"), CPU)
+    with pytest.raises(DataError) as run:
+        hold_out(torch.arange(10), 0.1, 0, SINGLE)
+    assert str(planned.value) == str(run.value)
 
 
 def test_the_default_blocks_reach_from_the_middle_to_the_end() -> None:
