@@ -119,7 +119,8 @@ ATTENTIVE_POCKET = replace(
 ATTENTIVE_CIFAR = replace(
     ATTENTIVE_POCKET,
     name="attentive_cifar",
-    source="ours: tens of thousands of small photographs, a CPU core, a quarter of an hour; AIM's head, which costs least",
+    source="ours: tens of thousands of small photographs, a CPU core, a quarter of an hour; AIM's head, which costs "
+    "least",
     epochs=8,
     batch_size=256,
     norm_images=256,

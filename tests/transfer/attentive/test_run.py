@@ -224,8 +224,8 @@ def test_the_default_blocks_reach_from_the_middle_to_the_end() -> None:
         ("heads=cross,cross", "heads of recipe 'attentive_pocket' lists cross twice"),
         ("blocks=9", "vit_pocket has no block 9; choose from 1 to 4"),
         (
-            "queries=48",
-            "queries=48 does not divide the 128 channels after block 2; use -o queries=32",
+            "num_heads=48",
+            "num_heads=48 does not divide the 128 channels after block 2; use -o num_heads=32",
         ),
         ("norm_images=1", "norm_images 1 of recipe 'attentive_pocket' is out of range; use 2 or"),
     ],
