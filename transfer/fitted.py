@@ -85,7 +85,8 @@ def read_fitted(run: Path) -> FittedClassifier:
     folder = run / FOLDER
     if not (folder / "classifier.json").is_file():
         raise DataError(
-            f"{run} keeps no fitted classifier; run its task again with this version of simmim-bench, with --overwrite."
+            f"{run} keeps no fitted classifier; use a run of `simmim-bench transfer` linear, attentive or fewshot, "
+            "and repeat one of an older version with --overwrite."
         )
     description = read_json(folder / "classifier.json", "classifier")
     if not isinstance(description, dict) or any(
