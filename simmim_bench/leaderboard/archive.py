@@ -11,6 +11,7 @@ Records may be of other people: what they name is read below their folder only, 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -141,7 +142,7 @@ def _check_written(folder: Path) -> None:
 def _copy_run(path: Path, record: Record, folder: Path) -> None:
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
     source = path_below(path.parent, record.predictions["file"], f"record {path}")
-    if not source.is_file():
+    if not os.path.isfile(source):  # also false for a name that no file can have
         raise DataError(f"predictions {source} of {path} do not exist; run its task again.")
     _copy(source, folder / record.predictions["file"])
     for name in RUN_FILES:
@@ -194,7 +195,7 @@ def find_reconstructions(record: Record) -> Path | None:
     """
     path = Path(record.checkpoint["name"])
     runs = [path, *([path.parent.parent] if path.parent.name == "checkpoints" else [])]
-    run = next((run for run in runs if (run / RECONSTRUCTIONS).is_file()), None)
+    run = next((run for run in runs if os.path.isfile(run / RECONSTRUCTIONS)), None)
     if run is None:
         return None
     check_below(run, run / RECONSTRUCTIONS, "reconstructions")
@@ -229,4 +230,6 @@ def find_annotations(path: Path, record: Record) -> Path | None:
     fingerprint = record.data["fingerprint"]
     candidates = [Path(record.data["annotations"])]
     candidates += [parent / "annotations" / f"{fingerprint[:16]}.json" for parent in path.parents]
-    return next((p for p in candidates if p.is_file() and sha256_file(p) == fingerprint), None)
+    return next(
+        (p for p in candidates if os.path.isfile(p) and sha256_file(p) == fingerprint), None
+    )

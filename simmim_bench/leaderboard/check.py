@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _check_scores(path: Path, record: Record) -> list[str]:
         predictions = path_below(path.parent, record.predictions["file"], "the record")
     except DataError as error:
         return [str(error)]
-    if not predictions.is_file():
+    if not os.path.isfile(predictions):
         return [f"predictions {predictions} do not exist."]
     if sha256_file(predictions) != record.predictions["sha256"]:
         return [f"predictions {predictions} have changed since they were scored: hash mismatch."]
@@ -187,8 +188,9 @@ def _checkpoint_hash(name: str) -> str | None:
 
     Files are hashed as `read_checkpoint` does, but not loaded: a record of other people may name any file.
     """
-    # timm's weights are skipped because they would have to be downloaded.
-    if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
+    # timm's weights are skipped because they would have to be downloaded. `os.path.exists` is also false for a name
+    # that no file can have.
+    if name.startswith("timm:") or not (name.startswith("random:") or os.path.exists(name)):
         return None
     from simmim_bench.checkpoints.read import read_checkpoint
 
