@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, cast
 
-Covered = ModuleType | Callable[..., Any]
+Covered = object  # a module or a function; mypy joins their types so
 # Code of a function, not of a module or class.
 BY_FUNCTION = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS
 

@@ -18,7 +18,7 @@ from pycocotools import mask as masks
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display, ProgressTask
 from simmim_bench.errors import DataError
-from simmim_bench.results.coco_file import sum_run_lengths
+from simmim_bench.results.run_lengths import sum_run_lengths
 from transfer.detection.coco_layout import read_split, read_splits
 from transfer.detection.doctor_checks import check_coco
 
