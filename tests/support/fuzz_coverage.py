@@ -41,7 +41,7 @@ class Lines:
                 file = str(item.__file__)
                 code = compile(Path(file).read_bytes(), file, "exec")
             else:
-                code = cast(FunctionType, inspect.unwrap(item)).__code__
+                code = inspect.unwrap(cast(FunctionType, item)).__code__
             found = lines.all.setdefault(code.co_filename, set())
             found |= set(_lines(code))
             lines.reached.setdefault(code.co_filename, set())
