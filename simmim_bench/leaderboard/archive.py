@@ -11,6 +11,7 @@ Records may be of other people: what they name is read below their folder only, 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -189,8 +190,8 @@ def find_predictions(path: Path, record: Record) -> Path:
         DataError: the record names a file outside of its folder, or the file does not exist or has changed.
     """
     predictions = path_below(path.parent, record.predictions["file"], "the record")
-    if not predictions.is_file():
-        raise DataError(f"predictions {predictions} do not exist.")
+    if not os.path.isfile(predictions):  # also false for a name that no file can have
+        raise DataError(f"predictions {predictions} do not exist; run the task again.")
     if sha256_file(predictions) != record.predictions["sha256"]:
         raise DataError(
             f"predictions {predictions} have changed since they were scored: hash mismatch."
@@ -218,7 +219,7 @@ def find_reconstructions(record: Record) -> Path | None:
     """
     path = Path(record.checkpoint["name"])
     runs = [path, *([path.parent.parent] if path.parent.name == "checkpoints" else [])]
-    run = next((run for run in runs if (run / RECONSTRUCTIONS).is_file()), None)
+    run = next((run for run in runs if os.path.isfile(run / RECONSTRUCTIONS)), None)
     if run is None:
         return None
     check_below(run, run / RECONSTRUCTIONS, "reconstructions")
@@ -253,4 +254,6 @@ def find_annotations(path: Path, record: Record) -> Path | None:
     fingerprint = record.data["fingerprint"]
     candidates = [Path(record.data["annotations"])]
     candidates += [parent / "annotations" / f"{fingerprint[:16]}.json" for parent in path.parents]
-    return next((p for p in candidates if p.is_file() and sha256_file(p) == fingerprint), None)
+    return next(
+        (p for p in candidates if os.path.isfile(p) and sha256_file(p) == fingerprint), None
+    )

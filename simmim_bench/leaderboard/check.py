@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,9 @@ def _checkpoint_hash(name: str) -> str | None:
 
     Files are hashed as `read_checkpoint` does, but not loaded: a record of other people may name any file.
     """
-    # timm's weights are skipped because they would have to be downloaded.
-    if name.startswith("timm:") or not (name.startswith("random:") or Path(name).exists()):
+    # timm's weights are skipped because they would have to be downloaded. `os.path.exists` is also false for a name
+    # that no file can have.
+    if name.startswith("timm:") or not (name.startswith("random:") or os.path.exists(name)):
         return None
     from simmim_bench.checkpoints.read import read_checkpoint
 

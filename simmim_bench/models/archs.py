@@ -346,12 +346,19 @@ class BackboneSpec:
         """Build a spec from the JSON object that `to_json` returned.
 
         Raises:
-            ValueError: a field is unknown, of another type, or larger than any backbone's.
+            ValueError: a field is unknown, of another type, or larger than any backbone's, or the heads are not those
+                of every stage.
         """
         values = {key: _tuples(value) for key, value in fields.items()}
         if (fault := describe_fault(values)) is not None:
             raise ValueError(fault)
-        return cls(**values)
+        spec = cls(**values)
+        heads = () if spec.is_convolutional else spec.num_heads
+        if not spec.is_convolutional and len(heads) != len(spec.depths):
+            raise ValueError(f"num_heads has {len(heads)} values for {len(spec.depths)} stages")
+        if any(spec.embed_dim * 2**stage % count for stage, count in enumerate(heads)):
+            raise ValueError(f"num_heads {heads} do not divide the width {spec.embed_dim}")
+        return spec
 
 
 def describe_fault(fields: Mapping[str, Any]) -> str | None:

@@ -64,6 +64,8 @@ def check_columns(
     """
     if columns.shape != (len(labels), COLUMNS):
         raise ValueError(f"its calibration has shape {columns.shape}, not {(len(labels), COLUMNS)}")
+    if not np.isfinite(columns).all():
+        raise ValueError("a number of its calibration is not finite")
     log_label, confidence, squared_error = columns.astype(np.float64).T
     if not ((log_label >= LOWEST) & (log_label <= 0)).all():
         raise ValueError(f"a log-probability of a label is not in [{LOWEST:.4g}, 0]")
@@ -99,6 +101,8 @@ def calibration_scores(columns: np.ndarray, correct: np.ndarray) -> dict[str, fl
         `nll`: mean negative log-likelihood of the labels, in nats; `brier`: mean squared error of the probabilities
         summed over the classes, from 0 to 2 (Brier, 1950).
     """
+    if not np.isfinite(columns).all():
+        raise ValueError("a number of its calibration is not finite")
     log_label, confidence, squared_error = columns.astype(np.float64).T
     return {
         "ece": 100.0 * _calibration_error(confidence, correct),

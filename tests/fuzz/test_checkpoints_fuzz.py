@@ -23,6 +23,7 @@ from safetensors.torch import save
 from support.fuzz import check, fuzz
 from support.fuzz_mutators import (
     change_value,
+    mutate_bytes,
     mutate_json,
     mutate_pickle,
     mutate_zip,
@@ -173,9 +174,15 @@ def loaded(content: bytes) -> dict[str, Any]:
 
 def mutate_state(random: Random, content: bytes, others: Sequence[bytes]) -> bytes:
     """Change some weights of a state dict, or the entries beside it."""
-    stored = dict(loaded(content))
-    state = dict(stored.pop("model"))
-    stored = copy.deepcopy(stored)
+    try:
+        return _change_state(random, loaded(content))
+    except Exception:  # what torch neither saves nor loads, such as a list that is nested deeply
+        return mutate_bytes(random, content, others)
+
+
+def _change_state(random: Random, stored: dict[str, Any]) -> bytes:
+    state = dict(stored["model"])
+    stored = copy.deepcopy({key: value for key, value in stored.items() if key != "model"})
     if random.random() < 0.3:
         for _ in range(random.randint(1, 3)):
             stored = change_value(random, stored)

@@ -37,7 +37,7 @@ def block(path: Path) -> None:
     ("target", "place"),
     [
         (refuse, "message DataError"),
-        (lambda path: os.environ["NO_SUCH_VARIABLE"], "KeyError"),
+        (lambda path: int("a"), "ValueError"),
         (lambda path: time.sleep(60), "TooSlow"),
         (allocate, "MemoryError"),
         (end, "the process ended by SIGXCPU"),

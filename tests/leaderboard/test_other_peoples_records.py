@@ -456,3 +456,17 @@ def test_a_list_of_written_files_renames_no_other_file(tmp_path: Path) -> None:
         assert getattr(result.exception, "exit_code", None) == 4
     assert target.read_text() == "mine"
     assert (out / "evil").exists()
+
+
+@pytest.mark.parametrize("named", ["checkpoint", "annotations"])
+def test_a_name_that_no_file_can_have_names_no_file(tmp_path: Path, named: str) -> None:
+    """Found by fuzzing: the system's error of a name that is too long."""
+    path = make_record(tmp_path)
+    (path.parent / "env.json").write_text("{}")
+    if named == "checkpoint":
+        of_checkpoint(name="x" * 5000)(path)
+    else:
+        of_part("data", annotations="x" * 5000)(path)
+    problems = check_records(find_records([tmp_path]).records, RECIPES)
+    assert not any("cannot be checked" in problem for problem in problems)
+    assert any("do not exist" in problem for problem in problems) == (named == "annotations")

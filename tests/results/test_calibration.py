@@ -140,18 +140,18 @@ def test_predictions_without_probabilities_have_the_other_scores(tmp_path: Path)
     ("image", "column", "value", "message"),
     [
         (0, 0, 1e-3, r"a log-probability of a label is not in \[-3.403e\+38, 0\]"),
-        (0, 0, math.nan, "a log-probability of a label is not in"),
-        (1, 0, -math.inf, "a log-probability of a label is not in"),
+        (0, 0, math.nan, "a number of its calibration is not finite"),
+        (1, 0, -math.inf, "a number of its calibration is not finite"),
         (0, 1, 1.5, r"a confidence is not in \[1/6, 1\]"),
         (0, 1, 0.1, "a confidence is not in"),
-        (1, 1, math.nan, "a confidence is not in"),
+        (1, 1, math.nan, "a number of its calibration is not finite"),
         (0, 0, -2.0, "a label's probability contradicts the confidence and the ranking"),
         (1, 0, -0.3, "a label's probability contradicts"),
         (1, 1, 0.9999, "a label's probability contradicts"),
         (0, 2, -0.1, "a squared error contradicts"),
         (0, 2, 1.0, "a squared error contradicts"),
         (1, 2, 0.5, "a squared error contradicts"),
-        (1, 2, math.inf, "a squared error contradicts"),
+        (1, 2, math.inf, "a number of its calibration is not finite"),
     ],
 )
 def test_impossible_probabilities_are_rejected(
@@ -163,6 +163,8 @@ def test_impossible_probabilities_are_rejected(
         arrays = dict(stored)
     scores_from_predictions("linear", file, None)
     arrays["calibration"][image, column] = value
+    if math.isnan(value):  # a signalling one: a conversion of it warns
+        arrays["calibration"].view(np.uint32)[image, column] = 0x7F800001
     np.savez(file, **arrays)
     for read in (correct_from_predictions, lambda f: scores_from_predictions("linear", f, None)):
         with pytest.raises(DataError, match=rf"logits.npz cannot be read: {message}"):

@@ -192,6 +192,8 @@ METAS: dict[str, Callable[[dict[str, Any]], object]] = {
     "negative": lambda meta: meta["spec"].update(patch_size=-16),
     "zero": lambda meta: meta["spec"].update(patch_size=0),
     "flag": lambda meta: meta["spec"].update(embed_dim=True),
+    "no heads": lambda meta: meta["spec"].pop("num_heads"),
+    "heads": lambda meta: meta["spec"].update(num_heads=[7]),
     "size": lambda meta: meta["spec"].update(img_size=[2**15, 2**15]),
     "name": lambda meta: meta["spec"].update(arch="../../x"),
     "field": lambda meta: meta["spec"].update({"a\x1b": 3}),

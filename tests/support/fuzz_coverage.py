@@ -15,7 +15,7 @@ from pathlib import Path
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, cast
 
-Covered = ModuleType | Callable[..., Any]
+Covered = object  # a module or a function; mypy joins their types so
 # Code of a function, not of a module or class.
 BY_FUNCTION = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS
 
@@ -41,7 +41,7 @@ class Lines:
                 file = str(item.__file__)
                 code = compile(Path(file).read_bytes(), file, "exec")
             else:
-                code = cast(FunctionType, inspect.unwrap(item)).__code__
+                code = inspect.unwrap(cast(FunctionType, item)).__code__
             found = lines.all.setdefault(code.co_filename, set())
             found |= set(_lines(code))
             lines.reached.setdefault(code.co_filename, set())
