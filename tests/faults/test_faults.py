@@ -30,7 +30,12 @@ IMPORTED = (
     *("jsonschema", "matplotlib.backends.backend_svg", "simmim_bench.checkpoints.convert"),
     *("simmim_bench.checkpoints.third_party.read", "simmim_bench.checkpoints.third_party.timm"),
     *("simmim_bench.leaderboard.write", "simmim_bench.runs.events", "transfer.evaluate.launch"),
-    *("transfer.finetune.run", "transfer.frozen.run"),
+    *(
+        "transfer.finetune.run",
+        "transfer.frozen.run",
+        "transfer.attentive.run",
+        "transfer.shift.run",
+    ),
 )
 COUNTS = PocketCounts(
     imagenet_train=12, imagenet_val=10, coco_train=2, coco_val=2, ade20k_train=2, ade20k_val=2

@@ -100,6 +100,16 @@ SCENARIOS = {
     ),
     "imagenet": _transfer("imagenet", "imagenet", "-o", "epochs=2", "-o", "batch_size=6", *TINY),
     "linear": _transfer("linear", "imagenet", "-o", "epochs=2", *TINY),
+    "attentive": _transfer(
+        *("attentive", "imagenet", "-o", "epochs=2", "-o", "batch_size=6", "-o", "norm_images=6"),
+        *TINY,
+    ),
+    "shift": Scenario(
+        (
+            *("transfer", "shift", "--ckpt", "RUNS/linear/out"),
+            *("--data", "own=DATA/imagenet/val", "--out", "out"),
+        )
+    ),
     "knn": _transfer("knn", "imagenet", *TINY),
     "fewshot": _transfer("fewshot", "imagenet", "--fraction", "10%", *TINY),
     "coco": _transfer("coco", "coco", "-o", "max_iters=2", "-o", "warmup_iters=0"),
@@ -134,4 +144,5 @@ SCENARIOS = {
 }
 # The scenario whose run another one reads.
 STARTS_FROM = {f"evaluate {task}": task for task in ("imagenet", "coco", "ade20k")}
+STARTS_FROM["shift"] = "linear"
 STARTS_FROM |= {name: "pretrain" for name in SCENARIOS if name.startswith("convert")}
