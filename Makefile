@@ -64,7 +64,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/logistic.py --json benchmarks/results/logistic.json
 	$(BIN)/python benchmarks/logistic.py --images 40 --channels 128 --json benchmarks/results/logistic_demo_1pct.json
 	$(BIN)/python benchmarks/logistic.py --images 400 --channels 128 --json benchmarks/results/logistic_demo_10pct.json
-	$(BIN)/python benchmarks/attentive.py $(if $(BENCH_GPU),,--images 16) --json benchmarks/results/attentive.json
+	$(BIN)/python benchmarks/attentive.py $(if $(BENCH_GPU),,--images 32) --json benchmarks/results/attentive.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
 
