@@ -37,7 +37,7 @@ MEMORY_LIMIT = 1 << 30  # growth of the process's peak memory by one execution, 
 ADDRESS_SPACE = (
     2 << 30
 )  # bytes that the process of the long run may reserve besides what it has at its start
-TRACED = 4  # of so many executions, one records its lines: that takes two to three times as long
+TRACED = 4  # every fourth execution records its lines, at two to three times the cost
 CORPUS = 1000  # inputs that are kept besides the seeds
 FINDINGS = Path("build/fuzz")
 

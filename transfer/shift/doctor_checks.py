@@ -10,7 +10,7 @@ from simmim_bench.diagnostics.data_checks import FindingGroup
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import BenchError
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.shift_sets import SHIFT_TASK
+from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
 from transfer.evaluate.evaluation import EvaluationRequest
 from transfer.shift.check import check_names, check_set
 from transfer.shift.class_maps import images_folder, list_images
@@ -52,7 +52,14 @@ def check_shift_sets(data_sets: Sequence[DataSet], ckpt: str | None) -> Iterator
             for folder in _folders(data_set):
                 list_images(folder)
         except BenchError as error:
-            yield group.finding(own, "problem", str(error))
+            # The classes of a folder of the user's own are those of a classifier, which ImageNet's only stand for.
+            unknown = ckpt is None and own not in SHIFT_SETS
+            fix = (
+                " For another classifier than one of ImageNet-1k, add --classifier RUN."
+                if unknown
+                else ""
+            )
+            yield group.finding(own, "problem", f"{error}{fix}")
         else:
             yield group.finding(own, "warning" if "missing" in said else "ok", said)
 

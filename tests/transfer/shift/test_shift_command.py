@@ -235,6 +235,8 @@ def test_doctor_says_what_a_run_would_say(thousand: Path, tmp_path: Path) -> Non
         refused = fails(4, "transfer", "shift", *ckpt, "--data", f"{name}={tmp_path / 'set'}")
         assert refused == f"error: {said}"
     assert "--classifier x needs --shift" in fails(2, "doctor", "--classifier", "x")
+    hints = {f.name: "add --classifier RUN" in f.said for f in check_shift_sets(sets, None)}
+    assert hints == dict.fromkeys(hints, False) | {"own": True}
     (finding,) = check_shift_sets(sets, "random:vit_pocket")
     assert (finding.state, "no classification head" in finding.said) == ("problem", True)
 
