@@ -14,7 +14,8 @@ from pretrain.targets.models import TargetSource, load_target_model
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 Head = Literal["linear", "mlp", "conv", "inverse_swin_t", "inverse_swin_b"]
 TargetName = Literal[

@@ -16,8 +16,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.vit import ViT, sincos_position
 
 # MAE: models_mae.py, 512 channels and heads of 32; four blocks instead of its eight, as fine-tuning accuracy hardly

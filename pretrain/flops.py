@@ -7,7 +7,7 @@ import torch
 from pretrain.design import Design, TargetModelInfo
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import PAPER_DESIGN, SimMIM
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.flops import count_flops
 
 FORWARD_AND_BACKWARD = 3  # the backward pass has two products for each product of the forward pass

@@ -18,8 +18,9 @@ from timm.models.swin_transformer import SwinTransformerStage
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from simmim_bench.models.archs import ARCHS, BackboneSpec
+from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.swin import pad_before_shift
 
 SWIN_WINDOW = 7  # Swin's default (arXiv 2103.14030, section 4), for encoders without windows

@@ -37,7 +37,7 @@ from simmim_bench.data.sources import (
     describe_left_out,
     held_out_images,
 )
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile

@@ -30,8 +30,8 @@ from pretrain.targets.table import TARGETS
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 
 PAPER_DESIGN = Design()
 

@@ -13,8 +13,8 @@ import warnings
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.models.archs import MapOptions
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.spec import MapOptions
 
 
 def open_checkpoint(ckpt: str | Checkpoint) -> Checkpoint:

@@ -10,7 +10,7 @@ import torch
 from support.tiny import TINY
 
 from simmim_bench.display import Display
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 
 # The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.

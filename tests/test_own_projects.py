@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 
 README = Path(__file__).parent.parent / "README.md"
 HALF = (0.5, 0.5, 0.5)

@@ -34,7 +34,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import MapOptions
+from simmim_bench.models.spec import MapOptions
 from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
 

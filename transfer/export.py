@@ -32,9 +32,9 @@ from simmim_bench.checkpoints.third_party.swin import (
     shift_downsample,
 )
 from simmim_bench.errors import MissingFrameworkError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
 from simmim_bench.models.position_bias import BIAS_TABLE
+from simmim_bench.models.spec import BackboneSpec
 
 
 def write_detectron2(checkpoint: Checkpoint, path: Path) -> ExportResult:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec, MapOptions
+from simmim_bench.models.spec import BackboneSpec, MapOptions
 from simmim_bench.training.optim import parameter_groups
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simmim_bench.errors import UsageError, nearest
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import Recipe
 from transfer.tasks import RUNNERS, TASK_RECIPES
 

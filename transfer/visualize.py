@@ -18,7 +18,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import any_images
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import MapOptions
+from simmim_bench.models.spec import MapOptions
 from simmim_bench.results.record import read_record
 from transfer.attentive.classifier import KIND as ATTENTIVE
 from transfer.attentive.classifier import build_classifier

@@ -16,9 +16,10 @@ from simmim_bench.data.loader import EpochLoader, batches_on_device
 from simmim_bench.data.sources import any_images
 from simmim_bench.distributed import DistContext
 from simmim_bench.distributed import full_state as gather_state
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.decomposed_position import attend_without_bias
 from simmim_bench.models.position_bias import RelativePositionBias
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import find_recipe
 from simmim_bench.training.accumulation import accumulate_gradients, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks

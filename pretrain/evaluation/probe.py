@@ -30,7 +30,7 @@ from simmim_bench.data.sources import (
     describe_left_out,
 )
 from simmim_bench.display import format_duration
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.probes.knn import count_correct, knn_votes, to_unit_length
 from simmim_bench.probes.logistic import fit_logistic
 from simmim_bench.probes.norms import Normaliser

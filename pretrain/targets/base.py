@@ -19,7 +19,7 @@ from pretrain.design import Design, TargetModelInfo, point_channels, target_stri
 from pretrain.loss import DISTANCES, masked_mean
 from pretrain.masking.masks import upsample_mask
 from simmim_bench.display import Display
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 FITTED_IMAGES = 256  # images that `fit` receives; they cover the colours of a data set
 

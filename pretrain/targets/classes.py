@@ -17,7 +17,7 @@ from pretrain.design import Design, TargetModelInfo
 from pretrain.targets.base import Target
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.display import Display
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 FITTED_POINTS = 65536  # colours that k-means clusters: 128 for each of 512 clusters
 LLOYD_STEPS = 50  # ours: the clusters hardly change afterwards

@@ -36,8 +36,8 @@ from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.precision import full_precision
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.design import Design, TargetModelInfo
 from pretrain.targets.base import RegressionTarget, averaging_suffix
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 PATCH_EPSILON = 1e-6  # MAE: models_mae.py (forward_loss)
 

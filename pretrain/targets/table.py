@@ -10,7 +10,7 @@ from pretrain.targets.classes import BinTarget, ClusterTarget
 from pretrain.targets.pixels import PatchNormTarget, PixelTarget
 from pretrain.targets.teacher import TeacherFeatureTarget, TeacherPixelTarget
 from pretrain.targets.tokens import build_token_target
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 TARGETS: dict[str, Callable[[Design, BackboneSpec, TargetModelInfo | None], Target]] = {
     "pixels": PixelTarget,

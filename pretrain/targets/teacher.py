@@ -13,7 +13,7 @@ from pretrain.design import Design, TargetModelInfo
 from pretrain.targets.base import RegressionTarget, averaging_suffix
 from pretrain.targets.pixels import PixelTarget
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 
 class TeacherFeatureTarget(RegressionTarget):

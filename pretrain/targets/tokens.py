@@ -16,7 +16,7 @@ from pretrain.targets.base import Target
 from pretrain.targets.classes import ClassificationTarget
 from pretrain.targets.tokenizer import Tokenizer, fit_tokenizer, freeze_as_buffers
 from simmim_bench.display import Display
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.precision import full_precision
 
 FITTED_IMAGES = 2048  # ours: 400,000 tokens at 196 tokens per image

@@ -30,7 +30,7 @@ from simmim_bench.files import (
     use_default_mode,
     write_json,
 )
-from simmim_bench.models.archs import BackboneSpec, Form
+from simmim_bench.models.spec import BackboneSpec, Form
 
 StateDict = dict[str, Tensor]
 

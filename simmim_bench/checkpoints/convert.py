@@ -32,8 +32,8 @@ from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import replacing_directory, sync, use_default_mode
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.swin import pad_before_shift
 
 TOLERANCE = 1e-4  # relative to the features' largest value, in float32

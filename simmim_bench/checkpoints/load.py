@@ -15,10 +15,10 @@ from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import BackboneSpec, Form, MapOptions
 from simmim_bench.models.build import Backbone, build_backbone, table_grids
 from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
+from simmim_bench.models.spec import BackboneSpec, Form, MapOptions
 from simmim_bench.models.vit import ViT
 from simmim_bench.untrusted import text
 

@@ -20,7 +20,8 @@ from simmim_bench.checkpoints.checkpoint import (
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
-from simmim_bench.models.archs import LARGEST_GRID, LARGEST_MAP, BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
+from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP, BackboneSpec
 from simmim_bench.untrusted import text
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch

@@ -12,10 +12,10 @@ import torch
 
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
 from simmim_bench.models.convnet import TIMM_STEM_STRIDE, bottleneck_channels, name_to_timm
 from simmim_bench.models.position_bias import BIAS_TABLE
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.vit import sincos_position
 
 

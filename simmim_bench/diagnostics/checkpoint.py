@@ -13,8 +13,9 @@ from simmim_bench.checkpoints.load import LoadReport, check_channels, fit_state
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import ARCHS, BackboneSpec, find_spec
+from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 
 REPORTED = ("matched", "resized", "missing", "unused")
 

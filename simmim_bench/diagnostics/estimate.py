@@ -24,8 +24,8 @@ from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.diagnostics.loading import images_per_core, workers_needed
 from simmim_bench.diagnostics.machine import free_disk, usable_cores
 from simmim_bench.display import format_duration, plural
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.memory import (
     COPIES,
     GIB,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.convnet import ConvNeXt, ResNet
 from simmim_bench.models.position_bias import Grid
+from simmim_bench.models.spec import BackboneSpec, Form
 from simmim_bench.models.swin import Swin
 from simmim_bench.models.vit import ViT
 

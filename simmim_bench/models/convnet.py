@@ -33,9 +33,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.buffers import preserve_buffers
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
+from simmim_bench.models.spec import BackboneSpec, FeatureLevel
 
 # Prefixes of parameters that timm names differently: (simmim-bench's, timm's).
 TIMM_NAMES = {

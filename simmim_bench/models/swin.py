@@ -21,9 +21,9 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from simmim_bench.models.archs import BackboneSpec, FeatureLevel
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
+from simmim_bench.models.spec import BackboneSpec, FeatureLevel
 
 _TIMM_CLASSES = {"swin": SwinTransformer, "swinv2": SwinTransformerV2}
 

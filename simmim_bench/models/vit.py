@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from simmim_bench.models.archs import BackboneSpec, FeatureLevel, Form
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.decomposed_position import DecomposedPositionAttention
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.position_bias import Grid, RelativePositionBias, aligned_bias
+from simmim_bench.models.spec import BackboneSpec, FeatureLevel, Form
 
 HEAD_SCALE = 1e-3  # init_scale of SimMIM's models/vision_transformer.py
 SINCOS_EXTENT = (

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from simmim_bench.checkpoints.checkpoint import Checkpoint
     from simmim_bench.distributed import DistContext
-    from simmim_bench.models.archs import BackboneSpec
+    from simmim_bench.models.spec import BackboneSpec
     from simmim_bench.recipe import Recipe
     from simmim_bench.runs.run_dir import RunDir
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.run_dir import RunDir
 
 

@@ -28,8 +28,8 @@ from simmim_bench.checkpoints.convert import WRITERS, Conversion, ExportResult, 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.swin import pad_before_shift
 
 FAMILIES = sorted(TINY)

@@ -49,8 +49,8 @@ from simmim_bench.checkpoints.third_party import (
 from simmim_bench.checkpoints.third_party import read as read_file
 from simmim_bench.checkpoints.third_party import timm as timm_file
 from simmim_bench.checkpoints.third_party.hints import Hints
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted import pickles, tensors, zips
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
 

@@ -19,7 +19,7 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, wri
 from simmim_bench.checkpoints.load import LoadReport
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import ARCHS, BackboneSpec, find_spec
+from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.position_bias import (
     BIAS_TABLE,
@@ -28,6 +28,7 @@ from simmim_bench.models.position_bias import (
     resize_matrix,
     resize_table,
 )
+from simmim_bench.models.spec import BackboneSpec
 
 
 def report_of(model: torch.nn.Module) -> LoadReport:

@@ -26,9 +26,10 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.timm import check_same_features
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.buffers import preserve_buffers
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run

@@ -17,8 +17,9 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import LoadReport
 from simmim_bench.checkpoints.timm_format import to_timm
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import ARCHS, BackboneSpec, MapOptions, Position
+from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.spec import BackboneSpec, MapOptions, Position
 
 # A ViT with a learned absolute position embedding alone, as MAE's.
 PLAIN_VIT = replace(

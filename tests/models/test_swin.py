@@ -17,8 +17,9 @@ import torchvision.models.swin_transformer as torchvision_swin
 from support.tiny import TINY
 from torch import Tensor, nn
 
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 
 # With patches of 2 pixels and windows of 4 tokens, the maps of the four stages have these sizes in tokens.
 DIVISIBLE = (64, 64)  # 32x32, 16x16, 8x8, 4x4

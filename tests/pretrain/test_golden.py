@@ -22,8 +22,8 @@ from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.optim import Schedule, parameter_groups
 
 HERE = Path(__file__).resolve().parent

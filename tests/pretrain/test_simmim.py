@@ -12,7 +12,7 @@ from pretrain.masking.masks import check_mask_sizes, sample_masks
 from pretrain.simmim import SimMIM
 from pretrain.targets.pixels import local_statistics
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 
 def masks_for(spec: BackboneSpec, count: int, ratio: float = 0.6, seed: int = 0) -> torch.Tensor:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
-from simmim_bench.models.archs import ARCHS, BackboneSpec
+from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.spec import BackboneSpec
 
 # A ViT with a learned absolute position embedding alone, as MAE's.
 PLAIN_VIT = {"rel_pos_bias": False, "abs_pos_embed": True, "init_values": None}

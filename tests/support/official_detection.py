@@ -30,8 +30,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from transfer.detection.model import build_roi_heads, build_rpn
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import build_detection_backbone

@@ -18,7 +18,7 @@ from pretrain.train import TrainOptions, pretrain
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 
 
 def random_checkpoint(spec: BackboneSpec) -> Checkpoint:

@@ -12,7 +12,8 @@ from support.tiny import TINY
 from pretrain.simmim import SimMIM
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.compilation import (

@@ -14,7 +14,7 @@ from pretrain.masking.masks import sample_masks
 from pretrain.simmim import SimMIM
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, full_state, load_full_state
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.determinism import deterministic_algorithms
 from simmim_bench.training.kernels import fast_kernels, use_channels_last

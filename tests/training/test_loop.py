@@ -24,8 +24,9 @@ from simmim_bench.data.loader import EpochLoader
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec, find_spec
+from simmim_bench.models.archs import find_spec
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import Precision
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir, open_run

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.kernels import use_channels_last
 from transfer.attentive.heads import check_width
 from transfer.attentive.recipes import AttentiveRecipe

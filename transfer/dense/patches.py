@@ -17,7 +17,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import BackboneSpec, MapOptions
+from simmim_bench.models.spec import BackboneSpec, MapOptions
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.kernels import fast_kernels, use_channels_last
 from simmim_bench.training.precision import autocast

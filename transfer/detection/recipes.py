@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import MapNorm, MapOptions, Position, RelPos
+from simmim_bench.models.spec import MapNorm, MapOptions, Position, RelPos
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
 MaskFormat = Literal["bitmask", "polygon"]

@@ -15,7 +15,7 @@ from torch import nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import encoder_state
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from transfer.frozen.recipes import CropRule, FrozenRecipe, Pooling
 
 LAYER_NORM_EPSILON = (

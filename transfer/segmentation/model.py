@@ -18,7 +18,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
 from transfer.segmentation.label_maps import IGNORED
 from transfer.segmentation.recipes import Ade20kRecipe

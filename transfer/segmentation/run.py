@@ -17,7 +17,7 @@ import numpy as np
 
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir

@@ -8,8 +8,8 @@ from simmim_bench.checkpoints.third_party.weights import (
     known_archs,
     stage_depths,
 )
-from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.convnet import TIMM_STEM_STRIDE
+from simmim_bench.models.spec import BackboneSpec, Form
 
 # A weight that identifies timm's ConvNeXt, and the ResNet of timm and torchvision.
 IDENTIFYING_WEIGHTS = {

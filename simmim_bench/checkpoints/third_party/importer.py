@@ -46,9 +46,9 @@ from simmim_bench.checkpoints.third_party.vit import (
 )
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.errors import DataError
-from simmim_bench.models.archs import BackboneSpec, Form, describe_fault
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
+from simmim_bench.models.spec import BackboneSpec, Form, describe_fault
 from simmim_bench.untrusted import text
 
 # Entries that no backbone needs: derived buffers, and the heads of other tasks.

@@ -30,7 +30,7 @@ from simmim_bench.checkpoints.third_party.timm import (
 from simmim_bench.checkpoints.third_party.transformers import check_config, configured_pixels
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted.json_text import read_json
 
 # Method of an encoder by a part of its entry or prefix, and whether its files count epochs from 1 (DINO: main_dino.py,

@@ -16,8 +16,8 @@ from simmim_bench.checkpoints.third_party.weights import (
     known_archs,
     stage_depths,
 )
-from simmim_bench.models.archs import BackboneSpec, Form
 from simmim_bench.models.position_bias import BIAS_TABLE
+from simmim_bench.models.spec import BackboneSpec, Form
 
 # Parts of parameter names: (OpenMMLab's, the official ones).
 OPENMMLAB_NAMES = (

@@ -23,7 +23,7 @@ from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
-from simmim_bench.models.archs import MOST_BLOCKS
+from simmim_bench.models.spec import MOST_BLOCKS
 from simmim_bench.models.swin import pad_before_shift
 from simmim_bench.untrusted import text
 

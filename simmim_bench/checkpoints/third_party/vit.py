@@ -17,8 +17,9 @@ from simmim_bench.checkpoints.third_party.weights import (
     config_entries,
     count_blocks,
 )
-from simmim_bench.models.archs import ARCHS, BackboneSpec, Form
+from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.position_bias import BIAS_TABLE, CLASS_TOKEN_ROWS
+from simmim_bench.models.spec import BackboneSpec, Form
 
 # Attention heads of the published ViTs by width. Without position table, no weight's shape depends on the heads.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}

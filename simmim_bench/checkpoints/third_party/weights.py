@@ -8,14 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.models.archs import (
-    ARCHS,
-    LARGEST_GRID,
-    MOST_BLOCKS,
-    MOST_STAGES,
-    BackboneSpec,
-    Form,
-)
+from simmim_bench.models.archs import ARCHS
+from simmim_bench.models.spec import LARGEST_GRID, MOST_BLOCKS, MOST_STAGES, BackboneSpec, Form
 
 LARGEST_SIDE = 1 << 16  # pixels or tokens of a size in a configuration
 

@@ -28,7 +28,7 @@ from pretrain.recipes import POCKET, Masking
 from pretrain.simmim import SimMIM
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 
 NAMES = sorted(STRATEGIES)
 

@@ -37,8 +37,8 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, wri
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.archs import BackboneSpec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import override
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))

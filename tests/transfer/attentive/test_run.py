@@ -23,7 +23,7 @@ from simmim_bench.display import Display
 from simmim_bench.errors import DataError, InterruptedRun
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.find import find_records
-from simmim_bench.models.archs import BackboneSpec
+from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.results.record import Record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run

@@ -27,7 +27,8 @@ from simmim_bench.errors import (
     DataError,
     UsageError,
 )
-from simmim_bench.models.archs import MapOptions, find_spec
+from simmim_bench.models.archs import find_spec
+from simmim_bench.models.spec import MapOptions
 
 
 def adapter_class() -> Any:
