@@ -33,7 +33,7 @@ $(STAMP): setup.cfg Makefile $(CONSTRAINTS) simmim_bench/diagnostics/detectron2.
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "simmim-bench needs Python >= 3.10; name one with make PYTHON=python3.x")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --editable '.[det,seg,hub,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --editable '.[det,seg,hub,tiff,dev]'
 	test "$(DETECTRON2)" = official || $(BIN)/python -m pip install --quiet --upgrade \
 	    --require-hashes --no-deps --only-binary=:all: --python-version 3.10 \
 	    --target "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
