@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from simmim_bench.errors import UsageError
-from simmim_bench.models.build import Backbone
+from simmim_bench.models.build import Encoder
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.vit import ViT, sincos_position
 
@@ -24,21 +24,21 @@ from simmim_bench.models.vit import ViT, sincos_position
 # depends on the depth (table 1).
 LIGHT_WIDTH, LIGHT_HEAD, LIGHT_BLOCKS = 512, 32, 4
 
-EncodeFn = Callable[[Backbone, Tensor, Tensor, Tensor | None, bool, int | None], list[Tensor]]
+EncodeFn = Callable[[Encoder, Tensor, Tensor, Tensor | None, bool, int | None], list[Tensor]]
 
 
-def _encode(encoder: Backbone, tokens: Tensor, levels: bool) -> list[Tensor]:
+def _encode(encoder: Encoder, tokens: Tensor, levels: bool) -> list[Tensor]:
     return encoder.encode_levels(tokens) if levels else [encoder.encode(tokens)]
 
 
-def _zeroed(encoder: Backbone, images: Tensor, mask: Tensor) -> Tensor:
+def _zeroed(encoder: Encoder, images: Tensor, mask: Tensor) -> Tensor:
     patch = encoder.spec.patch_size
     hidden = mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).unsqueeze(1)
     return images * (1 - hidden.to(images))
 
 
 def encode_with_mask_tokens(
-    encoder: Backbone,
+    encoder: Encoder,
     images: Tensor,
     mask: Tensor,
     mask_token: Tensor | None,
@@ -60,7 +60,7 @@ def encode_with_mask_tokens(
 
 
 def encode_with_zeros(
-    encoder: Backbone,
+    encoder: Encoder,
     images: Tensor,
     mask: Tensor,
     mask_token: Tensor | None,
@@ -72,7 +72,7 @@ def encode_with_zeros(
 
 
 def encode_visible_only(
-    encoder: Backbone,
+    encoder: Encoder,
     images: Tensor,
     mask: Tensor,
     mask_token: Tensor | None,

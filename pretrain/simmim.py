@@ -30,7 +30,7 @@ from pretrain.targets.table import TARGETS
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.build import build_backbone
+from simmim_bench.models.build import build_encoder
 from simmim_bench.models.spec import BackboneSpec
 
 PAPER_DESIGN = Design()
@@ -87,7 +87,7 @@ class SimMIM(nn.Module):
         super().__init__()
         check_design(design, spec, target_model)
         self.spec, self.design, self.target_model = spec, design, target_model
-        self.encoder = build_backbone(
+        self.encoder = build_encoder(
             spec, form="pretrain", drop_path_rate=drop_path_rate, seed=seed
         )
         generator = torch.Generator().manual_seed(seed)

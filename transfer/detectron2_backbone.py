@@ -175,7 +175,7 @@ def build_pyramid(
     """
     spec = net.backbone.spec
     available = [level.stride for level in spec.feature_levels]
-    if spec.family == "vit":
+    if spec.is_plain:
         available = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
     pooled = len(strides) > 1 and strides[-1] not in available
     direct = strides[:-1] if pooled else strides
@@ -190,7 +190,7 @@ def build_pyramid(
         top_block = LastLevelMaxPool()
         # Detectron2's class always pools "p5", whatever the strides are.
         top_block.in_feature = f"p{direct[-1].bit_length() - 1}"
-    if spec.family == "vit":
+    if spec.is_plain:
         return ViTPyramid(
             net,
             in_feature=f"map{len(spec.feature_levels) - 1}",

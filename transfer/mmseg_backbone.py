@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import BackboneSpec, MapOptions
 from simmim_bench.training.optim import parameter_groups
 
@@ -93,8 +94,15 @@ class SimMIMBackbone(BaseModule):
         self.std = tuple(255 * value for value in checkpoint.std)
 
     def _freeze(self, stages: int) -> None:
+        if stages == -1:
+            return
         spec = self.backbone.spec
-        ends = spec.level_blocks if spec.family == "vit" else tuple(accumulate(spec.depths))
+        if isinstance(spec, ExternalSpec):
+            raise UsageError(
+                f"frozen_stages={stages} does not apply to {spec.arch}, whose layers are not those of its levels; "
+                "use -1."
+            )
+        ends = spec.level_blocks if spec.is_plain else tuple(accumulate(spec.depths))
         if not -1 <= stages <= len(ends):
             raise UsageError(
                 f"frozen_stages={stages} is not allowed for {spec.arch}; use -1 to {len(ends)}."

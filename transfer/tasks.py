@@ -77,7 +77,7 @@ _FINETUNE_RECIPES = tuple(
         "semivit_recipes",
     )
 )
-_FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet")
+_FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet", "timm", "python")
 
 RUNNERS: dict[type[Recipe], TaskRunner] = {
     FinetuneRecipe: TaskRunner(

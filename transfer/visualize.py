@@ -55,10 +55,10 @@ def visualize_pca(
     check_channels(ckpt, spec.in_chans)
     number = _block_number(checkpoint, block)
     size = spec.img_size if img_size is None else (img_size, img_size)
-    is_vit = spec.family == "vit"
-    maps = MapOptions(blocks=(number,)) if is_vit else None
+    is_plain = spec.is_plain
+    maps = MapOptions(blocks=(number,)) if is_plain else None
     model = load_backbone(checkpoint, size, maps=maps).eval()
-    level = 0 if is_vit else number - 1
+    level = 0 if is_plain else number - 1
     images = evenly_spaced(any_images(data), count)
     pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
     features = torch.cat([model.forward_maps(image)[level] for image in pixels.split(1)])

@@ -15,10 +15,18 @@ from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.errors import DataError
-from simmim_bench.models.build import Backbone, build_backbone, table_grids
+from simmim_bench.models.build import (
+    Backbone,
+    build_backbone,
+    network_arguments,
+    table_grids,
+)
 from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
+from simmim_bench.models.external import ExternalBackbone
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
 from simmim_bench.models.spec import BackboneSpec, Form, MapOptions
+from simmim_bench.models.timm_network import create_with_weights
 from simmim_bench.models.vit import ViT
 from simmim_bench.untrusted import text
 
@@ -29,6 +37,7 @@ BATCHNORM_COUNTER = "num_batches_tracked"
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.0.weight", "conv1.weight")
 LAYER_SCALES = (".gamma_1", ".gamma_2")  # of a ViT's block
 ENCODER_PREFIX = "encoder."
+NET_PREFIX = "net."  # of the weights of an `ExternalBackbone`'s network
 
 
 @dataclass
@@ -115,9 +124,92 @@ def restore_backbone(
     if maps is not None:
         spec = spec.with_maps(maps, checkpoint.spec)
     spec = replace(spec, in_chans=in_chans or spec.in_chans)
+    if isinstance(spec, ExternalSpec):
+        return _restore_external(checkpoint, spec, num_classes, drop_path_rate, seed)
     model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
     model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
     return model
+
+
+def _restore_external(
+    checkpoint: Checkpoint, spec: ExternalSpec, num_classes: int, drop_path_rate: float, seed: int
+) -> Backbone:
+    """Build a backbone of other code and load its weights, which timm resizes where they depend on the sizes.
+
+    Raises:
+        DataError: The weights do not fit, or a user's network would have to be resized.
+    """
+    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
+    assert isinstance(model, ExternalBackbone)
+    if checkpoint.state is None:
+        model.load_report = LoadReport()  # type: ignore[assignment]
+        return model
+    fit = fit_state(model, checkpoint)
+    if fit.report.resized and not fit.faults:
+        resized = _resize_external(checkpoint, spec)
+        fit.weights |= {name: resized[name] for name in fit.report.resized}
+    if fit.faults:
+        raise DataError(fit.faults[0])
+    model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
+    model.load_report = fit.report  # type: ignore[assignment]
+    return model
+
+
+def _resize_external(checkpoint: Checkpoint, spec: ExternalSpec) -> StateDict:
+    """Return the weights of a timm network for other sizes or channels, converted by timm.
+
+    Raises:
+        DataError: timm cannot convert them.
+    """
+    assert checkpoint.state is not None
+    state = {
+        key.removeprefix(NET_PREFIX): value
+        for key, value in checkpoint.state.items()
+        if key.startswith(NET_PREFIX)
+    }
+    # timm adapts the first convolution from the channels of this size.
+    size = (checkpoint.spec.in_chans, *checkpoint.spec.img_size)
+    try:
+        net = create_with_weights(
+            spec.source,
+            state,
+            num_classes=0,
+            pretrained_cfg_overlay={"input_size": size},
+            **network_arguments(spec),
+        )
+    except Exception as error:  # timm raises many types for weights that do not fit
+        raise DataError(
+            f"timm cannot resize {checkpoint.name} to {spec.img_size} pixels and {spec.in_chans} channels "
+            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use its own size, -o img_size="
+            f"{','.join(map(str, checkpoint.spec.img_size))}."
+        ) from error
+    return {f"{NET_PREFIX}{key}": value for key, value in net.state_dict().items()}
+
+
+def _fit_external(model: ExternalBackbone, checkpoint: Checkpoint) -> Fit:
+    """Match a checkpoint's weights with a backbone of other code; resized ones are missing in the result's weights."""
+    assert checkpoint.state is not None
+    source = dict(checkpoint.state)
+    fit = Fit(LoadReport(), {}, [])
+    for name, current in model.state_dict().items():
+        value = source.pop(name, None)
+        if value is None:
+            fit.report.missing.append(name)
+        elif value.shape == current.shape:
+            fit.report.matched.append(name)
+            fit.weights[name] = value
+        elif name.startswith("head."):
+            fit.report.unused.append(name)  # a fine-tuned head for other classes
+        elif model.spec.family == "timm":
+            fit.report.resized.append(name)
+        else:
+            fit.faults.append(
+                f"checkpoint {checkpoint.name}: {name} has shape {tuple(value.shape)}, but {model.spec.arch} has "
+                f"{tuple(current.shape)}."
+            )
+    fit.report.unused += [*sorted(source), *checkpoint.unread]
+    _check_missing(fit, f"checkpoint {checkpoint.name}", model.spec, checkpoint.spec)
+    return fit
 
 
 def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
@@ -136,6 +228,8 @@ def load_state(model: Backbone, checkpoint: Checkpoint) -> LoadReport:
 def fit_state(model: Backbone, checkpoint: Checkpoint) -> Fit:
     """Match a checkpoint's weights with a backbone, which may be on the "meta" device."""
     assert checkpoint.state is not None
+    if isinstance(model, ExternalBackbone):
+        return _fit_external(model, checkpoint)
     source = dict(checkpoint.state)
     if checkpoint.form == "pretrain":
         source = encoder_state(source)

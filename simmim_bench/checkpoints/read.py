@@ -1,4 +1,4 @@
-"""Read a CKPT: a checkpoint or run directory, a third-party checkpoint, `random:ARCH` or `timm:NAME`.
+"""Read a CKPT: a checkpoint or run directory, a third-party checkpoint, or `random:`, `timm:`, `hub:` or `py:` a name.
 
 Also reads and recovers the training state that a run resumes from.
 """
@@ -20,8 +20,9 @@ from simmim_bench.checkpoints.checkpoint import (
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
-from simmim_bench.models.archs import find_spec
-from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP, BackboneSpec
+from simmim_bench.models.archs import ARCHS, find_spec
+from simmim_bench.models.external_spec import ExternalSpec, spec_from_json
+from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP
 from simmim_bench.untrusted import text
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
@@ -39,15 +40,20 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
 
     Args:
         ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/third_party/`),
-            `random:ARCH`, or `timm:NAME`, which timm downloads.
+            `random:ARCH`, `timm:NAME` or `hub:ORG/NAME[@REVISION]`, which are downloaded, or
+            `py:package.module:factory`, which runs the function of the user's.
         hints: what a third-party checkpoint does not show.
 
     Raises:
         UsageError: The architecture or timm model is unknown, or the hints apply to no such checkpoint.
         DataError: The path does not exist, is not a checkpoint, or is damaged.
     """
+    if ckpt.startswith("hub:"):
+        from simmim_bench.checkpoints.hub import read_hub
+
+        return read_hub(ckpt, hints)
     path = Path(ckpt)
-    named = ckpt.startswith(("random:", "timm:"))
+    named = ckpt.startswith(("random:", "timm:", "py:"))
     third_party = not named and (path.is_file() or is_model_folder(path))
     if hints is not None and hints.options() and not third_party:
         raise UsageError(
@@ -55,6 +61,8 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
         )
     if ckpt.startswith("random:"):
         return _random_checkpoint(ckpt)
+    if ckpt.startswith("py:"):
+        return _read_python(ckpt)
     # Imported here: these modules import timm and every model, which other checkpoints do not need.
     from simmim_bench.checkpoints.third_party.hints import NO_HINTS
     from simmim_bench.checkpoints.third_party.read import read_third_party
@@ -73,8 +81,13 @@ def is_model_folder(path: Path) -> bool:
 
 
 def _random_checkpoint(ckpt: str) -> Checkpoint:
-    """Return the checkpoint of `random:ARCH`, which has no weights."""
-    spec = find_spec(ckpt.removeprefix("random:"))
+    """Return the checkpoint of `random:ARCH`, which has no weights; ARCH is one of ours or of timm's."""
+    arch = ckpt.removeprefix("random:")
+    if arch not in ARCHS and is_timm_arch(arch.removeprefix("timm.")):
+        from simmim_bench.checkpoints.third_party.external import random_timm
+
+        return random_timm(ckpt, arch.removeprefix("timm."))
+    spec = find_spec(arch)
     return Checkpoint(
         name=ckpt,
         spec=spec,
@@ -85,6 +98,34 @@ def _random_checkpoint(ckpt: str) -> Checkpoint:
         std=IMAGENET_STD,
         provenance={"label": f"{spec.arch}, random", "method": "random"},
     )
+
+
+def _read_python(ckpt: str) -> Checkpoint:
+    """Read `py:package.module:factory[@CHECKPOINT]`; CHECKPOINT is a directory with weights of the function's network.
+
+    Raises:
+        UsageError: see `read_python`.
+        DataError: the checkpoint is of another network.
+    """
+    from simmim_bench.checkpoints.third_party.external import read_python
+    from simmim_bench.models.user_network import permit
+
+    named, _, directory = ckpt.partition("@")
+    if not directory:
+        return read_python(ckpt)
+    checkpoint = _read_directory(find_checkpoint_directory(Path(directory)), ckpt)
+    spec = checkpoint.spec
+    if not isinstance(spec, ExternalSpec) or f"py:{spec.source}" != named:
+        raise DataError(f"{directory} does not hold weights of {named}; use --ckpt {directory}.")
+    permit(spec.source)
+    return checkpoint
+
+
+def is_timm_arch(name: str) -> bool:
+    """Return whether timm has an architecture of this name."""
+    import timm
+
+    return bool(timm.is_model(name))
 
 
 def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
@@ -103,7 +144,7 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             raise ValueError(f"form is {ascii(meta['form'])[:80]}")
         checkpoint = Checkpoint(
             name=ckpt,
-            spec=BackboneSpec.from_json(meta["spec"]),
+            spec=spec_from_json(meta["spec"]),
             form=meta["form"],
             state=state,
             sha256=meta["sha256"],
@@ -131,6 +172,12 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
         ValueError: they are not.
     """
     spec, state = checkpoint.spec, checkpoint.state or {}
+    if isinstance(spec, ExternalSpec):
+        if spec.family == "timm":
+            from simmim_bench.checkpoints.third_party.timm import check_network
+
+            check_network(spec, state)
+        return
     if spec.num_blocks > len(state):
         raise ValueError(f"its {len(state):,} weights are not those of {spec.num_blocks:,} blocks")
     if not any(spec.num_features in value.shape for value in state.values()):
@@ -147,7 +194,7 @@ def find_checkpoint_directory(path: Path) -> Path:
     if not path.exists():
         raise DataError(
             f"checkpoint {path} does not exist; use a checkpoint or run directory, a weights file, "
-            "random:ARCH or timm:NAME."
+            "random:ARCH, timm:NAME, hub:ORG/NAME or py:package.module:factory."
         )
     # While a run replaces checkpoints/last, for a moment only checkpoints/previous exists.
     for directory in (path, path / "checkpoints" / "last", path / "checkpoints" / "previous"):

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from torch import nn
+
+from simmim_bench.errors import UsageError
 from simmim_bench.models.convnet import ConvNeXt, ResNet
+from simmim_bench.models.external import ExternalBackbone
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.position_bias import Grid
 from simmim_bench.models.spec import BackboneSpec, Form
 from simmim_bench.models.swin import Swin
+from simmim_bench.models.timm_network import create_network
+from simmim_bench.models.user_network import call_factory
 from simmim_bench.models.vit import ViT
 
-Backbone = ViT | Swin | ConvNeXt | ResNet
+Encoder = ViT | Swin | ConvNeXt | ResNet
+"""A backbone of simmim-bench's own families, which SimMIM pretrains."""
+Backbone = Encoder | ExternalBackbone
 
 _HIERARCHICAL: dict[str, type[Swin | ConvNeXt | ResNet]] = {
     "swin": Swin,
@@ -36,6 +46,25 @@ def build_backbone(
         drop_path_rate: stochastic depth of the last block, in [0, 1); earlier blocks have less.
         seed: of the initialisation.
     """
+    if not isinstance(spec, ExternalSpec):
+        return build_encoder(
+            spec, form=form, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build_network(spec, drop_path_rate=drop_path_rate)
+        return ExternalBackbone(spec, net, num_classes=num_classes)
+
+
+def build_encoder(
+    spec: BackboneSpec,
+    *,
+    form: Form = "pretrain",
+    num_classes: int = 0,
+    drop_path_rate: float = 0.0,
+    seed: int = 0,
+) -> Encoder:
+    """Build a backbone of simmim-bench's own families; the arguments are those of `build_backbone`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if spec.family == "vit":
@@ -45,9 +74,47 @@ def build_backbone(
         )
 
 
+def build_network(spec: ExternalSpec, *, drop_path_rate: float = 0.0) -> nn.Module:
+    """Build the network of other code, with initial weights.
+
+    Raises:
+        UsageError: the network has no stochastic depth.
+    """
+    if spec.family == "python":
+        if drop_path_rate:
+            raise no_stochastic_depth(spec, drop_path_rate)
+        return call_factory(spec.source)
+    try:
+        return create_network(spec.source, **network_arguments(spec, drop_path_rate))
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise no_stochastic_depth(spec, drop_path_rate) from error
+
+
+def network_arguments(spec: ExternalSpec, drop_path_rate: float = 0.0) -> dict[str, Any]:
+    """Return the arguments of `timm.create_model` for a spec, without the name."""
+    arguments: dict[str, Any] = dict(spec.arguments)
+    if spec.sized:
+        arguments["img_size"] = spec.img_size
+    if spec.in_chans != 3:
+        arguments["in_chans"] = spec.in_chans
+    if drop_path_rate:
+        arguments["drop_path_rate"] = drop_path_rate
+    return arguments
+
+
+def no_stochastic_depth(spec: ExternalSpec, rate: float) -> UsageError:
+    """Return the error for a network that cannot drop paths."""
+    return UsageError(
+        f"drop_path_rate={rate} does not apply to {spec.arch}, which has no stochastic depth; use "
+        "-o drop_path_rate=0."
+    )
+
+
 def table_grids(spec: BackboneSpec, form: Form) -> dict[str, Grid]:
     """Return the (h, w) grid or window of every position bias table, by the name of its module."""
-    if spec.is_convolutional:
+    if spec.is_convolutional or isinstance(spec, ExternalSpec):
         return {}
     if spec.family == "vit":
         if form == "pretrain":

@@ -46,6 +46,13 @@ TIMM_STEM_STRIDE = 4  # the only stem stride that timm implements
 Stage = tuple[Callable[[Tensor], Tensor], nn.Sequential]
 
 
+def freeze_statistics(model: nn.Module) -> None:
+    """Set every BatchNorm with frozen weights to evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+            module.eval()
+
+
 class ConvNet(nn.Module):
     """Base class of networks with a stem and convolutional stages; parameters have timm's names.
 
@@ -87,9 +94,7 @@ class ConvNet(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode; a BatchNorm with frozen weights stays in evaluation mode."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
-                module.eval()
+        freeze_statistics(self)
         return self
 
     @property

@@ -13,7 +13,9 @@ from typing import Any, Literal, NamedTuple
 
 from simmim_bench.errors import UsageError
 
-Family = Literal["vit", "swin", "swinv2", "convnext", "resnet"]
+Family = Literal["vit", "swin", "swinv2", "convnext", "resnet", "timm", "python"]
+"""Family of a backbone; "timm" and "python" are networks of other code (`external_spec.py`)."""
+
 Form = Literal["pretrain", "transfer"]
 """Form of a backbone: the encoder of a SimMIM model, or the backbone that is transferred to a task."""
 
@@ -149,6 +151,11 @@ class BackboneSpec:
         return self.family in ("convnext", "resnet")
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all maps have one stride, as a ViT's: a detector needs a simple feature pyramid then."""
+        return self.family == "vit"
+
+    @property
     def has_overlapping_stem(self) -> bool:
         """Whether the receptive fields of neighbouring cells of the stem's output overlap."""
         return self.family == "resnet"
@@ -169,13 +176,33 @@ class BackboneSpec:
         return self.depths[0] if self.family == "vit" else len(self.depths)
 
     @property
+    def block_widths(self) -> tuple[int, ...]:
+        """Channels after every probed block; early stages of a hierarchical backbone are narrower."""
+        if self.family == "vit":
+            return (self.num_features,) * self.probed_blocks
+        return tuple(level.channels for level in self.feature_levels)
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of `forward_features`."""
+        return self.num_features
+
+    @property
+    def probed_width(self) -> int:
+        """Length of dimension 3 of `forward_pooled`; narrower features are padded with zeros."""
+        return max(*self.block_widths, self.pooled_width)
+
+    @property
     def has_class_token(self) -> bool:
         """Whether the transfer form has a class token; only a ViT without windows has one."""
         return self.family == "vit" and not self.windowed_blocks
 
     @property
-    def poolings(self) -> tuple[Literal["mean", "cls"], ...]:
-        """Poolings that `forward_pooled` returns for every block: mean patch token, class token."""
+    def poolings(self) -> tuple[Literal["mean", "cls", "own"], ...]:
+        """Poolings that `forward_pooled` returns for every block: mean patch token, class token.
+
+        "own" is `forward_features` in the last block's row, and zero in the others.
+        """
         return ("mean", "cls") if self.has_class_token else ("mean",)
 
     @property
@@ -187,7 +214,7 @@ class BackboneSpec:
         """
         if self.family != "vit" or not self.window_size:
             return ()
-        return tuple(i for i in range(self.depths[0]) if i + 1 not in self._quarters)
+        return tuple(i for i in range(self.depths[0]) if i + 1 not in quarters(self.depths[0]))
 
     @property
     def feature_levels(self) -> tuple[FeatureLevel, ...]:
@@ -201,18 +228,14 @@ class BackboneSpec:
 
     @property
     def level_blocks(self) -> tuple[int, ...]:
-        """Block, counted from 1, whose output is each of a ViT's feature levels.
+        """Block of a ViT or stage of another backbone, counted from 1, whose output is each feature level.
 
-        By default the quarters of the depth, so that every depth from 4 up has four distinct levels. BEiT
+        A ViT's are by default the quarters of the depth, so that every depth from 4 up has four distinct levels. BEiT
         uses blocks 4, 6, 8 and 12 of 12 for ADE20K (semantic_segmentation/configs).
         """
-        return self.map_blocks or self._quarters
-
-    @property
-    def _quarters(self) -> tuple[int, ...]:
-        """The last block, counted from 1, of each quarter of a ViT's blocks."""
-        depth = self.depths[0]
-        return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
+        if self.family == "vit":
+            return self.map_blocks or quarters(self.depths[0])
+        return tuple(range(1, len(self.depths) + 1))
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -345,7 +368,7 @@ class BackboneSpec:
             ValueError: a field is unknown, of another type, or larger than any backbone's, or the heads are not those
                 of every stage.
         """
-        values = {key: _tuples(value) for key, value in fields.items()}
+        values = {key: as_tuples(value) for key, value in fields.items()}
         if (fault := describe_fault(values)) is not None:
             raise ValueError(fault)
         spec = cls(**values)
@@ -355,6 +378,11 @@ class BackboneSpec:
         if any(spec.embed_dim * 2**stage % count for stage, count in enumerate(heads)):
             raise ValueError(f"num_heads {heads} do not divide the width {spec.embed_dim}")
         return spec
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """Return the last block, counted from 1, of each quarter of a network's blocks."""
+    return tuple(max(1, depth * quarter // 4) for quarter in range(1, 5))
 
 
 def describe_fault(fields: Mapping[str, Any]) -> str | None:
@@ -417,8 +445,9 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+    """Convert lists of a JSON value to tuples, also nested ones."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def _round_up(value: int, multiple: int) -> int:

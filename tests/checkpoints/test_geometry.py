@@ -20,6 +20,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN
+from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
@@ -129,7 +130,7 @@ def test_arguments_of_the_training_name_the_heads(
     assert "heads" not in checkpoint.warning
 
 
-def test_a_vit_with_rotary_positions_is_refused(tmp_path: Path) -> None:
+def test_rotary_positions_are_refused_without_timms_code(tmp_path: Path) -> None:
     """Rotary frequencies are not saved, so that the weights look like those of a ViT without positions."""
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 4}
     model = perturb(timm.create_model("vit_small_patch16_rope_224", num_classes=0, **sizes))
@@ -137,8 +138,12 @@ def test_a_vit_with_rotary_positions_is_refused(tmp_path: Path) -> None:
     ckpt = save(model.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(DataError, match="ViT without position embedding or position bias"):
         read_checkpoint(ckpt, Hints(num_heads=4))
-    with pytest.raises(DataError, match="is a variant of"):
-        import_timm(model, "timm:vit", "vit")
+    # With timm's code they are known.
+    checkpoint = import_timm(model, "timm:vit", "vit")
+    assert checkpoint.spec.family == "timm"
+    images = torch.randn(1, 3, 32, 32)
+    found = restore_backbone(checkpoint).eval().forward_features(images)
+    assert torch.allclose(found, model.eval()(images), atol=1e-6)
 
 
 def mae_position(dim: int, side: int) -> Tensor:

@@ -35,7 +35,7 @@ from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.models.build import build_backbone
+from simmim_bench.models.build import build_encoder
 
 VIT: dict[str, Any] = {
     "img_size": 32,
@@ -98,7 +98,7 @@ def test_a_pretrained_beit_computes_equal_tokens(tmp_path: Path) -> None:
     assert (checkpoint.form, checkpoint.provenance["method"]) == ("pretrain", "BEiT")
     assert checkpoint.mean == (0.5, 0.5, 0.5)
     assert "lm_head.weight" in checkpoint.unread
-    ours = build_backbone(checkpoint.spec, form="pretrain")
+    ours = build_encoder(checkpoint.spec)
     load_state(ours, checkpoint)
     tokens = ours.eval().encode(ours.embed(IMAGES)).flatten(2).transpose(1, 2)
     assert close(tokens, model.forward_features(IMAGES)[:, 1:])
@@ -212,7 +212,7 @@ def test_mae_is_read_without_unpickling_its_arguments(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(save(content, tmp_path / "mae.pth"))
     assert (checkpoint.provenance["method"], checkpoint.provenance["epochs"]) == ("MAE", 800)
     assert set(decoder) <= set(checkpoint.unread)
-    ours = build_backbone(checkpoint.spec, form="pretrain")
+    ours = build_encoder(checkpoint.spec)
     load_state(ours, checkpoint)
     tokens = ours.eval().encode(ours.embed(IMAGES)).flatten(2).transpose(1, 2)
     assert close(tokens, model.forward_features(IMAGES)[:, 1:])

@@ -65,7 +65,7 @@ ALLOWED = {
     "simmim_bench/data/hub.py:hub_images": "hfds:NAME, by the package datasets",
     "transfer/mmseg_backbone.py:SimMIMBackbone": "init_cfg of the user's MMSegmentation config",
     # Models without weights, or with those that our reader has read.
-    "simmim_bench/checkpoints/third_party/timm.py:create_with_weights": "weights in memory",
+    "simmim_bench/models/timm_network.py:create_with_weights": "weights in memory",
     "transfer/evaluate/timm_models.py:load_folder": "a model on the meta device",
 }
 

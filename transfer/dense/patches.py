@@ -48,7 +48,7 @@ class Level:
 
 def map_options(recipe: DenseRecipe, spec: BackboneSpec) -> MapOptions:
     """Return how the backbone makes its maps: of the recipe's blocks, with simmim-bench's plain norm."""
-    if spec.family != "vit" or recipe.blocks is None:
+    if not spec.is_plain or recipe.blocks is None:
         return MapOptions()
     return MapOptions(blocks=tuple(sorted(block_numbers(recipe.blocks, spec))))
 
@@ -60,8 +60,7 @@ def probed_levels(recipe: DenseRecipe, spec: BackboneSpec) -> list[Level]:
         UsageError: the backbone does not have a block of the recipe.
     """
     spec = spec.with_maps(map_options(recipe, spec), trained=spec)
-    stages = range(1, len(spec.feature_levels) + 1)
-    blocks = spec.level_blocks if spec.family == "vit" else stages
+    blocks = spec.level_blocks
     wanted = blocks if recipe.blocks is None else block_numbers(recipe.blocks, spec)
     # The quarters of fewer than four blocks name a block twice, which is listed once.
     index_of = {block: index for index, block in enumerate(blocks)}

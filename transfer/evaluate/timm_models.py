@@ -20,12 +20,12 @@ from simmim_bench.checkpoints.third_party.statistics import statistics_of
 from simmim_bench.checkpoints.third_party.timm import (
     cannot_build,
     check_arguments,
-    create_with_weights,
 )
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_file, sha256_json
+from simmim_bench.models.timm_network import create_with_weights
 from simmim_bench.recipe import LIMITS
 from simmim_bench.results.record import ScoredModel
 from simmim_bench.untrusted.json_text import read_json

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def crops_kept(recipe: LinearRecipe) -> int:
 def memory_needed(feature_sets: Sequence[FeatureSet], checkpoint: Checkpoint, images: int) -> int:
     """Return the bytes of the float16 features of one crop of every image, of some feature sets."""
     blocks, poolings = _planes(feature_sets, checkpoint)
-    return 2 * len(blocks) * len(poolings) * images * checkpoint.spec.num_features
+    return 2 * len(blocks) * len(poolings) * images * checkpoint.spec.probed_width
 
 
 def needed_on_machine(machines: Sequence[str], rank: int, needed: Sequence[int]) -> int:
@@ -126,7 +127,7 @@ class CropFeatures:
         blocks, poolings = _planes(self._own, store.checkpoint)
         rows = torch.tensor([every["blocks"].index(block) for block in blocks])
         columns = torch.tensor([every["poolings"].index(name) for name in poolings])
-        shape = (len(blocks), len(poolings), len(self._images), spec.num_features)
+        shape = (len(blocks), len(poolings), len(self._images), spec.probed_width)
         array = np.empty(shape, np.float16)
         into = torch.from_numpy(array)
         for numbers, features in exchange(store.forward(self._images, crop), store.dist):
@@ -135,7 +136,7 @@ class CropFeatures:
                 into[:, :, numbers.start : numbers.stop] = own.permute(1, 2, 0, 3)
         store.images_forwarded += len(self._images)
         identity = {**every, "blocks": blocks, "poolings": poolings}
-        return StoredFeatures(array, identity, [block_width(spec, block) for block in blocks])
+        return StoredFeatures(array, identity, partial(block_width, spec))
 
 
 def exchange(

@@ -85,7 +85,9 @@ def _held(
 ) -> str:
     """Describe the memory of the classifier's features, which are read one feature set at a time."""
     spec = checkpoint.spec
-    widest = max(sum(block_width(spec, b) for b, _ in feature_set.parts) for feature_set in sets)
+    widest = max(
+        sum(block_width(spec, *part) for part in feature_set.parts) for feature_set in sets
+    )
     numbers = data.train * widest
     if isinstance(recipe, KnnRecipe):
         return (

@@ -30,6 +30,7 @@ from simmim_bench.data.sources import ImageSource
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
+from simmim_bench.models.external import ExternalBackbone
 from simmim_bench.models.vit import ViT
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.kernels import fast_kernels, use_channels_last
@@ -50,11 +51,13 @@ class StoredFeatures:
     Args:
         array: the array, usually memory-mapped.
         identity: what the features were computed from; see `FeatureStore`.
-        widths: channels after each block; the array is padded with zeros after them.
+        width: channels of a block's pooling; the array is padded with zeros after them.
     """
 
-    def __init__(self, array: np.ndarray, identity: dict[str, Any], widths: Sequence[int]) -> None:
-        self._array, self._widths = array, list(widths)
+    def __init__(
+        self, array: np.ndarray, identity: dict[str, Any], width: Callable[[int, str], int]
+    ) -> None:
+        self._array, self._width = array, width
         self._blocks, self._poolings = identity["blocks"], identity["poolings"]
         self.sha256 = sha256_json(identity)
 
@@ -69,9 +72,8 @@ class StoredFeatures:
         """
         columns = []
         for block, pooling in feature_set.parts:
-            number = self._blocks.index(block)
-            plane = self._array[number, self._poolings.index(pooling)]
-            columns.append(plane[:, : self._widths[number]])
+            plane = self._array[self._blocks.index(block), self._poolings.index(pooling)]
+            columns.append(plane[:, : self._width(block, pooling)])
         return torch.from_numpy(
             np.concatenate([c if rows is None else c[list(rows)] for c in columns], axis=1)
         )
@@ -122,9 +124,8 @@ class FeatureStore:
         else:
             self.run.log(f"features: reused images={len(images):,} directory={directory}")
             self._check_content(directory)
-        spec = self.checkpoint.spec
-        widths = [block_width(spec, block) for block in identity["blocks"]]
-        return StoredFeatures(feature_file.read_array(directory, identity), identity, widths)
+        width = functools.partial(block_width, self.checkpoint.spec)
+        return StoredFeatures(feature_file.read_array(directory, identity), identity, width)
 
     def _check_content(self, directory: Path) -> None:
         """Compare stored features with their hashes, in all processes together.
@@ -238,7 +239,7 @@ class FeatureStore:
             len(identity["blocks"]),
             len(identity["poolings"]),
             len(images),
-            self.checkpoint.spec.num_features,
+            self.checkpoint.spec.probed_width,
         )
         feature_file.check_free_space(temporary, shape)
         batches = self.forward(images, crop)
@@ -302,7 +303,7 @@ class FeatureStore:
         norm = token_norm(recipe, self.checkpoint)
         pool = model.forward_pooled
         if norm is not None:
-            assert isinstance(model, ViT)
+            assert isinstance(model, ViT | ExternalBackbone)
             pool = functools.partial(model.forward_pooled, token_norm=norm.to(device))
 
         def forward(pixels: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import encoder_state
+from simmim_bench.checkpoints.load import NET_PREFIX, encoder_state
 from simmim_bench.errors import UsageError
+from simmim_bench.models.build import build_network
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import BackboneSpec
 from transfer.frozen.recipes import CropRule, FrozenRecipe, Pooling
 
@@ -96,12 +98,16 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
             concatenated of which some do not exist or have no class token in the vector.
     """
     numbers = block_numbers(recipe.blocks, spec)
-    has_class_token = "cls" in spec.poolings
-    poolings: tuple[Pooling, ...] = ("mean", "cls", "cls+mean") if has_class_token else ("mean",)
+    poolings = available_poolings(spec)
     for pooling in recipe.pooling or ():
         if pooling not in poolings:
+            reason = (
+                "its pooled features are its mean token"
+                if pooling == "own"
+                else "has no class token"
+            )
             raise UsageError(
-                f"pooling={pooling} is not available: {spec.arch} has no class token; use -o pooling=mean."
+                f"pooling={pooling} is not available: {spec.arch}, {reason}; use -o pooling={poolings[0]}."
             )
     wanted = recipe.pooling or poolings
     most, least = max(recipe.n_last_blocks), min(numbers)
@@ -120,7 +126,16 @@ def feature_sets(recipe: FrozenRecipe, spec: BackboneSpec) -> list[FeatureSet]:
         for block in numbers
         for last in recipe.n_last_blocks
         for pooling in wanted
+        if pooling != "own" or block == spec.probed_blocks
     ]
+
+
+def available_poolings(spec: BackboneSpec) -> tuple[Pooling, ...]:
+    """Return the poolings of a backbone, single and concatenated."""
+    single = spec.poolings
+    both: tuple[Pooling, ...] = ("cls+mean",) if "cls" in single and "mean" in single else ()
+    tokens = tuple(name for name in single if name != "own")
+    return (*tokens, *both, *(name for name in single if name == "own"))
 
 
 def block_numbers(blocks: tuple[int, ...] | None, spec: BackboneSpec) -> list[int]:
@@ -140,7 +155,7 @@ def block_numbers(blocks: tuple[int, ...] | None, spec: BackboneSpec) -> list[in
     return list(dict.fromkeys(block % (count + 1) for block in blocks or range(1, count + 1)))
 
 
-def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | None:
+def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.Module | None:
     """Return the norm that a recipe applies to tokens before they are pooled, with the checkpoint's weights.
 
     Raises:
@@ -149,12 +164,14 @@ def token_norm(recipe: FrozenRecipe, checkpoint: Checkpoint) -> nn.LayerNorm | N
     return None if recipe.token_norm == "none" else final_norm(checkpoint)
 
 
-def final_norm(checkpoint: Checkpoint) -> nn.LayerNorm:
+def final_norm(checkpoint: Checkpoint) -> nn.Module:
     """Return the LayerNorm after the last block, with the checkpoint's weights.
 
     Raises:
         UsageError: the checkpoint has no such norm for its tokens.
     """
+    if isinstance(checkpoint.spec, ExternalSpec):
+        return _norm_of_network(checkpoint, checkpoint.spec)
     norm = nn.LayerNorm(checkpoint.spec.num_features, eps=LAYER_NORM_EPSILON).requires_grad_(False)
     is_vit, names = checkpoint.spec.family == "vit", ("weight", "bias")
     if is_vit and checkpoint.state is None:
@@ -171,8 +188,25 @@ def final_norm(checkpoint: Checkpoint) -> nn.LayerNorm:
     return norm
 
 
-def block_width(spec: BackboneSpec, block: int) -> int:
+def _norm_of_network(checkpoint: Checkpoint, spec: ExternalSpec) -> nn.Module:
+    """Return the norm after the last block of a network of other code, with the checkpoint's weights.
+
+    Raises:
+        UsageError: the network has none.
+    """
+    net = build_network(spec)
+    norm: nn.Module = getattr(net, "norm", nn.Identity())
+    names = list(norm.state_dict())
+    if not names or not spec.is_plain:
+        raise UsageError(
+            f"token_norm=final needs a norm after the last block, which {spec.arch} does not have for its tokens; use "
+            "-o token_norm=none, with -o norm=layer for a norm without weights."
+        )
+    if checkpoint.state is not None:
+        norm.load_state_dict({n: checkpoint.state[f"{NET_PREFIX}norm.{n}"] for n in names})
+    return norm.requires_grad_(False).eval()
+
+
+def block_width(spec: BackboneSpec, block: int, pooling: str = "mean") -> int:
     """Return the channels after a block, counted from 1; early stages of a Swin are narrower."""
-    if spec.family == "vit":
-        return spec.num_features
-    return spec.feature_levels[block - 1].channels
+    return spec.pooled_width if pooling == "own" else spec.block_widths[block - 1]

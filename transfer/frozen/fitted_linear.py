@@ -16,6 +16,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.external import ExternalBackbone
 from simmim_bench.models.vit import ViT
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import Norm
@@ -70,7 +71,7 @@ class LinearOnFrozen(nn.Module):
         feature_set: FeatureSet,
         norm: Norm,
         head: LinearHead,
-        token_norm: nn.LayerNorm | None,
+        token_norm: nn.Module | None,
     ) -> None:
         super().__init__()
         self.backbone, self.token_norm = backbone, token_norm
@@ -78,7 +79,7 @@ class LinearOnFrozen(nn.Module):
         self.normaliser.means, self.normaliser.deviations = head.mean[None], head.deviation[None]
         poolings = backbone.spec.poolings
         self._parts = [
-            (block - 1, poolings.index(pooling), block_width(backbone.spec, block))
+            (block - 1, poolings.index(pooling), block_width(backbone.spec, block, pooling))
             for block, pooling in feature_set.parts
         ]
         self.register_buffer("weight", head.weight)
@@ -94,7 +95,7 @@ class LinearOnFrozen(nn.Module):
     def _pool(self, images: Tensor) -> Tensor:
         if self.token_norm is None:
             return self.backbone.forward_pooled(images)
-        assert isinstance(self.backbone, ViT)
+        assert isinstance(self.backbone, ViT | ExternalBackbone)
         return self.backbone.forward_pooled(images, token_norm=self.token_norm)
 
 
@@ -117,7 +118,7 @@ def build_linear(fitted: FittedClassifier, checkpoint: Checkpoint) -> LinearOnFr
             "again."
         ) from error
     backbone = load_backbone(checkpoint, (height, width), window_size=window_size, seed=seed)
-    widths = sum(block_width(backbone.spec, block) for block, _ in feature_set.parts)
+    widths = sum(block_width(backbone.spec, *part) for part in feature_set.parts)
     shapes = {"weight": (len(fitted.classes), widths), "bias": (len(fitted.classes),)}
     shapes |= dict.fromkeys(("mean", "deviation"), (widths,))
     if any(tuple(fitted.state[name].shape) != shape for name, shape in shapes.items()):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from simmim_bench.recipe import Norm, Precision, Recipe, check_positive
 
-Pooling = Literal["mean", "cls", "cls+mean"]
+Pooling = Literal["mean", "cls", "cls+mean", "own"]
 TokenNorm = Literal["none", "final"]
 CropRule = Literal["torchvision", "mae"]
 

@@ -99,7 +99,7 @@ def _backbone_config(checkpoint: Checkpoint, recipe: Ade20kRecipe, seed: int) ->
 
 def _neck_config(spec: BackboneSpec, recipe: Ade20kRecipe, norm: Config) -> Config | None:
     """Return the feature pyramid of a ViT; other backbones have maps of several strides already."""
-    if spec.family != "vit" or recipe.head != "upernet":
+    if not spec.is_plain or recipe.head != "upernet":
         return None
     return {
         "type": "Feature2Pyramid",
@@ -147,8 +147,8 @@ def _auxiliary_head_config(
     return {
         **_common_head_config(classes, norm),
         "type": "FCNHead",
-        "in_channels": spec.feature_levels[2].channels,
-        "in_index": 2,
+        "in_channels": spec.feature_levels[-2].channels,
+        "in_index": len(spec.feature_levels) - 2,
         "channels": recipe.auxiliary_channels or recipe.head_channels // 2,
         "num_convs": 1,
         "concat_input": False,

@@ -129,8 +129,8 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> 
             f"images needs {min_batch} images or more."
         )
     spec = spec.at(patch_size=recipe.patch_size)
-    pyramid = spec.family == "vit" and recipe.head == "upernet"
-    if recipe.map_blocks and spec.family == "vit":
+    pyramid = spec.is_plain and recipe.head == "upernet"
+    if recipe.map_blocks and spec.is_plain:
         _check_blocks(recipe, spec)
     min_side = 4 * spec.patch_size if pyramid else spec.patch_size
     if min(recipe.img_size) < min_side:

@@ -18,13 +18,17 @@ from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import restore_backbone, shorten
+from simmim_bench.checkpoints.third_party.external import import_timm_network
 from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_json
+from simmim_bench.models.build import network_arguments
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import MOST_BLOCKS
 from simmim_bench.models.swin import pad_before_shift
+from simmim_bench.models.timm_network import create_network, create_with_weights
 from simmim_bench.untrusted import text
 
 # Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
@@ -32,11 +36,6 @@ FEATURE_TOLERANCE = 3e-5
 # Arguments of `timm.create_model` by which a configuration would name further files, or memory to build the model in.
 LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 PLACING = {"device", "dtype"}
-# Entries of timm's `PretrainedCfg` that name weights elsewhere, or code of the model that reads them; without them.
-NO_SOURCE: dict[str, Any] = {
-    **dict.fromkeys(("url", "file", "hf_hub_id", "hf_hub_filename")),
-    **{"source": "", "custom_load": False},
-}
 LARGEST_ARGUMENT = 1 << 14  # a width or an image's side
 LARGEST_EXCESS = 10_000_000  # weights of a model that a file may lack, such as those of its head
 
@@ -83,6 +82,21 @@ def read_timm(ckpt: str) -> Checkpoint:
 
 def import_timm(model: Any, ckpt: str, label: str) -> Checkpoint:
     """Build a checkpoint from a timm model with its weights.
+
+    A model of one of simmim-bench's families becomes its own backbone; any other, and a variant of which simmim-bench
+    computes other features, stays timm's.
+
+    Raises:
+        DataError: The model does not map images to features.
+    """
+    try:
+        return _import_own_family(model, ckpt, label)
+    except DataError:
+        return import_timm_network(model, name=ckpt, label=label)
+
+
+def _import_own_family(model: Any, ckpt: str, label: str) -> Checkpoint:
+    """Build a checkpoint of one of simmim-bench's families from a timm model.
 
     Raises:
         DataError: The model's family is not supported, or simmim-bench computes other features.
@@ -160,6 +174,26 @@ def check_arguments(
         )
 
 
+def check_network(spec: ExternalSpec, state: StateDict) -> None:
+    """Check that timm builds the network of a checkpoint directory, and that it is as large as the weights.
+
+    Raises:
+        ValueError: timm has no such architecture.
+        DataError: an argument loads a file, timm cannot build the network, or it is much larger than the weights.
+    """
+    import timm
+
+    if not timm.is_model(spec.source):
+        raise ValueError(f"timm has no architecture {ascii(spec.source)[:80]}")
+    arguments = network_arguments(spec)
+    check_arguments(
+        arguments,
+        lambda: create_network(spec.source, **arguments),
+        state,
+        f"the network {spec.source}",
+    )
+
+
 def _is_possible(key: str, value: Any) -> bool:
     """Return whether the numbers of an argument are those of a model, which has few blocks in all its stages."""
     values = value if isinstance(value, list | tuple) else [value]
@@ -204,24 +238,6 @@ def build_timm(
             model = create_with_weights(named, state, **size)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
         raise cannot_build(what, error) from error
-    return model
-
-
-def create_with_weights(name: str, state: StateDict, **arguments: Any) -> Any:
-    """Create a timm model with weights that are in memory already, and nothing that its configuration names.
-
-    timm loads them as its own files: it converts the names of older versions and of a model's official file.
-
-    Args:
-        name: as of `timm.create_model`.
-        state: the weights.
-        arguments: further ones of `timm.create_model`; `pretrained_cfg_overlay` is extended.
-    """
-    import timm
-
-    overlay = {**arguments.pop("pretrained_cfg_overlay", {}), **NO_SOURCE, "state_dict": state}
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    model.pretrained_cfg.pop("state_dict", None)  # a second copy of the weights
     return model
 
 

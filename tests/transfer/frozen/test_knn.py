@@ -143,7 +143,7 @@ def test_features_are_copied_once_and_votes_are_not_kept(
     images, channels, classes = 20_000, 64, 300
     monkeypatch.setattr(knn_module, "SIMILARITIES", images * 50)
     array = np.random.default_rng(0).normal(size=(1, 1, images, channels)).astype(np.float16)
-    features = StoredFeatures(array, {"blocks": [1], "poolings": ["mean"]}, [channels])
+    features = StoredFeatures(array, {"blocks": [1], "poolings": ["mean"]}, lambda *_: channels)
     numbers = range(images)
     names, labels = tuple(Path(f"{n}") for n in numbers), tuple(n % classes for n in numbers)
     stored = image_list(Path(), names, labels, tuple(f"{c}" for c in range(classes)))
@@ -154,7 +154,9 @@ def test_features_are_copied_once_and_votes_are_not_kept(
     val = (
         None
         if leave_one_out
-        else StoredFeatures(array[:, :, :99], {"blocks": [1], "poolings": ["mean"]}, [channels])
+        else StoredFeatures(
+            array[:, :, :99], {"blocks": [1], "poolings": ["mean"]}, lambda *_: channels
+        )
     )
     with BigCopies(4 * images * channels) as copies:
         result = probe_knn(

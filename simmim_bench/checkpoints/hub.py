@@ -1,0 +1,81 @@
+"""Read `hub:ORG/NAME[@REVISION]`, a repository of the Hugging Face Hub in timm's or transformers' form.
+
+The Hub's own client downloads the configuration and the weights into its cache; they are read like a local folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.third_party.folder import INDEX
+from simmim_bench.checkpoints.third_party.hints import NO_HINTS
+from simmim_bench.checkpoints.third_party.read import read_third_party
+from simmim_bench.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from simmim_bench.checkpoints.third_party.hints import Hints
+
+NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+CONFIGURATION = ("config.json", "preprocessor_config.json")
+SAFE = ("model.safetensors", f"model.safetensors{INDEX}", "model-*.safetensors")
+PICKLED = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}", "pytorch_model-*.bin")
+
+
+def read_hub(ckpt: str, hints: Hints | None = None) -> Checkpoint:
+    """Read a repository of the Hub, which is downloaded once and cached.
+
+    Raises:
+        UsageError: The name has another form.
+        DataError: The repository cannot be downloaded, or does not hold a backbone that can be read.
+    """
+    name = NAME.fullmatch(ckpt.removeprefix("hub:"))
+    if name is None:
+        raise UsageError(
+            f"{ckpt} names no repository of the Hub; use hub:ORG/NAME or hub:ORG/NAME@REVISION."
+        )
+    folder = _download(ckpt, name["repo"], name["revision"])
+    checkpoint = read_third_party(folder, hints or NO_HINTS)
+    label = name["repo"].partition("/")[2]
+    provenance = {**checkpoint.provenance, "label": label, "revision": folder.name}
+    return replace(checkpoint, name=ckpt, provenance=provenance)
+
+
+def _download(ckpt: str, repo: str, revision: str | None) -> Path:
+    """Return the folder of a repository's configuration and weights; safetensors if it has them, else pickles.
+
+    Raises:
+        DataError: see `read_hub`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        for weights in (SAFE, PICKLED):
+            found = snapshot_download(
+                repo, revision=revision, allow_patterns=[*CONFIGURATION, *weights]
+            )
+            folder = Path(found)
+            if any(any(folder.glob(pattern)) for pattern in weights):
+                break
+    except GatedRepoError as error:
+        raise DataError(
+            f"{ckpt} is gated: accept its terms on its page, then log in with `hf auth login`."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise DataError(
+            f"{ckpt} does not exist on the Hub, or is private; check its name, or log in with `hf auth login`."
+        ) from error
+    except Exception as error:  # the client raises many types without a network
+        raise DataError(
+            f"{ckpt} cannot be downloaded ({type(error).__name__}); download the repository on a machine with a "
+            "network and pass the folder."
+        ) from error
+    return folder

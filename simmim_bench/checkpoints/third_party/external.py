@@ -1,0 +1,300 @@
+"""Checkpoints of networks that are built by other code: `timm:NAME`, `hub:ORG/NAME`, `py:package.module:factory`.
+
+The weights are stored under `net.` with the network's own names. A network of timm is rebuilt by its name and
+arguments; one of the user's only by a command that names its function (`models/user_network.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from simmim_bench.checkpoints.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Checkpoint,
+    StateDict,
+)
+from simmim_bench.checkpoints.load import NET_PREFIX, restore_backbone, shorten
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.files import sha256_file, sha256_json
+from simmim_bench.models.archs import ARCHS
+from simmim_bench.models.external import measure
+from simmim_bench.models.external_spec import Argument, ExternalSpec
+from simmim_bench.models.network import pool_features
+from simmim_bench.models.timm_network import FLEXIBLE, create_network
+from simmim_bench.models.user_network import call_factory, permit
+
+# Arguments of a timm model that a spec has fields for, or that a task chooses.
+OWN_FIELDS = ("num_classes", "img_size", "in_chans", "drop_path_rate")
+# Largest difference of pooled features from the original model's, relative to their norm; float32 leaves about 1e-6.
+TOLERANCE = 1e-5
+UNMEASURED: dict[str, Any] = {
+    "patch_size": 1,
+    "embed_dim": 1,
+    "depths": (1,),
+    "levels": (),
+    "own_width": 1,
+}
+
+
+def describe_timm(
+    name: str,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    img_size: tuple[int, int] | None = None,
+    in_chans: int = 3,
+) -> ExternalSpec:
+    """Measure the spec of a timm architecture, built so that it takes images of several sizes if it can.
+
+    Args:
+        name: of the architecture, with or without the tag of its weights.
+        arguments: further arguments of `timm.create_model`.
+        img_size: (H, W); None for that of timm's configuration.
+
+    Raises:
+        DataError: the network does not map images to features.
+    """
+    arch = name.split(".")[0]
+    kept = {k: v for k, v in (arguments or {}).items() if k not in OWN_FIELDS}
+    if img_size is None:
+        with torch.device("meta"):
+            net: Any = create_network(arch, **kept)
+            _, *sides = net.pretrained_cfg["input_size"]
+        img_size = (sides[0], sides[1])
+    size = {"img_size": img_size} if _takes(arch, {**kept, "img_size": img_size}) else {}
+    found: ExternalSpec | None = None
+    for option in FLEXIBLE:
+        chosen = {**kept, **option}
+        if not _takes(arch, {**chosen, **size}):
+            continue
+        spec = ExternalSpec(
+            arch=f"timm.{arch}" if arch in ARCHS else arch,
+            family="timm",
+            source=arch,
+            arguments=tuple((key, _as_argument(value)) for key, value in sorted(chosen.items())),
+            img_size=img_size,
+            in_chans=in_chans,
+            sized=bool(size),
+            **UNMEASURED,
+        )
+        channels = {} if in_chans == 3 else {"in_chans": in_chans}
+        try:
+            spec = measure(spec, create_network(arch, **chosen, **size, **channels))
+        except (
+            Exception
+        ) as error:  # every network has its own error for images that it does not take
+            raise DataError(
+                f"timm's {arch} does not map images of {img_size} pixels to features "
+                f"({type(error).__name__}: {error}); use another architecture."
+            ) from error
+        if spec.sizing != "fixed":
+            return spec
+        found = found or spec
+    assert found is not None  # the last option is none at all
+    return found
+
+
+def _takes(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether timm builds an architecture with these arguments."""
+    try:
+        with torch.device("meta"):
+            create_network(name, **arguments)
+    except Exception:  # TypeError, or what a constructor raises for a value
+        return False
+    return True
+
+
+def _as_argument(value: Any) -> Argument:
+    if isinstance(value, list | tuple):
+        return tuple(map(_as_argument, value))
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise DataError(f"argument {ascii(value)[:80]} of a timm model cannot be stored; remove it.")
+
+
+def random_timm(ckpt: str, name: str) -> Checkpoint:
+    """Return the checkpoint of `random:NAME` for an architecture of timm, which has no weights."""
+    spec = describe_timm(name)
+    return Checkpoint(
+        name=ckpt,
+        spec=spec,
+        form="transfer",
+        state=None,
+        sha256=sha256_json({"random": spec.to_json()}),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": f"{spec.arch}, random", "method": "random"},
+    )
+
+
+def import_timm_network(
+    model: Any,
+    *,
+    name: str,
+    label: str,
+    sha256: str = "",
+    extra: Collection[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Checkpoint:
+    """Build a checkpoint from a model of timm, of any family, with its weights.
+
+    Args:
+        name: CKPT, for messages.
+        label: name of the row in a leaderboard.
+        sha256: hash of the weights; "" to compute it from their sums.
+        extra: names of the file's entries that the model does not have.
+        mean, std: normalisation of the input; None for that of the model's configuration.
+
+    Raises:
+        DataError: the model does not map images to features, or the rebuilt network computes others.
+    """
+    cfg = model.pretrained_cfg
+    arguments = dict(getattr(model, "_model_args", {}))
+    channels, *sides = cfg["input_size"]
+    size = arguments.get("img_size") or sides
+    height, width = (size, size) if isinstance(size, int) else size
+    spec = describe_timm(
+        cfg["architecture"],
+        arguments,
+        img_size=(height, width),
+        in_chans=arguments.get("in_chans", channels),
+    )
+    state = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in model.state_dict().items()
+    }
+    kept, spare = _without_classifier(state, spec, name)
+    checkpoint = Checkpoint(
+        name=name,
+        spec=spec,
+        form="transfer",
+        state=kept,
+        sha256=sha256 or hash_sums(state),
+        mean=mean or tuple(cfg["mean"]),
+        std=std or tuple(cfg["std"]),
+        provenance={
+            "method": "timm",
+            "tag": cfg.get("tag", ""),
+            **(provenance or {}),
+            "label": label,
+        },
+        unread=tuple(sorted({*spare, *extra})),
+    )
+    _check_features(checkpoint, model)
+    return checkpoint
+
+
+def hash_sums(state: StateDict) -> str:
+    """Return a hash of weights that were never in a file of ours."""
+    return sha256_json({k: v.double().sum().item() for k, v in state.items()})
+
+
+def _without_classifier(
+    state: StateDict, spec: ExternalSpec, name: str
+) -> tuple[StateDict, list[str]]:
+    """Return the weights of the network without classifier, and the names of the others.
+
+    Raises:
+        DataError: a weight of the network is missing.
+    """
+    with torch.device("meta"):
+        wanted = set(create_network(spec.source, **dict(spec.arguments)).state_dict())
+    missing = sorted(wanted - set(state))
+    if missing:
+        raise DataError(
+            f"{name} lacks {len(missing)} of the {len(wanted)} weights of timm's {spec.source}: {shorten(missing)}."
+        )
+    kept = {
+        f"{NET_PREFIX}{key}": value.contiguous() for key, value in state.items() if key in wanted
+    }
+    return kept, sorted(set(state) - wanted)
+
+
+@torch.no_grad()
+def _check_features(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Check that the rebuilt network computes the features of the original one.
+
+    Raises:
+        DataError: it does not.
+    """
+    spec = checkpoint.spec
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, spec.in_chans, *spec.img_size, generator=generator)
+    wanted = pool_features(model.float().eval(), image)
+    found = restore_backbone(checkpoint).eval().forward_features(image)
+    difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
+    if not difference <= TOLERANCE:
+        raise DataError(
+            f"{checkpoint.name}: timm's {spec.arch}, built again, computes other features (relative difference "
+            f"{difference:.1e}); use another model."
+        )
+
+
+def read_python(ckpt: str) -> Checkpoint:
+    """Read `py:package.module:factory`, a network of the user's code with the weights that the function loads.
+
+    Raises:
+        UsageError: the function does not exist, or its network does not follow the contract of `UserModule`.
+        DataError: the function fails.
+    """
+    source = ckpt.removeprefix("py:")
+    permit(source)
+    net: Any = call_factory(source)
+    size = tuple(getattr(net, "img_size", (224, 224)))
+    module = sys.modules[source.partition(":")[0]]
+    spec = measure(
+        ExternalSpec(
+            arch=source.replace(":", "."),
+            family="python",
+            source=source,
+            img_size=(size[0], size[1]),
+            in_chans=int(getattr(net, "in_chans", 3)),
+            **UNMEASURED,
+        ),
+        net,
+    )
+    _check_declared(net, spec)
+    state = {
+        f"{NET_PREFIX}{key}": value.detach().cpu().contiguous()
+        for key, value in net.state_dict().items()
+    }
+    return Checkpoint(
+        name=ckpt,
+        spec=spec,
+        form="transfer",
+        state=state,
+        sha256=hash_sums(state),
+        mean=tuple(getattr(net, "mean", IMAGENET_MEAN)),
+        std=tuple(getattr(net, "std", IMAGENET_STD)),
+        provenance={
+            "method": "python",
+            "label": str(getattr(net, "label", source)),
+            "source": source,
+            "code_sha256": sha256_file(Path(module.__file__)) if module.__file__ else "",
+        },
+    )
+
+
+def _check_declared(net: Any, spec: ExternalSpec) -> None:
+    """Check that a user's maps are those that the module declares.
+
+    Raises:
+        UsageError: they are not.
+    """
+    declared = getattr(net, "feature_levels", None)
+    if declared is None:  # a timm model
+        return
+    wanted = tuple((int(channels), int(stride)) for channels, stride in declared)
+    if wanted != spec.levels:
+        raise UsageError(
+            f"py:{spec.source} declares feature_levels {wanted}, but for images of {spec.img_size} pixels forward_maps "
+            f"returns maps of {spec.levels or 'other sizes'}; a map has ceil(H / stride) x ceil(W / stride) cells."
+        )
