@@ -5,6 +5,7 @@ Also reads and recovers the training state that a run resumes from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from simmim_bench.checkpoints.checkpoint import (
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
+from simmim_bench.methods import find_listed
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.external_spec import ExternalSpec, spec_from_json
 from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP
@@ -44,10 +46,22 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
             `py:package.module:factory`, which runs the function of the user's.
         hints: what a third-party checkpoint does not show.
 
+    Returns:
+        The checkpoint. The provenance of one of `simmim_bench.methods` has the method, data, licence and paper.
+
     Raises:
         UsageError: The architecture or timm model is unknown, or the hints apply to no such checkpoint.
         DataError: The path does not exist, is not a checkpoint, or is damaged.
     """
+    checkpoint = _read_any(ckpt, hints)
+    listed = find_listed(ckpt)
+    if listed is None:
+        return checkpoint
+    return replace(checkpoint, provenance={**checkpoint.provenance, **listed.provenance()})
+
+
+def _read_any(ckpt: str, hints: Hints | None) -> Checkpoint:
+    """Read a checkpoint; see `read_checkpoint`."""
     if ckpt.startswith("hub:"):
         from simmim_bench.checkpoints.hub import read_hub
 
@@ -64,10 +78,12 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
     if ckpt.startswith("py:"):
         return _read_python(ckpt)
     # Imported here: these modules import timm and every model, which other checkpoints do not need.
+    from simmim_bench.checkpoints.third_party.download import check_download
     from simmim_bench.checkpoints.third_party.hints import NO_HINTS
     from simmim_bench.checkpoints.third_party.read import read_third_party
     from simmim_bench.checkpoints.third_party.timm import read_timm
 
+    check_download(ckpt)
     if ckpt.startswith("timm:"):
         return read_timm(ckpt)
     if third_party:
