@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,6 +116,15 @@ def first_names(names: Iterable[str | Path]) -> str:
     found = [os.fsencode(n.name if isinstance(n, Path) else n) for n in names]
     shown = [name.decode("utf-8", "backslashreplace") for name in found[:NAMED]]
     return ", ".join([*shown, *(["…"] if len(found) > NAMED else [])])
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines of text, with columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def format_duration(seconds: float) -> str:

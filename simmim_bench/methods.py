@@ -72,7 +72,7 @@ class ListedCheckpoint:
         """Return what the list adds to the provenance of a checkpoint."""
         licence = {"licence": self.licence} if self.licence else {}
         paper = f"arXiv {self.paper}"
-        return {"method": self.method, "pretraining_data": self.data, **licence, "paper": paper}
+        return {"method": self.method, "data": self.data, **licence, "paper": paper}
 
 
 @functools.cache

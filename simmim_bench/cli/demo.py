@@ -64,8 +64,8 @@ def demo(out: Path, overwrite: bool) -> None:
         baseline="random",
         seeds=tuple(f"{task}={SEEDS}" for task in tasks_with("features")),
     )
-    planned = plan_suite(options, JobOptions())
-    result = run_suite(planned, JobOptions(), options.out, out / "leaderboard", display)
+    plan = plan_suite(options, JobOptions())
+    result = run_suite(plan, JobOptions(), options.out, out / "leaderboard", display)
     print_result(result)
     click.echo(f"reconstructions  {checkpoint / 'reconstructions.png'}")
     sys.exit(result.exit_code)

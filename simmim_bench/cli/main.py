@@ -26,6 +26,7 @@ from simmim_bench.cli.demo import demo
 from simmim_bench.cli.doctor import doctor
 from simmim_bench.cli.evaluate import evaluate
 from simmim_bench.cli.leaderboard import leaderboard
+from simmim_bench.cli.methods import methods
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
 from simmim_bench.cli.recipes import recipes
@@ -59,6 +60,7 @@ for _command in (
     transfer,
     evaluate,
     suite,
+    methods,
     ablate,
     leaderboard,
     recipes,

@@ -70,7 +70,14 @@ def complete_recipe(
     multiple=True,
     metavar="CKPT",
     shell_complete=complete_ckpt,
-    help="Checkpoint, as for `transfer`; may be repeated, for a row each.",
+    help="Checkpoint, as for `transfer`; a list of checkpoints, FILE.txt; or list:methods. May be repeated, for a row "
+    "each.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="PATTERN,...",
+    help="Only checkpoints whose name, method, architecture or licence matches, such as 'mae*,vit-b/16'.",
 )
 @click.option(
     "--out",
@@ -126,6 +133,10 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     resumed, and the suite continues after a failed step: the end of the output lists what failed and how
     to run it alone. Tasks without a data set are left out.
 
+    FILE.txt has one CKPT per line, written as after --ckpt; # begins a comment. list:methods is the list of public
+    checkpoints that `simmim-bench methods` shows. --dry-run downloads nothing. A checkpoint of a list that
+    cannot be read blocks its row alone, and the exit code is that of its error.
+
     \b
       simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k --dry-run
       simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --ade20k ade20k
@@ -133,6 +144,7 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
           --tasks linear,knn --seeds 3 --seeds knn=1 -o linear.epochs=30
       simmim-bench suite --ckpt runs/vit_b --imagenet imagenet --coco coco --gpus-per-task 8 \\
           --slurm --slurm-partition gpu --slurm-time 12:00:00 --slurm-set cpus_per_task=64
+      simmim-bench suite --ckpt list:methods --only 'dino*,mae*' --imagenet imagenet --tasks linear,knn
 
     SIGINT and SIGTERM are passed to the running steps, which save and stop; the same command continues.
     SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
@@ -146,19 +158,27 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
     data_sets = pop_data_sets(given)
     options = SuiteOptions(data_sets=data_sets, task_options=given_options(offered), **given)
-    planned = plan_suite(options, job_options)
+    plan = plan_suite(
+        options,
+        job_options,
+        download=not dry_run,
+        log=(lambda message: None) if quiet else (lambda message: click.echo(message, err=True)),
+    )
     if not as_json:
-        click.echo(plan_text(planned) + "\n")
+        click.echo(plan_text(plan) + "\n")
     elif dry_run:
-        click.echo(json.dumps([one.to_json() for one in planned]))
-    check_obstacles(planned)
+        click.echo(json.dumps(plan.to_json()))
+    check_obstacles(plan)
     if dry_run:
-        return
+        sys.exit(plan.exit_code)
     board = options.out / "leaderboard"
-    result = run_suite(planned, job_options, options.out, board, open_display(quiet))
+    result = run_suite(plan, job_options, options.out, board, open_display(quiet))
     if as_json:
         steps = [result_json(one) for one in result.results]
-        click.echo(json.dumps({"steps": steps, "leaderboard": str(result.leaderboard)}))
+        blocked = [row.to_json() for row in result.blocked]
+        click.echo(
+            json.dumps({"steps": steps, "blocked": blocked, "leaderboard": str(result.leaderboard)})
+        )
     else:
         print_result(result)
     sys.exit(result.exit_code)

@@ -42,7 +42,7 @@ MAX_CURVE_BYTES = 1 << 30  # of metrics.jsonl; 300,000 steps have 60 MB
 MAX_CLASSES = 20_000  # whose scores a page can list
 IMAGE_WIDTH = 900  # pixels; wider reconstructions are scaled down for the page
 PROVENANCE_KEYS = (
-    *("method", "recipe", "deviates", "data", "images", "epochs"),
+    *("method", "recipe", "deviates", "data", "images", "epochs", "licence", "paper"),
     *("held_out_loss", "psnr", "ssim", "effective_rank", "avg_dist", "probe"),
 )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from simmim_bench.methods import ListedCheckpoint
 from simmim_bench.tasks import Column, columns
 
 # Published scores with equal values of these keys belong to the same model.
@@ -99,6 +100,15 @@ def linked_scores(
         for column, score in zip(columns(), row.scores, strict=True):
             if score is not None and recipe in (score.recipe, score.pretraining_recipe):
                 yield column, row, score
+
+
+def rows_of_listed(rows: Sequence[ReportedRow], listed: ListedCheckpoint) -> list[ReportedRow]:
+    """Return the published rows with scores of a listed checkpoint: those that it names, of its image size."""
+    return [
+        row
+        for row in rows
+        if row.label in listed.published and row.img_size in (None, listed.img_size)
+    ]
 
 
 def select_scores(rows: Sequence[ReportedRow], shown: Sequence[Column]) -> list[ReportedRow]:

@@ -13,6 +13,8 @@ class SuiteOptions:
     """The checkpoints, data sets and changed settings of a suite.
 
     Attributes:
+        ckpts: checkpoints, list files of them, or "list:methods" for all public ones; see `transfer.suite.rows`.
+        only: patterns that select some of them; see `simmim_bench.methods.select_ckpts`.
         data_sets: folders by data layout; tasks whose data set is missing are left out.
         baseline: "random" for a row of random weights of each architecture.
         tasks: task names, or comma-separated lists of them; empty for all.
@@ -28,6 +30,7 @@ class SuiteOptions:
     ckpts: tuple[str, ...]
     data_sets: dict[str, Path]
     out: Path = Path("runs")
+    only: tuple[str, ...] = ()
     baseline: str | None = None
     tasks: tuple[str, ...] = ()
     seeds: tuple[str, ...] = ()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from transfer.launch import (
 )
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions
+from transfer.suite.rows import UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.tasks import runner_of
 
@@ -141,15 +142,37 @@ class PlannedStep:
         }
 
 
-def list_steps(options: SuiteOptions) -> list[SuiteStep]:
-    """List the steps of a suite, checkpoint by checkpoint.
+@dataclass(frozen=True)
+class SuitePlan:
+    """The steps of a suite, and the rows that have none because their checkpoints are not read."""
+
+    steps: tuple[PlannedStep, ...]
+    unread: tuple[UnreadRow, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for the first row that is blocked; 0 where none is."""
+        return next((row.error.exit_code for row in self.unread if row.error is not None), 0)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the plain form: the steps, then the rows without."""
+        return [one.to_json() for one in (*self.steps, *self.unread)]
+
+
+def list_steps(
+    options: SuiteOptions, *, download: bool, log: Callable[[str], None]
+) -> tuple[list[SuiteStep], list[UnreadRow]]:
+    """List the steps of a suite, checkpoint by checkpoint, and the rows that have none.
 
     A task on frozen features runs all its seeds in one step; one that trains for hours has a step per seed.
+
+    Args:
+        download: whether to download missing weights.
 
     Raises:
         UsageError: an unknown task, recipe or override, one of a task that is not in the plan, or two
             checkpoints whose runs would share a folder.
-        DataError: a data set does not exist, or a checkpoint cannot be read.
+        DataError: a data set does not exist, or a checkpoint that --ckpt names cannot be read.
     """
     every = variants()
     names = choose_tasks(options)
@@ -162,15 +185,24 @@ def list_steps(options: SuiteOptions) -> list[SuiteStep]:
     recipes = read_recipes(options.recipes, names)
     overrides = read_overrides(options.overrides, names)
     steps, folders = list[SuiteStep](), dict[Path, str]()
-    checkpoints = _read_checkpoints(options)
+    rows = list_rows(options)
+    places = {row.ckpt: row.place for row in rows}
+    found, unread = read_rows(rows, download=download, log=log)
+    checkpoints = _baselines(options, found) | found
     for ckpt, checkpoint in checkpoints.items():
         for name in names:
             recipe = recipes.get(name)
-            if recipe is None and ckpt not in options.ckpts:
+            if recipe is None and ckpt not in found:
                 recipe = _baseline_recipe(every[name].task.name, checkpoint, checkpoints)
             request = _request(options, every[name], recipe, overrides.get(name, ()))
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
-            plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
+            try:
+                plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
+            except DataError as error:  # such as a backbone that the task cannot use
+                if not (place := places.get(ckpt)):
+                    raise
+                unread.append(UnreadRow(ckpt, place, error, name))
+                continue
             folder = plan.run_dirs[0].parent
             if folders.setdefault(folder, ckpt) != ckpt:
                 raise UsageError(
@@ -178,16 +210,15 @@ def list_steps(options: SuiteOptions) -> list[SuiteStep]:
                     "with different --out."
                 )
             steps += _steps_of(name, plan, folder)
-    return steps
+    return steps, unread
 
 
-def _read_checkpoints(options: SuiteOptions) -> dict[str, Checkpoint]:
-    """Read each checkpoint once, and keep everything but its weights; baselines come first."""
-    found = {ckpt: replace(read_checkpoint(ckpt), state=None) for ckpt in options.ckpts}
+def _baselines(options: SuiteOptions, found: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
+    """Return the checkpoints of random weights of each architecture, if the suite has such rows."""
     if options.baseline != "random":
-        return found
+        return {}
     baselines = dict.fromkeys(f"random:{checkpoint.spec.arch}" for checkpoint in found.values())
-    return {ckpt: read_checkpoint(ckpt) for ckpt in baselines} | found
+    return {ckpt: read_checkpoint(ckpt) for ckpt in baselines}
 
 
 def _baseline_recipe(
@@ -255,7 +286,7 @@ def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     return words
 
 
-def plan_steps(steps: Sequence[SuiteStep], out: Path, device: str | None) -> list[PlannedStep]:
+def plan_steps(steps: Iterable[SuiteStep], out: Path, device: str | None) -> list[PlannedStep]:
     """Add the status and the expected cost to every step.
 
     Args:
@@ -309,14 +340,21 @@ def _estimate(
     return Estimate(None, f"no similar run yet; {shown}")
 
 
-def check_obstacles(planned: Sequence[PlannedStep]) -> None:
-    """Refuse to start while a run that was started differently is in a step's run directory.
+def check_obstacles(plan: SuitePlan) -> None:
+    """Refuse to start while a run that was started differently is in a step's run directory, or without any step.
 
     Raises:
         UsageError: naming every blocked step.
+        BenchError: every row is blocked.
     """
-    found = [f"{one.step}: {one.obstacle}" for one in planned if one.obstacle]
+    found = [f"{one.step}: {one.obstacle}" for one in plan.steps if one.obstacle]
     if found:
         raise UsageError(
-            f"{len(found)} of {len(planned)} steps are blocked; nothing was started. {' '.join(found)}"
+            f"{len(found)} of {len(plan.steps)} steps are blocked; nothing was started. {' '.join(found)}"
+        )
+    blocked = [row for row in plan.unread if row.error is not None]
+    if blocked and not plan.steps and len(blocked) == len(plan.unread):
+        error = blocked[0].error
+        raise type(error)(  # with its exit code
+            f"all {len(blocked)} rows are blocked; nothing was started. The first: {blocked[0].obstacle}"
         )

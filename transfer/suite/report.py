@@ -6,28 +6,32 @@ from collections.abc import Sequence
 
 import click
 
-from simmim_bench.display import format_duration
-from simmim_bench.leaderboard.board import select_columns
+from simmim_bench.display import align_columns, format_duration
+from simmim_bench.leaderboard.board import Board, select_columns
+from simmim_bench.leaderboard.reported import read_reported, rows_of_listed, select_scores
 from simmim_bench.leaderboard.tables import print_table
-from transfer.suite.plan import PlannedStep
+from simmim_bench.methods import find_listed
+from transfer.suite.plan import PlannedStep, SuitePlan
+from transfer.suite.rows import UnreadRow
 from transfer.suite.run import SuiteResult
 
+COMPARED = ("checkpoint", "method", "column", "here", "published")
 
-def plan_text(planned: Sequence[PlannedStep]) -> str:
+
+def plan_text(plan: SuitePlan) -> str:
     """Return a plan as a plain-text table, with its total cost below."""
     rows = [("checkpoint", "task", "recipe", "seeds", "state", "cost")]
-    for one in planned:
+    for one in plan.steps:
         step = one.step
         seeds = f"{step.seeds[0]}-{step.seeds[-1]}" if len(step.seeds) > 1 else str(step.seeds[0])
         recipe = step.transfer.recipe.name + ("*" if step.transfer.deviates else "")
         cost = "" if one.state == "done" else str(one.estimate)
         rows.append((step.ckpt, step.name, recipe, seeds, one.state, cost))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", *_remarks(planned)])
+    for row in plan.unread:
+        size = row.download_mb
+        download = "" if size is None else f"download of about {size:,.0f} MB"
+        rows.append((row.ckpt, row.task or "all tasks", "", "", row.state, download))
+    return "\n".join([*align_columns(rows), "", *_remarks(plan.steps), *_row_remarks(plan)])
 
 
 def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
@@ -48,10 +52,67 @@ def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
     return remarks
 
 
+def _row_remarks(plan: SuitePlan) -> list[str]:
+    """Describe the rows without steps, and the licences of all rows."""
+    missing = [row for row in plan.unread if row.error is None]
+    remarks = []
+    if missing:
+        sizes = [row.download_mb for row in missing]
+        total = sum(size or 0.0 for size in sizes) / 1000
+        unknown = sizes.count(None)
+        remarks.append(
+            f"{len(missing)} checkpoints to download, which have their steps afterwards: about {total:,.1f} GB"
+            + (f", and {unknown} of unknown size" if unknown else "")
+        )
+    ckpts = dict.fromkeys([one.step.ckpt for one in plan.steps] + [r.ckpt for r in plan.unread])
+    listed = [one for ckpt in ckpts if (one := find_listed(ckpt)) is not None]
+    restricted = [one.ckpt for one in listed if one.is_non_commercial]
+    if restricted:
+        remarks.append(f"licence forbids commercial use: {', '.join(restricted)}")
+    for note in dict.fromkeys(one.note for one in listed if one.note):
+        remarks.append(f"{', '.join(one.ckpt for one in listed if one.note == note)}: {note}")
+    return remarks + blocked_text(plan.unread)
+
+
+def blocked_text(rows: Sequence[UnreadRow]) -> list[str]:
+    """Return a line for each blocked row, with the reason."""
+    return [
+        f"blocked  {f'{row.task} of {row.ckpt}: ' if row.task else ''}{row.obstacle}"
+        for row in rows
+        if row.error is not None
+    ]
+
+
+def compare_published(board: Board) -> list[tuple[str, ...]]:
+    """Return the scores of listed checkpoints beside those that are published for the same weights.
+
+    Returns:
+        Checkpoint, method, column, score and published scores; a score without published ones is left out.
+    """
+    published, found = read_reported(), list[tuple[str, ...]]()
+    for row in board.rows:
+        listed = find_listed(board.records[row.records[0]].checkpoint["name"])
+        if listed is None:
+            continue
+        scores = select_scores(rows_of_listed(published, listed), board.columns)
+        for number, (column, cell) in enumerate(zip(board.columns, row.cells, strict=True)):
+            values = [score.value for r in scores if (score := r.scores[number]) is not None]
+            if cell is not None and values:
+                texts = ", ".join(map(str, dict.fromkeys(values)))
+                found.append((row.label, listed.method, column.title, str(cell), texts))
+    return found
+
+
 def print_result(suite: SuiteResult) -> None:
     """Print the leaderboard, and every failed step with the command that runs it alone."""
     if suite.board is not None:
-        print_table(select_columns(suite.board))
+        board = select_columns(suite.board)
+        print_table(board)
+        if compared := compare_published(board):
+            click.echo("\n".join(align_columns([COMPARED, *compared])))
+            click.echo(
+                "published: any protocol; `simmim-bench methods --json` has protocol and source"
+            )
         click.echo(f"leaderboard  {suite.leaderboard / 'leaderboard.html'}")
     done = sum(result.state == "done" for result in suite.results)
     click.echo(f"{done} of {len(suite.results)} steps done")
@@ -61,5 +122,7 @@ def print_result(suite: SuiteResult) -> None:
             f"log     {result.step.log}\n"
             f"alone   {result.step.command()}"
         )
-    if suite.failed:
+    if suite.blocked:
+        click.echo("\n" + "\n".join(blocked_text(suite.blocked)))
+    if suite.failed or suite.blocked:
         click.echo("\nFix the cause and run the same command again; completed steps are skipped.")

@@ -5,7 +5,7 @@ Completed steps are skipped and interrupted ones are resumed, so that the same c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import PlannedStep, SuiteStep, check_obstacles, list_steps, plan_steps
+from transfer.suite.plan import SuitePlan, SuiteStep, check_obstacles, list_steps, plan_steps
+from transfer.suite.rows import UnreadRow
 
 
 def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
@@ -40,11 +41,17 @@ def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """The results of a suite's steps, and its leaderboard; None where no step is done."""
+    """The results of a suite's steps, and its leaderboard; None where no step is done.
+
+    Attributes:
+        blocked: the rows whose checkpoints cannot be used.
+    """
 
     results: tuple[StepResult[SuiteStep], ...]
     board: Board | None
     leaderboard: Path
+    blocked: tuple[UnreadRow, ...] = ()
+    blocked_code: int = 0
 
     @property
     def failed(self) -> list[StepResult[SuiteStep]]:
@@ -53,12 +60,21 @@ class SuiteResult:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the first failed step; 0 where all steps are done."""
-        return next((result.code for result in self.failed), 0)
+        """The exit code of the first failed step, else of the first blocked row; 0 where all steps are done."""
+        return next((result.code for result in self.failed), self.blocked_code)
 
 
-def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[PlannedStep]:
-    """List the steps of a suite with their status and expected cost; write nothing.
+def plan_suite(
+    options: SuiteOptions,
+    job_options: JobOptions,
+    *,
+    download: bool = True,
+    log: Callable[[str], None] = lambda message: None,
+) -> SuitePlan:
+    """List the steps of a suite with their status and expected cost; write nothing but downloaded weights.
+
+    Args:
+        download: whether to download missing weights; without, the plan has rows without steps for them.
 
     Raises:
         UsageError: see `list_steps`.
@@ -67,11 +83,12 @@ def plan_suite(options: SuiteOptions, job_options: JobOptions) -> list[PlannedSt
     device: str | None = None
     if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return plan_steps(list_steps(options), options.out, device)
+    steps, unread = list_steps(options, download=download, log=log)
+    return SuitePlan(tuple(plan_steps(steps, options.out, device)), tuple(unread))
 
 
 def run_suite(
-    planned: Sequence[PlannedStep],
+    plan: SuitePlan,
     job_options: JobOptions,
     out: Path,
     leaderboard: Path,
@@ -85,13 +102,14 @@ def run_suite(
         DataError: the leaderboard cannot be written; the records are.
         InterruptedRun: a signal came; the running steps were asked to save.
     """
-    check_obstacles(planned)
+    check_obstacles(plan)
     results = tuple(
-        run_steps([one.step for one in planned], job_options, out, display, what="suite")
+        run_steps([one.step for one in plan.steps], job_options, out, display, what="suite")
     )
     board = None
     if any(result.state == "done" for result in results):
         board = find_records([out]).board()
         # With the published rows, as `leaderboard build` and `check` have them by default.
         write_leaderboard(board, leaderboard, reported=read_reported())
-    return SuiteResult(results, board, leaderboard)
+    blocked = tuple(row for row in plan.unread if row.error is not None)
+    return SuiteResult(results, board, leaderboard, blocked, plan.exit_code)
