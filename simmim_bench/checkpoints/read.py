@@ -62,6 +62,10 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
 
 def _read_any(ckpt: str, hints: Hints | None) -> Checkpoint:
     """Read a checkpoint; see `read_checkpoint`."""
+    if ckpt.startswith(("timm:", "hub:")):
+        from simmim_bench.checkpoints.download import check_download
+
+        check_download(ckpt)
     if ckpt.startswith("hub:"):
         from simmim_bench.checkpoints.hub import read_hub
 
@@ -78,12 +82,10 @@ def _read_any(ckpt: str, hints: Hints | None) -> Checkpoint:
     if ckpt.startswith("py:"):
         return _read_python(ckpt)
     # Imported here: these modules import timm and every model, which other checkpoints do not need.
-    from simmim_bench.checkpoints.third_party.download import check_download
     from simmim_bench.checkpoints.third_party.hints import NO_HINTS
     from simmim_bench.checkpoints.third_party.read import read_third_party
     from simmim_bench.checkpoints.third_party.timm import read_timm
 
-    check_download(ckpt)
     if ckpt.startswith("timm:"):
         return read_timm(ckpt)
     if third_party:

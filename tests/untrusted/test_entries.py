@@ -45,6 +45,7 @@ ALLOWED = {
     "simmim_bench/files.py:_read_pending": "JSON below this layer; every entry is checked",
     "simmim_bench/results/record.py:_schema_of": "in the package",
     "simmim_bench/leaderboard/reported.py:read_reported": "in the package",
+    "simmim_bench/methods.py:read_methods": "in the package",
     "simmim_bench/leaderboard/figures.py:_adapt_to_page": "Matplotlib's output",
     "simmim_bench/diagnostics/frameworks.py:_probe": "output of its own process",
     "simmim_bench/leaderboard/changes.py:changes_to_markdown": "a value of this process",
@@ -59,6 +60,7 @@ ALLOWED = {
     "simmim_bench/data/decode.py:_decode_jpeg": "JPEG",
     "transfer/detection/coco_images.py:check_size": "formats of photographs, their header",
     "transfer/segmentation/label_maps.py:read_labels": "formats of label maps",
+    "simmim_bench/checkpoints/download.py:find_download": "the name of torch.hub's cache",
     # What a user names to be loaded by another library, as docs/threat-model.md says.
     "simmim_bench/checkpoints/third_party/timm.py:read_timm": "timm:NAME, timm's own files",
     "transfer/evaluate/timm_models.py:load_pretrained": "timm:NAME, timm's own files",

@@ -156,7 +156,7 @@ class SuitePlan:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the plain form: the steps, then the rows without."""
-        return [one.to_json() for one in (*self.steps, *self.unread)]
+        return [one.to_json() for one in self.steps] + [row.to_json() for row in self.unread]
 
 
 def list_steps(
@@ -352,9 +352,8 @@ def check_obstacles(plan: SuitePlan) -> None:
         raise UsageError(
             f"{len(found)} of {len(plan.steps)} steps are blocked; nothing was started. {' '.join(found)}"
         )
-    blocked = [row for row in plan.unread if row.error is not None]
-    if blocked and not plan.steps and len(blocked) == len(plan.unread):
-        error = blocked[0].error
-        raise type(error)(  # with its exit code
-            f"all {len(blocked)} rows are blocked; nothing was started. The first: {blocked[0].obstacle}"
+    errors = [row.error for row in plan.unread if row.error is not None]
+    if errors and not plan.steps and len(errors) == len(plan.unread):
+        raise type(errors[0])(  # with its exit code
+            f"all {len(errors)} rows are blocked; nothing was started. The first: {plan.unread[0].obstacle}"
         )

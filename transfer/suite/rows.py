@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.download import check_download, find_download
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.checkpoints.third_party.download import check_download, find_download
 from simmim_bench.errors import BenchError, DataError
 from simmim_bench.methods import ALL_METHODS, find_listed, read_methods, select_ckpts
 from simmim_bench.untrusted.paths import read_bytes
@@ -127,8 +127,8 @@ def _read_list(path: Path) -> Iterator[Row]:
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line} is not UTF-8; save the list as UTF-8.") from error
+        number = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {number} is not UTF-8; save the list as UTF-8.") from error
     empty = True
     for number, line in enumerate(lines, 1):
         ckpt = COMMENT.sub("", line).strip()

@@ -11,10 +11,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from simmim_bench.checkpoints.hub import NAME
+from simmim_bench.checkpoints.third_party.folder import WEIGHTS
 from simmim_bench.errors import DataError
 
-# As timm names the files of its repositories (timm/models/_hub.py).
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 TIMEOUT_S = 10.0
 
 
@@ -36,25 +36,27 @@ def find_download(ckpt: str) -> str | None:
     if cfg is None:
         return None  # the reader refuses the name
     if cfg.hf_hub_id:
-        files = (cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_FILES
-        return _find_in_hub(cfg.hf_hub_id, files)
+        return _find_in_hub(cfg.hf_hub_id, cfg.hf_hub_filename)
     cached = Path(get_dir()) / "checkpoints" / Path(urlsplit(cfg.url or "").path).name
     return cfg.url if cfg.url and not cached.is_file() else None
 
 
-def _find_in_hub(name: str, files: tuple[str, ...] = HUB_FILES) -> str | None:
-    """Return the address of a repository ORG/NAME[@REVISION] of which no weights file is in the cache."""
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
+def _find_in_hub(repository: str, file: str | None = None) -> str | None:
+    """Return the address of a repository ORG/NAME[@REVISION] of which no weights are in the cache.
 
-    repository, _, revision = name.partition("@")
-    try:
-        found = (try_to_load_from_cache(repository, f, revision=revision or None) for f in files)
-        if any(isinstance(path, str) for path in found):
-            return None
-    except HFValidationError:
+    Args:
+        file: the only file to look for; None for those that `third_party.folder` reads.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name = NAME.fullmatch(repository)
+    if name is None:
         return None  # the reader refuses the name
-    return f"{constants.ENDPOINT}/{repository}"
+    for weights in (file,) if file else WEIGHTS:
+        found = try_to_load_from_cache(name["repo"], weights, revision=name["revision"])
+        if isinstance(found, str):
+            return None
+    return f"{constants.ENDPOINT}/{name['repo']}"
 
 
 def check_download(ckpt: str) -> None:
@@ -66,27 +68,27 @@ def check_download(ckpt: str) -> None:
     address = find_download(ckpt)
     if address is None:
         return
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE and address.startswith(constants.ENDPOINT)
     server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
-    if problem := _reach(server):
+    problem = "HF_HUB_OFFLINE is set" if offline else _reach(server)
+    if problem:
         raise DataError(
-            f"{ckpt} cannot be downloaded: {server} cannot be reached ({problem}); download it on a machine with a "
-            "network and copy the cache, or pass the file."
+            f"{ckpt} cannot be downloaded: {problem}; download it on a machine with a network and copy the cache, or "
+            "pass the file."
         )
 
 
 @functools.cache
 def _reach(server: str) -> str:
     """Return why a server cannot be reached, once in a process; empty if it answers."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE and server == constants.ENDPOINT:
-        return "HF_HUB_OFFLINE is set"
     try:
         # Through the proxies of the environment, as the download itself.
         urlopen(Request(server, method="HEAD"), timeout=TIMEOUT_S).close()
     except HTTPError:
         return ""  # it answers
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return " ".join(str(reason).split())[:100] or type(error).__name__
+        reason = " ".join(str(getattr(error, "reason", error)).split())[:100]
+        return f"{server} cannot be reached ({reason or type(error).__name__})"
     return ""
