@@ -26,6 +26,7 @@ from simmim_bench.cli.options import (
     transfer_recipes,
 )
 from simmim_bench.jobs.options import JobOptions
+from simmim_bench.methods import ALL_METHODS
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, tasks_on, variants
 
 
@@ -40,6 +41,15 @@ class SuiteCommand(click.Command):
         )
         offered = [task_option(option) for option in OPTIONS.values() if option.in_suite]
         return [ckpt, *data_sets, *declared, *offered, help_option]
+
+
+def complete_row(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Complete a CKPT, or the list of all public checkpoints."""
+    if incomplete and ALL_METHODS.startswith(incomplete):
+        return [CompletionItem(ALL_METHODS)]
+    return complete_ckpt(context, parameter, incomplete)
 
 
 def complete_task(
@@ -69,7 +79,7 @@ def complete_recipe(
     required=True,
     multiple=True,
     metavar="CKPT",
-    shell_complete=complete_ckpt,
+    shell_complete=complete_row,
     help="Checkpoint, as for `transfer`; a list of checkpoints, FILE.txt; or list:methods. May be repeated, for a row "
     "each.",
 )
@@ -148,7 +158,7 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
 
     SIGINT and SIGTERM are passed to the running steps, which save and stop; the same command continues.
     SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
-    that of the first failed step.
+    that of the first failed step or blocked row.
     """
     from transfer.suite.options import SuiteOptions
     from transfer.suite.plan import check_obstacles

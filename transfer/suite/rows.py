@@ -121,7 +121,7 @@ def _read_list(path: Path) -> Iterator[Row]:
     """Yield the rows of a list file.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, names another list or has no checkpoint.
+        DataError: the file cannot be read, is not UTF-8, names another list or code, or has no checkpoint.
     """
     content = read_bytes(path, "list of checkpoints", MAX_BYTES)
     try:
@@ -137,6 +137,10 @@ def _read_list(path: Path) -> Iterator[Row]:
         if ckpt == ALL_METHODS or ckpt.lower().endswith(LIST_SUFFIX):
             raise DataError(
                 f"{path}, line {number} names another list, {visible(ckpt)[:100]}; pass it with a --ckpt of its own."
+            )
+        if ckpt.startswith("py:"):  # a list may be a stranger's
+            raise DataError(
+                f"{path}, line {number} names code to run, {visible(ckpt)[:100]}; pass it with a --ckpt of its own."
             )
         empty = False
         yield Row(ckpt, f"{path}, line {number}")

@@ -172,6 +172,7 @@ def test_a_list_has_one_checkpoint_per_line(tmp_path: Path) -> None:
         (b"runs/a\nruns/\xe9\n", "line 2 is not UTF-8"),
         (b"\nother.txt\n", "line 2 names another list, other.txt"),
         (b"list:methods\n", "line 1 names another list, list:methods"),
+        (b"py:os:getcwd\n", "line 1 names code to run, py:os:getcwd"),
         (None, "does not exist"),
     ],
 )
