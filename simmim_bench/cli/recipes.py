@@ -19,20 +19,32 @@ def _recipes() -> dict[str, Recipe]:
 @JSON_OPTION
 @click.pass_context
 def recipes(context: click.Context, as_json: bool) -> None:
-    """List all recipes; `recipes show NAME` prints one with its sources."""
+    """List all recipes by the tasks that take them; `recipes show NAME` prints one with its sources."""
     if context.invoked_subcommand is not None:
         return
     found = _recipes()
     if as_json:
         listed = [
             {"name": name, "type": type(r).__name__, "source": r.source, "published": r.published}
+            | {"tasks": _tasks_of(r)}
             for name, r in found.items()
         ]
         click.echo(json.dumps(listed, indent=2))
         return
     width = max(map(len, found))
+    by_task: dict[str, list[str]] = {}
     for name, recipe in found.items():
-        click.echo(f"{name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}")
+        line = f"  {name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}"
+        by_task.setdefault(", ".join(_tasks_of(recipe)), []).append(line)
+    click.echo("\n\n".join("\n".join([tasks, *lines]) for tasks, lines in by_task.items()))
+
+
+def _tasks_of(recipe: Recipe) -> list[str]:
+    """Return the tasks that take a recipe; `pretrain` or `evaluate` for one of these commands."""
+    from transfer.tasks import TASK_RECIPES
+
+    tasks = [task for task, one in TASK_RECIPES.items() if isinstance(recipe, one.recipe_types)]
+    return tasks or ["pretrain" if recipe.name in pretrain_recipes() else "evaluate"]
 
 
 @recipes.command("show")

@@ -22,6 +22,7 @@ from simmim_bench.cli.options import (
     join_names,
     open_display,
     pop_data_sets,
+    read_data_sets,
     task_option,
     transfer_recipes,
 )
@@ -88,6 +89,15 @@ def complete_recipe(
     multiple=True,
     metavar="PATTERN,...",
     help="Only checkpoints whose name, method, architecture or licence matches, such as 'mae*,vit-b/16'.",
+)
+@click.option(
+    "--data",
+    "named",
+    multiple=True,
+    metavar="NAME=DIR",
+    callback=read_data_sets,
+    help=f"Named data set of {join_names([t.name for t in TASKS.values() if t.takes_several_data_sets])}, as for "
+    "`transfer`. May be repeated.",
 )
 @click.option(
     "--out",

@@ -55,3 +55,20 @@ def test_the_list_is_printed_as_json() -> None:
     assert {"vit_b_800ep", *RECIPES} <= {*listed}
     assert listed["knn"]["type"] == "KnnRecipe"
     assert listed["knn"]["source"] == RECIPES["knn"].source
+
+
+def test_every_recipe_is_listed_once_under_the_tasks_that_take_it() -> None:
+    listed = json.loads(run("recipes", "--json")[1])
+    groups = run("recipes")[1].strip().split("\n\n")
+    shown = {
+        line.split()[0]: tasks.split(", ")
+        for tasks, *lines in map(str.splitlines, groups)
+        for line in lines
+    }
+    assert shown == {one["name"]: one["tasks"] for one in listed}
+    assert len(groups) == len({group.splitlines()[0] for group in groups})
+    names = ("vit_b_800ep", "imagenet_swin_b_100ep", "linear", "logistic", "knn", "coco_vitdet_b")
+    assert [shown[name] for name in names] == [
+        *(["pretrain"], ["imagenet", "fewshot"]),
+        *(["linear", "fewshot"], ["linear", "fewshot"], ["knn"], ["coco"]),
+    ]

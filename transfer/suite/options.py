@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from simmim_bench.data.named import DataSet, check_unique, missing_folder
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.tasks import TaskVariant, variants
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +20,7 @@ class SuiteOptions:
         ckpts: checkpoints, list files of them, or "list:methods" for all public ones; see `transfer.suite.rows`.
         only: patterns that select some of them; see `simmim_bench.methods.select_ckpts`.
         data_sets: folders by data layout; tasks whose data set is missing are left out.
+        named: named data sets, for the tasks that take several.
         baseline: "random" for a row of random weights of each architecture.
         tasks: task names, or comma-separated lists of them; empty for all.
         seeds: N for all tasks, TASK=N for one.
@@ -29,6 +34,7 @@ class SuiteOptions:
 
     ckpts: tuple[str, ...]
     data_sets: dict[str, Path]
+    named: tuple[DataSet, ...] = ()
     out: Path = Path("runs")
     only: tuple[str, ...] = ()
     baseline: str | None = None
@@ -39,3 +45,35 @@ class SuiteOptions:
     overrides: tuple[str, ...] = ()
     task_options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
+
+    def data_sets_of(self, variant: TaskVariant) -> list[DataSet]:
+        """Return the data sets that a task runs on, the unnamed one first."""
+        folder = self.data_sets.get(variant.task.data)
+        unnamed = [] if folder is None else [DataSet(folder)]
+        return [*unnamed, *(self.named if variant.task.takes_several_data_sets else ())]
+
+
+def check_folders(options: SuiteOptions, names: Sequence[str]) -> None:
+    """Check that the folders of the data sets of some tasks exist.
+
+    Args:
+        names: the tasks' record names.
+
+    Raises:
+        UsageError: a data set of --data has no name, or two have the same.
+        DataError: a folder does not exist.
+    """
+    every = variants()
+    for layout in {every[name].task.data for name in names} & set(options.data_sets):
+        if not options.data_sets[layout].is_dir():
+            raise DataError(
+                f"--{layout} {options.data_sets[layout]} does not exist; pass the data set's folder."
+            )
+    for data_set in options.named:
+        if data_set.name is None:
+            raise UsageError(
+                f"--data {data_set.root} has no name, which a suite needs; write --data NAME={data_set.root}."
+            )
+    check_unique([data_set.name for data_set in options.named])
+    for fault in filter(None, map(missing_folder, options.named)):
+        raise DataError(fault)

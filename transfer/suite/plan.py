@@ -15,6 +15,7 @@ from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.named import DataSet
 from simmim_bench.display import format_duration
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.find import find_records
@@ -30,7 +31,7 @@ from transfer.launch import (
     transfer_status,
 )
 from transfer.recipes import default_recipe, pretraining_recipe
-from transfer.suite.options import SuiteOptions
+from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.rows import UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.tasks import runner_of
@@ -57,7 +58,13 @@ class SuiteStep:
     split_by_seed: bool
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.ckpt}{self.only_seed}"
+        return f"{self.title} of {self.ckpt}{self.only_seed}"
+
+    @property
+    def title(self) -> str:
+        """The task, and the data set if it has a name, such as `knn on pets`."""
+        data = self.transfer.request.options.data_name
+        return self.name if data is None else f"{self.name} on {data}"
 
     @property
     def only_seed(self) -> str:
@@ -131,6 +138,7 @@ class PlannedStep:
         return {
             "ckpt": step.ckpt,
             "task": step.name,
+            "data_name": step.transfer.request.options.data_name,
             "recipe": step.transfer.recipe.name,
             "deviates": step.transfer.deviates,
             "seeds": {str(seed): state for seed, state in zip(step.seeds, self.seeds, strict=True)},
@@ -176,11 +184,7 @@ def list_steps(
     """
     every = variants()
     names = choose_tasks(options)
-    for layout in {every[name].task.data for name in names}:
-        if not options.data_sets[layout].is_dir():
-            raise DataError(
-                f"--{layout} {options.data_sets[layout]} does not exist; pass the data set's folder."
-            )
+    check_folders(options, names)
     seeds = read_seeds(options.seeds, names)
     recipes = read_recipes(options.recipes, names)
     overrides = read_overrides(options.overrides, names)
@@ -189,12 +193,13 @@ def list_steps(
     places = {row.ckpt: row.place for row in rows}
     found, unread = read_rows(rows, download=download, log=log)
     checkpoints = _baselines(options, found) | found
+    work = [(name, one) for name in names for one in options.data_sets_of(every[name])]
     for ckpt, checkpoint in checkpoints.items():
-        for name in names:
+        for name, data_set in work:
             recipe = recipes.get(name)
             if recipe is None and ckpt not in found:
                 recipe = _baseline_recipe(every[name].task.name, checkpoint, checkpoints)
-            request = _request(options, every[name], recipe, overrides.get(name, ()))
+            request = _request(options, every[name], data_set, recipe, overrides.get(name, ()))
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
             try:
                 plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
@@ -239,16 +244,21 @@ def _baseline_recipe(
 
 
 def _request(
-    options: SuiteOptions, variant: TaskVariant, recipe: str | None, overrides: Sequence[str]
+    options: SuiteOptions,
+    variant: TaskVariant,
+    data_set: DataSet,
+    recipe: str | None,
+    overrides: Sequence[str],
 ) -> TransferRequest:
-    """Build the request of one task variant from the suite's options."""
+    """Build the request of one task variant on one data set from the suite's options."""
     task = variant.task
     shared = {name: value for name, value in options.task_options.items() if name in task.options}
     return TransferRequest(
         task=task.name,
         task_options={**shared, **variant.options},
         options=RunOptions(
-            data=options.data_sets[task.data],
+            data=data_set.root,
+            data_name=data_set.name,
             recipe=recipe,
             overrides=tuple(overrides),
             resume=True,
@@ -277,7 +287,8 @@ def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep
 def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     """Return the arguments of `simmim-bench` that repeat a request, without seeds and --out."""
     options = request.options
-    words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(options.data)]
+    data = DataSet(options.data, options.data_name)
+    words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(data)]
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
     words += ["--deterministic"] if options.deterministic else []

@@ -26,7 +26,7 @@ def plan_text(plan: SuitePlan) -> str:
         seeds = f"{step.seeds[0]}-{step.seeds[-1]}" if len(step.seeds) > 1 else str(step.seeds[0])
         recipe = step.transfer.recipe.name + ("*" if step.transfer.deviates else "")
         cost = "" if one.state == "done" else str(one.estimate)
-        rows.append((step.ckpt, step.name, recipe, seeds, one.state, cost))
+        rows.append((step.ckpt, step.title, recipe, seeds, one.state, cost))
     for row in plan.unread:
         size = row.download_mb
         download = "" if size is None else f"download of about {size:,.0f} MB"

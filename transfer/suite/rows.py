@@ -80,6 +80,7 @@ class UnreadRow:
         return {
             "ckpt": self.ckpt,
             "task": self.task,
+            "data_name": None,
             "recipe": None,
             "deviates": {},
             "seeds": {},

@@ -30,6 +30,7 @@ def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
     return {
         "ckpt": step.ckpt,
         "task": step.name,
+        "data_name": step.transfer.request.options.data_name,
         "state": result.state,
         "exit_code": result.code,
         "error": result.error or None,

@@ -19,11 +19,11 @@ def choose_tasks(options: SuiteOptions) -> list[str]:
         UsageError: no data set, an unknown task, or one without its data set.
     """
     every = variants()
-    if not options.data_sets:
+    if not options.data_sets and not options.named:
         layouts = dict.fromkeys(task.data for task in TASKS.values())
         flags = [f"--{layout}" for layout in layouts]
         raise UsageError(f"no data set: pass {', '.join(flags[:-1])} or {flags[-1]}.")
-    known = [name for name, variant in every.items() if variant.task.data in options.data_sets]
+    known = [name for name, variant in every.items() if options.data_sets_of(variant)]
     requested = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
     if not requested:
         return known

@@ -300,3 +300,30 @@ def test_a_row_of_the_list_is_made_once_and_compared_with_published_scores(
 def test_names_of_the_hub_and_of_timm_are_the_same_entry() -> None:
     assert find_listed("hub:timm/vit_base_patch16_224.mae") is LISTED[MAE]
     assert find_listed("hub:other/vit_base_patch16_224.mae") is None
+
+
+def test_a_suite_runs_on_named_data_sets_as_transfer_does(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--ckpt", "random:vit_pocket", "--data", f"pets={few}", "--quiet"]
+    single = ["transfer", "knn", *words, "--data", f"flowers={few}", "-o", "k=[3]"]
+    assert CliRunner().invoke(cli, single).exit_code == 0
+    common = (*words, "--tasks", "knn,imagenet", "-o", "knn.k=[3]", "--dry-run")
+    planned = suite(*common, "--imagenet", few, "--json")
+    assert planned.exit_code == 0, planned.output
+    # Fine-tuning takes no named data sets.
+    steps = [
+        (step["task"], step["data_name"], step["state"]) for step in json.loads(planned.stdout)
+    ]
+    assert steps == [("knn", None, "to do"), ("knn", "pets", "done"), ("imagenet", None, "to do")]
+    assert f"--data pets={few}" in json.loads(planned.stdout)[1]["command"]
+    knn = (*words, "--tasks", "knn", "--dry-run")
+    assert "knn on pets" in suite(*knn, "-o", "knn.k=[3]").stdout
+    for wrong, said in (
+        (("--data", few), f"--data {few} has no name"),
+        (("--data", f"PETS={few}"), "--data pets=... is given more than once"),
+        (("--data", "birds=nowhere"), "data folder nowhere of the data set birds does not exist"),
+        (("--tasks", "imagenet"), "--tasks imagenet needs a data set"),
+    ):
+        assert said in str(suite(*knn, *wrong).exception)
