@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.named import DataSet
 from simmim_bench.display import format_duration
 from simmim_bench.errors import DataError, UsageError
@@ -32,7 +31,7 @@ from transfer.launch import (
 )
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions, check_folders
-from transfer.suite.rows import UnreadRow, list_rows, read_rows
+from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.tasks import runner_of
 
@@ -192,7 +191,14 @@ def list_steps(
     rows = list_rows(options)
     places = {row.ckpt: row.place for row in rows}
     found, unread = read_rows(rows, download=download, log=log)
-    checkpoints = _baselines(options, found) | found
+    baselines = dict[str, Row]()
+    if options.baseline == "random":
+        for ckpt, checkpoint in found.items():
+            baseline = f"random:{checkpoint.spec.arch}"
+            baselines.setdefault(baseline, Row(baseline, places[ckpt]))
+    random, refused = read_rows(list(baselines.values()), download=download, log=log)
+    unread += refused
+    checkpoints = random | found
     work = [(name, one) for name in names for one in options.data_sets_of(every[name])]
     for ckpt, checkpoint in checkpoints.items():
         for name, data_set in work:
@@ -216,14 +222,6 @@ def list_steps(
                 )
             steps += _steps_of(name, plan, folder)
     return steps, unread
-
-
-def _baselines(options: SuiteOptions, found: Mapping[str, Checkpoint]) -> dict[str, Checkpoint]:
-    """Return the checkpoints of random weights of each architecture, if the suite has such rows."""
-    if options.baseline != "random":
-        return {}
-    baselines = dict.fromkeys(f"random:{checkpoint.spec.arch}" for checkpoint in found.values())
-    return {ckpt: read_checkpoint(ckpt) for ckpt in baselines}
 
 
 def _baseline_recipe(

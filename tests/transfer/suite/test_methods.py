@@ -285,6 +285,15 @@ def test_a_row_of_the_list_is_made_once_and_compared_with_published_scores(
     score = rf"{record.metrics['top1']:.1f}\*‡?"  # not as the named recipe; perhaps with changes of the code
     assert re.search(rf"ibot_vitb_16_teacher +iBOT +k-NN +{score} +{published}", done.stdout)
 
+    # No architecture of the list has this width and depth, so that it has no random weights to begin with.
+    Path("list.txt").write_text(f"{TINY_FILE}\nrandom:vit_pocket\n")
+    words = ("--ckpt", "list.txt", *common, "--baseline", "random", "--dry-run", "--json")
+    steps = json.loads(suite(*words).stdout)
+    assert [(step["ckpt"], step["state"]) for step in steps] == [
+        ("random:vit_pocket", "to do"),
+        (TINY_FILE, "done"),
+        ("random:vit_192x1", "blocked"),
+    ]
     # A list that has grown: what is done stays done.
     Path("list.txt").write_text(f"{TINY_FILE}\nnowhere\nrandom:vit_pocket\n")
     steps = json.loads(suite("--ckpt", "list.txt", *common, "--dry-run", "--json").stdout)
