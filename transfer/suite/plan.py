@@ -1,12 +1,12 @@
 """The plan of a suite: every task of its checkpoints, the status of each, and the expected cost of the rest.
 
 Each step is a command of its own. A run lies where `simmim-bench transfer` without --out puts it, below the
-suite's folder, so that single transfers and suites share their results. Planning writes nothing.
+suite's folder, so that single transfers and suites share their results. Planning writes nothing
+but the weights that it downloads.
 """
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,81 +21,14 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.results.record import Record
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.status import RunStatus
-from simmim_bench.tasks import OPTIONS, TaskVariant, variants
-from transfer.launch import (
-    ResolvedTransfer,
-    TransferPlan,
-    TransferRequest,
-    plan_transfer,
-    transfer_status,
-)
+from simmim_bench.tasks import TaskVariant, variants
+from transfer.launch import TransferPlan, TransferRequest, plan_transfer
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
+from transfer.suite.step import SuiteStep
 from transfer.tasks import runner_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuiteStep:
-    """The work of one process: a task of a checkpoint, with one seed or several.
-
-    Attributes:
-        name: the task as records name it.
-        transfer: the checkpoint without its weights, the recipe and the options.
-        run_dirs: the run directory of each seed.
-        log: file with the process's output.
-        split_by_seed: whether every seed of the task is a step of its own.
-    """
-
-    name: str
-    ckpt: str
-    transfer: ResolvedTransfer
-    seeds: tuple[int, ...]
-    run_dirs: tuple[Path, ...]
-    log: Path
-    split_by_seed: bool
-
-    def __str__(self) -> str:
-        return f"{self.title} of {self.ckpt}{self.only_seed}"
-
-    @property
-    def title(self) -> str:
-        """The task, and the data set if it has a name, such as `knn on pets`."""
-        data = self.transfer.request.options.data_name
-        return self.name if data is None else f"{self.name} on {data}"
-
-    @property
-    def only_seed(self) -> str:
-        """The step's seed in parentheses, where every seed of the task is a step of its own."""
-        return f" (seed {self.seeds[0]})" if self.split_by_seed else ""
-
-    @property
-    def exclusive_resource(self) -> str | None:
-        """The checkpoint whose frozen features the step shares with others; one step computes them."""
-        return self.ckpt if runner_of(self.transfer.recipe).shares_features else None
-
-    def statuses(self) -> list[tuple[RunStatus, str]]:
-        """Return the status of each seed's run, and why it is blocked where it is."""
-        return [
-            transfer_status(self.transfer, run_dir, seed)
-            for run_dir, seed in zip(self.run_dirs, self.seeds, strict=True)
-        ]
-
-    def arguments(self) -> list[str]:
-        """Return the arguments of `simmim-bench` for the seeds that are left, from first to last."""
-        states = [state for state, _ in self.statuses()]
-        left = [i for i, state in enumerate(states) if state != "done"] or [0, len(states) - 1]
-        first, last = left[0], left[-1]
-        out = ["--out", str(self.run_dirs[first])]
-        if first < last:
-            out = ["--out", str(self.run_dirs[first].parent), "--seeds", str(last - first + 1)]
-        words = command_words(self.transfer.request, self.ckpt)
-        return [*words, "--seed", str(self.seeds[first]), *out, "--resume"]
-
-    def command(self) -> str:
-        """Return the command that runs the step alone, ready to be pasted into a shell."""
-        return shlex.join(["simmim-bench", *self.arguments()])
 
 
 @dataclass(frozen=True)
@@ -280,19 +213,6 @@ def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep
             log=folder / (f"suite-seed{group[0]}.log" if split_by_seed else "suite.log"),
             split_by_seed=split_by_seed,
         )
-
-
-def command_words(request: TransferRequest, ckpt: str) -> list[str]:
-    """Return the arguments of `simmim-bench` that repeat a request, without seeds and --out."""
-    options = request.options
-    data = DataSet(options.data, options.data_name)
-    words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(data)]
-    words += ["--recipe", options.recipe] if options.recipe else []
-    words += [word for override in options.overrides for word in ("-o", override)]
-    words += ["--deterministic"] if options.deterministic else []
-    for name, value in request.task_options.items():
-        words += OPTIONS[name].words(value)
-    return words
 
 
 def plan_steps(steps: Iterable[SuiteStep], out: Path, device: str | None) -> list[PlannedStep]:

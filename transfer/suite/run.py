@@ -20,8 +20,9 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import SuitePlan, SuiteStep, check_obstacles, list_steps, plan_steps
+from transfer.suite.plan import SuitePlan, check_obstacles, list_steps, plan_steps
 from transfer.suite.rows import UnreadRow
+from transfer.suite.step import SuiteStep
 
 
 def result_json(result: StepResult[SuiteStep]) -> dict[str, Any]:
