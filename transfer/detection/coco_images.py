@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
-from simmim_bench.data.decode import read_orientation, readable_formats
+from simmim_bench.data.decode import SIDEWAYS, read_header
 from simmim_bench.data.listing import is_image
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.text import visible
-
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 def resolve_names(content: dict[str, Any], images: Path) -> int:
@@ -144,13 +140,10 @@ def check_size(entry: Mapping[str, Any], images: Path) -> int:
     """
     path = images / entry["file_name"]
     try:
-        with Image.open(path, formats=readable_formats()) as image:
-            width, height = image.size
-            orientation = read_orientation(image)
-    except Exception:  # reported where the image is decoded
+        stored, orientation = read_header(path)
+    except DataError:  # reported where the image is decoded
         return 1
-    stored = (width, height)
-    upright = (height, width) if orientation in SIDEWAYS else stored
+    upright = stored[::-1] if orientation in SIDEWAYS else stored
     if (entry["width"], entry["height"]) != upright:
         raise size_error(path, upright, stored, entry)
     return orientation

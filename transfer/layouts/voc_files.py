@@ -1,0 +1,122 @@
+"""Find the files of Pascal VOC's layout: the annotations that its lists name, and the image of an annotation.
+
+An image list has one name per line, without a suffix; names may have folders and spaces, as CVAT's have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from simmim_bench.data.listing import list_tree
+from simmim_bench.errors import DataError
+from simmim_bench.untrusted.paths import check_below, path_below
+from simmim_bench.untrusted.tables import read_text_lines
+from simmim_bench.untrusted.text import shorten, visible
+
+LISTS = ("Main", "Segmentation", "Layout", "Action")  # folders of ImageSets
+
+
+def list_voc(root: Path, folder: str = "Annotations", suffix: str = ".xml") -> dict[str, list[str]]:
+    """Return the names of annotated images by split, from the lists in `ImageSets`; of all files where it has none.
+
+    Args:
+        folder: the folder of the annotations.
+        suffix: that of an annotation.
+
+    Raises:
+        DataError: a list names a file that does not exist, twice, or outside of the folder; or two lists share one.
+    """
+    kinds = LISTS if suffix == ".xml" else ("Segmentation", *LISTS)
+    files = next((found for kind in kinds if (found := _lists(root / "ImageSets" / kind))), {})
+    if not files:
+        paths = sorted((root / folder).rglob(f"*{suffix}"))
+        return {"all": [stem_below(path, root / folder) for path in paths]}
+    listed = {path.stem: list(_listed(path, root / folder, suffix)) for path in files.values()}
+    if {"train", "val"} <= set(listed):
+        listed.pop("trainval", None)  # the two together
+    elif "trainval" in listed:
+        listed.pop("train", None)
+    owner: dict[str, str] = {}
+    for split, names in listed.items():
+        for name in names:
+            if owner.setdefault(name, split) != split:
+                raise DataError(
+                    f"image list {files[split]} has '{visible(name)}', which is in {files[owner[name]].name} as well; "
+                    "remove it from one."
+                )
+    return listed
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    """Return the lists of images in a folder by split, without the devkit's lists of single classes."""
+    paths = {path.stem: path for path in sorted(folder.glob("*.txt"))}
+    whole = ("train", "val", "trainval", "test")
+    per_class = [name for name in paths if any(name.endswith(f"_{split}") for split in whole)]
+    return {name: path for name, path in paths.items() if name not in per_class}
+
+
+def _listed(path: Path, folder: Path, suffix: str) -> Iterator[str]:
+    """Yield the names in a list of images."""
+    seen = set()
+    for number, line in enumerate(read_text_lines(path, "image list"), 1):
+        if not line:
+            continue
+        name = line.replace("\\", "/")
+        file = path_below(folder, f"{name}{suffix}", f"line {number} of image list {path}")
+        if not file.is_file():
+            # Lists of the devkit may have a second column, of -1, 0 and 1.
+            name, _, flag = name.rpartition(" ")
+            if flag not in ("-1", "0", "1") or not (folder / f"{name.strip()}{suffix}").is_file():
+                raise DataError(
+                    f"line {number} of image list {path} names {visible(shorten(line, 80))}, but {file} does not "
+                    "exist; add it or remove the line."
+                )
+            name = name.strip()
+        if name in seen:
+            raise DataError(
+                f"line {number} of image list {path} names {visible(shorten(name, 80))} for the second time; remove it."
+            )
+        seen.add(name)
+        yield name
+
+
+def stem_below(path: Path, folder: Path) -> str:
+    """Return a file's path below a folder, without its suffix."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+class ImageFinder:
+    """Finds the images of a folder by their path without a suffix, or with one of any case."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.by_stem: dict[str, list[Path]] = {}
+        for path in list_tree(folder).images:
+            self.by_stem.setdefault(stem_below(path, folder), []).append(path)
+
+    def find(self, stem: str, filename: str, xml: Path) -> Path:
+        """Return the image of an XML file.
+
+        Args:
+            stem: the XML file's path without a suffix.
+            filename: that in the XML file; empty if it has none.
+
+        Raises:
+            DataError: the image does not exist, is ambiguous, or outside of the folder.
+        """
+        named = filename.replace("\\", "/")
+        found = self.by_stem.get(stem, [])
+        if len(found) > 1:
+            found = [path for path in found if path.name == named.rpartition("/")[2]]
+        if not found and named:
+            path = path_below(self.folder, named, f"filename in {xml}")
+            found = [path] if path.is_file() else []
+        if len(found) != 1:
+            raise DataError(
+                f"annotation {xml} has no image {self.folder / stem}.jpg, .png or another suffix"
+                + (f", and no {visible(shorten(named, 80))}" if named else "")
+                + "; add it or remove the annotation."
+            )
+        check_below(self.folder.parent, found[0], f"annotation {xml}")
+        return found[0]
