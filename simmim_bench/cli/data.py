@@ -22,8 +22,8 @@ def data() -> None:
 
 
 @data.command()
-@click.argument("src", metavar="SRC", type=click.Path(path_type=Path, file_okay=False))
-@click.argument("dst", metavar="DST", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("src", metavar="SRC", type=PATH)
+@click.argument("dst", metavar="DST", type=PATH)
 @click.option(
     "--from",
     "source",

@@ -34,7 +34,7 @@ def resolve_names(content: dict[str, Any], images: Path) -> int:
         The number of names that were replaced.
     """
     present = set(os.listdir(images))  # one listing: 118,000 single checks are slow on a network
-    lower = {name.lower(): name for name in present}
+    lower = {"": {name.lower(): name for name in present}}
     replaced = 0
     for entry in content["images"]:
         name = entry["file_name"]
@@ -47,8 +47,12 @@ def resolve_names(content: dict[str, Any], images: Path) -> int:
     return replaced
 
 
-def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
-    """Return the longest end of a path that is a file in the image folder, in any case of its last part."""
+def _find(name: str, images: Path, lower: dict[str, dict[str, str]]) -> str | None:
+    """Return the longest end of a path that is a file in the image folder, in any case of its last part.
+
+    Args:
+        lower: names by their lower case, of each folder below `images` that was listed before.
+    """
     if _is_file(images, name):
         return os.path.normpath(name)
     if "://" in name:
@@ -58,7 +62,23 @@ def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
         end = "/".join(parts[first:])
         if _is_file(images, end):
             return end
-    return lower.get(parts[-1].lower()) if parts else None
+    for first in range(len(parts)):
+        folder = "/".join(parts[first:-1])
+        if folder not in lower:
+            lower[folder] = _lower_names(images, folder)
+        found = lower[folder].get(parts[-1].lower())
+        if found is not None:
+            return f"{folder}/{found}" if folder else found
+    return None
+
+
+def _lower_names(images: Path, folder: str) -> dict[str, str]:
+    """Return the names of the files in a folder below the image folder by their lower case."""
+    try:
+        names = os.listdir(images / folder)
+    except (OSError, ValueError):  # it does not exist, or no folder can have this name
+        return {}
+    return {name.lower(): name for name in names if _is_file(images, f"{folder}/{name}")}
 
 
 def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[str]:

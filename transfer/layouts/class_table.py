@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from simmim_bench.display import plural
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.tables import read_text_lines, split_cells
 from simmim_bench.untrusted.text import shorten, visible
@@ -210,14 +211,14 @@ def map_labels(
         UsageError: an option has to tell what the background is, or names a class that does not exist.
         DataError: fewer than two, or too many classes are left.
     """
-    names = _numbered_names(table, request, background)
-    known = {*names.values(), *map(str, names)}
+    known = set(table.names.values())
     unknown = [n for n in request.ignore if n not in known and not re.fullmatch(r"[0-9]{1,5}", n)]
     if unknown:
         raise UsageError(
             f"--ignore-label {unknown[0]}: {table.where} has no such class; use a label or one of "
-            f"{visible(shorten(', '.join(names.values())))}."
+            f"{visible(shorten(', '.join(table.names.values())))}."
         )
+    names = _numbered_names(table, request, background)
     new, kept, ignored = dict.fromkeys(void, 0), [], []
     new |= {int(text): 0 for text in request.ignore if text.isdecimal()}
     for label, name in names.items():
@@ -231,8 +232,8 @@ def map_labels(
     if not 2 <= len(kept) <= MAX_CLASSES:
         hint = "; with --keep-zero the background is a class" if len(kept) == 1 and ignored else ""
         raise DataError(
-            f"class table {table.where} has {len(kept)} classes that are not ignored; 2 to {MAX_CLASSES} are "
-            f"allowed{hint}."
+            f"class table {table.where} has {plural(len(kept), 'class', 'classes')} not ignored; 2 to {MAX_CLASSES} "
+            f"are allowed{hint}."
         )
     return LabelMapping(names=tuple(kept), new=new, ignored=tuple(ignored))
 

@@ -47,12 +47,17 @@ class MaskConverter:
         width, height = upright_size(pair.image)
         check_map_size(pair.mask, stored.pixels.shape, pair.image, (height, width))
         values, by_colour = self._values(pair.mask, stored)
-        used, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        # Masks are even in most places: runs of equal pixels are few, and sorting all pixels takes ten times as long.
+        flat = values.ravel()
+        starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+        lengths = np.diff(starts, append=len(flat))
+        used, inverse = np.unique(flat[starts], return_inverse=True)
         labels = self._choose(pair.mask, used, stored, by_colour)
-        for value, label, count in zip(used.tolist(), labels, counts.tolist(), strict=True):
-            if label is None:
-                self._count_unknown(self._shown(value, by_colour), count, pair.mask)
-        new = np.array([label or 0 for label in labels], np.uint8)[inverse.reshape(values.shape)]
+        for number in (number for number, label in enumerate(labels) if label is None):
+            pixels = int(lengths[inverse == number].sum())
+            self._count_unknown(self._shown(int(used[number]), by_colour), pixels, pair.mask)
+        run_labels = np.array([label or 0 for label in labels], np.uint8)[inverse]
+        new = np.repeat(run_labels, lengths).reshape(values.shape)
         self.pixels += np.bincount(new.ravel(), minlength=256)
         return new
 

@@ -88,7 +88,7 @@ def choose_splits(
     train = train or _training_split(found, common, val, where)
     if train == val:
         raise UsageError(
-            f"--train and --val both name the split '{train}' of {where}; name two, or leave out --val."
+            f"split '{train}' of {where} would be trained on and validated on; name two splits with --train and --val."
         )
     test = common.get("test")
     test = None if test in (train, val) else test

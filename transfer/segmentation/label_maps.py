@@ -193,8 +193,8 @@ def _channel_fault(labels: np.ndarray, mode: str) -> str | None:
     channels = labels.shape[2]
     colours = labels[..., : 1 if channels == 2 else 3]
     fix = (
-        "replace each colour by its class's label and save a greyscale PNG of 8 bits; a conversion to grey does not "
-        "give labels."
+        "`simmim-bench data convert DIR OUT --colours FILE` replaces each colour by its class's label; a conversion to "
+        "grey does not give labels."
     )
     if (colours == colours[..., :1]).all():
         fix = "save it as a greyscale PNG of 8 bits."
@@ -244,8 +244,9 @@ def _check_range(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
         )
     elif found == IGNORED:
         remedy = (
-            "if 255 marks pixels to ignore, replace it by 0; if it marks an object, replace it by the label of its "
-            "class; if label 0 is a class, use -o reduce_zero_label=false, with which 255 is ignored."
+            "if 255 marks pixels to ignore, as 0 does, `simmim-bench data convert DIR OUT --ignore-label 0 "
+            "--ignore-label 255` replaces it by 0; if it marks an object, replace it by the label of its class; if "
+            "label 0 is a class, use -o reduce_zero_label=false, with which 255 is ignored."
         )
     else:
         remedy = "use 0 for pixels to ignore, or name all classes in classes.txt."
