@@ -147,12 +147,16 @@ def _place(root: Path, content: Mapping[str, Any], images: Path) -> dict[str, Pa
 
     An image of another folder of the source keeps its path below the source.
     """
-    files = {}
+    files: dict[str, Path] = {}
     for image in content["images"]:
         path = images / image["file_name"]
         name = os.path.normpath(image["file_name"])
         if name.startswith("..") or os.path.isabs(name):
-            name = os.path.relpath(os.path.normpath(path), os.path.normpath(root))
+            name = os.path.relpath(path, root)
+        if name.startswith(".."):
+            raise DataError(
+                f"image {visible(str(path))} is outside of the data folder {root}; copy it there."
+            )
         if name in files:
             raise DataError(
                 f"images {files[name]} and {path} would both become {visible(name)}; rename one."

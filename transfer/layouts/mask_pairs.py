@@ -132,7 +132,7 @@ def read_voc_masks(root: Path) -> MaskData:
     by_stem: dict[str, list[Path]] = {}
     for path in list_tree(images).images:
         by_stem.setdefault(stem_below(path, images), []).append(path)
-    splits = {}
+    splits: dict[str, list[MaskPair]] = {}
     for split, names in list_voc(root, "SegmentationClass", MAP_SUFFIX).items():
         splits[split] = []
         for name in names:
@@ -146,8 +146,8 @@ def read_voc_masks(root: Path) -> MaskData:
             splits[split].append(
                 MaskPair(image=image, mask=mask, name=image.relative_to(images).as_posix())
             )
-    path = find_class_file(root)
-    table = read_class_table(path) if path else voc_table() if _has_voc_objects(root) else None
+    file = find_class_file(root)
+    table = read_class_table(file) if file else voc_table() if _has_voc_objects(root) else None
     return MaskData(splits=splits, table=table, background="class", void=(VOC_VOID,))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from simmim_bench.data.listing import list_tree
 from simmim_bench.errors import DataError
-from simmim_bench.untrusted.paths import check_below, path_below
+from simmim_bench.untrusted.paths import join_below
 from simmim_bench.untrusted.tables import read_text_lines
 from simmim_bench.untrusted.text import shorten, visible
 
@@ -63,7 +63,7 @@ def _listed(path: Path, folder: Path, suffix: str) -> Iterator[str]:
         if not line:
             continue
         name = line.replace("\\", "/")
-        file = path_below(folder, f"{name}{suffix}", f"line {number} of image list {path}")
+        file = join_below(folder, f"{name}{suffix}", f"line {number} of image list {path}")
         if not file.is_file():
             # Lists of the devkit may have a second column, of -1, 0 and 1.
             name, _, flag = name.rpartition(" ")
@@ -103,14 +103,14 @@ class ImageFinder:
             filename: that in the XML file; empty if it has none.
 
         Raises:
-            DataError: the image does not exist, is ambiguous, or outside of the folder.
+            DataError: the image does not exist, is ambiguous, or is named outside of the folder.
         """
         named = filename.replace("\\", "/")
         found = self.by_stem.get(stem, [])
         if len(found) > 1:
             found = [path for path in found if path.name == named.rpartition("/")[2]]
         if not found and named:
-            path = path_below(self.folder, named, f"filename in {xml}")
+            path = join_below(self.folder, named, f"filename in {xml}")
             found = [path] if path.is_file() else []
         if len(found) != 1:
             raise DataError(
@@ -118,5 +118,4 @@ class ImageFinder:
                 + (f", and no {visible(shorten(named, 80))}" if named else "")
                 + "; add it or remove the annotation."
             )
-        check_below(self.folder.parent, found[0], f"annotation {xml}")
         return found[0]
