@@ -29,7 +29,7 @@ Colour = tuple[int, int, int]
 MAX_LABEL = 65_535  # of a label map of 16 bits
 _RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 FORMS = (
-    re.compile(r"(?P<name>.+):(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}):[^:]*:[^:]*"),
+    re.compile(r"(?P<name>.+):(?:(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}))?:[^:]*:[^:]*"),
     re.compile(rf"(?P<name>\D.*?)[\s,;]+{_RGB}"),
     re.compile(rf"{_RGB}[\s,;]+(?P<name>\D.*)"),
     re.compile(r"(?P<label>\d{1,5})\s*[,;:\t]\s*(?P<name>.+)"),
@@ -157,7 +157,7 @@ def _without_header(lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, dic
         if all(match for _, match in matches):
             for number, match in matches:
                 assert match is not None
-                yield number, {k: v.strip().strip('"') for k, v in match.groupdict().items()}
+                yield number, {k: v.strip().strip('"') for k, v in match.groupdict("").items()}
             return
         # A name alone matches every line: most lines of a colour table must not become names for one that is wrong.
         wrong = [number for number, match in matches if not match]

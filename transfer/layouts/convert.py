@@ -14,7 +14,7 @@ from transfer.layouts.detect import Layout, ReadRequest, detect
 from transfer.layouts.mask_labels import MaskConverter, absent_classes
 from transfer.layouts.mask_pairs import voc_table
 from transfer.layouts.source import MaskData, ObjectData
-from transfer.layouts.splits import SplitRequest, choose_splits
+from transfer.layouts.splits import Chosen, SplitRequest, choose_splits
 from transfer.layouts.voc_boxes import BoxRequest
 from transfer.layouts.write import (
     check_target,
@@ -92,6 +92,7 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
     data = layout.read(root, ReadRequest(table=table, boxes=request.boxes, crowds=request.crowds))
     names = _image_names(data)
     chosen, notes = choose_splits(names, request.splits, str(root))
+    _check_apart(data, chosen, root)
     with writing(out, request.dry_run) as temporary:
         if isinstance(data, ObjectData):
             counts, linked = write_objects(
@@ -113,7 +114,7 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
                 temporary, data.splits, chosen, converter, copy=request.copy, display=display
             )
             classes = mapping.names
-            notes += _label_notes(converter, data)
+            notes = data.notes + notes + _label_notes(converter, data)
         report = {
             "source": str(root),
             "from": layout.source,
@@ -140,6 +141,25 @@ def _image_names(data: ObjectData | MaskData) -> dict[str, list[str]]:
     if isinstance(data, ObjectData):
         return {name: list(split.files) for name, split in data.splits.items()}
     return {name: [pair.name for pair in pairs] for name, pairs in data.splits.items()}
+
+
+def _check_apart(data: ObjectData | MaskData, chosen: Mapping[str, Chosen], root: Path) -> None:
+    """Check that no file is in two splits of the result."""
+    owner: dict[Path, str] = {}
+    for choice in chosen.values():
+        for path in _files(data, choice):
+            if owner.setdefault(path, choice.source) != choice.source:
+                raise DataError(
+                    f"image {path} is in the splits '{owner[path]}' and '{choice.source}' of {root}; remove it from "
+                    "one."
+                )
+
+
+def _files(data: ObjectData | MaskData, choice: Chosen) -> list[Path]:
+    """Return the image files of a chosen split."""
+    if isinstance(data, ObjectData):
+        return [data.splits[choice.source].files[name] for name in choice.names]
+    return [pair.image for pair in data.splits[choice.source] if pair.name in choice.names]
 
 
 def _label_notes(converter: MaskConverter, data: MaskData) -> list[str]:

@@ -136,7 +136,7 @@ LAYOUTS = (
         name="Segmentation mask 1.1 export of CVAT",
         files="SegmentationClass/NAME.png, JPEGImages/, ImageSets/Segmentation/, labelmap.txt",
         matches=lambda root: _is_cvat(root) and has_voc_masks(root),
-        read=lambda root, r: read_voc_masks(root),
+        read=lambda root, r: read_voc_masks(root, cvat=True),
     ),
     Layout(
         source="voc",
@@ -152,7 +152,7 @@ LAYOUTS = (
         name="segmentation of Pascal VOC",
         files="SegmentationClass/NAME.png, JPEGImages/, ImageSets/Segmentation/",
         matches=has_voc_masks,
-        read=lambda root, r: read_voc_masks(root),
+        read=lambda root, r: read_voc_masks(root, cvat=False),
     ),
     Layout(
         source="coco",

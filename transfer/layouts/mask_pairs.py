@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simmim_bench.data.listing import list_tree, suffix_of
-from simmim_bench.display import first_names
+from simmim_bench.display import first_names, plural
 from simmim_bench.errors import DataError
 from transfer.layouts.class_table import ClassTable, read_class_table
 from transfer.layouts.source import MaskData, MaskPair
@@ -117,8 +117,12 @@ def has_voc_masks(root: Path) -> bool:
     return folder.is_dir() and any(suffix_of(path.name) == MAP_SUFFIX for path in folder.rglob("*"))
 
 
-def read_voc_masks(root: Path) -> MaskData:
-    """Find the images and masks in Pascal VOC's layout, of CVAT, too.
+def read_voc_masks(root: Path, *, cvat: bool) -> MaskData:
+    """Find the images and masks in Pascal VOC's layout.
+
+    Args:
+        cvat: whether CVAT wrote it, whose lists have images that nobody annotated and that have no mask
+            (datumaro/plugins/voc_format/converter.py: `segm_list`). They are left out.
 
     Raises:
         DataError: a list names a file that does not exist, or an image or mask is missing.
@@ -133,10 +137,15 @@ def read_voc_masks(root: Path) -> MaskData:
     for path in list_tree(images).images:
         by_stem.setdefault(stem_below(path, images), []).append(path)
     splits: dict[str, list[MaskPair]] = {}
-    for split, names in list_voc(root, "SegmentationClass", MAP_SUFFIX).items():
+    unannotated: list[str] = []
+    listed = list_voc(root, "SegmentationClass", MAP_SUFFIX, all_exist=not cvat)
+    for split, names in listed.items():
         splits[split] = []
         for name in names:
             mask, found = folder / f"{name}{MAP_SUFFIX}", by_stem.get(name, [])
+            if not mask.is_file():
+                unannotated.append(name)
+                continue
             if len(found) != 1:
                 raise DataError(
                     f"mask {mask} has {len(found) or 'no'} image{'s' * (len(found) > 1)} {images / name}.jpg, .png or "
@@ -146,9 +155,14 @@ def read_voc_masks(root: Path) -> MaskData:
             splits[split].append(
                 MaskPair(image=image, mask=mask, name=image.relative_to(images).as_posix())
             )
+    notes = []
+    if unannotated:
+        notes.append(
+            f"{plural(len(unannotated), 'image')} without an annotation left out: {first_names(unannotated)}"
+        )
     file = find_class_file(root)
     table = read_class_table(file) if file else voc_table() if _has_voc_objects(root) else None
-    return MaskData(splits=splits, table=table, background="class", void=(VOC_VOID,))
+    return MaskData(splits=splits, table=table, background="class", void=(VOC_VOID,), notes=notes)
 
 
 def _has_voc_objects(root: Path) -> bool:

@@ -40,12 +40,14 @@ class MaskData:
         table: the classes; None where the source does not name them.
         background: see `class_table.map_labels`.
         void: labels that the format ignores.
+        notes: what a user should know.
     """
 
     splits: Mapping[str, Sequence[MaskPair]]
     table: ClassTable | None
     background: str = "unknown"
     void: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

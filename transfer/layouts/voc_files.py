@@ -17,35 +17,27 @@ from simmim_bench.untrusted.text import shorten, visible
 LISTS = ("Main", "Segmentation", "Layout", "Action")  # folders of ImageSets
 
 
-def list_voc(root: Path, folder: str = "Annotations", suffix: str = ".xml") -> dict[str, list[str]]:
+def list_voc(
+    root: Path, folder: str = "Annotations", suffix: str = ".xml", *, all_exist: bool = True
+) -> dict[str, list[str]]:
     """Return the names of annotated images by split, from the lists in `ImageSets`; of all files where it has none.
 
     Args:
         folder: the folder of the annotations.
         suffix: that of an annotation.
+        all_exist: whether to refuse a list that names an annotation which does not exist; otherwise it is returned.
 
     Raises:
-        DataError: a list names a file that does not exist, twice, or outside of the folder; or two lists share one.
+        DataError: a list names a file that does not exist, twice, or outside of the folder.
     """
     kinds = LISTS if suffix == ".xml" else ("Segmentation", *LISTS)
     files = next((found for kind in kinds if (found := _lists(root / "ImageSets" / kind))), {})
     if not files:
         paths = sorted((root / folder).rglob(f"*{suffix}"))
         return {"all": [stem_below(path, root / folder) for path in paths]}
-    listed = {path.stem: list(_listed(path, root / folder, suffix)) for path in files.values()}
-    if {"train", "val"} <= set(listed):
-        listed.pop("trainval", None)  # the two together
-    elif "trainval" in listed:
-        listed.pop("train", None)
-    owner: dict[str, str] = {}
-    for split, names in listed.items():
-        for name in names:
-            if owner.setdefault(name, split) != split:
-                raise DataError(
-                    f"image list {files[split]} has '{visible(name)}', which is in {files[owner[name]].name} as well; "
-                    "remove it from one."
-                )
-    return listed
+    return {
+        path.stem: list(_listed(path, root / folder, suffix, all_exist)) for path in files.values()
+    }
 
 
 def _lists(folder: Path) -> dict[str, Path]:
@@ -56,7 +48,7 @@ def _lists(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if name not in per_class}
 
 
-def _listed(path: Path, folder: Path, suffix: str) -> Iterator[str]:
+def _listed(path: Path, folder: Path, suffix: str, all_exist: bool) -> Iterator[str]:
     """Yield the names in a list of images."""
     seen = set()
     for number, line in enumerate(read_text_lines(path, "image list"), 1):
@@ -64,15 +56,16 @@ def _listed(path: Path, folder: Path, suffix: str) -> Iterator[str]:
             continue
         name = line.replace("\\", "/")
         file = join_below(folder, f"{name}{suffix}", f"line {number} of image list {path}")
-        if not file.is_file():
-            # Lists of the devkit may have a second column, of -1, 0 and 1.
-            name, _, flag = name.rpartition(" ")
-            if flag not in ("-1", "0", "1") or not (folder / f"{name.strip()}{suffix}").is_file():
-                raise DataError(
-                    f"line {number} of image list {path} names {visible(shorten(line, 80))}, but {file} does not "
-                    "exist; add it or remove the line."
-                )
-            name = name.strip()
+        # Lists of the devkit may have a second column, of -1, 0 and 1.
+        first, _, flag = name.rpartition(" ")
+        first = first.strip()
+        if flag in ("-1", "0", "1") and (folder / f"{first}{suffix}").is_file():
+            name = first
+        elif all_exist and not file.is_file():
+            raise DataError(
+                f"line {number} of image list {path} names {visible(shorten(line, 80))}, but {file} does not exist; "
+                "add it or remove the line."
+            )
         if name in seen:
             raise DataError(
                 f"line {number} of image list {path} names {visible(shorten(name, 80))} for the second time; remove it."

@@ -323,6 +323,29 @@ def test_a_test_split_is_converted_when_it_is_asked_for(coco: Path, tmp_path: Pa
     }
 
 
+def test_voc2007s_protocol_trains_on_trainval_and_tests_on_test(coco: Path, tmp_path: Path) -> None:
+    exports.voc_boxes(coco, tmp_path / "export")
+    lists = tmp_path / "export/ImageSets/Main"
+    train, val = ((lists / f"{split}.txt").read_text().split() for split in ("train", "val"))
+    for split, names in {
+        **{"train": train[:4], "val": train[4:]},
+        **{"trainval": train, "test": val},
+    }.items():
+        (lists / f"{split}.txt").write_text("\n".join(names))
+    convert(tmp_path / "export", tmp_path / "out", "--train", "trainval", "--val", "test")
+    for split in ("train", "val"):
+        assert objects(tmp_path / "out", split, masks=False) == objects(coco, split, masks=False)
+
+
+def test_images_that_nobody_annotated_in_cvat_are_left_out(ade: Path, tmp_path: Path) -> None:
+    options = write_cvat_masks(ade, tmp_path / "export")
+    gone = sorted((tmp_path / "export/SegmentationClass").iterdir())[0]
+    gone.unlink()
+    report = convert(tmp_path / "export", tmp_path / "out", *options)
+    assert report["splits"]["train"]["images"] == 7
+    assert f"1 image without an annotation left out: {gone.stem}" in report["notes"]
+
+
 def test_crowds_of_cvats_brush_are_asked_about(coco: Path, tmp_path: Path) -> None:
     exports.cvat_coco(coco, tmp_path / "export", {"train": "train", "val": "val"})
     for path in (tmp_path / "export/annotations").iterdir():

@@ -133,7 +133,7 @@ VOC = {
     ),
     "image in both lists": (
         written("ImageSets/Main/val.txt", "c\na\n"),
-        r"image list .*val\.txt has 'a', which is in train\.txt as well",
+        r"image .*a\.jpg is in the splits 'train' and 'val' of .*; remove it from one",
     ),
     "empty list": (written("ImageSets/Main/val.txt", "\n"), r"split 'val' of .* has no images"),
     "no images": (
@@ -389,6 +389,7 @@ def test_damaged_class_tables_are_named(name: str, tmp_path: Path) -> None:
     ("text", "names", "colours"),
     [
         ("# label:rgb\nbackground:0,0,0::\ncar: big:1,2,3:wheel:drive\n", ["background", "car: big"], 2),
+        ("background:0,0,0::\ncar:::\n", ["background", "car"], 1),
         ("sky 128 128 128\ntraffic light 1 2 3\n", ["sky", "traffic light"], 2),
         ("64 128 64\tAnimal\n192 0 128\t\tArchway\n", ["Animal", "Archway"], 2),
         ("r,g,b,name\n0,0,0,\"a, b\"\n1,1,1,c\n", ["a, b", "c"], 2),
