@@ -112,7 +112,7 @@ def read_class_table(path: Path) -> ClassTable:
     try:
         rows = list(_with_header(lines)) or list(_without_header(lines))
     except ValueError as error:
-        raise DataError(f"{what} {path}: {error}") from error
+        raise DataError(f"{what} {path}: {visible(str(error))}") from error
     names: dict[int, str] = {}
     colours: dict[Colour, int] = {}
     for order, (number, row) in enumerate(rows):
@@ -120,7 +120,7 @@ def read_class_table(path: Path) -> ClassTable:
         colour = (int(row["r"]), int(row["g"]), int(row["b"])) if row.get("r") else None
         fault = _row_fault(label, name, colour, names, colours)
         if fault:
-            raise DataError(f"line {number} of {what} {path} {fault}")
+            raise DataError(f"line {number} of {what} {path} {visible(fault)}")
         names[label] = name
         if colour is not None:
             colours[colour] = label
@@ -247,8 +247,8 @@ def _numbered_names(table: ClassTable, request: LabelRequest, background: str) -
     if background == "class":
         return table.names
     raise UsageError(
-        f"{table.where} does not say which label its first line, '{table.names[0]}', names: use --keep-zero if it is "
-        "label 0, or --ignore-label 0 if it is label 1 and pixels with label 0 are ignored."
+        f"{table.where} does not say which label its first line, '{visible(table.names[0])}', names: use --keep-zero "
+        "if it is label 0, or --ignore-label 0 if it is label 1 and pixels with label 0 are ignored."
     )
 
 
@@ -263,8 +263,8 @@ def _is_class(label: int, name: str, request: LabelRequest, background: str, whe
     if background == "class":
         return True
     raise UsageError(
-        f"{where} has a class '{name}' (label {label}): use --keep-zero to train and score it like the others, or "
-        f"--ignore-label {label} to ignore its pixels."
+        f"{where} has a class '{visible(name)}' (label {label}): use --keep-zero to train and score it like the "
+        f"others, or --ignore-label {label} to ignore its pixels."
     )
 
 
