@@ -9,6 +9,7 @@ from PIL import Image
 from support.exports import cvat_corners, voc_xml
 from support.fuzz import check, fuzz
 
+from simmim_bench.display import Display
 from simmim_bench.untrusted import tables, xml_text
 from transfer.layouts import class_table, voc_boxes, voc_files
 from transfer.layouts.class_table import LabelRequest, map_labels, read_class_table
@@ -31,8 +32,10 @@ def test_annotations(tmp_path: Path, seconds: float | None) -> None:
         (tmp_path / folder).mkdir(parents=True)
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "JPEGImages/a.jpg")
 
+    quiet = Display(quiet=True)
+
     def read(path: Path) -> None:
-        for split in read_voc(tmp_path, BoxRequest(), None, "cvat").splits.values():
+        for split in read_voc(tmp_path, BoxRequest(), None, "cvat", quiet).splits.values():
             for box in split.content["annotations"]:
                 assert min(box["bbox"][2:]) >= 0
                 assert box["area"] >= 0

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.display import plural
+from simmim_bench.display import Display, plural
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.results.coco_file import read_instances
 from simmim_bench.untrusted.text import visible
@@ -72,13 +72,18 @@ def _instances(folder: Path) -> Iterator[tuple[str, Path]]:
 def _image_folder(root: Path, split: str) -> Path:
     """Return the first folder that usually has the images of a split and exists, or the source itself."""
     for folder in (root / "images" / split, root / split, root / "images"):
-        if folder.is_dir():
+        if folder.is_dir() and folder != root / "annotations":
             return folder
     return root
 
 
 def read_coco(
-    root: Path, files: Mapping[str, tuple[Path, Path]], crowds: str | None, *, roboflow: bool
+    root: Path,
+    files: Mapping[str, tuple[Path, Path]],
+    crowds: str | None,
+    *,
+    roboflow: bool,
+    display: Display,
 ) -> ObjectData:
     """Read the annotation files of a source.
 
@@ -110,8 +115,10 @@ def read_coco(
                 f"{path.name}: {replaced:,} file names were replaced by those of the files"
             )
         notes += _use_crowds(path, content, crowds)
-        for image in content["images"]:
-            check_size(image, images)
+        with display.task(f"check images of {split}", len(content["images"])) as task:
+            for image in content["images"]:
+                check_size(image, images)
+                task.advance()
         splits[split] = ObjectSplit(content=content, files=_place(root, content, images))
         contents.append(content)
     paths = [path for path, _ in files.values()]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from simmim_bench.data.listing import list_folder
+from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from transfer.layouts.class_table import ClassTable, read_class_table
 from transfer.layouts.coco_export import coco_files, cvat_files, read_coco, roboflow_files
@@ -47,6 +48,7 @@ class ReadRequest:
         crowds: see `coco_export.read_coco`.
     """
 
+    display: Display
     table: ClassTable | None = None
     boxes: BoxRequest = field(default_factory=BoxRequest)
     crowds: str | None = None
@@ -84,7 +86,7 @@ def _read_voc(exporter: str) -> Reader:
     def read(root: Path, request: ReadRequest) -> ObjectData:
         path = find_class_file(root)
         table = request.table or (read_class_table(path) if path else None)
-        return read_voc(root, request.boxes, table, exporter)
+        return read_voc(root, request.boxes, table, exporter, request.display)
 
     return read
 
@@ -96,7 +98,9 @@ LAYOUTS = (
         name="COCO export of Roboflow",
         files="{train,valid,test}/_annotations.coco.json, images next to it",
         matches=lambda root: bool(roboflow_files(root)),
-        read=lambda root, r: read_coco(root, roboflow_files(root), r.crowds, roboflow=True),
+        read=lambda root, r: read_coco(
+            root, roboflow_files(root), r.crowds, roboflow=True, display=r.display
+        ),
     ),
     Layout(
         source="roboflow",
@@ -104,7 +108,7 @@ LAYOUTS = (
         name="Pascal VOC export of Roboflow",
         files="{train,valid,test}/NAME.xml, images next to it",
         matches=has_roboflow_files,
-        read=lambda root, r: read_roboflow_voc(root, r.boxes, r.table),
+        read=lambda root, r: read_roboflow_voc(root, r.boxes, r.table, r.display),
     ),
     Layout(
         source="roboflow",
@@ -120,7 +124,9 @@ LAYOUTS = (
         name="COCO 1.0 export of CVAT",
         files="annotations/instances_{default,...}.json, images/",
         matches=lambda root: bool(cvat_files(root)),
-        read=lambda root, r: read_coco(root, cvat_files(root), r.crowds, roboflow=False),
+        read=lambda root, r: read_coco(
+            root, cvat_files(root), r.crowds, roboflow=False, display=r.display
+        ),
     ),
     Layout(
         source="cvat",
@@ -160,7 +166,9 @@ LAYOUTS = (
         name="COCO instances files",
         files="[annotations/]NAME.json, images in images/, SPLIT/ or next to it",
         matches=lambda root: bool(coco_files(root)),
-        read=lambda root, r: read_coco(root, coco_files(root), r.crowds, roboflow=False),
+        read=lambda root, r: read_coco(
+            root, coco_files(root), r.crowds, roboflow=False, display=r.display
+        ),
     ),
     Layout(
         source="masks",

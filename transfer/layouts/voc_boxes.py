@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from simmim_bench.data.decode import upright_size
-from simmim_bench.display import plural
+from simmim_bench.display import Display, first_names, plural
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.results.coco_file import is_finite
 from simmim_bench.untrusted.text import shorten, visible
@@ -61,6 +61,16 @@ class _Box:
     difficult: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Annotated:
+    """An XML file with its image, whose size is (width, height)."""
+
+    xml: Path
+    image: Path
+    size: tuple[int, int]
+    boxes: list[_Box]
+
+
 def has_voc_files(root: Path) -> bool:
     """Return whether a folder has `Annotations/*.xml`, at any depth below."""
     return next((root / "Annotations").rglob("*.xml"), None) is not None
@@ -72,7 +82,7 @@ def has_roboflow_files(root: Path) -> bool:
 
 
 def read_voc(
-    root: Path, request: BoxRequest, table: ClassTable | None, exporter: str
+    root: Path, request: BoxRequest, table: ClassTable | None, exporter: str, display: Display
 ) -> ObjectData:
     """Read a folder in Pascal VOC's layout.
 
@@ -95,18 +105,21 @@ def read_voc(
         split: [(annotations / f"{name}.xml", name) for name in names]
         for split, names in splits.items()
     }
-    return _read(files, dict.fromkeys(files, finder), request, table, exporter)
+    return _read(files, dict.fromkeys(files, finder), request, table, exporter, display)
 
 
-def read_roboflow_voc(root: Path, request: BoxRequest, table: ClassTable | None) -> ObjectData:
+def read_roboflow_voc(
+    root: Path, request: BoxRequest, table: ClassTable | None, display: Display
+) -> ObjectData:
     """Read Roboflow's Pascal VOC export; see `read_voc`."""
-    folders = {path.name: path for path in sorted(root.iterdir()) if next(path.glob("*.xml"), None)}
+    found = {path.parent for path in root.glob("*/*.xml")}
+    folders = {folder.name: folder for folder in sorted(found)}
     files = {
         split: [(path, path.stem) for path in sorted(folder.glob("*.xml"))]
         for split, folder in folders.items()
     }
     finders = {split: ImageFinder(folder) for split, folder in folders.items()}
-    return _read(files, finders, request, table, "roboflow")
+    return _read(files, finders, request, table, "roboflow", display)
 
 
 def _read(
@@ -115,34 +128,55 @@ def _read(
     request: BoxRequest,
     table: ClassTable | None,
     exporter: str,
+    display: Display,
 ) -> ObjectData:
     """Read XML files, given with their names by split."""
     convention = request.boxes or exporter
-    images: dict[str, list[tuple[Path, Path, tuple[int, int], list[_Box]]]] = {}
+    read: dict[str, list[_Annotated]] = {split: [] for split in files}
     counts: Counter[str] = Counter()
-    for split, entries in files.items():
-        images[split] = []
-        for xml, stem in entries:
-            root = read_xml(xml, "annotation")
-            if root.tag != "annotation":
-                raise DataError(
-                    f"annotation {xml} has the root element <{visible(shorten(root.tag, 40))}>, not <annotation> as "
-                    "Pascal VOC's files; replace it or remove it."
-                )
-            image = finders[split].find(stem, _text(root, "filename"), xml)
-            size = _image_size(root, xml, image)
-            boxes = [_read_box(o, xml, convention) for o in root.findall("object")]
-            if request.boxes is None:
-                _check_convention(xml, size, boxes, convention)
-            counts["outlines"] += len(root.findall("object/polygon"))
-            images[split].append((xml, image, size, boxes))
-    names = _class_names([b for s in images.values() for _, _, _, boxes in s for b in boxes], table)
-    splits = {}
-    for split, entries_of_split in images.items():
-        splits[split] = _to_coco(
-            entries_of_split, finders[split].folder, names, request.difficult, counts, table
+    with display.task("read annotations", sum(map(len, files.values()))) as task:
+        for split, entries in files.items():
+            for xml, stem in entries:
+                root = read_xml(xml, "annotation")
+                counts["outlines"] += len(root.findall("object/polygon"))
+                read[split].append(_read_image(root, xml, stem, finders[split], convention))
+                if request.boxes is None:
+                    _check_convention(read[split][-1], convention)
+                task.advance()
+    every = [entry for entries in read.values() for entry in entries]
+    names = _class_names([box for entry in every for box in entry.boxes], table)
+    splits = {
+        split: _to_coco(entries, finders[split].folder, names, request.difficult, counts)
+        for split, entries in read.items()
+    }
+    notes = list(_notes(convention, request, counts))
+    used = {entry.image for entry in every}
+    for finder in dict.fromkeys(finders.values()):
+        unused = [path for path in finder.images if path not in used]
+        if unused:
+            notes.append(
+                f"{plural(len(unused), 'image')} of {finder.folder} without an annotation, or in no list, not used: "
+                f"{first_names(unused)}"
+            )
+    return ObjectData(splits=splits, notes=notes)
+
+
+def _read_image(
+    root: Element, xml: Path, stem: str, finder: ImageFinder, convention: str
+) -> _Annotated:
+    """Return the image and the boxes of an XML file."""
+    if root.tag != "annotation":
+        raise DataError(
+            f"annotation {xml} has the root element <{visible(shorten(root.tag, 40))}>, not <annotation> as Pascal "
+            "VOC's files; replace it or remove it."
         )
-    return ObjectData(splits=splits, notes=list(_notes(convention, request, counts)))
+    image = finder.find(stem, _text(root, "filename"), xml)
+    return _Annotated(
+        xml=xml,
+        image=image,
+        size=_image_size(root, xml, image),
+        boxes=[_read_box(element, xml, convention) for element in root.findall("object")],
+    )
 
 
 def _image_size(root: Element, xml: Path, image: Path) -> tuple[int, int]:
@@ -194,13 +228,12 @@ def _read_box(element: Element, xml: Path, convention: str) -> _Box:
     )
 
 
-def _check_convention(
-    xml: Path, size: tuple[int, int], boxes: Sequence[_Box], convention: str
-) -> None:
+def _check_convention(entry: _Annotated, convention: str) -> None:
     """Refuse boxes that leave their image by the convention of their exporter: they may follow another one."""
     if convention == "cvat":
         return
-    for box in boxes:
+    xml, size = entry.xml, entry.size
+    for box in entry.boxes:
         x0, y0, x1, y1 = box.edges
         if min(x0, y0) < 0 or x1 > size[0] or y1 > size[1]:
             raise UsageError(
@@ -228,27 +261,27 @@ def _class_names(boxes: Sequence[_Box], table: ClassTable | None) -> list[str]:
 
 
 def _to_coco(
-    entries: Sequence[tuple[Path, Path, tuple[int, int], list[_Box]]],
+    entries: Sequence[_Annotated],
     folder: Path,
     names: Sequence[str],
     difficult: str,
     counts: Counter[str],
-    table: ClassTable | None,
 ) -> ObjectSplit:
     """Return the images and objects of a split as the content of a COCO instances file."""
     category = {name: number for number, name in enumerate(names, 1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     files: dict[str, Path] = {}
-    for xml, path, (width, height), boxes in entries:
+    for entry in entries:
+        path, (width, height) = entry.image, entry.size
         name = path.relative_to(folder).as_posix()
         if name in files:
             raise DataError(
-                f"annotation {xml} and another one have the same image, {path}; remove one of them."
+                f"annotation {entry.xml} and another one have the same image, {path}; remove one of them."
             )
         files[name] = path
         images.append({"id": len(images) + 1, "file_name": name, "height": height, "width": width})
-        for box in boxes:
+        for box in entry.boxes:
             counts["difficult"] += box.difficult
             if box.difficult and difficult == "drop":
                 continue

@@ -85,7 +85,8 @@ class ImageFinder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.by_stem: dict[str, list[Path]] = {}
-        for path in list_tree(folder).images:
+        self.images = list_tree(folder).images
+        for path in self.images:
             self.by_stem.setdefault(stem_below(path, folder), []).append(path)
 
     def find(self, stem: str, filename: str, xml: Path) -> Path:

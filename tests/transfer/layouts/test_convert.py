@@ -323,6 +323,23 @@ def test_a_test_split_is_converted_when_it_is_asked_for(coco: Path, tmp_path: Pa
     }
 
 
+def test_a_coco_file_of_any_name_is_found(coco: Path, tmp_path: Path) -> None:
+    exports.cvat_coco(coco, tmp_path / "export", {"train": "default"})
+    folder = tmp_path / "export/annotations"
+    (folder / "instances_default.json").rename(folder / "annotations.json")
+    for path in (tmp_path / "export/images/default").iterdir():
+        path.rename(tmp_path / "export/images" / path.name)
+    report = convert(tmp_path / "export", tmp_path / "out")
+    assert (report["from"], report["splits"]["train"]["from"]) == ("coco", "annotations")
+
+
+def test_images_without_an_annotation_are_counted(coco: Path, tmp_path: Path) -> None:
+    exports.voc_boxes(coco, tmp_path / "export")
+    Image.new("RGB", (8, 8)).save(tmp_path / "export/JPEGImages/other.png")
+    notes = convert(tmp_path / "export", tmp_path / "out")["notes"]
+    assert any(n.startswith("1 image of") and n.endswith("not used: other.png") for n in notes)
+
+
 def test_voc2007s_protocol_trains_on_trainval_and_tests_on_test(coco: Path, tmp_path: Path) -> None:
     exports.voc_boxes(coco, tmp_path / "export")
     lists = tmp_path / "export/ImageSets/Main"
