@@ -22,6 +22,7 @@ import click
 from simmim_bench import __version__
 from simmim_bench.cli.ablate import ablate
 from simmim_bench.cli.convert import convert
+from simmim_bench.cli.data import data
 from simmim_bench.cli.demo import demo
 from simmim_bench.cli.doctor import doctor
 from simmim_bench.cli.evaluate import evaluate
@@ -64,6 +65,7 @@ for _command in (
     ablate,
     leaderboard,
     recipes,
+    data,
     convert,
     visualize,
     pocket,

@@ -48,6 +48,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 ASPECT_RATIO = (3 / 4, 4 / 3)  # of a crop; SimMIM: data/data_simmim.py
 REDUCTIONS = (8, 4, 2)  # divisors of a JPEG's size at which libjpeg-turbo decodes fast
 MIN_REDUCED_SIZE = (
@@ -103,6 +104,30 @@ def exif_orientation(content: bytes) -> int:
                 return read_orientation(image)
         except Exception:  # reported where the image is decoded
             return 1
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Return (width, height) of an image's stored pixels, and its EXIF orientation, without decoding it.
+
+    Raises:
+        DataError: The file cannot be read as an image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=readable_formats()) as image:
+                return image.size, read_orientation(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
+        content = path.read_bytes() if path.is_file() else b""
+        raise unreadable(str(path), _reason(content, error)) from error
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of an image that is turned upright by its EXIF orientation; see `read_header`."""
+    size, orientation = read_header(path)
+    return size[::-1] if orientation in SIDEWAYS else size
 
 
 def read_orientation(image: Image.Image) -> int:

@@ -22,6 +22,17 @@ def path_below(root: Path, name: str | Path, what: str) -> Path:
     Raises:
         DataError: the name is absolute or has `..`, or a symbolic link leads out of `root`.
     """
+    path = join_below(root, name, what)
+    check_below(root, path, what)
+    return path
+
+
+def join_below(root: Path, name: str | Path, what: str) -> Path:
+    """Return the path of a file or folder of a data set, in which symbolic links are followed; see `path_below`.
+
+    Raises:
+        DataError: the name is absolute or has `..`.
+    """
     text = str(name)
     parts = PurePosixPath(text).parts
     absolute = PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive != ""
@@ -29,7 +40,6 @@ def path_below(root: Path, name: str | Path, what: str) -> Path:
         raise DataError(
             f"{what} names {text!r}, which is not a path below {root}; use a relative path without '..'."
         )
-    check_below(root, root / text, what)
     return root / text
 
 

@@ -67,6 +67,11 @@ def _convert(*options: str, destination: str = "out") -> Scenario:
     )
 
 
+def _data_convert(layout: str, *options: str) -> Scenario:
+    arguments = ("data", "convert", f"DATA/{layout}", "out", "--overwrite", *options)
+    return Scenario(arguments, folders=(".",), again=())
+
+
 def _older_tables(root: Path) -> None:
     """Write the tables of one record, and add another record."""
     from simmim_bench.leaderboard.find import find_records
@@ -138,6 +143,8 @@ SCENARIOS = {
         again=(),
         prepare=_older_archive,
     ),
+    "data convert coco": _data_convert("coco", "--from", "coco"),
+    "data convert ade20k": _data_convert("ade20k", "--ignore-label", "0"),
     "convert": _convert(),
     "convert timm": _convert("--to", "timm"),
     "convert detectron2": _convert("--to", "detectron2", destination="out.pth"),

@@ -56,11 +56,11 @@ ALLOWED = {
     # Images of data sets, by a list of formats.
     "simmim_bench/data/decode.py:decode_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
+    "simmim_bench/data/decode.py:read_header": "formats of photographs, their header",
     "simmim_bench/data/decode.py:_jpeg_size": "JPEG",
     "simmim_bench/data/decode.py:_decode_jpeg": "JPEG",
-    "transfer/detection/coco_images.py:check_size": "formats of photographs, their header",
-    "transfer/segmentation/label_maps.py:read_labels": "formats of label maps",
     "simmim_bench/checkpoints/download.py:find_download": "the name of torch.hub's cache",
+    "transfer/segmentation/label_maps.py:decode_map": "formats of label maps",
     # What a user names to be loaded by another library, as docs/threat-model.md says.
     "simmim_bench/checkpoints/third_party/timm.py:read_timm": "timm:NAME, timm's own files",
     "transfer/evaluate/timm_models.py:load_pretrained": "timm:NAME, timm's own files",

@@ -172,7 +172,8 @@ def crowd_faults(path: Path, content: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{path}: {len(crowds):,} of {len(annotations):,} annotations are crowds (iscrowd 1; the first is "
             f"annotation {crowds[0]['id']}), which are not trained on and not scored. CVAT exports objects painted "
-            "with its brush as crowds. Set their iscrowd to 0, or ignore them with -o many_crowds=ignore."
+            "with its brush as crowds. If they are single objects, `simmim-bench data convert DIR OUT --crowds "
+            "objects` sets their iscrowd to 0; otherwise ignore them with -o many_crowds=ignore."
         )
 
 

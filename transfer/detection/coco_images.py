@@ -17,14 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image
-
-from simmim_bench.data.decode import read_orientation, readable_formats
+from simmim_bench.data.decode import SIDEWAYS, read_header
 from simmim_bench.data.listing import is_image
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.text import visible
-
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 
 
 def resolve_names(content: dict[str, Any], images: Path) -> int:
@@ -38,7 +34,7 @@ def resolve_names(content: dict[str, Any], images: Path) -> int:
         The number of names that were replaced.
     """
     present = set(os.listdir(images))  # one listing: 118,000 single checks are slow on a network
-    lower = {name.lower(): name for name in present}
+    lower = {"": {name.lower(): name for name in present}}
     replaced = 0
     for entry in content["images"]:
         name = entry["file_name"]
@@ -51,8 +47,12 @@ def resolve_names(content: dict[str, Any], images: Path) -> int:
     return replaced
 
 
-def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
-    """Return the longest end of a path that is a file in the image folder, in any case of its last part."""
+def _find(name: str, images: Path, lower: dict[str, dict[str, str]]) -> str | None:
+    """Return the longest end of a path that is a file in the image folder, in any case of its last part.
+
+    Args:
+        lower: names by their lower case, of each folder below `images` that was listed before.
+    """
     if _is_file(images, name):
         return os.path.normpath(name)
     if "://" in name:
@@ -62,7 +62,23 @@ def _find(name: str, images: Path, lower: Mapping[str, str]) -> str | None:
         end = "/".join(parts[first:])
         if _is_file(images, end):
             return end
-    return lower.get(parts[-1].lower()) if parts else None
+    for first in range(len(parts)):
+        folder = "/".join(parts[first:-1])
+        if folder not in lower:
+            lower[folder] = _lower_names(images, folder)
+        found = lower[folder].get(parts[-1].lower())
+        if found is not None:
+            return f"{folder}/{found}" if folder else found
+    return None
+
+
+def _lower_names(images: Path, folder: str) -> dict[str, str]:
+    """Return the names of the files in a folder below the image folder by their lower case."""
+    try:
+        names = os.listdir(images / folder)
+    except (OSError, ValueError):  # it does not exist, or no folder can have this name
+        return {}
+    return {name.lower(): name for name in names if _is_file(images, f"{folder}/{name}")}
 
 
 def image_faults(path: Path, content: dict[str, Any], images: Path) -> Iterator[str]:
@@ -144,13 +160,10 @@ def check_size(entry: Mapping[str, Any], images: Path) -> int:
     """
     path = images / entry["file_name"]
     try:
-        with Image.open(path, formats=readable_formats()) as image:
-            width, height = image.size
-            orientation = read_orientation(image)
-    except Exception:  # reported where the image is decoded
+        stored, orientation = read_header(path)
+    except DataError:  # reported where the image is decoded
         return 1
-    stored = (width, height)
-    upright = (height, width) if orientation in SIDEWAYS else stored
+    upright = stored[::-1] if orientation in SIDEWAYS else stored
     if (entry["width"], entry["height"]) != upright:
         raise size_error(path, upright, stored, entry)
     return orientation

@@ -272,10 +272,11 @@ def split_paths(data: Path, split: str) -> tuple[Path, Path]:
     raise DataError(
         f"annotation file {path} does not exist; --data takes a folder in {layouts}"
         + (
-            f"; {data} has {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}."
+            f"; {data} has {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
             if found
-            else "."
+            else ""
         )
+        + "; `simmim-bench data convert DIR OUT` converts exports of CVAT, Pascal VOC and others."
     )
 
 

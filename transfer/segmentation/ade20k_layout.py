@@ -163,7 +163,9 @@ def _describe_layout(directory: Path, root: Path) -> str:
         f"images/{{training,validation}}/NAME.jpg, annotations/{{training,validation}}/NAME{MAP_SUFFIX}"
     )
     inside = sorted(path for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
-    return f"{message}; {above} has the folders {first_names(inside)}." if inside else f"{message}."
+    if inside:
+        message += f"; {above} has the folders {first_names(inside)}"
+    return f"{message}; `simmim-bench data convert DIR OUT` converts exports of CVAT, Roboflow and others."
 
 
 def _check_one_to_one(images: Sequence[Path], masks: Sequence[Path]) -> None:

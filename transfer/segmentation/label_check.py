@@ -178,7 +178,8 @@ def _shifted_labels(
         yield (
             f"{root / 'annotations'}: label 0 is ignored, and label {scheme.largest} ('{names[-1]}') appears in no "
             f"map, so the labels seem to be 0 to {scheme.largest - 1}. If label 0 is '{names[0]}', use -o "
-            f"reduce_zero_label=false; if 0 is to be ignored, list the classes in classes.txt without "
+            "reduce_zero_label=false, or number them from 1 with `simmim-bench data convert DIR OUT --keep-zero`; "
+            "if 0 is to be ignored, list the classes in classes.txt without "
             f"{', '.join(map(repr, absent))}."
         )
 

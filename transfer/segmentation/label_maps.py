@@ -69,13 +69,27 @@ def read_classes(path: Path, scheme: LabelScheme, image: Path, size: tuple[int, 
         DataError: the file cannot be decoded, does not hold labels, or has another size or a label out of range.
     """
     labels = read_labels(path, scheme.largest)
-    if labels.shape != size:
-        raise DataError(
-            f"annotation {path} is {labels.shape[0]}x{labels.shape[1]} pixels (HxW), its image "
-            f"{size[0]}x{size[1]}{_size_remedy(image, labels.shape, size)}"
-        )
+    check_map_size(path, labels.shape, image, size)
     _check_range(path, labels, scheme)
     return scheme.to_classes(labels)
+
+
+def check_map_size(path: Path, shape: tuple[int, ...], image: Path, size: tuple[int, int]) -> None:
+    """Check that a label map has the size of its image.
+
+    Args:
+        shape: (H, W, ...) of the label map.
+        image: the file of the image.
+        size: (H, W) of the upright image.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    if shape[:2] != size:
+        raise DataError(
+            f"annotation {path} is {shape[0]}x{shape[1]} pixels (HxW), its image "
+            f"{size[0]}x{size[1]}{_size_remedy(image, shape[:2], size)}"
+        )
 
 
 def read_labels(path: Path, largest: int) -> np.ndarray:
@@ -87,6 +101,40 @@ def read_labels(path: Path, largest: int) -> np.ndarray:
     Raises:
         DataError: the file cannot be decoded, or does not hold labels.
     """
+    return labels_of(path, decode_map(path), largest)
+
+
+def labels_of(path: Path, stored: StoredMap, largest: int) -> np.ndarray:
+    """Return the labels (H, W) of a decoded label map; see `read_labels`."""
+    fault = _channel_fault(stored.pixels, stored.mode)
+    if fault is None and stored.palette is not None:
+        fault = _palette_fault(stored.pixels, stored.palette, largest)
+    if fault is not None:
+        raise DataError(f"annotation {path} {fault}")
+    return stored.pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMap:
+    """The pixels of a label map as they are stored.
+
+    Attributes:
+        pixels: (H, W) or (H, W, channels).
+        mode: Pillow's mode.
+        palette: (colours, 3), uint8; None where the file has none.
+    """
+
+    pixels: np.ndarray
+    mode: str
+    palette: np.ndarray | None
+
+
+def decode_map(path: Path) -> StoredMap:
+    """Decode a label map of any number of channels.
+
+    Raises:
+        DataError: the file cannot be decoded, or its format changes labels.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -95,17 +143,16 @@ def read_labels(path: Path, largest: int) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images, and of damaged metadata
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                labels, palette = np.asarray(image), image.getpalette()
+                pixels, palette = np.asarray(image), image.getpalette()
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
         raise _unreadable(path, _reason(content, error)) from error
-    fault = _format_fault(image.format, content) or _channel_fault(labels, image.mode)
-    if fault is None and palette is not None:
-        fault = _palette_fault(labels, np.array(palette).reshape(-1, 3), largest)
+    fault = _format_fault(image.format, content)
     if fault is not None:
         raise DataError(f"annotation {path} {fault}")
-    return labels
+    colours = None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+    return StoredMap(pixels=pixels, mode=image.mode, palette=colours)
 
 
 def _unreadable(path: Path, reason: str) -> DataError:
@@ -146,8 +193,8 @@ def _channel_fault(labels: np.ndarray, mode: str) -> str | None:
     channels = labels.shape[2]
     colours = labels[..., : 1 if channels == 2 else 3]
     fix = (
-        "replace each colour by its class's label and save a greyscale PNG of 8 bits; a conversion to grey does not "
-        "give labels."
+        "`simmim-bench data convert DIR OUT --colours FILE` replaces each colour by its class's label; a conversion to "
+        "grey does not give labels."
     )
     if (colours == colours[..., :1]).all():
         fix = "save it as a greyscale PNG of 8 bits."
@@ -197,8 +244,9 @@ def _check_range(path: Path, labels: np.ndarray, scheme: LabelScheme) -> None:
         )
     elif found == IGNORED:
         remedy = (
-            "if 255 marks pixels to ignore, replace it by 0; if it marks an object, replace it by the label of its "
-            "class; if label 0 is a class, use -o reduce_zero_label=false, with which 255 is ignored."
+            "if 255 marks pixels to ignore, as 0 does, `simmim-bench data convert DIR OUT --ignore-label 0 "
+            "--ignore-label 255` replaces it by 0; if it marks an object, replace it by the label of its class; if "
+            "label 0 is a class, use -o reduce_zero_label=false, with which 255 is ignored."
         )
     else:
         remedy = "use 0 for pixels to ignore, or name all classes in classes.txt."

@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "background and polyp as 0 and 1": (
         {"labels": (0, 1), "names": ("background", "polyp")},
         lambda _: None,
-        r"label 0 is ignored, and label 2 \('polyp'\) appears in no map, .*use -o reduce_zero_label=false; if 0 is",
+        r"label 0 is ignored, and label 2 \('polyp'\) appears in no map, .* -o reduce_zero_label=false, or .*; if 0 is",
     ),
     "labels from 0 without a background": (
         {"labels": (0, 1, 2)},
@@ -154,7 +154,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "0 and 255": (
         {"labels": (0, 255), "names": ("background", "polyp")},
         lambda _: None,
-        r"has label 255, but the largest label of 2 classes is 2; if 255 marks pixels to ignore, replace it by 0; if",
+        r"has label 255, but the largest label of 2 classes is 2; if 255 marks pixels .* --ignore-label 255`",
     ),
     "one-bit maps": (
         {"labels": (0, 1), "names": ("background", "polyp")},
@@ -185,7 +185,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "colours": (
         {},
         each_mask(lambda path: save(path, np.stack([load(path) * 64] + [load(path)] * 2, 2))),
-        r"has 3 channels \(RGB\), but a label map has one; replace each colour by its class's label",
+        r"has 3 channels \(RGB\), but a label map has one; .* --colours FILE` replaces",
     ),
     "alpha": (
         {},
@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[dict[str, Any], Callable[[Path], Any], str]] = {
     "train and val": (
         {},
         lambda root: (root / "images/training").rename(root / "images/train"),
-        r"images/training does not exist; .*/images has the folders train, validation\.",
+        r"images/training does not exist; .*/images has the folders train, validation; `simmim-bench data",
     ),
     "HEIC images": (
         {},
