@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.load import check_rgb, check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.named import DataSet, check_data_sets
 from simmim_bench.display import Display
@@ -156,12 +156,14 @@ def resolve_transfer(
 
     Raises:
         UsageError: an unknown recipe, a recipe of another task, or an override that it does not take.
-        DataError: a checkpoint that cannot be read, or that does not take RGB images.
+        DataError: a checkpoint that cannot be read, or that takes other images than the task reads.
     """
     options, task = request.options, request.task
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
-    check_channels(ckpt, checkpoint.spec.in_chans)
+    check_statistics_fit(checkpoint)
+    if not TASKS[task].any_images:
+        check_rgb(ckpt, checkpoint.pixel_format, task)
     if found is not None:
         named, reason = DefaultRecipe(found, "as requested")
     else:

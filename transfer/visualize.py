@@ -13,7 +13,7 @@ from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.load import check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import any_images
@@ -52,7 +52,7 @@ def visualize_pca(
     """
     checkpoint = read_checkpoint(ckpt)
     spec = checkpoint.spec
-    check_channels(ckpt, spec.in_chans)
+    check_statistics_fit(checkpoint)
     number = _block_number(checkpoint, block)
     size = spec.img_size if img_size is None else (img_size, img_size)
     is_vit = spec.family == "vit"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import LoadReport, check_channels, fit_state
+from simmim_bench.checkpoints.load import LoadReport, check_statistics_fit, fit_state
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError
@@ -44,7 +44,7 @@ def check_checkpoint(ckpt: str, arch: str | None = None) -> tuple[Checkpoint | N
         return None, [_finding("file", "problem", str(error))]
     uncertain = [_finding("file", "warning", checkpoint.warning)] if checkpoint.warning else []
     try:
-        check_channels(ckpt, checkpoint.spec.in_chans)
+        check_statistics_fit(checkpoint)
     except DataError as error:
         uncertain.append(_finding("channels", "problem", str(error)))
     findings = [_describe(checkpoint), *uncertain, *_weights(checkpoint)]

@@ -246,10 +246,12 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
     A fine-tuning recipe has those by which `transfer imagenet` scores, so that the predictions are the same.
     """
     mean, std = _statistics(recipe, classifier)
+    pixel_format = classifier.preprocessing.pixel_format
     transform: LoadImage
     statistics: Statistics | None = None
     if isinstance(recipe, EvaluateRecipe):
-        transform, batch_size = build_transform(recipe, mean, std), recipe.forward_batch_size
+        transform = build_transform(recipe, mean, std, pixel_format)
+        batch_size = recipe.forward_batch_size
     else:
         assert isinstance(recipe, FinetuneRecipe)
         transform = eval_transform(
@@ -258,6 +260,7 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
             mean=mean,
             std=std,
             as_bytes=True,
+            pixel_format=pixel_format,
         )
         batch_size, statistics = min(recipe.batch_size, EVAL_BATCH), (mean, std)
     return {
