@@ -46,7 +46,7 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
 def load_teacher(recipe: PretrainRecipe, spec: BackboneSpec) -> TargetSource | None:
     """Load the teacher or tokenizer that the recipe's target comes from; None for other targets."""
     unit = masking_unit(recipe.masking, recipe.mask_patch_size)
-    return load_target_model(recipe.design, spec, unit)
+    return load_target_model(recipe.design, spec, unit, recipe.statistics)
 
 
 def check_same_teacher(teacher: TargetSource | None, saved: Checkpoint) -> None:
@@ -82,7 +82,14 @@ def build_model(
         UsageError: the checkpoint is of another arch, image size or design.
     """
     known = None if teacher is None else teacher.known
-    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    model = SimMIM(
+        spec,
+        recipe.design,
+        known,
+        drop_path_rate=recipe.drop_path_rate,
+        seed=seed,
+        statistics=recipe.statistics,
+    )
     if init_from is not None:
         _load_initial_weights(model, recipe, init_from)
     model = model.to(device)
