@@ -104,8 +104,7 @@ def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str)
     if checkpoint.pixel_format != recipe.pixel_format:
         raise UsageError(
             f"--init-from {init_from} takes {checkpoint.pixel_format}, but the recipe's images are "
-            f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}, or convert it with --in-chans "
-            f"{recipe.in_chans}."
+            f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}."
         )
     if start.spec != model.spec:
         raise UsageError(

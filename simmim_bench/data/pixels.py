@@ -82,6 +82,7 @@ def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelForm
         _check_bits(name, 16, wanted)
         values = sixteen
     else:
+        decode.check_samples(image, name, wanted)
         image.load()
         grey = decode.grey_of_16_bits(image)
         if grey is not None:
