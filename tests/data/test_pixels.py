@@ -107,7 +107,9 @@ def test_a_tiff_by_the_letter_of_the_standard_is_read(channels: int) -> None:
 def test_values_equal_opencvs(channels: int, value_range: ValueRange, kind: str) -> None:
     values = noise(channels, value_range).transpose(1, 2, 0)
     content = cv2.imencode(f".{kind}", values)[1].tobytes()
-    read = np.atleast_3d(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED))
+    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert decoded is not None
+    read = np.atleast_3d(decoded)
     order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]  # OpenCV's is BGR
     wanted = read[..., order].transpose(2, 0, 1) / (65535 if value_range == "uint16" else 1)
     found = decode_pixels(content, "a", PixelFormat(channels, value_range))
