@@ -224,9 +224,9 @@ def resize(
     checkpoint becomes one of its encoder, whose head predicts the old channels.
     """
     assert checkpoint.state is not None
+    if in_chans is not None and in_chans != checkpoint.spec.in_chans:
+        return _adapt_channels(checkpoint, img_size, window_size, in_chans)
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
-    if in_chans not in (None, spec.in_chans):
-        return _adapt_channels(checkpoint, replace(spec, in_chans=in_chans))
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
     prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
@@ -236,13 +236,20 @@ def resize(
     return replace(checkpoint, spec=spec, state=state), report
 
 
-def _adapt_channels(checkpoint: Checkpoint, spec: BackboneSpec) -> tuple[Checkpoint, LoadReport]:
+def _adapt_channels(
+    checkpoint: Checkpoint,
+    img_size: tuple[int, int] | None,
+    window_size: int | None,
+    in_chans: int,
+) -> tuple[Checkpoint, LoadReport]:
     """Return the checkpoint of a backbone for other channels, in its transfer form."""
-    model = build_backbone(spec, num_classes=_num_classes(checkpoint))
-    report = load_state(model, checkpoint)
+    model = restore_backbone(
+        checkpoint, img_size, _num_classes(checkpoint), window_size=window_size, in_chans=in_chans
+    )
+    report: Any = model.load_report  # torch types attributes of modules as tensors and modules
     loaded = model.state_dict()
     state = {name: loaded[name] for name in report.matched + report.resized}
-    return replace(checkpoint, spec=spec, form="transfer", state=state), report
+    return replace(checkpoint, spec=model.spec, form="transfer", state=state), report
 
 
 def _num_classes(checkpoint: Checkpoint) -> int:
