@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -12,7 +12,7 @@ from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import TargetSource, load_target_model
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.spec import BackboneSpec
@@ -25,7 +25,9 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
     Raises:
         UsageError: sizes that do not divide each other, or a design that the backbone cannot have.
     """
-    spec = find_spec(recipe.arch).at(recipe.img_size, recipe.window_size)
+    spec = replace(
+        find_spec(recipe.arch).at(recipe.img_size, recipe.window_size), in_chans=recipe.in_chans
+    )
     unit = masking_unit(recipe.masking, recipe.mask_patch_size)
     check_mask_sizes(recipe.img_size, unit, spec.patch_size)
     if any(size % spec.stride for size in recipe.img_size):
@@ -44,7 +46,7 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
 def load_teacher(recipe: PretrainRecipe, spec: BackboneSpec) -> TargetSource | None:
     """Load the teacher or tokenizer that the recipe's target comes from; None for other targets."""
     unit = masking_unit(recipe.masking, recipe.mask_patch_size)
-    return load_target_model(recipe.design, spec, unit)
+    return load_target_model(recipe.design, spec, unit, recipe.statistics)
 
 
 def check_same_teacher(teacher: TargetSource | None, saved: Checkpoint) -> None:
@@ -80,7 +82,14 @@ def build_model(
         UsageError: the checkpoint is of another arch, image size or design.
     """
     known = None if teacher is None else teacher.known
-    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    model = SimMIM(
+        spec,
+        recipe.design,
+        known,
+        drop_path_rate=recipe.drop_path_rate,
+        seed=seed,
+        statistics=recipe.statistics,
+    )
     if init_from is not None:
         _load_initial_weights(model, recipe, init_from)
     model = model.to(device)
@@ -90,8 +99,13 @@ def build_model(
 
 
 def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str) -> None:
-    start = load_simmim(init_from)
-    check_channels(f"--init-from {init_from}", start.spec.in_chans)
+    checkpoint = read_checkpoint(init_from)
+    start = load_simmim(checkpoint)
+    if checkpoint.pixel_format != recipe.pixel_format:
+        raise UsageError(
+            f"--init-from {init_from} takes {checkpoint.pixel_format}, but the recipe's images are "
+            f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}."
+        )
     if start.spec != model.spec:
         raise UsageError(
             f"--init-from {init_from} is a {start.spec.arch} for {start.spec.img_size} pixels, not "

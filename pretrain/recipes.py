@@ -10,10 +10,24 @@ from typing import Literal
 
 from pretrain.design import Design
 from pretrain.systems import SYSTEMS
+from simmim_bench.data.pixel_format import (
+    VALUE_RANGES,
+    PixelFormat,
+    ValueRange,
+    check_statistics,
+)
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
+# Classes divide the range [0, 1] of 8 or 16 bits; a tokenizer or teacher takes pixels of 8 bits.
+RANGES_OF_TARGETS: dict[str, tuple[ValueRange, ...]] = {
+    "bins": ("uint8", "uint16"),
+    "clusters": ("uint8", "uint16"),
+    "tokens": ("uint8",),
+    "teacher_features": ("uint8",),
+    "teacher_pixels": ("uint8",),
+}
 Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"]
 
 
@@ -41,6 +55,9 @@ class PretrainRecipe(Design, Recipe):
         betas: AdamW's betas.
         precision: "auto" is bfloat16 on GPUs that have it and on CPUs that are faster with it, float16 on other
             GPUs.
+        in_chans: channels of the images.
+        value_range: what their values are: "uint8", "uint16" or "float"; see `PixelFormat`.
+        mean, std: normalisation, one value per channel; None for ImageNet's, of RGB images of 8 bits alone.
     """
 
     arch: str
@@ -64,6 +81,10 @@ class PretrainRecipe(Design, Recipe):
     window_size: int | None = None
     precision: Precision = "auto"
     num_workers: int = 0
+    in_chans: int = 3
+    value_range: ValueRange = "uint8"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
@@ -71,6 +92,55 @@ class PretrainRecipe(Design, Recipe):
         check_positive(self, "img_size", "mask_patch_size", "epochs", "batch_size", "base_lr")
         if not 0 < self.mask_ratio < 1:
             raise UsageError(f"mask_ratio {self.mask_ratio} is not in (0, 1); SimMIM uses 0.6.")
+        self._check_pixels()
+
+    def _check_pixels(self) -> None:
+        """Check that mean, std and the target suit the images.
+
+        Raises:
+            UsageError: they do not.
+        """
+        wanted = self.pixel_format
+        if (self.mean is None) != (self.std is None):
+            raise UsageError("mean and std belong together; set both or neither.")
+        if self.mean is None or self.std is None:
+            if not wanted.is_rgb:
+                raise UsageError(
+                    f"{wanted} need their mean and std: `simmim-bench data statistics DIR` computes both and prints "
+                    "them as -o mean=... -o std=..."
+                )
+        else:
+            check_statistics(self.mean, self.std)
+            if len(self.mean) != self.in_chans:
+                raise UsageError(
+                    f"mean and std have {len(self.mean)} values, but in_chans={self.in_chans}; use one value per "
+                    "channel."
+                )
+        ranges = RANGES_OF_TARGETS.get(self.target, VALUE_RANGES)
+        if self.value_range not in ranges:
+            raise UsageError(
+                f"target {self.target} needs pixels of {' or '.join(ranges)}, but value_range={self.value_range}; use "
+                "-o target=pixels."
+            )
+        if self.tokenizer is not None and not wanted.is_rgb:
+            raise UsageError(
+                f"tokenizer {self.tokenizer} takes RGB images of 8 bits, but the recipe has {wanted}; remove "
+                "-o tokenizer=... to fit one."
+            )
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """What the images are like."""
+        return PixelFormat(self.in_chans, self.value_range)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation that normalise the images."""
+        if self.mean is not None and self.std is not None:
+            return self.mean, self.std
+        from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD  # loads torch
+
+        return IMAGENET_MEAN, IMAGENET_STD
 
     @property
     def design(self) -> Design:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,9 @@ from pretrain.simmim import SimMIM
 from pretrain.targets.models import TargetSource
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import normalise, random_crop_flip
+from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import EpochLoader, seed_everything
+from simmim_bench.data.pixels import random_crop_flip
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
     ImageSource,
@@ -103,15 +104,22 @@ class Pretraining:
 
 
 def masked_loss(
-    visible: int | None, device: torch.device, model: nn.Module, batch: list[Tensor], epoch: int
+    visible: int | None,
+    device: torch.device,
+    model: nn.Module,
+    batch: list[Tensor],
+    epoch: int,
+    *,
+    statistics: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
 ) -> Tensor:
-    """Return the mean loss of a batch (images uint8, labels, indices, masks) on a device.
+    """Return the mean loss of a batch (images as decoded, labels, indices, masks) on a device.
 
     Args:
         visible: visible patches of every image, for an encoder of visible patches alone.
+        statistics: mean and standard deviation that normalise the images.
     """
     pixels, _, _, masks = batch
-    images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, device)
+    images = normalise(pixels, *statistics, device)
     loss: Tensor = model(images, masks.float(), visible=visible, reconstruct=False).loss
     return loss
 
@@ -147,7 +155,12 @@ def build(
     precision = agree_on_precision(decided, dist)
     dataset = ImageDataset(
         images,
-        partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
+        partial(
+            random_crop_flip,
+            img_size=recipe.img_size,
+            crop_scale=recipe.crop_scale,
+            pixel_format=recipe.pixel_format,
+        ),
         skip_unreadable=options.skip_unreadable,
     )
     teacher = load_teacher(recipe, spec)
@@ -155,13 +168,13 @@ def build(
         recipe, spec, teacher, init_from=init_from, seed=context.seed, device=dist.device
     )
     if saved is None:
-        fitted = fit_target(context, model, dataset, init_from)
+        fitted = fit_target(context, recipe, model, dataset, init_from)
     else:
         check_same_teacher(teacher, saved)
         fitted = saved.provenance.get("fitted", {})
     only_visible = recipe.encoder_input == "visible"
     visible = visible_patch_count(recipe, spec.patch_size) if only_visible else None
-    compute_loss = partial(masked_loss, visible, dist.device)
+    compute_loss = partial(masked_loss, visible, dist.device, statistics=recipe.statistics)
     return Pretraining(
         context=context,
         recipe=recipe,
@@ -242,7 +255,11 @@ def _build_state(
 
 
 def fit_target(
-    context: RunContext, model: SimMIM, dataset: ImageDataset, init_from: str | None
+    context: RunContext,
+    recipe: PretrainRecipe,
+    model: SimMIM,
+    dataset: ImageDataset,
+    init_from: str | None,
 ) -> dict[str, float]:
     """Fit the target to training images on rank 0, unless the initial weights come with a fitted target.
 
@@ -258,16 +275,14 @@ def fit_target(
     seed_everything(seed)
     figures: dict[str, float] = {}
     if dist.is_main:
-        images = sample_training_images(context, dataset, target.fitted_images)
+        images = sample_training_images(context, recipe, dataset, target.fitted_images)
         figures = target.fit(images, seed, display=context.display)
     dist.broadcast_buffers(target)
     return figures
 
 
 def sample_training_images(
-    context: RunContext, dataset: ImageDataset, *most: int
+    context: RunContext, recipe: PretrainRecipe, dataset: ImageDataset, *most: int
 ) -> Iterator[Tensor]:
     """Load a sample of the training images, (1, C, H, W), normalised; `most` limits their number."""
-    return sample_images(
-        dataset, context.seed, IMAGENET_MEAN, IMAGENET_STD, context.dist.device, *most
-    )
+    return sample_images(dataset, context.seed, *recipe.statistics, context.dist.device, *most)

@@ -25,13 +25,7 @@ from pretrain.masking.masks import sample_recipe_masks
 from pretrain.recipes import PretrainRecipe
 from pretrain.run import Pretraining, TrainOptions, build, sample_training_images
 from pretrain.simmim import SimMIM
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-    keep_checkpoint,
-    write_checkpoint,
-)
+from simmim_bench.checkpoints.checkpoint import Checkpoint, keep_checkpoint, write_checkpoint
 from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.display import format_duration
@@ -170,7 +164,10 @@ def constant_prediction_loss(pretraining: Pretraining) -> float:
         return sample_recipe_masks(recipe, pretraining.spec.patch_size, image, generator)
 
     loss = sum(
-        weight * trivial_loss(target, sample_training_images(context, pretraining.dataset), mask_of)
+        weight
+        * trivial_loss(
+            target, sample_training_images(context, recipe, pretraining.dataset), mask_of
+        )
         for weight, target in pretraining.model.weighted_targets()
     )
     context.run.log(
@@ -243,8 +240,9 @@ class CheckpointWriter:
             state=weights,
             spec=self.pretraining.spec,
             form="pretrain",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
+            mean=self.pretraining.recipe.statistics[0],
+            std=self.pretraining.recipe.statistics[1],
+            value_range=self.pretraining.recipe.value_range,
             provenance={**self.provenance, "epochs": round(state.epochs_done, 3)},
             training=training,
         )
@@ -289,6 +287,7 @@ class CheckpointWriter:
         features = probe_features(
             pretraining.model,
             images.pixels,
+            statistics=pretraining.recipe.statistics,
             device=context.dist.device,
             precision=pretraining.state.precision,
         )

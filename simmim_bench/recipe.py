@@ -121,6 +121,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clusters": (2, 4096),
     "tokens": (2, 65536),
     "pixel_weight": (0, 1000),
+    "in_chans": (1, 1024),
 }
 
 

@@ -105,6 +105,7 @@ class Task:
             compared image by image (`--baseline`).
         inapplicable: metric -> why a record may lack it.
         takes_several_data_sets: whether one command may run the task on several named data sets.
+        any_images: whether images of any channels and value range are read; otherwise RGB images of 8 bits.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Task:
     supports_paired_comparison: bool = False
     inapplicable: Mapping[str, str] = field(default_factory=dict)
     takes_several_data_sets: bool = False
+    any_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             name="imagenet",
+            any_images=True,
             summary="fine-tune all weights; top-1",
             data="imagenet",
             columns=(Column("ImageNet top-1", "imagenet", "top1"),),
@@ -213,6 +216,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="linear",
+            any_images=True,
             summary="linear classifier on frozen features; top-1",
             data="imagenet",
             columns=(Column("linear", "linear", "top1"),),
@@ -225,6 +229,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="attentive",
+            any_images=True,
             summary="classifier that pools frozen tokens by\nattention; top-1",
             data="imagenet",
             columns=(Column("attentive", "attentive", "top1"),),
@@ -236,6 +241,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="knn",
+            any_images=True,
             summary="nearest neighbours of frozen features; top-1",
             data="imagenet",
             columns=(Column("k-NN", "knn", "top1"),),
@@ -249,6 +255,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="fewshot",
+            any_images=True,
             summary="logistic regression on frozen features with\n1% or 10% of the images; top-1\n"
             "(with --recipe imagenet_...: fine-tuned)",
             data="imagenet",

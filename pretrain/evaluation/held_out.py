@@ -14,7 +14,6 @@ from pretrain.evaluation.visualize import save_reconstruction_grid
 from pretrain.masking.masks import sample_recipe_masks, upsample_mask
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.figures import evenly_spaced, load_uncropped
 from simmim_bench.data.loader import eval_loader
@@ -24,6 +23,7 @@ from simmim_bench.training.precision import autocast
 HELD_OUT_IMAGES = 512  # determine the third digit of the loss
 BATCH = 64
 VISUALIZED_IMAGES = 8
+METRIC_RANGE = 6.0  # ours: standard deviations that count as the range [0, 1] of values as stored, around the mean
 
 
 @torch.no_grad()
@@ -48,16 +48,17 @@ def held_out_metrics(
         `held_out_unreadable`, the number of replaced images, if there are any.
     """
     images = evenly_spaced(images, HELD_OUT_IMAGES)
+    mean, std = recipe.statistics
     transform = eval_transform(
-        recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD
+        recipe.img_size, crop_ratio=1.0, mean=mean, std=std, pixel_format=recipe.pixel_format
     )
     dataset = ImageDataset(images, transform, skip_unreadable=skip_unreadable)
     loader = eval_loader(dataset, batch_size=BATCH, num_workers=recipe.num_workers)
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    scale, shift = (
-        torch.tensor(x, device=device).view(-1, 1, 1) for x in (IMAGENET_STD, IMAGENET_MEAN)
-    )
+    if recipe.value_range == "float":  # values as stored have no range
+        std, mean = ((1 / METRIC_RANGE,) * len(mean), (0.5,) * len(mean))
+    scale, shift = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (std, mean))
     total, pooled, metrics = 0.0, [], ReconstructionMetrics()
     for pixels, _ in loader:
         inputs = pixels.to(device)
@@ -95,12 +96,16 @@ def visualize_held_out(
     """
     chosen = evenly_spaced(images, VISUALIZED_IMAGES)
     generator = torch.Generator().manual_seed(0)
+    mean, std = recipe.statistics
     pixels = load_uncropped(
         chosen,
         recipe.img_size,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=mean,
+        std=std,
+        pixel_format=recipe.pixel_format,
         skip_unreadable=skip_unreadable,
     )
     mask = sample_recipe_masks(recipe, model.spec.patch_size, pixels, generator)
-    save_reconstruction_grid(model, pixels, mask, out, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    save_reconstruction_grid(
+        model, pixels, mask, out, mean=mean, std=std, pixel_format=recipe.pixel_format
+    )

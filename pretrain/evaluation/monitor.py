@@ -35,9 +35,9 @@ def sample_images(
     """Sample images of a data set without repetition; yield each as (1, C, H, W), normalised, on a device.
 
     Args:
-        dataset: items are (image (C, H, W) uint8, label).
+        dataset: items are (image (C, H, W) as decoded, label).
         seed: determines which images are sampled.
-        mean, std: normalise pixels in [0, 1].
+        mean, std: normalise the images.
         max_images: number of images; all are used where the data set has fewer.
     """
     count = len(dataset)  # type: ignore[arg-type]

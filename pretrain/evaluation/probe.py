@@ -10,6 +10,7 @@ Legend: N images, D channels, K classes.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset, balanced_subset, eval_transform
 from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import eval_loader
@@ -53,7 +53,7 @@ class ProbeImages:
     """Labelled images in memory.
 
     Attributes:
-        pixels: (N, 3, H, W) uint8; the first `learnt` images are learnt, the others scored.
+        pixels: (N, C, H, W), as decoded; the first `learnt` images are learnt, the others scored.
         labels: (N,).
         classes: the number of classes of the data set.
     """
@@ -117,8 +117,14 @@ def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) ->
             context.run.log(f"probe: {line}")
     learnt = _sample(train, min(LEARNT, most * LEARNT // (LEARNT + SCORED)))
     scored = _sample(val, min(SCORED, most * SCORED // (LEARNT + SCORED)))
+    mean, std = recipe.statistics
     transform = eval_transform(
-        recipe.img_size, crop_ratio=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD, as_bytes=True
+        recipe.img_size,
+        crop_ratio=1.0,
+        mean=mean,
+        std=std,
+        as_bytes=True,
+        pixel_format=recipe.pixel_format,
     )
     batches = [
         batch
@@ -143,19 +149,25 @@ def _sample(images: ImageList, count: int) -> ImageList:
 
 @torch.no_grad()
 def probe_features(
-    model: SimMIM, pixels: Tensor, *, device: torch.device, precision: str
+    model: SimMIM,
+    pixels: Tensor,
+    *,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    device: torch.device,
+    precision: str,
 ) -> Tensor:
     """Return the mean patch tokens (N, blocks, D) of unmasked images after each of `probe_blocks`, float32.
 
     Args:
-        pixels: (N, 3, H, W) uint8.
+        pixels: (N, C, H, W) as decoded.
+        statistics: mean and standard deviation that normalise the images.
         precision: "fp32", "bf16" or "fp16", of the forward pass.
     """
     model.eval()
     rows = torch.tensor([block - 1 for block in probe_blocks(model.spec)], device=device)
     features = []
     for part in pixels.split(BATCH):
-        images = normalise(part, IMAGENET_MEAN, IMAGENET_STD, device)
+        images = normalise(part, *statistics, device)
         with autocast(device, precision):
             pooled = model.forward_pooled(images)
         # The mean token is the first pooling; narrower stages end with zeros, which change no score.

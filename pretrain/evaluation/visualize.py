@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +23,19 @@ from pretrain.masking.masks import (
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
-from simmim_bench.checkpoints.load import check_channels
+from simmim_bench.checkpoints.load import check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import covering_size
-from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
+from simmim_bench.data.figures import (
+    Channels,
+    denormalise,
+    evenly_spaced,
+    load_uncropped,
+    renderer,
+    shown_channels,
+    write_grid,
+)
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, read_json
@@ -38,16 +48,26 @@ MAX_BOX_AREA = 0.7  # ours: largest fraction of the image that an object's box m
 
 @torch.no_grad()
 def reconstruction_tiles(
-    model: SimMIM, images: Tensor, mask: Tensor, *, mean: Sequence[float], std: Sequence[float]
+    model: SimMIM,
+    images: Tensor,
+    mask: Tensor,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    pixel_format: PixelFormat = RGB,
+    channels: Channels | None = None,
 ) -> Tensor:
-    """Render normalised images (B, 3, H, W) as three tiles each, (B, 3, 3, H, W), pixels in about [0, 1]."""
+    """Render normalised images (B, C, H, W) as three tiles each, (B, 3, 3, H, W), pixels in about [0, 1]."""
     model.eval()
     output = model(images, mask)
     size = (images.shape[2], images.shape[3])
     hidden = upsample_mask(mask, size).unsqueeze(1)
     reconstruction = model.reconstruction_target.denormalise(output.reconstruction, images)
     original = denormalise(images, mean=mean, std=std)
-    pasted = original * (1 - hidden) + denormalise(reconstruction, mean=mean, std=std) * hidden
+    render = renderer(original, pixel_format, channels)
+    predicted = render(denormalise(reconstruction, mean=mean, std=std))
+    original = render(original)
+    pasted = original * (1 - hidden) + predicted * hidden
     return torch.stack([original, original * (1 - hidden) + GREY * hidden, pasted], dim=1)
 
 
@@ -59,14 +79,25 @@ def save_reconstruction_grid(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    pixel_format: PixelFormat = RGB,
+    channels: Channels | None = None,
 ) -> None:
-    """Write normalised images (B, 3, H, W) under masks (B, h, w) as a reconstruction grid.
+    """Write normalised images (B, C, H, W) under masks (B, h, w) as a reconstruction grid.
 
     Args:
         out: PNG file; None runs the model only.
+        pixel_format, channels: see `figures.renderer`.
     """
     device = next(model.parameters()).device
-    tiles = reconstruction_tiles(model, images.to(device), mask.to(device), mean=mean, std=std)
+    tiles = reconstruction_tiles(
+        model,
+        images.to(device),
+        mask.to(device),
+        mean=mean,
+        std=std,
+        pixel_format=pixel_format,
+        channels=channels,
+    )
     if out is not None:
         write_grid(tiles, out)
 
@@ -82,6 +113,7 @@ def visualize_folder(
     mask_patch_size: int | None,
     mask_ratio: float,
     seed: int,
+    channels: Channels | None = None,
 ) -> None:
     """Write the reconstruction grid of images of a folder by a pretraining checkpoint.
 
@@ -91,10 +123,11 @@ def visualize_folder(
         masking: a masking strategy of pretraining, a "centre" square, or "boxes", each image's largest object.
         annotations: JSON file of COCO instances with the images' boxes; for "boxes" only.
         mask_patch_size: masking unit in pixels; None for the model's stride.
+        channels: those that are shown; see `figures.renderer`.
 
     Raises:
-        UsageError: a mask_patch_size that does not fit, boxes without annotations, or a checkpoint whose target cannot
-            be visualised.
+        UsageError: channels that the images do not have, a mask_patch_size that does not fit, boxes without
+            annotations, or a checkpoint whose target cannot be visualised.
         DataError: a checkpoint, an image or annotations that cannot be used.
     """
     if (masking == "boxes") != (annotations is not None):
@@ -102,7 +135,6 @@ def visualize_folder(
             "--mask boxes and --annotations go together: the annotations contain the boxes."
         )
     model = load_simmim(ckpt)
-    check_channels(ckpt, model.spec.in_chans)
     if not model.reconstruction_target.can_visualize:
         raise UsageError(
             f"{ckpt} predicts {model.target.describe()}, which cannot be visualised; pretrain with "
@@ -112,21 +144,39 @@ def visualize_folder(
     unit = masking_unit(masking, mask_patch_size or model.spec.stride)
     check_mask_sizes(size, unit, patch)
     checkpoint = read_checkpoint(ckpt)
+    check_statistics_fit(checkpoint)
+    shown_channels(channels, checkpoint.pixel_format)
+    load = partial(
+        load_uncropped,
+        img_size=size,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        pixel_format=checkpoint.pixel_format,
+    )
     images = any_images(data)
     if annotations is not None:
         boxes = largest_boxes(annotations, size)
         images = evenly_spaced(_annotated(images, boxes, data, annotations), count)
-        pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+        pixels = load(images)
         names = [Path(images.name(i)).name for i in range(len(images))]
         mask = torch.stack(
             [box_mask(boxes[n], size, mask_patch_size=unit, patch_size=patch) for n in names]
         )
     else:
         images = evenly_spaced(images, count)
-        pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+        pixels = load(images)
         sizes = {"mask_patch_size": unit, "patch_size": patch}
         mask = _masks(pixels, masking, sizes, mask_ratio, seed)
-    save_reconstruction_grid(model, pixels, mask, out, mean=checkpoint.mean, std=checkpoint.std)
+    save_reconstruction_grid(
+        model,
+        pixels,
+        mask,
+        out,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        pixel_format=checkpoint.pixel_format,
+        channels=channels,
+    )
 
 
 def _annotated(
@@ -144,7 +194,7 @@ def _annotated(
 def _masks(
     images: Tensor, masking: str, sizes: dict[str, int], mask_ratio: float, seed: int
 ) -> Tensor:
-    """Return one mask for each of the images (B, 3, H, W), by a pretraining strategy or of the centre."""
+    """Return one mask for each of the images (B, C, H, W), by a pretraining strategy or of the centre."""
     img_size = (images.shape[2], images.shape[3])
     if masking == "centre":
         mask = centre_mask(img_size, mask_ratio=mask_ratio, **sizes)

@@ -7,11 +7,10 @@ provenance, hash). A run adds `training.pt` with the state that is needed to res
 from __future__ import annotations
 
 import errno
-import math
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from simmim_bench.data.pixel_format import PixelFormat, ValueRange, check_statistics
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import (
     cannot_write,
     replacing,
     replacing_directory,
     sha256_file,
+    sha256_json,
     sync,
     use_default_mode,
     write_json,
@@ -54,7 +55,8 @@ class Checkpoint:
         form: "pretrain" (SimMIM model: encoder, mask token, head) or "transfer" (backbone).
         state: weights by name; None for `random:ARCH`, whose weights are initialised from a seed.
         sha256: hash of the weights file, or of the spec for `random:ARCH`.
-        mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
+        mean, std: normalisation of the input, one value per channel, for pixels in [0, 1] or values as stored.
+        value_range: what the values of the input are; see `PixelFormat`.
         provenance: label, method, recipe, data, epochs and losses of the run that trained the weights.
         unread: names of entries of a third-party file that the model does not have.
         warning: what a third-party file leaves open, such as its preprocessing, and how to settle it; else empty.
@@ -70,9 +72,30 @@ class Checkpoint:
     provenance: dict[str, Any]
     unread: tuple[str, ...] = ()
     warning: str = ""
+    value_range: ValueRange = "uint8"
 
     def __post_init__(self) -> None:
         check_statistics(self.mean, self.std)
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        """What the images are like that the model takes."""
+        return PixelFormat(self.spec.in_chans, self.value_range)
+
+    def for_images_of(self, other: Checkpoint) -> Checkpoint:
+        """Return this checkpoint of random weights for the images of another one; unchanged for RGB of 8 bits."""
+        assert self.is_random
+        if other.pixel_format.is_rgb:
+            return self
+        spec = replace(self.spec, in_chans=other.spec.in_chans)
+        return replace(
+            self,
+            spec=spec,
+            sha256=sha256_json({"random": spec.to_json()}),
+            mean=other.mean,
+            std=other.std,
+            value_range=other.value_range,
+        )
 
     @property
     def label(self) -> str:
@@ -85,24 +108,6 @@ class Checkpoint:
         return self.state is None
 
 
-def check_statistics(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Check a normalisation of the input.
-
-    Raises:
-        UsageError: a value is not a finite number, or a standard deviation is not positive.
-    """
-    for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
-        if not values or not all(
-            isinstance(value, int | float) and low < value < math.inf for value in values
-        ):
-            raise UsageError(
-                f"the {name} {ascii(list(values))[:80]} cannot normalise an image; use finite numbers"
-                f"{', larger than 0' if name == 'std' else ''}."
-            )
-    if len(mean) != len(std):
-        raise UsageError(f"{len(mean)} values of the mean and {len(std)} of the std; use as many.")
-
-
 def write_checkpoint(
     directory: Path,
     *,
@@ -113,12 +118,13 @@ def write_checkpoint(
     std: tuple[float, ...],
     provenance: dict[str, Any],
     training: dict[str, Any] | None = None,
+    value_range: ValueRange = "uint8",
 ) -> None:
     """Write a checkpoint directory atomically, replacing an existing one.
 
     Args:
         directory: the checkpoint directory.
-        mean, std: normalisation of the input, for pixels in [0, 1], one value per channel.
+        mean, std, value_range: normalisation of the input; see `Checkpoint`.
         provenance: must contain "label".
         training: state that `--resume` needs beyond the weights; tensors, numbers and strings only. With
             it, the replaced checkpoint is kept (`previous_checkpoint`), in case the new one is damaged.
@@ -136,7 +142,12 @@ def write_checkpoint(
                 "format": FORMAT_VERSION,
                 "spec": spec.to_json(),
                 "form": form,
-                "preprocessing": {"mean": mean, "std": std},
+                "preprocessing": {
+                    "mean": mean,
+                    "std": std,
+                    # Absent from checkpoints of earlier versions.
+                    **({} if value_range == "uint8" else {"value_range": value_range}),
+                },
                 "provenance": provenance,
                 "sha256": sha256_file(weights),
             }

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from simmim_bench.checkpoints.channels import adapt_channels, describe_adaptation
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.checkpoints.load import (
     ENCODER_PREFIX,
@@ -30,6 +31,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
+from simmim_bench.data.pixel_format import ValueRange, count_channels
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import replacing_directory, sync, use_default_mode
 from simmim_bench.models.build import Backbone, build_backbone
@@ -86,6 +88,8 @@ def convert(
     window_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    in_chans: int | None = None,
+    value_range: ValueRange | None = None,
     label: str | None = None,
     overwrite: bool = False,
     hints: Hints = NO_HINTS,
@@ -99,6 +103,8 @@ def convert(
         to: name of the format, for messages.
         img_size, window_size: sizes that position tables are resized to; None keeps the checkpoint's.
         mean, std: normalisation of the input, if the source does not specify it.
+        in_chans: channels that the first convolution is adapted to; None for the source's.
+        value_range: what the values of the input are; None for the source's.
         label: name of the row in a leaderboard.
         overwrite: replace an existing destination.
         hints: what a third-party source does not show.
@@ -110,24 +116,34 @@ def convert(
     """
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; set both or neither.")
+    if (in_chans or value_range) and mean is None:
+        raise UsageError(
+            "--in-chans and --value-range need the --mean and --std of the images; `simmim-bench data statistics DIR` "
+            "computes them."
+        )
     if mean and std:
         hints = replace(hints, statistics=PixelStatistics(mean, std))
     checkpoint = _read_source(source, destination, overwrite=overwrite, hints=hints)
+    adapted = describe_adaptation(checkpoint, in_chans)
     provenance = {
         **checkpoint.provenance,
-        "label": label or checkpoint.label,
+        "label": label or ", ".join([checkpoint.label, *adapted.values()]),
         "converted_from": checkpoint.sha256,
+        **adapted,
     }
-    resized, report = resize(
-        replace(
-            checkpoint,
-            mean=mean or checkpoint.mean,
-            std=std or checkpoint.std,
-            provenance=provenance,
-        ),
-        img_size,
-        window_size,
+    described = replace(
+        checkpoint,
+        mean=mean or checkpoint.mean,
+        std=std or checkpoint.std,
+        value_range=value_range or checkpoint.value_range,
+        provenance=provenance,
     )
+    channels = in_chans or checkpoint.spec.in_chans
+    if mean and len(mean) != channels:
+        raise UsageError(
+            f"--mean has {len(mean)} values, but the model takes {count_channels(channels)}; use one per channel."
+        )
+    resized, report = resize(described, img_size, window_size, in_chans)
     result = _write_verified(resized, destination, write=write, to=to, source=source)
     spec = resized.spec
     return Conversion(
@@ -181,10 +197,20 @@ def _write_verified(
 
 
 def resize(
-    checkpoint: Checkpoint, img_size: tuple[int, int] | None, window_size: int | None
+    checkpoint: Checkpoint,
+    img_size: tuple[int, int] | None,
+    window_size: int | None,
+    in_chans: int | None = None,
 ) -> tuple[Checkpoint, LoadReport]:
-    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form."""
+    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form.
+
+    With `in_chans` for another number of channels, the first convolution is adapted as in timm, and a pretraining
+    checkpoint becomes one of its encoder, whose head predicts the old channels.
+    """
     assert checkpoint.state is not None
+    if in_chans is not None and in_chans != checkpoint.spec.in_chans:
+        classes = _num_classes(checkpoint)
+        return adapt_channels(checkpoint, img_size, window_size, in_chans, num_classes=classes)
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
@@ -242,6 +268,7 @@ def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
         form=checkpoint.form,
         mean=checkpoint.mean,
         std=checkpoint.std,
+        value_range=checkpoint.value_range,
         provenance=checkpoint.provenance,
     )
     images = probe_images(checkpoint.spec)

@@ -14,6 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
+from simmim_bench.data.pixel_format import PixelFormat, count_channels
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import (
     Backbone,
@@ -81,18 +82,34 @@ def shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(shown) + (", ..." if len(names) > limit else "")
 
 
-def check_channels(name: str, channels: int) -> None:
-    """Check that a model takes the images that the commands read, RGB images.
+def check_rgb(name: str, pixel_format: PixelFormat, reader: str) -> None:
+    """Check that a model takes RGB images of 8 bits, where no others are read.
 
     Args:
         name: its CKPT, for the message.
+        reader: what reads them, such as a task.
 
     Raises:
-        DataError: It takes another number of channels.
+        DataError: It takes other images.
     """
-    if channels != 3:
+    if not pixel_format.is_rgb:
         raise DataError(
-            f"{name} takes images of {channels} channels, but RGB images are read; use a model of three."
+            f"{name} takes {pixel_format}, but {reader} reads RGB images of 8 bits; use a model of these."
+        )
+
+
+def check_statistics_fit(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint has a mean and a standard deviation for each of its channels.
+
+    Raises:
+        DataError: It has another number of them.
+    """
+    channels, count = checkpoint.spec.in_chans, len(checkpoint.mean)
+    if count != channels:
+        raise DataError(
+            f"{checkpoint.name} takes images of {count_channels(channels)}, but has {count} values of mean and std; "
+            f"convert it with those of the images, which `simmim-bench data statistics DIR` computes: simmim-bench "
+            f"convert {checkpoint.name} DST --mean ... --std ..."
         )
 
 
@@ -286,7 +303,7 @@ def _resize_weight(
     if name.endswith(VECTORS) and value.shape[1:] == current.shape[1:]:
         return value if value.shape == current.shape else resize_vectors(value, len(current))
     if name in FIRST_CONVOLUTIONS:
-        if value.shape[1] != current.shape[1]:
+        if value.shape[1] != current.shape[1] and value.shape[1] == 3:  # as timm's rule is for
             value = adapt_input_conv(current.shape[1], value, value.shape[1])
         if spec.family == "vit" and spec.patch_size != old.patch_size:
             value = F.interpolate(value, size=current.shape[2:], mode="bicubic")

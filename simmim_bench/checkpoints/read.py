@@ -19,6 +19,7 @@ from simmim_bench.checkpoints.checkpoint import (
     previous_checkpoint,
 )
 from simmim_bench.checkpoints.torch_file import check_weights
+from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
 from simmim_bench.methods import find_listed
@@ -168,6 +169,7 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             sha256=meta["sha256"],
             mean=tuple(meta["preprocessing"]["mean"]),
             std=tuple(meta["preprocessing"]["std"]),
+            value_range=_value_range(meta["preprocessing"]),
             provenance={**meta["provenance"], "label": str(meta["provenance"]["label"])},
         )
         _check_sizes(checkpoint)
@@ -181,6 +183,19 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             f"checkpoint file {directory / 'meta.json'} is damaged or was not written by simmim-bench "
             f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another copy."
         ) from error
+
+
+def _value_range(preprocessing: dict[str, Any]) -> ValueRange:
+    """Return the value range of the input; checkpoints of earlier versions do not have it.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    value = preprocessing.get("value_range", "uint8")
+    if value not in VALUE_RANGES:
+        raise ValueError(f"value_range is {ascii(value)[:80]}")
+    known: ValueRange = value
+    return known
 
 
 def _check_sizes(checkpoint: Checkpoint) -> None:

@@ -26,7 +26,7 @@ from simmim_bench.cli.options import (
 )
 from simmim_bench.data.named import DataSet, check_unique
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
-from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.tasks import tasks_on
 
 if TYPE_CHECKING:
@@ -232,12 +232,13 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
 
     display.log("checking the machine")
     yield from check_machine(request.out)
-    of_data = list(_examine_data(request, display))
-    yield from of_data
-    checkpoint = None
+    checkpoint: Checkpoint | None = None
+    of_checkpoint: list[Finding] = []
     if request.ckpt is not None:
         checkpoint, of_checkpoint = check_checkpoint(request.ckpt, request.arch)
-        yield from of_checkpoint
+    of_data = list(_examine_data(request, checkpoint, display))
+    yield from of_data
+    yield from of_checkpoint
     if request.recipe is None:
         return
     reason = None
@@ -270,14 +271,23 @@ def _frameworks_for_data(request: DoctorRequest) -> set[str]:
     return {name for task in tasks for name in frameworks_for(task, request.recipe)}
 
 
-def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+def _examine_data(
+    request: DoctorRequest, checkpoint: Checkpoint | None, display: Display
+) -> Iterator[Finding]:
     """Yield the findings of all data sets."""
     from pretrain.doctor_checks import check_pretraining_data
+    from simmim_bench.data.pixel_format import RGB
     from simmim_bench.diagnostics.data_checks import Reading
     from transfer.finetune.doctor_checks import check_named
     from transfer.tasks import DATA_CHECKS, load_function
 
-    reading = Reading(display=display, every_file=request.every_file, recipe=request.recipe)
+    described: Any = request.recipe if request.is_pretraining else checkpoint
+    reading = Reading(
+        display=display,
+        every_file=request.every_file,
+        recipe=request.recipe,
+        pixel_format=RGB if described is None else described.pixel_format,
+    )
     if request.images is not None:
         yield from check_pretraining_data(request.images, reading)
     for one in request.data:
@@ -306,6 +316,7 @@ def _estimate(
     from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
     from simmim_bench.training.memory import retain_freed_memory
+    from transfer.images import check_images
     from transfer.tasks import load_function, runner_of, task_of
 
     device, recipe = best_device(), request.recipe
@@ -317,6 +328,11 @@ def _estimate(
     else:
         checkpoint = checkpoint or read_checkpoint(f"random:{request.arch}")
         layout, spec = task_of(recipe).data, checkpoint.spec
+        try:
+            check_images(task_of(recipe).name, recipe, checkpoint)
+        except DataError as error:
+            yield Finding(group="estimate", name="images", state="problem", said=str(error))
+            return
     refused = too_large(spec, device)
     if refused is not None:
         yield refused

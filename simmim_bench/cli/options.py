@@ -100,6 +100,43 @@ def complete_ckpt(
     return [CompletionItem(incomplete, type="file")]
 
 
+def read_numbers(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[float, ...] | None:
+    """Parse numbers that are separated by commas."""
+    if text is None:
+        return None
+    if not are_numbers(text):
+        raise UsageError(
+            f"{parameter.opts[0]} {text} is not a list of numbers; use one per channel, such as 0.5,0.5,0.5."
+        )
+    return tuple(map(float, text.split(",")))
+
+
+def are_numbers(text: str) -> bool:
+    """Return whether a text consists of numbers, separated by commas."""
+    try:
+        return bool([float(part) for part in text.split(",")])
+    except ValueError:
+        return False
+
+
+class NumbersCommand(click.Command):
+    """A command whose options of `read_numbers` take numbers with commas or spaces: `--mean 0.5 0.5 0.5`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the numbers after such an option, then parse the arguments."""
+        options = [option for option in self.params if option.callback is read_numbers]
+        flags = {flag for option in options for flag in option.opts}
+        joined: list[str] = []
+        for arg in args:
+            if joined[-2:-1] and joined[-2] in flags and are_numbers(f"{joined[-1]},{arg}"):
+                joined[-1] += f",{arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
 def override_option(help_text: str, *, of: str = "") -> Callable[[Any], Any]:
     """Return the option that changes a recipe: -o, --override, or that of a second recipe.
 

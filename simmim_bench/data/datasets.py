@@ -15,6 +15,13 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from simmim_bench.data.decode import decode_image
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixel_transforms import (
+    decode_pixels_then,
+    last_steps,
+    random_crop_steps,
+    resize_pixels,
+)
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError, UsageError
 
@@ -90,6 +97,7 @@ def train_transform(
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
     as_bytes: bool = False,
+    pixel_format: PixelFormat = RGB,
 ) -> LoadImage:
     """Build timm's training augmentation; by default, a random crop and flip only.
 
@@ -101,8 +109,24 @@ def train_transform(
         color_jitter: strength of timm's colour jitter; 0 for none.
         auto_augment: name of a policy in timm, or "trivial" for torchvision's TrivialAugmentWide; None for none.
         random_erasing: probability of random erasing, in [0, 1].
-        as_bytes: return uint8 images, which are neither normalised nor erased: a quarter of the memory traffic.
+        as_bytes: return images as decoded, neither normalised nor erased: of uint8, a quarter of the memory traffic.
+        pixel_format: of the images; photometric augmentations are for RGB alone.
+
+    Raises:
+        UsageError: a photometric augmentation of images that are not RGB.
     """
+    if not pixel_format.is_rgb:
+        check_photometric(auto_augment, color_jitter, pixel_format)
+        crop = T.RandomResizedCrop(
+            img_size, crop_scale, interpolation=T.InterpolationMode.BICUBIC, antialias=True
+        )
+        return decode_pixels_then(
+            pixel_format,
+            [
+                *random_crop_steps(crop, hflip, pixel_format),
+                *last_steps(mean, std, as_bytes=as_bytes, random_erasing=random_erasing),
+            ],
+        )
     trivial = auto_augment == "trivial"
     transform: T.Compose = create_transform(
         (3, *img_size),
@@ -124,6 +148,25 @@ def train_transform(
             interpolation=T.InterpolationMode.BICUBIC
         )
     return decode_then(transform)
+
+
+def check_photometric(
+    auto_augment: str | None, color_jitter: float, pixel_format: PixelFormat
+) -> None:
+    """Check that a recipe augments colours of RGB images of 8 bits alone.
+
+    Raises:
+        UsageError: it does for others; the message has the overrides that remove it.
+    """
+    given = {"auto_augment": auto_augment, "color_jitter": color_jitter or None}
+    used = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if used and not pixel_format.is_rgb:
+        remove = {"auto_augment": "none", "color_jitter": "0"}
+        options = " ".join(f"-o {key}={remove[key]}" for key in given if given[key] is not None)
+        raise UsageError(
+            f"{' and '.join(used)} changes colours of RGB images of 8 bits, but the model takes {pixel_format}; use "
+            f"{options}."
+        )
 
 
 def covering_size(
@@ -155,14 +198,20 @@ def eval_transform(
     mean: Sequence[float],
     std: Sequence[float],
     as_bytes: bool = False,
+    pixel_format: PixelFormat = RGB,
 ) -> LoadImage:
     """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise.
 
     For a square `img_size` the pixels are those of torchvision's `Resize` and `CenterCrop` on a PIL image.
 
     Args:
-        as_bytes: return uint8 images, which are not normalised.
+        as_bytes: return images as decoded, not normalised.
+        pixel_format: of the images.
     """
+    if not pixel_format.is_rgb:
+        cover = functools.partial(_resize_pixels_to_cover, img_size, crop_ratio, pixel_format)
+        steps = [cover, T.CenterCrop(img_size), *last_steps(mean, std, as_bytes=as_bytes)]
+        return decode_pixels_then(pixel_format, steps)
     resize = functools.partial(_resize_to_cover, img_size, crop_ratio)
     last = [T.PILToTensor()] if as_bytes else [T.ToTensor(), T.Normalize(mean, std)]
     return decode_then(T.Compose([resize, T.CenterCrop(img_size), *last]))
@@ -174,6 +223,13 @@ def _resize_to_cover(
     size = covering_size((image.height, image.width), img_size, crop_ratio)
     resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
     return resized
+
+
+def _resize_pixels_to_cover(
+    img_size: tuple[int, int], crop_ratio: float, pixel_format: PixelFormat, pixels: Tensor
+) -> Tensor:
+    size = covering_size((pixels.shape[1], pixels.shape[2]), img_size, crop_ratio)
+    return resize_pixels(pixels, size, pixel_format)
 
 
 def balanced_subset(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:

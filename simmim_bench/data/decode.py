@@ -20,10 +20,12 @@ decoded at a half, a quarter or an eighth of its size, they differ by about one 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -34,10 +36,18 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from simmim_bench.data.listing import IMAGE_FORMATS
+from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
 from simmim_bench.errors import DataError
 from simmim_bench.files import IS_LFS_POINTER, LFS_POINTER
+from simmim_bench.untrusted.tiffs import count_bands, is_tiff
 
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
+Result = TypeVar("Result")
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_WHITE_IS_ZERO = (
+    258,
+    262,
+    277,
+    0,
+)  # tags of TIFF 6.0, and a value
 # What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,18 +90,40 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
     Raises:
         DataError: The image cannot be decoded.
     """
+
+    def to_upright_rgb(image: Image.Image) -> Image.Image:
+        check_samples(image, name, RGB)
+        image.load()
+        rgb = _to_rgb(image, name)
+        turn = TURNS.get(read_orientation(image)) if upright else None
+        return rgb if turn is None else rgb.transpose(turn)
+
+    return open_image(content, name, to_upright_rgb)
+
+
+def open_image(
+    content: bytes, name: str, use: Callable[[Image.Image], Result], wanted: PixelFormat = RGB
+) -> Result:
+    """Open an image and return what a function computes from it.
+
+    Args:
+        wanted: the format of the model, for the message on a TIFF of more channels than Pillow reads.
+
+    Raises:
+        DataError: the image cannot be opened, or the function cannot decode it.
+    """
     try:
         with warnings.catch_warnings():
             # A damaged EXIF block or a trailing byte does not change the pixels.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
-                image.load()
-                rgb = _to_rgb(image, name)
-                turn = TURNS.get(read_orientation(image)) if upright else None
-                return rgb if turn is None else rgb.transpose(turn)
+                return use(image)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
+        bands = count_bands(content)
+        if bands is not None and bands != wanted.in_chans:
+            raise wrong_channels(name, bands, wanted) from error
         raise unreadable(name, _reason(content, error)) from error
 
 
@@ -147,6 +179,8 @@ def read_orientation(image: Image.Image) -> int:
 @lru_cache(maxsize=1)
 def readable_formats() -> tuple[str, ...]:
     """Return the formats that Pillow may try: others need external programs or hold no pixels."""
+    # It logs the channels of a TIFF that it does not read; the error names them.
+    logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
     Image.init()
     return tuple(f for f in dict.fromkeys(IMAGE_FORMATS.values()) if f in Image.OPEN)
 
@@ -158,23 +192,44 @@ def unreadable(name: str, reason: str | None) -> DataError:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert an image of any mode to RGB, as the module's docstring describes."""
-    # Pillow before 11.0 reads 16-bit PNGs as mode I, and every version PGMs, whose values it scales to 16 bits.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        values = np.asarray(image).astype(np.int64)
-        tags = getattr(image, "tag_v2", {})
-        if tags.get(TIFF_BITS) == (12,):
-            values <<= 4
-        if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
-            values = 65535 - values
+    values = grey_of_16_bits(image)
+    if values is not None:
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise DataError(
             f"image {name} has pixels of 32 bits (Pillow's mode {image.mode}), whose range is not defined; convert "
-            "it to 8 or 16 bits."
+            "it to 8 or 16 bits, or pretrain with -o in_chans=1 -o value_range=float."
         )
     if "transparency" in image.info and image.mode in ("P", "L", "1"):
         return image.convert("RGBA").convert("RGB")  # the same colours; directly, Pillow warns
     return image.convert("RGB")
+
+
+def check_samples(image: Image.Image, name: str, wanted: PixelFormat) -> None:
+    """Refuse a TIFF of several bands that are no colours, of which Pillow reads the first one as grey.
+
+    Raises:
+        DataError: it has them.
+    """
+    samples = getattr(image, "tag_v2", {}).get(TIFF_SAMPLES, 1)
+    if samples > 1 and len(image.getbands()) == 1:
+        raise wrong_channels(name, samples, wanted)
+
+
+def grey_of_16_bits(image: Image.Image) -> np.ndarray | None:
+    """Return the values (H, W) of a grey image of 16 bits; None for any other image."""
+    # Pillow before 11.0 reads 16-bit PNGs as mode I, and every version PGMs, whose values it scales to 16 bits.
+    if not (
+        image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    ):
+        return None
+    values = np.asarray(image).astype(np.int64)
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(TIFF_BITS) == (12,):
+        values <<= 4
+    if tags.get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
+        values = 65535 - values
+    return values
 
 
 def _reason(content: bytes, error: Exception) -> str:
@@ -183,6 +238,8 @@ def _reason(content: bytes, error: Exception) -> str:
         return "the file is empty"
     if content.startswith(LFS_POINTER):
         return IS_LFS_POINTER
+    if isinstance(error, UnidentifiedImageError) and is_tiff(content):
+        return "it is a TIFF, but not one of RGB colours or grey of 8 or 16 bits that Pillow reads"
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of the formats that Pillow reads here ({', '.join(readable_formats())})"
     return str(error).rstrip(".") or type(error).__name__
@@ -291,11 +348,14 @@ def _decode_jpeg(
 def normalise(
     images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
 ) -> Tensor:
-    """Move a uint8 batch (B, 3, H, W) to a device and normalise it.
+    """Move a batch (B, C, H, W) to a device and normalise it.
 
     Args:
-        mean, std: one value per channel, for pixels in [0, 1].
+        images: uint8, which are divided by 255 first, or float32 in the unit of mean and standard deviation.
+        mean, std: one value per channel.
     """
+    if images.dtype != torch.uint8:
+        return normalise_like_torchvision(images.to(device, non_blocking=True), mean, std)
     scale, shift = _scale_and_shift(tuple(mean), tuple(std), device)
     return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
 
@@ -303,14 +363,17 @@ def normalise(
 def normalise_like_torchvision(
     images: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Normalise a uint8 batch (B, C, H, W) by the operations of torchvision's `ToTensor` and `Normalize`.
+    """Normalise images (B, C, H, W) or (C, H, W) by the operations of torchvision's `ToTensor` and `Normalize`.
 
     The result has their bits on a CPU. On a GPU it differs from theirs by rounding: torch multiplies by 1 / 255 there.
 
     Args:
-        mean, std: one value per channel, for pixels in [0, 1].
+        images: uint8, which are divided by 255 first, or float32 in the unit of mean and standard deviation.
+        mean, std: one value per channel.
     """
     means, stds = _per_channel(tuple(mean), tuple(std), images.device)
+    if images.dtype != torch.uint8:
+        return images.sub(means).div_(stds)
     return images.float().div_(255).sub_(means).div_(stds)
 
 

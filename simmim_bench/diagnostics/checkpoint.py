@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import LoadReport, check_channels, fit_state
+from simmim_bench.checkpoints.load import LoadReport, check_statistics_fit, fit_state
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError
@@ -44,7 +44,7 @@ def check_checkpoint(ckpt: str, arch: str | None = None) -> tuple[Checkpoint | N
         return None, [_finding("file", "problem", str(error))]
     uncertain = [_finding("file", "warning", checkpoint.warning)] if checkpoint.warning else []
     try:
-        check_channels(ckpt, checkpoint.spec.in_chans)
+        check_statistics_fit(checkpoint)
     except DataError as error:
         uncertain.append(_finding("channels", "problem", str(error)))
     findings = [_describe(checkpoint), *uncertain, *_weights(checkpoint)]
@@ -56,6 +56,8 @@ def _describe(checkpoint: Checkpoint) -> Finding:
     size = " x ".join(map(str, spec.img_size))
     window = f", window {spec.window_size}" if spec.window_size else ""
     said = f"{spec.arch} for {size} pixels{window}, {checkpoint.form} form: {checkpoint.label}"
+    if not checkpoint.pixel_format.is_rgb:
+        said += f"; takes {checkpoint.pixel_format}"
     read = checkpoint.provenance.get("read", {})
     if read.get("others"):  # a third-party file with several encoders
         read_from = [f"{k} {read[k]}" for k in ("entry", "prefix") if read[k]]
@@ -74,6 +76,7 @@ def _describe(checkpoint: Checkpoint) -> Finding:
             "sha256": checkpoint.sha256,
             "mean": checkpoint.mean,
             "std": checkpoint.std,
+            "value_range": checkpoint.value_range,
         },
     )
 

@@ -21,6 +21,7 @@ PARSERS = re.compile(
     | numpy\.(load|loadtxt|genfromtxt|fromfile|fromregex|lib\.format\.(open_memmap|read_array))
     | json\.(load|loads|JSONDecoder) | (yaml|tomllib|configparser|csv)\..*([Ll]oad|[Rr]ead|[Pp]arse).*
     | (xml|lxml|html|defusedxml)\..*(parse|fromstring|XML|Parser) | PIL\.Image\.open | simplejpeg\.decode.*
+    | tifffile\.(imread|memmap|TiffFile|TiffSequence)
     | (cv2|imageio|skimage|torchvision\.io|matplotlib\.image|mmcv)\..*(read|decode|frombytes).*
     | (pandas|pyarrow|datasets|h5py|scipy\.io)\..*(read|load|File|open).*
     | (tarfile|zipfile|gzip|bz2|lzma|zlib)\.(open|TarFile.*|ZipFile|GzipFile|BZ2File|LZMAFile|decompress.*)
@@ -54,10 +55,11 @@ ALLOWED = {
     "simmim_bench/results/coco.py:_load_hotcoco": "results after their check",
     "simmim_bench/results/coco.py:_load_pycocotools": "results after their check",
     # Images of data sets, by a list of formats.
-    "simmim_bench/data/decode.py:decode_image": "formats of photographs",
+    "simmim_bench/data/decode.py:open_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
     "simmim_bench/data/decode.py:read_header": "formats of photographs, their header",
     "simmim_bench/data/decode.py:_jpeg_size": "JPEG",
+    "simmim_bench/data/pixels.py:png_of_16_bits": "a PNG of 16 bits whose size Pillow has checked",
     "simmim_bench/data/decode.py:_decode_jpeg": "JPEG",
     "simmim_bench/checkpoints/download.py:find_download": "the name of torch.hub's cache",
     "transfer/segmentation/label_maps.py:decode_map": "formats of label maps",

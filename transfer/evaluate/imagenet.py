@@ -121,6 +121,8 @@ def _prepare_file(request: EvaluationRequest) -> tuple[Evaluation, Classifier]:
             f"computed by {classifier.code}; remove it or use -o window_size=none."
         )
     wanted = classifier.preprocessing
+    if isinstance(recipe, EvaluateRecipe):
+        recipe.check_channels(wanted.pixel_format.in_chans)
     published = named.published if recipe.sha256() == named.sha256() else None
     if isinstance(named, EvaluateRecipe):
         resolved = replace(
@@ -246,10 +248,12 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
     A fine-tuning recipe has those by which `transfer imagenet` scores, so that the predictions are the same.
     """
     mean, std = _statistics(recipe, classifier)
+    pixel_format = classifier.preprocessing.pixel_format
     transform: LoadImage
     statistics: Statistics | None = None
     if isinstance(recipe, EvaluateRecipe):
-        transform, batch_size = build_transform(recipe, mean, std), recipe.forward_batch_size
+        transform = build_transform(recipe, mean, std, pixel_format)
+        batch_size = recipe.forward_batch_size
     else:
         assert isinstance(recipe, FinetuneRecipe)
         transform = eval_transform(
@@ -258,6 +262,7 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
             mean=mean,
             std=std,
             as_bytes=True,
+            pixel_format=pixel_format,
         )
         batch_size, statistics = min(recipe.batch_size, EVAL_BATCH), (mean, std)
     return {

@@ -13,7 +13,7 @@ from typing import Any
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, check_channels, shorten
+from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, check_statistics_fit, shorten
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
@@ -72,7 +72,7 @@ def of_checkpoint(
     state = checkpoint.state or {}
     if checkpoint.form == "pretrain" or "head.weight" not in state:
         raise no_head(checkpoint.name)
-    check_channels(checkpoint.name, checkpoint.spec.in_chans)
+    check_statistics_fit(checkpoint)
     classes = len(state["head.weight"])
     model = load_backbone(checkpoint, img_size, classes, window_size=window_size)
     report: Any = model.load_report  # torch types attributes of modules as tensors and modules
@@ -111,6 +111,7 @@ def _official_preprocessing(
         crop_mode="squash" if large and squashed else "center",
         mean=checkpoint.mean,
         std=checkpoint.std,
+        pixel_format=checkpoint.pixel_format,
         source="the official codes of the family",
         warning=checkpoint.warning,
     )
@@ -150,7 +151,7 @@ def _of_file(path: Path, img_size: tuple[int, int] | None, window_size: int | No
     else:
         if classes is None:
             raise no_head(str(path))
-        check_channels(str(path), checkpoint.spec.in_chans)
+        check_statistics_fit(checkpoint)
         if "head.weight" in (checkpoint.state or {}) and not _has_other_head(checkpoint, state):
             return of_checkpoint(checkpoint, img_size, window_size)
         unread = DataError(f"{path} classifies in another way than simmim-bench's backbones")

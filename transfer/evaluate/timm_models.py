@@ -15,7 +15,6 @@ from timm.models import VisionTransformer, clean_state_dict
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import check_channels
 from simmim_bench.checkpoints.third_party.statistics import statistics_of
 from simmim_bench.checkpoints.third_party.timm import (
     cannot_build,
@@ -23,6 +22,7 @@ from simmim_bench.checkpoints.third_party.timm import (
 )
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.checkpoints.torch_file import read_content
+from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.models.timm_network import create_with_weights
@@ -214,6 +214,7 @@ def of_token_vit(
             test_crop_ratio=224 / 256 if side <= 224 else 1.0,
             mean=checkpoint.mean,
             std=checkpoint.std,
+            pixel_format=checkpoint.pixel_format,
             source="DeiT: datasets.py",
             warning=warning if checkpoint.warning else "",
         ),
@@ -285,7 +286,6 @@ def _preprocessing(ckpt: str, model: nn.Module, img_size: ImageSize) -> Preproce
         # As timm's own validate.py: some models are published with scores at a larger size than they were trained with.
         config = resolve_data_config({}, model=model, use_test_size=True)
         channels, *sides = config["input_size"]
-        check_channels(ckpt, channels)
         size, ratio = as_pair(sides), config["crop_pct"]
         statistics = statistics_of(config["mean"], config["std"])
         for key, allowed in (("crop_mode", CropMode), ("interpolation", Interpolation)):
@@ -304,6 +304,7 @@ def _preprocessing(ckpt: str, model: nn.Module, img_size: ImageSize) -> Preproce
             "pretrained_cfg in its config.json."
         ) from error
     return Preprocessing(
+        pixel_format=PixelFormat(channels),
         img_size=img_size or size,
         test_crop_ratio=ratio,
         crop_mode=config["crop_mode"],

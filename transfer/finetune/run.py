@@ -117,6 +117,7 @@ def evaluate(
         mean=job.checkpoint.mean,
         std=job.checkpoint.std,
         as_bytes=True,
+        pixel_format=job.checkpoint.pixel_format,
     )
     batches = forward_batches(
         model.eval(),

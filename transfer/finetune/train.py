@@ -73,6 +73,7 @@ class Finetuning:
             form="transfer",
             mean=checkpoint.mean,
             std=checkpoint.std,
+            value_range=checkpoint.value_range,
             provenance={
                 "label": f"{checkpoint.label}, fine-tuned",
                 "method": "finetune",
@@ -196,7 +197,10 @@ def training_transform(
 ) -> LoadImage:
     """Build the augmentation of a recipe, which normalises as the checkpoint's pretraining did.
 
-    For a GPU it returns bytes, which `prepare_images` normalises and erases there.
+    For a GPU it returns images as decoded, which `prepare_images` normalises and erases there.
+
+    Raises:
+        UsageError: the recipe changes colours, and the checkpoint takes other images than RGB of 8 bits.
     """
     return train_transform(
         recipe.img_size,
@@ -207,8 +211,14 @@ def training_transform(
         color_jitter=recipe.color_jitter,
         auto_augment=recipe.auto_augment,
         random_erasing=recipe.random_erasing,
-        as_bytes=device.type == "cuda",
+        as_bytes=normalised_on(device),
+        pixel_format=checkpoint.pixel_format,
     )
+
+
+def normalised_on(device: torch.device) -> bool:
+    """Return whether a device normalises and erases the images; otherwise the loader does."""
+    return device.type == "cuda"
 
 
 def prepare_images(
@@ -216,15 +226,15 @@ def prepare_images(
 ) -> Callable[[Tensor], Tensor]:
     """Return a function from the images of `training_transform` to normalised and erased ones on the device.
 
-    Bytes are erased as by timm's PrefetchLoader: after normalising, as the erased pixels are normal noise. Which
-    images are erased then follows from the seed, the step and the process, as in Mixup.
+    Images on a GPU are erased as by timm's PrefetchLoader: after normalising, as the erased pixels are normal noise.
+    Which images are erased then follows from the seed, the step and the process, as in Mixup.
     """
     probability = recipe.random_erasing
     erase = RandomErasing(probability, mode="pixel", device=device) if probability else None
 
     def prepare(images: Tensor) -> Tensor:
         images = images.to(device, non_blocking=True)
-        if images.dtype != torch.uint8:
+        if not normalised_on(device):
             return images
         normalised = normalise_like_torchvision(images, checkpoint.mean, checkpoint.std)
         erased: Tensor = normalised if erase is None else erase(normalised)

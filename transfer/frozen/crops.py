@@ -11,10 +11,17 @@ from typing import Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform, train_transform
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixel_transforms import (
+    decode_pixels_then,
+    last_steps,
+    random_crop_steps,
+)
 from transfer.frozen.recipes import CropRule
 
 
@@ -31,13 +38,14 @@ class Cropping(Protocol):
 
 
 def centre_crop(recipe: Cropping, checkpoint: Checkpoint) -> LoadImage:
-    """Build a recipe's centre crop as bytes, which the device normalises as in the checkpoint's pretraining."""
+    """Build a recipe's centre crop, as decoded, which the device normalises as in the checkpoint's pretraining."""
     return eval_transform(
         recipe.img_size,
         crop_ratio=recipe.test_crop_ratio,
         mean=checkpoint.mean,
         std=checkpoint.std,
         as_bytes=True,
+        pixel_format=checkpoint.pixel_format,
     )
 
 
@@ -49,7 +57,7 @@ def random_crop_flip(
     scale: tuple[float, float],
     hflip: float,
 ) -> LoadImage:
-    """Build a random crop and flip as bytes, which the device normalises as in the checkpoint's pretraining.
+    """Build a random crop and flip, as decoded, which the device normalises as in the checkpoint's pretraining.
 
     Args:
         img_size: (H, W) in pixels.
@@ -63,6 +71,7 @@ def random_crop_flip(
         crop_scale=scale,
         hflip=hflip,
         as_bytes=True,
+        pixel_format=checkpoint.pixel_format,
     )
 
 
@@ -95,10 +104,11 @@ class SingleDrawCrop(T.RandomResizedCrop):
 
     @staticmethod
     def get_params(
-        img: Image.Image, scale: Sequence[float], ratio: Sequence[float]
+        img: Image.Image | Tensor, scale: Sequence[float], ratio: Sequence[float]
     ) -> tuple[int, int, int, int]:
         """Return top, left, height and width of a crop."""
-        return sample_crop((img.height, img.width), scale, ratio)
+        _, height, width = T.functional.get_dimensions(img)
+        return sample_crop((height, width), scale, ratio)
 
 
 def single_draw_transform(
@@ -109,12 +119,16 @@ def single_draw_transform(
     crop_scale: tuple[float, float],
     hflip: float,
     as_bytes: bool = False,
+    pixel_format: PixelFormat = RGB,
 ) -> LoadImage:
     """Build the training transform of MAE's main_linprobe.py (lines 132 to 136).
 
     The arguments are those of `simmim_bench.data.datasets.train_transform`.
     """
     crop = SingleDrawCrop(img_size, crop_scale, interpolation=T.InterpolationMode.BICUBIC)
+    if not pixel_format.is_rgb:
+        steps = random_crop_steps(crop, hflip, pixel_format)
+        return decode_pixels_then(pixel_format, [*steps, *last_steps(mean, std, as_bytes=as_bytes)])
     flip = T.RandomHorizontalFlip(hflip)
     last = [T.PILToTensor()] if as_bytes else [T.ToTensor(), T.Normalize(mean, std)]
     return decode_then(T.Compose([crop, flip, *last]))

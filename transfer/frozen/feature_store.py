@@ -168,6 +168,7 @@ class FeatureStore:
             "crop": cropping,
             "mean": list(self.checkpoint.mean),
             "std": list(self.checkpoint.std),
+            **self._identify_pixels(),
             "precision": default_precision(recipe.precision, self.dist.device, allow_fp16=True),
             "blocks": sorted(
                 set().union(*(feature_set.blocks for feature_set in self.feature_sets))
@@ -176,6 +177,11 @@ class FeatureStore:
             **self._identify_padding(),
             **({} if recipe.token_norm == "none" else {"token_norm": recipe.token_norm}),
         }
+
+    def _identify_pixels(self) -> dict[str, Any]:
+        """Distinguish the features of images of 8 bits from those of other value ranges."""
+        value_range = self.checkpoint.value_range
+        return {} if value_range == "uint8" else {"value_range": value_range}
 
     def _identify_padding(self) -> dict[str, Any]:
         """Distinguish a padded Swin's features from those of versions that shifted a map before padding it."""
@@ -315,7 +321,7 @@ class FeatureStore:
         return forward
 
     def _dataset(self, images: ImageSource, crop: RandomCrop | None) -> Dataset[Any]:
-        """Return the images, cropped, as bytes."""
+        """Return the images, cropped, as decoded."""
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:
             return ImageDataset(images, centre_crop(recipe, checkpoint))

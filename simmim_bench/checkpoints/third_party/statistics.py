@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, check_statistics
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.checkpoints.third_party.weights import RenamedWeights, as_values, config_entries
+from simmim_bench.data.pixel_format import check_statistics
 from simmim_bench.errors import UsageError
 from simmim_bench.models.position_bias import BIAS_TABLE
 
