@@ -232,12 +232,13 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
 
     display.log("checking the machine")
     yield from check_machine(request.out)
-    of_data = list(_examine_data(request, display))
-    yield from of_data
-    checkpoint = None
+    # The checkpoint tells how the images of the data sets are read.
+    checkpoint, of_checkpoint = None, []
     if request.ckpt is not None:
         checkpoint, of_checkpoint = check_checkpoint(request.ckpt, request.arch)
-        yield from of_checkpoint
+    of_data = list(_examine_data(request, checkpoint, display))
+    yield from of_data
+    yield from of_checkpoint
     if request.recipe is None:
         return
     reason = None
@@ -270,14 +271,24 @@ def _frameworks_for_data(request: DoctorRequest) -> set[str]:
     return {name for task in tasks for name in frameworks_for(task, request.recipe)}
 
 
-def _examine_data(request: DoctorRequest, display: Display) -> Iterator[Finding]:
+def _examine_data(
+    request: DoctorRequest, checkpoint: Checkpoint | None, display: Display
+) -> Iterator[Finding]:
     """Yield the findings of all data sets."""
     from pretrain.doctor_checks import check_pretraining_data
+    from simmim_bench.data.pixel_format import RGB
     from simmim_bench.diagnostics.data_checks import Reading
     from transfer.finetune.doctor_checks import check_named
     from transfer.tasks import DATA_CHECKS, load_function
 
-    reading = Reading(display=display, every_file=request.every_file, recipe=request.recipe)
+    # A pretraining recipe has a pixel format as well.
+    source = request.recipe if request.is_pretraining else checkpoint
+    reading = Reading(
+        display=display,
+        every_file=request.every_file,
+        recipe=request.recipe,
+        pixel_format=getattr(source, "pixel_format", RGB),
+    )
     if request.images is not None:
         yield from check_pretraining_data(request.images, reading)
     for one in request.data:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -26,11 +27,13 @@ class Reading:
         every_file: whether all files are read; otherwise all files of splits with up to
             `CHECK_AT_ONCE` files, and `SAMPLE` files of larger splits.
         recipe: the recipe that the data are checked for, if one is given.
+        pixel_format: of the images, as the checkpoint or the pretraining recipe takes them.
     """
 
     display: Display
     every_file: bool = False
     recipe: Recipe | None = None
+    pixel_format: PixelFormat = RGB
 
     def choose(self, count: int) -> list[int]:
         """Return the indices of the files to read, ascending."""
