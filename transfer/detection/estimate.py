@@ -36,7 +36,8 @@ def plan_coco(
         checkpoint, recipe, num_classes=data.classes, masks=True, seed=0, device=device
     )
     model.train()
-    image = synthetic_image(recipe.img_size, data.classes)
+    channels = checkpoint.spec.in_chans
+    image = synthetic_image(recipe.img_size, data.classes, channels)
 
     def forward(images: int) -> Tensor:
         with EventStorage():
@@ -55,26 +56,30 @@ def plan_coco(
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself",
         memory=lambda: estimate_memory(
-            model, largest_image(recipe, data.classes), recipe, DistContext(device=device)
+            model,
+            largest_image(recipe, data.classes, channels),
+            recipe,
+            DistContext(device=device),
         ),
     )
 
 
-def largest_image(recipe: CocoRecipe, classes: int) -> dict[str, Any]:
+def largest_image(recipe: CocoRecipe, classes: int, channels: int = 3) -> dict[str, Any]:
     """Build a synthetic training image of the largest size that a recipe's images are padded to.
 
     Without a square, images are padded to the largest of their batch: one upright, another across at most.
     """
     side = max(recipe.img_size)
-    return synthetic_image((side, side), classes)
+    return synthetic_image((side, side), classes, channels)
 
 
-def synthetic_image(img_size: tuple[int, int], classes: int) -> dict[str, Any]:
+def synthetic_image(img_size: tuple[int, int], classes: int, channels: int = 3) -> dict[str, Any]:
     """Build a training image of random pixels, in the form that Detectron2's mapper returns.
 
     Args:
         img_size: (H, W) in pixels.
         classes: number of classes; the `OBJECTS` boxes have the classes 0, 1, ... in turn.
+        channels: of the image.
     """
     from detectron2.structures import BitMasks, Boxes, Instances
 
@@ -86,5 +91,5 @@ def synthetic_image(img_size: tuple[int, int], classes: int) -> dict[str, Any]:
     objects.gt_boxes = Boxes(corners)
     objects.gt_classes = torch.arange(OBJECTS) % classes
     objects.gt_masks = BitMasks(torch.ones(OBJECTS, height, width, dtype=torch.bool))
-    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (channels, height, width), dtype=torch.uint8)
     return {"image": pixels, "instances": objects, "height": height, "width": width}

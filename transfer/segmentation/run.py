@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.models.spec import BackboneSpec
@@ -56,12 +58,17 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
         DivergedError: the loss is not finite.
         InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; the iteration is saved.
     """
-    check_sizes(job.recipe, job.checkpoint.spec, context.dist)
+    check_model(job.recipe, job.checkpoint, context.dist)
     require_mmseg()
     set_local_rank(context.dist)
     from transfer.segmentation.loop import train_and_predict
 
-    data = read_data(context.run, job.data, reduce_zero_label=job.recipe.reduce_zero_label)
+    data = read_data(
+        context.run,
+        job.data,
+        reduce_zero_label=job.recipe.reduce_zero_label,
+        pixel_format=job.checkpoint.pixel_format,
+    )
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
     try:
         metric = train_and_predict(context, job.checkpoint, job.recipe, data, folder)
@@ -70,7 +77,9 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     return _finish(context, job, data, metric) if context.dist.is_main else None
 
 
-def read_data(run: RunDir, root: Path, *, reduce_zero_label: bool) -> SegmentationData:
+def read_data(
+    run: RunDir, root: Path, *, reduce_zero_label: bool, pixel_format: PixelFormat = RGB
+) -> SegmentationData:
     """List both splits, read the class names, check files and labels, and log what a user should know of them.
 
     Raises:
@@ -82,6 +91,7 @@ def read_data(run: RunDir, root: Path, *, reduce_zero_label: bool) -> Segmentati
         (training, validation),
         names,
         LabelScheme(classes=len(names), reduce_zero_label=reduce_zero_label),
+        pixel_format,
     ):
         run.log(f"ade20k: data: {remark}")
     return SegmentationData(training=training, validation=validation, class_names=names)
@@ -114,12 +124,18 @@ def require_mmseg() -> None:
         ) from error
 
 
-def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> None:
-    """Check that the model can be trained with the recipe's batch size and image sizes.
+def check_model(recipe: Ade20kRecipe, checkpoint: Checkpoint, dist: DistContext) -> None:
+    """Check that the model can be trained with the recipe's batch size, image sizes and colour distortion.
 
     Raises:
-        UsageError: a size is not allowed.
+        UsageError: a size is not allowed, or the distortion is not defined for the checkpoint's images.
     """
+    if recipe.photometric and not checkpoint.pixel_format.is_rgb:
+        raise UsageError(
+            f"recipe '{recipe.name}' distorts brightness, contrast, saturation and hue (photometric), which "
+            f"MMSegmentation defines for RGB images of 8 bits, but {checkpoint.name} takes "
+            f"{checkpoint.pixel_format}; use -o photometric=false."
+        )
     per_process_batch(recipe.batch_size, dist.size)
     # On GPUs, batches are normalised over all processes; see `build_segmentor`.
     min_batch = 2 if dist.device.type == "cuda" else 2 * dist.size
@@ -128,7 +144,7 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> 
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
             f"images needs {min_batch} images or more."
         )
-    spec = spec.at(patch_size=recipe.patch_size)
+    spec = checkpoint.spec.at(patch_size=recipe.patch_size)
     pyramid = spec.family == "vit" and recipe.head == "upernet"
     if recipe.map_blocks and spec.family == "vit":
         _check_blocks(recipe, spec)
@@ -181,7 +197,14 @@ def _finish(
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
     palette = np.array(metric.dataset_meta["palette"])
     predictions = write_predictions(
-        context.run, data.validation, names, metric.confusions, metric.shown, palette, scheme
+        context.run,
+        data.validation,
+        names,
+        metric.confusions,
+        metric.shown,
+        palette,
+        scheme,
+        job.checkpoint.pixel_format,
     )
     return write_record(
         context.run,
