@@ -46,7 +46,7 @@ def check_sizes(recipe: PretrainRecipe) -> BackboneSpec:
 def load_teacher(recipe: PretrainRecipe, spec: BackboneSpec) -> TargetSource | None:
     """Load the teacher or tokenizer that the recipe's target comes from; None for other targets."""
     unit = masking_unit(recipe.masking, recipe.mask_patch_size)
-    return load_target_model(recipe.design, spec, unit)
+    return load_target_model(recipe.design, spec, unit, recipe.statistics)
 
 
 def check_same_teacher(teacher: TargetSource | None, saved: Checkpoint) -> None:
@@ -82,7 +82,14 @@ def build_model(
         UsageError: the checkpoint is of another arch, image size or design.
     """
     known = None if teacher is None else teacher.known
-    model = SimMIM(spec, recipe.design, known, drop_path_rate=recipe.drop_path_rate, seed=seed)
+    model = SimMIM(
+        spec,
+        recipe.design,
+        known,
+        drop_path_rate=recipe.drop_path_rate,
+        seed=seed,
+        statistics=recipe.statistics,
+    )
     if init_from is not None:
         _load_initial_weights(model, recipe, init_from)
     model = model.to(device)
@@ -97,8 +104,7 @@ def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str)
     if checkpoint.pixel_format != recipe.pixel_format:
         raise UsageError(
             f"--init-from {init_from} takes {checkpoint.pixel_format}, but the recipe's images are "
-            f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}, or convert it with --in-chans "
-            f"{recipe.in_chans}."
+            f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}."
         )
     if start.spec != model.spec:
         raise UsageError(

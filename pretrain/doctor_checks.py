@@ -49,7 +49,7 @@ def _examine(
     if images is None:
         yield group.finding(split, "ok", "none; the held-out loss is that of training images")
         return
-    found = ReadImages()
+    found = ReadImages(reading.pixel_format)
     how, faults = reading.read(
         f"{GROUP} {split}", len(images), lambda index: found.read(images, index)
     )

@@ -20,11 +20,13 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import Precision, Recipe, check_positive
 
-# Classes divide the range [0, 1] of 8 or 16 bits; a tokenizer is fitted to pixels of 8 bits.
+# Classes divide the range [0, 1] of 8 or 16 bits; a tokenizer or teacher takes pixels of 8 bits.
 RANGES_OF_TARGETS: dict[str, tuple[ValueRange, ...]] = {
     "bins": ("uint8", "uint16"),
     "clusters": ("uint8", "uint16"),
     "tokens": ("uint8",),
+    "teacher_features": ("uint8",),
+    "teacher_pixels": ("uint8",),
 }
 Masking = Literal["random", "square", "block", "pixels", "regions", "multimodal"]
 
@@ -117,8 +119,13 @@ class PretrainRecipe(Design, Recipe):
         ranges = RANGES_OF_TARGETS.get(self.target, VALUE_RANGES)
         if self.value_range not in ranges:
             raise UsageError(
-                f"target {self.target} needs pixels in {' or '.join(ranges)}, which value_range={self.value_range} is "
-                "not; use -o target=pixels."
+                f"target {self.target} needs pixels of {' or '.join(ranges)}, but value_range={self.value_range}; use "
+                "-o target=pixels."
+            )
+        if self.tokenizer is not None and not wanted.is_rgb:
+            raise UsageError(
+                f"tokenizer {self.tokenizer} takes RGB images of 8 bits, but the recipe has {wanted}; remove "
+                "-o tokenizer=... to fit one."
             )
 
     @property

@@ -15,6 +15,7 @@ normalised by their surroundings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from pretrain.masking.masks import hidden_patches, upsample_mask
 from pretrain.targets.base import Target
 from pretrain.targets.pixels import PixelTarget
 from pretrain.targets.table import TARGETS
-from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_backbone
@@ -70,6 +71,7 @@ class SimMIM(nn.Module):
     Args:
         target_model: metadata of the teacher or tokenizer that the target comes from. Attach the model itself
             with `target.attach_model`; without it the loss is NaN.
+        statistics: mean and standard deviation that normalise the images.
 
     Raises:
         UsageError: the backbone does not support the design.
@@ -83,6 +85,7 @@ class SimMIM(nn.Module):
         *,
         drop_path_rate: float = 0.0,
         seed: int = 0,
+        statistics: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
     ) -> None:
         super().__init__()
         check_design(design, spec, target_model)
@@ -98,6 +101,7 @@ class SimMIM(nn.Module):
             bound = 0.02 if spec.narrow_init else 2.0
             nn.init.trunc_normal_(self.mask_token, std=0.02, a=-bound, b=bound, generator=generator)
         self.target = TARGETS[design.target](design, spec, target_model)
+        self.target.set_statistics(*statistics)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.aggregate = LevelAggregation(spec) if design.aggregate else None
@@ -207,7 +211,12 @@ def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
         )
     try:
         provenance = checkpoint.provenance
-        model = SimMIM(checkpoint.spec, read_design(provenance), read_target_model(provenance))
+        model = SimMIM(
+            checkpoint.spec,
+            read_design(provenance),
+            read_target_model(provenance),
+            statistics=(checkpoint.mean, checkpoint.std),
+        )
         model.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError, UsageError) as error:
         raise DataError(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import check_rgb, check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.named import DataSet, check_data_sets
 from simmim_bench.display import Display
@@ -28,6 +27,7 @@ from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
 from simmim_bench.training.precision import describe_slow_precision
+from transfer.images import check_images, default_overrides
 from transfer.job import TransferJob
 from transfer.recipes import (
     RECIPES,
@@ -161,16 +161,19 @@ def resolve_transfer(
     options, task = request.options, request.task
     found = None if options.recipe is None else find_recipe(RECIPES, options.recipe)
     checkpoint = checkpoint or read_checkpoint(ckpt)
-    check_statistics_fit(checkpoint)
-    if not TASKS[task].any_images:
-        check_rgb(ckpt, checkpoint.pixel_format, task)
+    overrides = options.overrides
     if found is not None:
         named, reason = DefaultRecipe(found, "as requested")
     else:
         pretraining = pretraining_recipe(checkpoint.provenance)
         named, reason = choose_recipe(task, checkpoint.spec, pretraining)
-    recipe = override(named, options.overrides)
+        geometric = default_overrides(named, checkpoint.pixel_format)
+        if geometric:
+            reason += f", with {' '.join(geometric)} for {checkpoint.pixel_format}"
+        overrides = (*geometric, *overrides)
+    recipe = override(named, overrides)
     check_recipe_type(task, recipe)
+    check_images(task, recipe, checkpoint)
     arguments: dict[str, Any] = {
         "task": task,
         "ckpt": ckpt,
@@ -262,16 +265,26 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
         )
     checkpoint, options = plan.transfer.checkpoint, request.options
     spec, pretraining = checkpoint.spec, pretraining_recipe(checkpoint.provenance)
-    other = f"random:{spec.arch}" if baseline == "random" else baseline
+    other, other_checkpoint = baseline, None
+    if baseline == "random":
+        other = f"random:{spec.arch}"
+        other_checkpoint = read_checkpoint(other).for_images_of(checkpoint)
+    overrides = options.overrides
+    if options.recipe is None:
+        default = default_recipe(request.task, spec, pretraining)
+        overrides = (*default_overrides(default, checkpoint.pixel_format), *overrides)
     out = options.out
     options = replace(
         options,
-        recipe=options.recipe or default_recipe(request.task, spec, pretraining).name,
+        recipe=options.recipe or default.name,
+        overrides=overrides,
         out=None if out is None else out.with_name(f"{out.name}-from-{slug(other)}"),
         resume=True,
         overwrite=False,
     )
-    return plan_transfer(replace(request, options=options), other, plan.seeds)
+    return plan_transfer(
+        replace(request, options=options), other, plan.seeds, checkpoint=other_checkpoint
+    )
 
 
 def slug(ckpt: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
+from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
     ImageSource,
@@ -49,7 +51,13 @@ def describe_data(job: TransferJob[Any], train: ImageSource, val: ImageSource) -
         "train_images": len(train),
         "train_fingerprint": train.fingerprint(),
         "fingerprint": val.fingerprint(),
+        **describe_images(job.checkpoint.pixel_format),
     }
+
+
+def describe_images(pixel_format: PixelFormat) -> dict[str, Any]:
+    """Describe images that are not RGB of 8 bits as a record stores them."""
+    return {} if pixel_format.is_rgb else {"images": asdict(pixel_format)}
 
 
 def _describe_hub(images: ImageSource) -> list[str]:

@@ -15,8 +15,16 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
-from simmim_bench.data.sources import any_images
+from simmim_bench.data.figures import (
+    Channels,
+    denormalise,
+    evenly_spaced,
+    load_uncropped,
+    renderer,
+    shown_channels,
+    write_grid,
+)
+from simmim_bench.data.sources import ImageSource, any_images
 from simmim_bench.errors import UsageError
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.results.record import read_record
@@ -34,7 +42,14 @@ OUTLIERS = (
 
 @torch.no_grad()
 def visualize_pca(
-    ckpt: str, data: Path, out: Path, *, count: int, img_size: int | None, block: int
+    ckpt: str,
+    data: Path,
+    out: Path,
+    *,
+    count: int,
+    img_size: int | None,
+    block: int,
+    channels: Channels | None = None,
 ) -> None:
     """Write images of a folder next to the first three principal components of their patch features, as colours.
 
@@ -45,14 +60,17 @@ def visualize_pca(
         count: number of images, evenly spaced in the folder.
         img_size: side of the images in pixels; None for the checkpoint's.
         block: the block of a ViT, or the stage of another backbone, counted from 1; -1 for the last.
+        channels: those that are shown; see `figures.renderer`.
 
     Raises:
-        UsageError: a block that the backbone does not have, or an image size that does not fit.
+        UsageError: channels that the images do not have, a block that the backbone does not have, or an image size
+            that does not fit.
         DataError: a checkpoint or an image that cannot be used.
     """
     checkpoint = read_checkpoint(ckpt)
     spec = checkpoint.spec
     check_statistics_fit(checkpoint)
+    shown_channels(channels, checkpoint.pixel_format)
     number = _block_number(checkpoint, block)
     size = spec.img_size if img_size is None else (img_size, img_size)
     is_vit = spec.family == "vit"
@@ -60,15 +78,16 @@ def visualize_pca(
     model = load_backbone(checkpoint, size, maps=maps).eval()
     level = 0 if is_vit else number - 1
     images = evenly_spaced(any_images(data), count)
-    pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+    pixels = _load(checkpoint, images, size)
     features = torch.cat([model.forward_maps(image)[level] for image in pixels.split(1)])
     colours = F.interpolate(principal_components(features), size=size)
-    original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
-    write_grid(torch.stack([original, colours], 1), out)
+    write_grid(torch.stack([_render(checkpoint, pixels, channels), colours], 1), out)
 
 
 @torch.no_grad()
-def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
+def visualize_attention(
+    run: str, data: Path, out: Path, *, count: int, channels: Channels | None = None
+) -> None:
     """Write images of a folder next to the attention of a fitted attentive probe.
 
     The first tile after an image is the mean attention of all queries, the others are those of the first queries. The
@@ -78,9 +97,10 @@ def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
         run: a run directory of `transfer attentive`.
         out: PNG file.
         count: number of images, evenly spaced in the folder.
+        channels: those that are shown; see `figures.renderer`.
 
     Raises:
-        UsageError: the run is of another task.
+        UsageError: the run is of another task, or the images do not have the channels.
         DataError: the run keeps no classifier, its backbone has changed, or an image cannot be used.
     """
     folder = Path(run)
@@ -91,16 +111,34 @@ def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
             "`simmim-bench transfer attentive`."
         )
     checkpoint = read_backbone(folder, read_record(folder / "record.json"))
+    shown_channels(channels, checkpoint.pixel_format)
     classifier = build_classifier(fitted, checkpoint)
     images = evenly_spaced(any_images(data), count)
     size = tuple(fitted.settings["img_size"])
-    pixels = load_uncropped(images, size, mean=checkpoint.mean, std=checkpoint.std)
+    pixels = _load(checkpoint, images, size)
     weights = torch.cat([classifier.attention(image) for image in pixels.split(1)])
     shown = torch.cat([weights.mean(1, keepdim=True), weights[:, :QUERIES]], 1)
     brightness = F.interpolate(shown / shown.amax((2, 3), keepdim=True), size=size, mode="bilinear")
-    original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
+    original = _render(checkpoint, pixels, channels)
     dimmed = original[:, None] * (DARKEST + (1 - DARKEST) * brightness[:, :, None])
     write_grid(torch.cat([original[:, None], dimmed], 1), out)
+
+
+def _load(checkpoint: Checkpoint, images: ImageSource, size: tuple[int, int]) -> Tensor:
+    """Load images as a checkpoint takes them, uncropped."""
+    return load_uncropped(
+        images,
+        size,
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        pixel_format=checkpoint.pixel_format,
+    )
+
+
+def _render(checkpoint: Checkpoint, pixels: Tensor, channels: Channels | None) -> Tensor:
+    """Render normalised images as RGB."""
+    original = denormalise(pixels, mean=checkpoint.mean, std=checkpoint.std)
+    return renderer(original, checkpoint.pixel_format, channels)(original)
 
 
 def _block_number(checkpoint: Checkpoint, block: int) -> int:

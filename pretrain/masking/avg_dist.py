@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from pretrain.masking.masks import mask_generator, sample_recipe_masks, upsample_mask
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import SeededDataset
 
@@ -46,7 +45,8 @@ def recipe_average_distance(
     """Return the average distance of the masks that a run uses for 64 images in its first epoch.
 
     Args:
-        dataset: items are (image (C, H, W) uint8, label), augmented; 64 evenly spaced ones are used, or all of fewer.
+        dataset: items are (image (C, H, W) as decoded, label), augmented; 64 evenly spaced ones are used, or all of
+            fewer.
         seed: seed of the run.
     """
     count = len(dataset)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def recipe_average_distance(
     chosen = [i * count // measured for i in range(measured)]
     seeded = SeededDataset(dataset, seed, epoch=0)
     pixels = torch.stack([seeded[i][0] for i in chosen])
-    images = normalise(pixels, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
+    images = normalise(pixels, *recipe.statistics, torch.device("cpu"))
     generators = [mask_generator(seed, 0, i) for i in chosen]
     return average_distance(
         sample_recipe_masks(recipe, patch_size, images, generators), recipe.img_size

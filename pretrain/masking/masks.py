@@ -18,7 +18,6 @@ from torch import Tensor
 from pretrain.masking.content import multimodal, regions
 from pretrain.masking.strategies import MaskRequest, Strategy, blocks, random_units, square
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.decode import normalise
 from simmim_bench.errors import UsageError
 
@@ -139,7 +138,7 @@ def sample_image_mask(
     """Sample the mask of a training image, which a run's seed, the epoch and the image's index determine.
 
     Args:
-        pixels: (C, H, W) uint8, augmented.
+        pixels: (C, H, W), as decoded, augmented.
         index: of the image in its data set.
 
     Returns:
@@ -147,7 +146,7 @@ def sample_image_mask(
     """
     images = pixels.unsqueeze(0)
     if recipe.masking in READS_PIXELS:
-        images = normalise(images, IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
+        images = normalise(images, *recipe.statistics, torch.device("cpu"))
     generator = mask_generator(seed, epoch, index)
     return sample_recipe_masks(recipe, patch_size, images, generator)[0].bool()
 

@@ -9,7 +9,7 @@ label), t side in pixels of the square that a point covers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,9 @@ class Target(nn.Module):
     def describe(self) -> str:
         """Return a short description of what is predicted, for logs and messages."""
         raise NotImplementedError
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and standard deviation that normalise the images, for targets in other units."""
 
     def attach_model(self, model: nn.Module) -> None:
         """Set the model that the target comes from; it maps (images, hidden pixels) to what `query_model` returns."""

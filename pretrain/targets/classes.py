@@ -6,7 +6,7 @@ section 4.1.4 of arXiv 2111.09886.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,11 @@ class ClassificationTarget(Target):
     ) -> None:
         super().__init__(design, spec, model)
         self.groups, self.classes = groups, self.channels // groups
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        self.set_statistics(IMAGENET_MEAN, IMAGENET_STD)
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the mean and standard deviation that normalise the images."""
+        for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 

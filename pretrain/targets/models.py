@@ -59,8 +59,13 @@ class Renormalise(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        self.own = (mean, std)
+        self.set_student(IMAGENET_MEAN, IMAGENET_STD)
+
+    def set_student(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set the student's normalisation."""
         student_mean, student_std, model_mean, model_std = (
-            torch.tensor(x).view(-1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD, mean, std)
+            torch.tensor(x).view(-1, 1, 1) for x in (mean, std, *self.own)
         )
         self.register_buffer("scale", student_std / model_std)
         self.register_buffer("shift", (student_mean - model_mean) / model_std)
@@ -162,12 +167,18 @@ class UserTokenizer(nn.Module):
         return images
 
 
-def load_target_model(design: Design, spec: BackboneSpec, unit: int) -> TargetSource | None:
+def load_target_model(
+    design: Design,
+    spec: BackboneSpec,
+    unit: int,
+    statistics: tuple[Sequence[float], Sequence[float]] = (IMAGENET_MEAN, IMAGENET_STD),
+) -> TargetSource | None:
     """Load the teacher or tokenizer that a design names; None if it names none.
 
     Args:
         spec: the student's backbone.
         unit: side in pixels of the student's masking unit (`masking_unit`).
+        statistics: the student's mean and standard deviation.
 
     Raises:
         UsageError: the model does not fit the student, or a user-defined function does not return a valid tokenizer.
@@ -176,6 +187,9 @@ def load_target_model(design: Design, spec: BackboneSpec, unit: int) -> TargetSo
     load = LOADERS.get(design.target)
     source = None if load is None else load(design, spec, unit)
     if source is not None:
+        for module in source.model.modules():
+            if isinstance(module, Renormalise):
+                module.set_student(*statistics)
         source.model.requires_grad_(False).eval()
     return source
 
@@ -226,6 +240,11 @@ def _read_teacher(design: Design, spec: BackboneSpec) -> Checkpoint:
             f"teacher {design.teacher} needs images of {checkpoint.spec.in_chans} channels, but the student has "
             f"{spec.in_chans}; use a teacher of {spec.in_chans} channels."
         )
+    if checkpoint.value_range != "uint8":
+        raise UsageError(
+            f"teacher {design.teacher} takes {checkpoint.pixel_format}, but the student's images are of 8 bits; use "
+            "another teacher."
+        )
     return checkpoint
 
 
@@ -254,6 +273,11 @@ def _load_tokenizer(design: Design, spec: BackboneSpec, unit: int) -> TargetSour
 def _load_fitted_tokenizer(name: str) -> TargetSource:
     checkpoint = read_checkpoint(name)
     model = load_simmim(checkpoint)
+    if not checkpoint.pixel_format.is_rgb:
+        raise UsageError(
+            f"tokenizer {name} takes {checkpoint.pixel_format}, but the student's are RGB images of 8 bits; use "
+            "another tokenizer."
+        )
     if not isinstance(model.target, TokenTarget):
         raise UsageError(
             f"{name} contains no tokenizer: it predicts {model.target.describe()}; use a run with "

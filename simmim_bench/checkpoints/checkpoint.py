@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from simmim_bench.files import (
     replacing,
     replacing_directory,
     sha256_file,
+    sha256_json,
     sync,
     use_default_mode,
     write_json,
@@ -80,6 +81,21 @@ class Checkpoint:
     def pixel_format(self) -> PixelFormat:
         """What the images are like that the model takes."""
         return PixelFormat(self.spec.in_chans, self.value_range)
+
+    def for_images_of(self, other: Checkpoint) -> Checkpoint:
+        """Return this checkpoint of random weights for the images of another one; unchanged for RGB of 8 bits."""
+        assert self.is_random
+        if other.pixel_format.is_rgb:
+            return self
+        spec = replace(self.spec, in_chans=other.spec.in_chans)
+        return replace(
+            self,
+            spec=spec,
+            sha256=sha256_json({"random": spec.to_json()}),
+            mean=other.mean,
+            std=other.std,
+            value_range=other.value_range,
+        )
 
     @property
     def label(self) -> str:

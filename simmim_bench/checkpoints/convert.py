@@ -30,6 +30,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
+from simmim_bench.data.pixel_format import ValueRange, count_channels
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import replacing_directory, sync, use_default_mode
 from simmim_bench.models.build import Backbone, build_backbone
@@ -86,6 +87,8 @@ def convert(
     window_size: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    in_chans: int | None = None,
+    value_range: ValueRange | None = None,
     label: str | None = None,
     overwrite: bool = False,
     hints: Hints = NO_HINTS,
@@ -99,6 +102,8 @@ def convert(
         to: name of the format, for messages.
         img_size, window_size: sizes that position tables are resized to; None keeps the checkpoint's.
         mean, std: normalisation of the input, if the source does not specify it.
+        in_chans: channels that the first convolution is adapted to; None for the source's.
+        value_range: what the values of the input are; None for the source's.
         label: name of the row in a leaderboard.
         overwrite: replace an existing destination.
         hints: what a third-party source does not show.
@@ -110,24 +115,34 @@ def convert(
     """
     if (mean is None) != (std is None):
         raise UsageError("--mean and --std belong together; set both or neither.")
+    if (in_chans or value_range) and mean is None:
+        raise UsageError(
+            "--in-chans and --value-range need the --mean and --std of the images; `simmim-bench data statistics DIR` "
+            "computes them."
+        )
     if mean and std:
         hints = replace(hints, statistics=PixelStatistics(mean, std))
     checkpoint = _read_source(source, destination, overwrite=overwrite, hints=hints)
+    adapted = adaptation(checkpoint, in_chans)
     provenance = {
         **checkpoint.provenance,
-        "label": label or checkpoint.label,
+        "label": label or ", ".join([checkpoint.label, *adapted.values()]),
         "converted_from": checkpoint.sha256,
+        **adapted,
     }
-    resized, report = resize(
-        replace(
-            checkpoint,
-            mean=mean or checkpoint.mean,
-            std=std or checkpoint.std,
-            provenance=provenance,
-        ),
-        img_size,
-        window_size,
+    described = replace(
+        checkpoint,
+        mean=mean or checkpoint.mean,
+        std=std or checkpoint.std,
+        value_range=value_range or checkpoint.value_range,
+        provenance=provenance,
     )
+    channels = in_chans or checkpoint.spec.in_chans
+    if mean and len(mean) != channels:
+        raise UsageError(
+            f"--mean has {len(mean)} values, but the model takes {count_channels(channels)}; use one per channel."
+        )
+    resized, report = resize(described, img_size, window_size, in_chans)
     result = _write_verified(resized, destination, write=write, to=to, source=source)
     spec = resized.spec
     return Conversion(
@@ -180,12 +195,38 @@ def _write_verified(
     return replace(result, usage=result.usage.replace(str(temporary), str(destination)))
 
 
+def adaptation(checkpoint: Checkpoint, in_chans: int | None) -> dict[str, str]:
+    """Return what the provenance says of a first convolution that is adapted to other channels.
+
+    Raises:
+        UsageError: the checkpoint does not take three channels, which timm's rule adapts.
+    """
+    own = checkpoint.spec.in_chans
+    if in_chans is None or in_chans == own:
+        return {}
+    if own != 3:
+        raise UsageError(
+            f"--in-chans {in_chans} adapts weights for 3 channels, but {checkpoint.name} takes {count_channels(own)}; "
+            "use a checkpoint of RGB images."
+        )
+    return {"adapted": f"{count_channels(in_chans)} adapted from {own}"}
+
+
 def resize(
-    checkpoint: Checkpoint, img_size: tuple[int, int] | None, window_size: int | None
+    checkpoint: Checkpoint,
+    img_size: tuple[int, int] | None,
+    window_size: int | None,
+    in_chans: int | None = None,
 ) -> tuple[Checkpoint, LoadReport]:
-    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form."""
+    """Resize a checkpoint's position tables to another (H, W) or window, keeping the form.
+
+    With `in_chans` for another number of channels, the first convolution is adapted as in timm, and a pretraining
+    checkpoint becomes one of its encoder, whose head predicts the old channels.
+    """
     assert checkpoint.state is not None
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
+    if in_chans not in (None, spec.in_chans):
+        return _adapt_channels(checkpoint, replace(spec, in_chans=in_chans))
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
     prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
@@ -193,6 +234,15 @@ def resize(
     outside = {k: v for k, v in checkpoint.state.items() if prefix and not k.startswith(prefix)}
     state = {prefix + k: loaded[k] for k in report.matched + report.resized} | outside
     return replace(checkpoint, spec=spec, state=state), report
+
+
+def _adapt_channels(checkpoint: Checkpoint, spec: BackboneSpec) -> tuple[Checkpoint, LoadReport]:
+    """Return the checkpoint of a backbone for other channels, in its transfer form."""
+    model = build_backbone(spec, num_classes=_num_classes(checkpoint))
+    report = load_state(model, checkpoint)
+    loaded = model.state_dict()
+    state = {name: loaded[name] for name in report.matched + report.resized}
+    return replace(checkpoint, spec=spec, form="transfer", state=state), report
 
 
 def _num_classes(checkpoint: Checkpoint) -> int:
@@ -242,6 +292,7 @@ def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
         form=checkpoint.form,
         mean=checkpoint.mean,
         std=checkpoint.std,
+        value_range=checkpoint.value_range,
         provenance=checkpoint.provenance,
     )
     images = probe_images(checkpoint.spec)

@@ -209,7 +209,7 @@ def _resize_weight(
     if name.endswith(VECTORS) and value.shape[1:] == current.shape[1:]:
         return value if value.shape == current.shape else resize_vectors(value, len(current))
     if name in FIRST_CONVOLUTIONS:
-        if value.shape[1] != current.shape[1]:
+        if value.shape[1] != current.shape[1] and value.shape[1] == 3:  # as timm's rule is for
             value = adapt_input_conv(current.shape[1], value, value.shape[1])
         if spec.family == "vit" and spec.patch_size != old.patch_size:
             value = F.interpolate(value, size=current.shape[2:], mode="bicubic")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import click
 
-from simmim_bench.cli.options import complete_ckpt, read_size
+from simmim_bench.cli.options import NUMBERS, NumbersCommand, complete_ckpt, read_size
+from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 
 
-@click.command()
+@click.command(cls=NumbersCommand)
 @click.argument("src", metavar="SRC", shell_complete=complete_ckpt)
 @click.argument("dst", metavar="DST", type=click.Path(path_type=Path))
 @click.option(
@@ -31,17 +32,28 @@ from simmim_bench.cli.options import complete_ckpt, read_size
 )
 @click.option(
     "--mean",
-    nargs=3,
-    type=float,
+    type=NUMBERS,
     metavar="R G B",
-    help="Normalisation mean that the weights expect, if the file has none; pixels are in [0, 1].",
+    help="Normalisation mean that the weights expect, if the file has none, one value per channel; pixels are in "
+    "[0, 1].",
 )
 @click.option(
     "--std",
-    nargs=3,
-    type=click.FloatRange(0, min_open=True),
+    type=NUMBERS,
     metavar="R G B",
     help="Normalisation standard deviation that the weights expect, if the file has none.",
+)
+@click.option(
+    "--in-chans",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Adapt the first convolution of RGB weights to N channels by timm's rule; --mean and --std are those of the "
+    "new images. DST holds the backbone alone.",
+)
+@click.option(
+    "--value-range",
+    type=click.Choice(VALUE_RANGES),
+    help="Values of the images: 8 bits, 16 bits, or as stored, in whose unit --mean and --std are.",
 )
 @click.option(
     "--num-heads",
@@ -80,6 +92,8 @@ def convert(
     window_size: int | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    in_chans: int | None,
+    value_range: ValueRange | None,
     num_heads: int | None,
     source_window_size: int | None,
     source_img_size: str | None,
@@ -106,6 +120,7 @@ def convert(
       simmim-bench convert simmim_pretrain__vit_base.pth checkpoints/simmim_vit_b
       simmim-bench convert mae_pretrain_vit_base.pth mae_384 --img-size 384
       simmim-bench convert runs/swin_b swin_b.pth --to mmseg
+      simmim-bench convert mae_pretrain_vit_base.pth mae_grey --in-chans 1 --mean 0.18 --std 0.22
     """
     from simmim_bench.checkpoints.convert import WRITERS
     from simmim_bench.checkpoints.convert import convert as run_conversion
@@ -127,6 +142,8 @@ def convert(
         window_size=window_size,
         mean=mean,
         std=std,
+        in_chans=in_chans,
+        value_range=value_range,
         label=label,
         overwrite=overwrite,
         hints=Hints(

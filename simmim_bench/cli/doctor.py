@@ -26,7 +26,7 @@ from simmim_bench.cli.options import (
 )
 from simmim_bench.data.named import DataSet, check_unique
 from simmim_bench.diagnostics.findings import Finding, describe, exit_code
-from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.tasks import tasks_on
 
 if TYPE_CHECKING:
@@ -232,7 +232,6 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
 
     display.log("checking the machine")
     yield from check_machine(request.out)
-    # The checkpoint tells how the images of the data sets are read.
     checkpoint, of_checkpoint = None, []
     if request.ckpt is not None:
         checkpoint, of_checkpoint = check_checkpoint(request.ckpt, request.arch)
@@ -281,13 +280,12 @@ def _examine_data(
     from transfer.finetune.doctor_checks import check_named
     from transfer.tasks import DATA_CHECKS, load_function
 
-    # A pretraining recipe has a pixel format as well.
-    source = request.recipe if request.is_pretraining else checkpoint
+    described: Any = request.recipe if request.is_pretraining else checkpoint
     reading = Reading(
         display=display,
         every_file=request.every_file,
         recipe=request.recipe,
-        pixel_format=getattr(source, "pixel_format", RGB),
+        pixel_format=RGB if described is None else described.pixel_format,
     )
     if request.images is not None:
         yield from check_pretraining_data(request.images, reading)
@@ -317,6 +315,7 @@ def _estimate(
     from simmim_bench.distributed import best_device
     from simmim_bench.models.archs import find_spec
     from simmim_bench.training.memory import retain_freed_memory
+    from transfer.images import check_images
     from transfer.tasks import load_function, runner_of, task_of
 
     device, recipe = best_device(), request.recipe
@@ -328,6 +327,11 @@ def _estimate(
     else:
         checkpoint = checkpoint or read_checkpoint(f"random:{request.arch}")
         layout, spec = task_of(recipe).data, checkpoint.spec
+        try:
+            check_images(task_of(recipe).name, recipe, checkpoint)
+        except DataError as error:
+            yield Finding(group="estimate", name="images", state="problem", said=str(error))
+            return
     refused = too_large(spec, device)
     if refused is not None:
         yield refused

@@ -100,6 +100,48 @@ def complete_ckpt(
     return [CompletionItem(incomplete, type="file")]
 
 
+class Numbers(click.ParamType):
+    """Numbers, separated by commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Parse the numbers."""
+        if isinstance(value, tuple):
+            return value
+        if not are_numbers(value):
+            self.fail(f"{value} is not a list of numbers, such as 0.5,0.5,0.5.", param, ctx)
+        return tuple(map(float, value.split(",")))
+
+
+NUMBERS = Numbers()
+
+
+def are_numbers(text: str) -> bool:
+    """Return whether a text consists of numbers, separated by commas."""
+    try:
+        return bool([float(part) for part in text.split(",")])
+    except ValueError:
+        return False
+
+
+class NumbersCommand(click.Command):
+    """A command whose options of type `NUMBERS` take numbers with commas or spaces: `--mean 0.5 0.5 0.5`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the numbers after such an option, then parse the arguments."""
+        flags = {flag for option in self.params if option.type is NUMBERS for flag in option.opts}
+        joined: list[str] = []
+        for arg in args:
+            if joined[-2:-1] and joined[-2] in flags and are_numbers(f"{joined[-1]},{arg}"):
+                joined[-1] += f",{arg}"
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, joined)
+
+
 def override_option(help_text: str, *, of: str = "") -> Callable[[Any], Any]:
     """Return the option that changes a recipe: -o, --override, or that of a second recipe.
 

@@ -18,6 +18,18 @@ OPTIONS_OF = {
 }
 
 
+def read_channels(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """Parse numbers of channels, such as 3,2,1."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() for part in parts):
+        raise UsageError(f"--channels {value} is not a list of numbers; use one such as 3,2,1.")
+    return tuple(map(int, parts))
+
+
 @click.command()
 @click.option(
     "--ckpt",
@@ -78,7 +90,21 @@ OPTIONS_OF = {
     show_default=True,
     help="For pca: the block of a ViT, or the stage of another backbone, from 1; -1 for the last.",
 )
-def visualize(ckpt: str, what: str, images: Path, out: Path, count: int, **options: Any) -> None:
+@click.option(
+    "--channels",
+    metavar="N,N,N",
+    callback=read_channels,
+    help="Channels, counted from 1, that are shown as red, green and blue, or one as grey; by default the first three.",
+)
+def visualize(
+    ckpt: str,
+    what: str,
+    images: Path,
+    out: Path,
+    count: int,
+    channels: tuple[int, ...] | None,
+    **options: Any,
+) -> None:
     """Plot what a model computes from images, next to the images.
 
     By default: the masked image, and the reconstruction with the visible part pasted in.
@@ -90,6 +116,9 @@ def visualize(ckpt: str, what: str, images: Path, out: Path, count: int, **optio
           --out attention.png --what attention
       simmim-bench visualize --ckpt runs/vit_b --images coco/val2017 --out objects.png \\
           --mask boxes --annotations coco/annotations/instances_val2017.json
+      simmim-bench visualize --ckpt runs/sentinel2 --images scenes/val --out infrared.png --channels 8,4,3
+
+    Images of 16 bits and values as stored are stretched from the 2nd to the 98th percentile of each shown channel.
     """
     own, ctx = OPTIONS_OF[what], click.get_current_context()
     for name in options:
@@ -101,13 +130,13 @@ def visualize(ckpt: str, what: str, images: Path, out: Path, count: int, **optio
     if what == "reconstruction":
         from pretrain.evaluation.visualize import visualize_folder
 
-        visualize_folder(ckpt, images, out, count=count, **own_options)
+        visualize_folder(ckpt, images, out, count=count, channels=channels, **own_options)
     elif what == "pca":
         from transfer.visualize import visualize_pca
 
-        visualize_pca(ckpt, images, out, count=count, **own_options)
+        visualize_pca(ckpt, images, out, count=count, channels=channels, **own_options)
     else:
         from transfer.visualize import visualize_attention
 
-        visualize_attention(ckpt, images, out, count=count)
+        visualize_attention(ckpt, images, out, count=count, channels=channels)
     click.echo(str(out))

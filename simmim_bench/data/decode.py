@@ -39,10 +39,15 @@ from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
 from simmim_bench.errors import DataError
 from simmim_bench.files import IS_LFS_POINTER, LFS_POINTER
-from simmim_bench.untrusted.tiffs import count_bands
+from simmim_bench.untrusted.tiffs import count_bands, is_tiff
 
 Result = TypeVar("Result")
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF 6.0, and a value
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLES, TIFF_WHITE_IS_ZERO = (
+    258,
+    262,
+    277,
+    0,
+)  # tags of TIFF 6.0, and a value
 # What makes an image of an EXIF orientation upright: CIPA DC-008 (Exif 2.32), section 4.6.4, tag 274.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,6 +99,7 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
     """
 
     def to_upright_rgb(image: Image.Image) -> Image.Image:
+        check_samples(image, name, RGB)
         image.load()
         rgb = _to_rgb(image, name)
         turn = TURNS.get(read_orientation(image)) if upright else None
@@ -175,11 +181,22 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise DataError(
             f"image {name} has pixels of 32 bits (Pillow's mode {image.mode}), whose range is not defined; convert "
-            "it to 8 or 16 bits."
+            "it to 8 or 16 bits, or pretrain with -o in_chans=1 -o value_range=float."
         )
     if "transparency" in image.info and image.mode in ("P", "L", "1"):
         return image.convert("RGBA").convert("RGB")  # the same colours; directly, Pillow warns
     return image.convert("RGB")
+
+
+def check_samples(image: Image.Image, name: str, wanted: PixelFormat) -> None:
+    """Refuse a TIFF of several bands that are no colours, of which Pillow reads the first one as grey.
+
+    Raises:
+        DataError: it has them.
+    """
+    samples = getattr(image, "tag_v2", {}).get(TIFF_SAMPLES, 1)
+    if samples > 1 and len(image.getbands()) == 1:
+        raise wrong_channels(name, samples, wanted)
 
 
 def grey_of_16_bits(image: Image.Image) -> np.ndarray | None:
@@ -204,6 +221,8 @@ def _reason(content: bytes, error: Exception) -> str:
         return "the file is empty"
     if content.startswith(LFS_POINTER):
         return IS_LFS_POINTER
+    if isinstance(error, UnidentifiedImageError) and is_tiff(content):
+        return "it is a TIFF, but not one of RGB colours or grey of 8 or 16 bits that Pillow reads"
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of the formats that Pillow reads here ({', '.join(readable_formats())})"
     return str(error).rstrip(".") or type(error).__name__

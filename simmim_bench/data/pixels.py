@@ -89,12 +89,12 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelFormat) -> np.ndarray:
     """Read an image that Pillow has opened as (C, H, W), uint8 or float32."""
-    png_bits = content[PNG_BIT_DEPTH] if content.startswith(PNG_SIGNATURE) else None
-    if png_bits == 16:  # Pillow keeps the upper 8 bits of colours
+    sixteen = png_of_16_bits(content)
+    if sixteen is not None:
         _check_bits(name, 16, wanted)
-        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        values = decode_png(data, ImageReadMode.UNCHANGED).numpy()
+        values = sixteen
     else:
+        decode.check_samples(image, name, wanted)
         image.load()
         grey = decode.grey_of_16_bits(image)
         if grey is not None:
@@ -116,6 +116,18 @@ def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelForm
             values = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     _check_channels(name, len(values), wanted)
     return values if wanted.value_range == "uint8" else _to_unit(values)
+
+
+def png_of_16_bits(content: bytes) -> np.ndarray | None:
+    """Decode a PNG of 16 bits, of whose colours Pillow keeps the upper 8, as (C, H, W); None for any other image.
+
+    Pillow must have opened the image before: it refuses one of too many pixels.
+    """
+    if not content.startswith(PNG_SIGNATURE) or content[PNG_BIT_DEPTH] != 16:
+        return None
+    data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    values: np.ndarray = decode_png(data, ImageReadMode.UNCHANGED).numpy()
+    return values
 
 
 def _read_tiff(content: bytes, name: str, wanted: PixelFormat) -> np.ndarray:

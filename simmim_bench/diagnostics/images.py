@@ -7,9 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
+import torch
 
-from simmim_bench.data.decode import decode_image, exif_orientation
+from simmim_bench.data.decode import exif_orientation
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixels import decode_pixels
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.diagnostics.data_checks import FindingGroup
 from simmim_bench.diagnostics.findings import Finding
@@ -23,11 +25,13 @@ class ReadImages:
     """What the images of a split that were read are found to be.
 
     Attributes:
+        pixel_format: what they should be like.
         turned: images with an EXIF orientation other than upright.
-        dark: images without a pixel above `DARK`.
+        dark: images of 8 bits without a pixel above `DARK`.
         copies: names of the images by the hash of their content.
     """
 
+    pixel_format: PixelFormat = RGB
     turned: list[str] = field(default_factory=list)
     dark: list[str] = field(default_factory=list)
     copies: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -39,8 +43,8 @@ class ReadImages:
             DataError: the image cannot be decoded.
         """
         content, name = images.read(index), images.name(index)
-        image = decode_image(content, name)
-        if int(np.asarray(image).max()) <= DARK:
+        pixels = decode_pixels(content, name, self.pixel_format)
+        if pixels.dtype == torch.uint8 and int(pixels.max()) <= DARK:
             self.dark.append(name)
         if exif_orientation(content) != 1:
             self.turned.append(name)

@@ -87,10 +87,7 @@ def read_tiff(content: bytes, name: str, bands: int) -> TiffBands:
     except Exception as error:  # tifffile raises nearly every type on damaged files
         if "imagecodecs" in str(error):
             raise _needs_imagecodecs(name, "its encoding") from error
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise DataError(
-            f"image {name} cannot be read: {ascii(reason)[1:-1][:200]}; replace it or remove it."
-        ) from error
+        raise _unreadable(name, error) from error
 
 
 def count_bands(content: bytes) -> int | None:
@@ -103,6 +100,39 @@ def count_bands(content: bytes) -> int | None:
     except Exception:  # tifffile raises nearly every type on damaged files
         return None
     return count if isinstance(count, int) and 0 < count <= MAX_BANDS else None
+
+
+def stored_bands(content: bytes, name: str) -> tuple[int, str]:
+    """Return the number of bands of a TIFF, or of its pages where each is one of the bands, and their number type.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with _open(content) as file:
+            first, bands = file.pages[0], 1
+            kind = str(first.dtype)
+            if first.samplesperpixel > 1:
+                return first.samplesperpixel, kind
+            for number in range(1, MAX_BANDS):
+                try:
+                    bands += _kind(file.pages[number]) == _kind(first)
+                except IndexError:
+                    return (bands if bands == number else 1), kind
+            return 1, kind
+    except Exception as error:  # tifffile raises nearly every type on damaged files
+        raise _unreadable(name, error) from error
+
+
+def _kind(page: Any) -> tuple[Any, ...]:
+    return page.shape, str(page.dtype), page.photometric
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+    return DataError(
+        f"image {name} cannot be read: {ascii(reason)[1:-1][:200]}; replace it or remove it."
+    )
 
 
 def _open(content: bytes) -> Any:
@@ -125,8 +155,8 @@ def _pages(file: Any, bands: int) -> list[Any]:
             pages.append(file.pages[number])
         except IndexError:
             break
-    alike = {(page.shape, str(page.dtype), page.photometric) for page in pages}
-    return pages if len(pages) == bands and len(alike) == 1 else [first]
+    alike = len({_kind(page) for page in pages}) == 1
+    return pages if len(pages) == bands and alike else [first]
 
 
 def _read_page(page: Any, content: bytes, name: str) -> np.ndarray:

@@ -57,7 +57,7 @@ ALLOWED = {
     "simmim_bench/data/decode.py:open_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
     "simmim_bench/data/decode.py:_jpeg_size": "JPEG",
-    "simmim_bench/data/pixels.py:_read_image": "a PNG of 16 bits whose size Pillow has checked",
+    "simmim_bench/data/pixels.py:png_of_16_bits": "a PNG of 16 bits whose size Pillow has checked",
     "simmim_bench/data/decode.py:_decode_jpeg": "JPEG",
     "transfer/detection/coco_images.py:check_size": "formats of photographs, their header",
     "transfer/segmentation/label_maps.py:read_labels": "formats of label maps",

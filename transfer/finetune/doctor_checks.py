@@ -50,7 +50,7 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
     group = FindingGroup(name)
     findings: list[Finding] = []
     classes: dict[str, list[str]] = {}
-    known = {split: ReadImages() for split in ("train", "val")}
+    known = {split: ReadImages(reading.pixel_format) for split in ("train", "val")}
     for split, found_in in known.items():
         try:
             images = _list_split(data, split)
