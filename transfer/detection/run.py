@@ -228,8 +228,8 @@ def _train(run: CocoRun, progress: Progress) -> None:
     find_adapter(run.model).precision = progress.precision
     scaler = gradient_scaler(progress.precision, dist.device)
     requested = run.job.options.get("accumulate") or progress.accumulation_steps
-    classes, channels = len(run.train.category_ids), pixel_format.in_chans
-    image = stream[0] if recipe.square_pad else largest_image(recipe, classes, channels)
+    classes = len(run.train.category_ids)
+    image = stream[0] if recipe.square_pad else largest_image(recipe, classes, pixel_format)
     # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
     progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
