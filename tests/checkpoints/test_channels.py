@@ -1,4 +1,4 @@
-"""Tests of checkpoints for images of one or four channels: refused in one line before anything is written."""
+"""Test checkpoints for images of other channels than three: what is read, adapted and refused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from pretrain.design import Design
 from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.pixel_format import PixelFormat, count_channels
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
+from simmim_bench.diagnostics.data_checks import Reading
+from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
 from simmim_bench.tasks import TASKS
+from transfer.finetune.doctor_checks import check_imagenet
 
 
-def write(path: Path, channels: int, *, pretraining: bool = False) -> Path:
+def write(
+    path: Path, channels: int, *, pretraining: bool = False, statistics: int | None = None
+) -> Path:
+    """Write a checkpoint for images of some channels, with as many values of mean and std, or `statistics`."""
     spec = replace(TINY["vit"], in_chans=channels)
     simmim = SimMIM(spec, Design(), seed=0)
     model = simmim if pretraining else build_backbone(spec, num_classes=10, seed=0)
@@ -28,36 +36,77 @@ def write(path: Path, channels: int, *, pretraining: bool = False) -> Path:
         state=model.state_dict(),
         spec=spec,
         form="pretrain" if pretraining else "transfer",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        mean=(0.5,) * (statistics or channels),
+        std=(0.5,) * (statistics or channels),
         provenance={"label": "tiny", "design": asdict(simmim.design)},
     )
     return path
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_commands_refuse_another_number_of_channels_and_doctor_says_the_same(
+def test_commands_refuse_images_of_other_channels_and_doctor_says_the_same(
     channels: int, pocket: Path, tmp_path: Path
 ) -> None:
     ckpt = write(tmp_path / "ckpt", channels)
-    _, findings = check_checkpoint(str(ckpt))
-    said = f"{ckpt} takes images of {channels} channels, but RGB images are read"
     out = ("--out", tmp_path / "run")
+    reads = f"{ckpt} takes images of {count_channels(channels)} and 8 bits, but"
+    for name in ("coco", "ade20k"):
+        said = f"{reads} {name} reads RGB images of 8 bits"
+        data = ("--data", pocket / TASKS[name].data)
+        assert said in fails(4, "transfer", name, "--ckpt", ckpt, *data, *out)
+    images = pocket / "imagenet"
+    start = ("--arch", "vit_pocket", "--data", images, "--init-from")
+    pretrained = write(tmp_path / "pretrained", channels, pretraining=True)
+    assert f"{pretrained} takes images of {count_channels(channels)}" in fails(
+        2, "pretrain", *start, pretrained, *out
+    )
+    assert not (tmp_path / "run").exists()
+    if channels == 1:
+        return  # RGB images become grey
+    said = "has 3 channels, but the model takes images of 4 channels"
+    assert said in fails(4, "transfer", "knn", "--ckpt", ckpt, "--data", images, *out)
+    reading = Reading(display=Display(quiet=True), pixel_format=PixelFormat(channels))
+    found = check_imagenet(images, reading)
+    assert any(said in item for f in found if f.state == "problem" for item in f.items)
+
+
+def test_statistics_of_another_number_of_channels_are_refused(pocket: Path, tmp_path: Path) -> None:
+    ckpt = write(tmp_path / "ckpt", 4, statistics=3)
+    said = f"{ckpt} takes images of 4 channels, but has 3 values of mean and std"
+    _, findings = check_checkpoint(str(ckpt))
+    assert said in "\n".join(f.said for f in findings if f.state == "problem")
+    out, images = ("--out", tmp_path / "run"), pocket / "imagenet"
     for name, task in TASKS.items():
         data = ("--data", pocket / task.data)
         extra = ("--fraction", "10%") if "fraction" in task.options else ()
         assert said in fails(4, "transfer", name, "--ckpt", ckpt, *data, *extra, *out), name
-    images = pocket / "imagenet"
     assert said in fails(4, "evaluate", "imagenet", "--ckpt", ckpt, "--data", images, *out)
     assert said in fails(4, "suite", "--ckpt", ckpt, "--imagenet", images, *out)
-    assert said in "\n".join(f.said for f in findings if f.state == "problem")
-    pretrained = write(tmp_path / "pretrained", channels, pretraining=True)
-    said = said.replace(str(ckpt), str(pretrained))
-    image = ("--images", images / "val", "--out", tmp_path / "grid.png")
-    assert said in fails(4, "visualize", "--ckpt", pretrained, *image)
-    start = ("--arch", "vit_pocket", "--data", images, "--init-from", pretrained)
-    assert said in fails(4, "pretrain", *start, *out)
-    assert not (tmp_path / "grid.png").exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 13])
+def test_convert_adapts_the_first_convolution_as_timm_does(channels: int, tmp_path: Path) -> None:
+    ckpt = write(tmp_path / "ckpt", 3, pretraining=True)
+    numbers = ["0.25"] * channels
+    options = ("--mean", *numbers, "--std", *numbers, "--value-range", "uint16")
+    adapted = tmp_path / "adapted"
+    common = ("convert", ckpt, adapted, "--in-chans", channels)
+    assert "need the --mean and --std" in fails(2, *common)
+    assert "has 2 values" in fails(2, *common, "--mean", "0,1", "--std", "1,1")
+    assert run(*common, *options)[0] == 0
+    checkpoint = read_checkpoint(str(adapted))
+    assert checkpoint.pixel_format == PixelFormat(channels, "uint16")
+    assert checkpoint.mean == checkpoint.std == (0.25,) * channels
+    before = load_backbone(str(ckpt)).patch_embed.proj.weight
+    after = load_backbone(str(adapted)).patch_embed.proj.weight
+    # timm/models/_manipulate.py, adapt_input_conv: summed for one channel, else repeated and scaled.
+    for channel in range(channels):
+        wanted = before.sum(1) if channels == 1 else before[:, channel % 3] * 3 / channels
+        torch.testing.assert_close(after[:, channel], wanted)
+    again = ("convert", adapted, tmp_path / "again", "--in-chans", 5)
+    said = fails(2, *again, "--mean", "0,0,0,0,0", "--std", "1,1,1,1,1")
+    assert f"takes {count_channels(channels)}; use a checkpoint of RGB images" in said
 
 
 def test_the_python_interface_and_convert_take_any_number_of_channels(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def _prepare_file(request: EvaluationRequest) -> tuple[Evaluation, Classifier]:
             f"computed by {classifier.code}; remove it or use -o window_size=none."
         )
     wanted = classifier.preprocessing
+    if isinstance(recipe, EvaluateRecipe):
+        recipe.check_channels(wanted.pixel_format.in_chans)
     published = named.published if recipe.sha256() == named.sha256() else None
     if isinstance(named, EvaluateRecipe):
         resolved = replace(

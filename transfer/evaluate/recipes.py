@@ -48,12 +48,19 @@ class EvaluateRecipe(Recipe):
         check_positive(self, "img_size", "forward_batch_size")
         if self.std is not None:
             check_positive(self, "std")
+
+    def check_channels(self, channels: int) -> None:
+        """Check that mean and std have one value per channel of a model.
+
+        Raises:
+            UsageError: one of them has not.
+        """
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if values is not None and len(values) != 3:
+            if values is not None and len(values) != channels:
                 raise UsageError(
                     f"{name} {values} of recipe '{self.name}' has {len(values)} values; use one per channel, such as "
-                    f"-o {name}=0.5,0.5,0.5."
+                    f"-o {name}={','.join(['0.5'] * channels)}."
                 )
 
 
