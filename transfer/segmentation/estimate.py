@@ -12,7 +12,7 @@ from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_b
 from simmim_bench.distributed import DistContext
 from simmim_bench.training.precision import default_precision
 from transfer.segmentation.recipes import Ade20kRecipe
-from transfer.segmentation.run import check_model, require_mmseg
+from transfer.segmentation.run import check_sizes, require_mmseg
 
 
 def plan_ade20k(
@@ -25,7 +25,7 @@ def plan_ade20k(
         UsageError: the batch size or an image size is too small for the model.
         DataError: the weights do not fit the backbone.
     """
-    check_model(recipe, checkpoint, DistContext(device=device))
+    check_sizes(recipe, checkpoint.spec, DistContext(device=device))
     require_mmseg()
     from transfer.segmentation.model import build_segmentor
 

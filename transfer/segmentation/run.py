@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
@@ -58,7 +57,7 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
         DivergedError: the loss is not finite.
         InterruptedRun: SIGINT, SIGTERM or SIGUSR1 arrived; the iteration is saved.
     """
-    check_model(job.recipe, job.checkpoint, context.dist)
+    check_sizes(job.recipe, job.checkpoint.spec, context.dist)
     require_mmseg()
     set_local_rank(context.dist)
     from transfer.segmentation.loop import train_and_predict
@@ -124,18 +123,12 @@ def require_mmseg() -> None:
         ) from error
 
 
-def check_model(recipe: Ade20kRecipe, checkpoint: Checkpoint, dist: DistContext) -> None:
-    """Check that the model can be trained with the recipe's batch size, image sizes and colour distortion.
+def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> None:
+    """Check that the model can be trained with the recipe's batch size and image sizes.
 
     Raises:
-        UsageError: a size is not allowed, or the distortion is not defined for the checkpoint's images.
+        UsageError: a size is not allowed.
     """
-    if recipe.photometric and not checkpoint.pixel_format.is_rgb:
-        raise UsageError(
-            f"recipe '{recipe.name}' distorts brightness, contrast, saturation and hue (photometric), which "
-            f"MMSegmentation defines for RGB images of 8 bits, but {checkpoint.name} takes "
-            f"{checkpoint.pixel_format}; use -o photometric=false."
-        )
     per_process_batch(recipe.batch_size, dist.size)
     # On GPUs, batches are normalised over all processes; see `build_segmentor`.
     min_batch = 2 if dist.device.type == "cuda" else 2 * dist.size
@@ -144,7 +137,7 @@ def check_model(recipe: Ade20kRecipe, checkpoint: Checkpoint, dist: DistContext)
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
             f"images needs {min_batch} images or more."
         )
-    spec = checkpoint.spec.at(patch_size=recipe.patch_size)
+    spec = spec.at(patch_size=recipe.patch_size)
     pyramid = spec.family == "vit" and recipe.head == "upernet"
     if recipe.map_blocks and spec.family == "vit":
         _check_blocks(recipe, spec)

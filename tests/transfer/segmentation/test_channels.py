@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from support.channels import (
     FORMATS,
     SENTINEL,
@@ -29,11 +28,12 @@ from support.segmentation import (
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.doctor import DoctorRequest, _examine_data
-from simmim_bench.data.pixel_format import PixelFormat
-from simmim_bench.diagnostics.estimate import DataSize
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
-from transfer.segmentation.estimate import plan_ade20k
+from simmim_bench.recipe import deviations, override
+from transfer.images import check_images, default_overrides
+from transfer.segmentation.recipes import ADE20K_VIT_160K
 
 SMALL = replace(RECIPE, img_size=(SIDE, SIDE), scale_range=(1.0, 1.0), max_iters=2)
 
@@ -89,18 +89,19 @@ def test_a_run_on_thirteen_channels_keeps_them(mmseg: None, tmp_path: Path) -> N
     assert (trained.mean, trained.std) == (before.mean, before.std)
 
 
-def test_distortion_of_colours_is_refused_by_a_run_and_by_doctor(
-    mmseg: None, tmp_path: Path
+def test_distortion_of_colours_is_refused_where_requested_and_left_out_by_default(
+    tmp_path: Path,
 ) -> None:
-    ckpt = write_model(tmp_path / "model", SENTINEL)
-    recipe = replace(SMALL, photometric=True)
-    with pytest.raises(
-        UsageError, match=r"13 channels and 16 bits; use -o photometric=false"
-    ) as run:
-        transfer(tmp_path / "run", tmp_path / "nothing is read", recipe, ckpt=ckpt)
-    with pytest.raises(UsageError) as doctor:
-        plan_ade20k(recipe, read_checkpoint(ckpt), DataSize(1, 1, 2, "your"), torch.device("cpu"))
-    assert str(run.value) == str(doctor.value)
+    checkpoint = read_checkpoint(write_model(tmp_path / "model", SENTINEL))
+    with pytest.raises(UsageError, match=r"13 channels and 16 bits; use -o photometric=false"):
+        check_images("ade20k", ADE20K_VIT_160K, checkpoint)
+    overrides = default_overrides(ADE20K_VIT_160K, checkpoint.pixel_format)
+    assert deviations(override(ADE20K_VIT_160K, overrides), ADE20K_VIT_160K) == {
+        "photometric": False
+    }
+    check_images("ade20k", override(ADE20K_VIT_160K, overrides), checkpoint)
+    check_images("ade20k", ADE20K_VIT_160K, read_checkpoint("random:vit_pocket"))
+    assert default_overrides(ADE20K_VIT_160K, RGB) == ()
 
 
 def test_images_of_another_format_are_refused_by_a_run_and_by_doctor(
