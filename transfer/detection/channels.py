@@ -20,6 +20,8 @@ from simmim_bench.data.pixel_transforms import resize_pixels
 class ChannelInput(AugInput):
     """An image (H, W, C), uint8 or float32, whose channels are resized independently, bilinearly, antialiased."""
 
+    image: np.ndarray
+
     def __init__(self, image: np.ndarray, pixel_format: PixelFormat) -> None:
         super().__init__(image)
         self.pixel_format = pixel_format

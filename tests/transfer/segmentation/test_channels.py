@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from support.channels import (
     FORMATS,
     SENTINEL,
@@ -128,3 +129,23 @@ def test_images_of_another_format_are_refused_by_a_run_and_by_doctor(
 
     assert str(run.value) in problems(bad)
     assert problems(good) == ""
+
+
+@pytest.mark.parametrize("pixel_format", [SENTINEL, PixelFormat(4, "float")], ids=str)
+def test_mmsegmentations_own_loader_feeds_our_preprocessor(
+    mmseg: None, pixel_format: PixelFormat, tmp_path: Path
+) -> None:
+    """Of pixels as their files store them, as in a config of MMSegmentation."""
+    from mmcv.transforms import LoadImageFromFile
+
+    from transfer.mmseg_backbone import SimMIMDataPreProcessor
+
+    ckpt = write_model(tmp_path / "model", pixel_format)
+    path = split_of(write_scenes(tmp_path / "data", pixel_format), "training").images[0]
+    options = {"color_type": "unchanged", "imdecode_backend": "tifffile", "to_float32": True}
+    loaded = LoadImageFromFile(**options).transform({"img_path": str(path)})
+    pixels = torch.from_numpy(loaded["img"].transpose(2, 0, 1))
+    preprocessor = SimMIMDataPreProcessor(ckpt, mean=[0.0], std=[1.0], bgr_to_rgb=True)
+    assert is_close(preprocessor({"inputs": [pixels]})["inputs"][0], read_normalised(path, ckpt))
+    with pytest.raises(UsageError, match="the images have 8 bits"):
+        preprocessor({"inputs": [pixels.byte()]})
