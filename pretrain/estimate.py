@@ -52,6 +52,8 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
         disk=KEPT * checkpoint_bytes([model], model.parameters()) + weights,
         written=f"{KEPT} checkpoints at a time and the best one's weights; --keep-every keeps more",
         cut="by itself" if device.type == "cuda" else "--accumulate",
-        load=partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale),
+        load=partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale)
+        if recipe.pixel_format.is_rgb
+        else None,
         num_workers=recipe.num_workers,
     )

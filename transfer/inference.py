@@ -48,7 +48,7 @@ def forward_batches(
         dataset: returns tuples whose first element is the image.
         batch_size: images of a forward pass.
         dtype: of the rows.
-        statistics: mean and standard deviation by which the device normalises images of bytes; None where the data
+        statistics: mean and standard deviation by which the device normalises decoded images; None where the data
             set has normalised them.
 
     Yields:

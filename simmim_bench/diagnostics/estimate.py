@@ -112,7 +112,8 @@ class Work:
         cut: how a batch too large for memory is split into gradient-accumulation steps: "by itself", an
             option, or None.
         memory: measures the memory of a step; None to measure `forward` of the fewest images.
-        load: loads one image as a data-loading worker does; None where the loader is a framework's.
+        load: loads one image as a data-loading worker does; None where the loader is a framework's, or reads other
+            images than RGB, as which the trial's are.
         num_workers: data-loading workers of a process.
         held: memory needed besides that of the steps, in words; "" for none.
     """

@@ -76,6 +76,6 @@ def plan_attentive(
         disk=KEPT * checkpoint_bytes([tokens.backbone, probes], probes.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut=None,
-        load=random_crop(recipe, checkpoint),
+        load=random_crop(recipe, checkpoint) if checkpoint.pixel_format.is_rgb else None,
         num_workers=recipe.num_workers,
     )

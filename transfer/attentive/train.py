@@ -182,7 +182,7 @@ def probe_loss(probing: Probing) -> LossFunction:
 
 
 def normaliser(probing: Probing) -> Callable[[Tensor], Tensor]:
-    """Return the function that normalises images of bytes as in the checkpoint's pretraining."""
+    """Return the function that normalises decoded images as in the checkpoint's pretraining."""
     checkpoint = probing.job.checkpoint
     return lambda images: normalise_like_torchvision(images, checkpoint.mean, checkpoint.std)
 

@@ -55,6 +55,8 @@ def plan_finetune(
         disk=KEPT * checkpoint_bytes(saved, model.parameters()),
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself" if device.type == "cuda" else None,
-        load=training_transform(recipe, checkpoint, device),
+        load=training_transform(recipe, checkpoint, device)
+        if checkpoint.pixel_format.is_rgb
+        else None,
         num_workers=recipe.num_workers,
     )

@@ -64,7 +64,7 @@ def plan_frozen(
         disk=images * memory_needed(sets, checkpoint, 1) + 2 * OVERHEAD * (crops + 2),
         written="features, which linear, knn and fewshot share",
         cut=None,
-        load=centre_crop(recipe, checkpoint),
+        load=centre_crop(recipe, checkpoint) if checkpoint.pixel_format.is_rgb else None,
         num_workers=recipe.num_workers,
         held=_held(recipe, sets, checkpoint, data),
     )

@@ -320,7 +320,7 @@ class FeatureStore:
         return forward
 
     def _dataset(self, images: ImageSource, crop: RandomCrop | None) -> Dataset[Any]:
-        """Return the images, cropped, as bytes."""
+        """Return the images, cropped, as decoded."""
         recipe, checkpoint = self.recipe, self.checkpoint
         if crop is None:
             return ImageDataset(images, centre_crop(recipe, checkpoint))
