@@ -12,8 +12,6 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import covering_size
 from simmim_bench.data.decode import decode_image
-from simmim_bench.data.pixel_format import PixelFormat
-from simmim_bench.data.pixels import decode_pixels
 from simmim_bench.diagnostics.estimate import DataSize, Work
 from simmim_bench.display import plural
 from simmim_bench.probes.knn import SIMILARITIES
@@ -68,7 +66,7 @@ def plan_dense(
         disk=data.val * CLASSES_SHOWN * ENTRY,
         written="confusion matrices",
         cut=None,
-        load=functools.partial(_load, recipe, checkpoint.pixel_format),
+        load=functools.partial(_load, recipe) if checkpoint.pixel_format.is_rgb else None,
         num_workers=recipe.num_workers,
         held=_held(recipe, [level.channels for level in levels], data),
     )
@@ -84,12 +82,9 @@ def _windows_per_image(recipe: DenseRecipe) -> int:
     return len(rows) * len(columns)
 
 
-def _load(recipe: DenseRecipe, pixel_format: PixelFormat, content: bytes, name: str) -> Tensor:
-    """Load an image as its windows."""
-    if pixel_format.is_rgb:
-        return cut_windows(decode_image(content, name, upright=True), recipe)[0]
-    pixels = decode_pixels(content, name, pixel_format, upright=True)
-    return cut_windows(pixels, recipe, pixel_format)[0]
+def _load(recipe: DenseRecipe, content: bytes, name: str) -> Tensor:
+    """Load an RGB image as its windows."""
+    return cut_windows(decode_image(content, name, upright=True), recipe)[0]
 
 
 def _held(recipe: DenseRecipe, channels: list[int], data: DataSize) -> str:
