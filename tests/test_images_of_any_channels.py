@@ -84,6 +84,15 @@ def test_a_run_reads_every_channel_in_full_and_transfers_know_its_images(
     record = json.loads((out / "record.json").read_text())
     assert record["data"]["images"] == {"in_chans": CHANNELS, "value_range": "uint16"}
 
+    # A fine-tuned run keeps what its images are like: its evaluation gets the recorded score again.
+    tuned, again = tmp_path / "tuned", tmp_path / "again"
+    short = ("-o", "epochs=1", "-o", "warmup_epochs=0")
+    fixed = ("imagenet", "--data", scenes, "--ckpt")
+    assert run("transfer", *fixed, ckpt, "--out", tuned, *short)[0] == 0
+    assert run("evaluate", *fixed, tuned, "--out", again)[0] == 0
+    scores = [json.loads((out / "record.json").read_text())["metrics"] for out in (tuned, again)]
+    assert scores[0] == scores[1]
+
     grid, images = tmp_path / "grid.png", ("--images", scenes / "val", "--count", 2)
     for what in ("reconstruction", "pca"):
         figure = ("visualize", "--ckpt", ckpt, *images, "--out", grid, "--what", what)

@@ -57,7 +57,7 @@ def held_out_metrics(
     model.eval()
     generator = torch.Generator().manual_seed(0)
     if recipe.value_range == "float":  # values as stored have no range
-        std, mean = ([1 / METRIC_RANGE] * len(mean), [0.5] * len(mean))
+        std, mean = ((1 / METRIC_RANGE,) * len(mean), (0.5,) * len(mean))
     scale, shift = (torch.tensor(x, device=device).view(-1, 1, 1) for x in (std, mean))
     total, pooled, metrics = 0.0, [], ReconstructionMetrics()
     for pixels, _ in loader:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from simmim_bench.checkpoints.channels import adapt_channels, describe_adaptation
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.checkpoints.load import (
     ENCODER_PREFIX,
@@ -123,7 +124,7 @@ def convert(
     if mean and std:
         hints = replace(hints, statistics=PixelStatistics(mean, std))
     checkpoint = _read_source(source, destination, overwrite=overwrite, hints=hints)
-    adapted = adaptation(checkpoint, in_chans)
+    adapted = describe_adaptation(checkpoint, in_chans)
     provenance = {
         **checkpoint.provenance,
         "label": label or ", ".join([checkpoint.label, *adapted.values()]),
@@ -195,23 +196,6 @@ def _write_verified(
     return replace(result, usage=result.usage.replace(str(temporary), str(destination)))
 
 
-def adaptation(checkpoint: Checkpoint, in_chans: int | None) -> dict[str, str]:
-    """Return what the provenance says of a first convolution that is adapted to other channels.
-
-    Raises:
-        UsageError: the checkpoint does not take three channels, which timm's rule adapts.
-    """
-    own = checkpoint.spec.in_chans
-    if in_chans is None or in_chans == own:
-        return {}
-    if own != 3:
-        raise UsageError(
-            f"--in-chans {in_chans} adapts weights for 3 channels, but {checkpoint.name} takes {count_channels(own)}; "
-            "use a checkpoint of RGB images."
-        )
-    return {"adapted": f"{count_channels(in_chans)} adapted from {own}"}
-
-
 def resize(
     checkpoint: Checkpoint,
     img_size: tuple[int, int] | None,
@@ -224,9 +208,10 @@ def resize(
     checkpoint becomes one of its encoder, whose head predicts the old channels.
     """
     assert checkpoint.state is not None
+    if in_chans is not None and in_chans != checkpoint.spec.in_chans:
+        classes = _num_classes(checkpoint)
+        return adapt_channels(checkpoint, img_size, window_size, in_chans, num_classes=classes)
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
-    if in_chans not in (None, spec.in_chans):
-        return _adapt_channels(checkpoint, replace(spec, in_chans=in_chans))
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
     prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
@@ -234,15 +219,6 @@ def resize(
     outside = {k: v for k, v in checkpoint.state.items() if prefix and not k.startswith(prefix)}
     state = {prefix + k: loaded[k] for k in report.matched + report.resized} | outside
     return replace(checkpoint, spec=spec, state=state), report
-
-
-def _adapt_channels(checkpoint: Checkpoint, spec: BackboneSpec) -> tuple[Checkpoint, LoadReport]:
-    """Return the checkpoint of a backbone for other channels, in its transfer form."""
-    model = build_backbone(spec, num_classes=_num_classes(checkpoint))
-    report = load_state(model, checkpoint)
-    loaded = model.state_dict()
-    state = {name: loaded[name] for name in report.matched + report.resized}
-    return replace(checkpoint, spec=spec, form="transfer", state=state), report
 
 
 def _num_classes(checkpoint: Checkpoint) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from simmim_bench.cli.options import NUMBERS, NumbersCommand, complete_ckpt, read_size
+from simmim_bench.cli.options import NumbersCommand, complete_ckpt, read_numbers, read_size
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 
 
@@ -32,14 +32,14 @@ from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 )
 @click.option(
     "--mean",
-    type=NUMBERS,
+    callback=read_numbers,
     metavar="R G B",
     help="Normalisation mean that the weights expect, if the file has none, one value per channel; pixels are in "
     "[0, 1].",
 )
 @click.option(
     "--std",
-    type=NUMBERS,
+    callback=read_numbers,
     metavar="R G B",
     help="Normalisation standard deviation that the weights expect, if the file has none.",
 )

@@ -232,7 +232,8 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
 
     display.log("checking the machine")
     yield from check_machine(request.out)
-    checkpoint, of_checkpoint = None, []
+    checkpoint: Checkpoint | None = None
+    of_checkpoint: list[Finding] = []
     if request.ckpt is not None:
         checkpoint, of_checkpoint = check_checkpoint(request.ckpt, request.arch)
     of_data = list(_examine_data(request, checkpoint, display))

@@ -100,23 +100,17 @@ def complete_ckpt(
     return [CompletionItem(incomplete, type="file")]
 
 
-class Numbers(click.ParamType):
-    """Numbers, separated by commas."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Parse the numbers."""
-        if isinstance(value, tuple):
-            return value
-        if not are_numbers(value):
-            self.fail(f"{value} is not a list of numbers, such as 0.5,0.5,0.5.", param, ctx)
-        return tuple(map(float, value.split(",")))
-
-
-NUMBERS = Numbers()
+def read_numbers(
+    context: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[float, ...] | None:
+    """Parse numbers that are separated by commas."""
+    if text is None:
+        return None
+    if not are_numbers(text):
+        raise UsageError(
+            f"{parameter.opts[0]} {text} is not a list of numbers; use one per channel, such as 0.5,0.5,0.5."
+        )
+    return tuple(map(float, text.split(",")))
 
 
 def are_numbers(text: str) -> bool:
@@ -128,11 +122,12 @@ def are_numbers(text: str) -> bool:
 
 
 class NumbersCommand(click.Command):
-    """A command whose options of type `NUMBERS` take numbers with commas or spaces: `--mean 0.5 0.5 0.5`."""
+    """A command whose options of `read_numbers` take numbers with commas or spaces: `--mean 0.5 0.5 0.5`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Join the numbers after such an option, then parse the arguments."""
-        flags = {flag for option in self.params if option.type is NUMBERS for flag in option.opts}
+        options = [option for option in self.params if option.callback is read_numbers]
+        flags = {flag for option in options for flag in option.opts}
         joined: list[str] = []
         for arg in args:
             if joined[-2:-1] and joined[-2] in flags and are_numbers(f"{joined[-1]},{arg}"):

@@ -56,6 +56,8 @@ def _describe(checkpoint: Checkpoint) -> Finding:
     size = " x ".join(map(str, spec.img_size))
     window = f", window {spec.window_size}" if spec.window_size else ""
     said = f"{spec.arch} for {size} pixels{window}, {checkpoint.form} form: {checkpoint.label}"
+    if not checkpoint.pixel_format.is_rgb:
+        said += f"; takes {checkpoint.pixel_format}"
     read = checkpoint.provenance.get("read", {})
     if read.get("others"):  # a third-party file with several encoders
         read_from = [f"{k} {read[k]}" for k in ("entry", "prefix") if read[k]]
@@ -74,6 +76,7 @@ def _describe(checkpoint: Checkpoint) -> Finding:
             "sha256": checkpoint.sha256,
             "mean": checkpoint.mean,
             "std": checkpoint.std,
+            "value_range": checkpoint.value_range,
         },
     )
 

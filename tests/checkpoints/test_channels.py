@@ -98,8 +98,8 @@ def test_convert_adapts_the_first_convolution_as_timm_does(channels: int, tmp_pa
     checkpoint = read_checkpoint(str(adapted))
     assert checkpoint.pixel_format == PixelFormat(channels, "uint16")
     assert checkpoint.mean == checkpoint.std == (0.25,) * channels
-    before = load_backbone(str(ckpt)).patch_embed.proj.weight
-    after = load_backbone(str(adapted)).patch_embed.proj.weight
+    name = "patch_embed.proj.weight"
+    before, after = (load_backbone(str(path)).state_dict()[name] for path in (ckpt, adapted))
     # timm/models/_manipulate.py, adapt_input_conv: summed for one channel, else repeated and scaled.
     for channel in range(channels):
         wanted = before.sum(1) if channels == 1 else before[:, channel % 3] * 3 / channels

@@ -65,6 +65,7 @@ class Probing:
             form="transfer",
             mean=checkpoint.mean,
             std=checkpoint.std,
+            value_range=checkpoint.value_range,
             provenance={
                 "label": checkpoint.label,
                 "method": "attentive",

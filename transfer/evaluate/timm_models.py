@@ -214,6 +214,7 @@ def of_token_vit(
             test_crop_ratio=224 / 256 if side <= 224 else 1.0,
             mean=checkpoint.mean,
             std=checkpoint.std,
+            pixel_format=checkpoint.pixel_format,
             source="DeiT: datasets.py",
             warning=warning if checkpoint.warning else "",
         ),

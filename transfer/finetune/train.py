@@ -73,6 +73,7 @@ class Finetuning:
             form="transfer",
             mean=checkpoint.mean,
             std=checkpoint.std,
+            value_range=checkpoint.value_range,
             provenance={
                 "label": f"{checkpoint.label}, fine-tuned",
                 "method": "finetune",
