@@ -273,6 +273,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="coco",
+            any_images=True,
             summary="Mask R-CNN through Detectron2; box, mask AP",
             data="coco",
             columns=(
@@ -287,6 +288,7 @@ TASKS: dict[str, Task] = {
         ),
         Task(
             name="ade20k",
+            any_images=True,
             summary="UPerNet through MMSegmentation; mIoU\n"
             "(with --recipe ade20k_knn or ade20k_logistic:\non frozen features, without MMSegmentation)",
             data="ade20k",

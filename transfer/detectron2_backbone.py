@@ -14,7 +14,8 @@ With a yaml config, call `add_simmim_config(cfg, CKPT)` and name `SimMIMBackbone
 Detectron2's defaults are BGR images with a standard deviation of 1 (detectron2: config/defaults.py, `INPUT.FORMAT` and
 `MODEL.PIXEL_STD`), for weights whose first convolution has absorbed it. A checkpoint expects RGB images normalised with
 its own mean and standard deviation: `add_simmim_config` and `set_pixel_statistics` set them in a yaml config,
-`pixel_statistics` returns them for a LazyConfig.
+`pixel_statistics` returns them for a LazyConfig. Detectron2's mapper reads RGB and grey images of 8 bits; a checkpoint
+for others is refused in a yaml config, and needs a mapper of its own in a LazyConfig.
 """
 
 from __future__ import annotations
@@ -33,12 +34,15 @@ from torch import Tensor
 
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.errors import UsageError
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
 
 PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
+# Images that Detectron2's mapper reads (data/detection_utils.py, `read_image`), and its names for them.
+INPUT_FORMATS = {RGB: "RGB", PixelFormat(1, "uint8"): "L"}
 
 
 @BACKBONE_REGISTRY.register()
@@ -235,16 +239,18 @@ def build_detection_backbone(checkpoint: Checkpoint, recipe: CocoRecipe, seed: i
 def pixel_statistics(ckpt: str | Checkpoint) -> dict[str, Any]:
     """Return the arguments with which `GeneralizedRCNN` normalises images as a checkpoint expects.
 
-    `input_format` only names the channels' order: the data set mappers must read RGB images too.
+    `input_format` only names the channels' order: the data set mappers must read such images too.
 
     Returns:
-        `pixel_mean` and `pixel_std`, one value per channel for pixels in [0, 255], and `input_format`.
+        `pixel_mean` and `pixel_std`, one value per channel for pixels as their files store them, of 8 bits in
+        [0, 255]; and `input_format`, None for images that Detectron2 cannot read.
     """
     checkpoint = open_checkpoint(ckpt)
+    unit = checkpoint.pixel_format.unit
     return {
-        "pixel_mean": [255 * value for value in checkpoint.mean],
-        "pixel_std": [255 * value for value in checkpoint.std],
-        "input_format": "RGB",
+        "pixel_mean": [unit * value for value in checkpoint.mean],
+        "pixel_std": [unit * value for value in checkpoint.std],
+        "input_format": INPUT_FORMATS.get(checkpoint.pixel_format),
     }
 
 
@@ -271,16 +277,35 @@ def add_simmim_config(cfg: CfgNode, ckpt: str | None = None) -> None:
 
 
 def set_pixel_statistics(cfg: CfgNode) -> None:
-    """Set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to those of MODEL.SIMMIM.CKPT."""
-    statistics = pixel_statistics(cfg.MODEL.SIMMIM.CKPT)
+    """Set INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD to those of MODEL.SIMMIM.CKPT.
+
+    Raises:
+        UsageError: Detectron2's mapper does not read the images that the checkpoint takes.
+    """
+    statistics = _readable_statistics(open_checkpoint(cfg.MODEL.SIMMIM.CKPT))
     cfg.INPUT.FORMAT = statistics["input_format"]
     cfg.MODEL.PIXEL_MEAN = statistics["pixel_mean"]
     cfg.MODEL.PIXEL_STD = statistics["pixel_std"]
 
 
+def _readable_statistics(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the pixel statistics of a yaml config, which has Detectron2's own mapper.
+
+    Raises:
+        UsageError: the mapper does not read the images that the checkpoint takes.
+    """
+    statistics = pixel_statistics(checkpoint)
+    if statistics["input_format"] is None:
+        raise UsageError(
+            f"checkpoint {checkpoint.name} takes {checkpoint.pixel_format}, which the mapper of a yaml config does not "
+            "read; use `simmim-bench transfer coco`, or a LazyConfig with a mapper of your own."
+        )
+    return statistics
+
+
 def _check_pixel_statistics(cfg: CfgNode, checkpoint: Checkpoint) -> None:
     """Raise a UsageError if images would reach the backbone in another range than its weights expect."""
-    wanted = pixel_statistics(checkpoint)
+    wanted = _readable_statistics(checkpoint)
     equal = wanted["input_format"] == cfg.INPUT.FORMAT
     for key in ("pixel_mean", "pixel_std"):
         found = cfg.MODEL[key.upper()]
@@ -295,7 +320,8 @@ def _check_pixel_statistics(cfg: CfgNode, checkpoint: Checkpoint) -> None:
         raise UsageError(
             f"INPUT.FORMAT={cfg.INPUT.FORMAT!r}, MODEL.PIXEL_MEAN={list(cfg.MODEL.PIXEL_MEAN)} and "
             f"MODEL.PIXEL_STD={list(cfg.MODEL.PIXEL_STD)} do not fit checkpoint {checkpoint.name}; call "
-            f"set_pixel_statistics(cfg) after the last change of the config, or set 'RGB', {mean} and {std}."
+            f"set_pixel_statistics(cfg) after the last change of the config, or set {wanted['input_format']!r}, "
+            f"{mean} and {std}."
         )
 
 

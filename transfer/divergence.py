@@ -8,9 +8,8 @@ from simmim_bench.errors import DivergedError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.finite import FiniteCheck
 
-Images = list[
-    dict[str, Any]
-]  # `image` (C, H, W) uint8 and `file_name`, which torch.load reads without a framework
+# `image` (C, H, W), as decoded and transformed, and `file_name`, which torch.load reads without a framework.
+Images = list[dict[str, Any]]
 
 
 class StepChecks:

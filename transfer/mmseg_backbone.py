@@ -6,9 +6,13 @@ An MMSegmentation config needs `custom_imports=dict(imports=['transfer.mmseg_bac
 directly to `UPerHead`. A ResNet's BatchNorm is trained like all other weights, over the images of one process unless it
 is converted with `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
 
-The data preprocessor must normalise with the module's `mean` and `std`, which are those of the checkpoint for pixels in
-[0, 255] in RGB order: `data_preprocessor=dict(type='SimMIMDataPreProcessor', ckpt=CKPT)` does. MMSegmentation's base
-configs have ImageNet's, which not all checkpoints share.
+The data preprocessor must normalise with the module's `mean` and `std`, which are those of the checkpoint for pixels as
+their files store them, of 8 bits in [0, 255], in RGB order: `data_preprocessor=dict(type='SimMIMDataPreProcessor',
+ckpt=CKPT)` does. MMSegmentation's base configs have ImageNet's, which not all checkpoints share.
+
+Images of other channels than RGB, or of other values than 8 bits, keep the order of their channels. A config reads them
+with `dict(type='LoadImageFromFile', color_type='unchanged', imdecode_backend='tifffile', to_float32=True)`, which
+expects interleaved TIFFs, and cannot have `PhotoMetricDistortion`, which is defined for three channels of 8 bits.
 
 For layer-wise learning rate decay use `optim_wrapper=dict(constructor='SimMIMLayerDecay',
 paramwise_cfg=dict(layer_decay=0.65), optimizer=...)`.
@@ -22,6 +26,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import torch
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -90,8 +95,9 @@ class SimMIMBackbone(BaseModule):
         levels = [self.backbone.feature_levels[i] for i in self.out_indices]
         self.channels = tuple(level.channels for level in levels)
         self.strides = tuple(level.stride for level in levels)
-        self.mean = tuple(255 * value for value in checkpoint.mean)
-        self.std = tuple(255 * value for value in checkpoint.std)
+        unit = checkpoint.pixel_format.unit
+        self.mean = tuple(unit * value for value in checkpoint.mean)
+        self.std = tuple(unit * value for value in checkpoint.std)
 
     def _freeze(self, stages: int) -> None:
         if stages == -1:
@@ -142,19 +148,40 @@ class SimMIMBackbone(BaseModule):
 # In mmengine's registry, in which a model without `default_scope` looks for its data preprocessor.
 @MMENGINE_MODELS.register_module()
 class SimMIMDataPreProcessor(SegDataPreProcessor):
-    """Converts images from BGR to RGB and normalises them as a checkpoint expects.
+    """Converts RGB images of 8 bits from BGR, and normalises images as a checkpoint expects.
 
     Args:
         ckpt: a CKPT, or a checkpoint already read.
-        options: of `SegDataPreProcessor`, such as `size`. `mean`, `std` and the order of the channels, which a base
-            config usually has, are replaced by the checkpoint's.
+        unit: pixel value that is 1 in the checkpoint's mean and standard deviation; None for that of pixels as their
+            files store them: 255 for 8 bits, 65535 for 16 bits, 1 for real numbers.
+        options: as MMSegmentation's, without `mean`, `std`, `bgr_to_rgb` and `rgb_to_bgr`, which have no effect.
     """
 
-    def __init__(self, ckpt: str | Checkpoint, **options: Any) -> None:
+    def __init__(self, ckpt: str | Checkpoint, unit: int | None = None, **options: Any) -> None:
         checkpoint = open_checkpoint(ckpt)
-        options["mean"] = [255 * value for value in checkpoint.mean]
-        options["std"] = [255 * value for value in checkpoint.std]
-        super().__init__(**{**options, "bgr_to_rgb": True, "rgb_to_bgr": False})
+        self.pixel_format = checkpoint.pixel_format
+        unit = self.pixel_format.unit if unit is None else unit
+        settings = {"mean": None, "std": None, "rgb_to_bgr": False}
+        super().__init__(**{**options, **settings, "bgr_to_rgb": self.pixel_format.is_rgb})
+        # mmengine's own arguments are of one or three channels.
+        for name, values in (("mean", checkpoint.mean), ("std", checkpoint.std)):
+            scaled = torch.tensor([unit * value for value in values])
+            self.register_buffer(name, scaled.view(-1, 1, 1), persistent=False)
+        self._enable_normalize = True
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Normalise and stack the images of a batch.
+
+        Raises:
+            UsageError: the images have 8 bits, but the checkpoint takes others.
+        """
+        if self.pixel_format.value_range != "uint8" and data["inputs"][0].dtype == torch.uint8:
+            raise UsageError(
+                f"the images have 8 bits, but the checkpoint takes {self.pixel_format}; read them with "
+                "color_type='unchanged', or use a checkpoint for 8 bits."
+            )
+        processed: dict[str, Any] = super().forward(data, training)
+        return processed
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -72,11 +72,19 @@ def read_image(path: Path, *, upright: bool = False) -> Image.Image:
     Raises:
         DataError: The image cannot be decoded.
     """
+    return decode_image(read_file(path), str(path), upright=upright)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(str(path), error.strerror) from error
-    return decode_image(content, str(path), upright=upright)
 
 
 def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.Image:

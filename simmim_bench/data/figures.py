@@ -13,6 +13,7 @@ from torchvision.utils import make_grid, save_image
 
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixels import read_pixels
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import UsageError
 from simmim_bench.files import replacing
@@ -105,6 +106,22 @@ def renderer(
         return stretched.expand(-1, 3, -1, -1)
 
     return render
+
+
+def read_colours(
+    path: Path, pixel_format: PixelFormat = RGB, *, upright: bool = False
+) -> np.ndarray:
+    """Read an image of any channels as RGB (H, W, 3), uint8; see `renderer`.
+
+    Raises:
+        DataError: the image cannot be decoded, or is of another format.
+    """
+    pixels = read_pixels(path, pixel_format, upright=upright)
+    if pixel_format.is_rgb:
+        return pixels.permute(1, 2, 0).numpy()
+    images = pixels[None] / pixel_format.decoded_unit
+    colours = renderer(images, pixel_format)(images)[0].clamp(0, 1).permute(1, 2, 0)
+    return (255 * colours).round().byte().numpy()
 
 
 def tile_grid(tiles: Tensor) -> Tensor:

@@ -37,6 +37,16 @@ class PixelFormat:
         return self == RGB
 
     @property
+    def unit(self) -> int:
+        """The value, as a file stores it, that is 1 in mean and standard deviation."""
+        return {"uint8": 255, "uint16": 65535, "float": 1}[self.value_range]
+
+    @property
+    def decoded_unit(self) -> int:
+        """The value of a decoded tensor (`pixels.decode_pixels`) that is 1 in mean and standard deviation."""
+        return self.unit if self.value_range == "uint8" else 1
+
+    @property
     def options(self) -> str:
         """The overrides of a pretraining recipe for such images."""
         return f"-o in_chans={self.in_chans} -o value_range={self.value_range}"

@@ -14,6 +14,8 @@ is divided by 255 where it is normalised (`decode.normalise`).
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,16 @@ def decode_pixels(
         return torch.from_numpy(turn_upright(found, orientation))
 
     return decode.open_image(content, name, read, pixel_format)
+
+
+def read_pixels(path: Path, pixel_format: PixelFormat = RGB, *, upright: bool = False) -> Tensor:
+    """Read and decode an image file as (C, H, W); see `decode_pixels`.
+
+    Raises:
+        DataError: the image cannot be decoded, or is of another format.
+        MissingFrameworkError: its compression needs imagecodecs.
+    """
+    return decode_pixels(decode.read_file(path), str(path), pixel_format, upright=upright)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -27,7 +27,7 @@ class Reading:
         every_file: whether all files are read; otherwise all files of splits with up to
             `CHECK_AT_ONCE` files, and `SAMPLE` files of larger splits.
         recipe: the recipe that the data are checked for, if one is given.
-        pixel_format: of the images of classes and of pretraining, by the recipe or the checkpoint.
+        pixel_format: of the images, by the pretraining recipe or the checkpoint.
     """
 
     display: Display

@@ -6,7 +6,6 @@ import functools
 import math
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from simmim_bench.backbones import load_backbone
@@ -67,7 +66,7 @@ def plan_dense(
         disk=data.val * CLASSES_SHOWN * ENTRY,
         written="confusion matrices",
         cut=None,
-        load=functools.partial(_load, recipe),
+        load=functools.partial(_load, recipe) if checkpoint.pixel_format.is_rgb else None,
         num_workers=recipe.num_workers,
         held=_held(recipe, [level.channels for level in levels], data),
     )
@@ -84,9 +83,8 @@ def _windows_per_image(recipe: DenseRecipe) -> int:
 
 
 def _load(recipe: DenseRecipe, content: bytes, name: str) -> Tensor:
-    """Load an image as its windows."""
-    image: Image.Image = decode_image(content, name, upright=True)
-    return cut_windows(image, recipe)[0]
+    """Load an RGB image as its windows."""
+    return cut_windows(decode_image(content, name, upright=True), recipe)[0]
 
 
 def _held(recipe: DenseRecipe, channels: list[int], data: DataSize) -> str:

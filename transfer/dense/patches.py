@@ -138,7 +138,7 @@ class PatchReader:
 
     @torch.no_grad()
     def _forward(self, windows: Tensor, levels: Sequence[Level]) -> list[Tensor]:
-        """Map windows (n, 3, H, W), uint8, to maps (n, h, w, D)."""
+        """Map windows (n, C, H, W), uint8 or float32, to maps (n, h, w, D)."""
         recipe, device = self.recipe, self.context.dist.device
         pixels = windows.to(device, non_blocking=True)
         pixels = normalise_like_torchvision(pixels, self.checkpoint.mean, self.checkpoint.std)

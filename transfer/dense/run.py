@@ -60,7 +60,12 @@ def run_dense(context: RunContext, job: TransferJob[DenseRecipe]) -> Record | No
     """
     recipe = job.recipe
     levels = probed_levels(recipe, job.checkpoint.spec)
-    data = read_data(context.run, job.data, reduce_zero_label=recipe.reduce_zero_label)
+    data = read_data(
+        context.run,
+        job.data,
+        reduce_zero_label=recipe.reduce_zero_label,
+        pixel_format=job.checkpoint.pixel_format,
+    )
     if count_candidates(recipe, levels) > 1:
         check_enough_images(len(data.training))
     reader = PatchReader(context, job.checkpoint, recipe, levels)
@@ -92,11 +97,12 @@ def _probe(reader: PatchReader, data: SegmentationData, job: TransferJob[DenseRe
         strides=[level.stride for level in levels],
         count=patches_per_image(recipe, len(data.training)),
         seed=context.seed,
+        pixel_format=job.checkpoint.pixel_format,
     )
     samples = sample_training_patches(reader, training)
     for level, sample in zip(levels, samples, strict=True):
         context.run.log(f"ade20k: block={level.block} training patches={len(sample):,}")
-    scored = WindowDataset(data.training, scheme, recipe)
+    scored = WindowDataset(data.training, scheme, recipe, pixel_format=job.checkpoint.pixel_format)
     choice = choose_candidate(reader, samples, training, scored, recipe)
     if choice.compared:
         log_choice(context.run, choice.chosen)
@@ -126,7 +132,7 @@ def _predict(
     """
     context, recipe, level = reader.context, reader.recipe, reader.levels[choice.number]
     scorer = fit_scorer(recipe, sample, choice.norm, [choice.setting], context)
-    dataset = WindowDataset(validation, scheme, recipe)
+    dataset = WindowDataset(validation, scheme, recipe, pixel_format=reader.checkpoint.pixel_format)
     confusions, shown = [], []
     indices = own_part(len(dataset), context.dist)
     for image, maps in reader.read(dataset, indices, "ade20k: predict", [level]):
@@ -160,6 +166,7 @@ def _write(
         result.shown,
         _palette(len(names)),
         scheme_of(data, job.recipe),
+        job.checkpoint.pixel_format,
     )
     return write_record(
         context.run,

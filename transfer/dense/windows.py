@@ -23,6 +23,9 @@ from torchvision.transforms import functional as TF
 
 from simmim_bench.data.datasets import covering_size
 from simmim_bench.data.decode import read_image
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixel_transforms import resize_pixels
+from simmim_bench.data.pixels import read_pixels
 from transfer.dense.recipes import DenseRecipe, Sampling
 from transfer.segmentation.ade20k_layout import SegmentationSplit
 from transfer.segmentation.label_maps import IGNORED, LabelScheme, read_classes
@@ -52,7 +55,7 @@ class WindowedImage:
         size: (H, W) of the upright image in pixels.
         resized: (H, W) of the resized image, which the windows cover.
         corners: top and left of every window in the resized image.
-        windows: (n, 3, H, W), uint8.
+        windows: (n, C, H, W), uint8 or float32.
         classes: of every pixel, (H, W) uint8; None for a training image.
         patches: one sample per map; empty for an image to score.
     """
@@ -74,6 +77,7 @@ class WindowDataset(Dataset[WindowedImage]):
         count: patches to sample of every map of an image.
         seed: of the sampling. A sample depends on the seed and on the image's path in the split, so that neither the
             order of the images nor the number of processes changes it.
+        pixel_format: of the images, as the checkpoint takes them.
     """
 
     def __init__(
@@ -85,8 +89,10 @@ class WindowDataset(Dataset[WindowedImage]):
         strides: Sequence[int] = (),
         count: int = 0,
         seed: int = 0,
+        pixel_format: PixelFormat = RGB,
     ) -> None:
         self.split, self.scheme, self.recipe = split, scheme, recipe
+        self.pixel_format = pixel_format
         self.strides, self.count, self.seed = strides, count, seed
 
     def __len__(self) -> int:
@@ -94,10 +100,14 @@ class WindowDataset(Dataset[WindowedImage]):
 
     def __getitem__(self, index: int) -> WindowedImage:
         path, recipe = self.split.images[index], self.recipe
-        image = read_image(path, upright=True)
-        size = image.height, image.width
+        image = (
+            read_image(path, upright=True)
+            if self.pixel_format.is_rgb
+            else read_pixels(path, self.pixel_format, upright=True)
+        )
+        size = _size_of(image)
         classes = read_classes(self.split.masks[index], self.scheme, path, size)
-        pixels, corners, resized = cut_windows(image, recipe)
+        pixels, corners, resized = cut_windows(image, recipe, self.pixel_format)
         if not self.strides:
             return WindowedImage(index, size, resized, corners, pixels, classes, [])
         labels = Image.fromarray(classes).resize(resized[::-1], Image.Resampling.NEAREST)
@@ -117,27 +127,38 @@ class WindowDataset(Dataset[WindowedImage]):
         return WindowedImage(index, size, resized, corners, pixels, None, patches)
 
 
+def _size_of(image: Image.Image | Tensor) -> Size:
+    _, height, width = TF.get_dimensions(image)
+    return height, width
+
+
 def image_generator(seed: int, image: Path) -> np.random.Generator:
     """Return the random generator of an image, which depends on the seed and on the image's path in its split."""
     return np.random.default_rng([seed, zlib.crc32(image.as_posix().encode())])
 
 
 def cut_windows(
-    image: Image.Image, recipe: DenseRecipe
+    image: Image.Image | Tensor, recipe: DenseRecipe, pixel_format: PixelFormat = RGB
 ) -> tuple[Tensor, list[tuple[int, int]], Size]:
     """Resize an image to cover the recipe's window, and cut it.
 
+    Args:
+        image: RGB of 8 bits, or the pixels (C, H, W) of an image of another format.
+
     Returns:
-        The windows (n, 3, H, W), uint8, their corners, and (H, W) of the resized image.
+        The windows (n, C, H, W), uint8 or float32, their corners, and (H, W) of the resized image.
     """
-    size = covering_size((image.height, image.width), recipe.img_size, 1.0)
-    resized = TF.resize(image, list(size), TF.InterpolationMode.BICUBIC)
+    size = covering_size(_size_of(image), recipe.img_size, 1.0)
+    if isinstance(image, Tensor):
+        resized = resize_pixels(image, size, pixel_format).permute(1, 2, 0).numpy()
+    else:
+        resized = np.asarray(TF.resize(image, list(size), TF.InterpolationMode.BICUBIC))
     rows, columns = (
         window_starts(side, window, stride)
         for side, window, stride in zip(size, recipe.img_size, recipe.stride, strict=True)
     )
     corners = [(top, left) for top in rows for left in columns]
-    windows = _cut(np.asarray(resized), corners, recipe.img_size)
+    windows = _cut(resized, corners, recipe.img_size)
     return torch.from_numpy(windows).permute(0, 3, 1, 2), corners, size
 
 

@@ -169,6 +169,19 @@ def check_size(entry: Mapping[str, Any], images: Path) -> int:
     return orientation
 
 
+def check_decoded_size(entry: Mapping[str, Any], images: Path, size: tuple[int, int]) -> None:
+    """Compare the size (H, W) of a decoded, upright image with its entry.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    if size == (entry["height"], entry["width"]):
+        return
+    check_size(entry, images)  # whose message tells of an EXIF orientation
+    upright = size[::-1]
+    raise size_error(images / entry["file_name"], upright, upright, entry)
+
+
 def size_error(
     path: Path, upright: tuple[int, int], stored: tuple[int, int], entry: Mapping[str, Any]
 ) -> DataError:

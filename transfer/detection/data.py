@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from simmim_bench.data.decode import read_image
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixels import read_pixels
 from simmim_bench.data.workers import start_workers
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError
-from transfer.detection.coco_images import check_size, size_error
+from transfer.detection.coco_images import check_decoded_size
 from transfer.detection.coco_layout import CocoSplit
 from transfer.detection.recipes import CocoRecipe, MaskFormat
 
@@ -82,10 +83,14 @@ class PositionSampler(Sampler[int]):
 
 
 class CheckedMapper:
-    """A Detectron2 mapper that reads images as all tasks do, and whose errors name the image file."""
+    """A Detectron2 mapper that reads images as all tasks do, and whose errors name the image file.
 
-    def __init__(self, mapper: DatasetMapper) -> None:
-        self.mapper = mapper
+    Args:
+        pixel_format: of the images, as the checkpoint takes them.
+    """
+
+    def __init__(self, mapper: DatasetMapper, pixel_format: PixelFormat = RGB) -> None:
+        self.mapper, self.pixel_format = mapper, pixel_format
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict.
@@ -94,11 +99,9 @@ class CheckedMapper:
             DataError: the image cannot be decoded, or its size differs from the annotations'.
         """
         path = Path(dataset_dict["file_name"])
-        image = np.asarray(read_image(path, upright=True))
-        if image.shape[:2] != (dataset_dict["height"], dataset_dict["width"]):
-            check_size(dataset_dict, Path())
-            size = (image.shape[1], image.shape[0])
-            raise size_error(path, size, size, dataset_dict)
+        pixels = read_pixels(path, self.pixel_format, upright=True).numpy()
+        image = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        check_decoded_size(dataset_dict, Path(), (image.shape[0], image.shape[1]))
         try:
             return self._map(copy.deepcopy(dataset_dict), image)
         except ValueError as error:
@@ -107,10 +110,13 @@ class CheckedMapper:
             ) from error
 
     def _map(self, mapped: dict[str, Any], image: np.ndarray) -> dict[str, Any]:
-        """Do what Detectron2's `DatasetMapper` does after reading the image (H, W, 3)."""
+        """Do what Detectron2's `DatasetMapper` does after reading the image (H, W, C)."""
         from detectron2.data.transforms import AugInput
 
-        augmented = AugInput(image)
+        from transfer.detection.channels import ChannelInput
+
+        rgb = self.pixel_format.is_rgb
+        augmented = AugInput(image) if rgb else ChannelInput(image, self.pixel_format)
         transforms = self.mapper.augmentations(augmented)
         channels_first = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         mapped["image"] = torch.as_tensor(channels_first)
@@ -141,7 +147,9 @@ class ErrorUnwrappingLoader:
             raise DataError(message.removeprefix(f"{DataError.__module__}.DataError: ")) from error
 
 
-def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> TrainingStream:
+def training_stream(
+    split: CocoSplit, recipe: CocoRecipe, seed: int, pixel_format: PixelFormat = RGB
+) -> TrainingStream:
     """Build the stream of training images, augmented as the recipe says.
 
     Images without objects, or with crowds only, are left out, as in Detectron2.
@@ -149,7 +157,8 @@ def training_stream(split: CocoSplit, recipe: CocoRecipe, seed: int) -> Training
     from detectron2.data.build import filter_images_with_only_crowd_annotations
 
     dicts = filter_images_with_only_crowd_annotations(split.dataset_dicts())
-    return TrainingStream(dicts, CheckedMapper(training_mapper(split, recipe)), seed)
+    mapper = CheckedMapper(training_mapper(split, recipe), pixel_format)
+    return TrainingStream(dicts, mapper, seed)
 
 
 def training_mapper(split: CocoSplit, recipe: CocoRecipe) -> DatasetMapper:
@@ -205,7 +214,9 @@ def train_loader(
     return ErrorUnwrappingLoader(loader)
 
 
-def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
+def val_loader(
+    split: CocoSplit, recipe: CocoRecipe, pixel_format: PixelFormat = RGB
+) -> ErrorUnwrappingLoader:
     """Build the loader of one process's validation images; all images are read once, in the order of their ids."""
     from detectron2.data import build_detection_test_loader
 
@@ -214,7 +225,7 @@ def val_loader(split: CocoSplit, recipe: CocoRecipe) -> ErrorUnwrappingLoader:
     alone = recipe.test_size is not None or not recipe.square_pad
     loader = build_detection_test_loader(
         split.dataset_dicts(),
-        mapper=CheckedMapper(val_mapper(recipe)),
+        mapper=CheckedMapper(val_mapper(recipe), pixel_format),
         batch_size=1 if alone else min(recipe.batch_size, 8),
         num_workers=recipe.num_workers,
     )

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.data.decode import read_image
+from simmim_bench.data.pixel_format import PixelFormat
+from simmim_bench.data.pixels import read_pixels
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.errors import DataError
@@ -28,7 +29,7 @@ from transfer.detection.coco_faults import (
     reference_faults,
 )
 from transfer.detection.coco_images import (
-    check_size,
+    check_decoded_size,
     image_faults,
     missing_images,
     resolve_names,
@@ -41,7 +42,8 @@ def check_coco(data: Path, reading: Reading) -> list[Finding]:
 
     Args:
         data: the folder; see `coco_layout`.
-        reading: which of the images are decoded; its recipe tells whether many crowds are allowed.
+        reading: which of the images are decoded; its recipe tells whether many crowds are allowed, its pixel
+            format what the images hold.
 
     Returns:
         Counts, faults and their remedies.
@@ -110,7 +112,9 @@ def _examine_split(
         absent = set(missing)
         present = [image for image in content["images"] if image["file_name"] not in absent]
         how, faults = reading.read(
-            f"coco {split}", len(present), partial(_check_image, present, folder)
+            f"coco {split}",
+            len(present),
+            partial(_check_image, present, folder, reading.pixel_format),
         )
         yield group.finding(f"{split} images", "ok", f"{len(present):,} found; {how}")
         yield from group.problems(f"{split} images", faults)
@@ -168,12 +172,14 @@ def _bad_objects(
         )
 
 
-def _check_image(images: Sequence[Mapping[str, Any]], folder: Path, index: int) -> None:
+def _check_image(
+    images: Sequence[Mapping[str, Any]], folder: Path, pixel_format: PixelFormat, index: int
+) -> None:
     """Decode an image and compare its size with its entry.
 
     Raises:
         DataError: the image cannot be decoded, or has another size.
     """
     entry = images[index]
-    read_image(folder / entry["file_name"], upright=True)
-    check_size(entry, folder)
+    pixels = read_pixels(folder / entry["file_name"], pixel_format, upright=True)
+    check_decoded_size(entry, folder, (pixels.shape[1], pixels.shape[2]))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes
 from simmim_bench.distributed import DistContext
 from transfer.detection.framework import require_detectron2
@@ -36,7 +37,8 @@ def plan_coco(
         checkpoint, recipe, num_classes=data.classes, masks=True, seed=0, device=device
     )
     model.train()
-    image = synthetic_image(recipe.img_size, data.classes)
+    pixel_format = checkpoint.pixel_format
+    image = synthetic_image(recipe.img_size, data.classes, pixel_format)
 
     def forward(images: int) -> Tensor:
         with EventStorage():
@@ -55,26 +57,34 @@ def plan_coco(
         written=f"{KEPT} checkpoints at a time; predictions come on top",
         cut="by itself",
         memory=lambda: estimate_memory(
-            model, largest_image(recipe, data.classes), recipe, DistContext(device=device)
+            model,
+            largest_image(recipe, data.classes, pixel_format),
+            recipe,
+            DistContext(device=device),
         ),
     )
 
 
-def largest_image(recipe: CocoRecipe, classes: int) -> dict[str, Any]:
+def largest_image(
+    recipe: CocoRecipe, classes: int, pixel_format: PixelFormat = RGB
+) -> dict[str, Any]:
     """Build a synthetic training image of the largest size that a recipe's images are padded to.
 
     Without a square, images are padded to the largest of their batch: one upright, another across at most.
     """
     side = max(recipe.img_size)
-    return synthetic_image((side, side), classes)
+    return synthetic_image((side, side), classes, pixel_format)
 
 
-def synthetic_image(img_size: tuple[int, int], classes: int) -> dict[str, Any]:
+def synthetic_image(
+    img_size: tuple[int, int], classes: int, pixel_format: PixelFormat = RGB
+) -> dict[str, Any]:
     """Build a training image of random pixels, in the form that Detectron2's mapper returns.
 
     Args:
         img_size: (H, W) in pixels.
         classes: number of classes; the `OBJECTS` boxes have the classes 0, 1, ... in turn.
+        pixel_format: of the image, which is uint8 or float32 as decoded images are.
     """
     from detectron2.structures import BitMasks, Boxes, Instances
 
@@ -86,5 +96,6 @@ def synthetic_image(img_size: tuple[int, int], classes: int) -> dict[str, Any]:
     objects.gt_boxes = Boxes(corners)
     objects.gt_classes = torch.arange(OBJECTS) % classes
     objects.gt_masks = BitMasks(torch.ones(OBJECTS, height, width, dtype=torch.bool))
-    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-    return {"image": pixels, "instances": objects, "height": height, "width": width}
+    pixels = torch.randint(0, 256, (pixel_format.in_chans, height, width), dtype=torch.uint8)
+    image = pixels if pixel_format.value_range == "uint8" else pixels / 255
+    return {"image": image, "instances": objects, "height": height, "width": width}

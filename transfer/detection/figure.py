@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from simmim_bench.data.decode import read_image
+from simmim_bench.data.figures import read_colours
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.files import replacing
 from simmim_bench.runs.run_dir import RunDir
 from transfer.detection.coco_layout import CocoSplit
@@ -22,13 +22,16 @@ TILE_SIDE = 256  # pixels
 MIN_SCORE = 0.3  # detections with a lower score are not plotted
 
 
-def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> None:
+def write_figure(
+    val: CocoSplit, detections: list[Instances], run: RunDir, pixel_format: PixelFormat = RGB
+) -> None:
     """Write predictions.png: pairs of the ground truth, on the left, and the detections, on the right.
 
     Args:
         val: the split.
         detections: of the split's first images, in order.
         run: the figure is also added to its TensorBoard log.
+        pixel_format: of the images, as the checkpoint takes them.
     """
     from detectron2.data.catalog import Metadata
     from detectron2.utils.visualizer import Visualizer
@@ -40,7 +43,7 @@ def write_figure(val: CocoSplit, detections: list[Instances], run: RunDir) -> No
         if not all("segmentation" in annotation for annotation in truth["annotations"]):
             for annotation in truth["annotations"]:  # the Visualizer expects masks of all or none
                 annotation.pop("segmentation", None)
-        image = np.asarray(read_image(Path(truth["file_name"]), upright=True))
+        image = read_colours(Path(truth["file_name"]), pixel_format, upright=True)
         scale = TILE_SIDE / max(image.shape[:2])
         confident = instances[instances.scores > MIN_SCORE]
         for rendered in (

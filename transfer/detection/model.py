@@ -57,14 +57,15 @@ def build_detector(
         seed: initialises the weights that the checkpoint does not have.
     """
     backbone = build_detection_backbone(checkpoint, recipe, seed)
+    unit = checkpoint.pixel_format.decoded_unit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GeneralizedRCNN(
             backbone=backbone,
             proposal_generator=build_rpn(backbone, recipe),
             roi_heads=build_roi_heads(backbone, recipe, num_classes=num_classes, masks=masks),
-            pixel_mean=[255 * value for value in checkpoint.mean],
-            pixel_std=[255 * value for value in checkpoint.std],
+            pixel_mean=[unit * value for value in checkpoint.mean],
+            pixel_std=[unit * value for value in checkpoint.std],
             input_format="RGB",
         )
     adapter = find_adapter(model)

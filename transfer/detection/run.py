@@ -16,6 +16,7 @@ import torch
 
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_training_state
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.distributed import per_process_batch
 from simmim_bench.errors import DataError
 from simmim_bench.files import write_json, write_text
@@ -222,11 +223,13 @@ def _train(run: CocoRun, progress: Progress) -> None:
     from transfer.detection.model import find_adapter
 
     context, recipe, dist = run.context, run.job.recipe, run.context.dist
-    stream = training_stream(run.train, recipe, context.seed)
+    pixel_format = run.job.checkpoint.pixel_format
+    stream = training_stream(run.train, recipe, context.seed, pixel_format)
     find_adapter(run.model).precision = progress.precision
     scaler = gradient_scaler(progress.precision, dist.device)
     requested = run.job.options.get("accumulate") or progress.accumulation_steps
-    image = stream[0] if recipe.square_pad else largest_image(recipe, len(run.train.category_ids))
+    classes = len(run.train.category_ids)
+    image = stream[0] if recipe.square_pad else largest_image(recipe, classes, pixel_format)
     # Memory is measured before the optimizer's state is loaded, which the estimate includes already.
     progress.accumulation_steps = choose_accumulation(run.model, image, recipe, requested, context)
     if progress.state is not None:
@@ -267,6 +270,7 @@ def _save(run: CocoRun, progress: Progress, scaler: torch.amp.GradScaler) -> Non
         form="transfer",
         mean=checkpoint.mean,
         std=checkpoint.std,
+        value_range=checkpoint.value_range,
         provenance={
             **checkpoint.provenance,
             "label": f"{checkpoint.label}, then {recipe.name}",
@@ -296,7 +300,10 @@ def _save(run: CocoRun, progress: Progress, scaler: torch.amp.GradScaler) -> Non
 def _finish(run: CocoRun, progress: Progress) -> Record | None:
     """Detect in the val split; on rank 0, write predictions, scores, record and figure."""
     context, job, val = run.context, run.job, run.val
-    detected = detect_val(context, run.model, val, job.recipe, masks=run.train.has_masks)
+    pixel_format = job.checkpoint.pixel_format
+    detected = detect_val(
+        context, run.model, val, job.recipe, masks=run.train.has_masks, pixel_format=pixel_format
+    )
     if detected is None:
         return None
     record = write_record(
@@ -315,7 +322,7 @@ def _finish(run: CocoRun, progress: Progress) -> Record | None:
         details=_details(run, progress, detections=detected.detections),
     )
     with warn_only(context.run.log, "predictions.png"):
-        figure.write_figure(val, detected.shown, context.run)
+        figure.write_figure(val, detected.shown, context.run, pixel_format)
     return record
 
 
@@ -343,12 +350,14 @@ def detect_val(
     recipe: CocoRecipe,
     *,
     masks: bool,
+    pixel_format: PixelFormat = RGB,
 ) -> Detected | None:
     """Detect in the val split, and write the results and the AP of every class into the run directory.
 
     Args:
         model: a trained detector, on its device.
         masks: whether it predicts masks.
+        pixel_format: of the images, as the checkpoint takes them.
 
     Returns:
         The detections on rank 0, None on the other processes.
@@ -357,8 +366,9 @@ def detect_val(
     from transfer.detection.predict import detect
 
     with context.display.task("coco: val", val.count) as task:
+        loader = val_loader(val, recipe, pixel_format)
         results, shown, evaluated = detect(
-            model, val_loader(val, recipe), val, task, keep=figure.IMAGES, dist=context.dist
+            model, loader, val, task, keep=figure.IMAGES, dist=context.dist
         )
     if not context.dist.is_main:
         return None

@@ -42,7 +42,7 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
     validation = find_split(data, "validation")
     names = read_class_names(data) or list(ADE20K_CLASSES)
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
-    for remark in check_splits((validation,), names, scheme):
+    for remark in check_splits((validation,), names, scheme, trained.checkpoint.pixel_format):
         context.run.log(f"ade20k: data: {remark}")
     classes = len(trained.state.get("decode_head.conv_seg.bias", ()))
     if classes != len(names):
@@ -64,7 +64,14 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
         return None
     palette = np.array(metric.dataset_meta["palette"])
     predictions = write_predictions(
-        context.run, validation, names, metric.confusions, metric.shown, palette, scheme
+        context.run,
+        validation,
+        names,
+        metric.confusions,
+        metric.shown,
+        palette,
+        scheme,
+        trained.checkpoint.pixel_format,
     )
     return evaluation.write_record(
         context,

@@ -52,7 +52,8 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
         f"coco: evaluate arch={evaluation.scored.arch} images={val.count:,} recipe={evaluation.named.name} "
         f"heads={'boxes+masks' if masks else 'boxes'}"
     )
-    detected = detect_val(context, model, val, recipe, masks=masks)
+    pixel_format = trained.checkpoint.pixel_format
+    detected = detect_val(context, model, val, recipe, masks=masks, pixel_format=pixel_format)
     if detected is None:
         return None
     record = evaluation.write_record(
@@ -72,7 +73,7 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
         },
     )
     with warn_only(context.run.log, "predictions.png"):
-        figure.write_figure(val, detected.shown, context.run)
+        figure.write_figure(val, detected.shown, context.run, pixel_format)
     return record
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import check_rgb, shorten
+from simmim_bench.checkpoints.load import check_statistics_fit, shorten
 from simmim_bench.checkpoints.read import (
     find_checkpoint_directory,
     read_checkpoint,
@@ -165,7 +165,7 @@ def _of_file(request: EvaluationRequest, path: Path) -> TrainedModel:
         )
     backbone = f"random:{request.backbone}" if request.backbone in ARCHS else request.backbone
     checkpoint = read_checkpoint(backbone)
-    check_rgb(backbone, checkpoint.pixel_format, request.task)
+    check_statistics_fit(checkpoint)
     return TrainedModel(
         checkpoint=checkpoint,
         state=state,

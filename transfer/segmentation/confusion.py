@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.files import replacing, write_json
 from simmim_bench.results.metrics import iou_by_class, write_confusion
 from simmim_bench.runs.after import warn_only
@@ -61,6 +62,7 @@ def write_predictions(
     shown: Sequence[np.ndarray],
     palette: np.ndarray,
     scheme: LabelScheme,
+    pixel_format: PixelFormat = RGB,
 ) -> Path:
     """Write the confusion matrices, IoU by class and the figure into the run directory.
 
@@ -76,5 +78,5 @@ def write_predictions(
     write_confusion(predictions, confusions, names)
     write_json(run.path / "iou_by_class.json", iou_by_class(np.sum(confusions, axis=0), names))
     with warn_only(run.log, "predictions.png"):
-        write_figure(run.path / "predictions.png", validation, shown, palette, scheme)
+        write_figure(run.path / "predictions.png", validation, shown, palette, scheme, pixel_format)
     return predictions

@@ -23,7 +23,8 @@ from mmseg.datasets.transforms import (
 )
 from torch.utils.data import DataLoader, Dataset
 
-from simmim_bench.data.decode import read_image
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixels import read_pixels
 from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.distributed import DistContext, per_process_batch
 from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
@@ -32,17 +33,26 @@ from transfer.segmentation.label_maps import LabelScheme, read_classes
 from transfer.segmentation.recipes import Ade20kRecipe
 
 UNLIMITED = 10**9  # pixels of a side that is not limited
+RESIZED_AT_ONCE = 64  # channels; OpenCV has 128 at most (CV_CN_MAX of version 5)
 
 
 class LoadImage(BaseTransform):
-    """Read the image at `img_path` as (H, W, 3), BGR, as MMSegmentation's transforms expect."""
+    """Read the image at `img_path` as (H, W, C), uint8 or float32.
+
+    RGB images are read as BGR, as MMSegmentation's transforms expect; others keep the order of their channels.
+    """
+
+    def __init__(self, pixel_format: PixelFormat = RGB) -> None:
+        self.pixel_format = pixel_format
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Add `img`, `img_shape` and `ori_shape`."""
         # Upright, as mmcv's `imfrombytes` reads images in colour.
-        rgb = np.asarray(read_image(results["img_path"], upright=True))
-        results["img"] = np.ascontiguousarray(rgb[..., ::-1])
-        results["img_shape"] = results["ori_shape"] = rgb.shape[:2]
+        pixels = read_pixels(results["img_path"], self.pixel_format, upright=True).numpy()
+        if self.pixel_format.is_rgb:
+            pixels = pixels[::-1]
+        results["img"] = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        results["img_shape"] = results["ori_shape"] = pixels.shape[1:]
         return results
 
 
@@ -61,12 +71,28 @@ class LoadLabels(BaseTransform):
         return results
 
 
+class ChannelResize(Resize):
+    """MMSegmentation's resizing, of images with any number of channels."""
+
+    def _resize_img(self, results: dict[str, Any]) -> None:
+        """Resize `img`, in parts that OpenCV takes."""
+        image = results["img"]
+        parts = []
+        for first in range(0, image.shape[2], RESIZED_AT_ONCE):
+            part = image[..., first : first + RESIZED_AT_ONCE]
+            results["img"] = np.ascontiguousarray(part)
+            super()._resize_img(results)
+            # OpenCV drops the axis of a single channel.
+            parts.append(results["img"].reshape(*results["img_shape"], part.shape[2]))
+        results["img"] = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
 class CoverResize(BaseTransform):
     """Resize so that the image covers `img_size` (H, W), times a random factor of `scale_range`."""
 
     def __init__(self, img_size: tuple[int, int], scale_range: tuple[float, float]) -> None:
         self.img_size, self.scale_range = img_size, scale_range
-        self.resize = Resize(scale=(1, 1))
+        self.resize = ChannelResize(scale=(1, 1))
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """Resize `img` and, if loaded, `gt_seg_map`."""
@@ -150,6 +176,7 @@ def build_loaders(
     seed: int,
     first_iteration: int,
     dist: DistContext | None = None,
+    pixel_format: PixelFormat = RGB,
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Build the loaders of one process.
 
@@ -158,6 +185,7 @@ def build_loaders(
         first_iteration: iterations that are already done.
         dist: the processes of the run, a single one by default. Each loads its slice of every training
             batch; process r of n loads validation images r, r + n, ...
+        pixel_format: of the images, as the checkpoint takes them.
 
     Returns:
         The loader of the training batches from `first_iteration` to the recipe's last, and the loader of the
@@ -173,7 +201,7 @@ def build_loaders(
     dataset = PairDataset(
         training,
         names,
-        train_pipeline(recipe, len(names)),
+        train_pipeline(recipe, len(names), pixel_format),
         reduce_zero_label=recipe.reduce_zero_label,
     )
     train_loader = WorkerLoader(
@@ -183,7 +211,7 @@ def build_loaders(
         num_workers=recipe.num_workers,
         collate_fn=pseudo_collate,
     )
-    return train_loader, build_val_loader(recipe, validation, names, dist)
+    return train_loader, build_val_loader(recipe, validation, names, dist, pixel_format)
 
 
 def build_val_loader(
@@ -191,12 +219,13 @@ def build_val_loader(
     validation: SegmentationSplit,
     names: Sequence[str],
     dist: DistContext,
+    pixel_format: PixelFormat = RGB,
 ) -> DataLoader[Any]:
     """Build the loader of one process's validation images, one by one; see `build_loaders`."""
     dataset = PairDataset(
         validation,
         names,
-        eval_pipeline(recipe, len(names)),
+        eval_pipeline(recipe, len(names), pixel_format),
         reduce_zero_label=recipe.reduce_zero_label,
     )
     return WorkerLoader(
@@ -208,11 +237,13 @@ def build_val_loader(
     )
 
 
-def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+def train_pipeline(
+    recipe: Ade20kRecipe, classes: int, pixel_format: PixelFormat = RGB
+) -> list[BaseTransform]:
     """Return the training transforms: random scale, crop, flip and, if the recipe has it, colour."""
     colour = [PhotoMetricDistortion()] if recipe.photometric else []
     return [
-        LoadImage(),
+        LoadImage(pixel_format),
         LoadLabels(LabelScheme(classes=classes, reduce_zero_label=recipe.reduce_zero_label)),
         _train_resize(recipe),
         RandomCrop(recipe.img_size, cat_max_ratio=0.75),
@@ -222,7 +253,9 @@ def train_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
     ]
 
 
-def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
+def eval_pipeline(
+    recipe: Ade20kRecipe, classes: int, pixel_format: PixelFormat = RGB
+) -> list[BaseTransform]:
     """Return the test transforms, one view of the image or all views of test-time augmentation.
 
     The label map is loaded after resizing, because scores are computed at the original size.
@@ -233,9 +266,9 @@ def eval_pipeline(recipe: Ade20kRecipe, classes: int) -> list[BaseTransform]:
     ]
     sizes = [_test_resize(recipe, scale) for scale in recipe.test_scales]
     if recipe.views == 1:
-        return [LoadImage(), *sizes, *ending]
+        return [LoadImage(pixel_format), *sizes, *ending]
     flips = [RandomFlip(prob=float(flip)) for flip in range(1 + recipe.test_flip)]
-    return [LoadImage(), TestTimeAug([sizes, flips, *([step] for step in ending)])]
+    return [LoadImage(pixel_format), TestTimeAug([sizes, flips, *([step] for step in ending)])]
 
 
 def _train_resize(recipe: Ade20kRecipe) -> BaseTransform:
@@ -244,7 +277,7 @@ def _train_resize(recipe: Ade20kRecipe) -> BaseTransform:
     return RandomResize(
         scale=recipe.resize_within,
         ratio_range=recipe.scale_range,
-        resize_type=Resize,
+        resize_type=ChannelResize,
         keep_ratio=True,
     )
 
@@ -257,10 +290,10 @@ def _test_resize(recipe: Ade20kRecipe, scale: float) -> BaseTransform:
     limited (microsoft/unilm: beit/semantic_segmentation/mmcv_custom/resize_transform.py:174-185).
     """
     if recipe.views_of == "original":
-        return Resize(scale_factor=scale, keep_ratio=True)
+        return ChannelResize(scale_factor=scale, keep_ratio=True)
     if not recipe.resize_within:
         return CoverResize(recipe.img_size, (scale, scale))
     long, short = (int(side * scale) for side in recipe.resize_within)
     if recipe.min_test_side:
         long, short = UNLIMITED, max(short, recipe.min_test_side)
-    return Resize(scale=(long, short), keep_ratio=True)
+    return ChannelResize(scale=(long, short), keep_ratio=True)

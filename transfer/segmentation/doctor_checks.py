@@ -29,7 +29,8 @@ def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
 
     Args:
         data: the folder; see `ade20k_layout`.
-        reading: which of the images and label maps are decoded; its recipe tells what label 0 is.
+        reading: which of the images and label maps are decoded; its recipe tells what label 0 is, its pixel
+            format what the images hold.
 
     Returns:
         Counts, faults and their remedies.
@@ -53,7 +54,7 @@ def check_ade20k(data: Path, reading: Reading) -> list[Finding]:
             for image, mask in zip(split.images, split.masks, strict=True)
             if mask not in split.missing
         ]
-        reader = PairReader(pairs, scheme)
+        reader = PairReader(pairs, scheme, reading.pixel_format)
         how, faults = reading.read(f"ade20k {name}", len(pairs), reader.read)
         findings += _examine_split(split, reader, how, faults, group)
         if not (faults or split.missing):

@@ -225,6 +225,7 @@ class SegmentorHook(Hook):
             form="transfer",
             mean=self.checkpoint.mean,
             std=self.checkpoint.std,
+            value_range=self.checkpoint.value_range,
             provenance={
                 "label": f"{self.checkpoint.label}, {self.recipe.name}",
                 "method": origin.get("method"),

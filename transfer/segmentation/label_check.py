@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from simmim_bench.data.decode import decode_image, exif_orientation, unreadable
+from simmim_bench.data.decode import exif_orientation, read_file
+from simmim_bench.data.pixel_format import RGB, PixelFormat
+from simmim_bench.data.pixels import decode_pixels
 from simmim_bench.diagnostics.data_checks import CHECK_AT_ONCE
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
@@ -34,8 +36,13 @@ class PairReader:
         content: hash of each image that was read.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], scheme: LabelScheme) -> None:
-        self.pairs, self.scheme = pairs, scheme
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Path, Path]],
+        scheme: LabelScheme,
+        pixel_format: PixelFormat = RGB,
+    ) -> None:
+        self.pairs, self.scheme, self.pixel_format = pairs, scheme, pixel_format
         order = np.random.default_rng(SEED).permutation(len(pairs))
         self.unread = dict.fromkeys(order.tolist())
         self.pixels = np.zeros(256, np.int64)
@@ -50,12 +57,9 @@ class PairReader:
         """
         path, mask = self.pairs[index]
         self.unread.pop(index, None)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise unreadable(str(path), error.strerror) from error
-        image = decode_image(content, str(path), upright=True)
-        classes = read_classes(mask, self.scheme, path, (image.height, image.width))
+        content = read_file(path)
+        height, width = decode_pixels(content, str(path), self.pixel_format, upright=True).shape[1:]
+        classes = read_classes(mask, self.scheme, path, (height, width))
         self.pixels += np.bincount(classes.ravel(), minlength=len(self.pixels))
         if exif_orientation(content) != 1:
             self.turned.append(path)
@@ -73,9 +77,15 @@ class PairReader:
 
 
 def check_splits(
-    splits: Sequence[SegmentationSplit], names: Sequence[str], scheme: LabelScheme
+    splits: Sequence[SegmentationSplit],
+    names: Sequence[str],
+    scheme: LabelScheme,
+    pixel_format: PixelFormat = RGB,
 ) -> list[str]:
     """Read every file of a small data set, or a sample of a large one, and check the labels; see `find_faults`.
+
+    Args:
+        pixel_format: of the images, as the checkpoint takes them.
 
     Returns:
         What a user should know of the data, one line each.
@@ -87,7 +97,7 @@ def check_splits(
     readers = {}
     for split in splits:
         pairs = list(zip(split.images, split.masks, strict=True))
-        readers[split.name] = PairReader(pairs, scheme)
+        readers[split.name] = PairReader(pairs, scheme, pixel_format)
         for index in range(len(pairs)) if few else sample(len(pairs)):
             readers[split.name].read(index)
     root = splits[0].root

@@ -84,6 +84,7 @@ def train_and_predict(
         seed=context.seed,
         first_iteration=0 if saved is None else saved["iterations"],
         dist=dist,
+        pixel_format=checkpoint.pixel_format,
     )
     _log_start(context, checkpoint, recipe, data, model)
     with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
@@ -137,7 +138,7 @@ def predict_validation(
         DataError: a file cannot be used.
     """
     dist = context.dist
-    loader = build_val_loader(recipe, validation, names, dist)
+    loader = build_val_loader(recipe, validation, names, dist, checkpoint.pixel_format)
     with _work_dir(context) as work_dir, stop_on_signals(dist) as stop:
         metric = ConfusionMetric(validation.folder)
         hook = SegmentorHook(

@@ -13,13 +13,13 @@ import torch
 from mmcv.cnn import build_norm_layer
 from mmengine.config import ConfigDict
 from mmengine.model import is_model_wrapper
-from mmseg.models import EncoderDecoder, SegDataPreProcessor
+from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.models.spec import BackboneSpec
-from transfer.mmseg_backbone import SimMIMBackbone, pyramid_rescales
+from transfer.mmseg_backbone import SimMIMBackbone, SimMIMDataPreProcessor, pyramid_rescales
 from transfer.segmentation.label_maps import IGNORED
 from transfer.segmentation.recipes import Ade20kRecipe
 
@@ -53,7 +53,7 @@ def build_segmentor(
     spec = checkpoint.spec.at(patch_size=recipe.patch_size)
     spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
     config = {
-        "data_preprocessor": _preprocessor_config(checkpoint, recipe),
+        "data_preprocessor": build_preprocessor(checkpoint, recipe),
         "backbone": _backbone_config(checkpoint, recipe, seed),
         "neck": _neck_config(spec, recipe, norm),
         "decode_head": _decode_head_config(spec, recipe, classes, norm),
@@ -73,16 +73,15 @@ def build_segmentor(
     return model
 
 
-def _preprocessor_config(checkpoint: Checkpoint, recipe: Ade20kRecipe) -> Config:
-    return {
-        "type": SegDataPreProcessor,
-        "mean": [255 * value for value in checkpoint.mean],
-        "std": [255 * value for value in checkpoint.std],
-        "bgr_to_rgb": True,
-        "pad_val": 0,
-        "seg_pad_val": IGNORED,
-        "size": recipe.img_size,
-    }
+def build_preprocessor(checkpoint: Checkpoint, recipe: Ade20kRecipe) -> SimMIMDataPreProcessor:
+    """Build what normalises the loaders' images, and pads those of training to the recipe's crop."""
+    return SimMIMDataPreProcessor(
+        checkpoint,
+        unit=checkpoint.pixel_format.decoded_unit,
+        pad_val=0,
+        seg_pad_val=IGNORED,
+        size=recipe.img_size,
+    )
 
 
 def _backbone_config(checkpoint: Checkpoint, recipe: Ade20kRecipe, seed: int) -> Config:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.models.spec import BackboneSpec
@@ -61,7 +62,12 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     set_local_rank(context.dist)
     from transfer.segmentation.loop import train_and_predict
 
-    data = read_data(context.run, job.data, reduce_zero_label=job.recipe.reduce_zero_label)
+    data = read_data(
+        context.run,
+        job.data,
+        reduce_zero_label=job.recipe.reduce_zero_label,
+        pixel_format=job.checkpoint.pixel_format,
+    )
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
     try:
         metric = train_and_predict(context, job.checkpoint, job.recipe, data, folder)
@@ -70,7 +76,9 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
     return _finish(context, job, data, metric) if context.dist.is_main else None
 
 
-def read_data(run: RunDir, root: Path, *, reduce_zero_label: bool) -> SegmentationData:
+def read_data(
+    run: RunDir, root: Path, *, reduce_zero_label: bool, pixel_format: PixelFormat = RGB
+) -> SegmentationData:
     """List both splits, read the class names, check files and labels, and log what a user should know of them.
 
     Raises:
@@ -82,6 +90,7 @@ def read_data(run: RunDir, root: Path, *, reduce_zero_label: bool) -> Segmentati
         (training, validation),
         names,
         LabelScheme(classes=len(names), reduce_zero_label=reduce_zero_label),
+        pixel_format,
     ):
         run.log(f"ade20k: data: {remark}")
     return SegmentationData(training=training, validation=validation, class_names=names)
@@ -181,7 +190,14 @@ def _finish(
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
     palette = np.array(metric.dataset_meta["palette"])
     predictions = write_predictions(
-        context.run, data.validation, names, metric.confusions, metric.shown, palette, scheme
+        context.run,
+        data.validation,
+        names,
+        metric.confusions,
+        metric.shown,
+        palette,
+        scheme,
+        job.checkpoint.pixel_format,
     )
     return write_record(
         context.run,

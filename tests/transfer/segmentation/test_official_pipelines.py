@@ -77,9 +77,9 @@ def batched(preprocessor: Any, packed: dict[str, Any], *, training: bool) -> tup
 
 
 def preprocessors(config: Any, recipe: Ade20kRecipe) -> tuple[Any, Any]:
-    from transfer.segmentation.model import _preprocessor_config
+    from transfer.segmentation.model import build_preprocessor
 
-    ours = build_official(_preprocessor_config(checkpoint_of("vit_b"), recipe))
+    ours = build_preprocessor(checkpoint_of("vit_b"), recipe)
     return ours, build_official(config.model.data_preprocessor)
 
 
