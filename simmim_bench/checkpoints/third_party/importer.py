@@ -119,7 +119,8 @@ def import_state(
         img_size: (H, W) of the position tables; None to infer it from the tables, which must then be
             square.
         window_size: of a Swin; None to infer it.
-        num_heads: of a ViT; None to infer it from `rest`, the position tables or the method's published models.
+        num_heads: of a ViT; None to infer it from `rest`, the position tables or the method's code, or to assume
+            that of the published ViT of this width, with a warning.
         pretrained_windows: of a Swin V2 that was fine-tuned with another window.
         norm_eps: of a ViT's LayerNorms; None for the usual one.
         statistics: normalisation of the input; None to infer it.
@@ -164,7 +165,7 @@ def import_state(
             "that the file is complete."
         ) from error
     statistics = statistics or inferred_statistics(renamed, name)
-    warnings = [warning]
+    warnings, assumed = [warning], {}
     if spec.family == "vit" and not spec.rel_pos_bias and renamed.heads is None:
         if spec.num_heads == (UNKNOWN_HEADS,):
             raise DataError(
@@ -173,9 +174,10 @@ def import_state(
             )
         warnings.append(
             f"{name} does not show how many attention heads its ViT of width {spec.embed_dim} has; "
-            f"{spec.num_heads[0]} are used, as in {renamed.method}'s code. To set them: {_how_to_set(name)} "
-            f"--num-heads {spec.num_heads[0]}."
+            f"{spec.num_heads[0]} are used, as in the published ViT. To set them: {_how_to_set(name)} --num-heads "
+            f"{spec.num_heads[0]}."
         )
+        assumed = {"assumed": {"num_heads": spec.num_heads[0]}}
     warnings.append(statistics.warning)
     return Checkpoint(
         name=name,
@@ -186,7 +188,7 @@ def import_state(
         mean=statistics.mean,
         std=statistics.std,
         warning=" ".join(filter(None, warnings)),
-        provenance={"method": renamed.method, **(provenance or {}), "label": label},
+        provenance={"method": renamed.method, **(provenance or {}), **assumed, "label": label},
         unread=tuple(sorted(renamed.unread + spare)),
     )
 

@@ -33,16 +33,6 @@ METHOD_HEADS = {
         1536: 24,
     },  # dinov2/models/vision_transformer.py, `vit_small` and the like
 }
-# The same of methods that only an entry's name shows, which other training code may share.
-NAMED_METHOD_HEADS = {
-    "DINO": {192: 3, 384: 6, 768: 12},  # vision_transformer.py, lines 236-255
-    "iBOT": {
-        192: 3,
-        384: 6,
-        768: 12,
-        1024: 16,
-    },  # models/vision_transformer.py, `vit_tiny` and the like
-}
 # Width and heads of the models that DINO, iBOT, MAE and DeiT name `vit_small`, `mae_vit_base_patch16` and the like
 # (DINO: vision_transformer.py, lines 236-255).
 NAMED_SIZES = {
@@ -52,6 +42,11 @@ NAMED_SIZES = {
     "large": (1024, 16),
     "huge": (1280, 16),
 }
+ASSUMED_METHODS = (
+    "weights",
+    "DINO",
+    "iBOT",
+)  # files without a sign of other code than the published ViTs'
 NAMED_VIT = rf"(?:mae_)?(?:vit|deit)_({'|'.join(NAMED_SIZES)})(?:_patch|$)"
 DEFAULT_SIDE = 224  # pixels
 UNKNOWN_HEADS = 1  # no published ViT has one head
@@ -108,7 +103,7 @@ def vit_spec(
                 f"its position tables have {heads} attention heads, not {renamed.heads}"
             )
     else:
-        heads = renamed.heads or published_heads(renamed.method, state) or UNKNOWN_HEADS
+        heads = renamed.heads or published_heads(renamed) or UNKNOWN_HEADS
     if dim % heads:
         raise ValueError(f"its width {dim} is not a multiple of {heads} attention heads")
     transfer = own_table in state or "norm.weight" not in state
@@ -137,9 +132,14 @@ def vit_spec(
     return spec, "transfer" if transfer else "pretrain"
 
 
-def published_heads(method: str, state: StateDict) -> int | None:
-    """Return the attention heads of the ViT of this width in a method's code, if an entry's name shows the method."""
-    return NAMED_METHOD_HEADS.get(method, {}).get(len(state["patch_embed.proj.weight"]))
+def published_heads(renamed: RenamedWeights) -> int | None:
+    """Return the attention heads of the published ViTs of this width, which are assumed with a warning.
+
+    None where there are none, or where the method or the names show other code.
+    """
+    if renamed.openmmlab or renamed.method not in ASSUMED_METHODS:
+        return None
+    return dict(NAMED_SIZES.values()).get(len(renamed.state["patch_embed.proj.weight"]))
 
 
 def recorded_heads(rest: Mapping[str, Any], method: str, state: StateDict) -> int | None:
