@@ -31,6 +31,7 @@ from simmim_bench.checkpoints.third_party.convnet import (
     resnet_spec,
 )
 from simmim_bench.checkpoints.third_party.openmmlab import (
+    check_class_token,
     configured_heads,
     from_openmmlab_swin,
     from_openmmlab_vit,
@@ -139,6 +140,8 @@ def import_state(
             method = method or fixed_position(renamed.state["pos_embed"]) or ""
         renamed = replace(renamed, method=method or renamed.method)
         kind = f"{renamed.family} of {renamed.method}"
+        if renamed.openmmlab:
+            check_class_token(rest or {}, name)
         if renamed.family == "vit":
             num_heads = num_heads or _recorded_heads(renamed, rest or {})
         renamed = replace(renamed, heads=num_heads)

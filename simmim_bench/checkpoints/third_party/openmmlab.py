@@ -10,10 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.third_party.weights import table_of
+from simmim_bench.errors import DataError
 
 # Parts of a Swin's parameter names: (OpenMMLab's, the official ones).
 OPENMMLAB_NAMES = (
@@ -75,7 +77,24 @@ def from_openmmlab_vit(state: StateDict) -> StateDict:
         for theirs, ours in VIT_NAMES:
             name = re.sub(theirs, ours, name)
         renamed[name] = value
+    kernel = renamed.get("patch_embed.proj.weight")
+    if kernel is not None and FIRST_BLOCKS[-1] in state:
+        # MMSegmentation's ViT has no bias there by default (`patch_bias`).
+        renamed.setdefault("patch_embed.proj.bias", torch.zeros(len(kernel)))
     return renamed
+
+
+def check_class_token(rest: Mapping[str, Any], name: str) -> None:
+    """Check that the blocks of an OpenMMLab file's ViT have a class token, as far as its configuration shows.
+
+    Raises:
+        DataError: They have none; MMSegmentation's weights and position embedding have one nevertheless.
+    """
+    if re.search(r"\bwith_cls_token=False", _config(rest)):
+        raise DataError(
+            f"{name} was trained with with_cls_token=False, but simmim-bench's ViT has a class token; use another "
+            "model."
+        )
 
 
 def configured_heads(rest: Mapping[str, Any], dim: int) -> int | None:
@@ -85,12 +104,15 @@ def configured_heads(rest: Mapping[str, Any], dim: int) -> int | None:
         rest: entries of the file beside the weights; `meta` has the configuration as a text.
         dim: width of the ViT.
     """
-    config = table_of(rest, "meta").get("cfg")
-    if not isinstance(config, str):
-        return None
-    found = set(re.findall(r"\barch='([\w-]{1,40})'", config[:LONGEST_CONFIG]))
+    found = set(re.findall(r"\barch='([\w-]{1,40})'", _config(rest)))
     heads = {ARCHS[arch][1] for arch in found if arch in ARCHS and ARCHS[arch][0] == dim}
     return heads.pop() if len(found) == len(heads) == 1 else None
+
+
+def _config(rest: Mapping[str, Any]) -> str:
+    """Return the start of the text of the training configuration; empty without."""
+    config = table_of(rest, "meta").get("cfg")
+    return config[:LONGEST_CONFIG] if isinstance(config, str) else ""
 
 
 def from_openmmlab_swin(state: StateDict) -> StateDict:

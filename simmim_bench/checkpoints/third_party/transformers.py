@@ -28,7 +28,7 @@ METHODS = {"vit_mae": "MAE", "vit_msn": "MSN", "dinov2": "DINOv2"}
 # simmim-bench's ViT has another epsilon on request. Its Swin has not: transformers' has it in its blocks only.
 VIT_EPSILON, SWIN_EPSILON, LARGEST_EPSILON = 1e-6, 1e-5, 1e-2
 # Settings of model types that simmim-bench's models do not have.
-REFUSED = {"use_absolute_embeddings": "an absolute position embedding", "use_swiglu_ffn": "SwiGLU"}
+REFUSED = {"use_absolute_embeddings": "absolute position embedding", "use_swiglu_ffn": "SwiGLU"}
 PIXEL_RANGE = 255  # of 8 bits, that `rescale_factor` multiplies
 
 
