@@ -183,8 +183,9 @@ class ViT(nn.Module):
             )
             for i, rate in enumerate(rates)
         )
-        norm = _norm(spec.embed_dim, spec.norm_eps)
-        self.norm, self.fc_norm = (norm, nn.Identity()) if pretraining else (nn.Identity(), norm)
+        norm, none = _norm(spec.embed_dim, spec.norm_eps), nn.Identity()
+        self.norm: nn.Module = norm if pretraining else none
+        self.fc_norm: nn.Module = none if pretraining else norm
         self.map_norms = build_map_norms(spec, eps=1e-6)
         self.head = nn.Linear(spec.embed_dim, num_classes) if num_classes else nn.Identity()
         self._init_weights()

@@ -278,7 +278,12 @@ def test_the_windows_that_are_refused_are_not_transformers(tmp_path: Path) -> No
         "Swinv2Model", "Swinv2Config", {**SWIN, "window_size": 8, "image_size": [32, 96]}
     )
     shifts = [block.shift_size for block in theirs.encoder.layers[0].blocks]
-    sizes = {"img_size": (32, 96), "patch_size": 4, "embed_dim": 16, "depths": (2, 2)}
+    sizes: dict[str, Any] = {
+        "img_size": (32, 96),
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": (2, 2),
+    }
     spec = BackboneSpec(arch="swinv2", family="swinv2", num_heads=(1, 2), window_size=8, **sizes)
     ours: Any = build_backbone(spec)
     assert shifts == [0, 0]
