@@ -109,7 +109,12 @@ def test_mmpretrains_beit_computes_equal_features(tmp_path: Path, shared: bool) 
 
 @pytest.mark.parametrize(
     ("arch", "width", "heads"),
-    [("small", 768, 8), ("b", 768, 12), ("deit-tiny", 192, 3), ("mocov3-small", 384, 12)],
+    [
+        pytest.param("small", 768, 8, marks=pytest.mark.slow),
+        pytest.param("b", 768, 12, marks=pytest.mark.slow),
+        ("deit-tiny", 192, 3),
+        ("mocov3-small", 384, 12),
+    ],
 )
 def test_the_heads_are_those_of_the_recorded_configuration(
     tmp_path: Path, arch: str, width: int, heads: int
