@@ -26,11 +26,8 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict, save_pickle
 from simmim_bench.checkpoints.convert import ExportResult, Writer, maps_difference
-from simmim_bench.checkpoints.third_party.swin import (
-    OPENMMLAB_NAMES,
-    openmmlab_merging_order,
-    shift_downsample,
-)
+from simmim_bench.checkpoints.third_party.openmmlab import OPENMMLAB_NAMES, openmmlab_merging_order
+from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.errors import MissingFrameworkError
 from simmim_bench.models.build import Backbone
 from simmim_bench.models.position_bias import BIAS_TABLE

@@ -104,6 +104,7 @@ class BackboneSpec:
         decomposed_rel_pos: a ViT's attention has ViTDet's relative position vectors per row and column.
         position_grid: (h, w) of a ViT's learned absolute position embedding; () for that of `img_size`.
         antialias_position: whether a resized absolute position embedding is antialiased.
+        norm_eps: epsilon of a ViT's LayerNorms where it is not the usual 1e-6.
     """
 
     arch: str
@@ -127,6 +128,7 @@ class BackboneSpec:
     decomposed_rel_pos: bool = False
     position_grid: tuple[int, ...] = ()
     antialias_position: bool = True
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         if any(size % self.patch_size for size in self.img_size):
@@ -357,8 +359,11 @@ class BackboneSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON object that `from_json` parses."""
-        return asdict(self)
+        """Return the JSON object that `from_json` parses; without `norm_eps` at its default, as hashes depend on it."""
+        fields = asdict(self)
+        return {
+            key: value for key, value in fields.items() if key != "norm_eps" or value is not None
+        }
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> BackboneSpec:
@@ -442,6 +447,7 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "decomposed_rel_pos": _is_bool,
     "position_grid": lambda value: _counts(1, 1 << 16)(value) and len(value) in (0, 2),
     "antialias_position": _is_bool,
+    "norm_eps": lambda value: value is None or (isinstance(value, float) and 0 < value <= 1e-2),
 }
 
 

@@ -15,7 +15,7 @@ Legend: B batch, C channels, (H, W) image, (h, w) tokens, L = h * w.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class ViTBlock(Block):
             mlp_ratio=spec.mlp_ratio,
             drop_path=drop_path,
             init_values=spec.init_values,
-            norm_layer=_norm,
+            norm_layer=partial(_norm, eps=spec.norm_eps),
         )
         self.class_token, self.window = class_token, window
         self.rel_pos_bias = (
@@ -116,8 +116,8 @@ def _scale(branch: Tensor, gamma: Tensor | None) -> Tensor:
     return branch if gamma is None else gamma * branch
 
 
-def _norm(dim: int, **factory: object) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, **factory)  # type: ignore[arg-type]
+def _norm(dim: int, eps: float | None = None, **factory: object) -> nn.LayerNorm:
+    return nn.LayerNorm(dim, eps=eps or 1e-6, **factory)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=64)
@@ -183,8 +183,9 @@ class ViT(nn.Module):
             )
             for i, rate in enumerate(rates)
         )
-        self.norm = _norm(spec.embed_dim) if pretraining else nn.Identity()
-        self.fc_norm = nn.Identity() if pretraining else _norm(spec.embed_dim)
+        norm, none = _norm(spec.embed_dim, spec.norm_eps), nn.Identity()
+        self.norm: nn.Module = norm if pretraining else none
+        self.fc_norm: nn.Module = none if pretraining else norm
         self.map_norms = build_map_norms(spec, eps=1e-6)
         self.head = nn.Linear(spec.embed_dim, num_classes) if num_classes else nn.Identity()
         self._init_weights()

@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
     "hidden_act": "gelu",
     "image_size": 32,
     "num_attention_heads": 4,
+    "layer_norm_eps": 1e-6,
 }
 PREPROCESSING = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
@@ -95,8 +96,11 @@ def test_a_folder_without_normalisation_is_read_with_a_warning(tmp_path: Path) -
             {"hidden_act": "quick_gelu"},
             "has hidden_act quick_gelu, but simmim-bench's ViT has gelu",
         ),
-        ({"layer_norm_eps": 1e-3}, "has layer_norm_eps 0.001, but simmim-bench's ViT has 1e-6"),
-        ({"model_type": "dinov2"}, "of type dinov2, of which simmim-bench reads vit, vit_mae"),
+        (
+            {"layer_norm_eps": 0.5},
+            "has layer_norm_eps 0.5, but simmim-bench's ViT has at most 0.01",
+        ),
+        ({"model_type": "deit"}, "of type deit, of which simmim-bench reads vit, vit_mae"),
         ({"num_attention_heads": 5}, "width 48 is not a multiple of 5 attention heads"),
     ],
 )

@@ -104,9 +104,11 @@ def test_a_bare_vit_of_a_published_width_is_read_with_a_warning(tmp_path: Path) 
         "does not show how many attention heads its ViT of width 192 has; 3 are used, as in the "
         f"published ViT. To set them: simmim-bench convert {ckpt} DST --num-heads 3."
     ) in checkpoint.warning
+    assert checkpoint.provenance["assumed"] == {"num_heads": 3}  # records keep it
     checkpoint = read_checkpoint(ckpt, Hints(num_heads=12))
     assert difference(checkpoint, other) < 1e-5
     assert "heads" not in checkpoint.warning
+    assert "assumed" not in checkpoint.provenance
 
 
 def test_a_bare_vit_of_another_width_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,12 @@ from support.fuzz_mutators import (
     mutate_zip,
     write_files,
 )
-from support.third_party import build_vit, transformers_names
+from support.third_party import (
+    build_vit,
+    mmpretrain_names,
+    transformers_names,
+    transformers_swin_names,
+)
 from support.tiny import TINY
 
 import simmim_bench.checkpoints.read as read_module
@@ -40,6 +45,7 @@ from simmim_bench.checkpoints.third_party import (
     encoders,
     folder,
     importer,
+    openmmlab,
     statistics,
     swin,
     transformers,
@@ -48,6 +54,7 @@ from simmim_bench.checkpoints.third_party import (
 )
 from simmim_bench.checkpoints.third_party import read as read_file
 from simmim_bench.checkpoints.third_party import timm as timm_file
+from simmim_bench.checkpoints.third_party import transformers_names as their_names
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.spec import BackboneSpec
@@ -60,7 +67,10 @@ READING: list[Any] = [
     *(tensors._typed_tensor, tensors._region, tensors._subclass, tensors._array_tensor),
     *(tensors._with_tensors, tensors._view),
 ]
-THIRD_PARTY = (read_file, encoders, importer, statistics, weights, vit, swin, convnet)
+THIRD_PARTY = (
+    *(read_file, encoders, importer, statistics, weights, vit, swin, convnet),
+    *(openmmlab, their_names),
+)
 
 
 def saved(content: Any, **options: Any) -> bytes:
@@ -155,6 +165,10 @@ def states() -> list[dict[str, Any]]:
             "args": {**args, "arch": "vit_tiny", "imagenet_default_mean_and_std": 1},
         },
         {"model": transformers_names(vit)},
+        {
+            "model": mmpretrain_names(vit.state_dict()),
+            "meta": {"cfg": "arch='b', with_cls_token=True"},
+        },
     ]
     for family in ("swin", "swinv2", "convnext", "resnet"):
         spec = TINY[family]
@@ -162,6 +176,8 @@ def states() -> list[dict[str, Any]]:
             spec = dataclasses.replace(spec, depths=(1, 1), num_heads=(1, 2))
         model = build_backbone(spec).state_dict()
         found.append({"model": dict(model), "config": config, "epoch": 3})
+        if family.startswith("swin"):
+            found.append({"model": transformers_swin_names(model)})
     return found
 
 
@@ -298,17 +314,36 @@ CONFIGURATIONS: list[dict[str, Any]] = [
         "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 32, 32]},
     },
     {"model_args": {"num_heads": 2, "img_size": 32, "window_size": 2}},
+    {
+        "model_type": "swinv2",
+        "architectures": ["Swinv2ForMaskedImageModeling"],
+        "image_size": 32,
+        "patch_size": 2,
+        "depths": [1, 1],
+        "window_size": 4,
+        "pretrained_window_sizes": [4, 4],
+    },
 ]
 
 
 def test_model_folders(tmp_path: Path, seconds: float | None) -> None:
     """Mutate the JSON files beside the weights of a model hub's folder: one JSON text that holds them."""
     model = timm.create_model("test_vit", num_classes=0, img_size=32)
-    pixels = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    pixels = {
+        "do_normalize": True,
+        "rescale_factor": 1 / 127.5,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     index, contents = "model.safetensors.index.json", []
     for k, config in enumerate(CONFIGURATIONS):
         theirs = "model_type" in config
         state = transformers_names(model) if theirs else model.state_dict()
+        if config.get("model_type") == "swinv2":
+            spec = dataclasses.replace(
+                TINY["swinv2"], img_size=(32, 32), depths=(1, 1), num_heads=(1, 2), window_size=4
+            )
+            state = transformers_swin_names(dict(build_backbone(spec).state_dict()))
         (tmp_path / f"{k}.safetensors").write_bytes(save(state))
         files = {"config.json": config, "preprocessor_config.json": pixels if theirs else None}
         table = {"weight_map": dict.fromkeys(state, f"{k}.safetensors")}

@@ -31,6 +31,27 @@ TRANSFORMERS = {
         ("attn.value.", "attention.v_proj."),
     ),
 }
+TRANSFORMERS_SWIN = (
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("patch_embed.norm.", "embeddings.norm."),
+    ("layers.", "encoder.layers."),
+    ("attn.proj.", "attention.output.dense."),
+    ("attn.cpb_mlp.", "attention.self.continuous_position_bias_mlp."),
+    ("attn.", "attention.self."),
+    ("norm1.", "layernorm_before."),
+    ("norm2.", "layernorm_after."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+)
+# MMPretrain: models/backbones/vision_transformer.py.
+MMPRETRAIN = (
+    ("blocks.", "layers."),
+    ("patch_embed.proj.", "patch_embed.projection."),
+    (".norm1.", ".ln1."),
+    (".norm2.", ".ln2."),
+    ("mlp.fc1.", "ffn.layers.0.0."),
+    ("mlp.fc2.", "ffn.layers.1."),
+)
 TRANSFORMERS_COMMON = (
     ("norm1.", "layernorm_before."),
     ("norm2.", "layernorm_after."),
@@ -108,3 +129,29 @@ def transformers_names(model: Any, version: int = 4) -> dict[str, Tensor]:
                 name = name.replace(ours, theirs)
             state[name] = part.contiguous()
     return state
+
+
+def transformers_swin_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Split the queries, keys and values of timm's Swin or Swin V2 and rename the weights as transformers does."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+        split = {key.replace("qkv", p): v for p, v in parts} if ".qkv." in key else {key: value}
+        for name, part in split.items():
+            name = f"layer{name}" if name.startswith("norm.") else shift_downsample(name, -1)
+            name = name.replace("q_bias", "query.bias").replace("v_bias", "value.bias")
+            for ours, theirs in TRANSFORMERS_SWIN:
+                name = name.replace(ours, theirs)
+            renamed[name] = part.contiguous()
+    return renamed
+
+
+def mmpretrain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of timm's ViT as MMPretrain does."""
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for ours, theirs in MMPRETRAIN:
+            name = name.replace(ours, theirs)
+        renamed[f"backbone.{f'ln1.{name[5:]}' if name.startswith('norm.') else name}"] = value
+    return renamed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.third_party.weights import (
     RenamedWeights,
     infer_form,
@@ -16,7 +17,18 @@ IDENTIFYING_WEIGHTS = {
     "convnext": "stages.0.blocks.0.conv_dw.weight",
     "resnet": "layer1.0.conv3.weight",
 }
+# torchvision's ResNet as a sequence of its children, as in lightly's examples (examples/pytorch_lightning/byol.py).
+SEQUENTIAL_RESNET = "4.0.conv3.weight"
+CHILDREN = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in range(1, 5)}}
 DEFAULT_IMG_SIZE = (224, 224)  # no weight depends on the image size
+
+
+def from_sequence(state: StateDict) -> StateDict:
+    """Rename a ResNet that is a sequence of its children; return other weights unchanged."""
+    if SEQUENTIAL_RESNET not in state:
+        return state
+    parts = [(key, *key.partition(".")) for key in state]
+    return {CHILDREN.get(first, first) + dot + rest: state[key] for key, first, dot, rest in parts}
 
 
 def convnext_spec(

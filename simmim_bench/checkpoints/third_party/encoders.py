@@ -16,30 +16,41 @@ from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.checkpoints.load import ENCODER_PREFIX, shorten
-from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS
+from simmim_bench.checkpoints.third_party import openmmlab, transformers_names
+from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS, SEQUENTIAL_RESNET
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.checkpoints.third_party.importer import READABLE
+from simmim_bench.checkpoints.third_party.weights import table_of
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.tensors import OPTIMIZER, OddTensor, as_safetensors, odd_tensor
 
-# A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers (before and since
-# version 5).
+# A weight of the first block of every family, by its name in timm, in OpenMMLab and in transformers.
 FIRST_BLOCKS = (
     "blocks.0.attn.qkv.weight",
+    "blocks.0.0.attn.qkv.weight",  # DINOv2's chunks of blocks
     "layers.0.blocks.0.attn.qkv.weight",
     *IDENTIFYING_WEIGHTS.values(),
-    "stages.0.blocks.0.attn.w_msa.qkv.weight",
-    "encoder.layer.0.attention.attention.query.weight",
-    "layers.0.attention.q_proj.weight",
+    SEQUENTIAL_RESNET,
+    *openmmlab.FIRST_BLOCKS,
+    *transformers_names.FIRST_BLOCKS,
 )
-STEMS = ("patch_embed.", "stem.", "conv1.", "embeddings.patch_embeddings.")
+STEMS = ("patch_embed.", "stem.", "conv1.", "embeddings.patch_embeddings.", "0.weight")
 MOST_LISTED = 8  # encoders in a message
 NESTING = 3  # levels of dictionaries that are searched
 # Parts of an entry or prefix of an encoder that its own project does not evaluate.
-# - student: DINO (eval_linear.py, line 264) and iBOT evaluate the teacher.
-# - momentum_encoder: MoCo v3 (main_lincls.py, line 181); encoder_k: MoCo.
-NOT_EVALUATED = ("student", "momentum_encoder", "encoder_k")
+# - student: DINO (eval_linear.py, line 264), DINOv2, iBOT and lightly evaluate the teacher.
+# - momentum: MoCo v3 (main_lincls.py, line 181), solo-learn (main_linear.py, line 81) and lightly evaluate the other.
+# - encoder_k: MoCo.
+NOT_EVALUATED = re.compile(r"(^|_)(student|momentum)(_|$)|^encoder_k$")
 AVERAGE = re.compile(r"(^|_)ema(_|$)|averag", re.IGNORECASE)
+# Entries with the weights of the last step of files whose `state_dict` is the moving average.
+# - current_model_state: Lightning's WeightAveraging (callbacks/weight_averaging.py, `on_save_checkpoint`).
+# - ema_state_dict: MMEngine's EMAHook exchanges both (hooks/ema_hook.py, `_swap_ema_state_dict`).
+LIGHTNING_CURRENT, MMENGINE_CURRENT = "current_model_state", "ema_state_dict"
+# Parts of names between a block's number and its weights, or anywhere, that wrappers of modules add.
+WRAPPERS = re.compile(
+    r"(?<=\d\.)_orig_mod\.|(?:^|(?<=\.))(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
             f"{name} holds no ViT, Swin, ConvNeXt or ResNet that simmim-bench knows; its first names are "
             f"{shorten(names)}. {READABLE}"
         )
-    chosen, others, warning = _choose(encoders, name, hints)
+    chosen, others, warning = _choose(encoders, name, hints, _last_step(content))
     state = states[chosen.entry]
     cut = _wrapper(state, chosen.prefix)
     kept = {k.removeprefix(cut): v for k, v in state.items() if k.startswith(cut)}
@@ -151,7 +162,9 @@ def _state_dicts(
         return
     seen.add(id(content))
     # An odd tensor is refused once it is known to be one of the encoder's.
-    tensors: Any = {str(k): v for k, v in content.items() if isinstance(v, Tensor | OddTensor)}
+    tensors: Any = {
+        WRAPPERS.sub("", str(k)): v for k, v in content.items() if isinstance(v, Tensor | OddTensor)
+    }
     if tensors:
         yield entry, tensors
     for key, value in content.items():
@@ -173,8 +186,21 @@ def _prefixes(state: StateDict) -> list[str]:
     return complete or found
 
 
-def _choose(encoders: list[Encoder], name: str, hints: Hints) -> tuple[Encoder, list[Encoder], str]:
+def _last_step(content: Mapping[str, Any]) -> str:
+    """Return the entry with the weights of the last step, if `state_dict` has their moving average; else ""."""
+    if LIGHTNING_CURRENT in content and "state_dict" in content:
+        return LIGHTNING_CURRENT
+    mmengine = "mmengine_version" in table_of(content, "meta")
+    return MMENGINE_CURRENT if mmengine and MMENGINE_CURRENT in content else ""
+
+
+def _choose(
+    encoders: list[Encoder], name: str, hints: Hints, last_step: str
+) -> tuple[Encoder, list[Encoder], str]:
     """Return the encoder to read, the other ones, and a warning.
+
+    Args:
+        last_step: entry with the weights of the last step, of a file whose other entries are moving averages.
 
     Raises:
         DataError: No encoder is where the hints say, or several remain.
@@ -190,21 +216,28 @@ def _choose(encoders: list[Encoder], name: str, hints: Hints) -> tuple[Encoder, 
         raise DataError(
             f"{name} holds no encoder with {_command(key, prefix)}; it holds {_commands(encoders)}."
         )
-    evaluated = [e for e in wanted if not set(e.parts) & set(NOT_EVALUATED)]
-    current = [e for e in evaluated if not any(AVERAGE.search(part) for part in e.parts)]
-    left = current or evaluated or wanted
+    evaluated = [e for e in wanted if not any(map(NOT_EVALUATED.search, e.parts))]
+    if last_step:
+        preferred = [e for e in evaluated if e.parts[:1] != [last_step]]
+    else:
+        preferred = [e for e in evaluated if not any(map(AVERAGE.search, e.parts))]
+    left = preferred or evaluated or wanted
     if len(left) > 1:
         raise DataError(
             f"{name} holds {len(left)} encoders; choose one with simmim-bench convert {name} DST and "
             f"{_commands(left)}."
         )
     others = [e for e in encoders if e != left[0]]
-    averages = [e for e in evaluated if e != left[0]]
+    more = [e for e in evaluated if e != left[0]]
+    read, unread = "weights", "their moving average. To read the average"
+    if last_step:
+        read, unread = "a moving average", "the weights of the last step. To read those"
     warning = ""
-    if averages:
+    if more:
+        which = "is" if last_step else "are"
         warning = (
-            f"{name} holds weights ({left[0]}), which are read, and their moving average. To read the average: "
-            f"simmim-bench convert {name} DST {_commands(averages)}."
+            f"{name} holds {read} ({left[0]}), which {which} read, and {unread}: "
+            f"simmim-bench convert {name} DST {_commands(more)}."
         )
     return left[0], others, warning
 
@@ -223,11 +256,14 @@ def _commands(encoders: list[Encoder]) -> str:
 def _wrapper(state: StateDict, prefix: str) -> str:
     """Return the part of a prefix to remove.
 
-    SimMIM's `encoder.` is kept, beside which are its mask token and head, and OpenMMLab's `backbone.`, beside which
-    is its neck.
+    SimMIM's `encoder.` is kept, beside which are its mask token and head, the `backbone.` of OpenMMLab's Swin, beside
+    which is its neck, and the name of transformers' encoder, beside which are its heads.
     """
-    if any(".w_msa." in key for key in state):
+    if openmmlab.is_openmmlab_swin(state):
         return prefix.removesuffix("backbone.")
+    if prefix + transformers_names.STEM in state:
+        above = prefix.removesuffix(f"{prefix.removesuffix('.').rpartition('.')[2]}.")
+        return above if any(above + head in state for head in transformers_names.HEADS) else prefix
     outer = prefix.removesuffix(ENCODER_PREFIX)
     if outer != prefix:
         heads = (outer + "decoder.0.", outer + "decoder.weight", prefix + "mask_token")

@@ -4,7 +4,8 @@ Every kind of file is a table of renamings. An entry without a counterpart in th
 needed, and every weight of the backbone must be present with its shape: a file is read completely or refused.
 
 Only one value changes: MMPretrain's Swin has merged channels in another order. A ViT's key bias is dropped: it
-adds the same number to all logits of a query, which the softmax ignores.
+adds the same number to all logits of a query, which the softmax ignores. A bias that transformers' models can do
+without becomes zero.
 """
 
 from __future__ import annotations
@@ -26,19 +27,32 @@ from simmim_bench.checkpoints.load import (
 from simmim_bench.checkpoints.third_party.convnet import (
     IDENTIFYING_WEIGHTS,
     convnext_spec,
+    from_sequence,
     resnet_spec,
+)
+from simmim_bench.checkpoints.third_party.openmmlab import (
+    check_class_token,
+    configured_heads,
+    from_openmmlab_swin,
+    from_openmmlab_vit,
+    is_openmmlab_swin,
+    is_openmmlab_vit,
 )
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, inferred_statistics
 from simmim_bench.checkpoints.third_party.swin import (
     UnknownWindowError,
-    from_openmmlab,
     from_swin_names,
     pretrained_window,
     swin_spec,
 )
-from simmim_bench.checkpoints.third_party.transformers import from_transformers
+from simmim_bench.checkpoints.third_party.transformers_names import (
+    HEADS,
+    from_transformers,
+    is_transformers,
+)
 from simmim_bench.checkpoints.third_party.vit import (
-    UnknownHeadsError,
+    NAMED_SIZES,
+    UNKNOWN_HEADS,
     fixed_position,
     from_vit_names,
     recorded_heads,
@@ -62,8 +76,9 @@ NOT_NEEDED = re.compile(
 SPARE = ("head.", "fc_norm.", "norm.", "mask_token", "decoder.")
 
 READABLE = (
-    "Use an official file of SimMIM or Swin Transformer, MAE, BEiT, DINO or MoCo v3, timm's ViT, Swin, ConvNeXt or "
-    "ResNet with bottleneck blocks, transformers' ViT, or MMPretrain's Swin."
+    "Use an official file of SimMIM or Swin Transformer, MAE, BEiT, DINO, DINOv2 or MoCo v3, timm's ViT, Swin, "
+    "ConvNeXt or ResNet with bottleneck blocks, transformers' ViT, ViT-MAE, DINOv2, BEiT, Swin or Swin V2, or "
+    "MMPretrain's ViT or Swin."
 )
 
 SpecReader = Callable[
@@ -88,6 +103,7 @@ def import_state(
     window_size: int | None = None,
     num_heads: int | None = None,
     pretrained_windows: tuple[tuple[int, int], ...] = (),
+    norm_eps: float | None = None,
     statistics: PixelStatistics | None = None,
     provenance: dict[str, Any] | None = None,
     rest: Mapping[str, Any] | None = None,
@@ -104,9 +120,10 @@ def import_state(
         img_size: (H, W) of the position tables; None to infer it from the tables, which must then be
             square.
         window_size: of a Swin; None to infer it.
-        num_heads: of a ViT; None to infer it from `rest` or the position tables, or to assume that of the published
-            ViT of this width, with a warning.
+        num_heads: of a ViT; None to infer it from `rest`, the position tables or the method's code, or to assume
+            that of the published ViT of this width, with a warning.
         pretrained_windows: of a Swin V2 that was fine-tuned with another window.
+        norm_eps: of a ViT's LayerNorms; None for the usual one.
         statistics: normalisation of the input; None to infer it.
         provenance: entries to add to the inferred ones.
         rest: entries of the file beside the weights.
@@ -119,25 +136,25 @@ def import_state(
     kind = "backbone"
     try:
         renamed = _rename(state, name)
-        if renamed.method == "weights" and "pos_embed" in renamed.state:
+        if renamed.method == "weights" and "pos_embed" in renamed.state and not renamed.openmmlab:
             method = method or fixed_position(renamed.state["pos_embed"]) or ""
         renamed = replace(renamed, method=method or renamed.method)
         kind = f"{renamed.family} of {renamed.method}"
+        if renamed.openmmlab:
+            check_class_token(rest or {}, name)
         if renamed.family == "vit":
-            num_heads = num_heads or recorded_heads(rest or {}, renamed.method, renamed.state)
+            num_heads = num_heads or _recorded_heads(renamed, rest or {})
         renamed = replace(renamed, heads=num_heads)
         spec, form = SPEC_READERS[renamed.family](renamed, img_size, window_size)
-        if pretrained_windows:
-            spec = replace(spec, pretrained_windows=pretrained_windows)
+        spec = replace(
+            spec,
+            pretrained_windows=pretrained_windows or spec.pretrained_windows,
+            norm_eps=norm_eps,
+        )
         title = f"{name} ({renamed.method}, {spec.arch})"
         if (fault := describe_fault(vars(spec))) is not None:
             raise DataError(f"{title} is no backbone's: {fault}; use another copy.")
         ours, spare = _match_model(renamed.state, spec, form, title)
-    except UnknownHeadsError as error:
-        raise DataError(
-            f"{name} does not show how many attention heads its ViT of width {error} has; use {_how_to_set(name)} "
-            "--num-heads N."
-        ) from error
     except UnknownWindowError as error:
         raise DataError(
             f"{name} does not show the attention window of its Swin V2, nor the image size; use {_how_to_set(name)} "
@@ -151,13 +168,19 @@ def import_state(
             "that the file is complete."
         ) from error
     statistics = statistics or inferred_statistics(renamed, name)
-    warnings = [warning]
+    warnings, assumed = [warning], {}
     if spec.family == "vit" and not spec.rel_pos_bias and renamed.heads is None:
+        if spec.num_heads == (UNKNOWN_HEADS,):
+            raise DataError(
+                f"{name} does not show how many attention heads its ViT of width {spec.embed_dim} has; use "
+                f"{_how_to_set(name)} --num-heads N.{_usual_heads(spec.embed_dim)}"
+            )
         warnings.append(
             f"{name} does not show how many attention heads its ViT of width {spec.embed_dim} has; "
             f"{spec.num_heads[0]} are used, as in the published ViT. To set them: {_how_to_set(name)} --num-heads "
             f"{spec.num_heads[0]}."
         )
+        assumed = {"assumed": {"num_heads": spec.num_heads[0]}}
     warnings.append(statistics.warning)
     return Checkpoint(
         name=name,
@@ -168,7 +191,7 @@ def import_state(
         mean=statistics.mean,
         std=statistics.std,
         warning=" ".join(filter(None, warnings)),
-        provenance={"method": renamed.method, **(provenance or {}), "label": label},
+        provenance={"method": renamed.method, **(provenance or {}), **assumed, "label": label},
         unread=tuple(sorted(renamed.unread + spare)),
     )
 
@@ -178,12 +201,28 @@ def _how_to_set(name: str) -> str:
     return f"simmim-bench convert {name} DST"
 
 
+def _usual_heads(width: int) -> str:
+    """Return a sentence on the heads that most published ViTs of a width have; empty if there are none."""
+    usual = dict(NAMED_SIZES.values()).get(width)
+    return "" if usual is None else f" Most published ViTs of this width have {usual}."
+
+
+def _recorded_heads(renamed: RenamedWeights, rest: Mapping[str, Any]) -> int | None:
+    """Return the attention heads of a ViT that its file or its method's code shows; None if neither does."""
+    if renamed.openmmlab:
+        return configured_heads(rest, len(renamed.state["patch_embed.proj.weight"]))
+    return recorded_heads(rest, renamed.method, renamed.state)
+
+
 def _rename(state: StateDict, name: str) -> RenamedWeights:
     """Detect the kind of file from its names, and convert them to simmim-bench's."""
     method, unread = _detect_method(state)
-    if any(".w_msa." in k for k in state):
-        state = from_openmmlab(state)
-    state, dropped = from_transformers(state)
+    openmmlab = is_openmmlab_vit(state)
+    if is_openmmlab_swin(state):
+        state = from_openmmlab_swin(state)
+    elif openmmlab:
+        state = from_openmmlab_vit(state)
+    state, dropped = from_transformers(from_sequence(state))
     unread += dropped
     if "encoder.mask_token" in state:
         state = {**state, "mask_token": state["encoder.mask_token"]}
@@ -202,9 +241,9 @@ def _rename(state: StateDict, name: str) -> RenamedWeights:
             unread.append(key)
         elif key not in unread:
             flat[new] = value.float() if value.is_floating_point() else value
-    if "blocks.0.attn.qkv.weight" in flat:
+    if "blocks.0.attn.qkv.weight" in flat or "blocks.0.0.attn.qkv.weight" in flat:
         flat, dropped = from_vit_names(flat)
-        return RenamedWeights(method, "vit", flat, unread + dropped, {})
+        return RenamedWeights(method, "vit", flat, unread + dropped, {}, openmmlab=openmmlab)
     for family, identifying in IDENTIFYING_WEIGHTS.items():
         if identifying in flat:
             renamed = {name_from_timm(key, family): value for key, value in flat.items()}
@@ -220,8 +259,10 @@ def _rename(state: StateDict, name: str) -> RenamedWeights:
 
 def _detect_method(state: StateDict) -> tuple[str, list[str]]:
     """Return the pretraining method of a file, and the names of entries that only the method's model needs."""
-    if any(".w_msa." in k for k in state):
+    if is_openmmlab_swin(state):
         return "SimMIM", []  # OpenMMLab's
+    if is_transformers(state) and not any(k.startswith("lm_head.") for k in state):
+        return ("SimMIM" if HEADS[0] in state else "weights"), []
     if any(k.startswith("decoder_embed.") for k in state):
         # MAE's mask token has the width of its decoder, not of the encoder.
         return "MAE", [k for k in state if k == "mask_token"]

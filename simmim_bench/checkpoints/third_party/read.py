@@ -27,14 +27,16 @@ from simmim_bench.checkpoints.third_party.timm import (
     read_geometry,
     recorded_model,
 )
-from simmim_bench.checkpoints.third_party.transformers import check_config, configured_pixels
+from simmim_bench.checkpoints.third_party.transformers import (
+    configured_pixels,
+    read_configuration,
+)
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted.json_text import read_json
 
-# Method of an encoder by a part of its entry or prefix, and whether its files count epochs from 1 (DINO: main_dino.py,
-# line 282; MoCo v3: main_moco.py, line 311).
+# Method of an encoder by a part of its entry or prefix.
 METHODS = {
     "teacher": "DINO",
     "student": "DINO",
@@ -43,7 +45,8 @@ METHODS = {
     "encoder_q": "MoCo",
     "encoder_k": "MoCo",
 }
-
+# Methods whose files count epochs from 1 (DINO: main_dino.py, line 282; MoCo v3: main_moco.py, line 311).
+FROM_ONE = {"DINO", "iBOT", "MoCo v3", "MoCo"}
 
 MOST_EPOCHS = 10**6  # a larger number in a file is none of epochs
 
@@ -57,12 +60,16 @@ class Evidence:
         model: timm's model with the weights, whose features are compared; None without.
         statistics: normalisation of the input; None if unknown.
         warning: what the configuration leaves open.
+        method: pretraining method; empty if the configuration does not show it.
+        norm_eps: epsilon of a ViT's LayerNorms; None for the usual one.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
     model: Any = None
     statistics: PixelStatistics | None = None
     warning: str = ""
+    method: str = ""
+    norm_eps: float | None = None
 
 
 def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
@@ -86,12 +93,11 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
     content, metadata, sha256 = read_weights(file)
     found = find_encoder(content, str(path), hints)
     rest = {**found.rest, **metadata}
-    method = next((METHODS[p] for p in found.encoder.parts if p in METHODS), "")
-    method = "iBOT" if method == "DINO" and "masked_embed" in found.state else method
+    method = _method(found)
     try:
         evidence = _evidence(folder, config, found, hints)
         pretrained_windows = _pretrained_windows(rest)
-        provenance = {**_provenance(rest, from_one=bool(method)), **found.provenance()}
+        provenance = {**_provenance(rest, from_one=method in FROM_ONE), **found.provenance()}
         statistics = hints.statistics or evidence.statistics or configured_statistics(rest)
         size = table_of(config, "pretrained_cfg").get("input_size")
         size = as_pair(size[1:]) if size else None
@@ -112,10 +118,11 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         window_size=hints.window_size or geometry.window_size,
         num_heads=hints.num_heads or geometry.num_heads,
         pretrained_windows=geometry.pretrained_windows or pretrained_windows,
+        norm_eps=evidence.norm_eps,
         statistics=statistics,
         provenance=provenance,
         rest=rest,
-        method=method,
+        method=evidence.method or method,
         warning=" ".join(filter(None, [found.warning, evidence.warning])),
     )
     _check_hints(hints, path, checkpoint.spec.family)
@@ -130,6 +137,20 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
     if size and checkpoint.spec.is_convolutional:  # no weight depends on the image size
         checkpoint = replace(checkpoint, spec=checkpoint.spec.at(size))
     return checkpoint
+
+
+def _method(found: Found) -> str:
+    """Return the pretraining method that an encoder's place or the weights beside it show; empty if they show none."""
+    method = next((METHODS[p] for p in found.encoder.parts if p in METHODS), "")
+    if method == "DINO" and "masked_embed" in found.state:
+        return "iBOT"
+    token = found.state.get("mask_token")
+    scaled = any(key.endswith(".ls1.gamma") for key in found.state)
+    if method in ("DINO", "") and token is not None and token.ndim == 2 and scaled:
+        return "DINOv2"  # dinov2/models/vision_transformer.py; timm drops the mask token
+    if not method and any("decoder_embed." in key for key in found.unread):
+        return "MAE"  # transformers', MMPretrain's, solo-learn's and lightly's, whose decoder is beside the encoder
+    return method
 
 
 def _check_hints(hints: Hints, path: Path, family: str) -> None:
@@ -205,7 +226,7 @@ def _folder_model(folder: Path, state: StateDict, arguments: Mapping[str, Any]) 
 
 def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -> Evidence:
     """Return what the configuration of a folder of transformers says."""
-    check_config(config, folder)
+    configuration = read_configuration(config, folder)
     statistics, warning = configured_pixels(folder), ""
     if statistics is None and hints.statistics is None:
         statistics = IMAGENET
@@ -213,13 +234,14 @@ def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -
             f"{folder} has no preprocessor_config.json with image_mean and image_std; ImageNet's are used. To set "
             f"them: simmim-bench convert {folder} DST --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 (Google's ViT)."
         )
-    size = config.get("image_size")
-    heads = config.get("num_attention_heads")
-    geometry = Geometry(
-        img_size=as_pair(size) if size else None,
-        num_heads=heads if isinstance(heads, int) else None,
+    return Evidence(
+        configuration.geometry,
+        None,
+        statistics,
+        warning,
+        configuration.method,
+        configuration.norm_eps,
     )
-    return Evidence(geometry, None, statistics, warning)
 
 
 def _as_windows(sizes: Any) -> tuple[tuple[int, int], ...]:

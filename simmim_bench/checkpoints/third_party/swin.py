@@ -19,15 +19,6 @@ from simmim_bench.checkpoints.third_party.weights import (
 from simmim_bench.models.position_bias import BIAS_TABLE
 from simmim_bench.models.spec import BackboneSpec, Form
 
-# Parts of parameter names: (OpenMMLab's, the official ones).
-OPENMMLAB_NAMES = (
-    ("patch_embed.projection.", "patch_embed.proj."),
-    ("stages.", "layers."),
-    ("attn.w_msa.", "attn."),
-    ("ffn.layers.0.0.", "mlp.fc1."),
-    ("ffn.layers.1.", "mlp.fc2."),
-)
-
 
 class UnknownWindowError(Exception):
     """Report a Swin V2 whose file does not show its window: its position bias is a network's output."""
@@ -56,47 +47,6 @@ def shift_downsample(name: str, by: int) -> str:
     """Add `by` to the stage number in the name of a downsampling layer; return other names unchanged."""
     pattern = r"^layers\.(\d+)\.downsample\."
     return re.sub(pattern, lambda m: f"layers.{int(m[1]) + by}.downsample.", name)
-
-
-def from_openmmlab(state: StateDict) -> StateDict:
-    """Rename the weights of MMPretrain's or MMSegmentation's Swin, and reorder its merged channels.
-
-    OpenMMLab's PatchMerging unfolds (mmpretrain/models/utils/embed.py): channel by channel, four pixels
-    each, in row-major order. The official one concatenates pixel by pixel, in column-major order. A Swin V2
-    normalises after the reduction (`use_post_norm`), whose outputs have the same order in both.
-    """
-    merged = {
-        key.replace("reduction.weight", "norm"): value.shape[1]
-        for key, value in state.items()
-        if key.endswith("downsample.reduction.weight")
-    }
-    renamed: StateDict = {}
-    for key, value in state.items():
-        inner = key.startswith("backbone.") or not re.match(r"(neck|head)\.", key)
-        name = key.removeprefix("backbone.").replace("neck.decoder.0.", "decoder.0.")
-        for theirs, ours in OPENMMLAB_NAMES:
-            name = name.replace(theirs, ours)
-        if inner and "downsample.reduction" in name:
-            value = official_merging_order(value)
-        elif inner and len(value) == merged.get(key.rpartition(".")[0]):
-            value = official_merging_order(value[None])[0]
-        renamed[name] = value
-    stages = {int(m[1]) for k in renamed if (m := re.match(r"layers\.(\d+)\.", k))}
-    last = f"norm{max(stages)}."
-    renamed = {k.replace(last, "norm.") if k.startswith(last) else k: v for k, v in renamed.items()}
-    return {k: v for k, v in renamed.items() if not re.match(r"norm\d\.", k)}
-
-
-def official_merging_order(weight: Tensor) -> Tensor:
-    """Reorder the inputs (O, 4C) of a patch merging from OpenMMLab's order to the official one."""
-    by_pixel = weight.unflatten(1, (-1, 4)).transpose(1, 2)[:, [0, 2, 1, 3]]
-    return by_pixel.flatten(1).contiguous()
-
-
-def openmmlab_merging_order(weight: Tensor) -> Tensor:
-    """Invert `official_merging_order`."""
-    by_channel = weight.unflatten(1, (4, -1))[:, [0, 2, 1, 3]].transpose(1, 2)
-    return by_channel.flatten(1).contiguous()
 
 
 def swin_spec(

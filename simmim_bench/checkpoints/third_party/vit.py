@@ -21,10 +21,18 @@ from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.position_bias import BIAS_TABLE, CLASS_TOKEN_ROWS
 from simmim_bench.models.spec import BackboneSpec, Form
 
-# Attention heads of the published ViTs by width. Without position table, no weight's shape depends on the heads.
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-MAE_HEADS = {768: 12, 1024: 16, 1280: 16}  # models_mae.py, lines 223-244
-MOCO_V3_HEADS = {384: 12, 768: 12}  # vits.py, `vit_small` and `vit_base`
+# Attention heads by width of the models of a method's official code. Without position table, no weight's shape depends
+# on the heads, and other code has others: solo-learn's MAE and MoCo v3 of width 192, MMPretrain's `small` of width 768.
+METHOD_HEADS = {
+    "MAE": {768: 12, 1024: 16, 1280: 16},  # models_mae.py, lines 223-244
+    "MoCo v3": {384: 12, 768: 12},  # vits.py, `vit_small` and `vit_base`
+    "DINOv2": {
+        384: 6,
+        768: 12,
+        1024: 16,
+        1536: 24,
+    },  # dinov2/models/vision_transformer.py, `vit_small` and the like
+}
 # Width and heads of the models that DINO, iBOT, MAE and DeiT name `vit_small`, `mae_vit_base_patch16` and the like
 # (DINO: vision_transformer.py, lines 236-255).
 NAMED_SIZES = {
@@ -34,8 +42,14 @@ NAMED_SIZES = {
     "large": (1024, 16),
     "huge": (1280, 16),
 }
+ASSUMED_METHODS = (
+    "weights",
+    "DINO",
+    "iBOT",
+)  # files without a sign of other code than the published ViTs'
 NAMED_VIT = rf"(?:mae_)?(?:vit|deit)_({'|'.join(NAMED_SIZES)})(?:_patch|$)"
 DEFAULT_SIDE = 224  # pixels
+UNKNOWN_HEADS = 1  # no published ViT has one head
 
 
 def from_vit_names(state: StateDict) -> tuple[StateDict, list[str]]:
@@ -47,6 +61,9 @@ def from_vit_names(state: StateDict) -> tuple[StateDict, list[str]]:
     renamed: StateDict = {}
     dropped = []
     for key, value in state.items():
+        key = re.sub(
+            r"^blocks\.\d+\.(?=\d+\.)", "blocks.", key
+        )  # DINOv2's chunks number blocks as without chunks
         key = key.replace(f"attn.{BIAS_TABLE}", f"rel_pos_bias.{BIAS_TABLE}")
         key = key.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
         if key.endswith("attn.qkv.bias"):
@@ -66,8 +83,9 @@ def vit_spec(
 
     A position embedding without class token gets a zero row for it in `renamed.state`.
 
+    Heads that are unknown are `UNKNOWN_HEADS`: the weights are checked first, whose shapes do not depend on them.
+
     Raises:
-        UnknownHeadsError: The number of attention heads is unknown.
         ValueError: The heads contradict the weights, or the grid cannot be inferred.
     """
     state = renamed.state
@@ -85,9 +103,7 @@ def vit_spec(
                 f"its position tables have {heads} attention heads, not {renamed.heads}"
             )
     else:
-        heads = renamed.heads or published_heads(state) or 0
-    if not heads:
-        raise UnknownHeadsError(dim)
+        heads = renamed.heads or published_heads(renamed) or UNKNOWN_HEADS
     if dim % heads:
         raise ValueError(f"its width {dim} is not a multiple of {heads} attention heads")
     transfer = own_table in state or "norm.weight" not in state
@@ -116,13 +132,14 @@ def vit_spec(
     return spec, "transfer" if transfer else "pretrain"
 
 
-class UnknownHeadsError(Exception):
-    """Report a ViT whose number of attention heads nothing shows; its argument is the width."""
+def published_heads(renamed: RenamedWeights) -> int | None:
+    """Return the attention heads of the published ViTs of this width, which are assumed with a warning.
 
-
-def published_heads(state: StateDict) -> int | None:
-    """Return the attention heads of the published ViT of this width; None if there is none."""
-    return HEADS.get(len(state["patch_embed.proj.weight"]))
+    None where there are none, or where the method or the names show other code.
+    """
+    if renamed.openmmlab or renamed.method not in ASSUMED_METHODS:
+        return None
+    return dict(NAMED_SIZES.values()).get(len(renamed.state["patch_embed.proj.weight"]))
 
 
 def recorded_heads(rest: Mapping[str, Any], method: str, state: StateDict) -> int | None:
@@ -134,10 +151,8 @@ def recorded_heads(rest: Mapping[str, Any], method: str, state: StateDict) -> in
         state: weights by simmim-bench's names.
     """
     dim = len(state["patch_embed.proj.weight"])
-    if method == "MoCo v3":
-        return MOCO_V3_HEADS.get(dim)
-    if method == "MAE" and dim in MAE_HEADS:
-        return MAE_HEADS[dim]
+    if method == "MoCo v3" or dim in METHOD_HEADS.get(method, {}):
+        return METHOD_HEADS[method].get(dim)
     args = config_entries(rest.get("args"))
     for name in (args.get("arch"), args.get("model")):
         size = re.match(NAMED_VIT, name) if isinstance(name, str) else None

@@ -26,6 +26,7 @@ class RenamedWeights:
         windows: window size of every Swin stage whose buffers show it.
         scales: window size that scales the position bias of every Swin V2 stage whose buffers show it.
         heads: attention heads of a ViT, if a configuration specifies them.
+        openmmlab: whether the names are OpenMMLab's, whose ViTs of a width have other heads than official code's.
     """
 
     method: str
@@ -35,6 +36,7 @@ class RenamedWeights:
     windows: dict[int, int]
     scales: dict[int, int] = field(default_factory=dict)
     heads: int | None = None
+    openmmlab: bool = False
 
 
 def as_grid(side: int) -> int:
