@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from simmim_bench.cli.data_statistics import statistics
 from simmim_bench.cli.options import PATH, SEED, open_display
 from simmim_bench.errors import UsageError
 
@@ -171,3 +172,6 @@ def convert(
         return
     click.echo(f"wrote       {dst}: {done.linked:,} images linked, {images - done.linked:,} copied")
     click.echo(f"use         simmim-bench transfer {done.layout.target} --ckpt CKPT --data {dst}")
+
+
+data.add_command(statistics)
