@@ -11,8 +11,8 @@ from pretrain.masking.masks import check_mask_sizes, masking_unit
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.models import TargetSource, load_target_model
+from simmim_bench.backbones import open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.spec import BackboneSpec
@@ -99,7 +99,7 @@ def build_model(
 
 
 def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str) -> None:
-    checkpoint = read_checkpoint(init_from)
+    checkpoint = open_checkpoint(init_from)
     start = load_simmim(checkpoint)
     if checkpoint.pixel_format != recipe.pixel_format:
         raise UsageError(

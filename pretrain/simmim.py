@@ -28,8 +28,8 @@ from pretrain.masking.masks import hidden_patches, upsample_mask
 from pretrain.targets.base import Target
 from pretrain.targets.pixels import PixelTarget
 from pretrain.targets.table import TARGETS
+from simmim_bench.backbones import open_checkpoint
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_encoder
 from simmim_bench.models.spec import BackboneSpec
@@ -201,7 +201,7 @@ def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
     Raises:
         DataError: the checkpoint cannot be read, or has no SimMIM head.
     """
-    checkpoint = read_checkpoint(ckpt) if isinstance(ckpt, str) else ckpt
+    checkpoint = open_checkpoint(ckpt)
     state = checkpoint.state or {}
     has_head = any(name.startswith("decoder.") for name in state)
     if checkpoint.form != "pretrain" or not has_head:

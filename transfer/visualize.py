@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simmim_bench.backbones import load_backbone
+from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_statistics_fit
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.figures import (
     Channels,
     denormalise,
@@ -67,7 +66,7 @@ def visualize_pca(
             that does not fit.
         DataError: a checkpoint or an image that cannot be used.
     """
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = open_checkpoint(ckpt)
     spec = checkpoint.spec
     check_statistics_fit(checkpoint)
     shown_channels(channels, checkpoint.pixel_format)

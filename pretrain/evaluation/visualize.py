@@ -23,8 +23,8 @@ from pretrain.masking.masks import (
 )
 from pretrain.recipes import Masking
 from pretrain.simmim import SimMIM, load_simmim
+from simmim_bench.backbones import open_checkpoint
 from simmim_bench.checkpoints.load import check_statistics_fit
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import covering_size
 from simmim_bench.data.figures import (
     Channels,
@@ -134,7 +134,8 @@ def visualize_folder(
         raise UsageError(
             "--mask boxes and --annotations go together: the annotations contain the boxes."
         )
-    model = load_simmim(ckpt)
+    checkpoint = open_checkpoint(ckpt)
+    model = load_simmim(checkpoint)
     if not model.reconstruction_target.can_visualize:
         raise UsageError(
             f"{ckpt} predicts {model.target.describe()}, which cannot be visualised; pretrain with "
@@ -143,7 +144,6 @@ def visualize_folder(
     size, patch = model.spec.img_size, model.spec.patch_size
     unit = masking_unit(masking, mask_patch_size or model.spec.stride)
     check_mask_sizes(size, unit, patch)
-    checkpoint = read_checkpoint(ckpt)
     check_statistics_fit(checkpoint)
     shown_channels(channels, checkpoint.pixel_format)
     load = partial(

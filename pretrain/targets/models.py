@@ -34,7 +34,6 @@ from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.tokens import TokenTarget
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
-from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import Backbone
 from simmim_bench.models.spec import BackboneSpec
@@ -271,7 +270,7 @@ def _load_tokenizer(design: Design, spec: BackboneSpec, unit: int) -> TargetSour
 
 
 def _load_fitted_tokenizer(name: str) -> TargetSource:
-    checkpoint = read_checkpoint(name)
+    checkpoint = open_checkpoint(name)
     model = load_simmim(checkpoint)
     if not checkpoint.pixel_format.is_rgb:
         raise UsageError(

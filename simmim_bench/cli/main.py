@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from contextlib import suppress
 from importlib.util import find_spec as find_module
 from pathlib import Path
@@ -100,6 +101,7 @@ def _run() -> None:
         ):  # file names may be no UTF-8; stderr escapes them by default
             sys.stdout.reconfigure(errors="backslashreplace")
         raise_on_signals()
+        warnings.formatwarning = _format_warning
         _check_packages()
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -150,6 +152,17 @@ def _fail(message: str, code: int) -> None:
     # Messages name files and values of other people, which must not control the terminal.
     click.echo(f"error: {visible_lines(message)}", err=True)
     sys.exit(code)
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Format a warning as one line, like an error, without the place in the code."""
+    return f"warning: {visible_lines(str(message))}\n"
 
 
 def _check_packages() -> None:

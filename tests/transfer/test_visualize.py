@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from timm.models import VisionTransformer
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError
@@ -82,3 +83,10 @@ def test_options_that_do_not_fit_are_refused(images: Path, more: list[str], mess
     assert error.exit_code == 2
     assert message in str(error)
     assert not (images.parent / "grid.png").exists()
+
+
+def test_what_a_file_leaves_open_is_printed(images: Path, tmp_path: Path) -> None:
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3}
+    torch.save(VisionTransformer(num_classes=0, **sizes).state_dict(), tmp_path / "vit.pth")
+    with pytest.warns(UserWarning, match="3 are used, as in the published ViT"):
+        assert visualize(images, str(tmp_path / "vit.pth"), "--what", "pca") is None
