@@ -22,7 +22,7 @@ from simmim_bench.models.build import (
     table_grids,
 )
 from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
-from simmim_bench.models.external import ExternalBackbone
+from simmim_bench.models.external import ExternalBackbone, size_error
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
 from simmim_bench.models.spec import BackboneSpec, Form, MapOptions
@@ -137,12 +137,20 @@ def _restore_external(
     """Build a backbone of other code and load its weights, which timm resizes where they depend on the sizes.
 
     Raises:
+        UsageError: The network does not take images of the spec's size.
         DataError: The weights do not fit, or a user's network would have to be resized.
     """
-    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
+    try:
+        model = build_backbone(
+            spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed
+        )
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise size_error(spec, error) from error
     assert isinstance(model, ExternalBackbone)
+    if spec.img_size != checkpoint.spec.img_size and (spec.sized or spec.sizing == "fixed"):
+        model.check_size()  # other sizes were tried when the spec was measured
     if checkpoint.state is None:
-        model.load_report = LoadReport()  # type: ignore[assignment]
+        model.load_report = LoadReport()
         return model
     fit = fit_state(model, checkpoint)
     if fit.report.resized and not fit.faults:
@@ -151,7 +159,7 @@ def _restore_external(
     if fit.faults:
         raise DataError(fit.faults[0])
     model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
-    model.load_report = fit.report  # type: ignore[assignment]
+    model.load_report = fit.report
     return model
 
 
