@@ -188,8 +188,8 @@ def _resize_external(checkpoint: Checkpoint, spec: ExternalSpec) -> StateDict:
     except Exception as error:  # timm raises many types for weights that do not fit
         raise DataError(
             f"timm cannot resize {checkpoint.name} to {spec.img_size} pixels and {spec.in_chans} channels "
-            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use its own size, -o img_size="
-            f"{','.join(map(str, checkpoint.spec.img_size))}."
+            f"({type(error).__name__}: {text.shorten(text.visible(' '.join(str(error).split())))}); use its own size, "
+            f"-o img_size={','.join(map(str, checkpoint.spec.img_size))}."
         ) from error
     return {f"{NET_PREFIX}{key}": value for key, value in net.state_dict().items()}
 
