@@ -150,15 +150,22 @@ def _classifier_name(net: Any) -> str:
     return f"{names if isinstance(names, str) else names[0]}.weight"
 
 
-def blocks_of(net: Any) -> list[nn.Module]:
-    """Return the blocks of a network in order, or its stages, that can be compiled one by one."""
-    if isinstance(getattr(net, "blocks", None), nn.ModuleList | nn.Sequential):
-        return list(net.blocks)
-    if not is_timm_model(net):
-        return []
-    modules = dict(net.named_modules())
-    names = [str(info["module"]) for info in net.feature_info]
-    return [modules[name] for name in names if name in modules]
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """Return the blocks or stages of a network in order, which can be compiled one by one.
+
+    These are the children of the network's lists and sequences of modules, without single layers.
+    """
+    blocks: list[nn.Module] = []
+    for child in net.children():
+        if type(child) in (
+            nn.Sequential,
+            nn.ModuleList,
+            nn.ModuleDict,
+        ):  # not those with a forward of their own
+            blocks += blocks_of(child)
+        elif any(True for _ in child.children()):
+            blocks.append(child)
+    return list(dict.fromkeys(blocks))
 
 
 def exempt_from_decay(net: Any) -> frozenset[str]:

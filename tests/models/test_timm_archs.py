@@ -25,6 +25,7 @@ from simmim_bench.models.build import build_backbone
 from simmim_bench.models.external import ExternalBackbone
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import MapOptions
+from simmim_bench.training.compilation import compile_blocks
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,18 @@ def test_frozen_batch_norms_keep_their_statistics(case: Case) -> None:
     assert bool(norms) == case.spec.batch_normed
     assert not any(norm.training for norm in norms)
     assert case.load().train().training
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_features(case: Case) -> None:
+    if case.name not in SAMPLE:
+        return
+    model, images = case.load(), case.images()
+    with torch.no_grad():
+        wanted = model.forward_features(images)
+        assert model.blocks_in_order
+        compile_blocks(model.blocks_in_order, backend="eager")
+        assert close(model.forward_features(images), wanted)
 
 
 @pytest.mark.slow
