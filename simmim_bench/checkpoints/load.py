@@ -147,8 +147,8 @@ def _restore_external(
     except (AssertionError, RuntimeError, ValueError) as error:
         raise size_error(spec, error) from error
     assert isinstance(model, ExternalBackbone)
-    if spec.img_size != checkpoint.spec.img_size and (spec.sized or spec.sizing == "fixed"):
-        model.check_size()  # other sizes were tried when the spec was measured
+    if spec.img_size != checkpoint.spec.img_size:
+        model.check_size()
     if checkpoint.state is None:
         model.load_report = LoadReport()
         return model

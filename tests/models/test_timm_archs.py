@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from support.timm_archs import ALL, REFUSED, SAMPLE, TIMM_ARCHS, Arch
+from support.timm_archs import ALL, NOT_RESIZED, REFUSED, SAMPLE, TIMM_ARCHS, Arch, table
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -169,8 +169,11 @@ def test_a_checkpoint_restores_at_another_size_and_in_other_channels(
     with torch.no_grad():
         found = load_backbone(back).eval().forward_features(images)
         assert torch.equal(found, case.load().forward_features(images))
-        if case.spec.sized or case.spec.sizing != "fixed":
-            size = (2 * case.arch.side, 2 * case.arch.side)
+        size = (2 * case.arch.side, 2 * case.arch.side)
+        if case.name in NOT_RESIZED:
+            with pytest.raises((DataError, UsageError), match="img_size"):
+                load_backbone(back, size)
+        else:
             model = load_backbone(back, size, 3).eval()
             assert model.spec.img_size == size
             assert model(case.images(*size)).shape == (1, 3)
@@ -271,3 +274,8 @@ def test_the_list_covers_the_families() -> None:
     }
     assert len(ALL) >= 60
     assert len(TIMM_ARCHS) >= 25
+
+
+def test_the_documentation_lists_the_architectures() -> None:
+    page = Path(__file__).parents[2] / "docs" / "timm-architectures.md"
+    assert table() in page.read_text()

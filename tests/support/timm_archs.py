@@ -141,5 +141,18 @@ SAMPLE = (
     "regnety_002",
     "vit_small_patch14_reg4_dinov2",
 )
+# Networks for one size whose trained weights timm does not resize.
+NOT_RESIZED: frozenset[str] = frozenset({"hiera_tiny_224"})
 # Encoders of vision-language models, without pooled features; timm has another architecture for most.
 REFUSED = ("gemma4_vit_167m_enc", "mobilenetv5_300m_enc", "qwen3_vit_88m_enc")
+
+
+def table() -> str:
+    """Return the list as a table in Markdown."""
+    maps = {"plain": "after every block", "stages": "after every stage", "none": "none"}
+    lines = ["| timm's module | architecture | maps | image sizes |", "| --- | --- | --- | --- |"]
+    for module, archs in TIMM_ARCHS.items():
+        for name, arch in archs.items():
+            sizes = arch.sizing if name not in NOT_RESIZED else "fixed, as trained"
+            lines.append(f"| {module} | {name} | {maps[arch.kind]} | {sizes} |")
+    return "\n".join(lines)
