@@ -154,7 +154,16 @@ def _restore_external(
         return model
     fit = fit_state(model, checkpoint)
     if fit.report.resized and not fit.faults:
-        resized = _resize_external(checkpoint, spec)
+        try:
+            resized = _resize_external(checkpoint, spec)
+        except DataError:
+            if not spec.sized or spec.sizing == "fixed":
+                raise
+            # The network of the checkpoint's size takes this size, too: timm's ResNets of CLIP.
+            size = {"img_size": checkpoint.spec.img_size}
+            arguments = tuple(sorted({**dict(spec.arguments), **size}.items()))
+            kept = replace(spec, sized=False, arguments=arguments)
+            return _restore_external(checkpoint, kept, num_classes, drop_path_rate, seed)
         fit.weights |= {name: resized[name] for name in fit.report.resized}
     if fit.faults:
         raise DataError(fit.faults[0])

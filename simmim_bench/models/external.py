@@ -150,6 +150,10 @@ class ExternalBackbone(nn.Module):
             for x in self.parameters()
         }
         memo |= {id(x): torch.empty_like(x, device="meta") for x in self.buffers()}
+        mode = self.training
+        self.train().train(
+            mode
+        )  # timm's LeViT drops the position biases that it keeps in evaluation mode
         try:
             with torch.device("meta"):
                 return function(copy.deepcopy(self, memo).eval())

@@ -206,6 +206,14 @@ def accepts(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
     return True
 
 
+def without_chance(model: ExternalBackbone) -> ExternalBackbone:
+    """Return the backbone in training mode, but for its BatchNorm and dropout."""
+    for module in model.train().modules():
+        if isinstance(module, nn.Dropout | _BatchNorm):
+            module.eval()
+    return model
+
+
 def test_recomputed_activations_have_the_same_gradients(case: Case) -> None:
     possible = accepts(case.timms.set_grad_checkpointing, True)
     case.timms.set_grad_checkpointing(False)
@@ -215,7 +223,7 @@ def test_recomputed_activations_have_the_same_gradients(case: Case) -> None:
         return
     images, gradients = case.images(count=2), []
     for enable in (False, True):
-        model = case.load()
+        model = without_chance(case.load())
         model.set_grad_checkpointing(enable)
         model.forward_features(images).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -229,10 +237,7 @@ def test_paths_are_dropped_or_the_rate_is_refused(case: Case) -> None:
         with pytest.raises(UsageError, match="no stochastic depth; use -o drop_path_rate=0"):
             case.load(drop_path_rate=0.9)
         return
-    model = case.load(drop_path_rate=0.9).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout | _BatchNorm):
-            module.eval()
+    model = without_chance(case.load(drop_path_rate=0.9))
     with torch.no_grad():
         first, *others = model.forward_features(case.images().expand(16, -1, -1, -1))
     assert any(not close(other, first, 1e-4) for other in others)

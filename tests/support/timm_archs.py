@@ -142,7 +142,16 @@ SAMPLE = (
     "vit_small_patch14_reg4_dinov2",
 )
 # Networks for one size whose trained weights timm does not resize.
-NOT_RESIZED: frozenset[str] = frozenset({"hiera_tiny_224"})
+NOT_RESIZED: frozenset[str] = frozenset(
+    {
+        "botnet26t_256",
+        "cait_xxs24_224",
+        "convit_tiny",
+        "efficientformer_l1",
+        "hiera_tiny_224",
+        "levit_128s",
+    }
+)
 # Encoders of vision-language models, without pooled features; timm has another architecture for most.
 REFUSED = ("gemma4_vit_167m_enc", "mobilenetv5_300m_enc", "qwen3_vit_88m_enc")
 
