@@ -137,7 +137,7 @@ def write_checkpoint(
         with replacing_directory(directory, previous) as temporary:
             temporary.mkdir()
             weights = temporary / "model.safetensors"
-            save_weights({k: v.detach().contiguous().cpu() for k, v in state.items()}, weights)
+            save_weights(_separate(state), weights)
             meta = {
                 "format": FORMAT_VERSION,
                 "spec": spec.to_json(),
@@ -160,6 +160,21 @@ def write_checkpoint(
         reason = error.__cause__ if isinstance(error, DataError) else error
         cause = reason if isinstance(reason, OSError) else error
         raise cannot_write(directory, cause, "checkpoint") from error
+
+
+def _separate(state: StateDict) -> StateDict:
+    """Return contiguous tensors on the CPU, of which no two share memory, as safetensors writes them.
+
+    A network that has one module under two names, as timm's CoaT, has its weights twice.
+    """
+    separate: StateDict = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        tensor = value.detach().contiguous().cpu()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return separate
 
 
 def save_weights(state: StateDict, path: Path) -> None:

@@ -23,7 +23,7 @@ from simmim_bench.models.build import (
     table_grids,
 )
 from simmim_bench.models.decomposed_position import VECTORS, resize_vectors
-from simmim_bench.models.external import ExternalBackbone
+from simmim_bench.models.external import ExternalBackbone, size_error
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.position_bias import BIAS_TABLE, Grid, resize_table
 from simmim_bench.models.spec import BackboneSpec, Form, MapOptions
@@ -154,21 +154,38 @@ def _restore_external(
     """Build a backbone of other code and load its weights, which timm resizes where they depend on the sizes.
 
     Raises:
+        UsageError: The network does not take images of the spec's size.
         DataError: The weights do not fit, or a user's network would have to be resized.
     """
-    model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
+    try:
+        model = build_backbone(
+            spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed
+        )
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise size_error(spec, error) from error
     assert isinstance(model, ExternalBackbone)
+    if spec.img_size != checkpoint.spec.img_size:
+        model.check_size()
     if checkpoint.state is None:
-        model.load_report = LoadReport()  # type: ignore[assignment]
+        model.load_report = LoadReport()
         return model
     fit = fit_state(model, checkpoint)
     if fit.report.resized and not fit.faults:
-        resized = _resize_external(checkpoint, spec)
+        try:
+            resized = _resize_external(checkpoint, spec)
+        except DataError:
+            if not spec.sized or spec.sizing == "fixed":
+                raise
+            # The network of the checkpoint's size takes this size, too: timm's ResNets of CLIP.
+            size = {"img_size": checkpoint.spec.img_size}
+            arguments = tuple(sorted({**dict(spec.arguments), **size}.items()))
+            kept = replace(spec, sized=False, arguments=arguments)
+            return _restore_external(checkpoint, kept, num_classes, drop_path_rate, seed)
         fit.weights |= {name: resized[name] for name in fit.report.resized}
     if fit.faults:
         raise DataError(fit.faults[0])
     model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
-    model.load_report = fit.report  # type: ignore[assignment]
+    model.load_report = fit.report
     return model
 
 
@@ -197,8 +214,8 @@ def _resize_external(checkpoint: Checkpoint, spec: ExternalSpec) -> StateDict:
     except Exception as error:  # timm raises many types for weights that do not fit
         raise DataError(
             f"timm cannot resize {checkpoint.name} to {spec.img_size} pixels and {spec.in_chans} channels "
-            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use its own size, -o img_size="
-            f"{','.join(map(str, checkpoint.spec.img_size))}."
+            f"({type(error).__name__}: {text.shorten(text.visible(' '.join(str(error).split())))}); use its own size, "
+            f"-o img_size={','.join(map(str, checkpoint.spec.img_size))}."
         ) from error
     return {f"{NET_PREFIX}{key}": value for key, value in net.state_dict().items()}
 

@@ -9,9 +9,9 @@ Legend: B batch, C channels, (H, W) image, (h, w) cells of a map.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.network import (
     Outputs,
     blocks_of,
-    count_outputs,
+    declared_levels,
     exempt_from_decay,
     has_class_token,
     layers_of,
@@ -34,12 +34,20 @@ from simmim_bench.models.network import (
     run_network,
 )
 from simmim_bench.models.spec import FeatureLevel
+from simmim_bench.untrusted import text
 
 EPSILON = 1e-6  # of the norms of maps, as in `vit.py`
+T = TypeVar("T")
 
 
 class ExternalBackbone(nn.Module):
-    """A network with a head and normalised maps; the parameters of the network are named `net.`."""
+    """A network with a head and normalised maps; the parameters of the network are named `net.`.
+
+    Attributes:
+        load_report: the `LoadReport` of a restored backbone (`checkpoints/load.py`).
+    """
+
+    load_report: Any
 
     def __init__(self, spec: ExternalSpec, net: nn.Module, *, num_classes: int = 0) -> None:
         super().__init__()
@@ -101,25 +109,89 @@ class ExternalBackbone(nn.Module):
 
     def unused_in_maps(self, last_level: int = -1) -> list[str]:
         """Return the names of the parameters that no map up to a level depends on, which a detector freezes."""
-        twin = copy.deepcopy(self).to("meta").train()
-        twin.set_grad_checkpointing(False)
-        size = self.spec.img_size
-        maps = twin.forward_maps(torch.zeros(1, self.spec.in_chans, *size, device="meta"))
-        count = len(maps)
-        sum(level.sum() for level in maps[: range(count)[last_level] + 1]).backward()  # type: ignore[union-attr]
-        return [name for name, parameter in twin.named_parameters() if parameter.grad is None]
 
-    def _run(self, images: Tensor, indices: Sequence[int], *, norm: bool = False) -> Outputs:
-        """Return the outputs of some blocks, without the cells that lie beyond the image."""
-        outputs = run_network(self.net, self._pad(images), sorted(set(indices)), norm=norm)
+        def without_gradient(twin: Self) -> list[str]:
+            twin.requires_grad_().set_grad_checkpointing(False)
+            maps = twin.forward_maps(twin._zeros())
+            wanted = maps[: range(len(maps))[last_level] + 1]
+            torch.stack([level.sum() for level in wanted]).sum().backward()
+            return [name for name, weight in twin.named_parameters() if weight.grad is None]
+
+        return self._try_out(without_gradient)
+
+    def check_size(self) -> None:
+        """Check that the network maps an image of the spec's size to features and to the spec's maps.
+
+        Raises:
+            UsageError: it does not.
+        """
+
+        @torch.no_grad()
+        def run(twin: Self) -> None:
+            twin.forward_features(twin._zeros())
+            if twin.spec.levels:
+                twin.forward_tokens(twin._zeros())
+
+        try:
+            self._try_out(run)
+        except (
+            Exception
+        ) as error:  # every network has its own error for a size that it does not take
+            raise size_error(self.spec, error) from error
+
+    def _try_out(self, function: Callable[[Self], T]) -> T:
+        """Call a function with a copy of the backbone in evaluation mode.
+
+        The copy is on the "meta" device, which computes shapes and graphs without memory; if the function fails
+        there, on the backbone's own.
+        """
+        memo: dict[int, Any] = {
+            id(x): nn.Parameter(torch.empty_like(x, device="meta"), x.is_floating_point())
+            for x in self.parameters()
+        }
+        memo |= {id(x): torch.empty_like(x, device="meta") for x in self.buffers()}
+        mode = self.training
+        self.train().train(
+            mode
+        )  # timm's LeViT drops the position biases that it keeps in evaluation mode
+        try:
+            with torch.device("meta"):
+                return function(copy.deepcopy(self, memo).eval())
+        except Exception:  # a network that reads values, or keeps tensors outside of its buffers
+            return function(copy.deepcopy(self).eval())
+
+    def _zeros(self) -> Tensor:
+        """Return an image of the spec's size on the device of the network."""
+        return _images(self.net, self.spec, self.spec.img_size)
+
+    def _run(self, images: Tensor, indices: Sequence[int]) -> Outputs:
+        """Return the outputs of some blocks, without the cells that lie beyond the image.
+
+        Raises:
+            UsageError: the network returns maps of other sizes than the spec's, as some do for some image sizes.
+        """
+        padded = self._pad(images)
+        outputs = run_network(self.net, padded, sorted(set(indices)))
         found = dict(zip(sorted(set(indices)), outputs.maps, strict=True))
-        maps = [self._crop(found[index], index, images) for index in indices]
+        for index, cells in found.items():
+            wanted = _cells(padded, self.spec.levels[index][1])
+            if cells.shape[-2:] != wanted:
+                height, width = padded.shape[-2:]
+                raise UsageError(
+                    f"for images of {height} x {width} pixels, {self.spec.arch} returns a map of "
+                    f"{tuple(cells.shape[-2:])} cells instead of {wanted}; use an img_size that is a multiple of "
+                    f"{2 * self._unit}, or the default."
+                )
+        maps = []
+        for index in indices:
+            height, width = _cells(images, self.spec.levels[index][1])
+            maps.append(found[index][..., :height, :width])
         return Outputs(maps, outputs.class_tokens)
 
-    def _crop(self, cells: Tensor, index: int, images: Tensor) -> Tensor:
-        stride = self.spec.levels[index][1]
-        height, width = (-(-side // stride) for side in images.shape[-2:])
-        return cells[..., :height, :width]
+    @property
+    def _unit(self) -> int:
+        """The coarsest stride."""
+        return max((stride for _, stride in self.spec.levels), default=1)
 
     def _pad(self, images: Tensor) -> Tensor:
         """Pad (B, C, H, W) with zeros at the right and bottom to a size that the network takes.
@@ -130,8 +202,7 @@ class ExternalBackbone(nn.Module):
         height, width = images.shape[-2:]
         if self.spec.sizing == "any":
             return images
-        unit = max((stride for _, stride in self.spec.levels), default=1)
-        rows, columns = -height % unit, -width % unit
+        rows, columns = -height % self._unit, -width % self._unit
         if self.spec.sizing == "fixed":
             rows, columns = (
                 wanted - side
@@ -198,23 +269,18 @@ class ExternalBackbone(nn.Module):
 def measure(spec: ExternalSpec, net: nn.Module) -> ExternalSpec:
     """Return a spec with what is measured on its network: levels, class token, width, sizes.
 
-    The network is run on the "meta" device, which computes shapes only; where it cannot be, on its own device.
+    Args:
+        net: runs on its own device; on the "meta" device it computes shapes only. Stays in evaluation mode.
 
     Raises:
-        UsageError: the network does not map images of the spec's size to features.
+        UsageError: the pooled features have another shape than (B, D).
+        Exception: the network's own, if it does not take images of the spec's size.
     """
-    net = copy.deepcopy(net).eval().requires_grad_(False)
-    try:
-        twin = copy.deepcopy(net).to("meta")
-        with torch.device("meta"):
-            own = _own_width(twin, spec)
-            net = twin
-    except Exception:  # a network that keeps tensors outside of its buffers, or reads values
-        own = _own_width(net, spec)
+    net.eval()
     levels = _levels(net, spec)
     found = replace(
         spec,
-        own_width=own,
+        own_width=_own_width(net, spec),
         levels=levels,
         class_token=bool(levels) and has_class_token(net),
         batch_normed=any(isinstance(module, _BatchNorm) for module in net.modules()),
@@ -224,6 +290,17 @@ def measure(spec: ExternalSpec, net: nn.Module) -> ExternalSpec:
             found, patch_size=levels[0][1], embed_dim=levels[0][0], depths=(len(levels),)
         )
     return replace(found, sizing=_sizing(net, found))
+
+
+def size_error(spec: ExternalSpec, error: Exception) -> UsageError:
+    """Return the error for an image size that a network does not take, with the network's own message."""
+    if isinstance(error, UsageError):
+        return error
+    height, width = spec.img_size
+    return UsageError(
+        f"img_size {height} x {width} does not fit {spec.arch} ({type(error).__name__}: "
+        f"{text.shorten(text.visible(' '.join(str(error).split())))}); use another one, such as the default."
+    )
 
 
 def _images(net: nn.Module, spec: ExternalSpec, size: tuple[int, int]) -> Tensor:
@@ -248,20 +325,36 @@ def _map_shapes(
 ) -> list[tuple[int, ...]] | None:
     """Return (C, h, w) of every output for an image size; None if the network does not take it."""
     try:
-        maps = run_network(net, _images(net, spec, size), range(count_outputs(net))).maps
+        indices = range(len(declared_levels(net)))
+        maps = run_network(net, _images(net, spec, size), indices).maps
     except Exception:  # every network has its own error for a size that it does not take
         return None
     return [tuple(x.shape[1:]) for x in maps]
 
 
 def _levels(net: nn.Module, spec: ExternalSpec) -> tuple[tuple[int, int], ...]:
-    """Return channels and stride of every output; () if the outputs are no maps of constant stride."""
-    shapes = _map_shapes(net, spec, spec.img_size)
+    """Return channels and stride of every output; () if the outputs are no maps of constant stride.
+
+    The strides are the declared ones, which the image size need not be a multiple of. timm declares 2 for a stage of
+    TResNet that has 4: where they do not fit the maps, the strides are measured.
+    """
+    shapes, size = _map_shapes(net, spec, spec.img_size), spec.img_size
     if not shapes or any(len(shape) != 3 for shape in shapes):
         return ()
-    strides = [-(-spec.img_size[0] // height) for _, height, _ in shapes]
-    levels = tuple((shape[0], stride) for shape, stride in zip(shapes, strides, strict=True))
-    return levels if _fits(shapes, levels, spec.img_size) else ()
+    declared = declared_levels(net)
+    if _fits(shapes, declared, size):
+        return declared
+    measured = tuple((channels, max(1, size[0] // height)) for channels, height, _ in shapes)
+    whole = all(
+        size[0] == stride * h for (_, stride), (_, h, _) in zip(measured, shapes, strict=True)
+    )
+    return measured if whole and _fits(shapes, measured, size) else ()
+
+
+def _cells(images: Tensor, stride: int) -> tuple[int, int]:
+    """Return (h, w) of a map of a stride."""
+    height, width = images.shape[-2:]
+    return -(-height // stride), -(-width // stride)
 
 
 def _fits(
@@ -278,11 +371,22 @@ def _sizing(net: nn.Module, spec: ExternalSpec) -> Sizing:
     """Return which sizes a network takes, by trying some."""
     height, width = spec.img_size
     unit = max((stride for _, stride in spec.levels), default=32)
+    odd = [(height + 1, width), (height + unit, width + 2 * unit - 1)]
+    if not spec.levels:
+        return "any" if all(_takes(net, spec, size) for size in odd) else "fixed"
     trials: dict[Sizing, list[tuple[int, int]]] = {
-        "any": [(height + 1, width), (height + unit, width + 2 * unit - 1)],
+        "any": odd,
         "multiple": [(height + unit, width), (height + unit, width + 2 * unit)],
     }
     for sizing, sizes in trials.items():
         if all(_fits(_map_shapes(net, spec, size), spec.levels, size) for size in sizes):
             return sizing
     return "fixed"
+
+
+def _takes(net: nn.Module, spec: ExternalSpec, size: tuple[int, int]) -> bool:
+    """Return whether a network maps an image of a size to features of the spec's width."""
+    try:
+        return _own_width(net, replace(spec, img_size=size)) == spec.own_width
+    except Exception:  # every network has its own error for a size that it does not take
+        return False

@@ -57,9 +57,11 @@ def is_timm_model(net: nn.Module) -> bool:
     return hasattr(net, "forward_intermediates") and hasattr(net, "forward_head")
 
 
-def count_outputs(net: Any) -> int:
-    """Return the number of blocks or stages whose outputs the network returns."""
-    return len(net.feature_info) if is_timm_model(net) else len(net.feature_levels)
+def declared_levels(net: Any) -> tuple[tuple[int, int], ...]:
+    """Return channels and stride of every output, as the network declares them."""
+    if not is_timm_model(net):
+        return tuple((int(channels), int(stride)) for channels, stride in net.feature_levels)
+    return tuple((info["num_chs"], info["reduction"]) for info in net.feature_info)
 
 
 def has_class_token(net: Any) -> bool:
@@ -68,22 +70,22 @@ def has_class_token(net: Any) -> bool:
 
 
 def _returns_prefix(net: Any) -> bool:
-    if not is_timm_model(net):
+    # Without prefix tokens, timm's ViT with relative positions fails if asked for them.
+    if not is_timm_model(net) or not getattr(net, "num_prefix_tokens", 1):
         return False
     return "return_prefix_tokens" in inspect.signature(net.forward_intermediates).parameters
 
 
-def run_network(net: Any, images: Tensor, indices: Sequence[int], *, norm: bool = False) -> Outputs:
-    """Compute the outputs of some blocks or stages.
+def run_network(net: Any, images: Tensor, indices: Sequence[int]) -> Outputs:
+    """Compute the outputs of some blocks or stages, without the network's last norm.
 
     Args:
         indices: of the outputs, from 0, increasing.
-        norm: whether a timm model applies its last norm to all of them.
     """
     if not is_timm_model(net):
         maps = list(net.forward_maps(images))
         return Outputs([maps[index] for index in indices], [])
-    options: dict[str, Any] = {"indices": list(indices), "norm": norm, "intermediates_only": True}
+    options: dict[str, Any] = {"indices": list(indices), "intermediates_only": True}
     if not _returns_prefix(net):
         return Outputs(list(net.forward_intermediates(images, **options)), [])
     outputs = net.forward_intermediates(images, return_prefix_tokens=True, **options)
@@ -148,15 +150,22 @@ def _classifier_name(net: Any) -> str:
     return f"{names if isinstance(names, str) else names[0]}.weight"
 
 
-def blocks_of(net: Any) -> list[nn.Module]:
-    """Return the blocks of a network in order, or its stages, that can be compiled one by one."""
-    if isinstance(getattr(net, "blocks", None), nn.ModuleList | nn.Sequential):
-        return list(net.blocks)
-    if not is_timm_model(net):
-        return []
-    modules = dict(net.named_modules())
-    names = [str(info["module"]) for info in net.feature_info]
-    return [modules[name] for name in names if name in modules]
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """Return the blocks or stages of a network in order, which can be compiled one by one.
+
+    These are the children of the network's lists and sequences of modules, without single layers.
+    """
+    blocks: list[nn.Module] = []
+    for child in net.children():
+        if type(child) in (
+            nn.Sequential,
+            nn.ModuleList,
+            nn.ModuleDict,
+        ):  # not those with a forward of their own
+            blocks += blocks_of(child)
+        elif any(True for _ in child.children()):
+            blocks.append(child)
+    return list(dict.fromkeys(blocks))
 
 
 def exempt_from_decay(net: Any) -> frozenset[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.interpolate import RectBivariateSpline
 from support.tiny import TINY
 
@@ -285,6 +286,22 @@ def test_a_checkpoint_restores_its_encoder(tmp_path: Path, tiny_spec: BackboneSp
     else:
         assert torch.allclose(model.forward_maps(images)[-1], whole, atol=1e-5)
     assert report_of(model).missing in ([], ["fc_norm.weight", "fc_norm.bias"])
+
+
+def test_weights_with_two_names_are_written_under_both(tmp_path: Path) -> None:
+    weight = torch.randn(4, 6).T  # not contiguous either
+    write_checkpoint(
+        tmp_path / "ckpt",
+        state={"one": weight, "two": weight},
+        spec=TINY["vit"],
+        form="transfer",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        provenance={"label": "test", "method": "simmim"},
+    )
+    state = load_file(tmp_path / "ckpt" / "model.safetensors")
+    assert torch.equal(state["one"], weight)
+    assert torch.equal(state["two"], weight)
 
 
 def test_another_size_resizes_the_tables_and_reports_them(

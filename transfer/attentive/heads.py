@@ -166,6 +166,11 @@ def attend(tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     return weights.transpose(1, 2) @ tokens, weights
 
 
+def divides(name: Head, channels: int, recipe: AttentiveRecipe) -> bool:
+    """Return whether a head's number of queries or attention heads divides a number of channels."""
+    return channels % (recipe.queries if name == "efficient" else recipe.num_heads) == 0
+
+
 def check_width(name: Head, channels: int, block: int, recipe: AttentiveRecipe) -> None:
     """Refuse a number of queries or attention heads that does not divide the channels after a block.
 
@@ -174,7 +179,7 @@ def check_width(name: Head, channels: int, block: int, recipe: AttentiveRecipe) 
     """
     key = "queries" if name == "efficient" else "num_heads"
     wanted: int = getattr(recipe, key)
-    if channels % wanted:
+    if not divides(name, channels, recipe):
         fits = next(n for n in range(min(wanted, channels), 0, -1) if channels % n == 0)
         raise UsageError(
             f"{key}={wanted} does not divide the {channels} channels after block {block}; use -o {key}={fits}, or "

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.errors import UsageError
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.kernels import use_channels_last
-from transfer.attentive.heads import check_width
+from transfer.attentive.heads import check_width, divides
 from transfer.attentive.recipes import AttentiveRecipe
 from transfer.frozen.features import (
     LAYER_NORM_EPSILON,
@@ -34,11 +36,25 @@ def blocks_of(recipe: AttentiveRecipe, spec: BackboneSpec) -> list[int]:
     """Return the blocks, counted from 1, whose tokens a recipe pools.
 
     Raises:
-        UsageError: the backbone does not have a block, or its channels cannot be divided among the queries.
+        UsageError: the backbone has no tokens or does not have a block, or its channels cannot be divided among the
+            queries.
     """
+    if isinstance(spec, ExternalSpec) and not spec.levels:
+        raise UsageError(
+            f"attentive pools the tokens of maps, and {spec.arch} has no maps of constant stride; use linear or knn."
+        )
     count = spec.probed_blocks
     blocks = recipe.blocks or tuple(max(1, round(depth * count)) for depth in DEPTHS)
     numbers = block_numbers(blocks, spec)
+    if (
+        recipe.blocks is None
+    ):  # stages of small networks have channels such as 20, which 8 heads do not divide
+        fitting = [
+            block
+            for block in numbers
+            if all(divides(head, block_width(spec, block), recipe) for head in recipe.heads)
+        ]
+        numbers = fitting or numbers
     for block in numbers:
         for head in recipe.heads:
             check_width(head, block_width(spec, block), block, recipe)

@@ -29,6 +29,7 @@ from simmim_bench.models.external_spec import Argument, ExternalSpec
 from simmim_bench.models.network import pool_features
 from simmim_bench.models.timm_network import FLEXIBLE, create_network
 from simmim_bench.models.user_network import call_factory, permit
+from simmim_bench.untrusted import text
 
 # Arguments of a timm model that a spec has fields for, or that a task chooses.
 OWN_FIELDS = ("num_classes", "img_size", "in_chans", "drop_path_rate")
@@ -65,13 +66,17 @@ def describe_timm(
     if img_size is None:
         with torch.device("meta"):
             net: Any = create_network(arch, **kept)
-            _, *sides = net.pretrained_cfg["input_size"]
+        _, *sides = net.pretrained_cfg["input_size"]
         img_size = (sides[0], sides[1])
-    size = {"img_size": img_size} if _takes(arch, {**kept, "img_size": img_size}) else {}
+    common: dict[str, Any] = {} if in_chans == 3 else {"in_chans": in_chans}
+    sized = _build_on_meta(arch, {**kept, **common, "img_size": img_size}) is not None
+    if sized:
+        common["img_size"] = img_size
     found: ExternalSpec | None = None
     for option in FLEXIBLE:
         chosen = {**kept, **option}
-        if not _takes(arch, {**chosen, **size}):
+        twin = _build_on_meta(arch, {**chosen, **common})
+        if twin is None:
             continue
         spec = ExternalSpec(
             arch=f"timm.{arch}" if arch in ARCHS else arch,
@@ -80,34 +85,52 @@ def describe_timm(
             arguments=tuple((key, _as_argument(value)) for key, value in sorted(chosen.items())),
             img_size=img_size,
             in_chans=in_chans,
-            sized=bool(size),
+            sized=sized,
             **UNMEASURED,
         )
-        channels = {} if in_chans == 3 else {"in_chans": in_chans}
-        try:
-            spec = measure(spec, create_network(arch, **chosen, **size, **channels))
-        except (
-            Exception
-        ) as error:  # every network has its own error for images that it does not take
-            raise DataError(
-                f"timm's {arch} does not map images of {img_size} pixels to features "
-                f"({type(error).__name__}: {error}); use another architecture."
-            ) from error
+        spec = _measure_timm(spec, twin, {**chosen, **common})
         if spec.sizing != "fixed":
             return spec
         found = found or spec
-    assert found is not None  # the last option is none at all
+    if found is None:
+        raise DataError(
+            f"timm cannot build {arch} for images of {in_chans} channels and {img_size} pixels; use another "
+            "architecture."
+        )
     return found
 
 
-def _takes(name: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether timm builds an architecture with these arguments."""
+def _measure_timm(
+    spec: ExternalSpec, twin: nn.Module, arguments: Mapping[str, Any]
+) -> ExternalSpec:
+    """Measure a network of timm on the "meta" device; on the CPU where it fails, or returns no maps, there.
+
+    Raises:
+        DataError: the network does not map images to features.
+    """
     try:
         with torch.device("meta"):
-            create_network(name, **arguments)
+            measured = measure(spec, twin)
+        if measured.levels:
+            return measured
+    except Exception:  # a network that reads values, or keeps tensors outside of its buffers
+        pass
+    try:
+        return measure(spec, create_network(spec.source, **arguments))
+    except Exception as error:  # every network has its own error for images that it does not take
+        raise DataError(
+            f"timm's {spec.source} does not map images of {spec.img_size} pixels to features "
+            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another architecture."
+        ) from error
+
+
+def _build_on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module | None:
+    """Build a network of timm on the "meta" device, without memory; None if timm does not, with these arguments."""
+    try:
+        with torch.device("meta"):
+            return create_network(name, **arguments)
     except Exception:  # TypeError, or what a constructor raises for a value
-        return False
-    return True
+        return None
 
 
 def _as_argument(value: Any) -> Argument:
@@ -227,7 +250,10 @@ def _check_features(checkpoint: Checkpoint, model: nn.Module) -> None:
     """
     spec = checkpoint.spec
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, spec.in_chans, *spec.img_size, generator=generator)
+    # A small image is enough where the size does not change the network.
+    small = not spec.sized and spec.sizing != "fixed"
+    size = (2 * spec.stride, 2 * spec.stride) if small else spec.img_size
+    image = torch.randn(1, spec.in_chans, *size, generator=generator)
     wanted = pool_features(model.float().eval(), image)
     found = restore_backbone(checkpoint).eval().forward_features(image)
     difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
