@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import is_model_wrapper
 from mmseg.models import EncoderDecoder, SegDataPreProcessor
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
@@ -69,7 +70,7 @@ def build_segmentor(
     if recipe.head == "linear":
         model.backbone.requires_grad_(False)
     if synced:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
+        convert_sync_batchnorm(model.backbone)  # with the activation of timm's BatchNormAct2d
     return model
 
 
