@@ -51,7 +51,7 @@ def build_segmentor(
         synced: normalise over the batches of all processes, as the published configs do; on GPUs only.
     """
     norm = {"type": "SyncBN" if synced else "BN", "requires_grad": True}
-    spec = checkpoint.spec.at(patch_size=recipe.patch_size)
+    spec = checkpoint.spec.at(recipe.img_size, patch_size=recipe.patch_size)
     spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
     config = {
         "data_preprocessor": _preprocessor_config(checkpoint, recipe),
@@ -145,11 +145,12 @@ def _auxiliary_head_config(
 ) -> Config | None:
     if not recipe.auxiliary_weight:
         return None
+    level = max(0, len(spec.feature_levels) - 2)
     return {
         **_common_head_config(classes, norm),
         "type": "FCNHead",
-        "in_channels": spec.feature_levels[-2].channels,
-        "in_index": len(spec.feature_levels) - 2,
+        "in_channels": spec.feature_levels[level].channels,
+        "in_index": level,
         "channels": recipe.auxiliary_channels or recipe.head_channels // 2,
         "num_convs": 1,
         "concat_input": False,
