@@ -147,7 +147,9 @@ def test_a_network_learns_segmentation(images: Path, tmp_path: Path, arch: str) 
 def test_every_network_learns_segmentation(images: Path, tmp_path: Path, arch: str) -> None:
     pytest.importorskip("mmseg")
     segment(tmp_path / "upernet", images, arch, ARCHS[arch])
-    record = probe(tmp_path / "knn", images / "ade20k", KNN, f"random:{arch}")
+    size = ARCHS[arch].get("img_size", KNN.img_size)
+    knn = replace(KNN, img_size=size)
+    record = probe(tmp_path / "knn", images / "ade20k", knn, f"random:{arch}")
     assert record.metrics["miou"] >= 0
 
 
@@ -156,6 +158,8 @@ def test_every_network_learns_segmentation(images: Path, tmp_path: Path, arch: s
 def test_networks_learn_detection(images: Path, tmp_path: Path, arch: str) -> None:
     pytest.importorskip("detectron2")
     recipe = replace(DETECT, **ARCHS[arch])
+    if arch == "levit_128s":  # BatchNorm of more than one cell at a stride of 64
+        recipe = replace(recipe, img_size=(128, 128))
     record = detection.run(tmp_path / "run", images / "coco", recipe, arch=f"random:{arch}")
     assert set(record.metrics) >= {"box_ap", "mask_ap"}
     strides = ",".join(map(str, fit_to_backbone(recipe, checkpoint_of(arch).spec).strides))
