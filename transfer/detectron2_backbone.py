@@ -36,8 +36,8 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.training.precision import autocast
-from transfer.detection.pyramid import anchor_sizes, available_strides, default_strides, joined
 from transfer.detection.recipes import CocoRecipe
+from transfer.pyramid import anchor_sizes, available_strides, default_strides, joined
 
 PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
 

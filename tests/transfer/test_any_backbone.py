@@ -30,10 +30,11 @@ from simmim_bench.models.spec import MapOptions
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.training.optim import parameter_groups
 from transfer.detection.any_recipes import COCO_ANY
-from transfer.detection.pyramid import default_strides, fit_to_backbone
+from transfer.detection.fit import fit_to_backbone
 from transfer.detection.recipes import CocoRecipe
 from transfer.detection.vitdet_recipes import COCO_VITDET_B
 from transfer.finetune.any_recipes import IMAGENET_ANY
+from transfer.pyramid import default_strides
 from transfer.recipes import choose_recipe
 from transfer.segmentation.any_recipes import ADE20K_ANY
 from transfer.segmentation.mmseg_recipes import ADE20K_MAE_VIT_B, ADE20K_SWIN_W7

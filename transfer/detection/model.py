@@ -28,7 +28,7 @@ from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from transfer.detection.cascade import BOX_STDS, MMDetCascadeROIHeads
-from transfer.detection.pyramid import fit_to_backbone
+from transfer.detection.fit import fit_to_backbone
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
 

@@ -53,7 +53,7 @@ class CocoRecipe(Recipe):
             tables, as in SimMIM; "norms" are the norms and position tables of the backbone; or "nothing".
         milestones: fractions of `max_iters` at which the learning rate is multiplied by 0.1.
         strides: of the pyramid's levels in pixels, each twice the previous one; a level coarser than the
-            neck's coarsest is pooled from it, for proposals only; () for those of the backbone (`pyramid.py`).
+            neck's coarsest is pooled from it, for proposals only; () for those of the backbone (`transfer/pyramid.py`).
         anchor_sizes: side of the square with an anchor's area in pixels, one per stride; () for eight strides.
         anchor_ratios: height / width of the anchors.
         anchor_border: anchors that exceed the image by more pixels are not trained on; -1 for no limit.

@@ -34,11 +34,12 @@ from simmim_bench.training.precision import (
 from transfer.detection import figure
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.detection.data import mask_format
+from transfer.detection.fit import fit_to_backbone
 from transfer.detection.framework import require_detectron2, silence_detectron2
 from transfer.detection.optimizer import build_optimizer, build_schedule, load_optimizer_state
-from transfer.detection.pyramid import fit_to_backbone, joined
 from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
+from transfer.pyramid import joined
 
 if TYPE_CHECKING:
     from pathlib import Path
