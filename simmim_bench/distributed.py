@@ -204,7 +204,10 @@ class DistContext:
         if self.size == 1:
             return model
         if self.device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            from timm.layers import convert_sync_batchnorm  # timm imports every model
+
+            # torch's function would remove the activation of timm's BatchNormAct2d.
+            model = convert_sync_batchnorm(model)
         if shard:
             # SimMIM's features are a view; no code writes into them.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")

@@ -38,6 +38,8 @@ MAY_BE_EMPTY = (
     "crop_short_sides",
     "map_blocks",
     "resize_within",
+    "strides",
+    "anchor_sizes",
 )
 CANDIDATES = (
     "blocks",

@@ -39,6 +39,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
+from transfer.pyramid import anchor_sizes, available_strides, default_strides, joined
 
 PIXEL_TOLERANCE = 0.01  # of pixels in [0, 255]: configs round mean and standard deviation
 # Images that Detectron2's mapper reads (data/detection_utils.py, `read_image`), and its names for them.
@@ -168,7 +169,7 @@ def build_pyramid(
     Args:
         strides: of the levels in pixels, each twice the previous one. A ViT of patch size p has p/4, p/2,
             p and 2p, the others the strides of their stages; one more level, twice as coarse, is pooled
-            from the last.
+            from the last. () for all of them from 4 pixels on.
         channels: of every level.
         square_pad: side in pixels of the square that images are padded to; 0 for no square.
         norm: of the pyramid's convolutions, a name of Detectron2's `get_norm`; None for LN in a simple feature
@@ -178,17 +179,20 @@ def build_pyramid(
         UsageError: the backbone does not have these strides.
     """
     spec = net.backbone.spec
-    available = [level.stride for level in spec.feature_levels]
-    if spec.is_plain:
-        available = [spec.patch_size * factor // 4 for factor in (1, 2, 4, 8)]
+    available = available_strides(spec)
+    strides = strides or default_strides(spec)
     pooled = len(strides) > 1 and strides[-1] not in available
     direct = strides[:-1] if pooled else strides
     doubles = all(fine * 2 == coarse for fine, coarse in pairwise(strides))
     if not (doubles and set(direct) <= set(available)):
+        own = default_strides(spec)
+        fix = f"-o strides={joined(own)} -o anchor_sizes={joined(anchor_sizes(own))}"
         raise UsageError(
             f"strides {strides} are not available from {spec.arch}: use consecutive strides of {available}, each "
-            "twice the previous one, and at most one more after them."
+            f"twice the previous one, and at most one more after them, such as {fix}."
         )
+    # Of two stages with one stride, the later one.
+    level_of = {stride: index for index, stride in enumerate(available)}
     top_block = None
     if pooled:
         top_block = LastLevelMaxPool()
@@ -199,15 +203,15 @@ def build_pyramid(
             net,
             in_feature=f"map{len(spec.feature_levels) - 1}",
             out_channels=channels,
-            scale_factors=[spec.patch_size / stride for stride in direct],
+            scale_factors=[spec.stride / stride for stride in direct],
             top_block=top_block,
             norm="LN" if norm is None else norm,
             square_pad=square_pad,
         )
-    net.freeze_beyond(available.index(direct[-1]))
+    net.freeze_beyond(level_of[direct[-1]])
     return StagePyramid(
         net,
-        in_features=[f"map{available.index(stride)}" for stride in direct],
+        in_features=[f"map{level_of[stride]}" for stride in direct],
         out_channels=channels,
         norm=norm or "",
         top_block=top_block,

@@ -4,7 +4,8 @@ An MMSegmentation config needs `custom_imports=dict(imports=['transfer.mmseg_bac
 `backbone=dict(type='SimMIMBackbone', ckpt=CKPT, img_size=(512, 512))`. The module returns NCHW maps and declares their
 `channels` and `strides`. A ViT's maps go through `Feature2Pyramid` with `pyramid_rescales`, those of other backbones
 directly to `UPerHead`. A ResNet's BatchNorm is trained like all other weights, over the images of one process unless it
-is converted with `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
+is converted with `timm.layers.convert_sync_batchnorm`; torch's function of that name, and mmengine's `sync_bn`, would
+remove the activations within the norms of many of timm's networks.
 
 The data preprocessor must normalise with the module's `mean` and `std`, which are those of the checkpoint for pixels as
 their files store them, of 8 bits in [0, 255], in RGB order: `data_preprocessor=dict(type='SimMIMDataPreProcessor',
@@ -54,7 +55,7 @@ class SimMIMBackbone(BaseModule):
         window_size: side of an attention window in tokens; None for the checkpoint's.
         drop_path_rate: stochastic-depth rate of the last block, in [0, 1).
         seed: initialises the weights that the checkpoint does not have.
-        out_indices: indices of the backbone's levels to return, in order.
+        out_indices: indices of the backbone's levels to return, in order; None for all.
         frozen_stages: -1 to train all; 0 freezes the embedding, n also the blocks up to level n - 1, as in
             MMSegmentation's Swin.
         maps: how the maps are made, a `MapOptions` or its arguments as a dict; None for the checkpoint's way.
@@ -69,7 +70,7 @@ class SimMIMBackbone(BaseModule):
         window_size: int | None = None,
         drop_path_rate: float = 0.0,
         seed: int = 0,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         init_cfg: dict[str, Any] | None = None,
         maps: MapOptions | dict[str, Any] | None = None,
@@ -87,6 +88,7 @@ class SimMIMBackbone(BaseModule):
         )
         # DistributedDataParallel refuses trained parameters without a gradient.
         count = len(self.backbone.feature_levels)
+        out_indices = range(count) if out_indices is None else out_indices
         last = max(index % count for index in out_indices)
         for name in self.backbone.unused_in_maps(last):
             self.backbone.get_parameter(name).requires_grad_(False)

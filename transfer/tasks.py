@@ -75,9 +75,11 @@ _FINETUNE_RECIPES = tuple(
         "beit_recipes",
         "convnet_recipes",
         "semivit_recipes",
+        "any_recipes",
     )
 )
-_FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet", "timm", "python")
+_EXTERNAL = ("timm", "python")  # families of networks of other code
+_FAMILIES = ("vit", "swin", "swinv2", "convnext", "resnet", *_EXTERNAL)
 
 RUNNERS: dict[type[Recipe], TaskRunner] = {
     FinetuneRecipe: TaskRunner(
@@ -123,6 +125,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "swinv2": "imagenet_swinv2_b_800ep_prefix",
             "convnext": "imagenet_convnext_b_100ep",
             "resnet": "imagenet_resnet50_100ep",
+            **dict.fromkeys(_EXTERNAL, "imagenet_any"),
         },
         recipe_modules=_FINETUNE_RECIPES,
         # SimMIM: README.md (Main Results); the folders of configs/ hold the recipes that belong together.
@@ -167,11 +170,13 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "swinv2": "coco_swin_od_3x_own_window",
             "convnext": "coco_convnext_3x",
             "resnet": "coco_resnet50_1x",
+            **dict.fromkeys(_EXTERNAL, "coco_any"),
         },
         recipe_modules=(
             "transfer.detection.own_recipes",
             "transfer.detection.vitdet_recipes",
             "transfer.detection.swin_recipes",
+            "transfer.detection.any_recipes",
         ),
     ),
     "ade20k": TaskRecipes(
@@ -188,12 +193,14 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "swinv2": "ade20k_swinv2",
             "convnext": "ade20k_convnext_512",
             "resnet": "ade20k_resnet50_160k",
+            **dict.fromkeys(_EXTERNAL, "ade20k_any"),
         },
         recipe_modules=(
             "transfer.segmentation.recipes",
             "transfer.segmentation.mmseg_recipes",
             "transfer.segmentation.beit_recipes",
             "transfer.segmentation.dinov2_recipes",
+            "transfer.segmentation.any_recipes",
             "transfer.dense.recipes",
         ),
     ),

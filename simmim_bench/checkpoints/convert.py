@@ -34,7 +34,10 @@ from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.data.pixel_format import ValueRange, count_channels
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import replacing_directory, sync, use_default_mode
-from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.build import Backbone, build_backbone, network_arguments
+from simmim_bench.models.external import ExternalBackbone
+from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.network import pool_features
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.swin import pad_before_shift
 
@@ -206,12 +209,20 @@ def resize(
 
     With `in_chans` for another number of channels, the first convolution is adapted as in timm, and a pretraining
     checkpoint becomes one of its encoder, whose head predicts the old channels.
+
+    Raises:
+        UsageError: the network takes no other size.
+        DataError: the weights do not fit.
     """
     assert checkpoint.state is not None
     if in_chans is not None and in_chans != checkpoint.spec.in_chans:
         classes = _num_classes(checkpoint)
         return adapt_channels(checkpoint, img_size, window_size, in_chans, num_classes=classes)
     spec = checkpoint.spec.at(img_size, window_size, trained=True)
+    if isinstance(spec, ExternalSpec):
+        classes = _num_classes(checkpoint)
+        restored: Any = restore_backbone(checkpoint, img_size, classes, window_size=window_size)
+        return replace(checkpoint, spec=spec, state=restored.state_dict()), restored.load_report
     model = build_backbone(spec, form=checkpoint.form, num_classes=_num_classes(checkpoint))
     report = load_state(model, checkpoint)
     prefix = ENCODER_PREFIX if checkpoint.form == "pretrain" else ""
@@ -275,7 +286,10 @@ def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
     with torch.no_grad():
         wanted = restore_backbone(checkpoint).eval().forward_features(images)
         found = restore_backbone(read_checkpoint(str(path))).eval().forward_features(images)
-    usage = f"simmim-bench transfer linear --ckpt {path} --data DIR"
+    spec = checkpoint.spec
+    by_user = isinstance(spec, ExternalSpec) and spec.family == "python"
+    ckpt = f"py:{spec.source}@{path}" if by_user else path
+    usage = f"simmim-bench transfer linear --ckpt {ckpt} --data DIR"
     return ExportResult(relative_difference(found, wanted), usage)
 
 
@@ -295,9 +309,12 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
         raise UsageError(
             f"timm has no ViT with attention windows, as {checkpoint.name} is; use --to detectron2 or mmseg."
         )
-    arch, arguments = timm_arguments(ours.spec)
-    model = timm.create_model(arch, num_classes=classes, **arguments)
-    model.load_state_dict(to_timm(ours))
+    if isinstance(ours, ExternalBackbone):
+        model, arguments = _timm_network(checkpoint, ours, classes)
+    else:
+        arch, arguments = timm_arguments(ours.spec)
+        model = timm.create_model(arch, num_classes=classes, **arguments)
+        model.load_state_dict(to_timm(ours))
     height, width = ours.spec.img_size
     model.pretrained_cfg = {
         **model.pretrained_cfg,
@@ -313,7 +330,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     with torch.no_grad():
         theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
         wanted = ours.forward_features(images)
-        difference = relative_difference(_timm_features(theirs, images), wanted)
+        difference = relative_difference(pool_features(theirs, images), wanted)
         usage = f'timm.create_model("local-dir:{path}", pretrained=True)'
         if ours.spec.pads_windows:
             usage += (
@@ -322,14 +339,38 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
                 "simmim_bench.models.swin.pad_before_shift(model) makes them equal"
             )
             pad_before_shift(theirs)
-            difference = relative_difference(_timm_features(theirs, images), wanted)
+            difference = relative_difference(pool_features(theirs, images), wanted)
     return ExportResult(difference, usage)
 
 
-def _timm_features(model: Any, images: Tensor) -> Tensor:
-    """Return the pooled features (B, C) of a timm model."""
-    features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
-    return features
+def _timm_network(
+    checkpoint: Checkpoint, ours: ExternalBackbone, classes: int
+) -> tuple[Any, dict[str, Any]]:
+    """Return a network of timm's with its weights, the head as its classifier, and its arguments.
+
+    Raises:
+        UsageError: timm does not have the network, or its classifier is not a linear layer.
+    """
+    spec = ours.spec
+    if spec.family != "timm":
+        raise UsageError(
+            f"{checkpoint.name} is a network of {spec.origin}, which timm does not have; use --to native, detectron2 "
+            "or mmseg."
+        )
+    arguments = network_arguments(spec)
+    model: Any = timm.create_model(spec.source, num_classes=classes, **arguments)
+    fit = model.load_state_dict(ours.net.state_dict(), strict=False)
+    classifier = model.get_classifier() if classes else None
+    is_linear = classifier is None or isinstance(classifier, nn.Linear)
+    of_classifier = 0 if classifier is None else len(ours.head.state_dict())
+    if not is_linear or fit.unexpected_keys or len(fit.missing_keys) != of_classifier:
+        raise UsageError(
+            f"the classifier of timm's {spec.source} is not one linear layer, as the head of {checkpoint.name} is; use "
+            "--to native."
+        )
+    if classifier is not None:
+        classifier.load_state_dict(ours.head.state_dict())
+    return model, arguments
 
 
 WRITERS: dict[str, Writer] = {"native": write_native, "timm": write_timm}

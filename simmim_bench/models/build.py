@@ -10,7 +10,7 @@ from torch import nn
 from simmim_bench.errors import UsageError
 from simmim_bench.models.convnet import ConvNeXt, ResNet
 from simmim_bench.models.external import ExternalBackbone
-from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.external_spec import PATCH_SIZE, ExternalSpec
 from simmim_bench.models.position_bias import Grid
 from simmim_bench.models.spec import BackboneSpec, Form
 from simmim_bench.models.swin import Swin
@@ -78,29 +78,50 @@ def build_network(spec: ExternalSpec, *, drop_path_rate: float = 0.0) -> nn.Modu
     """Build the network of other code, with initial weights.
 
     Raises:
-        UsageError: the network has no stochastic depth.
+        UsageError: the network has no stochastic depth, or no patches of another size.
     """
     if spec.family == "python":
         if drop_path_rate:
             raise no_stochastic_depth(spec, drop_path_rate)
         return call_factory(spec.source)
+    arguments = network_arguments(spec)
     try:
-        return create_network(spec.source, **network_arguments(spec, drop_path_rate))
+        net = _create(spec, arguments, drop_path_rate)
+    except (TypeError, AssertionError) as error:
+        if PATCH_SIZE in arguments:
+            raise _no_patch_size(spec) from error
+        raise
+    if PATCH_SIZE in arguments and {x["reduction"] for x in net.feature_info} != {spec.patch_size}:
+        raise _no_patch_size(spec)
+    return net
+
+
+def _create(spec: ExternalSpec, arguments: dict[str, Any], drop_path_rate: float) -> Any:
+    """Create timm's network; a rate of 0 is passed as well, as some of timm's architectures have another default."""
+    try:
+        return create_network(spec.source, **arguments, drop_path_rate=drop_path_rate)
     except TypeError as error:
         if "drop_path_rate" not in str(error):
             raise
-        raise no_stochastic_depth(spec, drop_path_rate) from error
+        if drop_path_rate:
+            raise no_stochastic_depth(spec, drop_path_rate) from error
+        return create_network(spec.source, **arguments)
 
 
-def network_arguments(spec: ExternalSpec, drop_path_rate: float = 0.0) -> dict[str, Any]:
+def _no_patch_size(spec: ExternalSpec) -> UsageError:
+    return UsageError(
+        f"patch_size={spec.patch_size} does not apply to {spec.arch}, whose patches have one size; use "
+        "-o patch_size=none."
+    )
+
+
+def network_arguments(spec: ExternalSpec) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` for a spec, without the name."""
     arguments: dict[str, Any] = dict(spec.arguments)
     if spec.sized:
         arguments["img_size"] = spec.img_size
     if spec.in_chans != 3:
         arguments["in_chans"] = spec.in_chans
-    if drop_path_rate:
-        arguments["drop_path_rate"] = drop_path_rate
     return arguments
 
 

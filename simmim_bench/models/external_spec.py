@@ -24,6 +24,7 @@ from simmim_bench.models.spec import (
 Sizing = Literal["any", "multiple", "fixed"]
 Argument = str | int | float | bool | None | tuple[Any, ...]
 
+PATCH_SIZE = "patch_size"  # the argument of `timm.create_model`
 MOST_LEVELS = (
     4  # of a network with stages; the earlier ones, at stride 2, are seldom used by a detector
 )
@@ -142,18 +143,26 @@ class ExternalSpec(BackboneSpec):
 
         Args:
             img_size: (H, W) in pixels; None keeps the current one.
-            window_size, patch_size: must be None.
+            window_size: must be None.
             trained: without effect.
+            patch_size: of a plain network of timm's that has patches, to which timm resamples their kernels; None
+                keeps the current one. Recorded in `arguments`.
 
         Raises:
             UsageError: the network takes no such argument, or no other image size.
         """
-        for name, value in (("window_size", window_size), ("patch_size", patch_size)):
-            if value:
-                raise UsageError(
-                    f"{name}={value} does not apply to {self.arch}, a network of {self.origin}; remove it or use "
-                    f"-o {name}=none."
-                )
+        if window_size:
+            raise self._does_not_apply("window_size", window_size)
+        spec = self
+        if patch_size is not None and not (self.is_plain and patch_size == self.stride):
+            if self.family != "timm" or not self.is_plain:
+                raise self._does_not_apply("patch_size", patch_size)
+            spec = replace(
+                self,
+                patch_size=patch_size,
+                levels=tuple((channels, patch_size) for channels, _ in self.levels),
+                arguments=tuple(sorted({**dict(self.arguments), PATCH_SIZE: patch_size}.items())),
+            )
         size = img_size or self.img_size
         if self.sizing == "fixed" and not self.sized and size != self.img_size:
             height, width = self.img_size
@@ -161,7 +170,12 @@ class ExternalSpec(BackboneSpec):
                 f"img_size {size} does not apply to {self.arch}, which takes images of {height} x {width} pixels "
                 f"alone; use -o img_size={height},{width}."
             )
-        return replace(self, img_size=size)
+        return replace(spec, img_size=size)
+
+    def _does_not_apply(self, name: str, value: int) -> UsageError:
+        return UsageError(
+            f"{name}={value} does not apply to {self.arch}, a network of {self.origin}; use -o {name}=none."
+        )
 
     def with_maps(self, options: MapOptions, trained: BackboneSpec) -> ExternalSpec:
         """Return this backbone with other feature maps.
@@ -177,11 +191,19 @@ class ExternalSpec(BackboneSpec):
                 f"{self.arch} has no feature maps of constant stride, which detection and segmentation need; use "
                 "another backbone."
             )
-        changes = options.rel_pos != "own" or options.layer_scale is not None
-        if changes or options.position != "antialiased":
+        fixes = [
+            fix
+            for changed, fix in (
+                (options.rel_pos != "own", "-o rel_pos=own"),
+                (options.layer_scale is not None, "-o layer_scale=none"),
+                (options.position != "antialiased", "-o position=antialiased"),
+            )
+            if changed
+        ]
+        if fixes:
             raise UsageError(
-                f"rel_pos, layer_scale and position do not apply to {self.arch}, a network of {self.origin}; use "
-                "another --recipe, or none for the default of the architecture."
+                f"the recipe changes attention or position within the blocks, which does not apply to {self.arch}, "
+                f"a network of {self.origin}; use {' '.join(fixes)}, or no --recipe for the default."
             )
         if options.blocks and not self.is_plain:
             raise UsageError(

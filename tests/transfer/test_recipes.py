@@ -85,7 +85,7 @@ def test_a_warm_up_as_long_as_the_training_is_refused(name: str, length: str, wa
         ("logistic", "l2=[]", "l2 .* is empty"),
         ("linear", "norm=()", "norm .* is empty"),
         ("linear", "blocks=()", "blocks .* is empty"),
-        ("coco_pocket", "anchor_sizes=()", "anchor_sizes .* is empty"),
+        ("coco_pocket", "anchor_ratios=()", "anchor_ratios .* is empty"),
         ("linear", "pooling=mean,mean", "pooling .* lists mean twice"),
         ("knn", "k=10,20,10", "k .* lists 10 twice"),
     ],

@@ -28,6 +28,7 @@ from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from transfer.detection.cascade import BOX_STDS, MMDetCascadeROIHeads
+from transfer.detection.fit import fit_to_backbone
 from transfer.detection.recipes import CocoRecipe
 from transfer.detectron2_backbone import SimMIMBackbone, build_detection_backbone
 
@@ -55,7 +56,11 @@ def build_detector(
     Args:
         masks: Mask R-CNN; otherwise Faster R-CNN, which has no mask head.
         seed: initialises the weights that the checkpoint does not have.
+
+    Raises:
+        UsageError: the backbone does not have the pyramid's strides.
     """
+    recipe = fit_to_backbone(recipe, checkpoint.spec)
     backbone = build_detection_backbone(checkpoint, recipe, seed)
     unit = checkpoint.pixel_format.decoded_unit
     with torch.random.fork_rng(devices=[]):

@@ -53,8 +53,8 @@ class CocoRecipe(Recipe):
             tables, as in SimMIM; "norms" are the norms and position tables of the backbone; or "nothing".
         milestones: fractions of `max_iters` at which the learning rate is multiplied by 0.1.
         strides: of the pyramid's levels in pixels, each twice the previous one; a level coarser than the
-            neck's coarsest is pooled from it, for proposals only.
-        anchor_sizes: side of the square with an anchor's area in pixels, one per stride.
+            neck's coarsest is pooled from it, for proposals only; () for those of the backbone (`transfer/pyramid.py`).
+        anchor_sizes: side of the square with an anchor's area in pixels, one per stride; () for eight strides.
         anchor_ratios: height / width of the anchors.
         anchor_border: anchors that exceed the image by more pixels are not trained on; -1 for no limit.
         rpn_beta: difference at which the proposals' box loss changes from L2 to L1; 0 for L1.
@@ -147,7 +147,7 @@ class CocoRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "img_size", "max_iters", "batch_size", "base_lr", "strides")
-        if len(self.strides) != len(self.anchor_sizes):
+        if self.anchor_sizes and len(self.strides) != len(self.anchor_sizes):
             raise UsageError(
                 f"recipe '{self.name}' has {len(self.strides)} strides and {len(self.anchor_sizes)} "
                 "anchor_sizes; give one anchor size per stride."

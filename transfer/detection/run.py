@@ -35,10 +35,12 @@ from simmim_bench.training.precision import (
 from transfer.detection import figure
 from transfer.detection.coco_layout import CocoSplit, data_identity, read_splits
 from transfer.detection.data import mask_format
+from transfer.detection.fit import fit_to_backbone
 from transfer.detection.framework import require_detectron2, silence_detectron2
 from transfer.detection.optimizer import build_optimizer, build_schedule, load_optimizer_state
 from transfer.detection.recipes import CocoRecipe
 from transfer.job import TransferJob
+from transfer.pyramid import joined
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +148,11 @@ def _build(context: RunContext, job: TransferJob[CocoRecipe]) -> CocoRun:
         f"iterations={recipe.max_iters:,} batch_size={recipe.batch_size} "
         f"heads={'boxes+masks' if train.has_masks else 'boxes'}"
     )
+    if not recipe.strides:
+        fitted = fit_to_backbone(recipe, job.checkpoint.spec)
+        log(
+            f"coco: pyramid strides={joined(fitted.strides)} anchor_sizes={joined(fitted.anchor_sizes)}"
+        )
     form = mask_format(train, recipe)
     if train.has_masks and form != recipe.mask_format:
         log(f'coco: masks={form} reason="run lengths have no outline" recipe={recipe.mask_format}')

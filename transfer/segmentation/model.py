@@ -15,6 +15,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import is_model_wrapper
 from mmseg.models import EncoderDecoder
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ def build_segmentor(
         synced: normalise over the batches of all processes, as the published configs do; on GPUs only.
     """
     norm = {"type": "SyncBN" if synced else "BN", "requires_grad": True}
-    spec = checkpoint.spec.at(patch_size=recipe.patch_size)
+    spec = checkpoint.spec.at(recipe.img_size, patch_size=recipe.patch_size)
     spec = spec.with_maps(recipe.maps, trained=checkpoint.spec)
     config = {
         "data_preprocessor": build_preprocessor(checkpoint, recipe),
@@ -69,7 +70,7 @@ def build_segmentor(
     if recipe.head == "linear":
         model.backbone.requires_grad_(False)
     if synced:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model.backbone)
+        convert_sync_batchnorm(model.backbone)  # with the activation of timm's BatchNormAct2d
     return model
 
 
@@ -143,11 +144,12 @@ def _auxiliary_head_config(
 ) -> Config | None:
     if not recipe.auxiliary_weight:
         return None
+    level = max(0, len(spec.feature_levels) - 2)
     return {
         **_common_head_config(classes, norm),
         "type": "FCNHead",
-        "in_channels": spec.feature_levels[-2].channels,
-        "in_index": len(spec.feature_levels) - 2,
+        "in_channels": spec.feature_levels[level].channels,
+        "in_index": level,
         "channels": recipe.auxiliary_channels or recipe.head_channels // 2,
         "num_convs": 1,
         "concat_input": False,

@@ -18,6 +18,7 @@ import numpy as np
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.distributed import DistContext, per_process_batch
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
@@ -137,10 +138,14 @@ def check_sizes(recipe: Ade20kRecipe, spec: BackboneSpec, dist: DistContext) -> 
             f"batch_size {recipe.batch_size} is too small: UPerNet's batch normalisation of whole "
             f"images needs {min_batch} images or more."
         )
-    spec = spec.at(patch_size=recipe.patch_size)
+    spec = spec.at(recipe.img_size, patch_size=recipe.patch_size)
     pyramid = spec.is_plain and recipe.head == "upernet"
     if recipe.map_blocks and spec.is_plain:
         _check_blocks(recipe, spec)
+    if recipe.test_mode == "whole" and isinstance(spec, ExternalSpec) and spec.sizing == "fixed":
+        raise UsageError(
+            f"{spec.arch} takes images of one size alone, not whole test images of any; use -o test_mode=slide."
+        )
     min_side = 4 * spec.patch_size if pyramid else spec.patch_size
     if min(recipe.img_size) < min_side:
         raise UsageError(

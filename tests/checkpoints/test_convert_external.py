@@ -1,0 +1,96 @@
+"""Tests of the conversion of networks of other code: timm's folders, the frameworks' files, other sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.convert import WRITERS, Conversion, convert
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.errors import UsageError
+from simmim_bench.models.build import build_backbone
+
+MODULE = """
+from torch import nn
+
+class Net(nn.Module):
+    feature_levels = [(8, 16)]
+    img_size = (32, 32)
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 16, 16)
+    def forward_maps(self, images):
+        return [self.patches(images)]
+"""
+
+
+def save(path: Path, checkpoint: Checkpoint, classes: int) -> str:
+    """Write a checkpoint directory with random weights."""
+    state = build_backbone(checkpoint.spec, num_classes=classes, seed=6).state_dict()
+    write_checkpoint(
+        path,
+        state=dict(state),
+        spec=checkpoint.spec,
+        form="transfer",
+        mean=checkpoint.mean,
+        std=checkpoint.std,
+        provenance={"label": "external"},
+    )
+    return str(path)
+
+
+def to(kind: str, source: str, destination: Path, **options: tuple[int, int]) -> Conversion:
+    """Convert a checkpoint, and check what the report says of the features."""
+    if kind in WRITERS:
+        write = WRITERS[kind]
+    else:
+        pytest.importorskip({"detectron2": "detectron2", "mmseg": "mmseg"}[kind])
+        from transfer.export import WRITERS as FRAMEWORKS
+
+        write = FRAMEWORKS[kind]
+    report = convert(source, destination, write=write, to=kind, **options)
+    assert report.feature_difference < 1e-5
+    return report
+
+
+@pytest.mark.parametrize(("arch", "classes"), [("test_vit", 0), ("test_efficientnet", 3)])
+def test_a_network_converts_to_timm_with_its_head(tmp_path: Path, arch: str, classes: int) -> None:
+    source = save(tmp_path / "a", read_checkpoint(f"random:{arch}"), classes)
+    to("timm", source, tmp_path / "timm", img_size=(96, 96))
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    ours = load_backbone(source, (96, 96), num_classes=classes).eval()
+    images = torch.randn(2, 3, 96, 96)
+    torch.testing.assert_close(theirs(images), ours(images))
+    assert tuple(theirs.pretrained_cfg["input_size"]) == (3, 96, 96)
+
+
+@pytest.mark.parametrize("kind", ["native", "detectron2", "mmseg"])
+def test_a_network_converts_to_other_formats(tmp_path: Path, kind: str) -> None:
+    source = save(tmp_path / "a", read_checkpoint("random:test_efficientnet"), 0)
+    to(kind, source, tmp_path / f"b.{kind}")
+
+
+def test_a_users_network_converts_where_its_code_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_net_to_convert.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "py:own_net_to_convert:Net"
+    for kind in ("detectron2", "mmseg"):
+        to(kind, source, tmp_path / kind)
+    usage = to("native", source, tmp_path / "native").usage
+    assert f"--ckpt {source}@{tmp_path / 'native'} " in usage
+    with pytest.raises(UsageError, match="which timm does not have; use --to native"):
+        to("timm", source, tmp_path / "timm")
+
+
+@pytest.mark.slow
+def test_a_head_that_timm_does_not_have_is_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "a", read_checkpoint("random:levit_128s"), 3)
+    with pytest.raises(UsageError, match=r"is not one linear layer.* use --to native"):
+        to("timm", source, tmp_path / "timm")
