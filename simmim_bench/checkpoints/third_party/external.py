@@ -229,6 +229,11 @@ def _check_features(checkpoint: Checkpoint, model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, spec.in_chans, *spec.img_size, generator=generator)
     wanted = pool_features(model.float().eval(), image)
+    if not bool(wanted.isfinite().all()):
+        raise DataError(
+            f"{checkpoint.name}: timm's {spec.arch} computes features that are not finite with these weights; use "
+            "another copy, or an earlier checkpoint."
+        )
     found = restore_backbone(checkpoint).eval().forward_features(image)
     difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not difference <= TOLERANCE:
