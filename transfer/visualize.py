@@ -14,7 +14,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_channels
-from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.read import checkpoint_path, read_checkpoint
 from simmim_bench.data.figures import denormalise, evenly_spaced, load_uncropped, write_grid
 from simmim_bench.data.sources import any_images
 from simmim_bench.errors import UsageError
@@ -83,7 +83,7 @@ def visualize_attention(run: str, data: Path, out: Path, *, count: int) -> None:
         UsageError: the run is of another task.
         DataError: the run keeps no classifier, its backbone has changed, or an image cannot be used.
     """
-    folder = Path(run)
+    folder = checkpoint_path(run)
     fitted = read_fitted(folder)
     if fitted.kind != ATTENTIVE:
         raise UsageError(
