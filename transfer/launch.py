@@ -20,6 +20,7 @@ from simmim_bench.data.named import DataSet, check_data_sets
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.recipe import Recipe, deviations, find_recipe, override
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
@@ -260,7 +261,7 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
         )
     checkpoint, options = plan.transfer.checkpoint, request.options
     spec, pretraining = checkpoint.spec, pretraining_recipe(checkpoint.provenance)
-    other = f"random:{spec.arch}" if baseline == "random" else baseline
+    other = random_baseline(checkpoint) if baseline == "random" else baseline
     out = options.out
     options = replace(
         options,
@@ -270,6 +271,27 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
         overwrite=False,
     )
     return plan_transfer(replace(request, options=options), other, plan.seeds)
+
+
+def random_baseline(checkpoint: Checkpoint) -> str:
+    """Return the CKPT of random weights of a checkpoint's architecture.
+
+    Raises:
+        UsageError: no name stands for its network.
+    """
+    spec = checkpoint.spec
+    ckpt = f"random:{spec.arch}"
+    if isinstance(spec, ExternalSpec):
+        known = read_checkpoint(ckpt).spec if spec.family == "timm" else None
+        if not isinstance(known, ExternalSpec) or known.arguments != spec.arguments:
+            whose = (
+                "a function of yours builds" if known is None else "has other arguments than timm's"
+            )
+            raise UsageError(
+                f"--baseline random has no random weights of {checkpoint.name}, whose network {whose}; remove it, or "
+                "pass the CKPT of a baseline."
+            )
+    return ckpt
 
 
 def slug(ckpt: str) -> str:

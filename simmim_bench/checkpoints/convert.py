@@ -32,7 +32,9 @@ from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.timm_format import timm_arguments, to_timm
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import replacing_directory, sync, use_default_mode
-from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.build import Backbone, build_backbone, network_arguments
+from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.network import pool_features
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.models.swin import pad_before_shift
 
@@ -262,6 +264,8 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     Raises:
         UsageError: timm does not implement the architecture.
     """
+    if isinstance(checkpoint.spec, ExternalSpec):
+        return _write_timm_network(checkpoint, checkpoint.spec, path)
     classes = _num_classes(checkpoint)
     ours = restore_backbone(checkpoint, num_classes=classes).eval()
     if ours.spec.windowed_blocks:
@@ -297,6 +301,39 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
             pad_before_shift(theirs)
             difference = relative_difference(_timm_features(theirs, images), wanted)
     return ExportResult(difference, usage)
+
+
+def _write_timm_network(checkpoint: Checkpoint, spec: ExternalSpec, path: Path) -> ExportResult:
+    """Write a network of timm as timm's `config.json` and `model.safetensors`, without a classifier.
+
+    Raises:
+        UsageError: the network is not timm's, or it has a classifier of simmim-bench's.
+    """
+    if spec.family != "timm" or _num_classes(checkpoint):
+        what = "not timm's" if spec.family != "timm" else "timm's without its classifier"
+        raise UsageError(
+            f"the network of {checkpoint.name} is {what}, so that timm cannot build it; use --to native."
+        )
+    ours = restore_backbone(checkpoint).eval()
+    model: Any = ours.net
+    model.pretrained_cfg = {
+        **model.pretrained_cfg,
+        "input_size": (spec.in_chans, *spec.img_size),
+        "mean": checkpoint.mean,
+        "std": checkpoint.std,
+        "num_classes": 0,
+        "tag": "simmim_bench",
+    }
+    save_for_hf(model, str(path), model_args=network_arguments(spec), safe_serialization=True)
+    use_default_mode(path / "model.safetensors")
+    sync(path / "model.safetensors")
+    images = probe_images(spec)
+    with torch.no_grad():
+        theirs: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+        difference = relative_difference(
+            pool_features(theirs, images), ours.forward_features(images)
+        )
+    return ExportResult(difference, f'timm.create_model("local-dir:{path}", pretrained=True)')
 
 
 def _timm_features(model: Any, images: Tensor) -> Tensor:

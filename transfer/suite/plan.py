@@ -27,6 +27,7 @@ from transfer.launch import (
     TransferPlan,
     TransferRequest,
     plan_transfer,
+    random_baseline,
     transfer_status,
 )
 from transfer.recipes import default_recipe, pretraining_recipe
@@ -186,7 +187,7 @@ def _read_checkpoints(options: SuiteOptions) -> dict[str, Checkpoint]:
     found = {ckpt: replace(read_checkpoint(ckpt), state=None) for ckpt in options.ckpts}
     if options.baseline != "random":
         return found
-    baselines = dict.fromkeys(f"random:{checkpoint.spec.arch}" for checkpoint in found.values())
+    baselines = dict.fromkeys(map(random_baseline, found.values()))
     return {ckpt: read_checkpoint(ckpt) for ckpt in baselines} | found
 
 
