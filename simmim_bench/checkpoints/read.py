@@ -215,7 +215,10 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
         if spec.family == "timm":
             from simmim_bench.checkpoints.third_party.timm import check_network
 
-            check_network(spec, state)
+            try:
+                check_network(spec, state)
+            except DataError as error:  # which names no file
+                raise ValueError(str(error).rpartition(";")[0]) from error
         return
     if spec.num_blocks > len(state):
         raise ValueError(f"its {len(state):,} weights are not those of {spec.num_blocks:,} blocks")
