@@ -214,7 +214,7 @@ def check_teaches_pixels(teacher: str | None) -> None:
         DataError: the teacher cannot be read.
     """
     assert teacher is not None
-    if not teacher.startswith(("timm:", "random:")):
+    if not teacher.startswith(("timm:", "random:", "hub:", "py:")):
         state = read_checkpoint(teacher).state or {}
         if any(name.startswith("decoder.") for name in state):
             return

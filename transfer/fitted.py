@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, save_weights
-from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.read import read_recorded
 from simmim_bench.errors import DataError
 from simmim_bench.files import cannot_write, replacing_directory, sha256_file, write_json
 from simmim_bench.results.record import Record
@@ -111,7 +111,7 @@ def read_backbone(run: Path, record: Record) -> Checkpoint:
     Raises:
         DataError: the checkpoint cannot be read, or has changed since.
     """
-    checkpoint = read_checkpoint(record.checkpoint["name"])
+    checkpoint = read_recorded(record.checkpoint["name"], run)
     if checkpoint.sha256 != record.checkpoint["sha256"]:
         raise DataError(
             f"checkpoint {checkpoint.name} has changed since {run} was fitted on it: hash mismatch; run the task "

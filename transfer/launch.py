@@ -19,6 +19,7 @@ from simmim_bench.data.named import DataSet, check_data_sets
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.recipe import Recipe, deviations, find_recipe, override
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
@@ -267,7 +268,7 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
     spec, pretraining = checkpoint.spec, pretraining_recipe(checkpoint.provenance)
     other, other_checkpoint = baseline, None
     if baseline == "random":
-        other = f"random:{spec.arch}"
+        other = random_baseline(checkpoint)
         other_checkpoint = read_checkpoint(other).for_images_of(checkpoint)
     overrides = options.overrides
     if options.recipe is None:
@@ -285,6 +286,27 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
     return plan_transfer(
         replace(request, options=options), other, plan.seeds, checkpoint=other_checkpoint
     )
+
+
+def random_baseline(checkpoint: Checkpoint) -> str:
+    """Return the CKPT of random weights of a checkpoint's architecture.
+
+    Raises:
+        UsageError: no name stands for its network.
+    """
+    spec = checkpoint.spec
+    ckpt = f"random:{spec.arch}"
+    if isinstance(spec, ExternalSpec):
+        known = read_checkpoint(ckpt).spec if spec.family == "timm" else None
+        if not isinstance(known, ExternalSpec) or known.arguments != spec.arguments:
+            whose = (
+                "a function of yours builds" if known is None else "has other arguments than timm's"
+            )
+            raise UsageError(
+                f"--baseline random has no random weights of {checkpoint.name}, whose network {whose}; remove it, or "
+                "pass the CKPT of a baseline."
+            )
+    return ckpt
 
 
 def slug(ckpt: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import check_statistics_fit
+from simmim_bench.checkpoints.read import checkpoint_path
 from simmim_bench.data.figures import (
     Channels,
     denormalise,
@@ -102,7 +103,7 @@ def visualize_attention(
         UsageError: the run is of another task, or the images do not have the channels.
         DataError: the run keeps no classifier, its backbone has changed, or an image cannot be used.
     """
-    folder = Path(run)
+    folder = checkpoint_path(run)
     fitted = read_fitted(folder)
     if fitted.kind != ATTENTIVE:
         raise UsageError(

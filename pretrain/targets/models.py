@@ -41,7 +41,7 @@ from simmim_bench.training.precision import full_precision
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 # CKPT may be random:ARCH or timm:NAME, which look like module:function.
-CKPT_PREFIXES = ("random", "timm")
+CKPT_PREFIXES = ("random", "timm", "hub", "py")
 # Not the seed of the run: runs with several seeds are compared on the same tokens.
 USER_TOKENIZER_SEED = 0
 

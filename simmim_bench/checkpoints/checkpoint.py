@@ -183,6 +183,11 @@ def save_weights(state: StateDict, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    seen = set[int]()  # weights that share memory, as tied ones do, are written once for each name
+    for name, value in state.items():
+        storage = value.untyped_storage().data_ptr()
+        state = {**state, name: value.clone()} if storage in seen else state
+        seen.add(storage)
     try:
         save_file(state, path)
     except SafetensorError as error:

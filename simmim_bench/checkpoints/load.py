@@ -144,7 +144,7 @@ def restore_backbone(
     if isinstance(spec, ExternalSpec):
         return _restore_external(checkpoint, spec, num_classes, drop_path_rate, seed)
     model = build_backbone(spec, num_classes=num_classes, drop_path_rate=drop_path_rate, seed=seed)
-    model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)  # type: ignore[assignment]
+    model.load_report = LoadReport() if checkpoint.state is None else load_state(model, checkpoint)
     return model
 
 

@@ -26,6 +26,7 @@ from simmim_bench.methods import find_listed
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.external_spec import ExternalSpec, spec_from_json
 from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP
+from simmim_bench.models.user_network import is_permitted, permit, refuse_unnamed
 from simmim_bench.untrusted import text
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
@@ -44,7 +45,8 @@ def read_checkpoint(ckpt: str, hints: Hints | None = None) -> Checkpoint:
     Args:
         ckpt: a checkpoint directory, a run directory, a third-party checkpoint (`checkpoints/third_party/`),
             `random:ARCH`, `timm:NAME` or `hub:ORG/NAME[@REVISION]`, which are downloaded, or
-            `py:package.module:factory`, which runs the function of the user's.
+            `py:package.module:factory[@CHECKPOINT]`, which runs a function of the user's; CHECKPOINT is a checkpoint
+            or run directory with weights of its network.
         hints: what a third-party checkpoint does not show.
 
     Returns:
@@ -99,6 +101,35 @@ def is_model_folder(path: Path) -> bool:
     return (path / "config.json").is_file() and not (path / "meta.json").is_file()
 
 
+def checkpoint_path(ckpt: str) -> Path:
+    """Return the path that a CKPT of the command names; of `py:package.module:factory@CHECKPOINT`, that of CHECKPOINT.
+
+    The function may run afterwards, because the command names it: do not pass what a file names.
+    """
+    if not ckpt.startswith("py:") or "@" not in ckpt:
+        return Path(ckpt)
+    named, _, path = ckpt.partition("@")
+    permit(named.removeprefix("py:"))
+    return Path(path)
+
+
+def read_recorded(name: str, holder: Path) -> Checkpoint:
+    """Read the checkpoint that a file names, such as a record, which may be a stranger's.
+
+    Args:
+        name: a CKPT; a function that it names runs only if the command names it, too.
+        holder: the run of the file, for messages.
+
+    Raises:
+        DataError: the checkpoint cannot be read.
+    """
+    if name.startswith("py:"):
+        source = name.removeprefix("py:").partition("@")[0]
+        if not is_permitted(source):
+            raise refuse_unnamed(source, str(holder))
+    return read_checkpoint(name)
+
+
 def _random_checkpoint(ckpt: str) -> Checkpoint:
     """Return the checkpoint of `random:ARCH`, which has no weights; ARCH is one of ours or of timm's."""
     arch = ckpt.removeprefix("random:")
@@ -126,17 +157,22 @@ def _read_python(ckpt: str) -> Checkpoint:
         UsageError: see `read_python`.
         DataError: the checkpoint is of another network.
     """
-    from simmim_bench.checkpoints.third_party.external import read_python
-    from simmim_bench.models.user_network import permit
+    from simmim_bench.checkpoints.third_party.user_code import read_python
 
     named, _, directory = ckpt.partition("@")
+    source = named.removeprefix("py:")
+    permit(source)
     if not directory:
         return read_python(ckpt)
-    checkpoint = _read_directory(find_checkpoint_directory(Path(directory)), ckpt)
+    path = Path(directory)
+    if path.is_file() or is_model_folder(path):
+        raise UsageError(
+            f"{directory} is no checkpoint or run directory; load other weights in the function: --ckpt {named}."
+        )
+    checkpoint = _read_directory(find_checkpoint_directory(path), ckpt)
     spec = checkpoint.spec
-    if not isinstance(spec, ExternalSpec) or f"py:{spec.source}" != named:
+    if not isinstance(spec, ExternalSpec) or (spec.family, spec.source) != ("python", source):
         raise DataError(f"{directory} does not hold weights of {named}; use --ckpt {directory}.")
-    permit(spec.source)
     return checkpoint
 
 
@@ -173,7 +209,6 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             provenance={**meta["provenance"], "label": str(meta["provenance"]["label"])},
         )
         _check_sizes(checkpoint)
-        return checkpoint
     except OSError as error:
         raise DataError(
             f"checkpoint {weights} cannot be read: {error}; use another copy."
@@ -183,6 +218,10 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
             f"checkpoint file {directory / 'meta.json'} is damaged or was not written by simmim-bench "
             f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another copy."
         ) from error
+    spec = checkpoint.spec
+    if isinstance(spec, ExternalSpec) and spec.family == "python" and not is_permitted(spec.source):
+        raise refuse_unnamed(spec.source, str(directory))
+    return checkpoint
 
 
 def _value_range(preprocessing: dict[str, Any]) -> ValueRange:
@@ -209,7 +248,10 @@ def _check_sizes(checkpoint: Checkpoint) -> None:
         if spec.family == "timm":
             from simmim_bench.checkpoints.third_party.timm import check_network
 
-            check_network(spec, state)
+            try:
+                check_network(spec, state)
+            except DataError as error:  # which names no file
+                raise ValueError(str(error).rpartition(";")[0]) from error
         return
     if spec.num_blocks > len(state):
         raise ValueError(f"its {len(state):,} weights are not those of {spec.num_blocks:,} blocks")

@@ -19,6 +19,7 @@ from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import escape, sha256_file, sha256_json
 from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.leaderboard.find import describe
+from simmim_bench.models.archs import ARCHS
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
@@ -189,14 +190,15 @@ def _checkpoint_hash(name: str) -> str | None:
 
     Files are hashed as `read_checkpoint` does, but not loaded: a record of other people may name any file.
     """
-    # timm's weights are skipped because they would have to be downloaded. `os.path.exists` is also false for a name
-    # that no file can have.
-    if name.startswith("timm:") or not (name.startswith("random:") or os.path.exists(name)):
+    # timm's and the Hub's weights would have to be downloaded, the code of py: would run, and a large architecture of
+    # timm would have to be built. `os.path.exists` is also false for a name that no file can have.
+    is_random = name.removeprefix("random:") in ARCHS and name.startswith("random:")
+    if name.startswith(("timm:", "hub:", "py:")) or not (is_random or os.path.exists(name)):
         return None
     from simmim_bench.checkpoints.read import read_checkpoint
 
     try:
-        if name.startswith("random:"):
+        if is_random:
             return read_checkpoint(name).sha256  # has no file
         return _hash_weights(Path(name))
     except (BenchError, OSError) as error:

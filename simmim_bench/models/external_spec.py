@@ -6,6 +6,7 @@ What `BackboneSpec` derives from the sizes of a known family is listed here, as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -234,7 +235,10 @@ class ExternalSpec(BackboneSpec):
         values = {key: as_tuples(value) for key, value in fields.items()}
         if (fault := _describe_fault(values)) is not None:
             raise ValueError(fault)
-        return cls(**values)
+        spec = cls(**values)
+        if (":" in spec.source) != (spec.family == "python"):
+            raise ValueError(f"source is {ascii(spec.source)[:80]}")
+        return spec
 
 
 def spec_from_json(fields: dict[str, Any]) -> BackboneSpec:
@@ -265,7 +269,9 @@ def _is_argument(value: Any) -> bool:
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "family": lambda value: value in ("timm", "python"),
-    "source": lambda value: isinstance(value, str) and 0 < len(value) <= 200,
+    "source": lambda value: (
+        isinstance(value, str) and re.fullmatch(r"[\w.]{1,200}(:\w{1,100})?", value) is not None
+    ),
     "arguments": lambda value: (
         isinstance(value, tuple)
         and len(value) <= 100

@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save
+from support.attacks import EXTERNAL
 from support.fuzz import check, fuzz
 from support.fuzz_mutators import (
     change_value,
@@ -57,6 +58,7 @@ from simmim_bench.checkpoints.third_party import timm as timm_file
 from simmim_bench.checkpoints.third_party import transformers_names as their_names
 from simmim_bench.checkpoints.third_party.hints import Hints
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.external_spec import ExternalSpec, spec_from_json
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted import pickles, tensors, zips
 from simmim_bench.untrusted.tensors import read_safetensors, read_torch
@@ -278,6 +280,8 @@ def test_descriptions_of_checkpoints(tmp_path: Path, seconds: float | None) -> N
         provenance={"label": "a", "method": "SimMIM"},
     )
     meta = tmp_path / "ckpt" / "meta.json"
+    first = meta.read_bytes()
+    external = json.loads(first) | {"spec": {**EXTERNAL, "arguments": [["layers", [1, 1, 1, 1]]]}}
 
     def read(path: Path) -> None:
         build_backbone(read_checkpoint(str(path.parent)).spec)
@@ -285,13 +289,15 @@ def test_descriptions_of_checkpoints(tmp_path: Path, seconds: float | None) -> N
     check(
         fuzz(
             read,
-            [meta.read_bytes()],
+            [first, json.dumps(external).encode()],
             meta,
             seconds=seconds,
             covers=[
                 read_module._read_directory,
                 read_module._check_sizes,
                 BackboneSpec.from_json,
+                ExternalSpec.from_json,
+                spec_from_json,
                 BackboneSpec.__post_init__,
             ],
             mutate=mutate_json,

@@ -181,7 +181,48 @@ HEADERS = {
 }
 
 
+# A spec of timm's network without weights that fit; `python` runs a function of the standard library.
+EXTERNAL: dict[str, Any] = {
+    **{"arch": "resnet10t", "family": "timm", "source": "resnet10t", "img_size": [32, 32]},
+    **{"patch_size": 4, "embed_dim": 64, "depths": [1], "levels": [[64, 4]], "own_width": 64},
+}
+
+
+def external(**changes: object) -> Callable[[dict[str, Any]], object]:
+    """Return a damage: the spec of a network of other code, with changes."""
+    return lambda meta: meta.update(spec={**EXTERNAL, **changes})
+
+
+PYTHON = {"family": "python", "source": "os:system"}
 METAS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "python": external(**PYTHON),
+    "python escape": external(**{**PYTHON, "source": "os:sys\x1b[2Jtem"}),
+    "python path": external(**{**PYTHON, "source": "../os:system"}),
+    "python timm": external(family="python"),
+    "timm": external(),
+    "timm python": external(source="os:system"),
+    "timm unknown": external(source="no_such_net"),
+    "timm hub": external(source="hf-hub:a/b"),
+    "timm large": external(source="vit_giant_patch14_dinov2", arch="a"),
+    "timm file": external(arguments=[["checkpoint_path", "/etc/passwd"]]),
+    "timm pretrained": external(arguments=[["pretrained", True]]),
+    "timm twice": external(arguments=[["pretrained", False], ["pretrained", True]]),
+    "timm depth": external(source="vit_tiny_patch16_224", arguments=[["depth", 10**9]]),
+    "timm infinite": external(
+        source="vit_tiny_patch16_224", arguments=[["mlp_ratio", float("inf")]]
+    ),
+    "timm deep": external(arguments=[["layers", [[[[[[[[1]]]]]]]]]]),
+    "timm names": external(arguments=[["in_chans", 3], [5, 3]]),
+    "timm size": external(
+        source="vit_tiny_patch16_224", img_size=[2**15, 2**15], sized=True, arch="a"
+    ),
+    "levels negative": external(levels=[[64, -4]]),
+    "levels infinite": external(levels=[[float("inf"), 4]]),
+    "levels many": external(levels=[[64, 4]] * 5000),
+    "levels huge": external(levels=[[10**9, 4]]),
+    "levels text": external(levels="abc"),
+    "own width": external(own_width=10**12),
+    "sizing": external(sizing="some"),
     "mean": lambda meta: meta["preprocessing"].update(mean=[NAN] * 3),
     "std": lambda meta: meta["preprocessing"].update(std=[0.5, 0.0, 0.5]),
     "infinite": lambda meta: meta["preprocessing"].update(std=[float("inf")] * 3),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.load import check_statistics_fit, shorten
 from simmim_bench.checkpoints.read import (
+    checkpoint_path,
     find_checkpoint_directory,
     read_checkpoint,
     read_training_state,
@@ -128,7 +129,7 @@ def _check_trains_model(task: str, recipe: Recipe) -> None:
 
 def _of_run(ckpt: str) -> TrainedModel:
     """Read the model of a run of ours from its checkpoint and training state."""
-    directory = find_checkpoint_directory(Path(ckpt))
+    directory = find_checkpoint_directory(checkpoint_path(ckpt))
     training = read_training_state(directory, resuming=False)
     state, progress = training.pop("model", None), training.setdefault("progress", {})
     if not isinstance(progress, dict) or not isinstance(state, dict) or not _are_weights(state):

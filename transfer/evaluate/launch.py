@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from simmim_bench.checkpoints.read import checkpoint_path
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
@@ -51,7 +52,7 @@ def run_evaluation(
     evaluation, score = PREPARE[request.task](request)
     name = slug(request.ckpt).removeprefix("runs-")
     out = options.out or root / name / f"evaluate-{request.task}"
-    if options.overwrite and Path(request.ckpt).resolve().is_relative_to(out.resolve()):
+    if options.overwrite and checkpoint_path(request.ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(f"--overwrite would delete {request.ckpt}; choose another --out.")
     with open_run(
         out,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.read import checkpoint_path
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.recipe import Recipe, with_deviations
 from simmim_bench.results.record import read_record
@@ -50,7 +51,7 @@ def find_trained_run(ckpt: str, task: str) -> TrainedRun | None:
     Raises:
         DataError: the run is of another task, its files are damaged, or its recipe has changed since.
     """
-    path = Path(ckpt)
+    path = checkpoint_path(ckpt)
     folders = [path, path.parent.parent] if path.parent.name == "checkpoints" else [path]
     folder = next((f for f in folders if (f / "recipe.json").is_file()), None)
     if folder is None or (folder / "config.json").is_file():

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.read import checkpoint_path
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.recipe import Recipe, deviations
@@ -146,7 +147,7 @@ def open_classifier(request: EvaluationRequest) -> ShiftClassifier:
 
 def _run_arguments(ckpt: str) -> Mapping[str, Any]:
     """Return the arguments that a run directory describes; empty for another CKPT."""
-    path = Path(ckpt)
+    path = checkpoint_path(ckpt)
     folders = [path, path.parent.parent] if path.parent.name == "checkpoints" else [path]
     folder = next((f for f in folders if (f / "recipe.json").is_file()), None)
     if folder is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.read import checkpoint_path
 from simmim_bench.data.named import DataSet
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
@@ -78,7 +79,10 @@ def run_shift(
     folders = [parent / str(s.name) for s in sets]
     if options.out is not None:
         folders = [options.out if len(sets) == 1 else options.out / str(s.name) for s in sets]
-    if any(Path(request.ckpt).resolve().is_relative_to(folder.resolve()) for folder in folders):
+    if any(
+        checkpoint_path(request.ckpt).resolve().is_relative_to(folder.resolve())
+        for folder in folders
+    ):
         raise UsageError(f"--out would write into {request.ckpt}; choose another --out.")
     arguments = [_arguments(request, classifier, data_set) for data_set in sets]
     if dist.is_main:

@@ -22,7 +22,7 @@ from simmim_bench.results.record import Record
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.status import RunStatus
 from simmim_bench.tasks import TaskVariant, variants
-from transfer.launch import TransferPlan, TransferRequest, plan_transfer
+from transfer.launch import TransferPlan, TransferRequest, plan_transfer, random_baseline
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
@@ -127,7 +127,13 @@ def list_steps(
     baselines = dict[str, Row]()
     if options.baseline == "random":
         for ckpt, checkpoint in found.items():
-            baseline = f"random:{checkpoint.spec.arch}"
+            try:
+                baseline = random_baseline(checkpoint)
+            except UsageError as error:
+                if not places[ckpt]:
+                    raise
+                unread.append(UnreadRow(f"the baseline of {ckpt}", places[ckpt], error))
+                continue
             baselines.setdefault(baseline, Row(baseline, places[ckpt]))
     random, refused = read_rows(list(baselines.values()), download=download, log=log)
     unread += refused
@@ -142,7 +148,7 @@ def list_steps(
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
             try:
                 plan = plan_transfer(request, ckpt, numbers, options.out, checkpoint=checkpoint)
-            except DataError as error:  # such as a backbone that the task cannot use
+            except (DataError, UsageError) as error:  # such as a backbone that the task cannot use
                 if not (place := places.get(ckpt)):
                     raise
                 unread.append(UnreadRow(ckpt, place, error, name))

@@ -106,12 +106,15 @@ class Found:
         return {"read": {**read, "others": [str(other) for other in self.others]}}
 
 
-def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
+def find_encoder(
+    content: Mapping[str, Any], name: str, hints: Hints, identifying: str | None = None
+) -> Found:
     """Find the encoder to read from a file's content.
 
     Args:
         name: of the file, for messages.
         hints: `checkpoint_key` and `strip_prefix` select one of several encoders.
+        identifying: name of a weight of the encoder, if its architecture is known; None for the known families.
 
     Raises:
         DataError: The file holds no weights, no encoder of a known family, or several without a reason for one.
@@ -122,7 +125,18 @@ def find_encoder(content: Mapping[str, Any], name: str, hints: Hints) -> Found:
             f"{name} holds no weights by name: neither the file's content nor its entries "
             f"{_listed(content)} are a dictionary of tensors; {as_safetensors('use a file with a state dict')}"
         )
-    encoders = [Encoder(entry, prefix) for entry in states for prefix in _prefixes(states[entry])]
+    encoders: list[Encoder] = []
+    if identifying is not None:
+        encoders = [
+            Encoder(entry, key.removesuffix(identifying))
+            for entry, state in states.items()
+            for key in state
+            if key == identifying or key.endswith(f".{identifying}")
+        ]
+    if not encoders:
+        encoders = [
+            Encoder(entry, prefix) for entry in states for prefix in _prefixes(states[entry])
+        ]
     if not encoders:
         names = [key for state in states.values() for key in state]
         raise DataError(

@@ -1,14 +1,11 @@
-"""Checkpoints of networks that are built by other code: `timm:NAME`, `hub:ORG/NAME`, `py:package.module:factory`.
+"""Checkpoints of networks that timm builds, of any family.
 
-The weights are stored under `net.` with the network's own names. A network of timm is rebuilt by its name and
-arguments; one of the user's only by a command that names its function (`models/user_network.py`).
+The weights are stored under `net.` with the network's own names, and the network is rebuilt by its name and arguments.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +18,14 @@ from simmim_bench.checkpoints.checkpoint import (
     StateDict,
 )
 from simmim_bench.checkpoints.load import NET_PREFIX, restore_backbone, shorten
-from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import sha256_file, sha256_json
+from simmim_bench.checkpoints.third_party.weights import as_pair
+from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_json
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.external import measure
 from simmim_bench.models.external_spec import Argument, ExternalSpec
 from simmim_bench.models.network import pool_features
 from simmim_bench.models.timm_network import FLEXIBLE, create_network
-from simmim_bench.models.user_network import call_factory, permit
 from simmim_bench.untrusted import text
 
 # Arguments of a timm model that a spec has fields for, or that a task chooses.
@@ -180,15 +177,12 @@ def import_timm_network(
         DataError: the model does not map images to features, or the rebuilt network computes others.
     """
     cfg = model.pretrained_cfg
-    arguments = dict(getattr(model, "_model_args", {}))
-    channels, *sides = cfg["input_size"]
-    size = arguments.get("img_size") or sides
-    height, width = (size, size) if isinstance(size, int) else size
+    img_size, in_chans = input_of(model)
     spec = describe_timm(
         cfg["architecture"],
-        arguments,
-        img_size=(height, width),
-        in_chans=arguments.get("in_chans", channels),
+        getattr(model, "_model_args", {}),
+        img_size=img_size,
+        in_chans=in_chans,
     )
     state = {
         key: value.float() if value.is_floating_point() else value
@@ -213,6 +207,14 @@ def import_timm_network(
     )
     _check_features(checkpoint, model)
     return checkpoint
+
+
+def input_of(model: Any) -> tuple[tuple[int, int], int]:
+    """Return the size (H, W) and the channels of the images that a timm model was built for."""
+    arguments = getattr(model, "_model_args", {})
+    channels, *sides = model.pretrained_cfg["input_size"]
+    height, width = as_pair(arguments.get("img_size") or sides)
+    return (height, width), arguments.get("in_chans", channels)
 
 
 def hash_sums(state: StateDict) -> str:
@@ -249,78 +251,22 @@ def _check_features(checkpoint: Checkpoint, model: nn.Module) -> None:
         DataError: it does not.
     """
     spec = checkpoint.spec
+    assert isinstance(spec, ExternalSpec)
     generator = torch.Generator().manual_seed(0)
     # A small image is enough where the size does not change the network.
     small = not spec.sized and spec.sizing != "fixed"
     size = (2 * spec.stride, 2 * spec.stride) if small else spec.img_size
     image = torch.randn(1, spec.in_chans, *size, generator=generator)
     wanted = pool_features(model.float().eval(), image)
+    if not bool(wanted.isfinite().all()):
+        raise DataError(
+            f"{checkpoint.name}: timm's {spec.arch} computes features that are not finite with these weights; use "
+            "another copy, or an earlier checkpoint."
+        )
     found = restore_backbone(checkpoint).eval().forward_features(image)
     difference = float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
     if not difference <= TOLERANCE:
         raise DataError(
             f"{checkpoint.name}: timm's {spec.arch}, built again, computes other features (relative difference "
             f"{difference:.1e}); use another model."
-        )
-
-
-def read_python(ckpt: str) -> Checkpoint:
-    """Read `py:package.module:factory`, a network of the user's code with the weights that the function loads.
-
-    Raises:
-        UsageError: the function does not exist, or its network does not follow the contract of `UserModule`.
-        DataError: the function fails.
-    """
-    source = ckpt.removeprefix("py:")
-    permit(source)
-    net: Any = call_factory(source)
-    size = tuple(getattr(net, "img_size", (224, 224)))
-    module = sys.modules[source.partition(":")[0]]
-    spec = measure(
-        ExternalSpec(
-            arch=source.replace(":", "."),
-            family="python",
-            source=source,
-            img_size=(size[0], size[1]),
-            in_chans=int(getattr(net, "in_chans", 3)),
-            **UNMEASURED,
-        ),
-        net,
-    )
-    _check_declared(net, spec)
-    state = {
-        f"{NET_PREFIX}{key}": value.detach().cpu().contiguous()
-        for key, value in net.state_dict().items()
-    }
-    return Checkpoint(
-        name=ckpt,
-        spec=spec,
-        form="transfer",
-        state=state,
-        sha256=hash_sums(state),
-        mean=tuple(getattr(net, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(net, "std", IMAGENET_STD)),
-        provenance={
-            "method": "python",
-            "label": str(getattr(net, "label", source)),
-            "source": source,
-            "code_sha256": sha256_file(Path(module.__file__)) if module.__file__ else "",
-        },
-    )
-
-
-def _check_declared(net: Any, spec: ExternalSpec) -> None:
-    """Check that a user's maps are those that the module declares.
-
-    Raises:
-        UsageError: they are not.
-    """
-    declared = getattr(net, "feature_levels", None)
-    if declared is None:  # a timm model
-        return
-    wanted = tuple((int(channels), int(stride)) for channels, stride in declared)
-    if wanted != spec.levels:
-        raise UsageError(
-            f"py:{spec.source} declares feature_levels {wanted}, but for images of {spec.img_size} pixels forward_maps "
-            f"returns maps of {spec.levels or 'other sizes'}; a map has ceil(H / stride) x ceil(W / stride) cells."
         )

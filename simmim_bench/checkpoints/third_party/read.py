@@ -7,12 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+
 from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.load import shorten
 from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
+from simmim_bench.checkpoints.third_party.external import import_timm_network
 from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
-from simmim_bench.checkpoints.third_party.importer import import_state
+from simmim_bench.checkpoints.third_party.importer import NOT_NEEDED, import_state
 from simmim_bench.checkpoints.third_party.statistics import (
     IMAGENET,
     PixelStatistics,
@@ -24,6 +28,7 @@ from simmim_bench.checkpoints.third_party.timm import (
     build_named,
     build_timm,
     check_same_features,
+    identifying_weight,
     read_geometry,
     recorded_model,
 )
@@ -31,7 +36,7 @@ from simmim_bench.checkpoints.third_party.transformers import (
     configured_pixels,
     read_configuration,
 )
-from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
+from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted.json_text import read_json
@@ -62,6 +67,7 @@ class Evidence:
         warning: what the configuration leaves open.
         method: pretraining method; empty if the configuration does not show it.
         norm_eps: epsilon of a ViT's LayerNorms; None for the usual one.
+        is_certain: whether `model` computes what the weights were trained in, rather than a model of the same name.
     """
 
     geometry: Geometry = field(default_factory=Geometry)
@@ -70,6 +76,7 @@ class Evidence:
     warning: str = ""
     method: str = ""
     norm_eps: float | None = None
+    is_certain: bool = True
 
 
 def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
@@ -91,7 +98,7 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         if not isinstance(config, dict):
             raise DataError(f"{folder / 'config.json'} is not a JSON object; use another copy.")
     content, metadata, sha256 = read_weights(file)
-    found = find_encoder(content, str(path), hints)
+    found = find_encoder(content, str(path), hints, _identifying(folder, config, content, hints))
     rest = {**found.rest, **metadata}
     method = _method(found)
     try:
@@ -109,31 +116,51 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
             f"{shorten([str(error)])}); use another copy."
         ) from error
     geometry = evidence.geometry
-    checkpoint = import_state(
-        found.state,
-        name=str(path),
-        label=path.name if path.is_dir() else path.stem,
-        sha256=sha256,
-        img_size=hints.img_size or geometry.img_size,
-        window_size=hints.window_size or geometry.window_size,
-        num_heads=hints.num_heads or geometry.num_heads,
-        pretrained_windows=geometry.pretrained_windows or pretrained_windows,
-        norm_eps=evidence.norm_eps,
-        statistics=statistics,
-        provenance=provenance,
-        rest=rest,
-        method=evidence.method or method,
-        warning=" ".join(filter(None, [found.warning, evidence.warning])),
-    )
-    _check_hints(hints, path, checkpoint.spec.family)
+    try:
+        checkpoint = import_state(
+            found.state,
+            name=str(path),
+            label=_label(path),
+            sha256=sha256,
+            img_size=hints.img_size or geometry.img_size,
+            window_size=hints.window_size or geometry.window_size,
+            num_heads=hints.num_heads or geometry.num_heads,
+            pretrained_windows=geometry.pretrained_windows or pretrained_windows,
+            norm_eps=evidence.norm_eps,
+            statistics=statistics,
+            provenance=provenance,
+            rest=rest,
+            method=evidence.method or method,
+            warning=" ".join(filter(None, [found.warning, evidence.warning])),
+        )
+        _check_hints(hints, path, checkpoint.spec.family)
+        if evidence.model is not None:
+            checkpoint = check_same_features(checkpoint, evidence.model)
+    except DataError:
+        if evidence.model is None or not evidence.is_certain:
+            raise
+        # Another family, or a variant: timm's own code computes it.
+        described = hints.timm_model is None and "architecture" in config  # timm has read all
+        _check_hints(hints, path, "network that timm builds")
+        checkpoint = import_timm_network(
+            evidence.model,
+            name=str(path),
+            label=_label(path),
+            sha256=sha256,
+            extra=[] if described else _spare_entries(found, evidence.model, str(path)),
+            provenance={**provenance, **({"method": method} if method else {})},
+            mean=statistics.mean if statistics else None,
+            std=statistics.std if statistics else None,
+        )
+        checkpoint = replace(
+            checkpoint, warning=" ".join(filter(None, [found.warning, evidence.warning]))
+        )
     checkpoint = replace(checkpoint, unread=tuple(sorted({*checkpoint.unread, *found.unread})))
     if evidence.model is None and _has_no_position(checkpoint.spec):
         raise DataError(
             f"{path} holds a ViT without position embedding or position bias, such as one with rotary positions, which "
             f"no weight shows; use simmim-bench convert {path} DST --timm-model NAME to compare it with timm's model."
         )
-    if evidence.model is not None:
-        checkpoint = check_same_features(checkpoint, evidence.model)
     if size and checkpoint.spec.is_convolutional:  # no weight depends on the image size
         checkpoint = replace(checkpoint, spec=checkpoint.spec.at(size))
     return checkpoint
@@ -151,6 +178,47 @@ def _method(found: Found) -> str:
     if not method and any("decoder_embed." in key for key in found.unread):
         return "MAE"  # transformers', MMPretrain's, solo-learn's and lightly's, whose decoder is beside the encoder
     return method
+
+
+def _label(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _identifying(
+    folder: Path | None, config: Mapping[str, Any], content: Mapping[str, Any], hints: Hints
+) -> str | None:
+    """Return the name of a weight of the timm model that the hints, the folder or the file names; None without one."""
+    if hints.timm_model is not None:
+        return identifying_weight(hints.timm_model, {})
+    if folder is not None and isinstance(config.get("architecture"), str):
+        return identifying_weight(config["architecture"], table_of(config, "model_args"))
+    try:
+        recorded = recorded_model(content)
+    except FAULTS:
+        return None
+    return None if recorded is None else identifying_weight(*recorded)
+
+
+def _spare_entries(found: Found, model: Any, name: str) -> list[str]:
+    """Return the entries of an encoder that its timm model does not have: those of a classifier, and derived buffers.
+
+    Raises:
+        DataError: the model does not have further entries.
+    """
+    own = {*model.state_dict(), *(key for key, _ in model.named_buffers())}
+    extra = [key for key in found.state if key not in own]
+    if not extra:
+        return []
+    arch = model.pretrained_cfg["architecture"]
+    with torch.device("meta"):
+        classifier = {*timm.create_model(arch, num_classes=1).state_dict()} - own
+    unknown = [key for key in extra if key not in classifier and NOT_NEEDED.search(key) is None]
+    if unknown:
+        raise DataError(
+            f"{name} holds {len(unknown)} weights that timm's {arch} does not have: {shorten(unknown)}; the file holds "
+            "another model."
+        )
+    return extra
 
 
 def _check_hints(hints: Hints, path: Path, family: str) -> None:
@@ -201,7 +269,14 @@ def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: 
             model = build_named(recorded[0], found.state, recorded[1])
         except DataError:  # training code that has another model of this name
             return Evidence(statistics=statistics)
-        return Evidence(read_geometry(model), model, statistics or _timm_statistics(found, model))
+        return Evidence(
+            read_geometry(model),
+            model,
+            statistics or _timm_statistics(found, model),
+            # timm's train.py saves both names; other code may have another model of its name.
+            is_certain=found.rest.get("arch")
+            == config_entries(found.rest.get("args")).get("model"),
+        )
     return Evidence(statistics=statistics)
 
 

@@ -194,6 +194,23 @@ def check_network(spec: ExternalSpec, state: StateDict) -> None:
     )
 
 
+def identifying_weight(name: str, arguments: Mapping[str, Any]) -> str | None:
+    """Return the name of a weight by which a timm model is found in a file; None if timm does not build the model."""
+    import timm
+
+    arch = name.split(".")[0]
+    possible = all(_is_possible(key, value) for key, value in arguments.items())
+    if not timm.is_model(arch) or (LOADING | PLACING) & set(arguments) or not possible:
+        return None
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(arch, pretrained=False, **arguments)
+    except Exception:  # timm raises many types for an unknown argument
+        return None
+    # The longest name is not the end of another one.
+    return max((name for name, _ in model.named_parameters()), key=len, default=None)
+
+
 def _is_possible(key: str, value: Any) -> bool:
     """Return whether the numbers of an argument are those of a model, which has few blocks in all its stages."""
     values = value if isinstance(value, list | tuple) else [value]
@@ -235,7 +252,9 @@ def build_timm(
         model = timm.create_model(named, pretrained=False, **size)
         loaded = model.load_state_dict(state, strict=False)
         if loaded.missing_keys or loaded.unexpected_keys:
-            model = create_with_weights(named, state, **size)
+            # With the classes of a configuration, timm would drop the head and load the rest without a check.
+            overlay = {"num_classes": model.num_classes}
+            model = create_with_weights(named, state, pretrained_cfg_overlay=overlay, **size)
     except Exception as error:  # timm raises many types for an unknown architecture or argument
         raise cannot_build(what, error) from error
     return model
