@@ -139,7 +139,6 @@ NOT_RESIZED = {
     "botnet26t_256",
     "cait_xxs24_224",
     "convit_tiny",
-    "crossvit_tiny_240",
     "efficientformer_l1",
     "efficientformerv2_s0",
     "hiera_tiny_224",
