@@ -171,6 +171,7 @@ def _restore_external(
         return model
     fit = fit_state(model, checkpoint)
     if fit.report.resized and not fit.faults:
+        _check_kernels(checkpoint, spec, fit.report.resized)
         try:
             resized = _resize_external(checkpoint, spec)
         except DataError:
@@ -187,6 +188,23 @@ def _restore_external(
     model.load_state_dict(fit.weights, strict=False)  # `fit_state` has checked the missing weights
     model.load_report = fit.report
     return model
+
+
+def _check_kernels(checkpoint: Checkpoint, spec: ExternalSpec, resized: list[str]) -> None:
+    """Check that only kernels of convolutions are adapted to other channels, which is timm's rule for them.
+
+    Raises:
+        DataError: the network embeds pixels otherwise, as timm's NaFlexViT, whose weights timm would mix up.
+    """
+    assert checkpoint.state is not None
+    if spec.in_chans == checkpoint.spec.in_chans or spec.img_size != checkpoint.spec.img_size:
+        return
+    for name in resized:
+        if checkpoint.state[name].ndim != 4:
+            raise DataError(
+                f"{checkpoint.name} takes images of {checkpoint.spec.in_chans} channels, and timm has no rule to adapt "
+                f"{name} of {spec.arch} to {spec.in_chans}; use images of its channels."
+            )
 
 
 def _resize_external(checkpoint: Checkpoint, spec: ExternalSpec) -> StateDict:

@@ -179,10 +179,15 @@ def test_a_checkpoint_restores_at_another_size_and_in_other_channels(
             assert model(case.images(*size)).shape == (1, 3)
             if case.spec.levels:
                 model.forward_maps(case.images(*size))
-        # With summed kernels, a grey image has the features of its three equal channels.
-        grey = load_backbone(back, in_chans=1).eval().forward_features(images[:, :1])
-        colour = case.load().forward_features(images[:, :1].expand(-1, 3, -1, -1))
-        assert close(grey, colour, 1e-4)
+    if case.name.startswith("naflexvit"):
+        with pytest.raises(DataError, match="no rule to adapt"):
+            load_backbone(back, in_chans=1)
+        return
+    grey: Any = load_backbone(back, in_chans=1)  # kernels are summed
+    assert grey.load_report.resized
+    for name in grey.load_report.resized:
+        wanted = saved.state[name].sum(1, keepdim=True)
+        torch.testing.assert_close(grey.state_dict()[name], wanted)
 
 
 def test_the_parameters_without_effect_on_the_maps_are_known(case: Case) -> None:

@@ -85,7 +85,7 @@ def describe_timm(
             sized=sized,
             **UNMEASURED,
         )
-        spec = _measure_timm(spec, twin, {**chosen, **common})
+        spec = _measure_timm(spec, twin, {**chosen, **common}, flexible=bool(option))
         if spec.sizing != "fixed":
             return spec
         found = found or spec
@@ -98,9 +98,12 @@ def describe_timm(
 
 
 def _measure_timm(
-    spec: ExternalSpec, twin: nn.Module, arguments: Mapping[str, Any]
+    spec: ExternalSpec, twin: nn.Module, arguments: Mapping[str, Any], *, flexible: bool
 ) -> ExternalSpec:
-    """Measure a network of timm on the "meta" device; on the CPU where it fails, or returns no maps, there.
+    """Measure a network of timm on the "meta" device; on the CPU where that does not decide.
+
+    It does not if the network fails there or returns no maps, or if it is built for a size, has no option for others
+    and takes them: tables that are indexed beyond their end, as MViT V2's, fail on the CPU alone.
 
     Raises:
         DataError: the network does not map images to features.
@@ -108,7 +111,8 @@ def _measure_timm(
     try:
         with torch.device("meta"):
             measured = measure(spec, twin)
-        if measured.levels:
+        certain = flexible or not spec.sized or measured.sizing == "fixed"
+        if measured.levels and certain:
             return measured
     except Exception:  # a network that reads values, or keeps tensors outside of its buffers
         pass
@@ -254,7 +258,7 @@ def _check_features(checkpoint: Checkpoint, model: nn.Module) -> None:
     assert isinstance(spec, ExternalSpec)
     generator = torch.Generator().manual_seed(0)
     # A small image is enough where the size does not change the network.
-    small = not spec.sized and spec.sizing != "fixed"
+    small = spec.levels and not spec.sized and spec.sizing != "fixed"
     size = (2 * spec.stride, 2 * spec.stride) if small else spec.img_size
     image = torch.randn(1, spec.in_chans, *size, generator=generator)
     wanted = pool_features(model.float().eval(), image)
