@@ -261,8 +261,9 @@ def write_native(checkpoint: Checkpoint, path: Path) -> ExportResult:
         wanted = restore_backbone(checkpoint).eval().forward_features(images)
         found = restore_backbone(read_checkpoint(str(path))).eval().forward_features(images)
     spec = checkpoint.spec
-    by_user = isinstance(spec, ExternalSpec) and spec.family == "python"
-    ckpt = f"py:{spec.source}@{path}" if by_user else path
+    ckpt = str(path)
+    if isinstance(spec, ExternalSpec) and spec.family == "python":
+        ckpt = f"py:{spec.source}@{path}"
     usage = f"simmim-bench transfer linear --ckpt {ckpt} --data DIR"
     return ExportResult(relative_difference(found, wanted), usage)
 
