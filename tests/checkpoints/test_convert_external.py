@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -44,7 +45,7 @@ def save(path: Path, checkpoint: Checkpoint, classes: int) -> str:
     return str(path)
 
 
-def to(kind: str, source: str, destination: Path, **options: tuple[int, int]) -> Conversion:
+def to(kind: str, source: str, destination: Path, **options: Any) -> Conversion:
     """Convert a checkpoint, and check what the report says of the features."""
     if kind in WRITERS:
         write = WRITERS[kind]

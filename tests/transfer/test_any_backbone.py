@@ -15,7 +15,7 @@ import torch
 from support import detection
 from support import segmentation as seg
 from support.dense import KNN, probe
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from timm.layers import DropPath, resample_abs_pos_embed, resample_patch_embed
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -199,9 +199,9 @@ def test_a_pyramid_has_the_strides_of_its_network() -> None:
         fitted = fit_to_backbone(COCO_ANY, spec)
         assert (fitted.strides, fitted.anchor_sizes) == (wanted, tuple(8 * s for s in wanted))
     # With patches of 16 pixels, ViTDet's own.
-    wanted = (COCO_VITDET_B.strides, COCO_VITDET_B.anchor_sizes)
     fitted = fit_to_backbone(COCO_ANY, spec_with(((8, 16),) * 12))
-    assert (fitted.strides, fitted.anchor_sizes) == wanted
+    assert fitted.strides == COCO_VITDET_B.strides
+    assert fitted.anchor_sizes == COCO_VITDET_B.anchor_sizes
 
 
 def test_stages_whose_maps_round_up_keep_their_strides() -> None:
@@ -270,6 +270,7 @@ def test_resized_patches_equal_timms_resampling() -> None:
     )
     net.load_state_dict(state)
     ours = restore_backbone(checkpoint, (96, 96), maps=MapOptions(patch_size=8)).eval()
+    assert isinstance(ours.spec, ExternalSpec)
     assert dict(ours.spec.arguments)["patch_size"] == 8
     assert ours.feature_levels[-1] == (64, 8)
     images = torch.randn(2, 3, 96, 96)
@@ -307,7 +308,7 @@ def test_layer_decay_equals_timms(arch: str) -> None:
 
 def test_a_rate_of_0_replaces_the_architectures_own_stochastic_depth() -> None:
     def rates(model: nn.Module) -> list[float]:
-        return [m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath"]
+        return [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
 
     with torch.device("meta"):
         assert max(rates(timm.create_model("swin_tiny_patch4_window7_224"))) > 0
