@@ -94,7 +94,7 @@ def convert(
 
     SRC is any CKPT: SimMIM's official files (pretraining and fine-tuning, ViT and Swin), Swin
     Transformer's, MAE, BEiT, DINO, MoCo v3, timm, MMPretrain, transformers' ViT (folders, also in shards),
-    safetensors, a checkpoint directory, timm:NAME. Pickles are never executed.
+    safetensors, a checkpoint directory, timm:NAME, hub:ORG/NAME, py:package.module:factory. Pickles are never executed.
 
     \b
     native      a checkpoint directory            --ckpt DST
