@@ -109,7 +109,8 @@ def convert(
     SRC is any CKPT: SimMIM's official files (pretraining and fine-tuning, ViT and Swin), Swin
     Transformer's, MAE, BEiT, DINO, DINOv2, MoCo v3, timm, MMPretrain's ViT and Swin, transformers' ViT,
     ViT-MAE, DINOv2, BEiT, Swin and Swin V2 (folders, also in shards), the layouts of lightly, solo-learn
-    and Lightning, safetensors, a checkpoint directory, timm:NAME. Pickles are never executed.
+    and Lightning, safetensors, a checkpoint directory, timm:NAME, hub:ORG/NAME, py:package.module:factory.
+    Pickles are never executed.
 
     \b
     native      a checkpoint directory            --ckpt DST

@@ -87,7 +87,7 @@ def complete_among(names: Callable[[], Iterable[str]]) -> Completion:
 def complete_ckpt(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Complete a CKPT: a path, `random:ARCH` or `timm:NAME`."""
+    """Complete a CKPT: a path, `random:ARCH` or `timm:NAME`, or the start of `hub:` and `py:`."""
     if incomplete.startswith("random:"):
         from simmim_bench.models.archs import ARCHS
 
@@ -97,7 +97,10 @@ def complete_ckpt(
 
         names = timm.list_models(f"{incomplete.removeprefix('timm:')}*", pretrained=True)
         return [CompletionItem(f"timm:{name}") for name in names]
-    return [CompletionItem(incomplete, type="file")]
+    forms = [
+        f for f in ("random:", "timm:", "hub:", "py:") if incomplete and f.startswith(incomplete)
+    ]
+    return [CompletionItem(incomplete, type="file"), *map(CompletionItem, forms)]
 
 
 def read_numbers(

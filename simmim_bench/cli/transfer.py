@@ -106,7 +106,7 @@ def task_table() -> str:
     metavar="CKPT",
     shell_complete=complete_ckpt,
     help="Checkpoint or run directory, a weights file (SimMIM's official ones, MAE, BEiT, timm, "
-    "MMPretrain), timm:NAME, or random:ARCH for the baseline.",
+    "MMPretrain), timm:NAME, hub:ORG/NAME[@REV], py:package.module:factory, or random:ARCH for the baseline.",
 )
 @run_options(transfer_recipes, several_data_sets=True)
 @click.option(

@@ -136,3 +136,26 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     save_for_hf(model, str(tmp_path), safe_serialization=True)
     with pytest.raises(DataError, match=r"timm cannot build the model of .*s2\.b1\.conv1\.bn"):
         read_checkpoint(str(tmp_path))
+
+
+def test_a_repository_in_the_hubs_cache_is_read_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    model, revision = build("test_vit", {}), "a" * 40
+    folder = tmp_path / "models--org--net" / "snapshots" / revision
+    save_for_hf(model, str(folder), safe_serialization=True)
+    refs = tmp_path / "models--org--net" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(revision)
+    for name in ("hub:org/net", f"hub:org/net@{revision}"):
+        checkpoint = read_checkpoint(name)
+        assert (checkpoint.name, checkpoint.label) == (name, "net")
+        assert checkpoint.provenance["revision"] == revision
+        assert checkpoint.sha256 == sha256_file(folder / "model.safetensors")
+    with pytest.raises(DataError, match="hub:org/other cannot be downloaded"):
+        read_checkpoint("hub:org/other")
+    with pytest.raises(UsageError, match="hub:org names no repository of the Hub"):
+        read_checkpoint("hub:org")
