@@ -172,7 +172,7 @@ def test_strangers_files_run_no_code(
     (folder / "documented.py").write_text("open('ran', 'w').close()")
     images = ["--images", data / "val", "--out", "a.png"]
     shift = ["--data", f"again={data / 'val'}", "--out", "runs/shift"]
-    for command, holder in [
+    commands: list[tuple[list[object], str]] = [
         (["transfer", "shift", "--ckpt", "runs/linear", *shift], "runs/linear"),
         (["transfer", "shift", "--ckpt", "runs/imagenet", *shift], "runs/imagenet"),
         (
@@ -184,7 +184,7 @@ def test_strangers_files_run_no_code(
         (["suite", "--ckpt", "native", "--tasks", "knn", "--imagenet", data], "native"),
         (["convert", "native", "other"], "native"),
         (["visualize", "--what", "pca", "--ckpt", "native", *images], "native"),
-        (["transfer", "knn", "--ckpt", f"py:os:getcwd@{'native'}", "--data", data], "native"),
+        (["transfer", "knn", "--ckpt", "py:os:getcwd@native", "--data", data], "native"),
         (
             [
                 "pretrain",
@@ -199,7 +199,8 @@ def test_strangers_files_run_no_code(
             ],
             "native",
         ),
-    ]:
+    ]
+    for command, holder in commands:
         done = run(*command)
         assert isinstance(done.exception, DataError), (command, done)
         assert f"use --ckpt {named}@{holder}" in str(done.exception), (command, done.exception)
