@@ -194,12 +194,15 @@ def external(**changes: object) -> Callable[[dict[str, Any]], object]:
 
 
 PYTHON = {"family": "python", "source": "os:system"}
-METAS: dict[str, Callable[[dict[str, Any]], object]] = {
+# Specs that can be, of a function that the command does not name and of a network that the weights do not fit.
+UNFIT: dict[str, Callable[[dict[str, Any]], object]] = {
     "python": external(**PYTHON),
+    "timm": external(),
+}
+METAS: dict[str, Callable[[dict[str, Any]], object]] = {
     "python escape": external(**{**PYTHON, "source": "os:sys\x1b[2Jtem"}),
     "python path": external(**{**PYTHON, "source": "../os:system"}),
     "python timm": external(family="python"),
-    "timm": external(),
     "timm python": external(source="os:system"),
     "timm unknown": external(source="no_such_net"),
     "timm hub": external(source="hf-hub:a/b"),

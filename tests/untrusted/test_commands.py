@@ -18,6 +18,7 @@ from support.attacks import (
     PICKLES,
     SHAPES,
     STATES,
+    UNFIT,
     reshaped,
     write_safetensors,
 )
@@ -64,7 +65,7 @@ def weights(folder: Path) -> Iterator[Path]:
 def checkpoints(folder: Path) -> Iterator[Path]:
     """Write checkpoint directories with damaged descriptions."""
     state = restore_backbone(read_checkpoint("random:vit_pocket")).state_dict()
-    for name, damage in METAS.items():
+    for name, damage in {**METAS, **UNFIT}.items():
         path = folder / f"meta {name}"
         if not (folder / "first").exists():
             write_checkpoint(

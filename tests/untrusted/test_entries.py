@@ -70,7 +70,6 @@ ALLOWED = {
     "transfer/mmseg_backbone.py:SimMIMBackbone": "init_cfg of the user's MMSegmentation config",
     # Models without weights, or with those that our reader has read.
     "simmim_bench/models/timm_network.py:create_with_weights": "weights in memory",
-    "simmim_bench/checkpoints/convert.py:_write_timm_network": "reads back what it wrote",
     "transfer/evaluate/timm_models.py:load_folder": "a model on the meta device",
 }
 
