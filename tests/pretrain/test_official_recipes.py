@@ -11,6 +11,8 @@ from support import official
 from pretrain.design import Design
 from pretrain.recipes import RECIPES as PRETRAIN
 from pretrain.recipes import PretrainRecipe
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
+from simmim_bench.data.pixel_format import RGB
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import ABOUT, deviations
 from transfer.finetune.recipes import FinetuneRecipe
@@ -67,6 +69,9 @@ def test_pretraining_recipes_have_the_official_numbers(name: str) -> None:
     sizes = (spec.embed_dim, spec.depths, spec.num_heads)
     assert sizes == (found["EMBED_DIM"], found["DEPTHS"], found["NUM_HEADS"])
     fields |= {f.name for f in dataclasses.fields(Design)}
+    assert recipe.pixel_format == RGB
+    assert recipe.statistics == (IMAGENET_MEAN, IMAGENET_STD)  # data/data_simmim.py
+    fields |= {"in_chans", "value_range", "mean", "std"}
     assert not unchecked_fields(recipe, fields | {"crop_scale", "masking", "arch"})
 
 

@@ -234,7 +234,7 @@ def prepare_images(
 
     def prepare(images: Tensor) -> Tensor:
         images = images.to(device, non_blocking=True)
-        if not normalised_on(device):
+        if images.dtype != torch.uint8 and not normalised_on(device):
             return images
         normalised = normalise_like_torchvision(images, checkpoint.mean, checkpoint.std)
         erased: Tensor = normalised if erase is None else erase(normalised)
