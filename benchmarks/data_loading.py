@@ -23,8 +23,10 @@ from torchvision.datasets import ImageFolder
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import decode_image, normalise, random_crop_flip
+from simmim_bench.data.decode import decode_image
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.normalise import normalise
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sources import any_images
 
 CROP_SCALE = (0.67, 1.0)

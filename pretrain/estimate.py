@@ -10,7 +10,7 @@ from torch import Tensor
 from pretrain.build import build_model, check_sizes, load_teacher
 from pretrain.masking.masks import sample_recipe_masks
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.data.decode import random_crop_flip
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.display import plural
 from simmim_bench.training.kernels import use_channels_last

@@ -10,12 +10,7 @@ from typing import Literal
 
 from pretrain.design import Design
 from pretrain.systems import SYSTEMS
-from simmim_bench.data.pixel_format import (
-    VALUE_RANGES,
-    PixelFormat,
-    ValueRange,
-    check_statistics,
-)
+from simmim_bench.data.pixel_format import VALUE_RANGES, PixelFormat, ValueRange, check_statistics
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.recipe import Precision, Recipe, check_positive

@@ -28,16 +28,11 @@ from pretrain.simmim import SimMIM
 from pretrain.targets.models import TargetSource
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import EpochLoader, seed_everything
-from simmim_bench.data.pixels import random_crop_flip
+from simmim_bench.data.normalise import normalise
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import (
-    ImageSource,
-    any_images,
-    describe_left_out,
-    held_out_images,
-)
+from simmim_bench.data.sources import ImageSource, any_images, describe_left_out, held_out_images
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps

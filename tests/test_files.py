@@ -16,13 +16,7 @@ from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import UsageError
-from simmim_bench.files import (
-    escape,
-    file_system,
-    sha256_json,
-    wait_for_file,
-    write_json,
-)
+from simmim_bench.files import escape, file_system, sha256_json, wait_for_file, write_json
 from simmim_bench.untrusted.json_text import read_json
 
 LATIN = os.fsdecode(b"A\xe9")  # a name in Latin-1, before all others of the synthetic data

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict, save_pickle
-from simmim_bench.checkpoints.convert import ExportResult, Writer, maps_difference
+from simmim_bench.checkpoints.formats import ExportResult, Writer, maps_difference
 from simmim_bench.checkpoints.third_party.openmmlab import OPENMMLAB_NAMES, openmmlab_merging_order
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
 from simmim_bench.errors import MissingFrameworkError

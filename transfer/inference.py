@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import eval_loader
+from simmim_bench.data.normalise import normalise_like_torchvision
 from simmim_bench.distributed import DistContext
 from simmim_bench.runs.run_dir import RunDir
 from simmim_bench.training.precision import autocast

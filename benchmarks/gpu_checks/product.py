@@ -11,8 +11,9 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, batches_on_device
+from simmim_bench.data.normalise import normalise
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sources import any_images
 from simmim_bench.distributed import DistContext
 from simmim_bench.distributed import full_state as gather_state

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pretrain.targets.base import Target
-from simmim_bench.data.decode import normalise
+from simmim_bench.data.normalise import normalise
 
 TRIVIAL_IMAGES = 256  # determine the second digit of the loss
 WINDOW = 20  # loss values that the monitor averages

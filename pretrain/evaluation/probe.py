@@ -21,8 +21,8 @@ from torch import Tensor
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from simmim_bench.data.datasets import ImageDataset, balanced_subset, eval_transform
-from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import eval_loader
+from simmim_bench.data.normalise import normalise
 from simmim_bench.data.sources import (
     ImageList,
     check_same_classes,

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 from pretrain.masking.masks import mask_generator, sample_recipe_masks, upsample_mask
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.data.decode import normalise
 from simmim_bench.data.loader import SeededDataset
+from simmim_bench.data.normalise import normalise
 
 MASKS_MEASURED = 64  # determine the mean to about 1 %
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pretrain.masking.content import multimodal, regions
 from pretrain.masking.strategies import MaskRequest, Strategy, blocks, random_units, square
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.data.decode import normalise
+from simmim_bench.data.normalise import normalise
 from simmim_bench.errors import UsageError
 
 MASK_STREAM = 1  # separates the generator of an image's mask from that of its augmentation

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import LoadReport, restore_backbone
+from simmim_bench.checkpoints.fit import LoadReport
+from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.data.pixel_format import count_channels
 from simmim_bench.errors import UsageError
 

@@ -216,7 +216,7 @@ def _read_directory(directory: Path, ckpt: str) -> Checkpoint:
     except FAULTS as error:
         raise DataError(
             f"checkpoint file {directory / 'meta.json'} is damaged or was not written by simmim-bench "
-            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another copy."
+            f"({text.describe_error(error)}); use another copy."
         ) from error
     spec = checkpoint.spec
     if isinstance(spec, ExternalSpec) and spec.family == "python" and not is_permitted(spec.source):

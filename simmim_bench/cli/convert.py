@@ -124,8 +124,8 @@ def convert(
       simmim-bench convert runs/swin_b swin_b.pth --to mmseg
       simmim-bench convert mae_pretrain_vit_base.pth mae_grey --in-chans 1 --mean 0.18 --std 0.22
     """
-    from simmim_bench.checkpoints.convert import WRITERS
     from simmim_bench.checkpoints.convert import convert as run_conversion
+    from simmim_bench.checkpoints.formats import WRITERS
     from simmim_bench.checkpoints.third_party.encoders import Encoder
     from simmim_bench.checkpoints.third_party.hints import Hints
 

@@ -1,4 +1,4 @@
-"""Decode image files: the whole image, or fast to a random crop as a (3, H, W) uint8 tensor.
+"""Decode image files, whatever their format, to RGB.
 
 One policy for all tasks. The content decides the format, not the suffix, and of several frames or pages the first
 one is read. Colours become RGB by Pillow's `convert`, as in torchvision's, timm's and Detectron2's loaders:
@@ -10,11 +10,6 @@ EXIF orientation is applied for COCO and ADE20K, whose published pipelines apply
 data/detection_utils.py; cv2.IMREAD_COLOR in mmcv's image/io.py). It is not applied for pretraining and
 classification, whose published pipelines use pixels as they are stored (`pil_loader` in torchvision's
 datasets/folder.py; timm's data/dataset.py).
-
-The crop is that of SimMIM's data/data_simmim.py: torchvision's RandomResizedCrop and flip, with equal random
-numbers for equal seeds. Its pixels differ from PIL's by at most one of 255 levels. For a large JPEG, which is
-decoded at a half, a quarter or an eighth of its size, they differ by about one level on average
-(tests/data/test_decode.py).
 """
 
 from __future__ import annotations
@@ -22,18 +17,13 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import simplejpeg
-import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
 
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
@@ -59,11 +49,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
-ASPECT_RATIO = (3 / 4, 4 / 3)  # of a crop; SimMIM: data/data_simmim.py
-REDUCTIONS = (8, 4, 2)  # divisors of a JPEG's size at which libjpeg-turbo decodes fast
-MIN_REDUCED_SIZE = (
-    2.0  # size of a reduced crop relative to the result, at least; Pillow's reducing_gap
-)
 
 
 def read_image(path: Path, *, upright: bool = False) -> Image.Image:
@@ -251,156 +236,3 @@ def _reason(content: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is none of the formats that Pillow reads here ({', '.join(readable_formats())})"
     return str(error).rstrip(".") or type(error).__name__
-
-
-def random_crop_flip(
-    content: bytes, name: str, img_size: tuple[int, int], crop_scale: tuple[float, float]
-) -> Tensor:
-    """Crop a random region of an image, resize it, and flip it horizontally with probability 1/2.
-
-    Uses torch's global random generator.
-
-    Args:
-        content: content of the file.
-        name: name of the file, for messages.
-        img_size: (H, W) of the result.
-        crop_scale: range of the crop's area as a fraction of the image's.
-
-    Returns:
-        (3, H, W) uint8.
-
-    Raises:
-        DataError: The image cannot be decoded.
-    """
-    height, width = _jpeg_size(content)
-    pixels = None if height else np.array(decode_image(content, name))
-    if pixels is not None:
-        height, width = pixels.shape[:2]
-    bounds = torch.empty((1, height, width), device="meta")
-    top, left, rows, columns = RandomResizedCrop.get_params(
-        bounds, list(crop_scale), list(ASPECT_RATIO)
-    )
-    flipped = bool(torch.rand(1) < 0.5)
-    if pixels is None:
-        pixels = _decode_jpeg(content, name, (height, width), (rows, columns), img_size)
-    resized = _resize(pixels, (top, left, rows, columns), (height, width), img_size)
-    return resized.flip(2) if flipped else resized
-
-
-def _resize(
-    pixels: np.ndarray, crop: tuple[int, ...], size: tuple[int, int], wanted: tuple[int, int]
-) -> Tensor:
-    """Crop and resize an image that may have been decoded at a reduced size.
-
-    Args:
-        pixels: (h, w, 3) uint8, the image, possibly reduced.
-        crop: (top, left, rows, columns) in pixels of the full-size image.
-        size: (H, W) of the full-size image.
-        wanted: (H, W) of the result.
-    """
-    top, left, rows, columns = crop
-    if pixels.shape[:2] == size:
-        region = torch.from_numpy(pixels[top : top + rows, left : left + columns])
-        # Several times as fast as PIL's resizing, and equal to it within one level.
-        return F.interpolate(
-            region.permute(2, 0, 1).unsqueeze(0), wanted, mode="bilinear", antialias=True
-        )[0]
-    y, x = pixels.shape[0] / size[0], pixels.shape[1] / size[1]
-    box = (left * x, top * y, (left + columns) * x, (top + rows) * y)
-    resized = Image.fromarray(pixels).resize(wanted[::-1], Image.Resampling.BILINEAR, box=box)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
-
-
-def _jpeg_size(content: bytes) -> tuple[int, int]:
-    """Return (H, W) of a JPEG that the fast decoder supports, and (0, 0) for any other file."""
-    if not content.startswith(b"\xff\xd8\xff"):
-        return 0, 0
-    try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-    except ValueError:
-        return 0, 0
-    return (height, width) if colorspace in ("YCbCr", "Gray", "RGB") else (0, 0)
-
-
-def _decode_jpeg(
-    content: bytes,
-    name: str,
-    size: tuple[int, int],
-    crop: tuple[int, int],
-    wanted: tuple[int, int],
-) -> np.ndarray:
-    """Decode a JPEG at the smallest size at which the crop still has enough pixels.
-
-    Args:
-        size: (H, W) of the image.
-        crop: (rows, columns) of the crop.
-        wanted: (H, W) of the result.
-    """
-    at_least = (0, 0)
-    for divisor in REDUCTIONS:
-        if all(
-            side >= MIN_REDUCED_SIZE * divisor * goal
-            for side, goal in zip(crop, wanted, strict=True)
-        ):
-            at_least = (-(-size[0] // divisor), -(-size[1] // divisor))
-            break
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(
-            content, "RGB", min_height=at_least[0], min_width=at_least[1], min_factor=1
-        )
-    except ValueError:  # PIL may decode what simplejpeg refuses
-        return np.array(decode_image(content, name))
-    return pixels
-
-
-def normalise(
-    images: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device
-) -> Tensor:
-    """Move a batch (B, C, H, W) to a device and normalise it.
-
-    Args:
-        images: uint8, which are divided by 255 first, or float32 in the unit of mean and standard deviation.
-        mean, std: one value per channel.
-    """
-    if images.dtype != torch.uint8:
-        return normalise_like_torchvision(images.to(device, non_blocking=True), mean, std)
-    scale, shift = _scale_and_shift(tuple(mean), tuple(std), device)
-    return images.to(device, non_blocking=True).float().mul_(scale).add_(shift)
-
-
-def normalise_like_torchvision(
-    images: Tensor, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """Normalise images (B, C, H, W) or (C, H, W) by the operations of torchvision's `ToTensor` and `Normalize`.
-
-    The result has their bits on a CPU. On a GPU it differs from theirs by rounding: torch multiplies by 1 / 255 there.
-
-    Args:
-        images: uint8, which are divided by 255 first, or float32 in the unit of mean and standard deviation.
-        mean, std: one value per channel.
-    """
-    means, stds = _per_channel(tuple(mean), tuple(std), images.device)
-    if images.dtype != torch.uint8:
-        return images.sub(means).div_(stds)
-    return images.float().div_(255).sub_(means).div_(stds)
-
-
-@lru_cache(maxsize=16)
-def _per_channel(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation, kept on the device: copying them makes the host wait."""
-    return (
-        torch.tensor(mean, device=device).view(-1, 1, 1),
-        torch.tensor(std, device=device).view(-1, 1, 1),
-    )
-
-
-@lru_cache(maxsize=16)
-def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return the factor and the offset of pixels, kept on the device: copying them makes the host wait."""
-    scale = 1 / (255 * torch.tensor(std, device=device)).view(-1, 1, 1)
-    shift = -torch.tensor(mean, device=device).view(-1, 1, 1) * scale * 255
-    return scale, shift

@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torchvision import transforms as T
 
-from simmim_bench.data.decode import normalise_like_torchvision
+from simmim_bench.data.normalise import normalise_like_torchvision
 from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.pixels import decode_pixels
 

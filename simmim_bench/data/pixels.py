@@ -9,7 +9,7 @@ other formats hold up to four, alpha included, which is read as stored. Grey whe
 orientation of a TIFF is applied, as Pillow does.
 
 Pixels of 16 bits become float32 in [0, 1], divided by 65535; real numbers become float32 as stored. A uint8 tensor
-is divided by 255 where it is normalised (`decode.normalise`).
+is divided by 255 where it is normalised (`normalise.normalise`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
-from torchvision.transforms import RandomResizedCrop
 
 from simmim_bench.data import decode
 from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
@@ -196,38 +194,3 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels)
-
-
-def random_crop_flip(
-    content: bytes,
-    name: str,
-    img_size: tuple[int, int],
-    crop_scale: tuple[float, float],
-    pixel_format: PixelFormat = RGB,
-) -> Tensor:
-    """Crop a random region of an image, resize it, and flip it horizontally with probability 1/2.
-
-    The crops of equal seeds are those of `decode.random_crop_flip`, which reads RGB.
-
-    Args:
-        content: content of the file.
-        name: name of the file, for messages.
-        img_size: (H, W) of the result.
-        crop_scale: range of the crop's area as a fraction of the image's.
-
-    Returns:
-        (C, H, W), as `decode_pixels` returns it.
-
-    Raises:
-        DataError: the image cannot be decoded, or is of another format.
-    """
-    if pixel_format.is_rgb:
-        return decode.random_crop_flip(content, name, img_size, crop_scale)
-    pixels = decode_pixels(content, name, pixel_format)
-    top, left, rows, columns = RandomResizedCrop.get_params(
-        pixels, list(crop_scale), list(decode.ASPECT_RATIO)
-    )
-    flipped = bool(torch.rand(1) < 0.5)
-    region = pixels[:, top : top + rows, left : left + columns].unsqueeze(0)
-    resized = F.interpolate(region, img_size, mode="bilinear", antialias=True)[0]
-    return resized.flip(2) if flipped else resized

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import LoadReport, check_statistics_fit, fit_state
+from simmim_bench.checkpoints.fit import LoadReport
+from simmim_bench.checkpoints.load import check_statistics_fit, fit_state
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError

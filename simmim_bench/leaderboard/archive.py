@@ -19,19 +19,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import (
-    cannot_write,
-    replacing,
-    replacing_directory,
-    sha256_file,
-    write_json,
-)
+from simmim_bench.files import cannot_write, replacing, replacing_directory, sha256_file, write_json
 from simmim_bench.leaderboard.board import protocol_id
-from simmim_bench.leaderboard.find import describe
 from simmim_bench.results.record import Record
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import check_below, is_below, path_below
+from simmim_bench.untrusted.text import describe_error
 
 RECONSTRUCTIONS = "reconstructions.png"
 RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
@@ -74,7 +68,7 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
         except DataError as error:
             problems.append(f"{path} was not kept: {error}")
         except Exception as error:  # a record of others must not keep the rest from being copied
-            problems.append(f"{path} was not kept: {describe(error)}.")
+            problems.append(f"{path} was not kept: {describe_error(error)}.")
     return problems
 
 

@@ -18,13 +18,13 @@ from typing import Any
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import escape, sha256_file, sha256_json
 from simmim_bench.leaderboard.archive import find_annotations, find_predictions
-from simmim_bench.leaderboard.find import describe
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import is_below
+from simmim_bench.untrusted.text import describe_error
 
 # Percentage points, or the fraction of a larger value such as an NLL; a recomputed score may differ by rounding.
 TOLERANCE, RELATIVE_TOLERANCE = 1e-6, 1e-8
@@ -56,7 +56,7 @@ def check_records(
                 *_check_status(record),
             ]
         except Exception as error:  # a record of others must not keep the rest from being checked
-            found = [f"the record cannot be checked: {describe(error)}."]
+            found = [f"the record cannot be checked: {describe_error(error)}."]
         problems += [f"{path}: {problem}" for problem in found]
         advance()
     return problems

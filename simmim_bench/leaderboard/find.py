@@ -15,7 +15,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.board import Board, build_board, find_contradictions
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.untrusted.paths import check_below
-from simmim_bench.untrusted.text import shorten
+from simmim_bench.untrusted.text import describe_error
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,9 @@ def find_records(roots: Iterable[Path]) -> FoundRecords:
             except DataError as error:
                 problems.append(str(error))
             except Exception as error:  # a record of others must not keep the rest from being read
-                problems.append(f"record {path} cannot be read: {describe(error)}.")
+                problems.append(f"record {path} cannot be read: {describe_error(error)}.")
     if not (records or problems):
         raise DataError(f"no record.json below {', '.join(map(str, roots))}; run a transfer first.")
     contradictions = find_contradictions(records)
     kept = {path: record for path, record in records.items() if path not in contradictions}
     return FoundRecords(kept, (*problems, *contradictions.values()))
-
-
-def describe(error: Exception) -> str:
-    """Return the type and the message of an unexpected error, on one line."""
-    return f"{type(error).__name__}: {shorten(' '.join(str(error).split()))}"

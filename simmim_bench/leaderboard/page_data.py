@@ -23,19 +23,15 @@ from simmim_bench.leaderboard.archive import (
     find_reconstructions,
 )
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
-from simmim_bench.leaderboard.find import describe
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.small_sets import (
-    SmallSetTable,
-    mean_cell,
-    small_set_tables,
-)
+from simmim_bench.leaderboard.small_sets import SmallSetTable, mean_cell, small_set_tables
 from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import CALIBRATION_METRICS, columns, format_metric
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.paths import check_below, read_bytes
+from simmim_bench.untrusted.text import describe_error
 
 CURVE_POINTS = 80
 MAX_CURVE_BYTES = 1 << 30  # of metrics.jsonl; 300,000 steps have 60 MB
@@ -317,7 +313,7 @@ def _scores_by_class(folder: Path, problems: list[str]) -> dict[str, float] | No
         except DataError as error:
             problems.append(str(error))
         except (AttributeError, TypeError, ValueError) as error:
-            problems.append(f"scores by class {path} cannot be read: {describe(error)}.")
+            problems.append(f"scores by class {path} cannot be read: {describe_error(error)}.")
     return None
 
 
@@ -355,6 +351,6 @@ def _reconstruction(path: Path, record: Record, problems: list[str]) -> str | No
         problems.append(str(error))
         return None
     except (OSError, ValueError) as error:  # a side of 0 or more than WebP's 16,383 pixels
-        problems.append(f"reconstructions of {path} cannot be shown: {describe(error)}.")
+        problems.append(f"reconstructions of {path} cannot be shown: {describe_error(error)}.")
         return None
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -6,11 +6,7 @@ import csv
 import io
 
 from simmim_bench.leaderboard.board import Board, Row
-from simmim_bench.leaderboard.small_sets import (
-    SmallSetTable,
-    mean_cell,
-    small_set_tables,
-)
+from simmim_bench.leaderboard.small_sets import SmallSetTable, mean_cell, small_set_tables
 from simmim_bench.leaderboard.tables import (
     MISSING,
     escape_csv,

@@ -19,12 +19,7 @@ from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
-from timm.layers import (
-    PatchEmbed,
-    calculate_drop_path_rates,
-    resample_abs_pos_embed,
-    trunc_normal_,
-)
+from timm.layers import PatchEmbed, calculate_drop_path_rates, resample_abs_pos_embed, trunc_normal_
 from timm.models.beit import Block
 from timm.models.vision_transformer_sam import window_partition, window_unpartition
 from torch import Tensor, nn

@@ -27,11 +27,7 @@ from PIL import Image
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import write_json, write_text
-from simmim_bench.pocket.annotations import (
-    COCO_CATEGORY_IDS,
-    ade20k_labels,
-    coco_annotations,
-)
+from simmim_bench.pocket.annotations import COCO_CATEGORY_IDS, ade20k_labels, coco_annotations
 from simmim_bench.pocket.classes import STUFF_CLASSES, THING_CLASSES
 from simmim_bench.pocket.render import render
 from simmim_bench.pocket.scenes import Scene, object_scene, open_scene

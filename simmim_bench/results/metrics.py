@@ -15,11 +15,7 @@ import numpy as np
 
 from simmim_bench.errors import DataError, DivergedError
 from simmim_bench.files import replacing
-from simmim_bench.results.calibration import (
-    calibration_columns,
-    calibration_scores,
-    check_columns,
-)
+from simmim_bench.results.calibration import calibration_columns, calibration_scores, check_columns
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.shift import corruption_scores, multilabel_scores
 from simmim_bench.tasks import CALIBRATION_METRICS, find_variant, predictions_of

@@ -24,14 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from simmim_bench.errors import DataError
-from simmim_bench.untrusted.pickles import (
-    Array,
-    CallError,
-    Name,
-    Opaque,
-    PickleError,
-    read_pickle,
-)
+from simmim_bench.untrusted.pickles import Array, CallError, Name, Opaque, PickleError, read_pickle
 from simmim_bench.untrusted.text import shorten, visible
 from simmim_bench.untrusted.zips import SIGNATURE, Records, ZipError, open_records
 

@@ -25,3 +25,8 @@ def visible_lines(text: str) -> str:
 def shorten(text: str, length: int = 200) -> str:
     """Return at most the first characters of a text, with an ellipsis where it was longer."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def describe_error(error: Exception) -> str:
+    """Return the type and the start of the message of an error, as one line."""
+    return f"{type(error).__name__}: {shorten(visible(' '.join(str(error).split())))}"

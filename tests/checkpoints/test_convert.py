@@ -24,7 +24,8 @@ from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.checkpoints.checkpoint import write_checkpoint as write
-from simmim_bench.checkpoints.convert import WRITERS, Conversion, ExportResult, convert
+from simmim_bench.checkpoints.convert import Conversion, convert
+from simmim_bench.checkpoints.formats import WRITERS, ExportResult
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, UsageError

@@ -11,7 +11,8 @@ import torch
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from simmim_bench.checkpoints.convert import WRITERS, Conversion, convert
+from simmim_bench.checkpoints.convert import Conversion, convert
+from simmim_bench.checkpoints.formats import WRITERS
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import build_backbone

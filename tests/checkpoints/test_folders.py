@@ -10,14 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.third_party import (
-    build_vit,
-    difference,
-    perturb,
-    save,
-    transformers_names,
-    wrap,
-)
+from support.third_party import build_vit, difference, perturb, save, transformers_names, wrap
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN

@@ -188,6 +188,7 @@ MASKED = [
 
 @pytest.mark.parametrize(("model", "config", "sizes"), MASKED, ids=["vit", "swin", "swinv2"])
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.* has no preprocessor_config.json")
 def test_masked_image_models_reconstruct_the_same_pixels(
     tmp_path: Path, model: str, config: str, sizes: dict[str, Any]
 ) -> None:

@@ -17,12 +17,9 @@ from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import covering_size, eval_transform
-from simmim_bench.data.decode import (
-    decode_image,
-    exif_orientation,
-    normalise,
-    random_crop_flip,
-)
+from simmim_bench.data.decode import decode_image, exif_orientation
+from simmim_bench.data.normalise import normalise
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.errors import DataError
 
 # SimMIM: data/data_simmim.py, SimMIMTransform, without and with its last two steps.

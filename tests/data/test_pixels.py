@@ -14,11 +14,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from simmim_bench.data import decode
 from simmim_bench.data.datasets import check_photometric, eval_transform, train_transform
 from simmim_bench.data.figures import renderer
+from simmim_bench.data.normalise import normalise, normalise_like_torchvision
 from simmim_bench.data.pixel_format import RGB, PixelFormat, ValueRange
-from simmim_bench.data.pixels import decode_pixels, random_crop_flip
+from simmim_bench.data.pixels import decode_pixels
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.statistics import stored_format
 from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 
@@ -132,8 +133,8 @@ def test_values_that_reach_the_model_equal_a_naive_loops(value_range: ValueRange
     raw = eval_transform((6, 7), **arguments, as_bytes=True, pixel_format=pixel_format)
     batch = raw(tiff(values), "a").unsqueeze(0)
     for found in (
-        decode.normalise(batch, mean, std, torch.device("cpu")),  # pretraining
-        decode.normalise_like_torchvision(batch, mean, std),  # transfers
+        normalise(batch, mean, std, torch.device("cpu")),  # pretraining
+        normalise_like_torchvision(batch, mean, std),  # transfers
     ):
         np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-5)
 

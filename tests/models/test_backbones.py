@@ -17,7 +17,7 @@ from support.tiny import TINY
 from pretrain.simmim import SimMIM, load_simmim
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
-from simmim_bench.checkpoints.load import LoadReport
+from simmim_bench.checkpoints.fit import LoadReport
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import ARCHS, find_spec

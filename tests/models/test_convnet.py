@@ -23,7 +23,7 @@ from pretrain.run import TrainOptions
 from pretrain.simmim import SimMIM
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.checkpoints.third_party.timm import check_same_features
+from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import find_spec

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import LoadReport
+from simmim_bench.checkpoints.fit import LoadReport
 from simmim_bench.checkpoints.timm_format import to_timm
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS

@@ -7,11 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.pretraining import (
-    half_masks,
-    pixel_mask,
-    smooth_images,
-)
+from support.pretraining import half_masks, pixel_mask, smooth_images
 from support.tiny import TINY
 
 from pretrain.build import check_sizes

@@ -27,8 +27,9 @@ from pretrain.run import build
 from pretrain.train import TrainOptions, pretrain, restore
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import normalise, random_crop_flip
 from simmim_bench.data.loader import EpochLoader, SeededDataset
+from simmim_bench.data.normalise import normalise
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.distributed import init_distributed, read_launcher_env

@@ -98,7 +98,7 @@ ARCHS: dict[str, Mapping[str, Any]] = {
     "dla34": {},
     "test_resnet": {},
 }
-QUICK = {"test_vit": ARCHS["test_vit"], "test_efficientnet": ARCHS["test_efficientnet"]}
+QUICK = {"test_efficientnet": ARCHS["test_efficientnet"]}
 DETECTED = (
     "test_efficientnet",
     "vit_small_patch14_reg4_dinov2",
@@ -332,7 +332,11 @@ def test_synchronised_norms_keep_their_activations() -> None:
 
 
 @pytest.mark.parametrize(
-    "arch", ["test_vit", "test_efficientnet", pytest.param("levit_128s", marks=pytest.mark.slow)]
+    "arch",
+    [
+        "test_efficientnet",
+        *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("test_vit", "levit_128s")),
+    ],
 )
 def test_adapters_in_configs_of_users_declare_the_levels(arch: str) -> None:
     pytest.importorskip("mmseg")

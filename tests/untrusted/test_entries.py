@@ -34,7 +34,7 @@ PARSERS = re.compile(
 # Other places that call one of these, and why they may.
 ALLOWED = {
     # Files that this tool, the run that is resumed, or an installed package has written.
-    "simmim_bench/checkpoints/convert.py:write_timm": "reads back what it wrote",
+    "simmim_bench/checkpoints/formats.py:write_timm": "reads back what it wrote",
     "transfer/export.py:write_detectron2": "reads back what it wrote",
     "transfer/export.py:_write_mmseg_adapter": "reads back what it wrote",
     "simmim_bench/checkpoints/read.py:read_training_state": "a run to resume, by weights_only",
@@ -58,9 +58,9 @@ ALLOWED = {
     "simmim_bench/data/decode.py:open_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
     "simmim_bench/data/decode.py:read_header": "formats of photographs, their header",
-    "simmim_bench/data/decode.py:_jpeg_size": "JPEG",
+    "simmim_bench/data/random_crop.py:_jpeg_size": "JPEG",
     "simmim_bench/data/pixels.py:png_of_16_bits": "a PNG of 16 bits whose size Pillow has checked",
-    "simmim_bench/data/decode.py:_decode_jpeg": "JPEG",
+    "simmim_bench/data/random_crop.py:_decode_jpeg": "JPEG",
     "simmim_bench/checkpoints/download.py:find_download": "the name of torch.hub's cache",
     "transfer/segmentation/label_maps.py:decode_map": "formats of label maps",
     # What a user names to be loaded by another library, as docs/threat-model.md says.

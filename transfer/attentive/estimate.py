@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.diagnostics.estimate import (
-    KEPT,
-    DataSize,
-    Work,
-    checkpoint_bytes,
-    epoch_steps,
-)
+from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.display import plural
 from simmim_bench.distributed import DistContext
 from simmim_bench.training.precision import default_precision

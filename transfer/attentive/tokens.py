@@ -21,12 +21,7 @@ from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.kernels import use_channels_last
 from transfer.attentive.heads import check_width, divides
 from transfer.attentive.recipes import AttentiveRecipe
-from transfer.frozen.features import (
-    LAYER_NORM_EPSILON,
-    block_numbers,
-    block_width,
-    final_norm,
-)
+from transfer.frozen.features import LAYER_NORM_EPSILON, block_numbers, block_width, final_norm
 
 # Ours: SimMIM's features are best in the middle of the network (github.com/microsoft/SimMIM/issues/14).
 DEPTHS = (1 / 2, 2 / 3, 5 / 6, 1)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage
-from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.normalise import normalise_like_torchvision
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction
@@ -20,12 +20,7 @@ from simmim_bench.training.optim import Schedule
 from simmim_bench.training.precision import agree_on_precision, default_precision
 from simmim_bench.training.state import TrainState, read_saved
 from transfer.attentive.batch_norm import total_over
-from transfer.attentive.probes import (
-    AttentiveProbes,
-    build_optimizer,
-    list_candidates,
-    peak_lr,
-)
+from transfer.attentive.probes import AttentiveProbes, build_optimizer, list_candidates, peak_lr
 from transfer.attentive.recipes import AttentiveRecipe
 from transfer.attentive.tokens import FrozenTokens, load_tokens
 from transfer.finetune.train import check_classes

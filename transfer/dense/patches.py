@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.decode import normalise_like_torchvision
+from simmim_bench.data.normalise import normalise_like_torchvision
 from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.errors import DataError
 from simmim_bench.models.spec import BackboneSpec, MapOptions

@@ -22,11 +22,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import METRICS_EVERY
 from simmim_bench.training.optim import Schedule, step_unless
-from simmim_bench.training.stopping import (
-    StopRequest,
-    raise_if_stopped,
-    stop_on_signals,
-)
+from simmim_bench.training.stopping import StopRequest, raise_if_stopped, stop_on_signals
 from transfer.detection.data import ErrorUnwrappingLoader
 from transfer.detection.recipes import CocoRecipe
 from transfer.divergence import Images, StepChecks

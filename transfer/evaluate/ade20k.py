@@ -15,11 +15,7 @@ from transfer.segmentation.confusion import write_predictions
 from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme
 from transfer.segmentation.recipes import Ade20kRecipe
-from transfer.segmentation.run import (
-    message_of,
-    require_mmseg,
-    set_local_rank,
-)
+from transfer.segmentation.run import message_of, require_mmseg, set_local_rank
 
 
 def prepare_ade20k(request: EvaluationRequest) -> tuple[Evaluation, Score]:

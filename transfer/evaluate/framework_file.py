@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import check_statistics_fit, shorten
+from simmim_bench.checkpoints.fit import shorten
+from simmim_bench.checkpoints.load import check_statistics_fit
 from simmim_bench.checkpoints.read import (
     checkpoint_path,
     find_checkpoint_directory,
@@ -21,11 +22,7 @@ from simmim_bench.files import sha256_file
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.recipe import Recipe, find_recipe, override
 from simmim_bench.results.record import describe_checkpoint
-from transfer.evaluate.evaluation import (
-    Evaluation,
-    EvaluationRequest,
-    evaluation_of_run,
-)
+from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, evaluation_of_run
 from transfer.evaluate.trained_run import find_trained_run
 from transfer.evaluate.weights_file import read_model_state
 from transfer.recipes import RECIPES, check_recipe_type, default_recipe

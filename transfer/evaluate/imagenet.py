@@ -12,12 +12,7 @@ import numpy as np
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import (
-    ImageList,
-    class_folders,
-    describe_left_out,
-    split_folder,
-)
+from simmim_bench.data.sources import ImageList, class_folders, describe_left_out, split_folder
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.models.convnet import ConvNet
 from simmim_bench.recipe import Recipe, find_recipe

@@ -13,7 +13,8 @@ from typing import Any
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import BATCHNORM_COUNTER, check_statistics_fit, shorten
+from simmim_bench.checkpoints.fit import BATCHNORM_COUNTER, shorten
+from simmim_bench.checkpoints.load import check_statistics_fit
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file

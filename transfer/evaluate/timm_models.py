@@ -16,10 +16,7 @@ from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.third_party.statistics import statistics_of
-from simmim_bench.checkpoints.third_party.timm import (
-    cannot_build,
-    check_arguments,
-)
+from simmim_bench.checkpoints.third_party.timm import cannot_build, check_arguments
 from simmim_bench.checkpoints.third_party.weights import as_pair, table_of
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.data.pixel_format import PixelFormat

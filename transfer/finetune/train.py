@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, train_transform
-from simmim_bench.data.decode import normalise_like_torchvision
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.normalise import normalise_like_torchvision
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import Backbone

@@ -17,11 +17,7 @@ from torchvision import transforms as T
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform, train_transform
 from simmim_bench.data.pixel_format import RGB, PixelFormat
-from simmim_bench.data.pixel_transforms import (
-    decode_pixels_then,
-    last_steps,
-    random_crop_steps,
-)
+from simmim_bench.data.pixel_transforms import decode_pixels_then, last_steps, random_crop_steps
 from transfer.frozen.recipes import CropRule
 
 

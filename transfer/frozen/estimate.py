@@ -15,12 +15,7 @@ from simmim_bench.probes.knn import SIMILARITIES
 from simmim_bench.training.memory import GIB
 from simmim_bench.training.precision import default_precision
 from transfer.frozen.candidates import check_enough
-from transfer.frozen.crop_features import (
-    crops_forwarded,
-    crops_kept,
-    fit_in_memory,
-    memory_needed,
-)
+from transfer.frozen.crop_features import crops_forwarded, crops_kept, fit_in_memory, memory_needed
 from transfer.frozen.crops import centre_crop
 from transfer.frozen.features import FeatureSet, block_width, feature_sets, token_norm
 from transfer.frozen.linear_probe import list_candidates

@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.checkpoints.load import NET_PREFIX, encoder_state
+from simmim_bench.checkpoints.fit import NET_PREFIX
+from simmim_bench.checkpoints.load import encoder_state
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import build_network
 from simmim_bench.models.external_spec import ExternalSpec

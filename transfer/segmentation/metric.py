@@ -10,12 +10,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from simmim_bench.distributed import DistContext
-from transfer.segmentation.confusion import (
-    SHOWN,
-    confusion_matrix,
-    interleave,
-    write_label_map,
-)
+from transfer.segmentation.confusion import SHOWN, confusion_matrix, interleave, write_label_map
 from transfer.segmentation.label_maps import LabelScheme
 
 

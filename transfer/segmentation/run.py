@@ -25,11 +25,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.job import TransferJob
 from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
-from transfer.segmentation.ade20k_layout import (
-    SegmentationData,
-    find_split,
-    read_class_names,
-)
+from transfer.segmentation.ade20k_layout import SegmentationData, find_split, read_class_names
 from transfer.segmentation.confusion import write_predictions
 from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme

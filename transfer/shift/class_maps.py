@@ -14,12 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.listing import list_folder
-from simmim_bench.data.sources import (
-    ImageList,
-    empty_classes,
-    list_class_folders,
-    split_folder,
-)
+from simmim_bench.data.sources import ImageList, empty_classes, list_class_folders, split_folder
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from simmim_bench.shift_sets import SHIFT_SETS

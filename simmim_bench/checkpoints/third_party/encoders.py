@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import StateDict
-from simmim_bench.checkpoints.load import ENCODER_PREFIX, shorten
+from simmim_bench.checkpoints.fit import shorten
+from simmim_bench.checkpoints.load import ENCODER_PREFIX
 from simmim_bench.checkpoints.third_party import openmmlab, transformers_names
 from simmim_bench.checkpoints.third_party.convnet import IDENTIFYING_WEIGHTS, SEQUENTIAL_RESNET
 from simmim_bench.checkpoints.third_party.hints import Hints

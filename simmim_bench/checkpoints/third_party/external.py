@@ -11,19 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-    StateDict,
-)
-from simmim_bench.checkpoints.load import NET_PREFIX, restore_backbone, shorten
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint, StateDict
+from simmim_bench.checkpoints.fit import NET_PREFIX, shorten
+from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.third_party.weights import as_pair
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.models.archs import ARCHS
-from simmim_bench.models.external import measure
 from simmim_bench.models.external_spec import Argument, ExternalSpec
+from simmim_bench.models.measure import measure
 from simmim_bench.models.network import pool_features
 from simmim_bench.models.timm_network import FLEXIBLE, create_network
 from simmim_bench.untrusted import text
@@ -121,7 +117,7 @@ def _measure_timm(
     except Exception as error:  # every network has its own error for images that it does not take
         raise DataError(
             f"timm's {spec.source} does not map images of {spec.img_size} pixels to features "
-            f"({type(error).__name__}: {text.shorten(text.visible(str(error)))}); use another architecture."
+            f"({text.describe_error(error)}); use another architecture."
         ) from error
 
 

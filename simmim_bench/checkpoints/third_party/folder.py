@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.load import shorten
+from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.torch_file import read_content
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, sha256_json

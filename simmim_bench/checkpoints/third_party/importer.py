@@ -18,12 +18,8 @@ from typing import Any
 import torch
 
 from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
-from simmim_bench.checkpoints.load import (
-    BATCHNORM_COUNTER,
-    ENCODER_PREFIX,
-    NEW_IN_TRANSFER,
-    shorten,
-)
+from simmim_bench.checkpoints.fit import BATCHNORM_COUNTER, NEW_IN_TRANSFER, shorten
+from simmim_bench.checkpoints.load import ENCODER_PREFIX
 from simmim_bench.checkpoints.third_party.convnet import (
     IDENTIFYING_WEIGHTS,
     convnext_spec,

@@ -11,7 +11,8 @@ import timm
 import torch
 
 from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
-from simmim_bench.checkpoints.load import shorten
+from simmim_bench.checkpoints.fit import shorten
+from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
 from simmim_bench.checkpoints.third_party.external import import_timm_network
 from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
@@ -27,15 +28,11 @@ from simmim_bench.checkpoints.third_party.timm import (
     Geometry,
     build_named,
     build_timm,
-    check_same_features,
     identifying_weight,
     read_geometry,
     recorded_model,
 )
-from simmim_bench.checkpoints.third_party.transformers import (
-    configured_pixels,
-    read_configuration,
-)
+from simmim_bench.checkpoints.third_party.transformers import configured_pixels, read_configuration
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.spec import BackboneSpec

@@ -6,7 +6,6 @@ that both are read from timm's model.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
-from simmim_bench.checkpoints.load import restore_backbone, shorten
+from simmim_bench.checkpoints.fit import shorten
+from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.checkpoints.third_party.external import import_timm_network
 from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
@@ -27,12 +26,9 @@ from simmim_bench.files import sha256_json
 from simmim_bench.models.build import network_arguments
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import MOST_BLOCKS
-from simmim_bench.models.swin import pad_before_shift
 from simmim_bench.models.timm_network import create_network, create_with_weights
 from simmim_bench.untrusted import text
 
-# Largest difference of the features, relative to their norm. float32 leaves about 1e-6, an approximated GELU 2e-4.
-FEATURE_TOLERANCE = 3e-5
 # Arguments of `timm.create_model` by which a configuration would name further files, or memory to build the model in.
 LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 PLACING = {"device", "dtype"}
@@ -262,7 +258,7 @@ def build_timm(
 
 def cannot_build(what: str, error: Exception) -> DataError:
     """Return the error of a model that timm cannot build."""
-    return DataError(f"timm cannot build {what}: {_one_line(error)}; use another copy.")
+    return DataError(f"timm cannot build {what}: {text.describe_error(error)}; use another copy.")
 
 
 def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> Any:
@@ -287,17 +283,11 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
         missing = model.load_state_dict(state, strict=False).missing_keys
     except Exception as error:
         raise DataError(
-            f"the weights are not those of timm's {name}: {_one_line(error)}"
+            f"the weights are not those of timm's {name}: {text.describe_error(error)}"
         ) from error
     if missing:
         raise DataError(f"the weights are not those of timm's {name}, which also has {missing[0]}")
     return model
-
-
-def _one_line(error: Exception) -> str:
-    """Return the type and the start of the message of an error."""
-    message = text.visible(" ".join(str(error).split()))
-    return f"{type(error).__name__}: {text.shorten(message)}"
 
 
 def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
@@ -316,76 +306,3 @@ def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None
                 arguments["img_size"] = size
             return name, arguments
     return None
-
-
-@torch.no_grad()
-def check_same_features(checkpoint: Checkpoint, theirs: Any) -> Checkpoint:
-    """Check that simmim-bench's backbone computes the same features as timm's model.
-
-    Variants of a network differ in operations without weights, such as anti-aliased downsampling, the activation or
-    the number of attention heads.
-
-    Returns:
-        The checkpoint, with a warning if timm's Swin pads maps that its windows do not divide, which it does
-        otherwise (`pad_before_shift`).
-
-    Raises:
-        DataError: The features differ.
-    """
-    spec = checkpoint.spec
-    generator = torch.Generator().manual_seed(0)
-    size = (64, 64) if spec.is_convolutional else spec.img_size
-    image = torch.randn(1, spec.in_chans, *size, generator=generator)
-    ours = restore_backbone(checkpoint).eval()
-    # The dtype of the weights is that of the file.
-    theirs = theirs.float().eval()
-    try:
-        wanted = (_pooled_blocks if spec.family == "vit" else _pooled)(theirs, image)
-    except (AssertionError, RuntimeError) as error:
-        raise DataError(
-            f"{checkpoint.name} holds weights for images of {size[0]}x{size[1]} pixels, but timm's model is for "
-            f"another size ({_one_line(error)}); give the size in config.json."
-        ) from error
-    found = (ours.forward_pooled if spec.family == "vit" else ours.forward_features)(image)
-    difference = relative_norm(found, wanted)
-    if spec.pads_windows and not difference <= FEATURE_TOLERANCE:
-        padded = copy.deepcopy(theirs)
-        pad_before_shift(padded)
-        timms = difference
-        difference = relative_norm(found, _pooled(padded, image))
-        if difference <= FEATURE_TOLERANCE:
-            height, width = spec.img_size
-            message = (
-                f"windows of {spec.window_size} do not divide the maps of {checkpoint.name} for {height}x{width} "
-                f"pixels. timm shifts such a map before it pads it, so that its features differ by {timms:.1e} of "
-                "their size. If timm trained the weights, use an img_size that the windows divide."
-            )
-            return replace(checkpoint, warning=f"{checkpoint.warning} {message}".strip())
-    if not difference <= FEATURE_TOLERANCE:
-        raise DataError(
-            f"{checkpoint.name} is a variant of {spec.arch}: timm's model computes other features with "
-            "these weights; use a plain model."
-        )
-    return checkpoint
-
-
-def relative_norm(found: Tensor, wanted: Tensor) -> float:
-    """Return the norm of the difference divided by that of `wanted`; infinite for different shapes."""
-    if found.shape != wanted.shape:
-        return float("inf")
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
-
-
-def _pooled(theirs: Any, image: Tensor) -> Tensor:
-    """Return the pooled features (B, C) of a timm model; of a Swin, the mean of its last map."""
-    tokens: Tensor = theirs.forward_features(image)
-    if getattr(theirs, "output_fmt", "") == "NHWC":
-        return tokens.mean((1, 2))
-    pooled: Tensor = theirs.forward_head(tokens, pre_logits=True)
-    return pooled.flatten(1)
-
-
-def _pooled_blocks(theirs: Any, image: Tensor) -> Tensor:
-    """Return the mean patch token and the class token of every block of a timm ViT: (B, blocks, 2, C)."""
-    blocks = theirs.forward_intermediates(image, intermediates_only=True, return_prefix_tokens=True)
-    return torch.stack([torch.stack([x.mean((2, 3)), t[:, 0]], 1) for x, t in blocks], dim=1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.checkpoints.load import shorten
+from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics, statistics_of
 from simmim_bench.checkpoints.third_party.timm import Geometry
 from simmim_bench.checkpoints.third_party.weights import as_pair

@@ -13,18 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simmim_bench.checkpoints.checkpoint import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Checkpoint,
-)
-from simmim_bench.checkpoints.load import NET_PREFIX, shorten
+from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
+from simmim_bench.checkpoints.fit import NET_PREFIX, shorten
 from simmim_bench.checkpoints.third_party.external import UNMEASURED, hash_sums, input_of
 from simmim_bench.data.pixel_format import check_statistics
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
-from simmim_bench.models.external import measure
 from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.measure import measure
 from simmim_bench.models.network import is_timm_model, layers_of, pool_features
 from simmim_bench.models.user_network import call_factory, run_user_code
 

@@ -17,18 +17,14 @@ from click.testing import CliRunner
 from torch.utils.data import TensorDataset
 
 from pretrain.masking.avg_dist import average_distance, recipe_average_distance
-from pretrain.masking.masks import (
-    STRATEGIES,
-    mask_generator,
-    sample_masks,
-)
+from pretrain.masking.masks import STRATEGIES, mask_generator, sample_masks
 from pretrain.recipes import POCKET
 from pretrain.simmim import load_simmim
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import ImageDataset
-from simmim_bench.data.decode import random_crop_flip
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sources import any_images
 
 NAMES = sorted(STRATEGIES)

@@ -18,15 +18,10 @@ from pretrain.masking.content import (
     unit_positions,
     unit_textures,
 )
-from pretrain.masking.masks import (
-    STRATEGIES,
-    mask_generator,
-    sample_masks,
-    upsample_mask,
-)
+from pretrain.masking.masks import STRATEGIES, mask_generator, sample_masks, upsample_mask
 from pretrain.masking.strategies import MaskRequest
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.data.decode import normalise
+from simmim_bench.data.normalise import normalise
 
 
 def naive_region_map(image: np.ndarray, cells: tuple[int, int]) -> np.ndarray:

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.pretraining import (
-    MEAN,
-    STD,
-    half_masks,
-    pixel_mask,
-    smooth_images,
-)
+from support.pretraining import MEAN, STD, half_masks, pixel_mask, smooth_images
 from support.tiny import TINY
 from torch import Tensor
 

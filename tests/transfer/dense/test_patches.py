@@ -21,12 +21,7 @@ from simmim_bench.runs.run_dir import RunDir
 from transfer.dense.choice import hold_out
 from transfer.dense.classifiers import neighbour_labels
 from transfer.dense.label_map import assemble_classes
-from transfer.dense.patches import (
-    PatchReader,
-    map_options,
-    probed_levels,
-    sample_training_patches,
-)
+from transfer.dense.patches import PatchReader, map_options, probed_levels, sample_training_patches
 from transfer.dense.recipes import Sampling
 from transfer.dense.windows import WindowDataset, WindowedImage, sample_patches, window_starts
 from transfer.segmentation.ade20k_layout import find_split

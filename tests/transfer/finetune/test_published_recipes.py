@@ -38,12 +38,7 @@ from simmim_bench.runs.options import RunOptions
 from simmim_bench.training.optim import scaled_lr
 from simmim_bench.training.precision import decide_precision
 from transfer.finetune.recipes import FinetuneRecipe
-from transfer.finetune.train import (
-    build_loader,
-    build_optimizer,
-    build_schedule,
-    loss_and_mixing,
-)
+from transfer.finetune.train import build_loader, build_optimizer, build_schedule, loss_and_mixing
 from transfer.job import TransferJob
 from transfer.launch import TransferRequest, plan_transfer
 from transfer.recipes import RECIPES

@@ -20,12 +20,7 @@ from support.channels import (
     write_model,
     write_scenes,
 )
-from support.segmentation import (
-    RECIPE,
-    assert_counts_every_labelled_pixel,
-    split_of,
-    transfer,
-)
+from support.segmentation import RECIPE, assert_counts_every_labelled_pixel, split_of, transfer
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.doctor import DoctorRequest, _examine_data

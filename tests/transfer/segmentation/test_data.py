@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from support.segmentation import (
-    CLASS_NAMES,
-    RECIPE,
-    build_loaders,
-    segmentor,
-    split_of,
-)
+from support.segmentation import CLASS_NAMES, RECIPE, build_loaders, segmentor, split_of
 
 from simmim_bench.distributed import DistContext
 from transfer.segmentation.ade20k_classes import ADE20K_CLASSES

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.segmentation import (
-    RECIPE,
-    transfer,
-)
+from support.segmentation import RECIPE, transfer
 
-from simmim_bench.errors import (
-    DataError,
-)
+from simmim_bench.errors import DataError
 from transfer.segmentation import label_check
 
 

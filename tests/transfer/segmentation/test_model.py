@@ -23,10 +23,7 @@ from support.segmentation import (
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.errors import (
-    DataError,
-    UsageError,
-)
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.spec import MapOptions
 

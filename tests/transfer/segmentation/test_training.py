@@ -19,22 +19,13 @@ import pytest
 import torch
 from PIL import Image
 from support.interrupt import InterruptingDisplay
-from support.segmentation import (
-    RECIPE,
-    entries,
-    segmentor,
-    transfer,
-)
+from support.segmentation import RECIPE, entries, segmentor, transfer
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.display import Display, ProgressTask
 from simmim_bench.distributed import DistContext
-from simmim_bench.errors import (
-    DivergedError,
-    InterruptedRun,
-    MissingFrameworkError,
-)
+from simmim_bench.errors import DivergedError, InterruptedRun, MissingFrameworkError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.segmentation.recipes import ADE20K_LINEAR_POCKET
