@@ -186,7 +186,7 @@ def test_a_checkpoint_restores_at_another_size_and_in_other_channels(
     grey: Any = load_backbone(back, in_chans=1)  # kernels are summed
     assert grey.load_report.resized
     for name in grey.load_report.resized:
-        wanted = saved.state[name].sum(1, keepdim=True)
+        wanted = saved.state[name].unflatten(1, (-1, 3)).sum(2)  # TResNet's has blocks of pixels
         torch.testing.assert_close(grey.state_dict()[name], wanted)
 
 
@@ -230,6 +230,7 @@ def test_recomputed_activations_have_the_same_gradients(case: Case) -> None:
     for enable in (False, True):
         model = without_chance(case.load())
         model.set_grad_checkpointing(enable)
+        torch.manual_seed(0)  # of GhostNet's dropout, which is no module
         model.forward_features(images).square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
