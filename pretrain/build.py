@@ -106,6 +106,14 @@ def _load_initial_weights(model: SimMIM, recipe: PretrainRecipe, init_from: str)
             f"--init-from {init_from} takes {checkpoint.pixel_format}, but the recipe's images are "
             f"{recipe.pixel_format}; use {checkpoint.pixel_format.options}."
         )
+    if (checkpoint.mean, checkpoint.std) != recipe.statistics:
+        mean, std = (
+            ",".join(f"{v:g}" for v in values) for values in (checkpoint.mean, checkpoint.std)
+        )
+        raise UsageError(
+            f"--init-from {init_from} takes images of another mean and standard deviation; use -o mean={mean} "
+            f"-o std={std}."
+        )
     if start.spec != model.spec:
         raise UsageError(
             f"--init-from {init_from} is a {start.spec.arch} for {start.spec.img_size} pixels, not "

@@ -35,8 +35,9 @@ from torch import Tensor
 from simmim_bench.backbones import load_backbone, open_checkpoint
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.pixel_format import RGB, PixelFormat
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.spec import MapOptions
+from simmim_bench.models.user_network import is_permitted
 from simmim_bench.training.precision import autocast
 from transfer.detection.recipes import CocoRecipe
 from transfer.pyramid import anchor_sizes, available_strides, default_strides, joined
@@ -91,7 +92,7 @@ class SimMIMBackbone(Backbone):
         Raises:
             UsageError: the config's pixel statistics are not those of the checkpoint.
         """
-        checkpoint = open_checkpoint(cfg.MODEL.SIMMIM.CKPT)
+        checkpoint = _configured(cfg)
         _check_pixel_statistics(cfg, checkpoint)
         return {
             "ckpt": checkpoint,
@@ -277,6 +278,8 @@ def add_simmim_config(cfg: CfgNode, ckpt: str | None = None) -> None:
             "SQUARE_PAD": 0,
         }
     )
+    if ckpt is not None:
+        open_checkpoint(ckpt)
     set_pixel_statistics(cfg)
 
 
@@ -286,10 +289,26 @@ def set_pixel_statistics(cfg: CfgNode) -> None:
     Raises:
         UsageError: Detectron2's mapper does not read the images that the checkpoint takes.
     """
-    statistics = _readable_statistics(open_checkpoint(cfg.MODEL.SIMMIM.CKPT))
+    statistics = _readable_statistics(_configured(cfg))
     cfg.INPUT.FORMAT = statistics["input_format"]
     cfg.MODEL.PIXEL_MEAN = statistics["pixel_mean"]
     cfg.MODEL.PIXEL_STD = statistics["pixel_std"]
+
+
+def _configured(cfg: CfgNode) -> Checkpoint:
+    """Read MODEL.SIMMIM.CKPT of a config, whose file may be a stranger's.
+
+    Raises:
+        DataError: it names code that `add_simmim_config` was not given.
+    """
+    ckpt = cfg.MODEL.SIMMIM.CKPT
+    source = ckpt.removeprefix("py:").partition("@")[0]
+    if ckpt.startswith("py:") and not is_permitted(source):
+        raise DataError(
+            f"MODEL.SIMMIM.CKPT names the code of py:{source}, which runs only if your program names it; if you trust "
+            f"that code, call add_simmim_config(cfg, 'py:{source}')."
+        )
+    return open_checkpoint(ckpt)
 
 
 def _readable_statistics(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -32,7 +32,10 @@ def find_download(ckpt: str) -> str | None:
     import timm
     from torch.hub import get_dir
 
-    cfg = timm.get_pretrained_cfg(name)
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        cfg = None
     if cfg is None:
         return None  # the reader refuses the name
     if cfg.hf_hub_id:

@@ -114,7 +114,9 @@ def open_image(
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on damaged files
-        bands = count_bands(content)
+        # Pillow knows no TIFF of several bands, but a damaged one of colours.
+        unknown = isinstance(error, UnidentifiedImageError)
+        bands = count_bands(content) if unknown else None
         if bands is not None and bands != wanted.in_chans:
             raise wrong_channels(name, bands, wanted) from error
         raise unreadable(name, _reason(content, error)) from error

@@ -6,7 +6,8 @@ becomes grey by Pillow's `convert("L")`, as in torchvision's `Grayscale` and tim
 
 TIFFs hold any number of channels: as samples of a pixel, interleaved or in planes, or as one page each. PNGs and the
 other formats hold up to four, alpha included, which is read as stored. Grey where 0 is white is inverted, and the
-orientation of a TIFF is applied, as Pillow does.
+orientation of a TIFF is applied, as Pillow does. GDAL's no-data value is refused among real numbers, where it is far
+from all others; among integers it is a value like any other, often 0 at the border of a satellite image.
 
 Pixels of 16 bits become float32 in [0, 1], divided by 65535; real numbers become float32 as stored. A uint8 tensor
 is divided by 255 where it is normalised (`normalise.normalise`).

@@ -116,3 +116,21 @@ def test_the_python_interface_and_convert_take_any_number_of_channels(tmp_path: 
             for path in (ckpt, tmp_path / "converted")
         )
     assert torch.equal(before, after)
+
+
+def test_a_random_baseline_of_a_suite_reads_the_images_of_its_checkpoint(
+    pocket: Path, tmp_path: Path
+) -> None:
+    ckpt = write(tmp_path / "ckpt", 1)
+    command = ("suite", "--ckpt", ckpt, "--imagenet", pocket / "imagenet", "--tasks", "knn")
+    more = ("--baseline", "random", "--dry-run", "--out", tmp_path / "runs")
+    assert f"but {ckpt} takes images of 1 channel and 8 bits" in fails(2, *command, *more)
+
+
+def test_pretraining_continues_with_the_normalisation_of_its_weights(
+    pocket: Path, tmp_path: Path
+) -> None:
+    ckpt = write(tmp_path / "ckpt", 3, pretraining=True)
+    command = ("pretrain", "--arch", "vit_pocket", "--data", pocket / "imagenet")
+    more = ("--init-from", ckpt, "--out", tmp_path / "run")
+    assert "use -o mean=0.5,0.5,0.5 -o std=0.5,0.5,0.5" in fails(2, *command, *more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import struct
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from simmim_bench.data.datasets import check_photometric, eval_transform, train_transform
+from simmim_bench.data.decode import decode_image
 from simmim_bench.data.figures import renderer
 from simmim_bench.data.normalise import normalise, normalise_like_torchvision
 from simmim_bench.data.pixel_format import RGB, PixelFormat, ValueRange
@@ -312,3 +314,13 @@ def test_shown_channels_are_stretched_by_their_percentiles() -> None:
         renderer(images, own, (6,))
     with pytest.raises(UsageError, match="names 2 channels; use three"):
         renderer(images, own, (1, 2))
+
+
+def test_a_damaged_image_is_not_taken_for_one_of_other_channels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = (tmp_path / "a.tif").read_bytes()
+    assert decode_image(content, "a.tif").size == (8, 8)
+    damaged = content[:8] + bytes(60) + content[68:]
+    with pytest.raises(DataError, match=r"a.tif cannot be read"):
+        decode_image(damaged, "a.tif")

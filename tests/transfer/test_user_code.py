@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -276,3 +277,20 @@ def test_ade20k_of_a_users_network(folder: Path, few: Path) -> None:
     assert (
         found["metrics"]["miou"] == read_record(folder / "runs/ade20k/record.json").metrics["miou"]
     )
+
+
+def test_features_of_other_code_have_another_hash(folder: Path) -> None:
+    torch.manual_seed(0)
+    first = read_checkpoint("py:documented:build")
+    code = (folder / "documented.py").read_text()
+    (folder / "documented.py").write_text(
+        code.replace("feature_levels = [", "feature_levels =  [", 1)
+    )
+    sys.modules.pop("documented")
+    importlib.invalidate_caches()
+    torch.manual_seed(0)
+    second = read_checkpoint("py:documented:build")
+    assert first.state is not None
+    assert second.state is not None
+    assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
+    assert first.sha256 != second.sha256

@@ -129,6 +129,7 @@ def list_steps(
         for ckpt, checkpoint in found.items():
             try:
                 baseline = random_baseline(checkpoint)
+                _check_images(ckpt, checkpoint)
             except UsageError as error:
                 if not places[ckpt]:
                     raise
@@ -161,6 +162,19 @@ def list_steps(
                 )
             steps += _steps_of(name, plan, folder)
     return steps, unread
+
+
+def _check_images(ckpt: str, checkpoint: Checkpoint) -> None:
+    """Check that `random:ARCH` reads the images of a checkpoint.
+
+    Raises:
+        UsageError: it reads RGB of 8 bits, and the checkpoint does not.
+    """
+    if not checkpoint.pixel_format.is_rgb:
+        raise UsageError(
+            f"--baseline random reads RGB images of 8 bits, but {ckpt} takes {checkpoint.pixel_format}; use "
+            "`simmim-bench transfer TASK --baseline random`, which reads them as the checkpoint does."
+        )
 
 
 def _baseline_recipe(

@@ -18,7 +18,7 @@ from simmim_bench.checkpoints.fit import NET_PREFIX, shorten
 from simmim_bench.checkpoints.third_party.external import UNMEASURED, hash_sums, input_of
 from simmim_bench.data.pixel_format import check_statistics
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import sha256_file
+from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.measure import measure
 from simmim_bench.models.network import is_timm_model, layers_of, pool_features
@@ -36,6 +36,7 @@ def read_python(ckpt: str) -> Checkpoint:
     net: Any = call_factory(source)
     declared = _declared(net, ckpt)
     module = sys.modules[source.partition(":")[0]]
+    code = sha256_file(Path(module.__file__)) if module.__file__ else ""
     unmeasured = ExternalSpec(
         arch=_arch_of(source),
         family="python",
@@ -57,14 +58,15 @@ def read_python(ckpt: str) -> Checkpoint:
         spec=spec,
         form="transfer",
         state=state,
-        sha256=hash_sums(state),
+        # Features that were stored under this hash are those of this code.
+        sha256=sha256_json({"weights": hash_sums(state), "code": code}),
         mean=declared["mean"],
         std=declared["std"],
         provenance={
             "method": "python",
             "label": str(getattr(net, "label", source)),
             "source": source,
-            "code_sha256": sha256_file(Path(module.__file__)) if module.__file__ else "",
+            "code_sha256": code,
         },
     )
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
 from transfer.detection.coco_layout import read_splits
 from transfer.detection.own_recipes import COCO_VIT_100EP
 
@@ -28,6 +28,7 @@ from transfer.detectron2_backbone import (
     add_simmim_config,
     build_detection_backbone,
     build_pyramid,
+    set_pixel_statistics,
 )
 
 CPU = torch.device("cpu")
@@ -167,3 +168,13 @@ def test_levels_are_float32_under_the_autocast_of_another_trainer(arch: str) -> 
     assert {level.dtype for level in levels.values()} == {torch.float32}
     rounded = [level.bfloat16().float() for level in levels.values()]
     assert all(torch.equal(a, b) for a, b in zip(rounded, levels.values(), strict=True))
+
+
+def test_a_yaml_config_of_a_stranger_runs_no_code() -> None:
+    cfg = get_cfg()
+    add_simmim_config(cfg)
+    cfg.MODEL.SIMMIM.CKPT = "py:os:getcwd"
+    with pytest.raises(DataError, match=r"names the code of py:os:getcwd, .* add_simmim_config"):
+        set_pixel_statistics(cfg)
+    with pytest.raises(DataError, match="names the code of py:os:getcwd"):
+        SimMIMBackbone(cfg)

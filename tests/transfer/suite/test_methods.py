@@ -242,6 +242,7 @@ def test_a_dry_run_downloads_nothing_and_shows_the_size(
     assert find_download(MAE) is not None
     (snapshot / "model.safetensors").touch()
     assert find_download(MAE) is None
+    assert find_download("timm:vit_base_patch16_224.nonsense") is None  # the reader refuses it
     assert find_download("hub:timm/vit_base_patch16_224.mae") is None
     assert find_download("hub:timm/vit_base_patch16_224.mae@other") is not None
 
