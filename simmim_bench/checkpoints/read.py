@@ -20,7 +20,7 @@ from simmim_bench.checkpoints.checkpoint import (
 )
 from simmim_bench.checkpoints.torch_file import check_weights
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
 from simmim_bench.methods import find_listed
 from simmim_bench.models.archs import ARCHS, find_spec
@@ -137,6 +137,11 @@ def _random_checkpoint(ckpt: str) -> Checkpoint:
         from simmim_bench.checkpoints.third_party.external import random_timm
 
         return random_timm(ckpt, arch.removeprefix("timm."))
+    if arch not in ARCHS:
+        import timm
+
+        hint = nearest(arch, [*ARCHS, *timm.list_models()])[:300]
+        raise UsageError(f"unknown arch '{arch}'; {hint}")
     spec = find_spec(arch)
     return Checkpoint(
         name=ckpt,

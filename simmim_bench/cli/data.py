@@ -9,6 +9,7 @@ import click
 
 from simmim_bench.cli.data_statistics import statistics
 from simmim_bench.cli.options import PATH, SEED, open_display
+from simmim_bench.display import plural
 from simmim_bench.errors import UsageError
 
 
@@ -161,7 +162,9 @@ def convert(
         return
     images = sum(count["images"] for count in done.counts.values())
     found = ", ".join(f"{name} {count:,}" for name, count in done.sources.items())
-    click.echo(f"recognised  {done.layout.name}: images {found}; {len(done.classes):,} classes")
+    click.echo(
+        f"recognised  {done.layout.name}: images {found}; {plural(len(done.classes), 'class', 'classes')}"
+    )
     for note in done.notes:
         click.echo(f"note        {note}")
     for split, count in done.counts.items():

@@ -88,16 +88,14 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelFormat) -> np.ndarray:
     """Read an image that Pillow has opened as (C, H, W), uint8 or float32."""
-    sixteen = png_of_16_bits(content)
+    sixteen, bits = png_of_16_bits(content), 16
     if sixteen is not None:
-        _check_bits(name, 16, wanted)
         values = sixteen
     else:
         decode.check_samples(image, name, wanted)
         image.load()
         grey = decode.grey_of_16_bits(image)
         if grey is not None:
-            _check_bits(name, 16, wanted)
             values = grey[None]
         elif image.mode not in STORED_AS:
             raise DataError(
@@ -105,7 +103,7 @@ def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelForm
                 "convert it."
             )
         else:
-            _check_bits(name, 8, wanted)
+            bits = 8
             transparent = image.mode == "P" and "transparency" in image.info
             mode = "RGBA" if transparent else STORED_AS[image.mode]
             converted = image if image.mode == mode else image.convert(mode)
@@ -114,6 +112,7 @@ def _read_image(image: Image.Image, content: bytes, name: str, wanted: PixelForm
             pixels = np.array(converted)
             values = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     _check_channels(name, len(values), wanted)
+    _check_bits(name, bits, wanted)
     return values if wanted.value_range == "uint8" else _to_unit(values)
 
 

@@ -16,6 +16,7 @@ from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.errors import DataError
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import BackboneSpec
 
 REPORTED = ("matched", "resized", "missing", "unused")
@@ -59,6 +60,8 @@ def _describe(checkpoint: Checkpoint) -> Finding:
     said = f"{spec.arch} for {size} pixels{window}, {checkpoint.form} form: {checkpoint.label}"
     if not checkpoint.pixel_format.is_rgb:
         said += f"; takes {checkpoint.pixel_format}"
+    if isinstance(spec, ExternalSpec):
+        said += f"; {_describe_network(spec)}"
     read = checkpoint.provenance.get("read", {})
     if read.get("others"):  # a third-party file with several encoders
         read_from = [f"{k} {read[k]}" for k in ("entry", "prefix") if read[k]]
@@ -80,6 +83,19 @@ def _describe(checkpoint: Checkpoint) -> Finding:
             "value_range": checkpoint.value_range,
         },
     )
+
+
+def _describe_network(spec: ExternalSpec) -> str:
+    """Return the maps and the image sizes of a network of other code."""
+    levels = ", ".join(
+        f"{level.channels} at stride {level.stride}" for level in spec.feature_levels
+    )
+    sizes = {
+        "any": "any size",
+        "multiple": f"multiples of {spec.stride} pixels, others padded",
+        "fixed": "the size it is built for, smaller ones padded",
+    }
+    return f"{spec.origin}'s network, maps of {levels or 'no constant stride'}, images of {sizes[spec.sizing]}"
 
 
 def _weights(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -148,5 +148,8 @@ def find_spec(arch: str) -> BackboneSpec:
         UsageError: The name is unknown; the message suggests the nearest one.
     """
     if arch not in ARCHS:
-        raise UsageError(f"unknown arch '{arch}'; {nearest(arch, ARCHS)}")
+        raise UsageError(
+            f"unknown arch '{arch}'; {nearest(arch, ARCHS)} Networks of timm are transferred (--ckpt random:NAME), not "
+            "pretrained."
+        )
     return ARCHS[arch]

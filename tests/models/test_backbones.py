@@ -239,6 +239,13 @@ def test_an_unknown_arch_suggests_the_nearest() -> None:
         find_spec("vit_bb")
 
 
+def test_a_mistyped_architecture_of_timm_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown arch 'regnety_02'; did you mean 'regnety_0"):
+        read_checkpoint("random:regnety_02")
+    with pytest.raises(UsageError, match=r"'regnety_002x'; did you mean 'regnety_002'"):
+        read_checkpoint("timm:regnety_002x")
+
+
 def test_resizing_a_bias_table_keeps_a_constant_and_the_centre() -> None:
     constant = torch.full((7 * 7 + 3, 2), 0.3)
     assert torch.allclose(resize_table(constant, (4, 4), (6, 9)), torch.tensor(0.3), atol=1e-6)

@@ -75,11 +75,17 @@ def _row_remarks(plan: SuitePlan) -> list[str]:
 
 
 def blocked_text(rows: Sequence[UnreadRow]) -> list[str]:
-    """Return a line for each blocked row, with the reason."""
+    """Return a line for each reason, which several rows may have in common, with one of its rows."""
+    groups = dict[str, list[str]]()
+    for row in rows:
+        if row.error is not None:
+            line = f"{f'{row.task} of {row.ckpt}: ' if row.task else ''}{row.obstacle}"
+            groups.setdefault(line.replace(row.ckpt, ""), []).append(line)
     return [
-        f"blocked  {f'{row.task} of {row.ckpt}: ' if row.task else ''}{row.obstacle}"
-        for row in rows
-        if row.error is not None
+        f"blocked  {lines[0]}"
+        if len(lines) == 1
+        else f"blocked  {len(lines)} rows alike: {lines[0]}"
+        for lines in groups.values()
     ]
 
 

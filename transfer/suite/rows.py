@@ -16,7 +16,7 @@ from typing import Any
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.download import check_download, find_download
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.errors import BenchError, DataError
+from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.methods import ALL_METHODS, find_listed, read_methods, select_ckpts
 from simmim_bench.untrusted.paths import read_bytes
 from simmim_bench.untrusted.text import visible
@@ -112,6 +112,8 @@ def _expand(text: str) -> Iterator[Row]:
     path = Path(text)
     if text == ALL_METHODS:
         yield from (Row(one.ckpt, ALL_METHODS) for one in read_methods())
+    elif text.startswith("list:"):
+        raise UsageError(f"{text} is no list that is shipped; use {ALL_METHODS} or a file.")
     elif path.suffix.lower() == LIST_SUFFIX and not path.is_dir():
         yield from _read_list(path)
     else:

@@ -304,7 +304,8 @@ def _match_model(
             ours[prefix + key] = value.contiguous()
     if wrong:
         raise DataError(
-            f"{title}: {len(wrong)} weights have a wrong shape or type: {'; '.join(wrong[:3])}."
+            f"{title}: {len(wrong)} weights have a wrong shape or type: {'; '.join(wrong[:3])}. If they are of another "
+            "network of timm, convert the file with --timm-model NAME."
         )
     missing = [k for k in missing if not (form == "transfer" and k.startswith(NEW_IN_TRANSFER))]
     missing = [k for k in missing if not k.endswith(BATCHNORM_COUNTER)]

@@ -65,7 +65,9 @@ def read_timm(ckpt: str) -> Checkpoint:
     name = ckpt.removeprefix("timm:")
     known = timm.list_models(pretrained=True)
     if name not in known and name not in {n.split(".")[0] for n in known}:
-        raise UsageError(f"timm has no pretrained model '{name}'; {nearest(name, known)[:300]}")
+        arch, dot, _ = name.partition(".")
+        near = nearest(name, known) if dot else nearest(arch, {n.split(".")[0] for n in known})
+        raise UsageError(f"timm has no pretrained model '{name}'; {near[:300]}")
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub's client raises many types without a network

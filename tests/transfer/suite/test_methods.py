@@ -188,6 +188,12 @@ def test_a_list_that_cannot_be_used_is_refused(
     assert said in str(refused.exception)
 
 
+def test_a_mistyped_list_is_no_path(few: Path) -> None:
+    refused = suite("--ckpt", "list:method", "--imagenet", few, "--dry-run")
+    assert isinstance(refused.exception, UsageError)
+    assert "use list:methods or a file" in str(refused.exception)
+
+
 def test_a_pattern_without_a_match_is_refused(few: Path) -> None:
     refused = suite("--ckpt", "list:methods", "--only", "dinov22", "--imagenet", few)
     assert isinstance(refused.exception, UsageError)
