@@ -354,6 +354,43 @@ def test_voc2007s_protocol_trains_on_trainval_and_tests_on_test(coco: Path, tmp_
         assert objects(tmp_path / "out", split, masks=False) == objects(coco, split, masks=False)
 
 
+def rename_lists(root: Path, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        (root / f"ImageSets/Main/{old}.txt").rename(root / f"ImageSets/Main/{new}.txt")
+
+
+def test_subsets_that_end_in_train_and_val_are_splits(coco: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "export", tmp_path / "out"
+    exports.voc_boxes(coco, root)
+    rename_lists(root, {"train": "city_train", "val": "city_val"})
+    message = fails(2, "data", "convert", root, out)
+    assert "no split that is called train; name the one to train on with --train" in message
+    assert "'city_train', 'city_val'" in message
+    report = convert(root, out, "--train", "city_train", "--val", "city_val")
+    assert {s: c["from"] for s, c in report["splits"].items()} == {
+        "train": "city_train",
+        "val": "city_val",
+    }
+    for split in ("train", "val"):
+        assert objects(out, split, masks=False) == objects(coco, split, masks=False)
+
+
+def test_lists_of_single_classes_are_no_splits_but_others_are_named(
+    coco: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "export"
+    exports.voc_boxes(coco, root)
+    lists = root / "ImageSets/Main"
+    train = (lists / "train.txt").read_text().split()
+    flags = [
+        f"{name} {flag:>2}" for name, flag in zip(train, [-1, 0, 1] * len(train), strict=False)
+    ]
+    (lists / "car_train.txt").write_text("\n".join(flags))
+    assert not any("not converted" in n for n in convert(root, tmp_path / "a")["notes"])
+    (lists / "city_train.txt").write_text("\n".join(train[:2]))
+    assert "not converted: 'city_train' (2 images)" in convert(root, tmp_path / "b")["notes"]
+
+
 def test_images_that_nobody_annotated_in_cvat_are_left_out(ade: Path, tmp_path: Path) -> None:
     options = write_cvat_masks(ade, tmp_path / "export")
     gone = sorted((tmp_path / "export/SegmentationClass").iterdir())[0]
