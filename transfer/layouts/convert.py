@@ -111,7 +111,7 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
                     "or name a table with --colours FILE."
                 )
             mapping = map_labels(table, request.labels, background=data.background, void=data.void)
-            converter = MaskConverter(table, mapping)
+            converter = MaskConverter(mapping)
             counts, linked = write_masks(
                 temporary, data.splits, chosen, converter, copy=request.copy, display=display
             )
