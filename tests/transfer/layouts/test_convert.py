@@ -286,6 +286,8 @@ def test_a_tenth_of_a_single_split_becomes_the_validation_split(coco: Path, tmp_
     options = ("--val-fraction", "0.3", "--seed", "1")
     report = convert(tmp_path / "export", tmp_path / "one", *options)
     assert any("--val-fraction 0.3 --seed 1" in note for note in report["notes"])
+    kept = json.loads((tmp_path / "one/conversion.json").read_text())
+    assert kept["drawn"] == {"val_fraction": 0.3, "seed": 1}
 
     def names(folder: Path, split: str) -> set[str]:
         return {image["file_name"] for image in exports.read_instances(folder, split)["images"]}
@@ -516,6 +518,7 @@ def test_conversion_json_names_the_source(coco: Path, tmp_path: Path) -> None:
     report = convert(tmp_path / "export", tmp_path / "out")
     kept = json.loads((tmp_path / "out/conversion.json").read_text())
     assert kept["layout"] == "Pascal VOC export of Roboflow" == report["layout"]
+    assert kept["drawn"] is None
     write_json(tmp_path / "out/conversion.json", kept)
     convert(tmp_path / "export", tmp_path / "out", "--overwrite")
 
