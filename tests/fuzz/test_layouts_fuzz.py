@@ -51,7 +51,7 @@ def test_class_tables(tmp_path: Path, seconds: float | None) -> None:
         table = read_class_table(path)
         mapping = map_labels(table, LabelRequest(ignore=("0",)), background="class")
         assert set(mapping.new.values()) <= set(range(256))
-        assert set(table.colours.values()) <= set(mapping.new)
+        assert set(mapping.table.colours.values()) <= set(mapping.new)
 
     seeds = [
         b"# label\nbackground:0,0,0::\ncar:1,2,3::\n",

@@ -8,14 +8,15 @@ A table is a text file of one of these forms, one class per line; empty lines an
     id,name                     Roboflow's _classes.csv has the header `Pixel Value, Class`
     name                        line i names label i, from 0 or from 1
 
-Without an id, classes are numbered from 0 in their order.
+In CVAT's labelmap.txt, line i names label i from 0 (docs.cvat.ai, "Segmentation Mask": grayscale masks). Other tables
+without an id do not say where labels begin: it matters for masks that hold labels, not for masks in colour.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from simmim_bench.display import plural
@@ -29,7 +30,9 @@ Colour = tuple[int, int, int]
 MAX_LABEL = 65_535  # of a label map of 16 bits
 _RGB = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 FORMS = (
-    re.compile(r"(?P<name>.+):(?:(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}))?:[^:]*:[^:]*"),
+    re.compile(
+        r"(?P<name>.+):(?:(?P<r>\d{1,3}),(?P<g>\d{1,3}),(?P<b>\d{1,3}))?:[^:]*:(?P<actions>[^:]*)"
+    ),
     re.compile(rf"(?P<name>\D.*?)[\s,;]+{_RGB}"),
     re.compile(rf"{_RGB}[\s,;]+(?P<name>\D.*)"),
     re.compile(r"(?P<label>\d{1,5})\s*[,;:\t]\s*(?P<name>.+)"),
@@ -72,11 +75,13 @@ class LabelMapping:
     Attributes:
         names: class names of the result, that of label 1 first.
         new: labels of the result by label of the source.
+        table: the classes of the source; not `numbered` if masks in colour alone can be converted.
         ignored: what is ignored, for the report.
     """
 
     names: tuple[str, ...]
     new: Mapping[int, int]
+    table: ClassTable
     ignored: tuple[str, ...]
 
 
@@ -124,7 +129,7 @@ def read_class_table(path: Path) -> ClassTable:
         names[label] = name
         if colour is not None:
             colours[colour] = label
-    numbered = "label" in rows[0][1] or bool(colours)
+    numbered = bool({"label", "actions"} & rows[0][1].keys())
     return ClassTable(
         where=str(path), names=dict(sorted(names.items())), colours=colours, numbered=numbered
     )
@@ -218,35 +223,49 @@ def map_labels(
             f"--ignore-label {unknown[0]}: {table.where} has no such class; use a label or one of "
             f"{visible(shorten(', '.join(table.names.values())))}."
         )
-    names = _numbered_names(table, request, background)
+    table = _numbered(table, request, background)
     new, kept, ignored = dict.fromkeys(void, 0), [], []
     new |= {int(text): 0 for text in request.ignore if text.isdecimal()}
-    for label, name in names.items():
+    for label, name in table.names.items():
         if _is_class(label, name, request, background, table.where):
             kept.append(name)
             new[label] = len(kept)
         else:
             new[label] = 0
             ignored.append(f"'{name}' ({label})")
-    ignored += [str(label) for label in new if label not in names]
+    ignored += [str(label) for label in new if label not in table.names]
     if not 2 <= len(kept) <= MAX_CLASSES:
         hint = "; with --keep-zero the background is a class" if len(kept) == 1 and ignored else ""
         raise DataError(
             f"class table {table.where} has {plural(len(kept), 'class', 'classes')} not ignored; 2 to {MAX_CLASSES} "
             f"are allowed{hint}."
         )
-    return LabelMapping(names=tuple(kept), new=new, ignored=tuple(ignored))
+    return LabelMapping(names=tuple(kept), new=new, table=table, ignored=tuple(ignored))
 
 
-def _numbered_names(table: ClassTable, request: LabelRequest, background: str) -> Mapping[int, str]:
-    """Return the class names by label; where lines alone number them, decide whether they begin with label 0 or 1."""
-    if table.numbered or _plain(table.names[0]) in BACKGROUND or request.keep_zero:
-        return table.names
+def _numbered(table: ClassTable, request: LabelRequest, background: str) -> ClassTable:
+    """Return a table whose labels begin with 0 or 1 as an option or the first class says.
+
+    Where neither does, one with colours is returned as it is: masks in colour do not depend on it.
+    """
+    if table.numbered:
+        return table
+    if _plain(table.names[0]) in BACKGROUND or request.keep_zero:
+        return replace(table, numbered=True)
     if "0" in request.ignore:
-        return {label + 1: name for label, name in table.names.items()}
+        names = {label + 1: name for label, name in table.names.items()}
+        colours = {colour: label + 1 for colour, label in table.colours.items()}
+        return replace(table, names=names, colours=colours, numbered=True)
     if background == "class":
-        return table.names
-    raise UsageError(
+        return replace(table, numbered=True)
+    if table.colours:
+        return table
+    raise first_label_error(table)
+
+
+def first_label_error(table: ClassTable) -> UsageError:
+    """Return the error that a table does not say whether its labels begin with 0 or 1."""
+    return UsageError(
         f"{table.where} does not say which label its first line, '{visible(table.names[0])}', names: use --keep-zero "
         "if it is label 0, or --ignore-label 0 if it is label 1 and pixels with label 0 are ignored."
     )

@@ -14,7 +14,7 @@ from transfer.layouts.detect import Layout, ReadRequest, detect
 from transfer.layouts.mask_labels import MaskConverter, absent_classes
 from transfer.layouts.mask_pairs import voc_table
 from transfer.layouts.source import MaskData, ObjectData
-from transfer.layouts.splits import Chosen, SplitRequest, choose_splits
+from transfer.layouts.splits import VAL_FRACTION, Chosen, SplitRequest, choose_splits
 from transfer.layouts.voc_boxes import BoxRequest
 from transfer.layouts.write import (
     check_target,
@@ -111,7 +111,7 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
                     "or name a table with --colours FILE."
                 )
             mapping = map_labels(table, request.labels, background=data.background, void=data.void)
-            converter = MaskConverter(table, mapping)
+            converter = MaskConverter(mapping)
             counts, linked = write_masks(
                 temporary, data.splits, chosen, converter, copy=request.copy, display=display
             )
@@ -123,6 +123,7 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
             "to": layout.target,
             "layout": layout.name,
             "splits": {split: {"from": c.source, **counts[split]} for split, c in chosen.items()},
+            "drawn": _drawn(chosen, request.splits),
             "classes": list(classes),
             "notes": notes,
         }
@@ -136,6 +137,13 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
         notes=notes,
         report=report,
     )
+
+
+def _drawn(chosen: Mapping[str, Chosen], request: SplitRequest) -> dict[str, float] | None:
+    """Return how the validation split was taken from the training images; None if the source has one."""
+    if chosen["val"].source != chosen["train"].source:
+        return None
+    return {"val_fraction": request.val_fraction or VAL_FRACTION, "seed": request.seed}
 
 
 def _image_names(data: ObjectData | MaskData) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from simmim_bench.data.decode import upright_size
 from simmim_bench.display import plural
 from simmim_bench.errors import DataError
-from transfer.layouts.class_table import ClassTable, LabelMapping
+from transfer.layouts.class_table import LabelMapping, first_label_error
 from transfer.layouts.source import MaskPair
 from transfer.segmentation.label_maps import StoredMap, check_map_size, decode_map, labels_of
 
@@ -30,8 +30,8 @@ class MaskConverter:
         pixels: pixels by label of the result.
     """
 
-    def __init__(self, table: ClassTable, mapping: LabelMapping) -> None:
-        self.table, self.mapping = table, mapping
+    def __init__(self, mapping: LabelMapping) -> None:
+        self.table, self.mapping = mapping.table, mapping
         self.pixels = np.zeros(256, np.int64)
         self._unknown: Counter[str] = Counter()
         self._masks: Counter[str] = Counter()
@@ -42,6 +42,7 @@ class MaskConverter:
 
         Raises:
             DataError: a file is damaged, the sizes of image and mask differ, or the mask is ambiguous.
+            UsageError: the mask holds labels, and the class table does not say whether they begin with 0 or 1.
         """
         stored = decode_map(pair.mask)
         width, height = upright_size(pair.image)
@@ -98,6 +99,10 @@ class MaskConverter:
             return [self._of_colour(*_unpack(value)) for value in used.tolist()]
         as_colours = [self._of_colour(*_shown_as(value, stored)) for value in used.tolist()]
         if None in as_colours:
+            # Labels from 1 end with the number of classes.
+            labels = {*self.mapping.new, len(self.table.names)}
+            if not self.table.numbered and labels.issuperset(used.tolist()):
+                raise first_label_error(self.table)
             return as_labels if None not in as_labels else as_colours
         if None not in as_labels and as_labels != as_colours:
             raise DataError(

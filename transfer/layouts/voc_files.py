@@ -5,7 +5,7 @@ An image list has one name per line, without a suffix; names may have folders an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from simmim_bench.data.listing import list_tree
@@ -15,6 +15,17 @@ from simmim_bench.untrusted.tables import read_text_lines
 from simmim_bench.untrusted.text import shorten, visible
 
 LISTS = ("Main", "Segmentation", "Layout", "Action")  # folders of ImageSets
+WHOLE = (
+    "train",
+    "val",
+    "trainval",
+    "test",
+)  # splits of the devkit, which has lists of single classes for each
+FLAGS = (
+    "-1",
+    "0",
+    "1",
+)  # of an image in a list of a class: without an object of it, difficult ones only, with one
 
 
 def list_voc(
@@ -43,9 +54,19 @@ def list_voc(
 def _lists(folder: Path) -> dict[str, Path]:
     """Return the lists of images in a folder by split, without the devkit's lists of single classes."""
     paths = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-    whole = ("train", "val", "trainval", "test")
-    per_class = [name for name in paths if any(name.endswith(f"_{split}") for split in whole)]
-    return {name: path for name, path in paths.items() if name not in per_class}
+    return {name: path for name, path in paths.items() if not _is_per_class(path, paths)}
+
+
+def _is_per_class(path: Path, others: Collection[str]) -> bool:
+    """Return whether a list says which images of another list have a class, as the devkit's `car_train.txt` does.
+
+    A split may be called `city_train`: a list of a class ends in a flag on every line, next to the list of its split.
+    """
+    split = path.stem.rpartition("_")[2]
+    if split == path.stem or split not in WHOLE or split not in others:
+        return False
+    lines = [line for line in read_text_lines(path, "image list") if line]
+    return all(line.split()[-1] in FLAGS for line in lines)
 
 
 def _listed(path: Path, folder: Path, suffix: str, all_exist: bool) -> Iterator[str]:
@@ -59,7 +80,7 @@ def _listed(path: Path, folder: Path, suffix: str, all_exist: bool) -> Iterator[
         # Lists of the devkit may have a second column, of -1, 0 and 1.
         first, _, flag = name.rpartition(" ")
         first = first.strip()
-        if flag in ("-1", "0", "1") and (folder / f"{first}{suffix}").is_file():
+        if flag in FLAGS and (folder / f"{first}{suffix}").is_file():
             name = first
         elif all_exist and not file.is_file():
             raise DataError(

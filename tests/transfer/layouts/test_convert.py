@@ -286,6 +286,8 @@ def test_a_tenth_of_a_single_split_becomes_the_validation_split(coco: Path, tmp_
     options = ("--val-fraction", "0.3", "--seed", "1")
     report = convert(tmp_path / "export", tmp_path / "one", *options)
     assert any("--val-fraction 0.3 --seed 1" in note for note in report["notes"])
+    kept = json.loads((tmp_path / "one/conversion.json").read_text())
+    assert kept["drawn"] == {"val_fraction": 0.3, "seed": 1}
 
     def names(folder: Path, split: str) -> set[str]:
         return {image["file_name"] for image in exports.read_instances(folder, split)["images"]}
@@ -352,6 +354,43 @@ def test_voc2007s_protocol_trains_on_trainval_and_tests_on_test(coco: Path, tmp_
     convert(tmp_path / "export", tmp_path / "out", "--train", "trainval", "--val", "test")
     for split in ("train", "val"):
         assert objects(tmp_path / "out", split, masks=False) == objects(coco, split, masks=False)
+
+
+def rename_lists(root: Path, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        (root / f"ImageSets/Main/{old}.txt").rename(root / f"ImageSets/Main/{new}.txt")
+
+
+def test_subsets_that_end_in_train_and_val_are_splits(coco: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "export", tmp_path / "out"
+    exports.voc_boxes(coco, root)
+    rename_lists(root, {"train": "city_train", "val": "city_val"})
+    message = fails(2, "data", "convert", root, out)
+    assert "no split that is called train; name the one to train on with --train" in message
+    assert "'city_train', 'city_val'" in message
+    report = convert(root, out, "--train", "city_train", "--val", "city_val")
+    assert {s: c["from"] for s, c in report["splits"].items()} == {
+        "train": "city_train",
+        "val": "city_val",
+    }
+    for split in ("train", "val"):
+        assert objects(out, split, masks=False) == objects(coco, split, masks=False)
+
+
+def test_lists_of_single_classes_are_no_splits_but_others_are_named(
+    coco: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "export"
+    exports.voc_boxes(coco, root)
+    lists = root / "ImageSets/Main"
+    train = (lists / "train.txt").read_text().split()
+    flags = [
+        f"{name} {flag:>2}" for name, flag in zip(train, [-1, 0, 1] * len(train), strict=False)
+    ]
+    (lists / "car_train.txt").write_text("\n".join(flags))
+    assert not any("not converted" in n for n in convert(root, tmp_path / "a")["notes"])
+    (lists / "city_train.txt").write_text("\n".join(train[:2]))
+    assert "not converted: 'city_train' (2 images)" in convert(root, tmp_path / "b")["notes"]
 
 
 def test_images_that_nobody_annotated_in_cvat_are_left_out(ade: Path, tmp_path: Path) -> None:
@@ -479,6 +518,7 @@ def test_conversion_json_names_the_source(coco: Path, tmp_path: Path) -> None:
     report = convert(tmp_path / "export", tmp_path / "out")
     kept = json.loads((tmp_path / "out/conversion.json").read_text())
     assert kept["layout"] == "Pascal VOC export of Roboflow" == report["layout"]
+    assert kept["drawn"] is None
     write_json(tmp_path / "out/conversion.json", kept)
     convert(tmp_path / "export", tmp_path / "out", "--overwrite")
 

@@ -196,6 +196,18 @@ MASKS: dict[str, tuple[Callable[[Path], object], tuple[str, ...], int, str]] = {
         2,
         r"does not say which label .* --keep-zero .* --ignore-label 0",
     ),
+    "which label is first, with colours": (
+        written("label_colors.txt", "128 128 128\tsky\n128 64 128\troad\n0 0 192\tpath\n"),
+        ("--colours", "label_colors.txt"),
+        2,
+        r"label_colors\.txt does not say which label its first line, 'sky', .* --ignore-label 0",
+    ),
+    "which label is first, from 1 with colours": (
+        written("classes.txt", "name,r,g,b\nsky,128,128,128\nroad,128,64,128\n"),
+        (),
+        2,
+        r"does not say which label its first line, 'sky', .* --ignore-label 0",
+    ),
     "background": (
         written("classes.txt", "background\nsky\nroad"),
         (),
@@ -342,9 +354,53 @@ def test_damaged_and_ambiguous_masks_are_named(name: str, tmp_path: Path) -> Non
     damage, options, code, pattern = MASKS[name]
     masks(tmp_path / "data")
     damage(tmp_path / "data")
+    options = tuple(str(tmp_path / "data" / o) if o.endswith(".txt") else o for o in options)
     message = fails(code, "data", "convert", tmp_path / "data", tmp_path / "out", *options)
     assert re.search(pattern, message), message
     assert not (tmp_path / "out").exists()
+
+
+LINES = "sky 128 128 128\nroad 128 64 128\npath 0 0 192\n"
+CSV = "id,name,r,g,b\n0,sky,128,128,128\n1,road,128,64,128\n2,path,0,0,192\n"
+CVAT = "sky:128,128,128::\nroad:128,64,128::\npath:0,0,192::\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "new"),
+    [
+        pytest.param(LINES, ("--keep-zero",), [1, 2, 3], id="from 0"),
+        pytest.param(LINES, ("--ignore-label", "0"), [0, 1, 2], id="from 1"),
+        pytest.param(CSV, (), [1, 2, 3], id="with ids"),
+        pytest.param(CVAT, (), [1, 2, 3], id="labelmap of CVAT"),
+        pytest.param(f"void 0 0 0\n{LINES}", (), [0, 1, 2], id="void first"),
+    ],
+)
+def test_grey_masks_with_a_table_of_colours(
+    text: str, options: tuple[str, ...], new: list[int], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    masks(data, text)
+    assert run("data", "convert", data, out, "--quiet", *options)[0] == 0
+    path = next((out / "annotations/training").iterdir())
+    labels = np.asarray(Image.open(data / "masks" / path.name))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.array(new)[labels])
+    assert "sky" in (out / "classes.txt").read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("options", [(), ("--keep-zero",), ("--ignore-label", "0")])
+def test_masks_in_colour_do_not_depend_on_the_first_label(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    masks(data, LINES)
+    colours = np.array([[128, 128, 128], [128, 64, 128], [0, 0, 192]], np.uint8)
+    for path in (data / "masks").iterdir():
+        Image.fromarray(colours[np.asarray(Image.open(path))]).save(path)
+    assert run("data", "convert", data, out, "--quiet", *options)[0] == 0
+    path = next((out / "annotations/training").iterdir())
+    found = np.asarray(Image.open(path))
+    painted = np.asarray(Image.open(data / "masks" / path.name))
+    np.testing.assert_array_equal(colours[found - 1], painted)
 
 
 TABLES = {
