@@ -115,3 +115,10 @@ def test_a_first_layer_is_never_initialised_at_random(
     checkpoint = replace(read_checkpoint("random:test_vit"), name="net", spec=spec, state=state)
     with pytest.raises(DataError, match="net takes images of 3 channels, and timm has no rule"):
         restore_backbone(checkpoint, img_size, in_chans=13)
+
+
+def test_timms_folder_has_no_entry_for_values_other_than_bytes(tmp_path: Path) -> None:
+    checkpoint = replace(read_checkpoint("random:test_vit"), value_range="uint16")
+    with pytest.raises(UsageError, match=r"no entry for the uint16 values .* use --to native"):
+        WRITERS["timm"](checkpoint, tmp_path / "timm")
+    assert not (tmp_path / "timm").exists()
