@@ -108,6 +108,21 @@ def test_what_a_named_model_does_not_have_stays_an_error(tmp_path: Path) -> None
         read_checkpoint(str(tmp_path / "net.pth"), Hints(timm_model="regnetx_002", num_heads=3))
 
 
+def test_a_hint_that_contradicts_a_folder_is_refused(tmp_path: Path) -> None:
+    """The configuration of a folder shows the sizes of its model, whose weights fit several numbers of heads."""
+    options = {"embed_dim": 48, "depth": 1, "num_heads": 2, "img_size": 64}
+    model = build("vit_tiny_patch16_224", options)
+    save_for_hf(model, str(tmp_path), model_args=options, safe_serialization=True)
+    refused = {
+        Hints(num_heads=4): r"--num-heads 4 contradicts the configuration of .*, which has 2; rem",
+        Hints(img_size=(32, 32)): r"--source-img-size \(32, 32\) contradicts .* has \(64, 64\)",
+    }
+    for hints, said in refused.items():
+        with pytest.raises(UsageError, match=said):
+            read_checkpoint(str(tmp_path), hints)
+    assert read_checkpoint(str(tmp_path), Hints(num_heads=2)).spec.family == "vit"
+
+
 def test_two_encoders_of_a_named_model_stay_ambiguous(tmp_path: Path) -> None:
     state = build("regnetx_002", {}).state_dict()
     content = {"a": state, "b": {**state}}

@@ -14,7 +14,7 @@ from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
-from simmim_bench.checkpoints.third_party.external import import_timm_network
+from simmim_bench.checkpoints.third_party.external import import_timm_network, input_of
 from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.importer import NOT_NEEDED, import_state
@@ -113,6 +113,8 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
             f"{shorten([str(error)])}); use another copy."
         ) from error
     geometry = evidence.geometry
+    if hints.num_heads and geometry.num_heads and hints.num_heads != geometry.num_heads:
+        raise _contradiction("--num-heads", hints.num_heads, geometry.num_heads, path, hints)
     try:
         checkpoint = import_state(
             found.state,
@@ -134,11 +136,14 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         if evidence.model is not None:
             checkpoint = check_same_features(checkpoint, evidence.model)
     except DataError:
+        if evidence.model is not None:
+            _check_sizes(hints, evidence, path)
         if evidence.model is None or not evidence.is_certain:
             raise
         # Another family, or a variant: timm's own code computes it.
         described = hints.timm_model is None and "architecture" in config  # timm has read all
-        _check_hints(hints, path, "network that timm builds")
+        family = "vit" if geometry.num_heads else "swin" if geometry.window_size else ""
+        _check_hints(hints, path, family or "network that timm builds")
         checkpoint = import_timm_network(
             evidence.model,
             name=str(path),
@@ -230,6 +235,28 @@ def _check_hints(hints: Hints, path: Path, family: str) -> None:
         raise UsageError(
             f"--source-window-size applies to a Swin, but {path} holds a {family}; remove it."
         )
+
+
+def _check_sizes(hints: Hints, evidence: Evidence, path: Path) -> None:
+    """Check that sizes which a user passes are those of timm's model of the weights.
+
+    Raises:
+        UsageError: one is not.
+    """
+    window_size = evidence.geometry.window_size
+    if hints.window_size and window_size and hints.window_size != window_size:
+        raise _contradiction("--source-window-size", hints.window_size, window_size, path, hints)
+    img_size = evidence.geometry.img_size or input_of(evidence.model)[0]
+    if hints.img_size and hints.timm_model is None and hints.img_size != img_size:
+        raise _contradiction("--source-img-size", hints.img_size, img_size, path, hints)
+
+
+def _contradiction(
+    option: str, passed: object, known: object, path: Path, hints: Hints
+) -> UsageError:
+    """Return the error for an option that contradicts the model of the weights."""
+    model = f"timm's {hints.timm_model}" if hints.timm_model else f"the configuration of {path}"
+    return UsageError(f"{option} {passed} contradicts {model}, which has {known}; remove it.")
 
 
 def _has_no_position(spec: BackboneSpec) -> bool:
