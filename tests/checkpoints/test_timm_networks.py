@@ -143,6 +143,24 @@ def test_a_recorded_name_counts_only_if_timm_recorded_it(tmp_path: Path) -> None
         read_checkpoint(save(content, tmp_path / "other.pth"))
 
 
+def test_the_arguments_that_timm_recorded_are_those_of_the_model(tmp_path: Path) -> None:
+    """timm's train.py saves the size as a list, of which a ViT's position table depends on the last two numbers."""
+    kwargs = {"embed_dim": 48, "depth": 1, "num_heads": 2, "act_layer": "relu"}
+    model = build("vit_tiny_patch16_224", {**kwargs, "img_size": (32, 64)})
+    args = argparse.Namespace(
+        model="vit_tiny_patch16_224", input_size=[3, 32, 64], model_kwargs=kwargs
+    )
+    content = {"arch": args.model, "args": args, "state_dict": model.state_dict()}
+    ckpt = save(content, tmp_path / "last.pth.tar")
+    check_features(ckpt, model)
+    assert read_checkpoint(ckpt).spec.img_size == (32, 64)
+    kwargs["depth"] = 2
+    with pytest.raises(
+        DataError, match=r"not those of timm's vit_tiny.*, which also has blocks\.1"
+    ):
+        read_checkpoint(save(content, tmp_path / "other.pth.tar"))
+
+
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     """timm itself would leave them random where the classes of the configuration differ from the model's."""
     model = build("regnetx_002", {})

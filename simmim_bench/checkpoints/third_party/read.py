@@ -289,19 +289,40 @@ def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: 
         return Evidence(geometry, None, statistics)
     recorded = recorded_model(found.rest)
     if recorded is not None:
+        # timm's train.py saves both names; other code may have another model of its name.
+        is_certain = found.rest.get("arch") == config_entries(found.rest.get("args")).get("model")
         try:
-            model = build_named(recorded[0], found.state, recorded[1])
-        except DataError:  # training code that has another model of this name
+            model = _recorded_model(found, *recorded)
+        except DataError:
+            if is_certain:
+                raise
             return Evidence(statistics=statistics)
         return Evidence(
             read_geometry(model),
             model,
             statistics or _timm_statistics(found, model),
-            # timm's train.py saves both names; other code may have another model of its name.
-            is_certain=found.rest.get("arch")
-            == config_entries(found.rest.get("args")).get("model"),
+            is_certain=is_certain,
         )
     return Evidence(statistics=statistics)
+
+
+def _recorded_model(found: Found, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Build the model that training code recorded, for the recorded image size or, if that is only the data's, its own.
+
+    Raises:
+        DataError: timm cannot build the model, or it has other weights.
+    """
+    try:
+        return build_named(name, found.state, arguments)
+    except DataError:
+        if "img_size" not in arguments:
+            raise
+        kept = {key: value for key, value in arguments.items() if key != "img_size"}
+        try:
+            return build_named(name, found.state, kept)
+        except DataError:
+            pass
+        raise
 
 
 def _timm_statistics(found: Found, model: Any) -> PixelStatistics:

@@ -293,16 +293,34 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
 def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Return the timm model and arguments that training code recorded beside the weights; None without.
 
-    timm's train.py saves `arch` and `args` (timm/utils/checkpoint_saver.py), DeiT `args.model`.
+    timm's train.py saves `arch` and `args` (timm/utils/checkpoint_saver.py), DeiT `args.model`. As timm's train.py,
+    the model takes `--model-kwargs`, `--gp` and `--bn-eps`, and the channels of `--in-chans` or `--input-size`.
+
+    Raises:
+        ValueError: the recorded size is none.
     """
     import timm
 
     args = config_entries(rest.get("args"))
     for name in (rest.get("arch"), args.get("model")):
         if isinstance(name, str) and timm.is_model(name):
-            arguments = dict(table_of(args, "model_kwargs"))
             size = args.get("img_size") or args.get("input_size")  # DeiT's argument is input_size
-            if isinstance(size, int):
-                arguments["img_size"] = size
-            return name, arguments
+            *channels, _, _ = (
+                size if isinstance(size, list | tuple) and len(size) > 2 else (3, 0, 0)
+            )
+            passed = {
+                "in_chans": args.get("in_chans") or channels[0],
+                "global_pool": args.get("gp"),
+                "bn_eps": args.get("bn_eps"),
+            }
+            passed = {
+                k: v for k, v in passed.items() if v is not None and (k, v) != ("in_chans", 3)
+            }
+            arguments = {**passed, **table_of(args, "model_kwargs")}
+            if size is None:
+                return name, arguments
+            sides = as_pair(size[-2:] if isinstance(size, list | tuple) else size)
+            sized = {"img_size": sides, **arguments}
+            # A convolutional network has no such argument.
+            return name, arguments if identifying_weight(name, sized) is None else sized
     return None
