@@ -75,6 +75,7 @@ def test_a_folder_of_any_family_computes_timms_features(name: str, tmp_path: Pat
     check_features(str(tmp_path), model)
     checkpoint = read_checkpoint(str(tmp_path))
     assert checkpoint.mean == tuple(model.pretrained_cfg["mean"])
+    assert checkpoint.provenance.get("tag", "") == model.pretrained_cfg["tag"]
     assert checkpoint.sha256 == sha256_file(tmp_path / "model.safetensors")
 
 
@@ -129,7 +130,10 @@ def test_two_encoders_of_a_named_model_stay_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds 2 encoders; choose one .*--checkpoint-key a"):
         read_checkpoint(save(content, tmp_path / "net.pth"), Hints(timm_model="regnetx_002"))
     hints = Hints(timm_model="regnetx_002", checkpoint_key="b")
-    assert read_checkpoint(str(tmp_path / "net.pth"), hints).provenance["read"]["entry"] == "b"
+    provenance = read_checkpoint(str(tmp_path / "net.pth"), hints).provenance
+    assert provenance["read"]["entry"] == "b"
+    # timm's configuration of the architecture has the tag of other weights.
+    assert ("tag" in provenance, provenance["method"]) == (False, "weights")
 
 
 def test_a_recorded_name_counts_only_if_timm_recorded_it(tmp_path: Path) -> None:

@@ -150,7 +150,11 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
             label=_label(path),
             sha256=sha256,
             extra=[] if described else _spare_entries(found, evidence.model, str(path)),
-            provenance={**provenance, **({"method": method} if method else {})},
+            provenance={
+                **_tag(config),
+                **provenance,
+                **({"method": method} if method else {}),
+            },
             mean=statistics.mean if statistics else None,
             std=statistics.std if statistics else None,
         )
@@ -362,6 +366,12 @@ def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -
         configuration.method,
         configuration.norm_eps,
     )
+
+
+def _tag(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tag of the weights that a timm folder's configuration names; empty without."""
+    tag = table_of(config, "pretrained_cfg").get("tag")
+    return {"tag": shorten([tag])} if tag and isinstance(tag, str) else {}
 
 
 def _as_windows(sizes: Any) -> tuple[tuple[int, int], ...]:

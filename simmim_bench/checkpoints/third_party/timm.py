@@ -17,12 +17,11 @@ import torch
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.compare import check_same_features
-from simmim_bench.checkpoints.third_party.external import import_timm_network
+from simmim_bench.checkpoints.third_party.external import hash_sums, import_timm_network
 from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.files import sha256_json
 from simmim_bench.models.build import network_arguments
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import MOST_BLOCKS
@@ -88,7 +87,13 @@ def import_timm(model: Any, ckpt: str, label: str) -> Checkpoint:
     try:
         return _import_own_family(model, ckpt, label)
     except DataError:
-        return import_timm_network(model, name=ckpt, label=label)
+        provenance = _own_provenance(model)
+        return import_timm_network(model, name=ckpt, label=label, provenance=provenance)
+
+
+def _own_provenance(model: Any) -> dict[str, Any]:
+    """Return the provenance of timm's own weights: the tag tells those of an architecture apart."""
+    return {"method": "timm", "tag": model.pretrained_cfg.get("tag", "")}
 
 
 def _import_own_family(model: Any, ckpt: str, label: str) -> Checkpoint:
@@ -108,13 +113,13 @@ def _import_own_family(model: Any, ckpt: str, label: str) -> Checkpoint:
         state,
         name=ckpt,
         label=label,
-        sha256=sha256_json({k: v.double().sum().item() for k, v in state.items()}),
+        sha256=hash_sums(state),
         img_size=geometry.img_size or as_pair(cfg["input_size"][1:]),
         num_heads=geometry.num_heads,
         window_size=geometry.window_size,
         pretrained_windows=geometry.pretrained_windows,
         statistics=PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"])),
-        provenance={"method": "timm", "tag": cfg.get("tag", "")},
+        provenance=_own_provenance(model),
     )
     return check_same_features(checkpoint, model)
 
