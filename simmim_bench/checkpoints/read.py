@@ -126,9 +126,24 @@ def checkpoint_path(ckpt: str) -> Path:
     """
     if not ckpt.startswith("py:") or "@" not in ckpt:
         return Path(ckpt)
-    named, _, path = ckpt.partition("@")
+    named, path = _split_python(ckpt)
     permit(named.removeprefix("py:"))
     return Path(path)
+
+
+def _split_python(ckpt: str) -> tuple[str, str]:
+    """Split `py:package.module:factory[@CHECKPOINT]` at "@"; CHECKPOINT is empty if there is none.
+
+    Raises:
+        UsageError: nothing follows "@".
+    """
+    named, at, directory = ckpt.partition("@")
+    if at and not directory:
+        raise UsageError(
+            f"{ckpt} names no checkpoint after @; use {named}, or {named}@CHECKPOINT with a checkpoint or run "
+            "directory."
+        )
+    return named, directory
 
 
 def read_recorded(name: str, holder: Path) -> Checkpoint:
@@ -177,7 +192,7 @@ def _read_python(ckpt: str) -> Checkpoint:
     """
     from simmim_bench.checkpoints.third_party.user_code import read_python
 
-    named, _, directory = ckpt.partition("@")
+    named, directory = _split_python(ckpt)
     source = named.removeprefix("py:")
     permit(source)
     if not directory:

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.read import checkpoint_path, read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.errors import BenchError, DataError, UsageError
@@ -276,3 +276,11 @@ def test_ade20k_of_a_users_network(folder: Path, few: Path) -> None:
     assert (
         found["metrics"]["miou"] == read_record(folder / "runs/ade20k/record.json").metrics["miou"]
     )
+
+
+def test_an_empty_checkpoint_of_a_function_is_refused() -> None:
+    for read in (read_checkpoint, checkpoint_path):
+        with pytest.raises(
+            UsageError, match="py:own_net:Net@ names no checkpoint after @; use py:o"
+        ):
+            read("py:own_net:Net@")
