@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from simmim_bench.checkpoints.checkpoint import Checkpoint, save_weights, write_checkpoint
 from simmim_bench.checkpoints.convert import Conversion, convert
 from simmim_bench.checkpoints.formats import WRITERS
 from simmim_bench.checkpoints.load import restore_backbone
@@ -122,3 +123,13 @@ def test_timms_folder_has_no_entry_for_values_other_than_bytes(tmp_path: Path) -
     with pytest.raises(UsageError, match=r"no entry for the uint16 values .* use --to native"):
         WRITERS["timm"](checkpoint, tmp_path / "timm")
     assert not (tmp_path / "timm").exists()
+
+
+def test_weights_that_share_memory_are_written_for_each_name(tmp_path: Path) -> None:
+    """safetensors itself refuses tensors that share memory, and those that are not contiguous."""
+    weight = torch.arange(6.0).view(2, 3)
+    save_weights({"a": weight, "b": weight, "c": weight.T}, tmp_path / "tied.safetensors")
+    found = load_file(tmp_path / "tied.safetensors")
+    assert torch.equal(found["a"], weight)
+    assert torch.equal(found["b"], weight)
+    assert torch.equal(found["c"], weight.T)
