@@ -137,7 +137,7 @@ def write_checkpoint(
         with replacing_directory(directory, previous) as temporary:
             temporary.mkdir()
             weights = temporary / "model.safetensors"
-            save_weights(_separate(state), weights)
+            save_weights(state, weights)
             meta = {
                 "format": FORMAT_VERSION,
                 "spec": spec.to_json(),
@@ -178,18 +178,13 @@ def _separate(state: StateDict) -> StateDict:
 
 
 def save_weights(state: StateDict, path: Path) -> None:
-    """Write and flush a safetensors file.
+    """Write and flush a safetensors file; weights that share memory are written once for each name.
 
     Raises:
         OSError: the file cannot be written.
     """
-    seen = set[int]()  # weights that share memory, as tied ones do, are written once for each name
-    for name, value in state.items():
-        storage = value.untyped_storage().data_ptr()
-        state = {**state, name: value.clone()} if storage in seen else state
-        seen.add(storage)
     try:
-        save_file(state, path)
+        save_file(_separate(state), path)
     except SafetensorError as error:
         raise _system_error(error) from error
     use_default_mode(path)

@@ -112,8 +112,13 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> ExportResult:
     difference of timm's model without it.
 
     Raises:
-        UsageError: timm does not implement the architecture.
+        UsageError: timm does not implement the architecture, or has no images of these values.
     """
+    if checkpoint.value_range != "uint8":
+        raise UsageError(
+            f"timm's config.json has no entry for the {checkpoint.value_range} values of the images that "
+            f"{checkpoint.name} takes; use --to native."
+        )
     classes = count_classes(checkpoint)
     ours = restore_backbone(checkpoint, num_classes=classes).eval()
     if ours.spec.windowed_blocks:

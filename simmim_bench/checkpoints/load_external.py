@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+from timm.models import adapt_input_conv, get_model_traits
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import NET_PREFIX, Fit, LoadReport, check_missing
@@ -37,7 +40,7 @@ def restore_external(
         return model
     fit = fit_external(model, checkpoint)
     if fit.report.resized and not fit.faults:
-        _check_kernels(checkpoint, spec, fit.report.resized)
+        _check_kernels(checkpoint, spec, model)
         try:
             resized = _resize_external(checkpoint, spec)
         except DataError:
@@ -56,21 +59,29 @@ def restore_external(
     return model
 
 
-def _check_kernels(checkpoint: Checkpoint, spec: ExternalSpec, resized: list[str]) -> None:
-    """Check that only kernels of convolutions are adapted to other channels, which is timm's rule for them.
+def _check_kernels(checkpoint: Checkpoint, spec: ExternalSpec, model: ExternalBackbone) -> None:
+    """Check that timm adapts the first layers to other channels; it initialises at random those that it cannot.
 
     Raises:
-        DataError: the network embeds pixels otherwise, as timm's NaFlexViT, whose weights timm would mix up.
+        DataError: timm has no rule, as for NaFlexViT, which embeds pixels with a linear layer.
     """
     assert checkpoint.state is not None
-    if spec.in_chans == checkpoint.spec.in_chans or spec.img_size != checkpoint.spec.img_size:
+    own = checkpoint.spec.in_chans
+    if spec.in_chans == own:
         return
-    for name in resized:
-        if checkpoint.state[name].ndim != 4:
+    net: Any = model.net
+    first = get_model_traits(net).get("first_conv", net.pretrained_cfg.get("first_conv")) or ()
+    for name in (first,) if isinstance(first, str) else first:
+        weight = checkpoint.state.get(f"{NET_PREFIX}{name}.weight")
+        if weight is None:
+            continue
+        try:
+            adapt_input_conv(spec.in_chans, weight, base_chans=own)
+        except NotImplementedError as error:
             raise DataError(
-                f"{checkpoint.name} takes images of {checkpoint.spec.in_chans} channels, and timm has no rule to adapt "
-                f"{name} of {spec.arch} to {spec.in_chans}; use images of its channels."
-            )
+                f"{checkpoint.name} takes images of {own} channels, and timm has no rule to adapt {name} of "
+                f"{spec.arch} to {spec.in_chans}; use images of its channels."
+            ) from error
 
 
 def _resize_external(checkpoint: Checkpoint, spec: ExternalSpec) -> StateDict:

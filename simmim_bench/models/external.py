@@ -269,8 +269,8 @@ def size_error(spec: ExternalSpec, error: Exception) -> UsageError:
         return error
     height, width = spec.img_size
     return UsageError(
-        f"img_size {height} x {width} does not fit {spec.arch} ({type(error).__name__}: "
-        f"{text.shorten(text.visible(' '.join(str(error).split())))}); use another one, such as the default."
+        f"img_size {height} x {width} does not fit {spec.arch} ({text.describe_error(error)}); "
+        "use another one, such as the default."
     )
 
 

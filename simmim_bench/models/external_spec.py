@@ -19,6 +19,7 @@ from simmim_bench.models.spec import (
     FeatureLevel,
     MapOptions,
     as_tuples,
+    check_map_blocks,
     quarters,
 )
 
@@ -211,13 +212,7 @@ class ExternalSpec(BackboneSpec):
                 f"map_blocks apply to a plain network, which {self.arch} is not; use another --recipe, or none for "
                 "the default of the architecture."
             )
-        count = len(self.levels)
-        if any(not 1 <= block <= count for block in options.blocks):
-            raise UsageError(
-                f"map_blocks {options.blocks} are not all blocks of {self.arch}; it has 1 to {count}."
-            )
-        if list(options.blocks) != sorted(set(options.blocks)):
-            raise UsageError(f"map_blocks {options.blocks} must increase.")
+        check_map_blocks(options.blocks, len(self.levels), self.arch)
         return replace(self, map_blocks=options.blocks, map_norm=options.norm)
 
     @property

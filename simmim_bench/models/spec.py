@@ -7,7 +7,7 @@ ones. This module does not import torch, so that the command line starts fast.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -330,15 +330,7 @@ class BackboneSpec:
                     "-o map_norm=plain."
                 )
             return replace(self, map_norm=options.norm)
-        if any(not 1 <= block <= self.num_blocks for block in options.blocks):
-            raise UsageError(
-                f"map_blocks {options.blocks} are not all blocks of {self.arch}; it has 1 to {self.num_blocks}."
-            )
-        if list(options.blocks) != sorted(set(options.blocks)):
-            raise UsageError(
-                f"map_blocks {options.blocks} must increase; use -o map_blocks="
-                f"{','.join(map(str, sorted(set(options.blocks))))}."
-            )
+        check_map_blocks(options.blocks, self.num_blocks, self.arch)
         bare = not (self.rel_pos_bias or self.decomposed_rel_pos)
         decomposed = self.decomposed_rel_pos or (bare and options.rel_pos == "decomposed")
         if decomposed and self.has_class_token:
@@ -383,6 +375,20 @@ class BackboneSpec:
         if any(spec.embed_dim * 2**stage % count for stage, count in enumerate(heads)):
             raise ValueError(f"num_heads {heads} do not divide the width {spec.embed_dim}")
         return spec
+
+
+def check_map_blocks(blocks: Sequence[int], count: int, arch: str) -> None:
+    """Check the blocks whose outputs become maps, of a network with `count` blocks.
+
+    Raises:
+        UsageError: the network does not have one, or they do not increase.
+    """
+    if any(not 1 <= block <= count for block in blocks):
+        raise UsageError(f"map_blocks {blocks} are not all blocks of {arch}; it has 1 to {count}.")
+    if list(blocks) != sorted(set(blocks)):
+        raise UsageError(
+            f"map_blocks {blocks} must increase; use -o map_blocks={','.join(map(str, sorted(set(blocks))))}."
+        )
 
 
 def quarters(depth: int) -> tuple[int, ...]:

@@ -87,11 +87,11 @@ def _find_factory(source: str) -> Callable[[], Any]:
             module = importlib.import_module(module_name)
     except ImportError as error:
         raise UsageError(
-            f"py:{source} cannot be imported ({one_line(error)}); run the command from the folder of the package, "
-            "install it, or add its folder to PYTHONPATH."
+            f"py:{source} cannot be imported ({text.describe_error(error)}); run the command from the folder of the "
+            "package, install it, or add its folder to PYTHONPATH."
         ) from error
     except (Exception, SystemExit) as error:
-        raise DataError(f"py:{source} cannot be imported: {one_line(error)}.") from error
+        raise DataError(f"py:{source} cannot be imported: {text.describe_error(error)}.") from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise UsageError(
@@ -101,7 +101,7 @@ def _find_factory(source: str) -> Callable[[], Any]:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise UsageError(
-            f"py:{source} needs arguments ({one_line(error)}); name a function that takes none and calls it."
+            f"py:{source} needs arguments ({text.describe_error(error)}); name a function that takes none and calls it."
         ) from error
     except ValueError:  # a function without signature, of an extension
         pass
@@ -123,10 +123,4 @@ def run_user_code(function: Callable[..., Any], *arguments: Any, what: str) -> A
     except BenchError:
         raise
     except (Exception, SystemExit) as error:
-        raise DataError(f"{what} raises {one_line(error)}.") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and the start of the message of an error."""
-    message = text.shorten(text.visible(" ".join(str(error).split()))).rstrip(".")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+        raise DataError(f"{what} raises {text.describe_error(error)}.") from error

@@ -27,6 +27,7 @@ def shorten(text: str, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
-def describe_error(error: Exception) -> str:
-    """Return the type and the start of the message of an error, as one line."""
-    return f"{type(error).__name__}: {shorten(visible(' '.join(str(error).split())))}"
+def describe_error(error: BaseException) -> str:
+    """Return the type and the start of the message of an error, as one line without a full stop."""
+    message = shorten(visible(" ".join(str(error).split())).rstrip("."))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

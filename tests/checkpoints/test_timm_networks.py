@@ -75,6 +75,7 @@ def test_a_folder_of_any_family_computes_timms_features(name: str, tmp_path: Pat
     check_features(str(tmp_path), model)
     checkpoint = read_checkpoint(str(tmp_path))
     assert checkpoint.mean == tuple(model.pretrained_cfg["mean"])
+    assert checkpoint.provenance.get("tag", "") == model.pretrained_cfg["tag"]
     assert checkpoint.sha256 == sha256_file(tmp_path / "model.safetensors")
 
 
@@ -108,13 +109,31 @@ def test_what_a_named_model_does_not_have_stays_an_error(tmp_path: Path) -> None
         read_checkpoint(str(tmp_path / "net.pth"), Hints(timm_model="regnetx_002", num_heads=3))
 
 
+def test_a_hint_that_contradicts_a_folder_is_refused(tmp_path: Path) -> None:
+    """The configuration of a folder shows the sizes of its model, whose weights fit several numbers of heads."""
+    options = {"embed_dim": 48, "depth": 1, "num_heads": 2, "img_size": 64}
+    model = build("vit_tiny_patch16_224", options)
+    save_for_hf(model, str(tmp_path), model_args=options, safe_serialization=True)
+    refused = {
+        Hints(num_heads=4): r"--num-heads 4 contradicts the configuration of .*, which has 2; rem",
+        Hints(img_size=(32, 32)): r"--source-img-size \(32, 32\) contradicts .* has \(64, 64\)",
+    }
+    for hints, said in refused.items():
+        with pytest.raises(UsageError, match=said):
+            read_checkpoint(str(tmp_path), hints)
+    assert read_checkpoint(str(tmp_path), Hints(num_heads=2)).spec.family == "vit"
+
+
 def test_two_encoders_of_a_named_model_stay_ambiguous(tmp_path: Path) -> None:
     state = build("regnetx_002", {}).state_dict()
     content = {"a": state, "b": {**state}}
     with pytest.raises(DataError, match=r"holds 2 encoders; choose one .*--checkpoint-key a"):
         read_checkpoint(save(content, tmp_path / "net.pth"), Hints(timm_model="regnetx_002"))
     hints = Hints(timm_model="regnetx_002", checkpoint_key="b")
-    assert read_checkpoint(str(tmp_path / "net.pth"), hints).provenance["read"]["entry"] == "b"
+    provenance = read_checkpoint(str(tmp_path / "net.pth"), hints).provenance
+    assert provenance["read"]["entry"] == "b"
+    # timm's configuration of the architecture has the tag of other weights.
+    assert ("tag" in provenance, provenance["method"]) == (False, "weights")
 
 
 def test_a_recorded_name_counts_only_if_timm_recorded_it(tmp_path: Path) -> None:
@@ -126,6 +145,24 @@ def test_a_recorded_name_counts_only_if_timm_recorded_it(tmp_path: Path) -> None
     del content["arch"]
     with pytest.raises(DataError, match="holds no ViT, Swin, ConvNeXt or ResNet"):
         read_checkpoint(save(content, tmp_path / "other.pth"))
+
+
+def test_the_arguments_that_timm_recorded_are_those_of_the_model(tmp_path: Path) -> None:
+    """timm's train.py saves the size as a list, of which a ViT's position table depends on the last two numbers."""
+    kwargs = {"embed_dim": 48, "depth": 1, "num_heads": 2, "act_layer": "relu"}
+    model = build("vit_tiny_patch16_224", {**kwargs, "img_size": (32, 64)})
+    args = argparse.Namespace(
+        model="vit_tiny_patch16_224", input_size=[3, 32, 64], model_kwargs=kwargs
+    )
+    content = {"arch": args.model, "args": args, "state_dict": model.state_dict()}
+    ckpt = save(content, tmp_path / "last.pth.tar")
+    check_features(ckpt, model)
+    assert read_checkpoint(ckpt).spec.img_size == (32, 64)
+    kwargs["depth"] = 2
+    with pytest.raises(
+        DataError, match=r"not those of timm's vit_tiny.*, which also has blocks\.1"
+    ):
+        read_checkpoint(save(content, tmp_path / "other.pth.tar"))
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.fit import LoadReport
+from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.timm_format import to_timm
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS
@@ -209,6 +210,9 @@ def test_options_that_a_network_cannot_have_are_refused() -> None:
         vit.with_maps(MapOptions(blocks=(13,)), trained=vit)
     with pytest.raises(UsageError, match=r"\(8, 4, 12, 12\) must increase.*map_blocks=4,8,12\."):
         vit.with_maps(MapOptions(blocks=(8, 4, 12, 12)), trained=vit)
+    external = read_checkpoint("random:test_vit").spec
+    with pytest.raises(UsageError, match=r"\(2, 1\) must increase; use -o map_blocks=1,2\."):
+        external.with_maps(MapOptions(blocks=(2, 1)), trained=external)
     bare = replace(vit, rel_pos_bias=False)
     with pytest.raises(UsageError, match="needs a ViT without class token"):
         bare.with_maps(VITDET, trained=bare)

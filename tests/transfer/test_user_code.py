@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from torch import nn
 
 from simmim_bench.backbones import load_backbone
-from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.read import checkpoint_path, read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.errors import BenchError, DataError, UsageError
@@ -294,3 +294,11 @@ def test_features_of_other_code_have_another_hash(folder: Path) -> None:
     assert second.state is not None
     assert all(torch.equal(value, second.state[name]) for name, value in first.state.items())
     assert first.sha256 != second.sha256
+
+
+def test_an_empty_checkpoint_of_a_function_is_refused() -> None:
+    for read in (read_checkpoint, checkpoint_path):
+        with pytest.raises(
+            UsageError, match="py:own_net:Net@ names no checkpoint after @; use py:o"
+        ):
+            read("py:own_net:Net@")

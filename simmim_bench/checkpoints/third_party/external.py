@@ -171,6 +171,7 @@ def import_timm_network(
         label: name of the row in a leaderboard.
         sha256: hash of the weights; "" to compute it from their sums.
         extra: names of the file's entries that the model does not have.
+        provenance: entries to add, such as the method and the tag of the weights.
         mean, std: normalisation of the input; None for that of the model's configuration.
 
     Raises:
@@ -197,12 +198,7 @@ def import_timm_network(
         sha256=sha256 or hash_sums(state),
         mean=mean or tuple(cfg["mean"]),
         std=std or tuple(cfg["std"]),
-        provenance={
-            "method": "timm",
-            "tag": cfg.get("tag", ""),
-            **(provenance or {}),
-            "label": label,
-        },
+        provenance={"method": "weights", **(provenance or {}), "label": label},
         unread=tuple(sorted({*spare, *extra})),
     )
     _check_features(checkpoint, model)

@@ -158,9 +158,8 @@ def import_state(
             "256 (the model's sizes)."
         ) from error
     except FAULTS as error:
-        reason = text.shorten(text.visible(" ".join(str(error).split())))
         raise DataError(
-            f"{name} looks like a {kind}, but its sizes cannot be inferred ({type(error).__name__}: {reason}); check "
+            f"{name} looks like a {kind}, but its sizes cannot be inferred ({text.describe_error(error)}); check "
             "that the file is complete."
         ) from error
     statistics = statistics or inferred_statistics(renamed, name)

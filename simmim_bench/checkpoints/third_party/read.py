@@ -14,7 +14,7 @@ from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.checkpoints.third_party.encoders import Found, find_encoder
-from simmim_bench.checkpoints.third_party.external import import_timm_network
+from simmim_bench.checkpoints.third_party.external import import_timm_network, input_of
 from simmim_bench.checkpoints.third_party.folder import INDEX, find_weights, read_weights
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS, Hints
 from simmim_bench.checkpoints.third_party.importer import NOT_NEEDED, import_state
@@ -113,6 +113,8 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
             f"{shorten([str(error)])}); use another copy."
         ) from error
     geometry = evidence.geometry
+    if hints.num_heads and geometry.num_heads and hints.num_heads != geometry.num_heads:
+        raise _contradiction("--num-heads", hints.num_heads, geometry.num_heads, path, hints)
     try:
         checkpoint = import_state(
             found.state,
@@ -134,18 +136,25 @@ def read_third_party(path: Path, hints: Hints = NO_HINTS) -> Checkpoint:
         if evidence.model is not None:
             checkpoint = check_same_features(checkpoint, evidence.model)
     except DataError:
+        if evidence.model is not None:
+            _check_sizes(hints, evidence, path)
         if evidence.model is None or not evidence.is_certain:
             raise
         # Another family, or a variant: timm's own code computes it.
         described = hints.timm_model is None and "architecture" in config  # timm has read all
-        _check_hints(hints, path, "network that timm builds")
+        family = "vit" if geometry.num_heads else "swin" if geometry.window_size else ""
+        _check_hints(hints, path, family or "network that timm builds")
         checkpoint = import_timm_network(
             evidence.model,
             name=str(path),
             label=_label(path),
             sha256=sha256,
             extra=[] if described else _spare_entries(found, evidence.model, str(path)),
-            provenance={**provenance, **({"method": method} if method else {})},
+            provenance={
+                **_tag(config),
+                **provenance,
+                **({"method": method} if method else {}),
+            },
             mean=statistics.mean if statistics else None,
             std=statistics.std if statistics else None,
         )
@@ -232,6 +241,28 @@ def _check_hints(hints: Hints, path: Path, family: str) -> None:
         )
 
 
+def _check_sizes(hints: Hints, evidence: Evidence, path: Path) -> None:
+    """Check that sizes which a user passes are those of timm's model of the weights.
+
+    Raises:
+        UsageError: one is not.
+    """
+    window_size = evidence.geometry.window_size
+    if hints.window_size and window_size and hints.window_size != window_size:
+        raise _contradiction("--source-window-size", hints.window_size, window_size, path, hints)
+    img_size = evidence.geometry.img_size or input_of(evidence.model)[0]
+    if hints.img_size and hints.timm_model is None and hints.img_size != img_size:
+        raise _contradiction("--source-img-size", hints.img_size, img_size, path, hints)
+
+
+def _contradiction(
+    option: str, passed: object, known: object, path: Path, hints: Hints
+) -> UsageError:
+    """Return the error for an option that contradicts the model of the weights."""
+    model = f"timm's {hints.timm_model}" if hints.timm_model else f"the configuration of {path}"
+    return UsageError(f"{option} {passed} contradicts {model}, which has {known}; remove it.")
+
+
 def _has_no_position(spec: BackboneSpec) -> bool:
     """Return whether a ViT treats its patches as a set."""
     return spec.family == "vit" and not spec.rel_pos_bias and not spec.abs_pos_embed
@@ -262,19 +293,40 @@ def _evidence(folder: Path | None, config: dict[str, Any], found: Found, hints: 
         return Evidence(geometry, None, statistics)
     recorded = recorded_model(found.rest)
     if recorded is not None:
+        # timm's train.py saves both names; other code may have another model of its name.
+        is_certain = found.rest.get("arch") == config_entries(found.rest.get("args")).get("model")
         try:
-            model = build_named(recorded[0], found.state, recorded[1])
-        except DataError:  # training code that has another model of this name
+            model = _recorded_model(found, *recorded)
+        except DataError:
+            if is_certain:
+                raise
             return Evidence(statistics=statistics)
         return Evidence(
             read_geometry(model),
             model,
             statistics or _timm_statistics(found, model),
-            # timm's train.py saves both names; other code may have another model of its name.
-            is_certain=found.rest.get("arch")
-            == config_entries(found.rest.get("args")).get("model"),
+            is_certain=is_certain,
         )
     return Evidence(statistics=statistics)
+
+
+def _recorded_model(found: Found, name: str, arguments: Mapping[str, Any]) -> Any:
+    """Build the model that training code recorded, for the recorded image size or, if that is only the data's, its own.
+
+    Raises:
+        DataError: timm cannot build the model, or it has other weights.
+    """
+    try:
+        return build_named(name, found.state, arguments)
+    except DataError:
+        if "img_size" not in arguments:
+            raise
+        kept = {key: value for key, value in arguments.items() if key != "img_size"}
+        try:
+            return build_named(name, found.state, kept)
+        except DataError:
+            pass
+        raise
 
 
 def _timm_statistics(found: Found, model: Any) -> PixelStatistics:
@@ -314,6 +366,12 @@ def _transformers_evidence(folder: Path, config: dict[str, Any], hints: Hints) -
         configuration.method,
         configuration.norm_eps,
     )
+
+
+def _tag(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tag of the weights that a timm folder's configuration names; empty without."""
+    tag = table_of(config, "pretrained_cfg").get("tag")
+    return {"tag": shorten([tag])} if tag and isinstance(tag, str) else {}
 
 
 def _as_windows(sizes: Any) -> tuple[tuple[int, int], ...]:

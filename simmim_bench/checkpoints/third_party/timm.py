@@ -17,12 +17,11 @@ import torch
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.compare import check_same_features
-from simmim_bench.checkpoints.third_party.external import import_timm_network
+from simmim_bench.checkpoints.third_party.external import hash_sums, import_timm_network
 from simmim_bench.checkpoints.third_party.importer import READABLE, import_state
 from simmim_bench.checkpoints.third_party.statistics import PixelStatistics
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.files import sha256_json
 from simmim_bench.models.build import network_arguments
 from simmim_bench.models.external_spec import ExternalSpec
 from simmim_bench.models.spec import MOST_BLOCKS
@@ -90,7 +89,13 @@ def import_timm(model: Any, ckpt: str, label: str) -> Checkpoint:
     try:
         return _import_own_family(model, ckpt, label)
     except DataError:
-        return import_timm_network(model, name=ckpt, label=label)
+        provenance = _own_provenance(model)
+        return import_timm_network(model, name=ckpt, label=label, provenance=provenance)
+
+
+def _own_provenance(model: Any) -> dict[str, Any]:
+    """Return the provenance of timm's own weights: the tag tells those of an architecture apart."""
+    return {"method": "timm", "tag": model.pretrained_cfg.get("tag", "")}
 
 
 def _import_own_family(model: Any, ckpt: str, label: str) -> Checkpoint:
@@ -110,13 +115,13 @@ def _import_own_family(model: Any, ckpt: str, label: str) -> Checkpoint:
         state,
         name=ckpt,
         label=label,
-        sha256=sha256_json({k: v.double().sum().item() for k, v in state.items()}),
+        sha256=hash_sums(state),
         img_size=geometry.img_size or as_pair(cfg["input_size"][1:]),
         num_heads=geometry.num_heads,
         window_size=geometry.window_size,
         pretrained_windows=geometry.pretrained_windows,
         statistics=PixelStatistics(tuple(cfg["mean"]), tuple(cfg["std"])),
-        provenance={"method": "timm", "tag": cfg.get("tag", "")},
+        provenance=_own_provenance(model),
     )
     return check_same_features(checkpoint, model)
 
@@ -295,16 +300,34 @@ def build_named(name: str, state: StateDict, arguments: Mapping[str, Any]) -> An
 def recorded_model(rest: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Return the timm model and arguments that training code recorded beside the weights; None without.
 
-    timm's train.py saves `arch` and `args` (timm/utils/checkpoint_saver.py), DeiT `args.model`.
+    timm's train.py saves `arch` and `args` (timm/utils/checkpoint_saver.py), DeiT `args.model`. As timm's train.py,
+    the model takes `--model-kwargs`, `--gp` and `--bn-eps`, and the channels of `--in-chans` or `--input-size`.
+
+    Raises:
+        ValueError: the recorded size is none.
     """
     import timm
 
     args = config_entries(rest.get("args"))
     for name in (rest.get("arch"), args.get("model")):
         if isinstance(name, str) and timm.is_model(name):
-            arguments = dict(table_of(args, "model_kwargs"))
             size = args.get("img_size") or args.get("input_size")  # DeiT's argument is input_size
-            if isinstance(size, int):
-                arguments["img_size"] = size
-            return name, arguments
+            *channels, _, _ = (
+                size if isinstance(size, list | tuple) and len(size) > 2 else (3, 0, 0)
+            )
+            passed = {
+                "in_chans": args.get("in_chans") or channels[0],
+                "global_pool": args.get("gp"),
+                "bn_eps": args.get("bn_eps"),
+            }
+            passed = {
+                k: v for k, v in passed.items() if v is not None and (k, v) != ("in_chans", 3)
+            }
+            arguments = {**passed, **table_of(args, "model_kwargs")}
+            if size is None:
+                return name, arguments
+            sides = as_pair(size[-2:] if isinstance(size, list | tuple) else size)
+            sized = {"img_size": sides, **arguments}
+            # A convolutional network has no such argument.
+            return name, arguments if identifying_weight(name, sized) is None else sized
     return None

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from simmim_bench.checkpoints.download import check_download, find_download
-from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.read import _fits_listed, read_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.reported import read_reported, rows_of_listed
-from simmim_bench.methods import find_listed, read_methods, select_ckpts
+from simmim_bench.methods import _by_ckpt, find_listed, read_methods, select_ckpts
 from simmim_bench.results.record import read_record
 from transfer.suite.options import SuiteOptions
 from transfer.suite.rows import list_rows
@@ -38,7 +39,7 @@ def suite(*words: object) -> Result:
 def write_tiny_vit(path: Path) -> None:
     """Write the weights of a small ViT, as a file that a user has downloaded."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tiny = {"img_size": 32, "patch_size": 8, "depth": 1, "num_classes": 0}
+    tiny = {"img_size": 224, "patch_size": 8, "depth": 1, "num_classes": 0}
     torch.save(timm.create_model("vit_tiny_patch16_224", **tiny).state_dict(), path)
 
 
@@ -271,6 +272,11 @@ def test_a_row_of_the_list_is_made_once_and_compared_with_published_scores(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_tiny_vit(tmp_path / TINY_FILE)
+    # As if the list were of a small ViT.
+    weights = torch.load(tmp_path / TINY_FILE).values()
+    params_m = sum(weight.numel() for weight in weights) / 1e6
+    listed = replace(LISTED[TINY_FILE], params_m=params_m)
+    monkeypatch.setitem(_by_ckpt(), TINY_FILE, listed)
     single = ["transfer", "knn", "--ckpt", TINY_FILE, "--data", str(few), "-o", "img_size=32"]
     assert CliRunner().invoke(cli, [*single, "--quiet"]).exit_code == 0
     (path,) = tmp_path.glob("runs/*/knn/seed0/record.json")
@@ -311,6 +317,40 @@ def test_a_row_of_the_list_is_made_once_and_compared_with_published_scores(
     result = json.loads(finished.stdout)
     assert [step["state"] for step in result["steps"]] == ["done"]
     assert [row["ckpt"] for row in result["blocked"]] == ["nowhere"]
+
+
+def test_another_network_at_the_path_of_a_listed_file_is_not_the_listed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_vit(tmp_path / TINY_FILE)
+    provenance = read_checkpoint(TINY_FILE).provenance
+    assert (provenance["method"], "data" in provenance, "paper" in provenance) == (
+        "weights",
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "arch", "changes", "fits"),
+    [
+        (TINY_FILE, "vit_b", {"rel_pos_bias": False, "abs_pos_embed": True}, True),
+        (TINY_FILE, "vit_b", {"patch_size": 32}, False),
+        (TINY_FILE, "vit_b", {"img_size": (384, 384)}, False),
+        (TINY_FILE, "vit_s", {}, False),
+        (TINY_FILE, "swin_b", {}, False),
+        ("weights/simmim_pretrain__vit_base__img224__800ep.pth", "vit_b", {}, True),
+        ("weights/simmim_pretrain__swin_base__img192_window6__100ep.pth", "swin_b", {}, True),
+        ("weights/simmim_pretrain__swin_large__img192_window12__800ep.pth", "swin_l", {}, True),
+    ],
+)
+def test_a_listed_file_is_known_by_its_architecture(
+    file: str, arch: str, changes: dict[str, Any], fits: bool
+) -> None:
+    checkpoint = read_checkpoint(f"random:{arch}")
+    checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, **changes))
+    assert _fits_listed(checkpoint, LISTED[file]) == fits
 
 
 def test_names_of_the_hub_and_of_timm_are_the_same_entry() -> None:
