@@ -94,7 +94,7 @@ def command(name: str, data: Path, out: Path, *more: str) -> tuple[str, ...]:
         ("pretrain", signal.SIGTERM),
         pytest.param("pretrain", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("imagenet", signal.SIGINT, marks=pytest.mark.slow),
-        ("coco", signal.SIGTERM),
+        pytest.param("coco", signal.SIGTERM, marks=pytest.mark.slow),
         pytest.param("ade20k", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )

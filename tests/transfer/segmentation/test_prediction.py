@@ -41,7 +41,7 @@ def test_sliding_windows_predict_at_the_original_size(
     assert_counts_every_labelled_pixel(tmp_path / "run", generated)
 
 
-@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("mode", [pytest.param("whole", marks=pytest.mark.slow), "slide"])
 def test_several_scales_and_flips_are_averaged_at_the_original_size(
     mmseg: None, data: Path, tmp_path: Path, mode: Literal["whole", "slide"]
 ) -> None:

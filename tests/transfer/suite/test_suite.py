@@ -201,6 +201,7 @@ def test_a_killed_suite_continues_and_skips_completed_steps(tmp_path: Path, pock
     assert not list(tmp_path.rglob(".lock"))
 
 
+@pytest.mark.slow
 def test_a_signal_is_passed_to_the_step_which_saves(tmp_path: Path, pocket: Path) -> None:
     data = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "imagenet,coco")
     common = (*data, "--coco", pocket / "coco", "-o", "imagenet.epochs=400")
