@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from support.timm_archs import ALL, NOT_RESIZED, REFUSED, SAMPLE, TIMM_ARCHS, Arch, table
+from support.timm_archs import (
+    ALL,
+    NOT_RESIZED,
+    REFUSED,
+    SAMPLE,
+    TIMM_ARCHS,
+    Arch,
+    create,
+    create_perturbed,
+    table,
+)
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -49,31 +58,13 @@ class Case:
         return torch.randn(count, self.spec.in_chans, *(size or self.spec.img_size))
 
 
-def create(name: str, arch: Arch, **arguments: Any) -> Any:
-    """Create timm's model at the small size, as its users do."""
-    every = {"num_classes": 0, **arch.arguments, **arguments}
-    try:
-        return timm.create_model(name, img_size=arch.side, **every)
-    except TypeError:
-        return timm.create_model(name, **every)
-
-
 @pytest.fixture(
     scope="module",
     params=[name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in ALL],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     name, arch = request.param, ALL[request.param]
-    torch.manual_seed(0)
-    model = create(name, arch).eval()
-    model.pretrained_cfg["input_size"] = (
-        3,
-        arch.side,
-        arch.side,
-    )  # of networks without an argument for it
-    with torch.no_grad():
-        for parameter in model.parameters():  # some start at 0 or 1e-6, and would hide a fault
-            parameter += 0.02 * torch.randn_like(parameter)
+    model = create_perturbed(name, arch)
     checkpoint = import_timm_network(model, name=name, label=name)
     assert isinstance(checkpoint.spec, ExternalSpec)
     return Case(name, arch, model, checkpoint, checkpoint.spec)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.results.record import Record
@@ -32,14 +33,14 @@ def probe(
     path: Path,
     data: Path,
     recipe: DenseRecipe,
-    ckpt: str = "random:vit_pocket",
+    ckpt: str | Checkpoint = "random:vit_pocket",
     seed: int = 0,
     **options: Any,
 ) -> Record:
     """Run a dense probe in this process and return its record."""
     job = TransferJob(
         task="ade20k",
-        checkpoint=read_checkpoint(ckpt),
+        checkpoint=ckpt if isinstance(ckpt, Checkpoint) else read_checkpoint(ckpt),
         data=data,
         recipe=recipe,
         deviates={},

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import timm
+import torch
+
 from simmim_bench.models.external_spec import Sizing
 
 Kind = Literal["plain", "stages", "none"]
@@ -162,3 +165,24 @@ def table() -> str:
             sizes = arch.sizing if name not in NOT_RESIZED else "fixed, as trained"
             lines.append(f"| {module} | {name} | {maps[arch.kind]} | {sizes} |")
     return "\n".join(lines)
+
+
+def create(name: str, arch: Arch, **arguments: Any) -> Any:
+    """Create timm's model at the small size, as its users do."""
+    every = {"num_classes": 0, **arch.arguments, **arguments}
+    try:
+        return timm.create_model(name, img_size=arch.side, **every)
+    except TypeError:
+        return timm.create_model(name, **every)
+
+
+def create_perturbed(name: str, arch: Arch) -> Any:
+    """Create timm's model at the small size with random weights, none of which hides a fault by being 0 or 1e-6."""
+    torch.manual_seed(0)
+    model = create(name, arch).eval()
+    # Of networks without an argument for it.
+    model.pretrained_cfg["input_size"] = (3, arch.side, arch.side)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    return model

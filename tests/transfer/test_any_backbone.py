@@ -15,6 +15,7 @@ import torch
 from support import detection
 from support import segmentation as seg
 from support.dense import KNN, probe
+from support.timm_archs import ALL, create_perturbed
 from timm.layers import DropPath, resample_abs_pos_embed, resample_patch_embed
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -22,6 +23,7 @@ from torch import nn
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.checkpoints.third_party.external import import_timm_network
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import build_backbone
@@ -151,6 +153,18 @@ def test_every_network_learns_segmentation(images: Path, tmp_path: Path, arch: s
     size = ARCHS[arch].get("img_size", KNN.img_size)
     knn = replace(KNN, img_size=size)
     record = probe(tmp_path / "knn", images / "ade20k", knn, f"random:{arch}")
+    assert record.metrics["miou"] >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, arch in ALL.items() if arch.kind != "none"])
+def test_every_listed_network_with_maps_labels_patches(
+    images: Path, tmp_path: Path, name: str
+) -> None:
+    model = create_perturbed(name, ALL[name])
+    checkpoint = import_timm_network(model, name=name, label=name)
+    recipe = replace(KNN, img_size=checkpoint.spec.img_size)
+    record = probe(tmp_path / "knn", images / "ade20k", recipe, checkpoint)
     assert record.metrics["miou"] >= 0
 
 
