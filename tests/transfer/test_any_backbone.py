@@ -361,7 +361,7 @@ def test_adapters_in_configs_of_users_declare_the_levels(arch: str) -> None:
     from mmseg.registry import MODELS
 
     from transfer import detectron2_backbone as det
-    from transfer import mmseg_backbone  # noqa: F401
+    from transfer.mmseg_backbone import SimMIMBackbone
 
     levels = checkpoint_of(arch).spec.feature_levels
     ckpt = f"random:{arch}"
@@ -377,6 +377,7 @@ def test_adapters_in_configs_of_users_declare_the_levels(arch: str) -> None:
         cfg.MODEL.BACKBONE.NAME = "build_simmim_pyramid"
         cfg.MODEL.SIMMIM.IMG_SIZE, cfg.MODEL.SIMMIM.STRIDES = [64, 64], []
         yaml = build_from_yaml(cfg)
+    assert isinstance(mmseg, SimMIMBackbone)
     assert tuple(zip(mmseg.channels, mmseg.strides, strict=True)) == levels
     wanted = default_strides(checkpoint_of(arch).spec)
     for pyramid in (lazy, yaml):

@@ -19,7 +19,7 @@ from simmim_bench.diagnostics.data_checks import CHECK_AT_ONCE
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.coco import check_annotations
-from simmim_bench.results.coco_file import read_instances
+from simmim_bench.results.coco_file import Instances, read_instances
 from transfer.detection.coco_faults import (
     MISREAD,
     box_form_faults,
@@ -139,7 +139,7 @@ def read_splits(
         _read_split(data, split, bad_annotations, many_crowds) for split in ("train", "val")
     )
     paths = (train.annotations, val.annotations)
-    _refuse(category_faults(paths, (train_content, val_content)))
+    refuse(category_faults(paths, (train_content, val_content)))
     if train.has_masks and val.without_mask:
         raise DataError(
             f"{val.annotations}: annotation {val.without_mask[0]} has no mask ({len(val.without_mask)} "
@@ -171,16 +171,10 @@ def _read_split(
 ) -> tuple[CocoSplit, dict[str, Any]]:
     """Read and check one split; return it with the content of its annotation file."""
     path, images = split_paths(data, split)
-    instances = read_instances(path)
+    instances, replaced = read_split_file(path, images)
     content = instances.content
-    _refuse(entry_faults(path, content))
-    _refuse(reference_faults(path, content))
-    replaced = resolve_names(content, images) if images.is_dir() else 0
-    _refuse(image_faults(path, content, images))
-    _refuse(category_faults((path,), (content,)))
-    _refuse(box_form_faults(path, content))
     if many_crowds == "refuse":
-        _refuse(crowd_faults(path, content))
+        refuse(crowd_faults(path, content))
     bad = find_bad(content)
     _refuse_bad(path, split, bad if bad_annotations == "refuse" else {})
     if split == "val":
@@ -280,7 +274,27 @@ def split_paths(data: Path, split: str) -> tuple[Path, Path]:
     )
 
 
-def _refuse(faults: Iterable[str]) -> None:
+def read_split_file(path: Path, images: Path) -> tuple[Instances, int]:
+    """Read the annotation file of a split, and check what neither a run nor a conversion can use.
+
+    Returns:
+        The annotations, with the names of the images' files, and how many names were replaced.
+
+    Raises:
+        DataError: the file is damaged, or an image is missing.
+    """
+    instances = read_instances(path)
+    content = instances.content
+    refuse(entry_faults(path, content))
+    refuse(reference_faults(path, content))
+    replaced = resolve_names(content, images) if images.is_dir() else 0
+    refuse(image_faults(path, content, images))
+    refuse(category_faults((path,), (content,)))
+    refuse(box_form_faults(path, content))
+    return instances, replaced
+
+
+def refuse(faults: Iterable[str]) -> None:
     """Raise DataError with the first fault, if any."""
     for fault in faults:
         raise DataError(fault)

@@ -18,17 +18,10 @@ from typing import Any
 
 from simmim_bench.display import Display, plural
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.results.coco_file import read_instances
 from simmim_bench.untrusted.text import visible
-from transfer.detection.coco_faults import (
-    box_form_faults,
-    category_faults,
-    crowd_faults,
-    entry_faults,
-    reference_faults,
-)
-from transfer.detection.coco_images import check_size, image_faults, resolve_names
-from transfer.detection.coco_layout import ROBOFLOW_FILE
+from transfer.detection.coco_faults import category_faults, crowd_faults
+from transfer.detection.coco_images import check_size
+from transfer.detection.coco_layout import ROBOFLOW_FILE, read_split_file, refuse
 from transfer.layouts.source import ObjectData, ObjectSplit
 
 INSTANCES = re.compile(r"instances_(.+)\.json")
@@ -90,8 +83,8 @@ def read_coco(
     Args:
         root: the source.
         files: annotation file and image folder by split.
-        crowds: what crowds are: "keep" them, make them single "objects", or None to refuse a file with so many that
-            they are probably single objects.
+        crowds: what crowds are: "keep" them, make them single "objects", or None to refuse a file with
+            more crowds than a run accepts (`crowd_faults`).
         roboflow: whether category 0 without annotations is Roboflow's placeholder, which is left out.
 
     Raises:
@@ -101,14 +94,8 @@ def read_coco(
     splits: dict[str, ObjectSplit] = {}
     contents, notes = [], []
     for split, (path, images) in files.items():
-        instances = read_instances(path)
+        instances, replaced = read_split_file(path, images)
         content = instances.content
-        _refuse(entry_faults(path, content))
-        _refuse(reference_faults(path, content))
-        replaced = resolve_names(content, images) if images.is_dir() else 0
-        _refuse(image_faults(path, content, images))
-        _refuse(category_faults((path,), (content,)))
-        _refuse(box_form_faults(path, content))
         notes += [f"{path.name}: {line}" for line in instances.describe()]
         if replaced:
             notes.append(
@@ -122,15 +109,10 @@ def read_coco(
         splits[split] = ObjectSplit(content=content, files=_place(root, content, images))
         contents.append(content)
     paths = [path for path, _ in files.values()]
-    _refuse(category_faults(paths, contents))
+    refuse(category_faults(paths, contents))
     if roboflow:
         notes += _drop_placeholder(contents)
     return ObjectData(splits=splits, notes=notes)
-
-
-def _refuse(faults: Iterator[str]) -> None:
-    for fault in faults:
-        raise DataError(fault)
 
 
 def _use_crowds(path: Path, content: Mapping[str, Any], crowds: str | None) -> list[str]:
