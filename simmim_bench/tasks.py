@@ -106,6 +106,8 @@ class Task:
         inapplicable: metric -> why a record may lack it.
         takes_several_data_sets: whether one command may run the task on several named data sets.
         any_images: whether images of any channels and value range are read; otherwise RGB images of 8 bits.
+        varies_with_seed: whether another seed gives one checkpoint another score, beyond the choice of a candidate.
+        samples_images: whether the seed samples the training images, which runs of one seed then share.
     """
 
     name: str
@@ -121,6 +123,8 @@ class Task:
     inapplicable: Mapping[str, str] = field(default_factory=dict)
     takes_several_data_sets: bool = False
     any_images: bool = False
+    varies_with_seed: bool = True
+    samples_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,6 +254,7 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("features",),
             suite_order=2,
+            varies_with_seed=False,
             supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),
@@ -268,6 +273,7 @@ TASKS: dict[str, Task] = {
             options=("fraction", "split", "features"),
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
             suite_order=3,
+            samples_images=True,
             supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),

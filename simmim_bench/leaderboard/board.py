@@ -16,8 +16,10 @@ from typing import Any
 
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.reported import ReportedScore
+from simmim_bench.leaderboard.samples import ColumnSample
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column, columns
+from simmim_bench.uncertainty.interval import Uncertainty
 
 TaskProtocol = tuple[str, str]  # record name of a task, protocol id
 
@@ -32,6 +34,9 @@ class ScoreCell:
         partial: not every image of the split was evaluated.
         dirty: the code had uncommitted changes.
         published: the published score of this checkpoint under the same recipe; None if there is none.
+        uncertainty: None where the predictions are missing or have no data by image.
+        rank: rank in the column among comparable rows, shared by rows that cannot be distinguished; None if unsound.
+        best: whether the score cannot be distinguished from the column's best.
     """
 
     values: tuple[float, ...]
@@ -40,6 +45,9 @@ class ScoreCell:
     partial: bool = False
     dirty: bool = False
     published: ReportedScore | None = None
+    uncertainty: Uncertainty | None = None
+    rank: int | None = None
+    best: bool = False
 
     @property
     def mean(self) -> float:
@@ -80,6 +88,7 @@ class Row:
             ranked by has no rankable score.
         inapplicable: indices of columns whose task was run on data that cannot provide the metric, such as
             mask AP on a data set without masks.
+        pretrainings: the rows of the single checkpoints, if this row is of a method pretrained with several seeds.
     """
 
     label: str
@@ -88,6 +97,7 @@ class Row:
     cells: tuple[ScoreCell | None, ...]
     rank: int | None = None
     inapplicable: frozenset[int] = frozenset()
+    pretrainings: tuple[Row, ...] = ()
 
     @property
     def records(self) -> tuple[Path, ...]:
@@ -124,11 +134,13 @@ class ProtocolGroup:
     Attributes:
         name: A, B, ...
         protocols: for every task, one record that follows the group's protocol.
+        samples: for every column, how the rows' scores vary; None where fewer than two rows can be compared.
     """
 
     name: str
     protocols: Mapping[str, Record]
     rows: tuple[Row, ...]
+    samples: tuple[ColumnSample | None, ...] = ()
 
     def best(self, index: int) -> Row | None:
         """Return the row with the highest rankable mean in a column.
