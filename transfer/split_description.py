@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from simmim_bench.data.sources import (
     ImageSource,
     check_same_classes,
     class_images,
+    class_sizes,
     describe_left_out,
 )
 from simmim_bench.runs.context import RunContext
-from transfer.fewshot import split_sha256
+from transfer.fewshot import describe_draw, draw_warnings, few_shot_images, split_sha256
 from transfer.job import TransferJob
 
 
@@ -40,6 +41,47 @@ def read_splits(context: RunContext, data: Path) -> tuple[ImageSource, ImageSour
         for line in (*describe_left_out(images, split), *_describe_hub(images)):
             context.run.log(line)
     return train, val
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The training images that a job of `fewshot` learns from.
+
+    Attributes:
+        indices: of the images among the training images, ascending.
+        data: what the record's `data` says of them, besides `describe_data`.
+        details: what the record's `details` say of them.
+    """
+
+    indices: list[int]
+    data: dict[str, Any]
+    details: dict[str, Any]
+
+
+def choose_few_shot(context: RunContext, job: TransferJob[Any], train: ImageSource) -> FewShot:
+    """Sample or read the training images that a job of `fewshot` learns from, and log how many of each class.
+
+    Args:
+        job: its recipe has the `draw`, its options `fraction` and `split`.
+
+    Raises:
+        UsageError, DataError: see `few_shot_images`.
+    """
+    split: Path | None = job.options.get("split")
+    draw = job.recipe.draw
+    indices = few_shot_images(train, job.fraction, context.seed, split, draw)
+    chosen = train.subset(indices)
+    names, sizes, counts = train.classes, class_sizes(train), class_sizes(chosen)
+    described = describe_draw(names, sizes, counts, draw if split is None else "listed")
+    per_class = described["images_per_class"]
+    context.run.log(
+        f"fewshot: images={len(indices):,} fraction={described['fraction']:.2%} draw={described['draw']} "
+        f"per_class={per_class['min']:,} to {per_class['max']:,}"
+    )
+    if split is None:
+        for warning in draw_warnings(names, sizes, counts, job.fraction, draw):
+            context.run.log(f"fewshot: warning: {warning}")
+    return FewShot(indices, describe_split(chosen, split), {"few_shot": described})
 
 
 def describe_data(job: TransferJob[Any], train: ImageSource, val: ImageSource) -> dict[str, Any]:

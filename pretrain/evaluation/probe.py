@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
-from simmim_bench.data.datasets import ImageDataset, balanced_subset, eval_transform
+from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.sources import (
@@ -29,6 +29,7 @@ from simmim_bench.data.sources import (
     class_folders,
     describe_left_out,
 )
+from simmim_bench.data.subsets import balanced_subset
 from simmim_bench.display import format_duration
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.probes.knn import count_correct, knn_votes, to_unit_length

@@ -1,12 +1,10 @@
-"""Build datasets of decoded, transformed images from an `ImageSource`, and class-balanced subsets."""
+"""Build datasets of decoded, transformed images from an `ImageSource`."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import AutoAugment, create_transform
@@ -230,46 +228,3 @@ def _resize_pixels_to_cover(
 ) -> Tensor:
     size = covering_size((pixels.shape[1], pixels.shape[2]), img_size, crop_ratio)
     return resize_pixels(pixels, size, pixel_format)
-
-
-def balanced_subset(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:
-    """Sample a fraction of the images, as evenly from the classes as their sizes allow.
-
-    The number of images is that of SimCLR's lists (github.com/google-research/simclr, imagenet_subsets): 12,811
-    and 128,116 of ImageNet's 1,281,167, the fraction rounded down, in which classes differ by one image at most
-    (12 or 13, 128 or 129). The classes with one image more are sampled.
-
-    Args:
-        labels: class of every image.
-        fraction: in (0, 1]; every class keeps at least one image.
-        seed: of the sampling.
-
-    Returns:
-        Indices, ascending. Equal arguments return equal indices on every machine.
-
-    Raises:
-        UsageError: The fraction is out of range.
-    """
-    if not 0 < fraction <= 1:
-        raise UsageError(f"fraction {fraction} is not in (0, 1]; use 1% or 10%.")
-    array = np.asarray(labels)
-    classes, sizes = np.unique(array, return_counts=True)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    orders = [generator.permutation(np.flatnonzero(array == c)) for c in classes]
-    # 0.29 * 100 is below 29 in floating point.
-    wanted = max(len(classes), math.floor(round(fraction * len(array), 6)))
-    counts = _even_counts(sizes, wanted, generator)
-    chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
-    return sorted(int(i) for i in np.concatenate(chosen))
-
-
-def _even_counts(sizes: np.ndarray, total: int, generator: np.random.Generator) -> np.ndarray:
-    """Distribute `total` images over classes of the given sizes, with counts as equal as possible."""
-    counts = np.zeros_like(sizes)
-    while rest := total - int(counts.sum()):
-        unfilled = np.flatnonzero(counts < sizes)
-        if rest < len(unfilled):
-            counts[generator.choice(unfilled, rest, replace=False)] += 1
-        else:
-            counts[unfilled] += np.minimum(rest // len(unfilled), (sizes - counts)[unfilled])
-    return counts

@@ -6,7 +6,7 @@ findings here is accepted there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simmim_bench.data.hub import HubImages
@@ -26,6 +26,9 @@ from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.images import ReadImages
 from simmim_bench.display import plural
 from simmim_bench.errors import DataError, MissingFrameworkError
+from simmim_bench.recipe import Draw
+from simmim_bench.tasks import OPTIONS
+from transfer.fewshot import expected_draw_warnings, fraction_fault
 
 
 def check_named(data_set: DataSet, reading: Reading) -> list[Finding]:
@@ -68,6 +71,22 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
     return findings
 
 
+def _examine_draws(
+    names: Sequence[str], sizes: Sequence[int], reading: Reading, group: FindingGroup
+) -> Iterator[Finding]:
+    """Report what `fewshot` would refuse, or would log of the images that it samples, by fraction."""
+    draw: Draw | None = (
+        "balanced" if reading.recipe is None else getattr(reading.recipe, "draw", None)
+    )
+    for text in OPTIONS["fraction"].kind if draw is not None and any(sizes) else ():
+        assert draw is not None
+        fraction = float(text.rstrip("%")) / 100
+        fault = fraction_fault(sizes, fraction)
+        said = expected_draw_warnings(names, sizes, fraction, draw) if fault is None else [fault]
+        for line in said:
+            yield group.finding(f"fewshot {text}", "warning", line)
+
+
 def _list_split(data: Path, split: str) -> ImageSource:
     """List a split; class folders without images are listed as well, to report all of them."""
     if str(data).startswith(HUB_PREFIX):
@@ -93,6 +112,8 @@ def _examine_split(
         f"{len(images):,} images of {len(sizes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}",
         facts={"images": len(images), "classes": len(sizes), "fewest": min(sizes)},
     )
+    if split == "train":
+        yield from _examine_draws(images.classes, sizes, reading, group)
     if isinstance(images, HubImages):
         empty = describe_empty_classes(images)
         if empty is not None:

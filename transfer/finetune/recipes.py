@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Draw, Precision, Recipe, check_positive
 
 LayerGroups = Literal["block", "group", "convnextv2"]
 POLICIES = ("rand", "augmix", "original", "v0", "3a", "trivial")
@@ -47,6 +47,8 @@ class FinetuneRecipe(Recipe):
             "mae": layer decay scales the whole schedule, and a step has its own rate. "beit", "spark" and "mmcv"
             are as "mae", but for what `Schedule` describes.
         precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
+        draw: which training images `fewshot` samples: "balanced", equally many of every class as in SimCLR's lists,
+            or "proportional", the same fraction of every class.
     """
 
     img_size: tuple[int, int]
@@ -80,6 +82,7 @@ class FinetuneRecipe(Recipe):
     ema_warmup: bool = True
     test_img_size: tuple[int, int] | None = None
     precision: Precision = "auto"
+    draw: Draw = "balanced"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

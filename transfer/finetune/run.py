@@ -6,7 +6,6 @@ validation image.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,12 @@ from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.compilation import uncompiled
 from simmim_bench.training.kernels import fast_kernels
-from transfer.fewshot import few_shot_images, split_sha256
+from transfer.fewshot import split_sha256
 from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.train import finetune
 from transfer.inference import forward_batches, gather_rows
 from transfer.job import TransferJob
-from transfer.split_description import describe_data, describe_split, read_splits
+from transfer.split_description import choose_few_shot, describe_data, read_splits
 
 EVAL_BATCH = 256  # images per process; the batch size of training is the total over all processes
 
@@ -34,7 +33,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
 
     Args:
         job: of the task `imagenet`, or of `fewshot` with the options `fraction` (of the training images to
-            learn from, as evenly from the classes as possible) and `split` (a file that lists them instead).
+            learn from, sampled by the recipe's `draw`) and `split` (a file that lists them instead).
 
     Returns:
         The record on rank 0; None on the other processes.
@@ -45,17 +44,18 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
     """
     train, val = read_splits(context, job.data)
     description = describe_data(job, train, val)
+    details: dict[str, Any] = {}
     if job.task == "fewshot":
-        split: Path | None = job.options.get("split")
-        train = train.subset(few_shot_images(train, job.fraction, context.seed, split))
-        description |= describe_split(train, split)
+        few_shot = choose_few_shot(context, job, train)
+        train, details = train.subset(few_shot.indices), few_shot.details
+        description |= few_shot.data
     convolutional = job.checkpoint.spec.is_convolutional
     device, precision = context.dist.device, job.recipe.precision
     with fast_kernels(device, precision, benchmark=convolutional, run=context.run):
         model = finetune(context, job, train)
         with uncompiled(model.blocks_in_order):
             logits = evaluate(context, job, model, val)
-        return _record(context, job, model, logits, train, val, description)
+        return _record(context, job, model, logits, train, val, description, details)
 
 
 def _record(
@@ -66,6 +66,7 @@ def _record(
     train: ImageSource,
     val: ImageSource,
     description: dict[str, Any],
+    details: dict[str, Any],
 ) -> Record | None:
     """Write the predictions and the record; return it on rank 0."""
     if not context.dist.is_main:
@@ -90,6 +91,7 @@ def _record(
             "weights": str(model.load_report),
             "train_images": len(train),
             "train_split_sha256": split_sha256(train),
+            **details,
         },
     )
 

@@ -1,6 +1,8 @@
 """The protocol of k-nearest-neighbour classification: candidates compared on training images, the best scored.
 
-The votes of neighbours rank the classes but are not probabilities: records of k-NN have no calibration.
+The votes of neighbours rank the classes but are not probabilities: records of k-NN have no calibration. Few neighbours
+vote for few classes; the others are ranked by their nearest training image, which top-5 and the stored ranking need.
+Published evaluators sort classes without a vote arbitrarily (DINO: eval_knn.py:182) or by number.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def probe_knn(
     Processes divide the feature sets, then the images to score.
 
     Args:
-        val: None to score the other training images instead, each against all others.
+        val: None to score the other training images instead, each against all others. By the recipe's `choose_votes`
+            these then do not vote while the candidates are compared, so that no label of a scored image has a part
+            in the choice.
 
     Returns:
         The result on rank 0; None on the other processes.
@@ -55,9 +59,11 @@ def probe_knn(
         if val is None
         else _sample_images(len(labels), recipe.choose_on, seed)
     )
-    if not len(choosing):
+    least = 2 if recipe.choose_votes == "choosing" else 1
+    if len(choosing) < least:
         raise DataError(
-            f"leave_one_out=true needs at least 2 training images, got {len(labels)}; none would be left to score."
+            f"leave_one_out=true chooses on {len(choosing)} of {len(labels)} training images, and needs {least} to "
+            f"choose on; use {2 * least} training images or more, and choose_on={least} or more."
         )
     own_sets = feature_sets[dist.rank :: dist.size]
     gathered = dist.gather(_compare(train, labels, own_sets, recipe, choosing, run))
@@ -120,7 +126,10 @@ def _compare(
     with run.display.task("compare", len(feature_sets) * len(recipe.norm)) as task:
         for feature_set in feature_sets:
             for norm in recipe.norm:
-                chunks = _vote(train, labels, feature_set, norm, recipe, choosing, others=False)
+                voters = choosing if recipe.choose_votes == "choosing" else None
+                chunks = _vote(
+                    train, labels, feature_set, norm, recipe, choosing, others=False, voters=voters
+                )
                 correct = count_correct(chunks, truth, len(recipe.k))
                 compared += [
                     {
@@ -158,6 +167,7 @@ def _rank(
         recipe,
         some,
         others=not isinstance(queries, Tensor),
+        rank_others=True,
     )
     # The votes of a million images for a thousand classes are 5 GB; their ten best classes 40 MB.
     ranked = [[rank_votes(votes.numpy()) for votes in by_k] for by_k in chunks]
@@ -176,6 +186,8 @@ def _vote(
     queries: Tensor,
     *,
     others: bool,
+    voters: Tensor | None = None,
+    rank_others: bool = False,
 ) -> Iterator[list[Tensor]]:
     """Score queries by the votes of the training images; see `knn_votes`.
 
@@ -183,10 +195,13 @@ def _vote(
         labels: class numbers of the training images, on the device that computes.
         queries: features of other images, or indices of training images.
         others: whether `queries` are features.
+        voters: indices of the training images that vote, if not all; the queries are these images.
     """
     features = train.read(feature_set)
     normaliser = Normaliser([norm], features, labels.device)
     vectors = to_unit_length(normaliser.normalise_all(queries)) if others else None
+    if voters is not None:
+        features, labels, queries = features[voters], labels[voters], torch.arange(len(voters))
     return knn_votes(
         to_unit_length(normaliser.normalise_all(features)),
         labels,
@@ -195,4 +210,5 @@ def _vote(
         ks=recipe.k,
         temperature=recipe.temperature,
         query_rows=None if others else queries,
+        rank_others=rank_others,
     )

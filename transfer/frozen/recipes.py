@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Norm, Precision, Recipe, check_positive
+from simmim_bench.recipe import Draw, Norm, Precision, Recipe, check_positive
 
 Pooling = Literal["mean", "cls", "cls+mean", "own"]
 TokenNorm = Literal["none", "final"]
@@ -79,6 +79,7 @@ class LinearRecipe(FrozenRecipe):
         crop_rule: how a random crop is sampled: torchvision's ten tries, or MAE's single one; see `crops.py`.
         crop_scale: range of the fraction of the image's area that a random crop covers.
         hflip: probability that a random crop is flipped horizontally.
+        draw: which training images `fewshot` samples; see `LogisticRecipe`.
     """
 
     epochs: int
@@ -95,6 +96,7 @@ class LinearRecipe(FrozenRecipe):
     crop_rule: CropRule = "torchvision"
     crop_scale: tuple[float, float] = (0.08, 1.0)
     hflip: float = 0.5
+    draw: Draw = "balanced"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,10 +111,13 @@ class LogisticRecipe(FrozenRecipe):
         folds: folds of the cross-validation that compares the candidates; few-shot images are too few to
             hold out a fixed part.
         l2: candidates for the weight of the squared norm of the classifier's weights.
+        draw: which training images `fewshot` samples: "balanced", equally many of every class as in SimCLR's lists,
+            or "proportional", the same fraction of every class.
     """
 
     folds: int
     l2: tuple[float, ...]
+    draw: Draw = "balanced"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +131,23 @@ class KnnRecipe(FrozenRecipe):
             image against all others.
         leave_one_out: score the other training images in the same way, instead of val/; the scored images are
             then the same for every seed.
+        choose_votes: the images that vote while the candidates are compared: "all" training images, or the images
+            that they are compared on ("choosing") alone. None is "choosing" with leave_one_out, where the other
+            images are scored: their labels must have no part in the choice. Else it is "all", as val/ is scored.
+            With fewer votes the choice favours a smaller k.
     """
 
     k: tuple[int, ...]
     temperature: float
     choose_on: int = 5000
     leave_one_out: bool = False
+    choose_votes: Literal["all", "choosing"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.leave_one_out and self.choose_votes is None:
+            # Kept as a value, so that the hash is not that of earlier versions, in which all images voted.
+            object.__setattr__(self, "choose_votes", "choosing")
         check_positive(self, "k", "temperature", "choose_on")
 
 

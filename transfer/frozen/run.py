@@ -8,8 +8,7 @@ that its features are best in the middle of the network (github.com/microsoft/Si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from simmim_bench.results.metrics import classification_scores, write_ranking
 from simmim_bench.results.record import Record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
-from transfer.fewshot import few_shot_images, split_sha256
+from transfer.fewshot import split_sha256
 from transfer.fitted import write_fitted
 from transfer.frozen.candidates import ProbeResult, TrainingSubset, hold_out, log_choice
 from transfer.frozen.feature_store import FeatureStore, StoredFeatures
@@ -32,7 +31,7 @@ from transfer.frozen.linear_probe import list_candidates, probe_linear
 from transfer.frozen.logistic import probe_logistic
 from transfer.frozen.recipes import FrozenRecipe, KnnRecipe, LinearRecipe, LogisticRecipe
 from transfer.job import TransferJob
-from transfer.split_description import describe_data, describe_split, read_splits
+from transfer.split_description import choose_few_shot, describe_data, read_splits
 
 
 def run_probe(context: RunContext, job: TransferJob[FrozenRecipe]) -> Record | None:
@@ -74,12 +73,14 @@ class _ProbeImages:
         train, val: all images of the data set.
         few_shot: indices of the training images that may be learnt from; None for all.
         description: the data as the record describes it.
+        details: what the record's details say of the few-shot images.
     """
 
     train: ImageSource
     val: ImageSource
     few_shot: list[int] | None
     description: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def learnt(self) -> ImageSource:
@@ -93,10 +94,9 @@ def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeI
     description = describe_data(job, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)
-    split: Path | None = job.options.get("split")
-    chosen = few_shot_images(train, job.fraction, context.seed, split)
-    description |= describe_split(train.subset(chosen), split)
-    return _ProbeImages(train, val, chosen, description)
+    few_shot = choose_few_shot(context, job, train)
+    description |= few_shot.data
+    return _ProbeImages(train, val, few_shot.indices, description, few_shot.details)
 
 
 def _open_store(context: RunContext, job: TransferJob[FrozenRecipe]) -> FeatureStore:
@@ -191,7 +191,7 @@ def _write_record(
         expected=len(scored),
         images_seen=store.images_forwarded,
         dist=context.dist,
-        details=_details(job, train, val, result, np.array(scored.labels)),
+        details={**_details(job, train, val, result, np.array(scored.labels)), **images.details},
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from simmim_bench.cli.main import cli
-from simmim_bench.data.datasets import balanced_subset
+from simmim_bench.data.subsets import balanced_subset
 from simmim_bench.errors import DataError
 from transfer.frozen.candidates import assign_folds, hold_out
 

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
-from simmim_bench.data.datasets import balanced_subset
 from simmim_bench.data.sources import ImageList, class_folders, image_list
+from simmim_bench.data.subsets import balanced_subset
 from simmim_bench.errors import BenchError, DataError
 from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.results.record import Record, read_record
