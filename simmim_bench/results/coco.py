@@ -40,6 +40,7 @@ NO_SCORE = re.compile(rb'"score"\s*:\s*[^-0-9\s]')
 NO_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\s*[,}]|,\s*-?(?:NaN|Infinity)\s*\]")
 HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
 
+MAX_AREA = 1e5**2  # of objects that count; pycocotools: cocoeval.py, Params.setDetParams, areaRng
 MAX_CATEGORIES = 20_000  # their precisions, 10 x 101 x classes x 4 x 3 numbers, take 2 GB
 
 # From a results file and "bbox" or "segm" to pycocotools' twelve metrics and its precision array.
@@ -68,9 +69,29 @@ def check_annotations(annotations: Path, content: dict[str, Any]) -> None:
         content: of the file, cleaned (`read_instances`).
 
     Raises:
-        DataError: the evaluator cannot use the file.
+        DataError: the evaluator cannot use the file, or it has no object to score.
     """
     _load_evaluator(annotations, content, "hotcoco")
+
+
+def missing_objects(annotations: Path, content: dict[str, Any]) -> str | None:
+    """Return why every AP of an annotation file would be undefined, if it would; without detections it would be 0."""
+    entries = content["annotations"]
+    if any(map(_is_scored, entries)):
+        return None
+    if not entries:
+        return f"{annotations} has no annotations; annotate some objects."
+    crowds = sum(bool(a["iscrowd"]) for a in entries)
+    return (
+        f"{annotations} has no object that can be scored: {crowds:,} of {len(entries):,} annotations are crowds"
+        + (f", the others have an area above {MAX_AREA:.0e}" if crowds < len(entries) else "")
+        + "; annotate some objects."
+    )
+
+
+def _is_scored(annotation: dict[str, Any]) -> bool:
+    """Return whether an annotation counts as an object; detections of others are ignored."""
+    return not annotation["iscrowd"] and annotation["area"] <= MAX_AREA
 
 
 def evaluate_coco(
@@ -83,7 +104,7 @@ def evaluate_coco(
 
     Raises:
         DataError: the results are not a list of detections, or refer to images or categories that the
-            annotations do not have.
+            annotations do not have; or the annotations have no object.
     """
     text = read_bytes(results, "predictions", MAX_BYTES_OF_DATA)
     if not LIST.match(text):
@@ -91,7 +112,7 @@ def evaluate_coco(
     empty = EMPTY_LIST.fullmatch(text) is not None
     truth = read_instances(annotations).content
     evaluate, names = _load_evaluator(annotations, truth, library)
-    annotated = any(entry.get("segmentation") for entry in truth["annotations"])
+    annotated = any(a.get("segmentation") for a in truth["annotations"] if _is_scored(a))
     has_masks = masks and annotated and (empty or HAS_MASK.search(text))
     scores = CocoScores()
     if NO_SCORE.search(text) or NO_NUMBER.search(text):  # hotcoco accepts null
@@ -162,6 +183,9 @@ def _load_evaluator(annotations: Path, content: Any, library: Library) -> tuple[
     load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
     try:
         _check_content(content)
+        missing = missing_objects(annotations, content)
+        if missing is not None:
+            raise DataError(missing)
         entries = [{**a, "id": number} for number, a in enumerate(content["annotations"], 1)]
         with _panics_as_errors():
             return load({**content, "annotations": entries})

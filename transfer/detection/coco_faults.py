@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from simmim_bench.results.coco import missing_objects
 from simmim_bench.results.coco_file import is_finite
 from simmim_bench.results.run_lengths import sum_run_lengths
 from simmim_bench.untrusted.text import shorten
@@ -56,6 +57,9 @@ def entry_faults(path: Path, content: Any) -> Iterator[str]:
     """Yield a message for every missing list or key, every value of a wrong type and every duplicate id."""
     for section, keys in REQUIRED.items():
         entries = content.get(section) if isinstance(content, dict) else None
+        if section == "annotations" and entries == []:
+            yield str(missing_objects(path, content))
+            continue
         if not isinstance(entries, list) or not entries:
             yield f"{path} has no list of {section}; it is not a COCO instances file."
             continue
