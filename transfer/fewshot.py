@@ -126,7 +126,9 @@ def draw_warnings(
         )
     if draw == "balanced":
         short = [
-            f"{n} ({s:,})" for n, s, c in zip(names, sizes, counts, strict=True) if c < most - 1
+            f"{name} ({size:,})"
+            for name, size, count in zip(names, sizes, counts, strict=True)
+            if size and count < most - 1
         ]
         if short:
             warnings.append(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,20 @@ from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
 from simmim_bench.data.sources import ImageList, class_folders, image_list
-from simmim_bench.data.subsets import balanced_subset
-from simmim_bench.errors import BenchError, DataError
+from simmim_bench.data.subsets import balanced_subset, sample_subset
+from simmim_bench.diagnostics.data_checks import Reading
+from simmim_bench.display import Display
+from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.recipe import Draw
 from simmim_bench.results.record import Record, read_record
-from transfer.fewshot import few_shot_images, split_sha256
+from transfer.fewshot import (
+    describe_draw,
+    expected_draw_warnings,
+    few_shot_images,
+    split_sha256,
+)
+from transfer.finetune.doctor_checks import check_imagenet
 from transfer.split_description import describe_split
 
 
@@ -79,6 +91,95 @@ def test_classes_that_are_too_small_are_made_up_for_by_the_others(fraction: floa
         expected[min(room, key=lambda c: expected[c])] += 1
     assert sorted(counts) == sorted(expected)
     assert ((counts <= sizes) & (counts >= 1)).all()
+
+
+SIZES = {
+    "two": [900, 100],
+    "zipf": [1000 // rank for rank in range(1, 60)],
+    "single": [1] * 20 + [300, 7, 1, 45, 300],
+    "even": [45] * 10,
+}
+
+
+def quotas(sizes: list[int], total: int) -> list[Fraction]:
+    """Share `total` images in proportion to the sizes; a class with less than one image has one."""
+    ones: set[int] = set()
+    while True:
+        rest = total - len(ones)
+        whole = sum(s for c, s in enumerate(sizes) if c not in ones)
+        below = {c for c, s in enumerate(sizes) if c not in ones and rest * s < whole}
+        if not below:
+            return [
+                Fraction(1 if c in ones else Fraction(rest * s, whole)) for c, s in enumerate(sizes)
+            ]
+        ones |= below
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("name", SIZES)
+def test_both_draws_have_the_requested_fraction_of_unequal_classes(
+    name: str, fraction: float
+) -> None:
+    sizes = SIZES[name]
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    total = max(len(sizes), int(Fraction(str(fraction)) * len(labels)))
+    drawn: dict[Draw, list[int]] = {
+        draw: np.bincount(labels[sample_subset(labels, fraction, 7, draw)]).tolist()
+        for draw in ("balanced", "proportional")
+    }
+    shares = quotas(sizes, total)
+    more = [c - int(share) for c, share in zip(drawn["proportional"], shares, strict=True)]
+    remainders = sorted((share % 1 for share in shares), reverse=True)
+    assert set(more) <= {0, 1}
+    rounded_up = [share % 1 for share, extra in zip(shares, more, strict=True) if extra]
+    assert sorted(rounded_up, reverse=True) == remainders[: sum(more)]
+    for counts in drawn.values():
+        assert sum(counts) == total
+        assert all(1 <= count <= size for count, size in zip(counts, sizes, strict=True))
+    short = max(drawn["balanced"]) - 1
+    assert all(c >= short or c == s for c, s in zip(drawn["balanced"], sizes, strict=True))
+    if name == "two" and fraction == 0.5:
+        assert drawn == {"balanced": [400, 100], "proportional": [450, 50]}
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.37])
+def test_both_draws_of_equal_classes_are_the_same_images(fraction: float) -> None:
+    labels = np.arange(10 * 45) % 10
+    chosen = sample_subset(labels, fraction, 3, "proportional")
+    assert chosen == balanced_subset(labels, fraction, 3)
+    assert chosen != sample_subset(labels, fraction, 4, "proportional")
+
+
+def warned(sizes: list[int], fraction: float, draw: Draw) -> list[str]:
+    return expected_draw_warnings([f"c{n}" for n in range(len(sizes))], sizes, fraction, draw)
+
+
+def test_a_draw_that_differs_from_its_name_is_reported() -> None:
+    """The classes of SimCLR's lists differ by an image, which is no finding."""
+    assert warned([130] * 9 + [129], 0.1, "balanced") == []
+    assert warned([900, 100], 0.1, "balanced") == []
+    (line,) = warned([900, 100], 0.5, "balanced")
+    assert line.startswith("1 class has fewer images than the 400 that are sampled of the largest")
+    assert "taken whole: c1 (100); -o draw=proportional" in line
+    assert warned([900, 100], 0.5, "proportional") == []
+    (line,) = warned([900, 3, 4], 0.1, "proportional")
+    assert line.startswith("2 classes have less than one image in 9.92% of the images")
+    (line,) = warned([7] * 20, 0.1, "balanced")
+    assert line == "one image of each class is 14.29% of the training images, more than 10%"
+    # Classes without an image, as in a Hugging Face dataset, have none to sample.
+    assert warned([100, 0, 100], 0.1, "balanced") == []
+
+
+def test_a_record_has_the_counts_of_every_class() -> None:
+    described = describe_draw(["a", "b", "c", "d"], [900, 100, 0, 9], [4, 4, 0, 9], "listed")
+    assert described == {
+        "draw": "listed",
+        "fraction": 17 / 1009,
+        "images_per_class": {"min": 4, "median": 4.0, "max": 9},
+        "classes_by_images": {"4": 2, "9": 1},
+        "classes": {"a": "4 of 900", "b": "4 of 100", "c": "0 of 0", "d": "9 of 9"},
+    }
+    assert "classes" not in describe_draw(["a"] * 101, [2] * 101, [1] * 101, "balanced")
 
 
 @pytest.mark.parametrize(("classes", "per_class"), [(10, 4500), (10, 400), (3, 300)])
@@ -189,6 +290,69 @@ def test_a_listed_split_is_a_separate_protocol_and_a_sampled_one_is_not(
     assert len(set(protocols)) == 3
 
 
+def unequal(pocket: Path, folder: Path, sizes: Sequence[int]) -> Path:
+    """Link the images of some classes, repeatedly, to a folder with classes of the given sizes."""
+    for source, size in zip(sorted((pocket / "imagenet" / "train").iterdir()), sizes, strict=False):
+        images = itertools.cycle(sorted(source.iterdir()))
+        (folder / "imagenet" / "train" / source.name).mkdir(parents=True)
+        for number in range(size):
+            image = folder / "imagenet" / "train" / source.name / f"{source.name}_{number}.png"
+            image.symlink_to(next(images))
+        val = folder / "imagenet" / "val" / source.name
+        val.parent.mkdir(exist_ok=True)
+        val.symlink_to(pocket / "imagenet" / "val" / source.name)
+    return folder
+
+
+def test_a_run_records_its_draw_and_logs_what_doctor_reports(tmp_path: Path, pocket: Path) -> None:
+    data = unequal(pocket, tmp_path, (120, 20, 2))
+    train = class_folders(data / "imagenet", "train")
+    expected: dict[Draw, list[int]] = {"balanced": [6, 6, 2], "proportional": [11, 2, 1]}
+    reading = Reading(display=Display(quiet=True))
+    found = [f for f in check_imagenet(data / "imagenet", reading) if f.name.startswith("fewshot")]
+    records = []
+    for draw, counts in expected.items():
+        more = ["-o", f"draw={draw}", "-o", "blocks=-1", "-o", "l2=0.01"]
+        record = fewshot(tmp_path / draw, data, *more)
+        described = record.details["few_shot"]
+        assert (described["draw"], described["fraction"]) == (draw, 14 / 142)
+        sizes = zip(counts, (120, 20, 2), strict=True)
+        assert [*described["classes"].values()] == [f"{n} of {size}" for n, size in sizes]
+        chosen = train.subset(few_shot_images(train, 0.1, 0, draw=draw))
+        assert record.details["train_split_sha256"] == split_sha256(chosen)
+        assert record.data["sampled_images"] == len(chosen) == record.details["train_images"]
+        log = (tmp_path / draw / "log.txt").read_text()
+        assert f"fraction=9.86% draw={draw} per_class={min(counts)} to {max(counts)}" in log
+        for line in expected_draw_warnings(train.classes, (120, 20, 2), 0.1, draw):
+            assert f"fewshot: warning: {line}" in log
+            assert (line in [f.said for f in found]) == (draw == "balanced")
+        records.append(record)
+    assert len({protocol_id(record) for record in records}) == 2
+    assert "draw=proportional" in records[1].command
+    assert [f.name for f in found] == ["fewshot 1%", "fewshot 10%"]
+    with pytest.raises(DataError) as refused:
+        few_shot_images(train, 0.01, 0)
+    assert found[0].said == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "more", "message"),
+    [
+        ("linear", (), "draw=proportional is for fewshot, but linear learns from all"),
+        ("imagenet", (), "draw=proportional is for fewshot, but imagenet learns from all"),
+        ("fewshot", ("--split", "list.txt"), "--split list.txt lists them; remove one of the two"),
+    ],
+)
+def test_a_draw_without_effect_is_refused(
+    task: str, more: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    arguments = ["transfer", task, "--ckpt", "random:vit_pocket", "--data", str(tmp_path)]
+    arguments += ["--out", str(tmp_path / "run"), "-o", "draw=proportional", *more]
+    done = CliRunner().invoke(cli, arguments)
+    assert isinstance(done.exception, UsageError)
+    assert message in str(done.exception)
+
+
 @pytest.mark.parametrize("recipe", ["logistic_pocket", "imagenet_pocket"])
 def test_both_classifiers_score_a_listed_split(tmp_path: Path, pocket: Path, recipe: str) -> None:
     train = class_folders(pocket / "imagenet", "train")
@@ -199,6 +363,8 @@ def test_both_classifiers_score_a_listed_split(tmp_path: Path, pocket: Path, rec
     assert record.details["train_images"] == len(chosen) == 10
     assert record.details["train_split_sha256"] == split_sha256(chosen)
     assert record.recipe["name"] == recipe
+    assert record.details["few_shot"]["draw"] == "listed"
+    assert record.details["few_shot"]["classes_by_images"] == {"1": 10}
     uneven = replace(record, data={**record.data, "sampled_images": 10})
     assert protocol_id(uneven) != protocol_id(record)
 

@@ -266,7 +266,7 @@ class BigCopies(TorchDispatchMode):
 def test_features_are_copied_once_and_votes_are_not_kept(
     leave_one_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, channels, classes = 20_000, 64, 300
+    images, channels, classes = 10_000, 64, 300
     monkeypatch.setattr(knn_module, "SIMILARITIES", images * 50)
     array = np.random.default_rng(0).normal(size=(1, 1, images, channels)).astype(np.float16)
     features = StoredFeatures(array, {"blocks": [1], "poolings": ["mean"]}, lambda *_: channels)
