@@ -159,7 +159,8 @@ OPTIONS: dict[str, TaskOption] = {
             name="fraction",
             kind=("1%", "10%"),
             default="1%",
-            help="Fraction of the training images to learn from.",
+            help="Fraction of the training images to learn from, equally many of every class; with -o "
+            "draw=proportional the same fraction of every class.",
             affects_result=True,
         ),
         TaskOption(

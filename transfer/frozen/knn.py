@@ -2,7 +2,7 @@
 
 The votes of neighbours rank the classes but are not probabilities: records of k-NN have no calibration. Few neighbours
 vote for few classes; the others are ranked by their nearest training image, which top-5 and the stored ranking need.
-Published evaluators sort classes without a vote arbitrarily (DINO: eval_knn.py:182) or by number.
+DINO's evaluator sorts classes without a vote in no particular order (eval_knn.py: knn_classifier).
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ KNN_DINO = replace(
     KNN,
     name="knn_dino",
     source="DINO: eval_knn.py; there every k is scored on val/, here k is chosen on training images, and the scores "
-    "of every k are in the record's details. SimMIM's loss does not reach the class token after the last block, so "
+    "of every k are in the record's details. There top-5 takes classes without a vote in no particular order, here by "
+    "their nearest image. SimMIM's loss does not reach the class token after the last block, so "
     "that its checkpoints score low here whatever their patch tokens hold",
     sources={
         "k": "DINO: eval_knn.py:194",
