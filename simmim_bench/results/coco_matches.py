@@ -1,4 +1,4 @@
-"""Read which detections of a COCO results file are correct, image by image, to score resamples of the images.
+"""Read which detections of a COCO results file are correct, image by image, to score some of the images.
 
 hotcoco matches detections with objects, as in `coco.py`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.results.coco import KINDS, Results, load_detections, read_results, results_file
-from simmim_bench.uncertainty.bootstrap import ClassMatches
+from simmim_bench.uncertainty.weighted_scores import ClassMatches
 
 # The average precisions among `coco.STATS`: the area in pixels, in the words of hotcoco, and the IoU threshold, None
 # for the mean over all ten.

@@ -1,7 +1,7 @@
 """Read how a run's score varies with the images, from its stored predictions.
 
-A score that is a mean over images, such as top-1, is read as its value on each image. For mIoU and COCO's average
-precisions, scores on resamples of the images are computed: `uncertainty/bootstrap.py`.
+A score that is a mean over images, such as top-1, is read as its value on each image. mIoU and COCO's average
+precisions are computed without each group of images: `uncertainty/jackknife.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from simmim_bench.results.coco_matches import read_matches
 from simmim_bench.results.metrics import existing_annotations, read_confusions, read_ranking
 from simmim_bench.results.shift import corrupted_images, read_multilabel
 from simmim_bench.tasks import Predictions, predictions_of
-from simmim_bench.uncertainty.bootstrap import (
-    MAX_IMAGES,
+from simmim_bench.uncertainty.jackknife import MAX_IMAGES, from_left_out, group_weights
+from simmim_bench.uncertainty.run_scores import RunScores, from_correct
+from simmim_bench.uncertainty.weighted_scores import (
     PixelCounts,
-    image_weights,
-    precision_replicates,
-    segmentation_replicates,
+    precisions_of,
+    segmentation_scores_of,
 )
-from simmim_bench.uncertainty.run_scores import RunScores, from_correct, from_replicates
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA
 from simmim_bench.untrusted.paths import open_regular
 
@@ -41,17 +40,18 @@ class ImageScores:
     Attributes:
         score: percent, on all images.
         images: number of images.
-        identity: SHA-256 of the images' ground truth; runs with equal hashes can be paired.
+        identity: SHA-256 of the images' ground truth; runs with equal hashes can be paired. Two data sets may have
+            equal labels: records are of the same images only if their data fingerprints are equal as well.
         correct: (images,) in [0, 1] for a score that is a mean over images, such as top-1; None for others.
-        replicates: (resamples,) of the score, percent, on resamples of the images that depend on their number alone;
-            None where `correct` is given. NaN where the score is not defined, such as an AP without objects.
+        left_out: (groups,) score, percent, without each group of images; the groups depend on the number of images
+            alone. NaN where the score is not defined, such as an AP without objects. None where `correct` is given.
     """
 
     score: float
     images: int
     identity: str
     correct: np.ndarray | None = None
-    replicates: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
 
 def read_image_scores(
@@ -153,7 +153,7 @@ def _read_segmentation(request: _Request) -> ImageScores | None:
     if last >= images or image.min() < 0 or images > MAX_IMAGES:
         raise DataError(
             f"predictions {request.predictions} cannot be read: they are of image {last:,} among {images:,}; at most "
-            f"{MAX_IMAGES:,} images can be resampled."
+            f"{MAX_IMAGES:,} images can be divided into groups."
         )
     right = true == predicted
     counts = PixelCounts(
@@ -162,15 +162,14 @@ def _read_segmentation(request: _Request) -> ImageScores | None:
         pixels=np.concatenate([pixels[right], pixels, pixels]),
         classes=classes,
     )
-    weights = np.concatenate([np.ones((1, images), np.int32), image_weights(images)])
-    scores = segmentation_replicates(counts, weights).get(request.metric)
+    scores = segmentation_scores_of(counts, group_weights(images)).get(request.metric)
     if scores is None:
         return None
     pairs, inverse = np.unique(image * classes + true, return_inverse=True)
     per_pair = np.zeros(len(pairs), np.int64)
     np.add.at(per_pair, inverse, pixels)
     identity = _identity(request.kind, pairs, per_pair, np.array([images, classes]))
-    return _resampled(scores, images, identity)
+    return _of_groups(scores, images, identity)
 
 
 def _read_precision(request: _Request, identity: str) -> ImageScores | None:
@@ -184,24 +183,22 @@ def _read_precision(request: _Request, identity: str) -> ImageScores | None:
     if matches.images > MAX_IMAGES:
         raise DataError(
             f"the annotations {request.annotations} have {matches.images:,} images; at most {MAX_IMAGES:,} can be "
-            "resampled."
+            "divided into groups."
         )
-    weights = np.concatenate(
-        [np.ones((1, matches.images), np.int32), image_weights(matches.images)]
-    )
-    return _resampled(precision_replicates(matches.classes, weights), matches.images, identity)
+    scores = precisions_of(matches.classes, group_weights(matches.images))
+    return _of_groups(scores, matches.images, identity)
 
 
-def _resampled(scores: np.ndarray, images: int, identity: str) -> ImageScores | None:
-    """Return a score and its replicates; None if the score is not defined.
+def _of_groups(scores: np.ndarray, images: int, identity: str) -> ImageScores | None:
+    """Return a score on all images and without each group; None if the score is not defined.
 
     Args:
-        scores: (1 + resamples,) in [0, 1]; the first is of all images.
+        scores: (1 + groups,) in [0, 1]; the first is of all images.
     """
     if np.isnan(scores[0]):
         return None
     percent = 100.0 * scores
-    return ImageScores(float(percent[0]), images, identity, replicates=percent[1:])
+    return ImageScores(float(percent[0]), images, identity, left_out=percent[1:])
 
 
 def _identity(kind: str, *arrays: np.ndarray) -> str:
@@ -224,9 +221,5 @@ def join_runs(runs: Sequence[ImageScores]) -> RunScores:
     correct = [run.correct for run in runs if run.correct is not None]
     if len(correct) == len(runs):
         return from_correct(np.stack(correct))
-    replicates = np.stack([run.replicates for run in runs if run.replicates is not None])
-    # Few images may give a resample without an object or a pixel, in which no run has a score.
-    defined = np.isfinite(replicates).all(0)
-    if np.count_nonzero(defined) < 2:
-        raise DataError("the images have too few objects or pixels to resample them.")
-    return from_replicates([run.score for run in runs], replicates[:, defined], runs[0].images)
+    left_out = np.stack([run.left_out for run in runs if run.left_out is not None])
+    return from_left_out([run.score for run in runs], left_out, runs[0].images)

@@ -1,15 +1,10 @@
-"""Scores on resamples of the images, for scores that are no mean over images: mIoU and average precision.
+"""Compute mIoU and average precision of weighted images: an image of weight 2 counts as two, one of weight 0 as none.
 
-A resample has as many images as the data set, sampled with replacement (Efron 1979, The Annals of Statistics 7(1)). It
-is described by how often each image occurs in it. These weights depend on the number of images alone: runs on the same
-images have the same resamples, and their scores vary together as they do over samples of images.
-
-Legend: B resamples, N images, K classes, T IoU thresholds, D detections.
+Legend: B sets of weights, N images, K classes, T IoU thresholds, D detections.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,29 +16,10 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.integer]
 Booleans = NDArray[np.bool_]
 
-RESAMPLES = 400  # a standard error from them varies by 1 / sqrt(2 * 400), 3.5 %
-MAX_IMAGES = 200_000  # their weights take 320 MB
-CHUNK = 1 << 23  # numbers of an intermediate array: 64 MiB
+CHUNK = 1 << 20  # numbers of an intermediate array: a few of them fit in a processor's cache
 RECALLS = np.linspace(
     0.0, 1.0, 101
 )  # at which COCO averages the precision: pycocotools, cocoeval.py
-
-
-@functools.lru_cache(maxsize=2)
-def image_weights(images: int, resamples: int = RESAMPLES) -> Integers:
-    """Return how often each image occurs in each resample, (B, N), which sum to N.
-
-    Args:
-        images: at most `MAX_IMAGES`.
-    """
-    generator = np.random.default_rng(images)
-    weights = np.empty((resamples, images), np.int32)
-    for row in weights:
-        # The stream of `random` has not changed since NumPy 1.17; that of `integers` and `multinomial` may.
-        sampled = (generator.random(images) * images).astype(np.int64)
-        row[:] = np.bincount(sampled, minlength=images)
-    weights.flags.writeable = False  # it is shared by all callers
-    return weights
 
 
 @dataclass(frozen=True)
@@ -63,11 +39,11 @@ class PixelCounts:
     classes: int
 
 
-def segmentation_replicates(counts: PixelCounts, weights: Integers) -> dict[str, Floats]:
+def segmentation_scores_of(counts: PixelCounts, weights: Integers) -> dict[str, Floats]:
     """Compute miou, macc and aacc of weighted images, (B,) each in [0, 1].
 
-    A class that occurs in no image of the resample is left out of the means, as by `metrics.segmentation_scores`. A
-    score of a resample without pixels is NaN.
+    A class that occurs in no image of positive weight is left out of the means, as by `metrics.segmentation_scores`.
+    Without pixels, the scores are NaN.
 
     Args:
         weights: (B, N).
@@ -112,11 +88,11 @@ class ClassMatches:
     objects: Integers
 
 
-def precision_replicates(classes: Iterable[ClassMatches], weights: Integers) -> Floats:
+def precisions_of(classes: Iterable[ClassMatches], weights: Integers) -> Floats:
     """Compute COCO's average precision of weighted images, (B,) in [0, 1].
 
-    An image of weight w counts as w images, whose detections of one score are ranked one after another. Classes
-    without an object in a resample are left out of its mean; without any, the mean is NaN.
+    Among the detections of one score, all copies of one are ranked before the next. Classes without an object in an
+    image of positive weight are left out of the mean; without any object, it is NaN.
 
     Args:
         weights: (B, N).
@@ -131,10 +107,10 @@ def precision_replicates(classes: Iterable[ClassMatches], weights: Integers) -> 
     return _ratio(total, count)
 
 
-def _chunks(resamples: int, rows: int) -> Iterator[slice]:
-    """Yield parts of the resamples whose arrays of (rows, part) have at most `CHUNK` numbers."""
+def _chunks(sets: int, rows: int) -> Iterator[slice]:
+    """Yield parts of the B sets whose arrays of (rows, part) have at most `CHUNK` numbers."""
     size = max(CHUNK // max(rows, 1), 1)
-    for start in range(0, resamples, size):
+    for start in range(0, sets, size):
         yield slice(start, start + size)
 
 
@@ -146,18 +122,18 @@ def _average_precision(matches: ClassMatches, by_image: Integers, objects: Integ
         objects: (B,) number of objects that count.
     """
     weights = by_image[matches.image]
-    ranked = weights.cumsum(0, dtype=np.int64)  # detections down to each one
+    ranked = weights.cumsum(0, dtype=np.int32)  # detections down to each one
     result = np.zeros(len(objects))
     for correct, ignored in zip(matches.correct, matches.ignored, strict=True):
         hits = np.flatnonzero(correct & ~ignored)
         if not len(hits):
             continue
-        found = weights[hits].cumsum(0, dtype=np.int64)
+        found = weights[hits].cumsum(0, dtype=np.int32)
         counted = ranked[hits]
         if ignored.any():
             left_out = np.flatnonzero(ignored)
             before = np.searchsorted(left_out, hits)
-            skipped = weights[left_out].cumsum(0, dtype=np.int64)
+            skipped = weights[left_out].cumsum(0, dtype=np.int32)
             counted = counted - np.where(before[:, None] > 0, skipped[before - 1], 0)
         # Between two hits, the precision only falls; so the highest one from each recall on is at a hit.
         precision = found / np.maximum(counted, 1)
