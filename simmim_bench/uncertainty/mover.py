@@ -43,11 +43,18 @@ class Variance:
 
 
 def add(parts: Sequence[Variance]) -> Variance:
-    """Add independent variances, with Welch's and Satterthwaite's degrees of freedom."""
+    """Add independent variances.
+
+    The degrees of freedom are those of Welch (1947, Biometrika 34) for estimated variances. Satterthwaite's are fewer:
+    with two units on both sides 1.4 on average, where equal variances have 2.
+    """
     value = math.fsum(part.value for part in parts)
-    weight = math.fsum(part.value**2 / part.freedom for part in parts)
-    freedom = value**2 / weight if weight else 1.0
-    return Variance(value, math.fsum(part.noise for part in parts), freedom)
+    noise = math.fsum(part.noise for part in parts)
+    weight = math.fsum(part.value**2 / (part.freedom + 2) for part in parts)
+    if not weight:
+        return Variance(value, noise, min((part.freedom for part in parts), default=1.0))
+    fewest, most = min(part.freedom for part in parts), math.fsum(part.freedom for part in parts)
+    return Variance(value, noise, min(max(value**2 / weight - 2, fewest), most))
 
 
 def margin(of_images: Variance, of_units: Variance | None, alpha: float = ALPHA) -> float:

@@ -185,6 +185,7 @@ OTHERS = {
     ),
     "2 and 5 seeds": Cell(Design((2, 5), seed_sd=0.1)),
     "3 and 10 seeds": Cell(Design((3, 10), seed_sd=0.1)),
+    "2 and 2 seeds of unequal SD (0.03 and 0.3)": Cell(Design((2, 2), seed_sd=(0.03, 0.3))),
     "3 and 3 seeds of unequal SD (0.03 and 0.3)": Cell(Design((3, 3), seed_sd=(0.03, 0.3))),
     "1 and 3 seeds, variance of the 3": Cell(Design((1, 3), seed_sd=0.1), pooled=True),
     "1 and 1 seed, variance pooled over 2 more rows of 3 seeds": Cell(
@@ -203,7 +204,9 @@ CLAIMS = {
     for sd in (0.1, 0.3)
     for seeds in SEEDS
 }
-BOOTSTRAPPED = {seeds: seeds_cell(seeds, 0.1, paired=False) for seeds in SEEDS}
+BOOTSTRAPPED = {
+    (seeds, sd): seeds_cell(seeds, sd, paired=False) for sd in (0.1, 0.3) for seeds in SEEDS
+}
 
 
 def tables() -> dict[str, str]:
@@ -224,10 +227,10 @@ def tables() -> dict[str, str]:
         [_sd(sd), count, *_numbers(measure(cell, TRIALS))] for (count, sd), cell in CLAIMS.items()
     ]
     bootstrap = []
-    for count, cell in BOOTSTRAPPED.items():
+    for (count, sd), cell in BOOTSTRAPPED.items():
         resampled = measure_bootstrap(cell, BOOTSTRAP_TRIALS)
         new = measure(cell, BOOTSTRAP_TRIALS)
-        bootstrap.append([count, *_pair(*resampled), *_pair(new.coverage, new.width)])
+        bootstrap.append([_sd(sd), count, *_pair(*resampled), *_pair(new.coverage, new.width)])
     both = ["single t", "width", "MOVER", "width"]
     return {
         "coverage of seeds": _table(
@@ -239,7 +242,7 @@ def tables() -> dict[str, str]:
         "coverage of other comparisons": _table(["comparison", *both], others),
         "coverage of claims": _table(["pretraining SD (points)", "seeds", *both], claims),
         "coverage of the bootstrap": _table(
-            ["seeds", "bootstrap", "width", "MOVER", "width"], bootstrap
+            ["seed SD (points)", "seeds", "bootstrap", "width", "MOVER", "width"], bootstrap
         ),
     }
 
@@ -266,8 +269,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def main() -> None:
     """Write the tables into the document."""
+    measured = tables()
     text = DOCUMENT.read_text(encoding="utf-8")
-    for name, table in tables().items():
+    for name, table in measured.items():
         text = insert_table(text, table, DOCUMENT, name)
     DOCUMENT.write_text(text, encoding="utf-8")
 
