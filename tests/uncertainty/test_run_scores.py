@@ -82,12 +82,13 @@ def test_equal_answers_have_a_variance(
 
 
 def test_equal_predictions_have_a_variance_despite_rounding() -> None:
-    replicates = np.tile(np.random.default_rng(0).random(50) * 100 / 3, (2, 1))
+    replicates = np.tile(np.random.default_rng(0).random(50) * 100 / 3, (13, 1))
     runs = from_replicates(replicates[:, 0], replicates, 40)
-    assert runs.variance(DIFFERENCE) == pytest.approx(2e4 / 42**2)
-    assert runs.variance(np.full(2, 0.5)) == pytest.approx(
-        replicates.var(ddof=1) * 40 / 39, rel=0.02
-    )
+    for ours in range(1, 13):
+        weights = np.repeat([1 / ours, -1 / (13 - ours)], [ours, 13 - ours])
+        assert runs.variance(weights) == pytest.approx(2e4 / 42**2)
+    mean = runs.variance(np.full(13, 1 / 13))
+    assert mean == pytest.approx(replicates[0].var(ddof=1) * 40 / 39)
 
 
 def test_one_image_cannot_show_a_bootstraps_variance() -> None:
