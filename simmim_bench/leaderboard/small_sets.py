@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ class SmallSetTable:
     example: Record
     data_sets: tuple[str, ...]
     rows: tuple[Row, ...]
-    samples: tuple[ColumnSample | None, ...] = ()
+    # Arrays have no truth value, by which two boards could be compared.
+    samples: tuple[ColumnSample | None, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def title(self) -> str:
