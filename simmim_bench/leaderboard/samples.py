@@ -105,7 +105,12 @@ def _read_run(path: Path, record: Record, metrics: Iterable[str]) -> dict[RunKey
     found = {}
     for metric in metrics:
         run = read_image_scores(
-            record.task, predictions, annotations, metric, masks=with_masks(record.details)
+            record.task,
+            predictions,
+            annotations,
+            metric,
+            masks=with_masks(record.details),
+            images=record.evaluated,
         )
         if run is None:
             continue
