@@ -109,7 +109,7 @@ def explain_board(board: Board) -> list[str]:
     if board.overall:
         footnotes.append(
             "Mean rank: mean over the tasks, each with one vote, of the ranks of the rows without † and ‡ in the "
-            "columns that all of them have; rows that cannot be distinguished share a rank."
+            "columns in which all of them can be compared; rows that cannot be distinguished share a rank."
         )
     return footnotes
 
