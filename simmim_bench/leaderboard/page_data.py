@@ -24,8 +24,9 @@ from simmim_bench.leaderboard.archive import (
 )
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.small_sets import SmallSetTable, mean_cell, small_set_tables
-from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
+from simmim_bench.leaderboard.small_sets import SmallSetTable
+from simmim_bench.leaderboard.tables import describe_group, plain_published
+from simmim_bench.leaderboard.text_tables import explain_marks
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import CALIBRATION_METRICS, columns, format_metric
 from simmim_bench.untrusted.images import read_png
@@ -56,7 +57,7 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
     problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
     rows = [(group, row) for group in board.groups for row in group.rows]
-    tables = small_set_tables(board)
+    tables = board.small_sets
     images: dict[str, str | None] = {}
     for _, row in rows:
         if row.checkpoint not in images:
@@ -95,7 +96,7 @@ def _row(
     return {
         "id": name,
         "group": group.name,
-        "rank": row.rank,
+        "rank": row.mean_rank,
         "label": row.label,
         "arch": row.arch,
         "status": "partial" if row.is_partial else "reproduced",
@@ -106,20 +107,20 @@ def _row(
             "params_m": None if params is None else params / 1e6,
         },
         "cells": [
-            None if cell is None else _cell(cell, group.best(i) is row, record_numbers)
+            None if cell is None else _cell(cell, record_numbers)
             for i, cell in enumerate(row.cells)
         ],
         "inapplicable": [i in row.inapplicable for i in range(len(row.cells))],
     }
 
 
-def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[str, Any]:
+def _cell(cell: ScoreCell, record_numbers: dict[Path, int]) -> dict[str, Any]:
     return {
         "mean": cell.mean,
         "std": cell.std,
         "seeds": len(cell.values),
         "text": str(cell),
-        "best": best,
+        "best": cell.best,
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
@@ -130,14 +131,13 @@ def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[
 
 
 def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[str, Any]:
-    best = table.best_rows()
     rows = [
         {
             "label": row.label,
-            "rank": row.rank,
+            "rank": None if row.mean is None else row.mean.rank,
             "cells": [
-                None if cell is None else _cell(cell, best[i] is row, record_numbers)
-                for i, cell in enumerate((*row.cells, mean_cell(row)))
+                None if cell is None else _cell(cell, record_numbers)
+                for i, cell in enumerate((*row.cells, row.mean))
             ],
         }
         for row in table.rows
@@ -216,7 +216,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
             None
             if score is None
             else {
-                **_cell(ScoreCell((score.value,)), best=False, record_numbers={}),
+                **_cell(ScoreCell((score.value,)), record_numbers={}),
                 "protocol": score.protocol,
                 "source": score.source,
                 "confidence": score.confidence,

@@ -19,7 +19,7 @@ from simmim_bench.data.subsets import balanced_subset, sample_subset
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError, DataError, UsageError
-from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.recipe import Draw
 from simmim_bench.results.record import Record, read_record
 from transfer.fewshot import (
