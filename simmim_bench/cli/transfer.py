@@ -112,8 +112,8 @@ def task_table() -> str:
 @click.option(
     "--baseline",
     metavar="CKPT",
-    help="Run the same recipe from `random`, or another CKPT, and print the difference with its 95 % "
-    "interval.",
+    help="Run the same recipe from `random`, or another CKPT, and print the difference of each metric with its 95 % "
+    "interval, which is about this checkpoint, not about its method.",
 )
 @click.option(
     "--seeds",
@@ -121,7 +121,8 @@ def task_table() -> str:
     show_default=True,
     type=click.IntRange(1, 100),
     metavar="N",
-    help="Run N seeds, starting with --seed, and print mean and standard deviation.",
+    help="Run N seeds, starting with --seed, and print mean, standard deviation over seeds (seeds ±) and standard "
+    "error from the number of images (images ±).",
 )
 @click.option(
     "--model",
@@ -171,8 +172,9 @@ def transfer(
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.results.scored_runs import read_scored_runs, try_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
-    from transfer.compare import compare_runs
+    from transfer.compare import compare_scored
     from transfer.launch import (
         TransferRequest,
         check_run_dirs,
@@ -206,7 +208,11 @@ def transfer(
     results = []
     for (ours, other), records in zip(pairs, records_of, strict=True):
         name = ours.transfer.request.options.data_name
-        above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
-        results.append(TransferResult(name, records, "" if other is None else other.ckpt, above))
+        if other is None:
+            results.append(TransferResult(name, try_scored_runs(ours.run_dirs, records)))
+            continue
+        runs, baselines = read_scored_runs(ours.run_dirs), read_scored_runs(other.run_dirs)
+        above = compare_scored(runs, baselines, other.run_dirs)
+        results.append(TransferResult(name, runs, other.ckpt, above))
     lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))

@@ -1,0 +1,150 @@
+"""Read the finished runs of one checkpoint and task, one per seed, with their scores image by image."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_file
+from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
+from simmim_bench.results.record import Record, read_record, with_masks
+from simmim_bench.tasks import TASKS, Task, format_metric
+from simmim_bench.uncertainty.interval import Side, uncertainty
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one or several seeds, with its uncertainty in the metric's unit.
+
+    Attributes:
+        mean: mean over seeds.
+        seeds: sample standard deviation over seeds; None for one seed.
+        images: standard error from the finite number of images; None where it is unknown.
+    """
+
+    metric: str
+    mean: float
+    seeds: float | None = None
+    images: float | None = None
+
+    def parts(self) -> dict[str, str]:
+        """Return the texts of the mean, under an empty name, and of what is known of its uncertainty."""
+        named = {"": self.mean, "seeds ±": self.seeds, "images ±": self.images}
+        return {k: format_metric(self.metric, v) for k, v in named.items() if v is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {text}".strip() for name, text in self.parts().items())
+
+
+@dataclass(frozen=True)
+class ScoredRuns:
+    """The runs of one checkpoint and task.
+
+    Attributes:
+        records: one per seed.
+        by_image: by metric, the scores of every run in the order of the records; metrics without data by image, such
+            as a calibration error, are left out.
+        unknown: why the predictions cannot be read; empty where they are.
+    """
+
+    records: Sequence[Record]
+    by_image: Mapping[str, Sequence[ImageScores]]
+    unknown: str = ""
+
+    def side(self, start: int = 0) -> Side:
+        """Return the runs as a side of a comparison.
+
+        Args:
+            start: index of the first run in the joined scores.
+        """
+        return Side(
+            units=tuple((start + index,) for index in range(len(self.records))),
+            keys=tuple(record.seed for record in self.records),
+            varies=varies_with_seed(self.records[0]),
+        )
+
+    def scores(self) -> dict[str, Score]:
+        """Compute the mean of every metric that all runs have, with its uncertainty."""
+        return {metric: self._score(metric) for metric in _common_metrics(self.records)}
+
+    def _score(self, metric: str) -> Score:
+        values = [record.metrics[metric] for record in self.records]
+        images = None
+        if metric in self.by_image:
+            images = uncertainty(join_runs(self.by_image[metric]), self.side()).images
+        seeds = statistics.stdev(values) if len(values) > 1 else None
+        return Score(metric, statistics.fmean(values), seeds, images)
+
+
+def task_of(record: Record) -> Task | None:
+    """Return a record's task: `fewshot` of `fewshot-5%`; None for `shift`, which has no entry in the registry."""
+    return TASKS.get(record.task.partition("-")[0])
+
+
+def has_random_weights(record: Record) -> bool:
+    """Return whether a record is of random weights, which every seed samples anew."""
+    return bool(record.checkpoint["provenance"].get("method") == "random")
+
+
+def varies_with_seed(record: Record) -> bool:
+    """Return whether another seed would have another score."""
+    task = task_of(record)
+    return task is None or task.varies_with_seed or has_random_weights(record)
+
+
+def read_scored_runs(run_dirs: Sequence[Path]) -> ScoredRuns:
+    """Read the records and predictions of finished runs.
+
+    Raises:
+        DataError: a record or its predictions cannot be read, or the predictions are not the record's.
+    """
+    records = [read_record(run / "record.json") for run in run_dirs]
+    task = task_of(records[0])
+    by_image = dict[str, list[ImageScores]]()
+    for metric in _common_metrics(records):
+        if task is not None and metric not in task.metrics:
+            continue  # the APs of sizes and thresholds, whose resampling would take as long again
+        pairs = zip(run_dirs, records, strict=True)
+        found = [one for run, record in pairs if (one := read_score(run, record, metric))]
+        if len(found) == len(records):
+            by_image[metric] = found
+    return ScoredRuns(records, by_image)
+
+
+def try_scored_runs(run_dirs: Sequence[Path], records: Sequence[Record]) -> ScoredRuns:
+    """Read the predictions of finished runs; without them, keep what the records have.
+
+    A run that was finished earlier has its scores even where its predictions, or COCO's annotations, were moved.
+    """
+    try:
+        return read_scored_runs(run_dirs)
+    except DataError as error:
+        return ScoredRuns(records, {}, str(error))
+
+
+def read_score(run_dir: Path, record: Record, metric: str) -> ImageScores | None:
+    """Read one metric of a run image by image, from the predictions that were scored.
+
+    Returns:
+        None for a metric without data by image.
+
+    Raises:
+        DataError: the predictions cannot be read, or are not the record's.
+    """
+    predictions = run_dir / record.predictions["file"]
+    annotations = Path(record.data["annotations"]) if "annotations" in record.data else None
+    found = read_image_scores(
+        record.task, predictions, annotations, metric, masks=with_masks(record.details)
+    )
+    if found is not None and sha256_file(predictions) != record.predictions["sha256"]:
+        raise DataError(
+            f"predictions {predictions} are not the ones that were scored; run {run_dir} again."
+        )
+    return found
+
+
+def _common_metrics(records: Sequence[Record]) -> list[str]:
+    return [m for m in records[0].metrics if all(m in record.metrics for record in records)]
