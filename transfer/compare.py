@@ -14,7 +14,7 @@ from typing import Any
 from simmim_bench.errors import UsageError
 from simmim_bench.results.per_image import join_runs
 from simmim_bench.results.record import Record
-from simmim_bench.results.scored_runs import ScoredRuns, read_scored_runs, task_of
+from simmim_bench.results.scored_runs import ScoredRuns, find_task, read_scored_runs
 from simmim_bench.uncertainty.interval import Difference, difference
 
 MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
@@ -50,7 +50,7 @@ def compare_scored(
     """
     for record, other, path in zip(ours.records, theirs.records, baseline, strict=True):
         _check_comparable(record, other, path)
-    task = task_of(ours.records[0])
+    task = find_task(ours.records[0])
     assert task is not None
     metrics = dict.fromkeys(column.metric for column in task.columns)
     return {

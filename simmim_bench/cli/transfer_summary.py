@@ -100,10 +100,10 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
 
 def _about(results: Sequence[TransferResult]) -> list[str]:
     """Return what the intervals of a pretrained checkpoint are about."""
-    from simmim_bench.results.scored_runs import has_random_weights
+    from simmim_bench.results.scored_runs import is_random
     from transfer.compare import ABOUT
 
-    pretrained = (r for r in results if r.above and not has_random_weights(r.runs.records[0]))
+    pretrained = (r for r in results if r.above and not is_random(r.runs.records[0]))
     return [ABOUT] if any(pretrained) else []
 
 

@@ -11,7 +11,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file
 from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
 from simmim_bench.results.record import Record, read_record, with_masks
-from simmim_bench.tasks import TASKS, Task, format_metric
+from simmim_bench.tasks import TASKS, Task, find_variant, format_metric
 from simmim_bench.uncertainty.interval import Side, uncertainty
 
 
@@ -79,20 +79,26 @@ class ScoredRuns:
         return Score(metric, statistics.fmean(values), seeds, images)
 
 
-def task_of(record: Record) -> Task | None:
-    """Return a record's task: `fewshot` of `fewshot-5%`; None for `shift`, which has no entry in the registry."""
-    return TASKS.get(record.task.partition("-")[0])
+def find_task(record: Record) -> Task | None:
+    """Find the task of a record, and of a score of shift the task that trained the classifier."""
+    name = str(record.data.get("classifier", record.task))
+    variant = find_variant(name)
+    # A few-shot fraction without a column has no variant.
+    return TASKS.get(name.partition("-")[0]) if variant is None else variant.task
 
 
-def has_random_weights(record: Record) -> bool:
-    """Return whether a record is of random weights, which every seed samples anew."""
-    return bool(record.checkpoint["provenance"].get("method") == "random")
+def is_random(record: Record) -> bool:
+    """Return whether a record's backbone has random weights."""
+    checkpoint = record.checkpoint
+    named = str(checkpoint["name"]).startswith("random:")
+    return named or checkpoint["provenance"].get("method") == "random"
 
 
 def varies_with_seed(record: Record) -> bool:
-    """Return whether another seed would have another score."""
-    task = task_of(record)
-    return task is None or task.varies_with_seed or has_random_weights(record)
+    """Return whether a run with another seed would have another score."""
+    # Every seed initialises random weights anew.
+    task = find_task(record)
+    return task is None or task.varies_with_seed or is_random(record)
 
 
 def read_scored_runs(run_dirs: Sequence[Path]) -> ScoredRuns:
@@ -102,10 +108,10 @@ def read_scored_runs(run_dirs: Sequence[Path]) -> ScoredRuns:
         DataError: a record or its predictions cannot be read, or the predictions are not the record's.
     """
     records = [read_record(run / "record.json") for run in run_dirs]
-    task = task_of(records[0])
     by_image = dict[str, list[ImageScores]]()
     for metric in _common_metrics(records):
-        if task is not None and metric not in task.metrics:
+        task = find_variant(records[0].task)
+        if task is not None and metric not in task.task.metrics:
             continue  # the APs of sizes and thresholds, whose resampling would take as long again
         pairs = zip(run_dirs, records, strict=True)
         found = [one for run, record in pairs if (one := read_score(run, record, metric))]

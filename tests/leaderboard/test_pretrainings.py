@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -148,19 +149,32 @@ def test_random_weights_and_other_trainers_have_no_method_and_no_seed(pretrained
     assert pretraining_seed(pretrained) == 1
 
 
-def test_pretrainings_of_two_seeds_are_of_one_method(tmp_path: Path, few: Path) -> None:
-    """Of real checkpoints."""
-    sizes = ("img_size=32", "mask_patch_size=8", "epochs=1", "warmup_epochs=0", "batch_size=12")
+def test_pretrainings_of_two_seeds_are_one_row_of_their_method(
+    tmp_path: Path, pocket: Path
+) -> None:
+    sizes = ("img_size=32", "mask_patch_size=8", "epochs=1", "warmup_epochs=0", "batch_size=32")
+    data = pocket / "imagenet"
     options = [word for size in sizes for word in ("-o", size)]
     records = []
     for seed in (1, 2):
         out = tmp_path / f"seed{seed}"
-        command = ("pretrain", "--arch", "vit_pocket", "--recipe", "pocket", "--data", few)
+        command = ("pretrain", "--arch", "vit_pocket", "--recipe", "pocket", "--data", data)
         code, _, stderr = run(*command, "--out", out, "--seed", seed, *options)
         assert code == 0, stderr
-        code, _, stderr = run("transfer", "knn", "--ckpt", out, "--data", few, "--out", out / "knn")
+        code, _, stderr = run(
+            "transfer", "knn", "--ckpt", out, "--data", data, "--out", out / "knn"
+        )
         assert code == 0, stderr
         records.append(read_record(out / "knn" / "record.json"))
     assert [pretraining_seed(record) for record in records] == [1, 2]
     assert len({record.checkpoint["sha256"] for record in records}) == 2
     assert method_key(records[0]) == method_key(records[1]) is not None
+    top1 = [record.metrics["top1"] for record in records]
+    code, _, stderr = run("leaderboard", "build", tmp_path, "--no-reported", "--out", tmp_path)
+    assert code == 0, stderr
+    lines = (tmp_path / "LEADERBOARD.md").read_text().splitlines()
+    row, *single = (line for line in lines if "SimMIM" in line or "– seed" in line)
+    assert "(2 pretrainings)" in row
+    assert f"pretrainings ± {stdev(top1):.1f}" in row
+    assert f" {mean(top1):.1f}" in row
+    assert ["seed 1" in single[0], "seed 2" in single[1]] == [True, True]
