@@ -7,14 +7,13 @@ another score, and how far off is unknown from a single one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.results.per_image import join_runs
 from simmim_bench.results.record import Record
-from simmim_bench.results.scored_runs import ScoredRuns, find_task, read_scored_runs
+from simmim_bench.results.scored_runs import ScoredRuns, find_task
 from simmim_bench.uncertainty.interval import Difference, difference
 
 MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
@@ -24,32 +23,21 @@ ABOUT = (
 )
 
 
-def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> dict[str, Difference]:
-    """Compare finished runs, the first with the first and so on.
-
-    Args:
-        ours, theirs: run directories of the same tasks and seeds.
+def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
+    """Compare the runs of two checkpoints, the first with the first and so on.
 
     Returns:
-        The difference of each metric that has a column in the leaderboard.
+        The difference of each metric that has a column in the leaderboard and data by image.
 
     Raises:
         UsageError: two runs differ in task, recipe, data or seed.
-        DataError: a record or its predictions cannot be read, or the predictions are not the record's.
+        DataError: predictions could not be read, or were scored on different images.
     """
-    return compare_scored(read_scored_runs(ours), read_scored_runs(theirs), theirs)
-
-
-def compare_scored(
-    ours: ScoredRuns, theirs: ScoredRuns, baseline: Sequence[Path]
-) -> dict[str, Difference]:
-    """Compare runs whose scores are read; see `compare_runs`.
-
-    Args:
-        baseline: run directories of `theirs`, for the error message.
-    """
-    for record, other, path in zip(ours.records, theirs.records, baseline, strict=True):
+    for record, other, path in zip(ours.records, theirs.records, theirs.run_dirs, strict=True):
         _check_comparable(record, other, path)
+    for runs in (ours, theirs):
+        if runs.unknown:
+            raise DataError(runs.unknown)
     task = find_task(ours.records[0])
     assert task is not None
     metrics = dict.fromkeys(column.metric for column in task.columns)

@@ -87,7 +87,7 @@ def evaluate(
     of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
     """
     from simmim_bench.distributed import init_distributed
-    from simmim_bench.results.scored_runs import try_scored_runs
+    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.evaluate.evaluation import EvaluationRequest
     from transfer.evaluate.launch import evaluation_dir, run_evaluation
@@ -100,7 +100,7 @@ def evaluate(
         evaluation, record = run_evaluation(request, display=display, dist=dist)
     if record is None:
         return
-    runs = try_scored_runs([evaluation_dir(request)], [record])
+    runs = read_scored_runs([evaluation_dir(request)])
     lines, plain = summarise(evaluation, runs)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
 

@@ -51,7 +51,7 @@ def print_shift_scores(
 ) -> None:
     """Score a classifier on further validation sets, and print the scores."""
     from simmim_bench.distributed import init_distributed
-    from simmim_bench.results.scored_runs import try_scored_runs
+    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.shift.run import ShiftRequest, run_shift, shift_dirs
 
@@ -63,7 +63,7 @@ def print_shift_scores(
         return
     lines, plain = [], {}
     for data_set, record, run_dir in zip(data_sets, records, shift_dirs(request), strict=True):
-        scores = try_scored_runs([run_dir], [record]).scores()
+        scores = read_scored_runs([run_dir]).scores()
         plain[str(data_set.name)] = {**dataclasses.asdict(record), "images_se": images_se(scores)}
         shown = "; ".join(f"{metric} {score}" for metric, score in scores.items())
         count = f"{record.evaluated:,} of {record.expected:,} images"

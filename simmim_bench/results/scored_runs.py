@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,13 @@ class ScoredRuns:
     """The runs of one checkpoint and task.
 
     Attributes:
-        records: one per seed.
+        run_dirs, records: one per seed.
         by_image: by metric, the scores of every run in the order of the records; metrics without data by image, such
             as a calibration error, are left out.
         unknown: why the predictions cannot be read; empty where they are.
     """
 
+    run_dirs: Sequence[Path]
     records: Sequence[Record]
     by_image: Mapping[str, Sequence[ImageScores]]
     unknown: str = ""
@@ -74,7 +76,8 @@ class ScoredRuns:
         values = [record.metrics[metric] for record in self.records]
         images = None
         if metric in self.by_image:
-            images = uncertainty(join_runs(self.by_image[metric]), self.side()).images
+            with contextlib.suppress(DataError):  # too few objects to resample the images
+                images = uncertainty(join_runs(self.by_image[metric]), self.side()).images
         seeds = statistics.stdev(values) if len(values) > 1 else None
         return Score(metric, statistics.fmean(values), seeds, images)
 
@@ -101,55 +104,60 @@ def varies_with_seed(record: Record) -> bool:
     return task is None or task.varies_with_seed or is_random(record)
 
 
-def read_scored_runs(run_dirs: Sequence[Path]) -> ScoredRuns:
+def read_scored_runs(
+    run_dirs: Sequence[Path], advance: Callable[[], None] = lambda: None
+) -> ScoredRuns:
     """Read the records and predictions of finished runs.
 
+    Without its predictions, or the annotations of COCO, a run keeps the scores that it recorded: `unknown` has the
+    reason.
+
+    Args:
+        advance: called after each run.
+
     Raises:
-        DataError: a record or its predictions cannot be read, or the predictions are not the record's.
+        DataError: a record cannot be read.
     """
     records = [read_record(run / "record.json") for run in run_dirs]
-    by_image = dict[str, list[ImageScores]]()
-    for metric in _common_metrics(records):
-        task = find_variant(records[0].task)
-        if task is not None and metric not in task.task.metrics:
-            continue  # the APs of sizes and thresholds, whose resampling would take as long again
-        pairs = zip(run_dirs, records, strict=True)
-        found = [one for run, record in pairs if (one := read_score(run, record, metric))]
-        if len(found) == len(records):
-            by_image[metric] = found
-    return ScoredRuns(records, by_image)
-
-
-def try_scored_runs(run_dirs: Sequence[Path], records: Sequence[Record]) -> ScoredRuns:
-    """Read the predictions of finished runs; without them, keep what the records have.
-
-    A run that was finished earlier has its scores even where its predictions, or COCO's annotations, were moved.
-    """
+    found: list[dict[str, ImageScores]] = []
     try:
-        return read_scored_runs(run_dirs)
+        for run_dir, record in zip(run_dirs, records, strict=True):
+            found.append(_read_by_image(run_dir, record))
+            advance()
     except DataError as error:
-        return ScoredRuns(records, {}, str(error))
+        return ScoredRuns(run_dirs, records, {}, str(error))
+    common = [metric for metric in found[0] if all(metric in scores for scores in found)]
+    return ScoredRuns(run_dirs, records, {m: [scores[m] for scores in found] for m in common})
 
 
-def read_score(run_dir: Path, record: Record, metric: str) -> ImageScores | None:
-    """Read one metric of a run image by image, from the predictions that were scored.
-
-    Returns:
-        None for a metric without data by image.
+def _read_by_image(run_dir: Path, record: Record) -> dict[str, ImageScores]:
+    """Read the metrics of a run that have data by image, from the predictions that were scored.
 
     Raises:
         DataError: the predictions cannot be read, or are not the record's.
     """
     predictions = run_dir / record.predictions["file"]
     annotations = Path(record.data["annotations"]) if "annotations" in record.data else None
-    found = read_image_scores(
-        record.task, predictions, annotations, metric, masks=with_masks(record.details)
-    )
-    if found is not None and sha256_file(predictions) != record.predictions["sha256"]:
+    variant = find_variant(record.task)
+    scores = {}
+    for metric in record.metrics:
+        if variant is not None and metric not in variant.task.metrics:
+            continue  # an AP of a size or threshold, whose resampling would take as long again
+        one = read_image_scores(
+            record.task,
+            predictions,
+            annotations,
+            metric,
+            masks=with_masks(record.details),
+            images=record.evaluated,
+        )
+        if one is not None:
+            scores[metric] = one
+    if scores and sha256_file(predictions) != record.predictions["sha256"]:
         raise DataError(
             f"predictions {predictions} are not the ones that were scored; run {run_dir} again."
         )
-    return found
+    return scores
 
 
 def _common_metrics(records: Sequence[Record]) -> list[str]:

@@ -18,9 +18,13 @@ from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.results.metrics import write_logits
-from simmim_bench.results.record import read_record
-from simmim_bench.results.scored_runs import read_scored_runs, try_scored_runs
+from simmim_bench.results.scored_runs import read_scored_runs
+from simmim_bench.uncertainty.interval import Difference
 from transfer.compare import compare_runs, describe_difference, plain_difference
+
+
+def compare(ours: list[Path], theirs: list[Path]) -> dict[str, Difference]:
+    return compare_runs(read_scored_runs(ours), read_scored_runs(theirs))
 
 
 def invoke(*arguments: str) -> Result:
@@ -168,13 +172,13 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
     with pytest.raises(
         UsageError, match=r"cannot serve as the baseline .* different recipe, deviates"
     ):
-        compare_runs([tmp_path / "a"], [tmp_path / "b"])
+        compare([tmp_path / "a"], [tmp_path / "b"])
     with pytest.raises(UsageError, match="different seed"):
-        compare_runs([tmp_path / "a"], [tmp_path / "c"])
+        compare([tmp_path / "a"], [tmp_path / "c"])
     for path in (tmp_path / "a" / "predictions").iterdir():
         write_logits(path, np.zeros((30, 10)), np.zeros(30, int))
     with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
-        compare_runs([tmp_path / "a"], [tmp_path / "a"])
+        compare([tmp_path / "a"], [tmp_path / "a"])
 
 
 TOP1 = [[1, 1, 1, 1, 0, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 1, 1, 1, 1, 1]]  # two seeds, ten images
@@ -220,7 +224,7 @@ def test_only_shared_labelled_images_pair_the_seeds(tmp_path: Path) -> None:
         # Both lose as many points from seed to seed: unpaired seeds vary, paired differences do not.
         ours = runs_of(tmp_path, [[1] * 8 + [0] * 2, [1] * 5 + [0] * 5], "a", task=task)
         theirs = runs_of(tmp_path, [[1] * 7 + [0] * 3, [1] * 4 + [0] * 6], "b", task=task)
-        found = compare_runs(ours, theirs)["top1"]
+        found = compare(ours, theirs)["top1"]
         assert found.points == pytest.approx(10)
         widths[task] = found.high - found.low
     assert widths["fewshot-1%"] < 0.5 * widths["linear"]
@@ -239,7 +243,7 @@ def test_one_seed_of_what_varies_has_an_interval_of_the_images_alone(
 ) -> None:
     ours = runs_of(tmp_path, TOP1[:1], "a", task=task, method="simmim")
     theirs = runs_of(tmp_path, LOWER[:1], "b", task=task, method=method)
-    found = compare_runs(ours, theirs)["top1"]
+    found = compare(ours, theirs)["top1"]
     text = describe_difference("top1", found)
     assert text.startswith("+30.00 points of top1, 95 % interval ")
     assert found.without_units == alone
@@ -252,7 +256,7 @@ def test_the_interval_of_a_pretrained_checkpoint_names_what_it_is_about(tmp_path
     for method in ("simmim", "random"):
         ours = runs_of(tmp_path / method, TOP1, "a", method=method)
         runs = read_scored_runs(ours)
-        result = TransferResult(None, runs, "random", compare_runs(ours, theirs))
+        result = TransferResult(None, runs, "random", compare(ours, theirs))
         lines, plain = summarise(result)
         assert lines[-1 - (method == "simmim")].startswith("above random: +35.00 points of top1")
         assert ("not about its method" in lines[-1]) == (method == "simmim")
@@ -265,7 +269,7 @@ def test_several_comparisons_have_adjusted_p_values(tmp_path: Path) -> None:
     for name in ("pets", "cars"):
         ours, theirs = (runs_of(tmp_path / name, a, str(a)) for a in (TOP1, LOWER))
         runs = read_scored_runs(ours)
-        results.append(TransferResult(name, runs, "b", compare_runs(ours, theirs)))
+        results.append(TransferResult(name, runs, "b", compare(ours, theirs)))
     p_value = results[0].above["top1"].p_value
     lines, _ = summarise_data_sets(results)
     shown = f"{min(1, 2 * p_value):.2g}"
@@ -276,9 +280,8 @@ def test_several_comparisons_have_adjusted_p_values(tmp_path: Path) -> None:
 
 def test_scores_are_printed_without_the_predictions_of_a_finished_run(tmp_path: Path) -> None:
     (run_dir,) = runs_of(tmp_path, TOP1[:1], "a")
-    record = read_record(run_dir / "record.json")
     (run_dir / "predictions" / "logits.npz").unlink()
-    lines, plain = summarise(TransferResult(None, try_scored_runs([run_dir], [record])))
+    lines, plain = summarise(TransferResult(None, read_scored_runs([run_dir])))
     assert lines[0] == "top1 70.00"
     assert lines[1].startswith("without images ±: predictions ")
     assert plain["images_se"] == {}
