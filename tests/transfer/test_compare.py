@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from pycocotools import mask as masks
 from support.records import change, make_record
 
 from simmim_bench.cli.main import cli
@@ -17,7 +19,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.models.archs import ARCHS, find_spec
-from simmim_bench.results.metrics import write_logits
+from simmim_bench.results.metrics import scores_from_predictions, write_confusion, write_logits
 from simmim_bench.results.scored_runs import read_scored_runs
 from simmim_bench.uncertainty.interval import Difference
 from transfer.compare import compare_runs, describe_difference, plain_difference
@@ -285,3 +287,66 @@ def test_scores_are_printed_without_the_predictions_of_a_finished_run(tmp_path: 
     assert lines[0] == "top1 70.00"
     assert lines[1].startswith("without images ±: predictions ")
     assert plain["images_se"] == {}
+
+
+def scored_with(path: Path, task: str, predictions: Path, annotations: Path | None = None) -> Path:
+    """Make a record one of another task, whose scores are those of its predictions."""
+    metrics = scores_from_predictions(task, predictions, annotations)
+    data = json.loads(path.read_text())["data"]
+    stored = {"file": f"predictions/{predictions.name}", "sha256": sha256_file(predictions)}
+    if annotations is not None:
+        data |= {"annotations": str(annotations)}
+    change(path, task=task, metrics=metrics, predictions=stored, data=data)
+    return path.parent
+
+
+def detections(images: int, shift: float) -> list[dict[str, Any]]:
+    """Return a detection per image, whose box is shifted to the right; with shift 0 it is the object's."""
+    found = []
+    for image in range(1, images + 1):
+        x = 5.0 + shift * image / images
+        corners = [x, 5, x + 20, 5, x + 20, 25, x, 25]
+        (mask,) = masks.frPyObjects([corners], 64, 64)
+        mask["counts"] = mask["counts"].decode()
+        box = {"bbox": [x, 5, 20, 20], "area": 400, "segmentation": mask}
+        found.append({"image_id": image, "category_id": 1, "score": image / 100, **box})
+    return found
+
+
+def test_average_precisions_and_mious_are_compared_as_well(tmp_path: Path) -> None:
+    images = [{"id": n, "file_name": f"{n}.jpg", "height": 64, "width": 64} for n in range(1, 13)]
+    objects = [
+        {"id": number, "iscrowd": 0, **one} for number, one in enumerate(detections(12, 0), 1)
+    ]
+    annotations = tmp_path / "instances.json"
+    categories = [{"id": 1, "name": "box"}]
+    annotations.write_text(
+        json.dumps({"images": images, "annotations": objects, "categories": categories})
+    )
+    runs: dict[str, list[list[Path]]] = {"coco": [], "ade20k": []}
+    for label, shift, right in (("a", 4.0, 30), ("b", 12.0, 10)):
+        path = make_record(tmp_path / "coco", label=label)
+        file = path.parent / "predictions" / "results.json"
+        file.write_text(json.dumps(detections(12, shift)))
+        runs["coco"].append([scored_with(path, "coco", file, annotations)])
+        path = make_record(tmp_path / "ade20k", label=label)
+        file = path.parent / "predictions" / "confusion.npz"
+        confusions = [np.array([[right + n, 40 - right], [40 - right, right]]) for n in range(8)]
+        write_confusion(file, confusions, ["wall", "sky"])
+        change(path, evaluated=8, expected=8)
+        runs["ade20k"].append([scored_with(path, "ade20k", file)])
+    for task, metrics in (("coco", ["box_ap", "mask_ap"]), ("ade20k", ["miou"])):
+        ours, theirs = map(read_scored_runs, runs[task])
+        found = compare_runs(ours, theirs)
+        assert [*found] == metrics
+        for metric, one in found.items():
+            scores = [r.records[0].metrics[metric] for r in (ours, theirs)]
+            assert one.points == pytest.approx(scores[0] - scores[1]) != 0
+            assert 0 < one.low < one.points < one.high
+            assert (one.images, one.without_units) == (12 if task == "coco" else 8, True)
+        lines, plain = summarise(TransferResult(None, ours, "b", found))
+        for metric in metrics:
+            assert f"points of {metric}, 95 % interval of the images alone" in "\n".join(lines)
+        assert plain["above_baseline"]["metric"] == metrics[0]
+        assert [*plain["above_baseline"]["by_metric"]] == metrics
+        assert {*metrics} <= {*plain["images_se"]}
