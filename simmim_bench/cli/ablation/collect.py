@@ -111,12 +111,16 @@ def _difference(
     Returns:
         None for the recipe's own cell, and without common seeds or data by image.
     """
+    from simmim_bench.results.scored_runs import read_scored_runs
     from transfer.compare import compare_runs
 
     both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
     if not both:
         return None
-    found = compare_runs([a.transfer for a, _ in both], [b.transfer for _, b in both])
+    ours, theirs = (
+        read_scored_runs([one.transfer for one in side]) for side in zip(*both, strict=True)
+    )
+    found = compare_runs(ours, theirs)
     difference = found.get(study.metric)
     if difference is None:
         return None
