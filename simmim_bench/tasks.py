@@ -101,8 +101,6 @@ class Task:
         variants: record name -> option values, for a task with several rows of protocols; by default
             the task's name without options.
         suite_order: suites run tasks in ascending order, cheap ones first.
-        supports_paired_comparison: whether the score is a top-1 accuracy over images, so that two runs can be
-            compared image by image (`--baseline`).
         inapplicable: metric -> why a record may lack it.
         takes_several_data_sets: whether one command may run the task on several named data sets.
         any_images: whether images of any channels and value range are read; otherwise RGB images of 8 bits.
@@ -119,7 +117,6 @@ class Task:
     options: tuple[str, ...] = ()
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     suite_order: int = 100
-    supports_paired_comparison: bool = False
     inapplicable: Mapping[str, str] = field(default_factory=dict)
     takes_several_data_sets: bool = False
     any_images: bool = False
@@ -217,7 +214,6 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("compile",),
             suite_order=5,
-            supports_paired_comparison=True,
         ),
         Task(
             name="linear",
@@ -229,7 +225,6 @@ TASKS: dict[str, Task] = {
             predictions="ranking",
             options=("features",),
             suite_order=1,
-            supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),
         Task(
@@ -241,7 +236,6 @@ TASKS: dict[str, Task] = {
             metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             suite_order=4,
-            supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),
         Task(
@@ -256,7 +250,6 @@ TASKS: dict[str, Task] = {
             options=("features",),
             suite_order=2,
             varies_with_seed=False,
-            supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),
         Task(
@@ -275,7 +268,6 @@ TASKS: dict[str, Task] = {
             variants={"fewshot-1%": {"fraction": "1%"}, "fewshot-10%": {"fraction": "10%"}},
             suite_order=3,
             samples_images=True,
-            supports_paired_comparison=True,
             takes_several_data_sets=True,
         ),
         Task(

@@ -1,86 +1,78 @@
-"""Compare two initialisations under one recipe: the difference in top-1 with its 95 % interval.
+"""Compare a checkpoint with a baseline under one recipe: the difference of each metric with its 95 % interval.
 
-The comparison is paired: both fine-tuned models are scored on the same images, and an image that is hard for one
-is hard for the other. Runs are paired by seed as well.
+Both are scored on the same images, and an image that is hard for one is hard for the other; the interval takes it
+into account, see docs/statistics.md. It is about these checkpoints: another pretraining by the same method would have
+another score, and how far off is unknown from a single one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from scipy.special import stdtrit
+from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import sha256_file
-from simmim_bench.results.metrics import correct_from_predictions
-from simmim_bench.results.record import Record, read_record
+from simmim_bench.results.per_image import join_runs
+from simmim_bench.results.record import Record
+from simmim_bench.results.scored_runs import ScoredRuns, find_task
+from simmim_bench.uncertainty.interval import Difference, difference
 
-MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of paired records
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference in top-1 with its 95 % interval, in percentage points.
-
-    Attributes:
-        images, seeds: the numbers of images and seeds that the difference is the mean over.
-    """
-
-    points: float
-    low: float
-    high: float
-    images: int
-    seeds: int
-
-    def __str__(self) -> str:
-        by = f"{self.images} images" + (f" and {self.seeds} seeds" if self.seeds > 1 else "")
-        return f"{self.points:+.2f} points of top1, 95% from {self.low:+.2f} to {self.high:+.2f}, over {by}"
+MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
+ABOUT = (
+    "The interval is about this checkpoint, not about its method: that needs several pretrainings (pretrain --seed 1, "
+    "2, 3), which `leaderboard build` summarises in one row."
+)
 
 
-def paired_difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    """Compute the difference in top-1 of two models from the images that each classifies correctly.
+def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
+    """Compare the runs of two checkpoints, the first with the first and so on.
 
-    The variance is the variance of the images' mean differences, divided by the number of images, plus the
-    variance of the seeds' mean differences, divided by the number of seeds. Their common part is counted twice,
-    so that the interval is too wide rather than too narrow. Few seeds estimate their variance poorly; the
-    interval is therefore Student's, with Satterthwaite's degrees of freedom.
-
-    Args:
-        ours, theirs: (seeds, images) of 0 and 1, the same seeds and images in the same order.
-    """
-    gains = ours.astype(np.float64) - theirs
-    seeds, images = gains.shape
-    terms = [
-        (gains.mean(axis).var(ddof=1) / n, n - 1) for axis, n in enumerate((images, seeds)) if n > 1
-    ]
-    variance = sum(term for term, _ in terms)
-    weight = sum(term**2 / freedom for term, freedom in terms)
-    quantile = stdtrit(variance**2 / weight, 0.975) if weight else 0.0
-    points, margin = 100 * gains.mean(), 100 * quantile * variance**0.5
-    return Difference(float(points), float(points - margin), float(points + margin), images, seeds)
-
-
-def compare_runs(ours: Sequence[Path], theirs: Sequence[Path]) -> Difference:
-    """Compare finished runs, the first with the first and so on.
-
-    Args:
-        ours, theirs: run directories of the same tasks and seeds.
+    Returns:
+        The difference of each metric that has a column in the leaderboard and data by image.
 
     Raises:
         UsageError: two runs differ in task, recipe, data or seed.
-        DataError: a record or its predictions cannot be read, or the predictions are not the record's.
+        DataError: predictions could not be read, or were scored on different images.
     """
-    our_records = [read_record(run / "record.json") for run in ours]
-    their_records = [read_record(run / "record.json") for run in theirs]
-    for record, other, path in zip(our_records, their_records, theirs, strict=True):
+    for record, other, path in zip(ours.records, theirs.records, theirs.run_dirs, strict=True):
         _check_comparable(record, other, path)
-    return paired_difference(
-        np.stack([_correct(*pair) for pair in zip(ours, our_records, strict=True)]),
-        np.stack([_correct(*pair) for pair in zip(theirs, their_records, strict=True)]),
+    for runs in (ours, theirs):
+        if runs.unknown:
+            raise DataError(runs.unknown)
+    task = find_task(ours.records[0])
+    assert task is not None
+    metrics = dict.fromkeys(column.metric for column in task.columns)
+    return {
+        metric: difference(
+            join_runs([*ours.by_image[metric], *theirs.by_image[metric]]),
+            ours.side(),
+            theirs.side(start=len(ours.records)),
+            paired=task.samples_images,
+        )
+        for metric in metrics
+        if metric in ours.by_image and metric in theirs.by_image
+    }
+
+
+def describe_difference(metric: str, found: Difference) -> str:
+    """Return a difference with its interval as text."""
+    seeds = found.units[0]
+    of = " of the images alone" if found.without_units else ""
+    over = f"{found.images:,} images" + (f" and {seeds} seeds" if seeds > 1 else "")
+    more = "; one seed: --seeds 3 adds the variance of the seeds" if found.without_units else ""
+    return (
+        f"{found.points:+.2f} points of {metric}, 95 % interval{of} {found.low:+.2f} to {found.high:+.2f}, "
+        f"over {over}{more}"
     )
+
+
+def plain_difference(found: Difference) -> dict[str, Any]:
+    """Return a difference as plain JSON."""
+    names = ("points", "low", "high", "p_value", "images")
+    return {
+        **{name: getattr(found, name) for name in names},
+        "seeds": found.units[0],
+        "images_alone": found.without_units,
+    }
 
 
 def _check_comparable(record: Record, baseline: Record, path: Path) -> None:
@@ -95,14 +87,3 @@ def _check_comparable(record: Record, baseline: Record, path: Path) -> None:
             f"{path} cannot serve as the baseline of this run: different {', '.join(differing)}; run the baseline "
             "with the same recipe, data and seed."
         )
-
-
-def _correct(run: Path, record: Record) -> np.ndarray:
-    """Return whether a run classifies each image correctly, (N,) bool, from the predictions that were scored."""
-    predictions = run / record.predictions["file"]
-    correct = correct_from_predictions(predictions)
-    if sha256_file(predictions) != record.predictions["sha256"]:
-        raise DataError(
-            f"predictions {predictions} are not the ones that were scored; run {run} again."
-        )
-    return correct

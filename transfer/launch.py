@@ -7,7 +7,6 @@ seeds `run_plan` runs one by one. The task's runner receives a `RunContext` and 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -258,14 +257,8 @@ def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -
         baseline: a CKPT, or "random" for random weights of the checkpoint's architecture.
 
     Raises:
-        UsageError: the task has no top-1 accuracy to compare, or see `plan_transfer`.
-        DataError: see `plan_transfer`.
+        UsageError, DataError: see `plan_transfer`.
     """
-    if not TASKS[request.task].supports_paired_comparison:
-        raise UsageError(
-            f"--baseline needs top-1 predictions, and {request.task} has none; transfer random:ARCH as well and "
-            "compare both rows of the leaderboard."
-        )
     checkpoint, options = plan.transfer.checkpoint, request.options
     spec, pretraining = checkpoint.spec, pretraining_recipe(checkpoint.provenance)
     other, other_checkpoint = baseline, None
@@ -427,16 +420,3 @@ def run_plan(
             )
             task.advance()
     return [record for record in records if record is not None]
-
-
-def summarise_seeds(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """Compute the mean and sample standard deviation, in its unit, of every metric that all records have."""
-    return {
-        metric: {
-            "mean": statistics.fmean(values),
-            "std": statistics.stdev(values),
-        }
-        for metric in records[0].metrics
-        if all(metric in record.metrics for record in records)
-        for values in ([record.metrics[metric] for record in records],)
-    }

@@ -15,11 +15,12 @@ from simmim_bench.cli.options import (
     run_options,
     scoring_recipes,
 )
+from simmim_bench.cli.transfer_summary import images_se
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import format_metric
 
 if TYPE_CHECKING:
-    from simmim_bench.results.record import Record
+    from simmim_bench.results.scored_runs import ScoredRuns
     from transfer.evaluate.evaluation import Evaluation
 
 TASKS = ("imagenet", "coco", "ade20k")
@@ -83,12 +84,13 @@ def evaluate(
       simmim-bench evaluate ade20k --ckpt iter_160000.pth --backbone vit_b --data ade20k
 
     The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
-    of the model's recipe is printed next to the score.
+    of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
     """
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.evaluate.evaluation import EvaluationRequest
-    from transfer.evaluate.launch import run_evaluation
+    from transfer.evaluate.launch import evaluation_dir, run_evaluation
 
     request = EvaluationRequest(
         task=task, ckpt=ckpt, options=options, model=model, backbone=backbone
@@ -98,23 +100,31 @@ def evaluate(
         evaluation, record = run_evaluation(request, display=display, dist=dist)
     if record is None:
         return
-    lines, plain = summarise(evaluation, record)
+    runs = read_scored_runs([evaluation_dir(request)])
+    lines, plain = summarise(evaluation, runs)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
 
 
-def summarise(evaluation: Evaluation, record: Record) -> tuple[list[str], dict[str, Any]]:
-    """Return the scores, those that training recorded, and a published one, as lines and as JSON."""
+def summarise(evaluation: Evaluation, runs: ScoredRuns) -> tuple[list[str], dict[str, Any]]:
+    """Return the scores, those that training recorded, and a published one, as lines and as JSON.
+
+    Args:
+        runs: the evaluation's run alone.
+    """
     trained = {} if evaluation.run is None else dict(evaluation.run.metrics)
-    lines = []
-    for metric, value in record.metrics.items():
+    scores, lines = runs.scores(), []
+    for metric, score in scores.items():
         before = ""
         if metric in trained:
             before = f"  (training recorded {format_metric(metric, trained[metric])})"
-        lines.append(f"{metric} {format_metric(metric, value)}{before}")
+        lines.append(f"{metric} {score}{before}")
+    if runs.unknown:
+        lines.append(f"without images ±: {runs.unknown}")
     if evaluation.published is not None:
         lines.append(f"published: {evaluation.published}")
     plain = {
-        **dataclasses.asdict(record),
+        **dataclasses.asdict(runs.records[0]),
+        "images_se": images_se(scores),
         "trained": trained or None,
         "published": evaluation.published,
     }

@@ -23,7 +23,7 @@ from simmim_bench.cli.transfer_shift import (
     shift_table,
 )
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
@@ -112,8 +112,8 @@ def task_table() -> str:
 @click.option(
     "--baseline",
     metavar="CKPT",
-    help="Run the same recipe from `random`, or another CKPT, and print the difference with its 95 % "
-    "interval.",
+    help="Run the same recipe from `random`, or another CKPT, and print the difference of each metric with its 95 % "
+    "interval, which is about this checkpoint, not about its method.",
 )
 @click.option(
     "--seeds",
@@ -121,7 +121,8 @@ def task_table() -> str:
     show_default=True,
     type=click.IntRange(1, 100),
     metavar="N",
-    help="Run N seeds, starting with --seed, and print mean and standard deviation.",
+    help="Run N seeds, starting with --seed, and print mean, standard deviation over seeds (seeds ±) and standard "
+    "error from the number of images (images ±).",
 )
 @click.option(
     "--model",
@@ -171,6 +172,7 @@ def transfer(
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
     from transfer.compare import compare_runs
     from transfer.launch import (
@@ -190,7 +192,6 @@ def transfer(
         checkpoint = ours.transfer.checkpoint
         other = None if baseline is None else plan_baseline(request, ours, baseline)
         pairs.append((ours, other))
-    records_of = []
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         # Check the baselines' directories first, so that none can fail after hours of training.
@@ -198,15 +199,25 @@ def transfer(
             if dist.is_main:
                 check_run_dirs(plan)
         for ours, other in pairs:
-            records_of.append(run_plan(ours, display=display, dist=dist))
+            run_plan(ours, display=display, dist=dist)
             if other is not None:
                 run_plan(other, display=display, dist=dist)
     if not dist.is_main:
         return
-    results = []
-    for (ours, other), records in zip(pairs, records_of, strict=True):
-        name = ours.transfer.request.options.data_name
-        above = None if other is None else compare_runs(ours.run_dirs, other.run_dirs)
-        results.append(TransferResult(name, records, "" if other is None else other.ckpt, above))
+    results, failure = list[TransferResult](), None
+    count = sum(len(plan.run_dirs) for pair in pairs for plan in pair if plan is not None)
+    # Resampling the images of COCO takes about ten seconds per run.
+    with display.task("uncertainty", count) as progress:
+        for ours, other in pairs:
+            runs, above = read_scored_runs(ours.run_dirs, progress.advance), {}
+            if other is not None:
+                try:
+                    above = compare_runs(runs, read_scored_runs(other.run_dirs, progress.advance))
+                except BenchError as error:  # raised after the scores are printed
+                    failure = error
+            name = ours.transfer.request.options.data_name
+            results.append(TransferResult(name, runs, "" if other is None else other.ckpt, above))
     lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
+    if failure is not None:
+        raise failure

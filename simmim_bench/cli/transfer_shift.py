@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from simmim_bench.cli.options import open_display
+from simmim_bench.cli.transfer_summary import images_se
 from simmim_bench.data.named import DataSet
 from simmim_bench.errors import UsageError
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
-from simmim_bench.tasks import format_metric
 
 SHIFT_SUMMARY = (  # lines of at most 50 characters, as those of the other tasks
     "score a trained classifier on further validation",
@@ -51,8 +51,9 @@ def print_shift_scores(
 ) -> None:
     """Score a classifier on further validation sets, and print the scores."""
     from simmim_bench.distributed import init_distributed
+    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
-    from transfer.shift.run import ShiftRequest, run_shift
+    from transfer.shift.run import ShiftRequest, run_shift, shift_dirs
 
     request = ShiftRequest(ckpt=ckpt, data_sets=data_sets, options=options, model=model)
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
@@ -61,10 +62,11 @@ def print_shift_scores(
     if not dist.is_main:
         return
     lines, plain = [], {}
-    for data_set, record in zip(data_sets, records, strict=True):
-        plain[str(data_set.name)] = dataclasses.asdict(record)
-        scores = ", ".join(f"{m} {format_metric(m, value)}" for m, value in record.metrics.items())
+    for data_set, record, run_dir in zip(data_sets, records, shift_dirs(request), strict=True):
+        scores = read_scored_runs([run_dir]).scores()
+        plain[str(data_set.name)] = {**dataclasses.asdict(record), "images_se": images_se(scores)}
+        shown = "; ".join(f"{metric} {score}" for metric, score in scores.items())
         count = f"{record.evaluated:,} of {record.expected:,} images"
         partial = "" if record.status == "reproduced" else f"  (partial: {count})"
-        lines.append(f"{data_set.name}: {scores}{partial}")
+        lines.append(f"{data_set.name}: {shown}{partial}")
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))

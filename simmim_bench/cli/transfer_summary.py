@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from simmim_bench.tasks import TASKS, format_metric
+from simmim_bench.tasks import TASKS
 
 if TYPE_CHECKING:
-    from simmim_bench.results.record import Record
-    from transfer.compare import Difference
+    from simmim_bench.results.scored_runs import Score, ScoredRuns
+    from simmim_bench.uncertainty.interval import Difference
 
 
 @dataclass(frozen=True)
@@ -21,72 +21,140 @@ class TransferResult:
 
     Attributes:
         name: name of the data set; None without one.
-        records: one per seed.
+        runs: one per seed.
         baseline: CKPT of the baseline; empty without one.
-        above: the difference from the baseline.
+        above: by metric, the difference from the baseline.
     """
 
     name: str | None
-    records: Sequence[Record]
+    runs: ScoredRuns
     baseline: str = ""
-    above: Difference | None = None
-
-    def mean(self, metric: str) -> float | None:
-        """Return the mean over seeds of a metric; None if a record lacks it."""
-        return _mean_of_all([record.metrics.get(metric) for record in self.records])
+    above: Mapping[str, Difference] = field(default_factory=dict)
 
 
 def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:
-    """Return the scores of one seed, or their mean and deviation over several, as lines and as JSON."""
-    from transfer.launch import summarise_seeds
+    """Return the scores and the differences from the baseline, as lines and as JSON."""
+    from transfer.compare import describe_difference
 
-    records = result.records
-    plain: dict[str, Any] = dataclasses.asdict(records[0])
-    lines = [
-        f"{metric} {format_metric(metric, value)}" for metric, value in records[0].metrics.items()
-    ]
-    if len(records) > 1:
-        spread = summarise_seeds(records)
-        plain = {"metrics": spread, "seeds": [dataclasses.asdict(record) for record in records]}
-        lines = [
-            f"{metric} {format_metric(metric, value['mean'])} ± {format_metric(metric, value['std'])} over "
-            f"{len(records)} seeds"
-            for metric, value in spread.items()
-        ]
+    scores, records = result.runs.scores(), result.runs.records
+    lines = [f"{metric} {score}" for metric, score in scores.items()]
     for metric, reason in TASKS[records[0].task.partition("-")[0]].inapplicable.items():
         if metric not in records[0].metrics:
             lines.append(f"{metric} n/a: {reason}")
-    if result.above is not None:
-        plain["above_baseline"] = {
-            "baseline": result.baseline,
-            **dataclasses.asdict(result.above),
-        }
-        lines.append(f"above {result.baseline}: {result.above}")
-    return lines, plain
+    if result.runs.unknown:
+        lines.append(f"without images ±: {result.runs.unknown}")
+    for metric, found in result.above.items():
+        lines.append(f"above {result.baseline}: {describe_difference(metric, found)}")
+    return [*lines, *_about([result])], _plain(result, scores)
 
 
 def summarise_data_sets(results: Sequence[TransferResult]) -> tuple[list[str], dict[str, Any]]:
-    """Return one row of scores per data set, and their mean over the data sets, as lines and as JSON."""
-    metrics = list(dict.fromkeys(m for result in results for m in result.records[0].metrics))
-    rows = {str(result.name): {m: result.mean(m) for m in metrics} for result in results}
-    means = {m: _mean_of_all([row[m] for row in rows.values()]) for m in metrics}
-    lines = _format_table([*rows.items(), ("mean", means)])
-    lines += [f"{r.name}, above {r.baseline}: {r.above}" for r in results if r.above is not None]
-    by_name = {str(result.name): summarise(result)[1] for result in results}
-    return lines, {"data_sets": by_name, "mean": means}
+    """Return the scores of each data set, and their mean over the data sets, as lines and as JSON."""
+    from transfer.compare import describe_difference
+
+    rows = {str(result.name): result.runs.scores() for result in results}
+    metrics = dict.fromkeys(metric for scores in rows.values() for metric in scores)
+    means = {metric: _mean_of_all(metric, results, list(rows.values())) for metric in metrics}
+    lines = _format_table({**rows, "mean": {m: s for m, s in means.items() if s is not None}})
+    for result in results:
+        if result.runs.unknown:
+            lines.append(f"{result.name}, without images ±: {result.runs.unknown}")
+        for metric, found in result.above.items():
+            text = describe_difference(metric, found)
+            lines.append(f"{result.name}, above {result.baseline}: {text}")
+    lines += [*_adjusted(results), *_about(results)]
+    by_name = {str(r.name): _plain(r, rows[str(r.name)]) for r in results}
+    mean = {metric: None if score is None else score.mean for metric, score in means.items()}
+    return lines, {"data_sets": by_name, "mean": mean}
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    """Return the mean; None if a value is missing."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+def images_se(scores: Mapping[str, Score]) -> dict[str, float]:
+    """Return the standard errors from the finite number of images, where they are known."""
+    return {metric: score.images for metric, score in scores.items() if score.images is not None}
 
 
-def _format_table(rows: Sequence[tuple[str, Mapping[str, float | None]]]) -> list[str]:
-    """Return the lines of a table, one row per name and one column per metric."""
-    table = [["", *rows[0][1]]]
-    for name, row in rows:
-        table.append([name, *("–" if v is None else format_metric(m, v) for m, v in row.items())])
+def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Return a result as JSON: the record of one seed, or the mean and deviation of several with their records."""
+    from transfer.compare import plain_difference
+
+    records = [dataclasses.asdict(record) for record in result.runs.records]
+    if len(records) == 1:
+        plain = {**records[0], "images_se": images_se(scores)}
+    else:
+        spread = {
+            name: {"mean": score.mean, "std": score.seeds, "images_se": score.images}
+            for name, score in scores.items()
+        }
+        plain = {"metrics": spread, "seeds": records}
+    if result.above:
+        by_metric = {metric: plain_difference(found) for metric, found in result.above.items()}
+        first = next(iter(by_metric))
+        plain["above_baseline"] = {
+            "baseline": result.baseline,
+            "metric": first,
+            **by_metric[first],
+            "by_metric": by_metric,
+        }
+    return plain
+
+
+def _about(results: Sequence[TransferResult]) -> list[str]:
+    """Return what the intervals of a pretrained checkpoint are about."""
+    from simmim_bench.results.scored_runs import is_random
+    from transfer.compare import ABOUT
+
+    pretrained = (r for r in results if r.above and not is_random(r.runs.records[0]))
+    return [ABOUT] if any(pretrained) else []
+
+
+def _adjusted(results: Sequence[TransferResult]) -> list[str]:
+    """Return the p-values of several data sets, adjusted for their number."""
+    from simmim_bench.uncertainty.interval import holm
+
+    compared = [
+        (f"{result.name} {metric}", found.p_value)
+        for result in results
+        for metric, found in result.above.items()
+    ]
+    if len(compared) < 2:
+        return []
+    values = zip((name for name, _ in compared), holm([p for _, p in compared]), strict=True)
+    shown = ", ".join(f"{name} {value:.2g}" for name, value in values)
+    return [f"p-values, adjusted for {len(compared)} comparisons (Holm): {shown}"]
+
+
+def _mean_of_all(
+    metric: str, results: Sequence[TransferResult], rows: Sequence[Mapping[str, Score]]
+) -> Score | None:
+    """Return the mean of a metric over the data sets with its uncertainty; None if one lacks it."""
+    from simmim_bench.results.scored_runs import Score
+
+    if not all(metric in row for row in rows):
+        return None
+    # Each seed has its own mean over the data sets; the images of different data sets are independent.
+    by_seed = zip(*([r.metrics[metric] for r in one.runs.records] for one in results), strict=True)
+    means = [statistics.fmean(values) for values in by_seed]
+    images = [row[metric].images for row in rows]
+    known = [value for value in images if value is not None]
+    return Score(
+        metric,
+        statistics.fmean(means),
+        statistics.stdev(means) if len(means) > 1 else None,
+        sum(value**2 for value in known) ** 0.5 / len(rows) if len(known) == len(rows) else None,
+    )
+
+
+def _format_table(rows: Mapping[str, Mapping[str, Score]]) -> list[str]:
+    """Return the lines of a table, one column per metric; the uncertainty of a row is in lines below it."""
+    metrics = list(dict.fromkeys(metric for scores in rows.values() for metric in scores))
+    table = [["", *metrics]]
+    for name, scores in rows.items():
+        parts = {metric: score.parts() for metric, score in scores.items()}
+        used = dict.fromkeys(part for texts in parts.values() for part in texts)
+        for part in used or [""]:
+            missing = "" if part else "–"
+            texts = [parts.get(metric, {}).get(part, missing) for metric in metrics]
+            table.append([f"  {part}" if part else name, *texts])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(

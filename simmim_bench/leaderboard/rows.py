@@ -7,15 +7,15 @@ gave with several pretraining seeds become one row, whose scores are means over 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from simmim_bench.leaderboard.pretrainings import method_key
+from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
 from simmim_bench.leaderboard.reported import ReportedScore
 from simmim_bench.results.record import Record
-from simmim_bench.tasks import TASKS, Column, Task, find_variant
+from simmim_bench.results.scored_runs import varies_with_seed
+from simmim_bench.tasks import Column
 from simmim_bench.uncertainty.interval import Uncertainty, Unit
 
 
@@ -111,7 +111,7 @@ class Row:
     cells: tuple[ScoreCell | None, ...]
     inapplicable: frozenset[int] = frozenset()
     pretrainings: tuple[Row, ...] = ()
-    pretraining_seed: Any = None
+    pretraining_seed: int | None = None
     mean_rank: float | None = None
     mean: ScoreCell | None = None
 
@@ -160,51 +160,24 @@ def build_cell(
     )
 
 
-def varies_with_seed(record: Record) -> bool:
-    """Return whether a run with another seed would have another score."""
-    # Every seed initialises random weights anew.
-    if is_random(record):
-        return True
-    task = find_task(record)
-    return task is None or task.varies_with_seed
-
-
-def is_random(record: Record) -> bool:
-    """Return whether a record's backbone has random weights."""
-    checkpoint = record.checkpoint
-    return checkpoint["provenance"].get("method") == "random" or str(checkpoint["name"]).startswith(
-        "random:"
-    )
-
-
-def find_task(record: Record) -> Task | None:
-    """Find the task of a record, and of a score of shift the task that trained the classifier."""
-    name = str(record.data.get("classifier", record.task))
-    variant = find_variant(name)
-    # A few-shot fraction without a column has no variant.
-    return TASKS.get(name.partition("-")[0]) if variant is None else variant.task
-
-
 def merge_pretrainings(rows: Sequence[Row], records: Mapping[Path, Record]) -> list[Row]:
     """Merge the rows of checkpoints that one method gave with several pretraining seeds.
 
     Checkpoints of one method with the same pretraining seed keep their rows: they are not independent.
     """
-    by_method: dict[str, list[Row]] = {}
+    by_method: dict[Hashable, list[Row]] = {}
     for row in rows:
         record = records[row.records[0]]
         key = method_key(record)
         if key is not None:
-            seed = record.checkpoint["provenance"].get("seed")
-            # The text of a key can be hashed, whatever a record of others has in it.
-            by_method.setdefault(repr(key), []).append(replace(row, pretraining_seed=seed))
+            one = replace(row, pretraining_seed=pretraining_seed(record))
+            by_method.setdefault(key, []).append(one)
     methods: dict[str, list[Row]] = {}
     for members in by_method.values():
-        seeds = [repr(row.pretraining_seed) for row in members]
+        seeds = [row.pretraining_seed for row in members]
         alone = [row for row, seed in zip(members, seeds, strict=True) if seeds.count(seed) == 1]
         if len(alone) > 1:
-            # Numbers of one width sort by value.
-            alone.sort(key=lambda row: str(row.pretraining_seed).rjust(20))
+            alone.sort(key=lambda row: row.pretraining_seed or 0)
             methods |= {row.label: alone for row in alone}
     labels = [_method_label(methods[row.label], records) for row in rows if row.label in methods]
     merged = {}

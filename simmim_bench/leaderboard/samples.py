@@ -10,9 +10,10 @@ from pathlib import Path
 
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.archive import find_annotations, find_predictions
-from simmim_bench.leaderboard.rows import Row, ScoreCell, find_task, with_pretrainings
+from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
 from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
 from simmim_bench.results.record import Record, with_masks
+from simmim_bench.results.scored_runs import find_task
 from simmim_bench.tasks import Column
 from simmim_bench.uncertainty.interval import (
     Difference,

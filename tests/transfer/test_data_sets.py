@@ -150,11 +150,18 @@ def test_records_of_several_data_sets_and_the_summary(
     assert found["mean"]["top1"] == pytest.approx((scores[0] + scores[1]) / 2)
     lines = run(*command)[1].splitlines()
     assert lines[0].split() == ["top1", "top5"]
-    assert [line.split()[:2] for line in lines[1:3]] == [
+    errors = [found["data_sets"][name]["images_se"]["top1"] for name in ("first", "second")]
+    expected = [
         ["first", f"{scores[0]:.2f}"],
+        ["images", "±", f"{errors[0]:.2f}"],
         ["second", f"{scores[1]:.2f}"],
+        ["images", "±", f"{errors[1]:.2f}"],
+        ["mean", f"{found['mean']['top1']:.2f}"],
+        ["images", "±", f"{(errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2:.2f}"],
     ]
-    assert lines[3].split()[:2] == ["mean", f"{found['mean']['top1']:.2f}"]
+    assert [line.split()[: len(row)] for line, row in zip(lines[1:], expected, strict=True)] == (
+        expected
+    )
     # The name is a part of the record, so that a run is not resumed under another one.
     renamed = (*KNN, "--data", f"third={two[0]}", "--out", out / "first", "--resume")
     assert "data_name first, now third" in fails(2, *renamed, "--features", tmp_path / "features")

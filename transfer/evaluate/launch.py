@@ -18,6 +18,7 @@ from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, Score
 from transfer.evaluate.imagenet import prepare_imagenet
 from transfer.launch import slug
 
+ROOT = Path("runs")
 PREPARE: dict[str, Callable[[EvaluationRequest], tuple[Evaluation, Score]]] = {
     "imagenet": prepare_imagenet,
     "coco": prepare_coco,
@@ -25,16 +26,20 @@ PREPARE: dict[str, Callable[[EvaluationRequest], tuple[Evaluation, Score]]] = {
 }
 
 
+def evaluation_dir(request: EvaluationRequest, root: Path = ROOT) -> Path:
+    """Return the run directory of an evaluation: --out, or `root/CKPT/evaluate-TASK`."""
+    name = slug(request.ckpt).removeprefix("runs-")
+    return request.options.out or root / name / f"evaluate-{request.task}"
+
+
 def run_evaluation(
     request: EvaluationRequest,
     *,
     display: Display,
     dist: DistContext,
-    root: Path = Path("runs"),
+    root: Path = ROOT,
 ) -> tuple[Evaluation, Record | None]:
-    """Score a trained model in a run directory; with `resume`, a finished evaluation is left as it is.
-
-    Without --out, the directory is `root/CKPT/evaluate-TASK`.
+    """Score a trained model in `evaluation_dir`; with `resume`, a finished evaluation is left as it is.
 
     Returns:
         The evaluation, and its record on rank 0.
@@ -50,8 +55,7 @@ def run_evaluation(
             f"{request.ckpt} has random weights, so that there is nothing to evaluate; use a fine-tuned model."
         )
     evaluation, score = PREPARE[request.task](request)
-    name = slug(request.ckpt).removeprefix("runs-")
-    out = options.out or root / name / f"evaluate-{request.task}"
+    out = evaluation_dir(request, root)
     if options.overwrite and checkpoint_path(request.ckpt).resolve().is_relative_to(out.resolve()):
         raise UsageError(f"--overwrite would delete {request.ckpt}; choose another --out.")
     with open_run(

@@ -27,6 +27,8 @@ from transfer.shift.check import check_names, check_set
 from transfer.shift.classifier import ShiftClassifier, open_classifier
 from transfer.shift.scores import SCORES
 
+ROOT = Path("runs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftRequest:
@@ -55,11 +57,9 @@ class ShiftRequest:
 
 
 def run_shift(
-    request: ShiftRequest, *, display: Display, dist: DistContext, root: Path = Path("runs")
+    request: ShiftRequest, *, display: Display, dist: DistContext, root: Path = ROOT
 ) -> list[Record]:
-    """Score a classifier on every set, each in a run directory; with `resume`, finished sets are left as they are.
-
-    With --out, one set is scored in it and several below it. Without --out, they are below `root/CKPT/shift`.
+    """Score a classifier on every set, each in one of `shift_dirs`; with `resume`, finished sets are left as they are.
 
     Returns:
         The records on rank 0, in the order of the sets.
@@ -75,10 +75,7 @@ def run_shift(
     )
     for data_set in sets:
         check_set(str(data_set.name), data_set.root, classifier.classes, request.ckpt)
-    parent = root / slug(request.ckpt).removeprefix("runs-") / SHIFT_TASK
-    folders = [parent / str(s.name) for s in sets]
-    if options.out is not None:
-        folders = [options.out if len(sets) == 1 else options.out / str(s.name) for s in sets]
+    folders = shift_dirs(request, root)
     if any(
         checkpoint_path(request.ckpt).resolve().is_relative_to(folder.resolve())
         for folder in folders
@@ -113,6 +110,18 @@ def run_shift(
             record = _score_set(context, request, classifier, data_set)
             records += [] if record is None else [record]
     return records
+
+
+def shift_dirs(request: ShiftRequest, root: Path = ROOT) -> list[Path]:
+    """Return the run directory of every set.
+
+    With --out, one set is scored in it and several below it. Without --out, they are below `root/CKPT/shift`.
+    """
+    sets, out = request.data_sets, request.options.out
+    if out is not None and len(sets) == 1:
+        return [out]
+    parent = out or root / slug(request.ckpt).removeprefix("runs-") / SHIFT_TASK
+    return [parent / str(one.name) for one in sets]
 
 
 def _arguments(

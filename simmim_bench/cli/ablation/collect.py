@@ -109,14 +109,21 @@ def _difference(
     """Compute a cell's difference to the recipe's own in points, with its 95 % interval.
 
     Returns:
-        None for the recipe's own cell, without common seeds, and for a task without a top-1 accuracy.
+        None for the recipe's own cell, and without common seeds or data by image.
     """
+    from simmim_bench.results.scored_runs import read_scored_runs
     from transfer.compare import compare_runs
 
     both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
-    if not both or not study.variant.task.supports_paired_comparison:
+    if not both:
         return None
-    difference = compare_runs([a.transfer for a, _ in both], [b.transfer for _, b in both])
+    ours, theirs = (
+        read_scored_runs([one.transfer for one in side]) for side in zip(*both, strict=True)
+    )
+    found = compare_runs(ours, theirs)
+    difference = found.get(study.metric)
+    if difference is None:
+        return None
     return difference.points, difference.low, difference.high
 
 
