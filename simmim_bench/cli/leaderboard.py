@@ -1,4 +1,4 @@
-"""`simmim-bench leaderboard build | check | show | keep`."""
+"""`simmim-bench leaderboard build | check | show | compare | keep`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def leaderboard() -> None:
-    """Build, check or print the leaderboard of the records below some folders, or export the records.
+    """Build, check or print the leaderboard of the records below some folders, compare rows, or export records.
 
     There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
     recipes or on other data are in groups of their own. Named data sets (transfer --data NAME=DIR) have a table
@@ -28,6 +28,7 @@ def leaderboard() -> None:
     \b
       simmim-bench leaderboard build runs --into README.md
       simmim-bench leaderboard check runs --into README.md
+      simmim-bench leaderboard compare "SimMIM pocket" random runs
       simmim-bench leaderboard keep runs --out benchmarks/records/mine
     """
 
@@ -180,6 +181,48 @@ def leaderboard_show(
     else:
         print_table(board)
         print_small_sets(board)
+
+
+@leaderboard.command("compare")
+@click.argument("a")
+@click.argument("b")
+@_roots
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@click.option(
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="Write a forest plot as well; the name ends in .svg or .png.",
+)
+def leaderboard_compare(
+    a: str, b: str, roots: tuple[Path, ...], as_json: bool, plot: Path | None
+) -> None:
+    """Compare rows A and B: differences in every column that both have, with 95 % intervals.
+
+    A and B are labels or parts of labels, CKPT as in the runs, or the first digits of a checkpoint's hash.
+    A difference is A - B on the same images under the same protocol. Its interval covers other images and
+    other seeds, or other pretrainings where a row is of a method with several. A is higher or lower if the
+    interval excludes 0. p (Holm) is the p-value adjusted for the number of comparisons.
+
+    \b
+      simmim-bench leaderboard compare "SimMIM pocket" random runs
+      simmim-bench leaderboard compare runs/mine e0a13c8e runs --plot forest.svg
+    """
+    import json
+
+    from simmim_bench.leaderboard.compare import compare_rows, plain_comparison
+    from simmim_bench.leaderboard.forest import check_plot_path, plot_comparison, print_comparison
+
+    if plot is not None:
+        check_plot_path(plot)
+    comparison = compare_rows(_find(roots).board(), a, b)
+    if as_json:
+        click.echo(json.dumps(plain_comparison(comparison), indent=1, ensure_ascii=False))
+    else:
+        print_comparison(comparison)
+    if plot is not None:
+        plot_comparison(comparison, plot)
+        click.echo(str(plot), err=as_json)
 
 
 @leaderboard.command("keep")
