@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simmim_bench import __version__
 from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
+from simmim_bench.leaderboard.page_comparisons import plain_comparisons
 from simmim_bench.leaderboard.page_files import describe_record, is_number, read_reconstructions
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.small_sets import SmallSetTable, mean_cell, small_set_tables
@@ -22,15 +24,21 @@ PROVENANCE_KEYS = (
 )
 
 
-def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, Any]:
+def page_data(
+    board: Board, reported: Sequence[ReportedRow] = (), *, overall: bool = False
+) -> dict[str, Any]:
     """Return the page's data.
 
+    Args:
+        overall: whether the page shows the mean rank of every row.
+
     Returns:
-        `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group are
-        ranked together); `rows` (one per checkpoint, with a cell or null per column, rank, provenance as
-        `lineage`, and cost); `small_sets` (a table per metric and recipe of named data sets); `records`, which the
-        cells refer to by index; `reconstructions` (data URLs of images by checkpoint hash); `problems` (one sentence
-        per damaged record or file) and `notes` (footnotes).
+        `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group can be
+        compared); `rows` (one per checkpoint or method, with a cell or null per column, provenance as `lineage`,
+        cost, and the `pretrainings` of a method); `overall` as passed; `comparisons` (differences of pairs of rows;
+        see `page_comparisons.py`); `small_sets` (a table per metric and recipe of named data sets); `records`, which
+        the cells refer to by index; `reconstructions` (data URLs of images by checkpoint hash); `problems` (one
+        sentence per damaged record or file) and `notes` (footnotes).
     """
     problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
@@ -41,12 +49,15 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
         if row.checkpoint not in images:
             path = row.records[0]
             images[row.checkpoint] = read_reconstructions(path, board.records[path], problems)
+    ids = {(group.name, row.label): f"row-{i}" for i, (group, row) in enumerate(rows, 1)}
     return {
         "version": __version__,
+        "overall": overall,
+        "comparisons": plain_comparisons(board, ids),
         "columns": [vars(column) for column in columns()],
         "groups": [{"name": group.name, "protocols": _protocols(group)} for group in board.groups],
         "rows": [
-            *(_row(f"row-{i}", g, r, board, record_numbers) for i, (g, r) in enumerate(rows, 1)),
+            *(_row(ids[g.name, r.label], g, r, board, record_numbers) for g, r in rows),
             *(_reported_row(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
         ],
         "small_sets": [_small_sets(table, record_numbers) for table in tables],
@@ -70,9 +81,8 @@ def _protocols(group: ProtocolGroup) -> dict[str, Any]:
 def _row(
     name: str, group: ProtocolGroup, row: Row, board: Board, record_numbers: dict[Path, int]
 ) -> dict[str, Any]:
-    records = [board.records[path] for path in row.records]
-    provenance = records[0].checkpoint["provenance"]
-    params = records[0].checkpoint.get("params")
+    first = board.records[row.records[0]]
+    params = first.checkpoint.get("params")
     return {
         "id": name,
         "group": group.name,
@@ -80,27 +90,36 @@ def _row(
         "label": row.label,
         "arch": row.arch,
         "status": "partial" if row.is_partial else "reproduced",
+        "sound": all(cell is None or cell.is_rankable for cell in row.cells),
         "checkpoint": row.checkpoint,
-        "lineage": _flatten_provenance(provenance),
+        "lineage": _flatten_provenance(first.checkpoint["provenance"]),
         "cost": {
-            "device_hours": device_hours(records),
+            "device_hours": _row_device_hours(row, board),
             "params_m": None if params is None else params / 1e6,
         },
-        "cells": [
-            None if cell is None else _cell(cell, group.best(i) is row, record_numbers)
-            for i, cell in enumerate(row.cells)
-        ],
+        "cells": [None if cell is None else _cell(cell, record_numbers) for cell in row.cells],
         "inapplicable": [i in row.inapplicable for i in range(len(row.cells))],
+        "pretrainings": [
+            {
+                "label": one.label,
+                "checkpoint": one.checkpoint,
+                "cells": [c and _cell(c, record_numbers) for c in one.cells],
+            }
+            for one in row.pretrainings
+        ],
     }
 
 
-def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[str, Any]:
+def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]:
     return {
         "mean": cell.mean,
         "std": cell.std,
         "seeds": len(cell.values),
-        "text": str(cell),
-        "best": best,
+        "text": f"{cell.mean:.1f}",
+        "spread": _spread(cell),
+        "standard_error": standard_error(cell),
+        "rank": cell.rank,
+        "best": cell.best,
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
@@ -110,15 +129,31 @@ def _cell(cell: ScoreCell, best: bool, record_numbers: dict[Path, int]) -> dict[
     }
 
 
+def _spread(cell: ScoreCell) -> list[str]:
+    """Return the uncertainty of a score in two short texts: over seeds, and from the images."""
+    units = cell.std if cell.uncertainty is None else cell.uncertainty.units
+    parts = [] if units is None else [f"seeds ± {units:.1f}"]
+    return (
+        parts if cell.uncertainty is None else [*parts, f"images ± {cell.uncertainty.images:.1f}"]
+    )
+
+
+def standard_error(cell: ScoreCell) -> float | None:
+    """Return the standard error of a mean from its seeds and its images; None if the latter is unknown."""
+    if cell.uncertainty is None:
+        return None
+    of_units = (cell.uncertainty.units or 0.0) / len(cell.values) ** 0.5
+    return math.hypot(of_units, cell.uncertainty.images)
+
+
 def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[str, Any]:
-    best = table.best_rows()
     rows = [
         {
             "label": row.label,
             "rank": row.rank,
             "cells": [
-                None if cell is None else _cell(cell, best[i] is row, record_numbers)
-                for i, cell in enumerate((*row.cells, mean_cell(row)))
+                None if cell is None else _cell(cell, record_numbers)
+                for cell in (*row.cells, mean_cell(row))
             ],
         }
         for row in table.rows
@@ -144,8 +179,18 @@ def _flatten_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     return {key: flat[key] for key in PROVENANCE_KEYS if flat.get(key) not in (None, {}, "")}
 
 
+def _row_device_hours(row: Row, board: Board) -> float | None:
+    """Return the cost of a checkpoint, or the mean cost of the pretrainings of a method; None if one is unknown."""
+    costs = [
+        device_hours([board.records[path] for path in one.records])
+        for one in row.pretrainings or (row,)
+    ]
+    known = [cost for cost in costs if cost is not None]
+    return statistics.fmean(known) if len(known) == len(costs) else None
+
+
 def device_hours(records: Sequence[Record]) -> float | None:
-    """Compute the cost of a row: its pretraining plus the mean over seeds of every task, in device-hours.
+    """Compute the cost of a checkpoint: its pretraining plus the mean over seeds of every task, in device-hours.
 
     Returns:
         None if the cost of the pretraining or of any record is unknown. Random weights have no pretraining.
@@ -180,6 +225,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
         "label": row.label,
         "arch": row.backbone,
         "status": "reported",
+        "sound": True,
         "checkpoint": "",
         "lineage": {
             "method": row.method,
@@ -192,7 +238,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
             None
             if score is None
             else {
-                **_cell(ScoreCell((score.value,)), best=False, record_numbers={}),
+                **_cell(ScoreCell((score.value,)), {}),
                 "protocol": score.protocol,
                 "source": score.source,
                 "confidence": score.confidence,
@@ -201,6 +247,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
             for score in row.scores
         ],
         "inapplicable": [False] * len(row.scores),
+        "pretrainings": [],
         "source": "; ".join(dict.fromkeys(score.source for score in scores)),
         "confidence": "medium" if any(s.confidence == "medium" for s in scores) else "high",
         "protocol_text": "; ".join(protocols),

@@ -38,6 +38,7 @@ def describe_record(path: Path, record: Record, problems: list[str]) -> dict[str
     environment, memory = record.environment, record.cost["peak_memory_bytes"]
     return {
         "path": path.as_posix(),
+        "checkpoint": record.checkpoint["name"],
         "task": record.task,
         "data_set": record.data.get("name"),
         "metrics": {k: v for k, v in record.metrics.items() if k not in CALIBRATION_METRICS},

@@ -36,8 +36,9 @@ def board() -> dict[str, Any]:
     fields = {"epochs": 90, "optimizer": {"name": "sgd", "lr": 0.5}, "img_size": [32, 32]}
     board["groups"][1]["protocols"]["linear"] |= {**changed, "fields": fields}
     board["groups"][0]["protocols"]["knn"] = make_protocol("knn")
-    board["rows"][0]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
-    board["rows"][0]["inapplicable"][6] = True
+    board["rows"][1]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
+    board["rows"][1] |= {"sound": False, "status": "partial"}
+    board["rows"][1]["inapplicable"][6] = True
     board["rows"][2] |= {"status": "partial", "rank": None}
     board["rows"][5]["cost"]["device_hours"] = 0.1  # must not be compared with reproduced rows
     board["reconstructions"] = {board["rows"][0]["checkpoint"]: PIXEL}
