@@ -166,7 +166,7 @@ function axisOf({ ticks, place }) {
 function startComparison() {
   const { shown, texts, groups } = JSON.parse(one("#comparisons").content.textContent);
   const nodes = new Map(table.rows().nodes().toArray().map((row) => [row.dataset.row, row]));
-  const titles = table.columns("[data-task]").header().toArray().map((head) => head.dataset.title);
+  const titles = table.columns("[data-task]").header().toArray().map((head) => head.dataset.heading);
   const form = one("#pair");
   const { a, b } = form.elements;
   let previous = [0, 1];
