@@ -20,7 +20,7 @@ from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import cannot_write, replacing, replacing_directory, sha256_file, write_json
-from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.results.record import Record
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import read_json

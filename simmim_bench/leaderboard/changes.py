@@ -9,7 +9,8 @@ from typing import Any
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.tables import MISSING, escape_markdown, to_json
+from simmim_bench.leaderboard.tables import to_json
+from simmim_bench.leaderboard.text_tables import MISSING, escape_markdown
 
 
 def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.leaderboard.board import Board, Row, ScoreCell
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample
-from simmim_bench.leaderboard.small_sets import small_set_tables
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column
 from simmim_bench.uncertainty.interval import LEVEL, Difference, holm
@@ -114,16 +114,16 @@ def comparable_tables(board: Board) -> list[Table]:
                 table.title,
                 tuple(f"{_short_title(table.column)}: {name}" for name in table.data_sets),
                 by_label(table.rows),
-                (),
+                table.samples,
             )
-            for table in small_set_tables(board)
+            for table in board.small_sets
         ),
     ]
 
 
 def by_label(rows: Sequence[Row]) -> dict[str, Row]:
     """Return rows, and the single pretrainings of methods, by label."""
-    return {one.label: one for row in rows for one in (row, *row.pretrainings)}
+    return {row.label: row for row in with_pretrainings(rows)}
 
 
 def compare_rows(board: Board, a: str, b: str) -> Comparison:

@@ -7,12 +7,13 @@ a pair of records that contradict each other, neither of which is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.board import Board, build_board, find_contradictions
+from simmim_bench.leaderboard.board import Board, build_board
+from simmim_bench.leaderboard.protocols import find_contradictions
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.untrusted.paths import check_below
 from simmim_bench.untrusted.text import describe_error
@@ -29,9 +30,13 @@ class FoundRecords:
     records: dict[Path, Record]
     problems: tuple[str, ...] = ()
 
-    def board(self) -> Board:
-        """Build the leaderboard of the records."""
-        return build_board(self.records, self.problems)
+    def board(self, *, overall: bool = False, advance: Callable[[], None] = lambda: None) -> Board:
+        """Build the leaderboard of the records.
+
+        Args:
+            overall, advance: see `build_board`.
+        """
+        return build_board(self.records, self.problems, overall=overall, advance=advance)
 
 
 def find_records(roots: Iterable[Path]) -> FoundRecords:

@@ -13,8 +13,9 @@ from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
 from simmim_bench.leaderboard.page_comparisons import plain_comparisons
 from simmim_bench.leaderboard.page_files import describe_record, is_number, read_reconstructions
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.small_sets import SmallSetTable, mean_cell, small_set_tables
-from simmim_bench.leaderboard.tables import describe_group, explain_marks, plain_published
+from simmim_bench.leaderboard.small_sets import SmallSetTable
+from simmim_bench.leaderboard.tables import describe_group, plain_published
+from simmim_bench.leaderboard.text_tables import explain_marks
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
 
@@ -24,35 +25,30 @@ PROVENANCE_KEYS = (
 )
 
 
-def page_data(
-    board: Board, reported: Sequence[ReportedRow] = (), *, overall: bool = False
-) -> dict[str, Any]:
+def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, Any]:
     """Return the page's data.
-
-    Args:
-        overall: whether the page shows the mean rank of every row.
 
     Returns:
         `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group can be
         compared); `rows` (one per checkpoint or method, with a cell or null per column, provenance as `lineage`,
-        cost, and the `pretrainings` of a method); `overall` as passed; `comparisons` (differences of pairs of rows;
-        see `page_comparisons.py`); `small_sets` (a table per metric and recipe of named data sets); `records`, which
-        the cells refer to by index; `reconstructions` (data URLs of images by checkpoint hash); `problems` (one
-        sentence per damaged record or file) and `notes` (footnotes).
+        cost, and the `pretrainings` of a method); `overall`, whether rows have a mean rank; `comparisons`
+        (differences of pairs of rows; see `page_comparisons.py`); `small_sets` (a table per metric and recipe of
+        named data sets); `records`, which the cells refer to by index; `reconstructions` (data URLs of images by
+        checkpoint hash); `problems` (one sentence per damaged record or file) and `notes` (footnotes).
     """
     problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
     rows = [(group, row) for group in board.groups for row in group.rows]
-    tables = small_set_tables(board)
+    tables = board.small_sets
     images: dict[str, str | None] = {}
-    for _, row in rows:
-        if row.checkpoint not in images:
-            path = row.records[0]
-            images[row.checkpoint] = read_reconstructions(path, board.records[path], problems)
+    for one in (one for _, row in rows for one in row.pretrainings or (row,)):
+        if one.checkpoint not in images:
+            path = one.records[0]
+            images[one.checkpoint] = read_reconstructions(path, board.records[path], problems)
     ids = {(group.name, row.label): f"row-{i}" for i, (group, row) in enumerate(rows, 1)}
     return {
         "version": __version__,
-        "overall": overall,
+        "overall": board.overall,
         "comparisons": plain_comparisons(board, ids),
         "columns": [vars(column) for column in columns()],
         "groups": [{"name": group.name, "protocols": _protocols(group)} for group in board.groups],
@@ -86,13 +82,13 @@ def _row(
     return {
         "id": name,
         "group": group.name,
-        "rank": row.rank,
+        "rank": row.mean_rank,
         "label": row.label,
         "arch": row.arch,
         "status": "partial" if row.is_partial else "reproduced",
-        "sound": all(cell is None or cell.is_rankable for cell in row.cells),
+        "sound": row.is_sound,
         "checkpoint": row.checkpoint,
-        "lineage": _flatten_provenance(first.checkpoint["provenance"]),
+        "lineage": _lineage(row, board),
         "cost": {
             "device_hours": _row_device_hours(row, board),
             "params_m": None if params is None else params / 1e6,
@@ -102,6 +98,7 @@ def _row(
         "pretrainings": [
             {
                 "label": one.label,
+                "seed": one.pretraining_seed,
                 "checkpoint": one.checkpoint,
                 "cells": [c and _cell(c, record_numbers) for c in one.cells],
             }
@@ -116,7 +113,7 @@ def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]
         "std": cell.std,
         "seeds": len(cell.values),
         "text": f"{cell.mean:.1f}",
-        "spread": _spread(cell),
+        "spread": cell.lines[1:],
         "standard_error": standard_error(cell),
         "rank": cell.rank,
         "best": cell.best,
@@ -127,15 +124,6 @@ def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]
         "comparison": cell.comparison,
         "records": [record_numbers[path] for path in cell.records],
     }
-
-
-def _spread(cell: ScoreCell) -> list[str]:
-    """Return the uncertainty of a score in two short texts: over seeds, and from the images."""
-    units = cell.std if cell.uncertainty is None else cell.uncertainty.units
-    parts = [] if units is None else [f"seeds ± {units:.1f}"]
-    return (
-        parts if cell.uncertainty is None else [*parts, f"images ± {cell.uncertainty.images:.1f}"]
-    )
 
 
 def standard_error(cell: ScoreCell) -> float | None:
@@ -150,10 +138,10 @@ def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[s
     rows = [
         {
             "label": row.label,
-            "rank": row.rank,
+            "rank": None if row.mean is None else row.mean.rank,
             "cells": [
                 None if cell is None else _cell(cell, record_numbers)
-                for cell in (*row.cells, mean_cell(row))
+                for cell in (*row.cells, row.mean)
             ],
         }
         for row in table.rows
@@ -163,6 +151,19 @@ def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[s
         "recipe": table.protocol,
         "data_sets": table.data_sets,
         "rows": rows,
+    }
+
+
+def _lineage(row: Row, board: Board) -> dict[str, Any]:
+    """Return the provenance of a checkpoint, or what the pretrainings of a method have in common."""
+    first, *others = (
+        _flatten_provenance(board.records[one.records[0]].checkpoint["provenance"])
+        for one in row.pretrainings or (row,)
+    )
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in others)
     }
 
 

@@ -73,7 +73,7 @@ def _find_counterpart(
 ) -> ReportedScore | None:
     """Return the published score of a cell's recipe and checkpoint, if there is one."""
     record = board.records[cell.records[0]]  # all records of a cell have these in common
-    if cell.deviates or not cell.is_rankable or not _has_validation_images(record):
+    if cell.deviates or not cell.is_sound or not _has_validation_images(record):
         return None
     scores = ((row, score) for row in rows if (score := row.scores[column]) is not None)
     return next((score for row, score in scores if _is_counterpart(record, row, score)), None)

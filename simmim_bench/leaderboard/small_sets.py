@@ -7,26 +7,23 @@ never in one table, and data that differ are never in one column, even under the
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard.board import (
-    Board,
-    Row,
-    ScoreCell,
-    best_row,
-    build_cell,
-    checkpoint_names,
-    data_identity,
-    describe_recipe,
-)
+from simmim_bench.leaderboard.protocols import checkpoint_names, data_identity, describe_recipe
+from simmim_bench.leaderboard.ranking import IsHigher, rank_cells, rank_rows
+from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
+from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples
+from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import Column, columns
+from simmim_bench.uncertainty.interval import Uncertainty
 
 # Scores of `transfer shift` on a user's own folders, which no column of the main table has.
 OWN_FOLDERS = Column("shift", SHIFT_TASK, "top1")
@@ -41,13 +38,16 @@ class SmallSetTable:
         column: the task and the metric.
         example: a record that follows the recipe.
         data_sets: titles of the columns.
-        rows: complete rows first, the best mean first; their cells are in the order of `data_sets`.
+        rows: complete rows first, the best mean first, unsound ones after; their cells are in the order of
+            `data_sets`.
+        samples: for every data set, how the rows' scores vary.
     """
 
     column: Column
     example: Record
     data_sets: tuple[str, ...]
     rows: tuple[Row, ...]
+    samples: tuple[ColumnSample | None, ...] = ()
 
     @property
     def title(self) -> str:
@@ -59,35 +59,19 @@ class SmallSetTable:
         """The recipe and its deviations."""
         return describe_recipe(self.example)
 
-    def best_rows(self) -> list[Row | None]:
-        """Return the row with the best score in every column, the mean last."""
-        by_column = [[row.cells[i] for row in self.rows] for i in range(len(self.data_sets))]
-        by_column.append([mean_cell(row) for row in self.rows])
-        return [best_row(zip(self.rows, cells, strict=True)) for cells in by_column]
 
+def build_tables(
+    records: Mapping[Path, Record], runs: Mapping[RunKey, ImageScores]
+) -> list[SmallSetTable]:
+    """Build the tables of the records with named data sets, in the order of the leaderboard's columns.
 
-def mean_cell(row: Row) -> ScoreCell | None:
-    """Return the mean over the data sets of a complete row, with the marks of its cells.
-
-    Returns:
-        None if a score is missing: means over different data sets cannot be compared.
+    Args:
+        records: records by the path of their file.
+        runs: their scores by image, see `samples.read_runs`.
     """
-    cells = [cell for cell in row.cells if cell is not None]
-    if not cells or len(cells) < len(row.cells):
-        return None
-    return ScoreCell(
-        values=(statistics.fmean([cell.mean for cell in cells]),),
-        deviates=any(cell.deviates for cell in cells),
-        partial=any(cell.partial for cell in cells),
-        dirty=any(cell.dirty for cell in cells),
-    )
-
-
-def small_set_tables(board: Board) -> list[SmallSetTable]:
-    """Build the tables of the records with named data sets, in the order of the leaderboard's columns."""
-    names = checkpoint_names(board.records)
+    names = checkpoint_names(records)
     by_protocol: dict[tuple[str, str], dict[Path, Record]] = {}
-    for path, record in board.records.items():
+    for path, record in records.items():
         if record.data.get("name") is not None:
             followed = [record.recipe["sha256"], record.deviates, record.data.get("classifier")]
             protocol = sha256_json(followed)
@@ -95,14 +79,17 @@ def small_set_tables(board: Board) -> list[SmallSetTable]:
     return [
         table
         for column in (*columns(), OWN_FOLDERS)
-        for (task, _), records in by_protocol.items()
+        for (task, _), followers in by_protocol.items()
         if task == column.task
-        if (table := _build_table(column, records, names)) is not None
+        if (table := _build_table(column, followers, names, runs)) is not None
     ]
 
 
 def _build_table(
-    column: Column, records: Mapping[Path, Record], names: Mapping[tuple[str, str], str]
+    column: Column,
+    records: Mapping[Path, Record],
+    names: Mapping[tuple[str, str], str],
+    runs: Mapping[RunKey, ImageScores],
 ) -> SmallSetTable | None:
     """Build the table of records of one task and recipe; None if none of them has the metric."""
     paths_of: dict[tuple[str, str], dict[DataSetKey, list[Path]]] = {}
@@ -119,8 +106,88 @@ def _build_table(
         first = records[next(iter(paths.values()))[0]]
         cells = tuple(build_cell(column, paths.get(one, []), records) for one in data_sets)
         rows.append(Row(names[checkpoint], checkpoint[1], first.checkpoint["arch"], cells))
+    merged = merge_pretrainings(rows, records)
+    of_sets = [column] * len(data_sets)
+    sampled, samples = add_samples(merged, of_sets, records, runs)
+    ranked = rank_rows([_with_mean(row, records) for row in sampled], samples)
+    means = rank_cells([row.mean for row in ranked], _compare_means(ranked, samples))
+    ranked = [replace(row, mean=mean) for row, mean in zip(ranked, means, strict=True)]
     example = next(iter(records.values()))
-    return SmallSetTable(column, example, _titles(data_sets), _rank(rows))
+    return SmallSetTable(column, example, _titles(data_sets), _sort(ranked), samples)
+
+
+def _with_mean(row: Row, records: Mapping[Path, Record]) -> Row:
+    """Return a row, and the rows of its pretrainings, with the mean over the data sets."""
+    return replace(
+        row,
+        mean=_mean(row, records),
+        pretrainings=tuple(_with_mean(one, records) for one in row.pretrainings),
+    )
+
+
+def _mean(row: Row, records: Mapping[Path, Record]) -> ScoreCell | None:
+    """Return the mean over the data sets of a complete row, with the marks of its cells.
+
+    It has one value per seed or pretraining if these are the same on all data sets. The data sets have different
+    images, so that the variances add.
+
+    Returns:
+        None if a score is missing: means over different data sets cannot be compared.
+    """
+    cells = [cell for cell in row.cells if cell is not None]
+    if not cells or len(cells) < len(row.cells):
+        return None
+    by_unit = [_by_unit(row, i, records) for i in range(len(cells))]
+    units = by_unit[0].keys()
+    if all(found.keys() == units for found in by_unit):
+        values = [statistics.fmean([found[unit] for found in by_unit]) for unit in units]
+    else:
+        values = [statistics.fmean([cell.mean for cell in cells])]
+    mean = ScoreCell(
+        values=tuple(values),
+        deviates=any(cell.deviates for cell in cells),
+        partial=any(cell.partial for cell in cells),
+        dirty=any(cell.dirty for cell in cells),
+        unit=cells[0].unit,
+        # As unreplicated as its scores, also where its only value is of different numbers of seeds.
+        varies=any(cell.is_unreplicated for cell in cells),
+    )
+    known = [cell.uncertainty for cell in cells if cell.uncertainty is not None]
+    if len(known) == len(cells):
+        images = math.hypot(*(one.images for one in known)) / len(known)
+        mean = replace(mean, uncertainty=Uncertainty(mean.std, images))
+    return mean
+
+
+def _by_unit(row: Row, index: int, records: Mapping[Path, Record]) -> dict[str, float]:
+    """Return the scores of a cell by seed or pretraining."""
+    cell = row.cells[index]
+    if cell is None:
+        return {}
+    if row.pretrainings:
+        units = [str(one.pretraining_seed) for one in row.pretrainings if one.cells[index]]
+    else:
+        units = [str(records[path].seed) for path in cell.records]
+    return dict(zip(units, cell.values, strict=True))
+
+
+def _compare_means(rows: Sequence[Row], samples: Sequence[ColumnSample | None]) -> IsHigher:
+    """Return the comparison of the means of complete rows.
+
+    The differences on different data sets are independent, so that MOVER's margin of their mean is the root of the
+    sum of their squared margins, divided by their number; see `uncertainty.interval`.
+    """
+
+    def is_higher(ours: int, theirs: int) -> bool | None:
+        pair = rows[ours].label, rows[theirs].label
+        parts = [None if sample is None else sample.compare(*pair) for sample in samples]
+        known = [part for part in parts if part is not None and not part.without_units]
+        if len(known) < len(samples):
+            return None
+        points = statistics.fmean([part.points for part in known])
+        return points > math.hypot(*(part.high - part.points for part in known)) / len(known)
+
+    return is_higher
 
 
 def _titles(data_sets: list[DataSetKey]) -> tuple[str, ...]:
@@ -131,26 +198,18 @@ def _titles(data_sets: list[DataSetKey]) -> tuple[str, ...]:
     )
 
 
-def _rank(rows: list[Row]) -> tuple[Row, ...]:
-    """Sort rows by their means, and number those whose mean may be ranked."""
+def _sort(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Sort rows by their means: sound ones first, incomplete rows last."""
 
     def key(row: Row) -> tuple[bool, bool, float, str]:
-        mean = mean_cell(row)
-        if mean is None:
+        if row.mean is None:
             return True, True, 0.0, row.label
-        return False, not mean.is_rankable, -mean.mean, row.label
+        return False, not row.mean.is_sound, -row.mean.mean, row.label
 
-    ordered = sorted(rows, key=key)
-    rankable = [row for row in ordered if (mean := mean_cell(row)) and mean.is_rankable]
-    if len(rankable) < 2:
-        return tuple(ordered)
-    return tuple(
-        replace(row, rank=number) if number <= len(rankable) else row
-        for number, row in enumerate(ordered, 1)
-    )
+    return tuple(sorted(rows, key=key))
 
 
-def plain_tables(board: Board) -> list[dict[str, Any]]:
+def plain_tables(tables: Sequence[SmallSetTable]) -> list[dict[str, Any]]:
     """Return the tables as plain JSON."""
     return [
         {
@@ -165,30 +224,43 @@ def plain_tables(board: Board) -> list[dict[str, Any]]:
             "data_sets": list(table.data_sets),
             "rows": [_plain_row(table, row) for row in table.rows],
         }
-        for table in small_set_tables(board)
+        for table in tables
     ]
 
 
 def _plain_row(table: SmallSetTable, row: Row) -> dict[str, Any]:
-    mean = mean_cell(row)
     scores = zip(table.data_sets, row.cells, strict=True)
     return {
-        "rank": row.rank,
+        "rank": None if row.mean is None else row.mean.rank,
         "label": row.label,
         "arch": row.arch,
         "checkpoint": row.checkpoint,
         "scores": {name: None if cell is None else plain_score(cell) for name, cell in scores},
-        "mean": None if mean is None else mean.mean,
+        "mean": None if row.mean is None else row.mean.mean,
+        "mean_score": None if row.mean is None else plain_score(row.mean),
+        "pretrainings": [_plain_row(table, one) for one in row.pretrainings],
     }
 
 
 def plain_score(cell: ScoreCell) -> dict[str, Any]:
-    """Return a score and its marks as plain JSON."""
+    """Return a score, its uncertainty, its rank and its marks as plain JSON."""
     return {
         "mean": cell.mean,
         "std": cell.std,
         "seeds": len(cell.values),
+        "unit": cell.unit,
+        "images_se": images_error(cell),
+        "rank": cell.rank,
+        "best": cell.best,
         "deviates": cell.deviates,
         "partial": cell.partial,
         "dirty": cell.dirty,
     }
+
+
+def images_error(cell: ScoreCell) -> float | None:
+    """Return the standard error from the finite number of images, with six digits.
+
+    The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
+    """
+    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")

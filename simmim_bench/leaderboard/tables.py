@@ -8,74 +8,33 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from simmim_bench.errors import UsageError
-from simmim_bench.leaderboard.board import (
-    Board,
-    ProtocolGroup,
-    Row,
-    ScoreCell,
-    describe_recipe,
-    protocol_id,
-)
+from simmim_bench.leaderboard.board import Board, ProtocolGroup
+from simmim_bench.leaderboard.protocols import describe_recipe, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.small_sets import plain_score, plain_tables
+from simmim_bench.leaderboard.rows import Row, ScoreCell
+from simmim_bench.leaderboard.small_sets import images_error, plain_score, plain_tables
+from simmim_bench.leaderboard.text_tables import (
+    MISSING,
+    escape_csv,
+    escape_markdown,
+    explain_marks,
+    latex_table,
+    markdown_table,
+    rich_table,
+    table_console,
+    text_rows,
+)
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column
-from simmim_bench.untrusted.text import visible, visible_lines
+from simmim_bench.untrusted.text import visible
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-MISSING, INAPPLICABLE = "–", "n/a"
 PUBLISHED = "Published for the same recipe and checkpoint"
-# Marks that begin or end emphasis: an asterisk next to other text, an underscore at the end of a word, two tildes.
-EMPHASIS = re.compile(r"\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=~)~")
-# What begins a heading, a list or a rule; of a numbered list, the number is not escaped but the dot.
-BLOCK, NUMBERED = re.compile(r"^[#+=*-]"), re.compile(r"^(\d+)([.)])")
-# GitHub Flavored Markdown, section 6.9: URLs without brackets; mentions and references to issues.
-LINK = re.compile(
-    r":(?=//)|\bwww(?=\.)|\b(?:mailto|xmpp):|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)", re.IGNORECASE
-)
-SPLIT = "&#8203;"  # a space without width
-LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
-LATEX |= {
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "–": "--",
-}
-
-
-def format_cells(row: Row) -> list[str]:
-    """Return the text of every cell of a row, with `MISSING` or `INAPPLICABLE` for cells without a score."""
-    return [
-        str(cell) if cell is not None else INAPPLICABLE if i in row.inapplicable else MISSING
-        for i, cell in enumerate(row.cells)
-    ]
-
-
-def explain_marks(rows: Sequence[Row]) -> list[str]:
-    """Return one footnote for each of the marks *, †, ‡ and ± that some row uses."""
-    cells = [cell for row in rows for cell in row.cells if cell is not None]
-    footnotes = []
-    if any(cell.deviates for cell in cells):
-        footnotes.append("* Some settings differ from the named recipe; the record lists them.")
-    if any(cell.partial for cell in cells):
-        footnotes.append("† Partial: not every image of the split was evaluated. Not ranked.")
-    if any(cell.dirty for cell in cells):
-        footnotes.append("‡ The code had uncommitted changes. Not ranked.")
-    if any(len(cell.values) > 1 for cell in cells):
-        footnotes.append(
-            "± is the standard deviation over transfer seeds. Each checkpoint comes from a single pretraining run; "
-            "random weights are initialised anew for each seed."
-        )
-    return footnotes
 
 
 def describe_published(group: ProtocolGroup, shown: Sequence[Column]) -> list[str]:
@@ -116,46 +75,43 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
 
 
 def to_markdown(board: Board) -> str:
-    """Return one Markdown table per group, with the best score of every column in bold.
+    """Return one Markdown table per group, with the best scores of every column in bold.
 
     Several groups are listed with their protocols. Published counterparts of a group's scores are listed below
     its table; footnotes and damaged records follow the tables.
     """
+    titles = [*_leading_titles(board), *(column.title for column in board.columns)]
     parts = []
     for group in board.groups:
         if len(board.groups) > 1:
             described = {task: describe_protocol(r) for task, r in group.protocols.items()}
             lines = [f"- {escape_markdown(f'{task}: {text}')}" for task, text in described.items()]
             parts.append("\n".join([f"### Protocols {group.name}\n", *lines]) + "\n")
-        parts.append(_markdown_table(group, board.columns))
+        parts.append(markdown_table(titles, text_rows(group.rows, overall=board.overall)))
         if published := describe_published(group, board.columns):
             lines = [f"- {escape_markdown(line)}" for line in published]
             parts.append("\n".join([f"{PUBLISHED}:\n", *lines]) + "\n")
-    parts += [f"{footnote}\n" for footnote in explain_marks(board.rows)]
+    parts += [f"{footnote}\n" for footnote in explain_board(board)]
     parts += [f"{escape_markdown(problem)}\n" for problem in board.problems]
     return "\n".join(parts)
 
 
-def _markdown_table(group: ProtocolGroup, shown: Sequence[Column]) -> str:
-    best = group.best_rows()
-    lines = [
-        "| checkpoint | " + " | ".join(column.title for column in shown) + " |",
-        "| --- |" + " ---: |" * len(shown),
-    ]
-    for row in group.rows:
-        texts = [f"**{t}**" if best[i] is row else t for i, t in enumerate(format_cells(row))]
-        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
-    return "\n".join(lines) + "\n"
+def _leading_titles(board: Board) -> list[str]:
+    return ["mean rank"] if board.overall else []
 
 
-def escape_markdown(text: str) -> str:
-    """Escape what Markdown or HTML would interpret in a text, and what GitHub would turn into a link or a mention."""
-    text = visible(text).strip()
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\|`\[\]])", r"\\\1", text)
-    text = EMPHASIS.sub(r"\\\g<0>", text)
-    text = NUMBERED.sub(r"\1\\\2", BLOCK.sub(r"\\\g<0>", text))
-    return LINK.sub(f"\\g<0>{SPLIT}", text)
+def explain_board(board: Board) -> list[str]:
+    """Return the footnotes of a board's tables: of the marks, and of the order of the rows."""
+    footnotes = explain_marks(board.rows)
+    if any(len(group.rows) > 1 for group in board.groups):
+        order = "Rows are sorted by the first column in which all of them have a score, rows with † or ‡ last"
+        footnotes.append(order + ("." if board.overall else "; there is no rank over all tasks."))
+    if board.overall:
+        footnotes.append(
+            "Mean rank: mean over the tasks, each with one vote, of the ranks of the rows without † and ‡ in the "
+            "columns that all of them have; rows that cannot be distinguished share a rank."
+        )
+    return footnotes
 
 
 def reported_to_markdown(rows: Sequence[ReportedRow], shown: Sequence[Column]) -> str:
@@ -210,7 +166,9 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
     """Return the rows as CSV: means and standard deviations in full precision, empty where missing.
 
     A score is followed in the last columns by the published score of the same recipe and checkpoint, if there is
-    one. Published rows come last; their group is `reported`, and `recipes` names the recipes with their protocols.
+    one, its standard error from the finite number of images, and its rank in the column. `rank` is the mean rank over
+    the tasks, where it was requested. The row of a method precedes those of its pretrainings, which name it as their
+    `method`. Published rows come last; their group is `reported`, and `recipes` names the recipes with their protocols.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -221,83 +179,84 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
             *(f"{title} std" for title in titles),
             *(f"{title} published" for title in titles),
             "recipes",
+            *(f"{title} images ±" for title in titles),
+            *(f"{title} rank" for title in titles),
+            "method",
         ]
     )
     for group in board.groups:
         for row in group.rows:
-            means = ["" if cell is None else repr(cell.mean) for cell in row.cells]
-            stds = ["" if c is None or c.std is None else repr(c.std) for c in row.cells]
-            published = [
-                "" if cell is None or cell.published is None else repr(cell.published.value)
-                for cell in row.cells
-            ]
-            described = [group.name, row.rank or "", escape_csv(row.label), row.checkpoint]
-            writer.writerow([*described, *means, *stds, *published, ""])
+            for one in (row, *row.pretrainings):
+                method = "" if one is row else escape_csv(row.label)
+                described = [group.name, _exact(one.mean_rank), escape_csv(one.label)]
+                writer.writerow([*described, one.checkpoint, *_csv_cells(one), method])
     for model in reported:
         means = ["" if score is None else repr(score.value) for score in model.scores]
         empty = [""] * (2 * len(titles))
-        writer.writerow(["reported", "", model.label, "", *means, *empty, " ".join(model.recipes)])
+        recipes = " ".join(model.recipes)
+        writer.writerow(["reported", "", model.label, "", *means, *empty, recipes, *empty, ""])
     return out.getvalue()
 
 
-def escape_csv(text: str) -> str:
-    """Escape a text that a spreadsheet would run as a formula, as OWASP's "CSV Injection" recommends."""
-    text = visible(text)
-    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") and text.lstrip() else text
+def _csv_cells(row: Row) -> list[str]:
+    cells = row.cells
+    return [
+        *("" if cell is None else repr(cell.mean) for cell in cells),
+        *(_exact(cell and cell.std) for cell in cells),
+        *(_exact(cell and cell.published and cell.published.value) for cell in cells),
+        "",
+        *(_exact(cell and images_error(cell)) for cell in cells),
+        *(_exact(cell and cell.rank) for cell in cells),
+    ]
+
+
+def _exact(value: float | None) -> str:
+    """Return a number in full precision; empty if there is none."""
+    return "" if value is None else repr(value)
 
 
 def to_latex(board: Board) -> str:
-    r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best of every column in bold."""
-    shown = board.columns
-    parts = []
-    for group in board.groups:
-        best = group.best_rows()
-        lines = [
-            r"\begin{tabular}{l" + "r" * len(shown) + "}",
-            r"\toprule",
-            " & ".join(["checkpoint", *(escape_latex(column.title) for column in shown)]) + r" \\",
-            r"\midrule",
-        ]
-        for row in group.rows:
-            texts = [escape_latex(text) for text in format_cells(row)]
-            marked = [rf"\textbf{{{t}}}" if best[i] is row else t for i, t in enumerate(texts)]
-            lines.append(" & ".join([escape_latex(row.label), *marked]) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n")
-    published = [
-        f"{PUBLISHED}: {p}" for group in board.groups for p in describe_published(group, shown)
+    r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best scores of every column in bold."""
+    titles = [*_leading_titles(board), *(column.title for column in board.columns)]
+    parts = [
+        latex_table(titles, text_rows(group.rows, overall=board.overall)) for group in board.groups
     ]
-    comments = (*explain_marks(board.rows), *published, *board.problems)
+    published = [
+        f"{PUBLISHED}: {text}"
+        for group in board.groups
+        for text in describe_published(group, board.columns)
+    ]
+    comments = (*explain_board(board), *published, *board.problems)
     return "\n".join(parts) + "".join(f"% {visible(' '.join(text.split()))}\n" for text in comments)
-
-
-def escape_latex(text: str) -> str:
-    """Escape what LaTeX would interpret in a text."""
-    return "".join(LATEX.get(letter, letter) for letter in visible(text))
 
 
 def to_json(board: Board) -> str:
     """Return groups, rows and problems as JSON, without the content of the records."""
     titles = [f"{column.task}/{column.metric}" for column in board.columns]
     rows = [
-        {
-            "group": group.name,
-            "rank": row.rank,
-            "label": row.label,
-            "arch": row.arch,
-            "checkpoint": row.checkpoint,
-            "scores": {
-                title: None if cell is None else _plain_cell(cell)
-                for title, cell in zip(titles, row.cells, strict=True)
-            },
-        }
+        {"group": group.name, **_plain_row(row, titles)}
         for group in board.groups
         for row in group.rows
     ]
     groups = {group.name: describe_group(group) for group in board.groups}
     plain: dict[str, Any] = {"groups": groups, "rows": rows, "problems": list(board.problems)}
-    if small_sets := plain_tables(board):
+    if small_sets := plain_tables(board.small_sets):
         plain["small_sets"] = small_sets
     return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+
+
+def _plain_row(row: Row, titles: Sequence[str]) -> dict[str, Any]:
+    return {
+        "rank": row.mean_rank,
+        "label": row.label,
+        "arch": row.arch,
+        "checkpoint": row.checkpoint,
+        "scores": {
+            title: None if cell is None else _plain_cell(cell)
+            for title, cell in zip(titles, row.cells, strict=True)
+        },
+        "pretrainings": [_plain_row(one, titles) for one in row.pretrainings],
+    }
 
 
 def _plain_cell(cell: ScoreCell) -> dict[str, Any]:
@@ -316,37 +275,14 @@ def plain_published(cell: ScoreCell) -> dict[str, Any] | None:
     }
 
 
-def table_console() -> Console:
-    """Return a console for tables on stdout."""
-    from rich.console import Console
-
-    console = Console()
-    # A pipe has no width, and rich would wrap the cells at 80 characters.
-    return console if console.is_terminal else Console(width=160)
-
-
 def print_table(board: Board) -> None:
     """Print one table per group on stdout."""
-    from rich.markup import escape
-    from rich.table import Table
-
     console = table_console()
-    shown = board.columns
+    titles = [*_leading_titles(board), *(column.title for column in board.columns)]
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
-        footnotes = "\n".join(
-            filter(None, [" ".join(explain_marks(group.rows)), *describe_published(group, shown)])
-        )
-        table = Table(
-            title=title, caption=escape(visible_lines(footnotes)) or None, caption_justify="left"
-        )
-        table.add_column("checkpoint")
-        for column in shown:
-            table.add_column(column.title, justify="right")
-        best = group.best_rows()
-        for row in group.rows:
-            texts = [
-                f"[bold]{t}[/]" if best[i] is row else t for i, t in enumerate(format_cells(row))
-            ]
-            table.add_row(escape(visible(row.label)), *texts)
-        console.print(table)
+        marks = explain_board(replace(board, groups=(group,)))
+        published = describe_published(group, board.columns)
+        footnotes = "\n".join([*marks, *published])
+        rows = text_rows(group.rows, overall=board.overall)
+        console.print(rich_table(titles, rows, title, footnotes))

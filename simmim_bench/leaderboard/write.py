@@ -20,7 +20,6 @@ from simmim_bench.leaderboard.small_set_tables import (
     small_sets_to_latex,
     small_sets_to_markdown,
 )
-from simmim_bench.leaderboard.small_sets import small_set_tables
 from simmim_bench.leaderboard.tables import (
     insert_table,
     reported_to_markdown,
@@ -51,7 +50,7 @@ def render_tables(
         out / "leaderboard.json": to_json(shown),
         out / "leaderboard.tex": "\n".join(filter(None, latex)),
     }
-    if small_set_tables(board):
+    if board.small_sets:
         texts[out / "small_sets.csv"] = small_sets_to_csv(board)
     return texts
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from support.records import board_of, change, fake_hash, make_record
 
-from simmim_bench.leaderboard.board import group_protocols
 from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.protocols import group_protocols
 from simmim_bench.tasks import columns
 
 

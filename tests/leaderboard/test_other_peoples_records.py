@@ -21,7 +21,8 @@ from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.figures import pareto_front, plot_scores
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.page_data import page_data
-from simmim_bench.leaderboard.tables import escape_markdown, to_csv, to_json, to_latex, to_markdown
+from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+from simmim_bench.leaderboard.text_tables import escape_markdown
 from simmim_bench.results.metrics import write_confusion
 from transfer.recipes import RECIPES
 

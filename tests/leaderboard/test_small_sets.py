@@ -18,7 +18,6 @@ from simmim_bench.leaderboard.small_set_tables import (
     small_sets_to_latex,
     small_sets_to_markdown,
 )
-from simmim_bench.leaderboard.small_sets import mean_cell, small_set_tables
 from simmim_bench.leaderboard.tables import to_json, to_markdown
 from simmim_bench.results.record import read_record
 
@@ -58,7 +57,7 @@ def test_scores_of_shift_on_own_folders_have_a_table(tmp_path: Path) -> None:
         path = named(tmp_path / str(number), name, correct=correct)
         data = {"name": name, "root": name, "fingerprint": fake_hash(name)}
         change(path, task="shift", data={**data, "classifier": classifier})
-    table, other = small_set_tables(board_of(tmp_path))
+    table, other = board_of(tmp_path).small_sets
     assert (table.title, table.data_sets) == ("shift, top1", ("fog", "rain"))
     assert [cell.mean for cell in table.rows[0].cells if cell is not None] == [80.0, 60.0]
     assert (other.title, other.data_sets) == ("shift, top1", ("fog",))
@@ -67,11 +66,11 @@ def test_scores_of_shift_on_own_folders_have_a_table(tmp_path: Path) -> None:
 
 
 def test_means_are_those_of_complete_rows(runs: Path) -> None:
-    (table,) = small_set_tables(board_of(runs))
+    (table,) = board_of(runs).small_sets
     assert table.data_sets == ("cars", "dtd", "pets")
     assert [(row.label, row.rank) for row in table.rows] == [("b", 1), ("a", 2), ("c", None)]
     for row in table.rows:
-        found, mean = SCORES[row.label], mean_cell(row)
+        found, mean = SCORES[row.label], row.mean
         if len(found) < 3:
             assert mean is None
             continue
@@ -86,7 +85,7 @@ def test_named_records_are_not_in_the_main_table(runs: Path) -> None:
     board = board_of(runs)
     assert [row.label for row in board.rows] == ["d"]
     assert "pets" not in to_markdown(board)
-    assert {row.label for table in small_set_tables(board) for row in table.rows} == {*"abc"}
+    assert {row.label for table in board.small_sets for row in table.rows} == {*"abc"}
     assert "small_sets" not in json.loads(to_json(board_of(make_record(runs / "x").parent)))
 
 
@@ -123,24 +122,24 @@ def test_the_tables_in_every_format(runs: Path) -> None:
 def test_other_recipes_and_deviations_have_tables_of_their_own(tmp_path: Path) -> None:
     named(tmp_path, "pets")
     change(named(tmp_path, "cars"), deviates={"l2": 1})
-    tables = small_set_tables(board_of(tmp_path))
+    tables = board_of(tmp_path).small_sets
     assert sorted(table.data_sets for table in tables) == [("cars",), ("pets",)]
 
 
 def test_different_data_of_one_name_have_columns_of_their_own(tmp_path: Path) -> None:
     named(tmp_path, "pets", label="a", data="one")
     named(tmp_path, "pets", label="b", data="other")
-    (table,) = small_set_tables(board_of(tmp_path))
+    (table,) = board_of(tmp_path).small_sets
     assert [name.partition(" ")[0] for name in table.data_sets] == ["pets", "pets"]
     assert len(set(table.data_sets)) == 2
-    assert [mean_cell(row) for row in table.rows] == [None, None]
+    assert [row.mean for row in table.rows] == [None, None]
 
 
 def test_partial_scores_mark_the_mean_and_are_not_ranked(runs: Path) -> None:
     change(runs / "dtd" / "b-linear-0" / "record.json", evaluated=9, status="partial")
-    (table,) = small_set_tables(board_of(runs))
+    (table,) = board_of(runs).small_sets
     assert [(row.label, row.rank) for row in table.rows] == [("a", None), ("b", None), ("c", None)]
-    assert str(mean_cell(table.rows[1])) == "80.0†"
+    assert str(table.rows[1].mean) == "80.0†"
     assert "† Partial" in small_sets_to_markdown(board_of(runs))
 
 

@@ -14,7 +14,7 @@ from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import balanced_subset
 from simmim_bench.data.sources import ImageList, class_folders, image_list
 from simmim_bench.errors import BenchError, DataError
-from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.results.record import Record, read_record
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.split_description import describe_split

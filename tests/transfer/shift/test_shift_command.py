@@ -18,7 +18,7 @@ from support.tiny import TINY
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.named import DataSet
-from simmim_bench.leaderboard.board import protocol_id
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.models.build import build_backbone
 from simmim_bench.results.record import read_record
 from simmim_bench.runs.options import RunOptions

@@ -1,0 +1,236 @@
+"""The parts that all text tables of scores have in common: cells, escaped names, layouts and footnotes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
+from simmim_bench.untrusted.text import visible, visible_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+MISSING, INAPPLICABLE = "–", "n/a"
+# Marks that begin or end emphasis: an asterisk next to other text, an underscore at the end of a word, two tildes.
+EMPHASIS = re.compile(r"\*(?=\S)|(?<=\S)\*|(?<![^\W_])_|_(?![^\W_])|~(?=~)|(?<=~)~")
+# What begins a heading, a list or a rule; of a numbered list, the number is not escaped but the dot.
+BLOCK, NUMBERED = re.compile(r"^[#+=*-]"), re.compile(r"^(\d+)([.)])")
+# GitHub Flavored Markdown, section 6.9: URLs without brackets; mentions and references to issues.
+LINK = re.compile(
+    r":(?=//)|\bwww(?=\.)|\b(?:mailto|xmpp):|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)", re.IGNORECASE
+)
+SPLIT = "&#8203;"  # a space without width
+LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
+LATEX |= {
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "–": "--",
+}
+
+
+@dataclass(frozen=True)
+class TextCell:
+    """The text of a cell.
+
+    Attributes:
+        lines: the score with its marks, and its uncertainty.
+        best: whether the score is in bold.
+    """
+
+    lines: tuple[str, ...]
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """The texts of a row; that of a pretraining is below the row of its method."""
+
+    label: str
+    cells: tuple[TextCell, ...]
+    is_pretraining: bool = False
+
+
+def text_rows(rows: Sequence[Row], *, overall: bool = False, means: bool = False) -> list[TextRow]:
+    """Return the texts of rows, those of methods followed by the rows of their pretrainings.
+
+    Args:
+        overall: whether the mean rank precedes the scores.
+        means: whether the mean over data sets follows the scores.
+    """
+    return [
+        text
+        for row in rows
+        for text in (
+            TextRow(row.label, _text_cells(row, overall, means)),
+            *(
+                TextRow(f"– seed {one.pretraining_seed}", _text_cells(one, overall, means), True)
+                for one in row.pretrainings
+            ),
+        )
+    ]
+
+
+def _text_cells(row: Row, overall: bool, means: bool) -> tuple[TextCell, ...]:
+    cells = [_text_cell(cell, i in row.inapplicable) for i, cell in enumerate(row.cells)]
+    if overall:
+        rank = MISSING if row.mean_rank is None else f"{row.mean_rank:.2f}"
+        cells.insert(0, TextCell((rank,)))
+    if means:
+        cells.append(_text_cell(row.mean, False))
+    return tuple(cells)
+
+
+def _text_cell(cell: ScoreCell | None, inapplicable: bool) -> TextCell:
+    if cell is None:
+        return TextCell((INAPPLICABLE if inapplicable else MISSING,))
+    return TextCell(cell.lines, cell.best)
+
+
+def explain_marks(rows: Sequence[Row]) -> list[str]:
+    """Return one footnote for each mark that some row uses: *, †, ‡, what follows ±, and bold."""
+    shown = with_pretrainings(rows)
+    cells = [cell for row in shown for cell in (*row.cells, row.mean) if cell is not None]
+    footnotes = []
+    if any(cell.deviates for cell in cells):
+        footnotes.append("* Some settings differ from the named recipe; the record lists them.")
+    if any(cell.partial for cell in cells):
+        footnotes.append("† Partial: not every image of the split was evaluated. Not ranked.")
+    if any(cell.dirty for cell in cells):
+        footnotes.append("‡ The code had uncommitted changes. Not ranked.")
+    if any(cell.unit == "seed" and cell.std is not None for cell in cells):
+        footnotes.append(
+            "seeds ±: sample standard deviation over transfer seeds of one checkpoint; random weights are "
+            "initialised anew for each seed."
+        )
+    if any(cell.unit == "pretraining" and cell.std is not None for cell in cells):
+        footnotes.append(
+            "pretrainings ±: sample standard deviation over checkpoints of one method with different pretraining "
+            "seeds, each the mean over its transfer seeds."
+        )
+    if any(cell.uncertainty is not None for cell in cells):
+        footnotes.append("images ±: standard error from the finite number of images.")
+    if any(cell.best for cell in cells):
+        footnotes.append(
+            "Bold: not distinguishable from the best score of the column, because the 95 % interval of their "
+            "difference includes 0. Each comparison is made on its own, without adjustment for their number. It is "
+            "about these checkpoints; only a row of several pretrainings is about a method."
+        )
+    if len(rows) > 1 and any(cell.is_unreplicated and cell.is_sound for cell in cells):
+        footnotes.append(
+            "A score of a single seed is never bold, because another seed may give another score; where it is the "
+            "highest of a column, no score is bold."
+        )
+    return footnotes
+
+
+def escape_markdown(text: str) -> str:
+    """Escape what Markdown or HTML would interpret in a text, and what GitHub would turn into a link or a mention."""
+    text = visible(text).strip()
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\|`\[\]])", r"\\\1", text)
+    text = EMPHASIS.sub(r"\\\g<0>", text)
+    text = NUMBERED.sub(r"\1\\\2", BLOCK.sub(r"\\\g<0>", text))
+    return LINK.sub(f"\\g<0>{SPLIT}", text)
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        titles: of the columns after the checkpoint, as Markdown.
+    """
+    lines = ["| checkpoint | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
+    for row in rows:
+        texts = (
+            "<br>".join((f"**{cell.lines[0]}**" if cell.best else cell.lines[0], *cell.lines[1:]))
+            for cell in row.cells
+        )
+        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def escape_csv(text: str) -> str:
+    """Escape a text that a spreadsheet would run as a formula, as OWASP's "CSV Injection" recommends."""
+    text = visible(text)
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") and text.lstrip() else text
+
+
+def escape_latex(text: str) -> str:
+    """Escape what LaTeX would interpret in a text."""
+    return "".join(LATEX.get(letter, letter) for letter in visible(text))
+
+
+def latex_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
+    r"""Return a `tabular` for \usepackage{booktabs}.
+
+    Args:
+        titles: of the columns after the checkpoint, not escaped.
+    """
+    lines = [
+        r"\begin{tabular}{l" + "r" * len(titles) + "}",
+        r"\toprule",
+        " & ".join(["checkpoint", *map(escape_latex, titles)]) + r" \\",
+        r"\midrule",
+    ]
+    for row in rows:
+        label = escape_latex(row.label)
+        texts = [rf"\quad {label}" if row.is_pretraining else label, *map(_latex_cell, row.cells)]
+        lines.append(" & ".join(texts) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_cell(cell: TextCell) -> str:
+    """Return the lines of a cell, several of them as a table of one column, which needs no package."""
+    score, *others = map(escape_latex, cell.lines)
+    first = rf"\textbf{{{score}}}" if cell.best else score
+    if not others:
+        return first
+    lines = r" \\ ".join([first, *others])
+    return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
+
+
+def rich_table(
+    titles: Sequence[str], rows: Sequence[TextRow], title: str | None, footnotes: str
+) -> Table:
+    """Return a table for a terminal.
+
+    Args:
+        titles: of the columns after the checkpoint, not escaped.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=None if title is None else escape(visible(title)),
+        caption=escape(visible_lines(footnotes)) or None,
+        caption_justify="left",
+        # Between rows of several lines.
+        show_lines=any(len(cell.lines) > 1 for row in rows for cell in row.cells),
+    )
+    table.add_column("checkpoint")
+    for name in titles:
+        table.add_column(escape(name), justify="right")
+    for row in rows:
+        texts = (
+            "\n".join(
+                (f"[bold]{cell.lines[0]}[/]" if cell.best else cell.lines[0], *cell.lines[1:])
+            )
+            for cell in row.cells
+        )
+        table.add_row(escape(visible(row.label)), *texts)
+    return table
+
+
+def table_console() -> Console:
+    """Return a console for tables on stdout."""
+    from rich.console import Console
+
+    console = Console()
+    # A pipe has no width, and rich would wrap the cells at 80 characters.
+    return console if console.is_terminal else Console(width=160)
