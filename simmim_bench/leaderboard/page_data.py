@@ -14,7 +14,7 @@ from simmim_bench.leaderboard.page_comparisons import plain_comparisons
 from simmim_bench.leaderboard.page_files import describe_record, is_number, read_reconstructions
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.small_sets import SmallSetTable
-from simmim_bench.leaderboard.tables import describe_group, plain_published
+from simmim_bench.leaderboard.tables import describe_group, explain_board, plain_published
 from simmim_bench.leaderboard.text_tables import explain_marks
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import columns
@@ -62,7 +62,14 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
         ],
         "reconstructions": {sha256: url for sha256, url in images.items() if url is not None},
         "problems": problems,
-        "notes": explain_marks([*board.rows, *(row for table in tables for row in table.rows)]),
+        "notes": list(
+            dict.fromkeys(
+                [
+                    *explain_board(board),
+                    *explain_marks([row for table in tables for row in table.rows]),
+                ]
+            )
+        ),
     }
 
 

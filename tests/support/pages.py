@@ -105,7 +105,7 @@ def make_board(linear: dict[str, list[tuple[str, float | None]]]) -> dict[str, A
         "records": records,
         "reconstructions": {},
         "problems": ["record lost/record.json is damaged (no seed)"],
-        "notes": ["± is over seeds."],
+        "notes": ["* Deviates.", "† Partial.", "‡ Dirty.", "seeds ± is over seeds."],
     }
 
 
