@@ -32,7 +32,7 @@ class ColumnDifference:
         table: name of the protocol group or of the table of named data sets.
         index: the column's index there.
         title: the column's heading.
-        scores: of A and B, percent.
+        cells: of A and B.
         p_adjusted: the p-value, adjusted by Holm for the number of differences of the comparison; None if the
             variance over seeds is unknown.
     """
@@ -40,7 +40,7 @@ class ColumnDifference:
     table: str
     index: int
     title: str
-    scores: tuple[float, float]
+    cells: tuple[ScoreCell, ScoreCell]
     difference: Difference
     p_adjusted: float | None = None
 
@@ -56,12 +56,18 @@ class ColumnDifference:
 
 @dataclass(frozen=True)
 class Missing:
-    """A column in which two rows cannot be compared, and why."""
+    """A column in which two rows cannot be compared, and why.
+
+    Attributes:
+        table, index, title: see `ColumnDifference`.
+        of_both: whether both rows have a score there.
+    """
 
     table: str
     index: int
     title: str
     reason: str
+    of_both: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,9 @@ def compare_rows(board: Board, a: str, b: str) -> Comparison:
         raise UsageError(f"'{a}' and '{b}' are both '{ours}'; name two rows.")
     found = [one for table in tables for one in compare_in(table, ours, theirs)]
     differences = adjust([one for one in found if isinstance(one, ColumnDifference)])
-    missing = [one for one in found if isinstance(one, Missing)]
-    missing += _under_other_protocols(tables, ours, theirs, {one.title for one in found})
+    missing = [one for one in found if isinstance(one, Missing) and one.of_both]
+    explained = {one.title for one in (*differences, *missing)}
+    missing += _without_common_table(tables, ours, theirs, explained)
     if not differences:
         reasons = "\n       ".join(f"{one.title}: {one.reason}" for one in missing)
         raise DataError(
@@ -194,9 +201,10 @@ def compare_in(table: Table, ours: str, theirs: str) -> Iterator[ColumnDifferenc
         found = None if sample is None else sample.compare(ours, theirs)
         a, b = pair
         if found is not None and a is not None and b is not None:
-            yield ColumnDifference(table.name, index, title, (a.mean, b.mean), found)
+            yield ColumnDifference(table.name, index, title, (a, b), found)
         elif a is not None or b is not None:
-            yield Missing(table.name, index, title, _reason(a, b, sample, (ours, theirs)))
+            of_both = a is not None and b is not None
+            yield Missing(table.name, index, title, _reason(a, b), of_both)
 
 
 def adjust(differences: Sequence[ColumnDifference]) -> list[ColumnDifference]:
@@ -220,8 +228,7 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
             {
                 "table": one.table,
                 "column": one.title,
-                "a": one.scores[0],
-                "b": one.scores[1],
+                **{name: _plain_score(c) for name, c in zip("ab", one.cells, strict=True)},
                 "points": one.difference.points,
                 "low": one.difference.low,
                 "high": one.difference.high,
@@ -260,36 +267,33 @@ def _range(counts: Sequence[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _reason(
-    a: ScoreCell | None,
-    b: ScoreCell | None,
-    sample: ColumnSample | None,
-    labels: tuple[str, str],
-) -> str:
+def _plain_score(cell: ScoreCell) -> dict[str, Any]:
+    return {"score": cell.mean, "partial": cell.partial, "dirty": cell.dirty}
+
+
+def _reason(a: ScoreCell | None, b: ScoreCell | None) -> str:
     """Explain why two rows of a table cannot be compared in a column in which one of them has a score."""
     if a is None or b is None:
         return f"only {'B' if a is None else 'A'} has a score"
     both = (("A", a), ("B", b))
     if partial := [name for name, cell in both if cell.partial]:
         return f"not every image was evaluated: {' and '.join(partial)}"
-    if dirty := [name for name, cell in both if cell.dirty]:
-        return f"the code had uncommitted changes: {' and '.join(dirty)}"
-    sides = {} if sample is None else sample.sides
-    unread = [name for name, label in zip("AB", labels, strict=True) if label not in sides]
-    return f"no predictions with data by image: {' and '.join(unread) or 'A and B'}"
+    if unread := [name for name, cell in both if cell.uncertainty is None]:
+        return f"no predictions with data by image: {' and '.join(unread)}"
+    return "the scores are of other images"
 
 
-def _under_other_protocols(
-    tables: Sequence[Table], ours: str, theirs: str, found: set[str]
+def _without_common_table(
+    tables: Sequence[Table], ours: str, theirs: str, explained: set[str]
 ) -> Iterator[Missing]:
-    """Yield the columns that both rows have in different tables alone, or one of them in a table without the other.
+    """Yield the columns in which one row has a score alone, or both have scores in different tables.
 
     Args:
-        found: titles of the columns of tables with both rows.
+        explained: titles of columns that are left out.
     """
     of_both = [_columns_of(tables, label) for label in (ours, theirs)]
     for title in dict.fromkeys([*of_both[0], *of_both[1]]):
-        if title in found:
+        if title in explained:
             continue
         a, b = (columns.get(title) for columns in of_both)
         table, index = a or b or ("", 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.errors import UsageError
 from simmim_bench.files import replacing
 from simmim_bench.leaderboard.compare import IMAGES_ALONE, ColumnDifference, Comparison
-from simmim_bench.leaderboard.tables import table_console
+from simmim_bench.leaderboard.text_tables import table_console
 from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def print_comparison(comparison: Comparison) -> None:
     table.add_column("column")
     for title in ("A", "B", "A - B (95 % interval)"):
         table.add_column(title, justify="right", no_wrap=True)
-    low, high = (f"{limit:+.1f}" for limit in limits)
+    low, high = (f"{limit:+.1f}" if limit else "0" for limit in limits)
     table.add_column(low + high.rjust(WIDTH - len(low)), no_wrap=True)
     for title in ("p", "p (Holm)"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -99,7 +99,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(
             *([escape(visible(one.table))] if several else []),
             escape(visible(one.title)),
-            *(f"{score:.1f}" for score in one.scores),
+            *(cell.lines[0] for cell in one.cells),
             format_interval(one),
             f"[{colour}]{draw_interval(one, limits)}[/]",
             "–" if alone else format_p(found.p_value),
@@ -126,6 +126,13 @@ def explain(comparison: Comparison) -> list[str]:
         lines.append(
             f"Of {count} comparisons, one in twenty excludes 0 by chance alone; p (Holm) is adjusted for their number."
         )
+    cells = [cell for one in comparison.differences for cell in one.cells]
+    if any(cell.deviates for cell in cells):
+        lines.append("* Some settings differ from the named recipe; both rows have the same.")
+    if any(cell.partial for cell in cells):
+        lines.append("† Partial: not every image of the split was evaluated.")
+    if any(cell.dirty for cell in cells):
+        lines.append("‡ The code had uncommitted changes.")
     if any(one.difference.without_units for one in comparison.differences):
         lines.append(
             f"{IMAGES_ALONE.capitalize()}: another seed may reverse the difference. Run A and B with --seeds 3."

@@ -52,7 +52,7 @@ def plain_comparisons(board: Board, row_ids: Mapping[tuple[str, str], str]) -> d
             for j in range(i + 1, len(labels))
         }
         rows = [row_ids[group.name, label] for label in labels]
-        scores = [[cell and round(cell.mean, 3) for cell in row.cells] for row in group.rows]
+        scores = [[cell and cell.lines[0] for cell in row.cells] for row in group.rows]
         groups.append(
             {
                 "name": group.name,

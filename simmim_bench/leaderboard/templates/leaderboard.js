@@ -211,8 +211,8 @@ function startComparison() {
     head.scope = "row";
     row.append(
       head,
-      cellOf("td", scores[i][one.column].toFixed(1)),
-      cellOf("td", scores[j][one.column].toFixed(1)),
+      cellOf("td", scores[i][one.column]),
+      cellOf("td", scores[j][one.column]),
       cellOf("td", intervalOf(one, scale), "interval"),
       cellOf("td", `${signed(one.points)} (${signed(one.low)} to ${signed(one.high)})`, "points"),
       cellOf("td", pValue(one.p)),
