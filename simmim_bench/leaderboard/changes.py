@@ -49,20 +49,22 @@ def _scores(leaderboard: Mapping[str, Any]) -> dict[tuple[str, ...], str]:
     scores: dict[tuple[str, ...], str] = {}
     for row in leaderboard["rows"]:
         protocols = leaderboard["groups"][row["group"]]
-        for column, score in row["scores"].items():
-            if score is not None:
-                protocol = protocols[column.partition("/")[0]]
-                key = (row["label"], row["checkpoint"], column, protocol["recipe"], protocol["id"])
-                scores[_check_text(key)] = _describe(score)
-    for table in leaderboard.get("small_sets", []):
-        followed = [table["recipe_sha256"], table["deviates"], table.get("classifier")]
-        protocol = sha256_json(followed)
-        for row in table["rows"]:
-            for name, score in row["scores"].items():
+        for one in _with_pretrainings(row):
+            for column, score in one["scores"].items():
                 if score is not None:
-                    column = f"{table['task']}/{table['metric']} on {name}"
-                    key = (row["label"], row["checkpoint"], column, table["recipe"], protocol)
+                    protocol = protocols[column.partition("/")[0]]
+                    followed = (protocol["recipe"], protocol["id"])
+                    key = (one["label"], one["checkpoint"], column, *followed)
                     scores[_check_text(key)] = _describe(score)
+    for table in leaderboard.get("small_sets", []):
+        recipe = sha256_json([table["recipe_sha256"], table["deviates"], table.get("classifier")])
+        for row in table["rows"]:
+            for one in _with_pretrainings(row):
+                for name, score in one["scores"].items():
+                    if score is not None:
+                        column = f"{table['task']}/{table['metric']} on {name}"
+                        key = (one["label"], one["checkpoint"], column, table["recipe"], recipe)
+                        scores[_check_text(key)] = _describe(score)
     return scores
 
 
@@ -73,6 +75,12 @@ def _check_text(key: tuple[str, ...]) -> tuple[str, ...]:
     return key
 
 
+def _with_pretrainings(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return a row and those of its pretrainings, which the files of older versions lack."""
+    return [row, *row.get("pretrainings", [])]
+
+
 def _describe(score: Mapping[str, Any]) -> str:
     spread = "" if score["std"] is None else f" ± {score['std']:.2f}"
-    return f"{score['mean']:.2f}{spread} ({score['seeds']:d})"
+    units = "" if score.get("unit", "seed") == "seed" else " pretrainings"
+    return f"{score['mean']:.2f}{spread} ({score['seeds']:d}{units})"

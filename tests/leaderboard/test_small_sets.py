@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
@@ -29,11 +31,9 @@ SCORES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-def named(
-    root: Path, name: str, *, data: str = "", label: str = "a", correct: int = 6, seed: int = 0
-) -> Path:
+def named(root: Path, name: str, *, data: str = "", label: str = "a", **fields: int) -> Path:
     """Write a record of a named data set."""
-    path = make_record(root / name, label=label, correct=correct, seed=seed)
+    path = make_record(root / name, label=label, **fields)
     change(
         path, data={"name": name, "root": f"data/{name}", "fingerprint": fake_hash(data or name)}
     )
@@ -68,7 +68,7 @@ def test_scores_of_shift_on_own_folders_have_a_table(tmp_path: Path) -> None:
 def test_means_are_those_of_complete_rows(runs: Path) -> None:
     (table,) = board_of(runs).small_sets
     assert table.data_sets == ("cars", "dtd", "pets")
-    assert [(row.label, row.rank) for row in table.rows] == [("b", 1), ("a", 2), ("c", None)]
+    assert [row.label for row in table.rows] == ["b", "a", "c"]
     for row in table.rows:
         found, mean = SCORES[row.label], row.mean
         if len(found) < 3:
@@ -91,16 +91,17 @@ def test_named_records_are_not_in_the_main_table(runs: Path) -> None:
 
 def test_the_tables_in_every_format(runs: Path) -> None:
     board = board_of(runs)
-    assert small_sets_to_markdown(board).splitlines()[:7] == [
+    lines = small_sets_to_markdown(board).splitlines()[:7]
+    assert [re.sub(r"<br>images ± \d+\.\d", "", line) for line in lines] == [
         "### Named data sets: linear, top1 (linear)",
         "",
         "| checkpoint | cars | dtd | pets | mean |",
         "| --- | ---: | ---: | ---: | ---: |",
-        "| b | 90.0 | **70.0** | 80.0 | **80.0** |",
-        "| a | 90.0 | 50.0 | 70.0 ± 14.1 | 70.0 |",
-        "| c | **100.0** | – | **100.0** | – |",
+        "| b | 90.0 | 70.0 | 80.0 | 80.0 |",
+        "| a | 90.0 | 50.0 | 70.0<br>seeds ± 14.1 | 70.0 |",
+        "| c | 100.0 | – | 100.0 | – |",
     ]
-    assert r"c & \textbf{100.0} & -- & \textbf{100.0} & -- \\" in small_sets_to_latex(board)
+    assert r"c & \begin{tabular}[t]{@{}r@{}}100.0 \\ images $" in small_sets_to_latex(board)
     rows = list(csv.DictReader(io.StringIO(small_sets_to_csv(board))))
     assert {(r["checkpoint"], r["data set"]): float(r["score"]) for r in rows} == pytest.approx(
         {
@@ -138,9 +139,41 @@ def test_different_data_of_one_name_have_columns_of_their_own(tmp_path: Path) ->
 def test_partial_scores_mark_the_mean_and_are_not_ranked(runs: Path) -> None:
     change(runs / "dtd" / "b-linear-0" / "record.json", evaluated=9, status="partial")
     (table,) = board_of(runs).small_sets
-    assert [(row.label, row.rank) for row in table.rows] == [("a", None), ("b", None), ("c", None)]
-    assert str(table.rows[1].mean) == "80.0†"
+    assert [row.label for row in table.rows] == ["a", "b", "c"]
+    assert str(table.rows[1].mean).startswith("80.0†, images ± ")
     assert "† Partial" in small_sets_to_markdown(board_of(runs))
+
+
+def test_variances_of_independent_data_sets_add(tmp_path: Path) -> None:
+    scores = {"a": {"pets": (62, 64), "cars": (80, 84)}, "b": {"pets": (61, 62), "cars": (79, 81)}}
+    scores["c"] = {"pets": (20, 22), "cars": (30, 33)}
+    for label, by_set in scores.items():
+        for name, counts in by_set.items():
+            for seed, correct in enumerate(counts):
+                named(tmp_path, name, label=label, correct=correct, seed=seed, images=100)
+    (table,) = board_of(tmp_path).small_sets
+    assert [row.label for row in table.rows] == ["a", "b", "c"]
+    for row in table.rows:
+        errors = [cell.uncertainty.images for cell in row.cells if cell and cell.uncertainty]
+        assert row.mean is not None
+        assert row.mean.uncertainty is not None
+        assert row.mean.uncertainty.images == pytest.approx(
+            (errors[0] ** 2 + errors[1] ** 2) ** 0.5 / 2
+        )
+        # One value per seed, as if the seeds were those of one data set.
+        by_seed = np.mean([*scores[row.label].values()], axis=0)
+        assert row.mean.std == pytest.approx(by_seed.std(ddof=1))
+    means = [row.mean for row in table.rows if row.mean is not None]
+    assert [(mean.rank, mean.best) for mean in means] == [(1, True), (1, True), (3, False)]
+    text = small_sets_to_markdown(board_of(tmp_path))
+    assert "**72.5**<br>seeds ± 2.1<br>images ± " in text
+    rows = csv.DictReader(io.StringIO(small_sets_to_csv(board_of(tmp_path))))
+    assert [row["rank"] for row in rows if not row["data set"]] == ["1", "1", "3"]
+    # A single seed on one data set is one in the mean.
+    (tmp_path / "pets" / "a-linear-1" / "record.json").unlink()
+    (table,) = board_of(tmp_path).small_sets
+    means = [row.mean for row in table.rows if row.mean is not None]
+    assert [mean.best for mean in means] == [False, False, False]
 
 
 def test_archived_records_of_named_data_sets_pass_the_check(runs: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.records import board_of, change, make_record, run_leaderboard
 
@@ -17,15 +18,17 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
 
+SPREAD = re.compile(r"<br>(seeds|images) ± \d+\.\d")
+
 
 def test_there_is_one_row_per_checkpoint_and_a_dash_for_a_missing_score(tmp_path: Path) -> None:
     make_record(tmp_path, label="a", correct=6)
     make_record(tmp_path, label="b", correct=8)
     make_record(tmp_path, label="b", correct=9, task="knn")
     board = board_of(tmp_path)
-    assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("a", 2)]
-    lines = to_markdown(board).splitlines()
-    assert lines[2].startswith("| b | – | **80.0** | – | 90.0 | – |")
+    assert [row.label for row in board.rows] == ["b", "a"]
+    lines = [SPREAD.sub("", line) for line in to_markdown(board).splitlines()]
+    assert lines[2].startswith("| b | – | 80.0 | – | 90.0 | – |")
     assert lines[3].startswith("| a | – | 60.0 | – | – | – |")
 
 
@@ -37,10 +40,29 @@ def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: P
     assert "| a | – | – | – | – | – | – | 30.0 | n/a | – |" in lines
 
 
-def test_seeds_are_summarised_by_mean_and_standard_deviation(tmp_path: Path) -> None:
+def test_the_uncertainty_of_a_score_is_shown_in_every_table(tmp_path: Path) -> None:
     for seed, correct in enumerate((5, 6, 7)):
         make_record(tmp_path, correct=correct, seed=seed)
-    assert "60.0 ± 10.0" in to_markdown(board_of(tmp_path))
+    board = board_of(tmp_path)
+    # Closed form: five images are right by all seeds, one each by two and by one; two right and two wrong are added
+    # (Agresti and Coull 1998).
+    by_image = np.array([1, 1, 1, 1, 1, 2 / 3, 1 / 3, 0, 0, 0, 1, 1, 0, 0])
+    images = 100 * by_image.std() / len(by_image) ** 0.5
+    assert f"{images:.1f}" == "12.3"
+    text = to_markdown(board)
+    assert "| 60.0<br>seeds ± 10.0<br>images ± 12.3 |" in text
+    assert "seeds ±: sample standard deviation over transfer seeds" in text
+    assert "images ±: standard error from the finite number of images" in text
+    latex = r"\begin{tabular}[t]{@{}r@{}}60.0 \\ seeds $\pm$ 10.0 \\ images $\pm$ 12.3\end{tabular}"
+    assert latex in to_latex(board)
+    (row,) = csv.DictReader(io.StringIO(to_csv(board)))
+    assert float(row["linear/top1 images ±"]) == pytest.approx(images, rel=1e-5)
+    assert row["linear/top1 rank"] == row["rank"] == ""
+    score = json.loads(to_json(board))["rows"][0]["scores"]["linear/top1"]
+    assert score["images_se"] == pytest.approx(images, rel=1e-5)
+    assert (score["rank"], score["best"]) == (None, False)
+    shown = run_leaderboard("show", tmp_path).output
+    assert re.search(r"│ +60\.0 │.*\n.*│ +seeds ± 10\.0 │.*\n.*│ +images ± 12\.3 │", shown)
 
 
 def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
@@ -51,17 +73,57 @@ def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
     change(other, deviates={"l2": 1})
     board = board_of(tmp_path)
     assert [[row.label for row in group.rows] for group in board.groups] == [["a"], ["a"]]
-    assert [row.rank for row in board.rows] == [None, None]
+    cells = [cell for row in board.rows for cell in row.cells if cell is not None]
+    assert [(cell.rank, cell.best) for cell in cells] == [(None, False)] * 2
     text = to_markdown(board)
     assert "90.0*" in text
     assert "**" not in text
     assert "with l2=1 on d, 10 images" in text
 
 
-def test_equal_best_scores_are_not_bold(tmp_path: Path) -> None:
-    for label in "abc":
-        make_record(tmp_path, label=label, correct=6 if label == "c" else 7)
-    assert "**" not in to_markdown(board_of(tmp_path))
+def test_bold_and_ranks_are_in_every_table(tmp_path: Path) -> None:
+    for label, counts in {"a": (60, 62), "b": (64, 62), "c": (9, 10)}.items():
+        for seed, correct in enumerate(counts):
+            make_record(tmp_path, label=label, correct=correct, seed=seed, images=100)
+    board = board_of(tmp_path)
+    text = to_markdown(board)
+    assert [line.partition("<br>")[0] for line in text.splitlines()[2:5]] == [
+        "| b | – | **63.0**",
+        "| a | – | **61.0**",
+        "| c | – | 9.5",
+    ]
+    assert "Bold: not distinguishable from the best score" in text
+    assert r"\textbf{63.0} \\ seeds" in to_latex(board)
+    rows = list(csv.DictReader(io.StringIO(to_csv(board))))
+    assert {row["checkpoint"]: row["linear/top1 rank"] for row in rows} == {
+        "a": "1",
+        "b": "1",
+        "c": "3",
+    }
+    scores = [row["scores"]["linear/top1"] for row in json.loads(to_json(board))["rows"]]
+    assert [(s["rank"], s["best"]) for s in scores] == [(1, True), (1, True), (3, False)]
+
+
+def test_mean_ranks_are_shown_on_request_only(tmp_path: Path) -> None:
+    for label, correct in {"a": 90, "b": 50}.items():
+        for task in ("linear", "knn"):
+            for seed in range(2):
+                make_record(
+                    tmp_path, label=label, correct=correct + seed, seed=seed, images=100, task=task
+                )
+    found = find_records([tmp_path])
+    plain = to_markdown(found.board())
+    assert "mean rank" not in plain.lower()
+    assert "there is no rank over all tasks" in plain
+    assert [row["rank"] for row in json.loads(to_json(found.board()))["rows"]] == [None, None]
+    board = found.board(overall=True)
+    lines = to_markdown(board).splitlines()
+    assert lines[0].startswith("| checkpoint | mean rank | ImageNet top-1 |")
+    assert [line[:12] for line in lines[2:4]] == ["| a | 1.00 |", "| b | 2.00 |"]
+    assert "Mean rank: mean over the tasks" in to_markdown(board)
+    assert [row["rank"] for row in json.loads(to_json(board))["rows"]] == [1.0, 2.0]
+    assert [row["rank"] for row in csv.DictReader(io.StringIO(to_csv(board)))] == ["1.0", "2.0"]
+    assert r"checkpoint & mean rank & ImageNet" in to_latex(board)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +136,16 @@ def test_equal_best_scores_are_not_bold(tmp_path: Path) -> None:
 def test_partial_and_dirty_results_are_marked_and_not_ranked(
     tmp_path: Path, fields: dict[str, object], mark: str
 ) -> None:
-    change(make_record(tmp_path, label="a", correct=9), **fields)
-    make_record(tmp_path, label="b", correct=6)
-    make_record(tmp_path, label="c", correct=5)
+    for seed in range(2):
+        change(make_record(tmp_path, label="a", correct=9, seed=seed), **fields)
+        make_record(tmp_path, label="b", correct=6, seed=seed)
+        make_record(tmp_path, label="c", correct=5, seed=seed)
     board = board_of(tmp_path)
-    assert [(row.label, row.rank) for row in board.rows] == [("b", 1), ("c", 2), ("a", None)]
+    cells = {row.label: cell for row in board.rows if (cell := row.cells[1])}
+    assert {label: cell.rank for label, cell in cells.items()} == {"b": 1, "c": 1, "a": None}
+    assert [row.label for row in board.rows] == ["b", "c", "a"]
     text = to_markdown(board)
-    assert f"90.0{mark}" in text
+    assert f"| 90.0{mark}<br>" in text
     assert "**60.0**" in text
     assert f"\n{mark} " in text
 

@@ -25,15 +25,21 @@ def fake_hash(text: str) -> str:
 
 
 def make_record(
-    root: Path, *, task: str = "linear", label: str = "a", correct: int = 6, seed: int = 0
+    root: Path,
+    *,
+    task: str = "linear",
+    label: str = "a",
+    correct: int = 6,
+    seed: int = 0,
+    images: int = 10,
 ) -> Path:
-    """Write the files of a run on ten images of which `correct` are classified correctly.
+    """Write the files of a run on some images of which the first `correct` are classified correctly.
 
     Returns:
         The path of the record.
     """
     folder = root / f"{label}-{task}-{seed}"
-    labels = np.arange(10) % 6
+    labels = np.arange(images) % 6
     logits = np.eye(6)[labels] * 5.0
     logits[correct:] = np.roll(logits[correct:], 1, axis=1)
     predictions = folder / "predictions" / "logits.npz"
@@ -61,8 +67,8 @@ def make_record(
         deviates={},
         seed=seed,
         data={"root": "data/d", "fingerprint": fake_hash("f")},
-        evaluated=10,
-        expected=10,
+        evaluated=images,
+        expected=images,
         predictions={"file": "predictions/logits.npz", "sha256": sha256_file(predictions)},
         environment={"simmim_bench": "0.1.0", "dirty": False},
         cost={
@@ -79,6 +85,19 @@ def make_record(
     path = folder / "record.json"
     path.write_text(json.dumps(asdict(record)))
     return path
+
+
+def pretrained(path: Path, label: str, seed: int) -> None:
+    """Change the checkpoint of a record to one that a method, of some label, gave with a pretraining seed."""
+    record = json.loads(path.read_text())
+    provenance = {
+        "method": "simmim",
+        "recipe": {"name": label, "sha256": fake_hash(label), "deviates": {}},
+        "data": {"root": "d", "fingerprint": fake_hash("d")},
+        "seed": seed,
+    }
+    checkpoint = {"label": label, "sha256": fake_hash(f"{label}{seed}"), "provenance": provenance}
+    change(path, checkpoint=record["checkpoint"] | checkpoint)
 
 
 def change(path: Path, **fields: object) -> None:
