@@ -171,7 +171,7 @@ function startComparison() {
   const { a, b } = form.elements;
   let previous = [0, 1];
 
-  const group = () => groups[form.elements.group?.value ?? 0];
+  const group = () => groups[form.elements.protocols?.value ?? 0];
   const fill = (select, rows, chosen) => {
     select.replaceChildren(
       ...rows.map((id, k) => new Option(one("a", nodes.get(id)).textContent, k, false, k === chosen)),
@@ -259,7 +259,7 @@ function startComparison() {
 
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", (event) => {
-    if (event.target.name === "group") {
+    if (event.target.name === "protocols") {
       showGroup(0, 1);
       return;
     }
@@ -275,13 +275,13 @@ function startComparison() {
   filters.elements.group?.addEventListener("input", () => {
     const option = one(`option[data-group="${CSS.escape(filters.elements.group.value)}"]`, form);
     if (option) {
-      form.elements.group.value = option.value;
+      form.elements.protocols.value = option.value;
       showGroup(0, 1);
     }
   });
   comparison.hidden = false;
   const [number, i, j] = shown ?? [0, 0, 1];
-  if (form.elements.group) form.elements.group.value = number;
+  if (form.elements.protocols) form.elements.protocols.value = number;
   showGroup(i, j);
 }
 if (comparison) {
