@@ -45,7 +45,8 @@ class ProtocolGroup:
     name: str
     protocols: Mapping[str, Record]
     rows: tuple[Row, ...]
-    samples: tuple[ColumnSample | None, ...] = ()
+    # Arrays have no truth value, by which two boards could be compared.
+    samples: tuple[ColumnSample | None, ...] = field(default=(), compare=False, repr=False)
     sorted_by: Column | None = None
 
 

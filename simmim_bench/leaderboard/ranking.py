@@ -26,7 +26,9 @@ def compare_by(sample: ColumnSample | None, rows: Sequence[Row]) -> IsHigher:
     """Return the comparison of rows in a column."""
 
     def is_higher(ours: int, theirs: int) -> bool | None:
-        found = sample and sample.compare(rows[ours].label, rows[theirs].label)
+        if sample is None:
+            return None
+        found = sample.compare(rows[ours].label, rows[theirs].label)
         return None if found is None or found.without_units else found.low > 0
 
     return is_higher

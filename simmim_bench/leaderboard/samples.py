@@ -105,7 +105,12 @@ def _read_run(path: Path, record: Record, metrics: Iterable[str]) -> dict[RunKey
     found = {}
     for metric in metrics:
         run = read_image_scores(
-            record.task, predictions, annotations, metric, masks=with_masks(record.details)
+            record.task,
+            predictions,
+            annotations,
+            metric,
+            masks=with_masks(record.details),
+            images=record.evaluated,
         )
         if run is None:
             continue
@@ -173,19 +178,13 @@ def _sample(
     }
     runs = join_runs([*joined.values()])
     task = find_task(records[next(iter(joined))])
-    replicated = [
-        side
-        for row in rows
-        if row.is_sound
-        and (side := sides.get(row.label)) is not None
-        and side.varies
-        and side.unit == "seed"
-    ]
+    sound_rows = with_pretrainings([row for row in rows if row.is_sound])
+    of_seeds = [sides[row.label] for row in sound_rows if row.label in sides]
     return ColumnSample(
         runs,
         sides,
         paired=task is not None and task.samples_images,
-        spread=pooled_spread(runs, replicated),
+        spread=pooled_spread(runs, [s for s in of_seeds if s.varies and s.unit == "seed"]),
     )
 
 

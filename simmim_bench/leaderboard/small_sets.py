@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import Column, columns
-from simmim_bench.uncertainty.interval import Uncertainty
+from simmim_bench.uncertainty.interval import Difference, Uncertainty
 
 # Scores of `transfer shift` on a user's own folders, which no column of the main table has.
 OWN_FOLDERS = Column("shift", SHIFT_TASK, "top1")
@@ -47,7 +47,8 @@ class SmallSetTable:
     example: Record
     data_sets: tuple[str, ...]
     rows: tuple[Row, ...]
-    samples: tuple[ColumnSample | None, ...] = ()
+    # Arrays have no truth value, by which two boards could be compared.
+    samples: tuple[ColumnSample | None, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def title(self) -> str:
@@ -185,7 +186,7 @@ def _compare_means(rows: Sequence[Row], samples: Sequence[ColumnSample | None]) 
         if len(known) < len(samples):
             return None
         points = statistics.fmean([part.points for part in known])
-        return points > math.hypot(*(part.high - part.points for part in known)) / len(known)
+        return points > math.hypot(*map(_margin, known)) / len(known)
 
     return is_higher
 
@@ -196,6 +197,11 @@ def _titles(data_sets: list[DataSetKey]) -> tuple[str, ...]:
     return tuple(
         name if names.count(name) == 1 else f"{name} [{sha256[:8]}]" for name, sha256 in data_sets
     )
+
+
+def _margin(found: Difference) -> float:
+    """Return half the width of an interval, of which one end may be cut at a difference of 100."""
+    return max(found.high - found.points, found.points - found.low)
 
 
 def _sort(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -109,7 +109,7 @@ def explain_board(board: Board) -> list[str]:
     if board.overall:
         footnotes.append(
             "Mean rank: mean over the tasks, each with one vote, of the ranks of the rows without † and ‡ in the "
-            "columns that all of them have; rows that cannot be distinguished share a rank."
+            "columns in which all of them can be compared; rows that cannot be distinguished share a rank."
         )
     return footnotes
 
@@ -201,12 +201,15 @@ def to_csv(board: Board, reported: Sequence[ReportedRow] = ()) -> str:
 def _csv_cells(row: Row) -> list[str]:
     cells = row.cells
     return [
-        *("" if cell is None else repr(cell.mean) for cell in cells),
-        *(_exact(cell and cell.std) for cell in cells),
-        *(_exact(cell and cell.published and cell.published.value) for cell in cells),
+        *(_exact(None if cell is None else cell.mean) for cell in cells),
+        *(_exact(None if cell is None else cell.std) for cell in cells),
+        *(
+            _exact(None if cell is None or cell.published is None else cell.published.value)
+            for cell in cells
+        ),
         "",
-        *(_exact(cell and images_error(cell)) for cell in cells),
-        *(_exact(cell and cell.rank) for cell in cells),
+        *(_exact(None if cell is None else images_error(cell)) for cell in cells),
+        *(_exact(None if cell is None else cell.rank) for cell in cells),
     ]
 
 

@@ -11,11 +11,11 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,7 @@ MAX_CATEGORIES = 20_000  # their precisions, 10 x 101 x classes x 4 x 3 numbers,
 # From a results file and "bbox" or "segm" to pycocotools' twelve metrics and its precision array.
 Evaluator = Callable[[Path, str], tuple[Any, Any]]
 Names = dict[int, str]  # of the categories, by id
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def check_annotations(annotations: Path, content: dict[str, Any]) -> None:
     Raises:
         DataError: the evaluator cannot use the file.
     """
-    _load_evaluator(annotations, content, "hotcoco")
+    _load_truth(annotations, content, _load_hotcoco)
 
 
 def evaluate_coco(
@@ -85,30 +86,17 @@ def evaluate_coco(
         DataError: the results are not a list of detections, or refer to images or categories that the
             annotations do not have.
     """
-    text = read_bytes(results, "predictions", MAX_BYTES_OF_DATA)
-    if not LIST.match(text):
-        raise DataError(f"{results} is not a list of detections in COCO's results format.")
-    empty = EMPTY_LIST.fullmatch(text) is not None
-    truth = read_instances(annotations).content
-    evaluate, names = _load_evaluator(annotations, truth, library)
-    annotated = any(entry.get("segmentation") for entry in truth["annotations"])
-    has_masks = masks and annotated and (empty or HAS_MASK.search(text))
+    load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
+    found = read_results(annotations, results, load, masks=masks)
+    evaluate, names = found.loaded
     scores = CocoScores()
-    if NO_SCORE.search(text) or NO_NUMBER.search(text):  # hotcoco accepts null
-        raise DataError(f"{results} has a score or box that is not a number; predict again.")
-    for kind, prefix in KINDS.items():
-        if kind == "segm" and not has_masks:
-            continue
-        if empty:  # pycocotools cannot load an empty list; without detections AP is 0
+    for kind in found.kinds:
+        prefix = KINDS[kind]
+        if found.empty:  # pycocotools cannot load an empty list; without detections AP is 0
             scores.figures[f"{prefix}_ap"] = 0.0
             continue
-        try:
-            if kind == "segm":
-                check_masks(text, truth)
-            with _results_file(results, text, kind) as file, _panics_as_errors():
-                stats, precision = evaluate(file, kind)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise DataError(f"{results} cannot be evaluated: {_reason(error)}") from error
+        with results_file(found, kind) as file:
+            stats, precision = evaluate(file, kind)
         for name, value in zip(STATS, stats, strict=True):
             if value >= 0:
                 scores.figures[f"{prefix}_{name}"] = 100.0 * float(value)
@@ -116,23 +104,76 @@ def evaluate_coco(
     return scores
 
 
+@dataclass(frozen=True)
+class Results(Generic[T]):
+    """A results file whose content was checked where the libraries take it on trust.
+
+    Attributes:
+        text: its content.
+        truth: cleaned content of the annotation file.
+        loaded: the annotations as a library has them.
+        kinds: keys of `KINDS` that can be evaluated.
+        empty: whether the file is an empty list.
+    """
+
+    path: Path
+    text: bytes
+    truth: Mapping[str, Any]
+    loaded: T
+    kinds: tuple[str, ...]
+    empty: bool
+
+
+def read_results(
+    annotations: Path, results: Path, load: Callable[[dict[str, Any]], T], *, masks: bool = True
+) -> Results[T]:
+    """Read and check a results file and its annotation file.
+
+    Args:
+        load: loads the cleaned content of the annotation file with a library.
+        masks: see `evaluate_coco`, as for what is raised.
+    """
+    text = read_bytes(results, "predictions", MAX_BYTES_OF_DATA)
+    if not LIST.match(text):
+        raise DataError(f"{results} is not a list of detections in COCO's results format.")
+    empty = EMPTY_LIST.fullmatch(text) is not None
+    truth = read_instances(annotations).content
+    loaded = _load_truth(annotations, truth, load)
+    annotated = any(entry.get("segmentation") for entry in truth["annotations"])
+    has_masks = masks and annotated and (empty or HAS_MASK.search(text))
+    # Searching 200 MB for the pattern takes three seconds, and for the words a tenth of one.
+    may_be_no_number = b"NaN" in text or b"Infinity" in text
+    if NO_SCORE.search(text) or (may_be_no_number and NO_NUMBER.search(text)):  # hotcoco: null too
+        raise DataError(f"{results} has a score or box that is not a number; predict again.")
+    kinds = tuple(kind for kind in KINDS if kind != "segm" or has_masks)
+    return Results(results, text, truth, loaded, kinds, empty)
+
+
 @contextmanager
-def _results_file(results: Path, text: bytes, kind: str) -> Iterator[Path]:
-    """Yield the results file to evaluate; for masks a copy without boxes.
+def results_file(results: Results[Any], kind: str) -> Iterator[Path]:
+    """Yield the file to evaluate; for masks a copy without boxes.
 
     From results with boxes, both libraries take the box's area as the area of a mask; official evaluators
     avoid that.
+
+    Raises:
+        DataError: a mask does not fit, or the library fails within the context.
     """
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-    ):
-        if kind != "segm":
-            yield results
-            return
-        without_boxes = Path(folder, results.name)
-        without_boxes.write_bytes(text.replace(b'"bbox"', b'"_box"'))
-        yield without_boxes
+    try:
+        if kind == "segm":
+            check_masks(results.text, results.truth)
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+            _panics_as_errors(),
+        ):
+            file = results.path
+            if kind == "segm":
+                file = Path(folder, file.name)
+                file.write_bytes(results.text.replace(b'"bbox"', b'"_box"'))
+            yield file
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise DataError(f"{results.path} cannot be evaluated: {_reason(error)}") from error
 
 
 def _ap_by_class(precision: Any, names: Names) -> dict[str, float]:
@@ -150,7 +191,7 @@ def _ap_by_class(precision: Any, names: Names) -> dict[str, float]:
     }
 
 
-def _load_evaluator(annotations: Path, content: Any, library: Library) -> tuple[Evaluator, Names]:
+def _load_truth(annotations: Path, content: Any, load: Callable[[dict[str, Any]], T]) -> T:
     """Load the cleaned content of an annotation file.
 
     Annotations are numbered anew: pycocotools takes a match with annotation 0 for none, and of several annotations
@@ -159,7 +200,6 @@ def _load_evaluator(annotations: Path, content: Any, library: Library) -> tuple[
     Raises:
         DataError: the library cannot use the content.
     """
-    load = {"hotcoco": _load_hotcoco, "pycocotools": _load_pycocotools}[library]
     try:
         _check_content(content)
         entries = [{**a, "id": number} for number, a in enumerate(content["annotations"], 1)]
@@ -239,14 +279,26 @@ def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
     truth = hotcoco.COCO(content)
 
     def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
-        detections = truth.load_res(str(file))
-        if detections.load_warnings:  # of detections that can match nothing
-            raise ValueError(detections.load_warnings[0].removeprefix("load_res() warning — "))
-        evaluation: Any = hotcoco.COCOeval(truth, detections, kind)
+        evaluation: Any = hotcoco.COCOeval(truth, load_detections(truth, file), kind)
         evaluation.run()
         return evaluation.stats, evaluation.eval["precision"]
 
     return evaluate, _names(truth)
+
+
+def load_detections(truth: Any, file: Path) -> Any:
+    """Load a results file with hotcoco.
+
+    Args:
+        truth: the annotations as hotcoco has them.
+
+    Raises:
+        ValueError: detections are of unknown images or categories.
+    """
+    detections = truth.load_res(str(file))
+    if detections.load_warnings:  # of detections that can match nothing
+        raise ValueError(detections.load_warnings[0].removeprefix("load_res() warning — "))
+    return detections
 
 
 def _load_pycocotools(content: dict[str, Any]) -> tuple[Evaluator, Names]:

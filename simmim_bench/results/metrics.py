@@ -104,16 +104,24 @@ def _count(array: np.ndarray, most: int) -> int:
     return int(array)
 
 
-def _read_confusion(predictions: Path) -> np.ndarray:
-    """Read the confusion matrix of all images from a file of `write_confusion`; check it."""
+def read_confusions(predictions: Path) -> tuple[np.ndarray, int]:
+    """Read and check a file of `write_confusion`.
+
+    Returns:
+        Its entries (E, 4) int64 (image, true class, predicted class, pixels), and the number of classes.
+
+    Raises:
+        DataError: the predictions do not exist or are damaged.
+    """
     stored = read_arrays(predictions, "predictions", CONFUSION)
     try:
-        return _confusion(stored["entries"], _count(stored["classes"], MAX_CONFUSION))
+        classes = _count(stored["classes"], MAX_CONFUSION)
+        return _check_entries(stored["entries"], classes).astype(np.int64), classes
     except ValueError as error:
         raise DataError(f"predictions {predictions} cannot be read: {error}") from error
 
 
-def _confusion(entries: np.ndarray, classes: int) -> np.ndarray[Any, Any]:
+def _check_entries(entries: np.ndarray, classes: int) -> np.ndarray:
     if entries.ndim != 2 or entries.shape[1] != 4 or not len(entries):
         raise ValueError(f"its entries have shape {entries.shape}; at least one row of 4 is needed")
     image, true, predicted, counts = entries.T
@@ -123,8 +131,14 @@ def _confusion(entries: np.ndarray, classes: int) -> np.ndarray[Any, Any]:
         raise ValueError(f"a class number is not in [0, {classes})")
     if counts.astype(np.float64).sum() > MAX_PIXELS:
         raise ValueError(f"it counts more than {MAX_PIXELS:,} pixels")
+    return entries
+
+
+def _confusion(entries: np.ndarray, classes: int) -> np.ndarray[Any, Any]:
+    """Return the confusion matrix of all images."""
+    _, true, predicted, counts = entries.T
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (true, predicted), counts.astype(np.int64))
+    np.add.at(confusion, (true, predicted), counts)
     return confusion
 
 
@@ -269,14 +283,10 @@ def scores_from_predictions(
     """
     kind = predictions_of(task)
     if kind == "coco":
-        if annotations is None or not annotations.is_file():
-            raise DataError(
-                f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
-                "in which the run was started."
-            )
-        return evaluate_coco(annotations, predictions, masks=masks).figures
+        truth = existing_annotations(annotations, predictions)
+        return evaluate_coco(truth, predictions, masks=masks).figures
     if kind == "confusion":
-        return segmentation_scores(_read_confusion(predictions))
+        return segmentation_scores(_confusion(*read_confusions(predictions)))
     if kind == "multilabel":
         return multilabel_scores(predictions)
     if kind == "corruptions":
@@ -288,3 +298,17 @@ def scores_from_predictions(
     if ranking.calibration is not None and calibrated:
         scores |= calibration_scores(ranking.calibration, ranking.ranked[:, 0] == labels)
     return scores
+
+
+def existing_annotations(annotations: Path | None, predictions: Path) -> Path:
+    """Return the annotation file of COCO predictions.
+
+    Raises:
+        DataError: the file does not exist.
+    """
+    if annotations is None or not annotations.is_file():
+        raise DataError(
+            f"the annotations {annotations} of {predictions} do not exist; run the command from the folder "
+            "in which the run was started."
+        )
+    return annotations

@@ -80,16 +80,28 @@ def multilabel_scores(predictions: Path) -> dict[str, float]:
     Raises:
         DataError: the predictions do not exist or are damaged.
     """
-    stored = read_arrays(predictions, "predictions", MULTILABEL)
-    try:
-        ranked, labels, classes = _multilabel(stored)
-    except ValueError as error:
-        raise _unreadable(predictions, error) from error
+    ranked, labels, classes = read_multilabel(predictions)
     right = (ranked[:, :, None] == labels[:, None, :]).any(2)
     scores = {"top1": 100.0 * float(np.mean(right[:, 0]))}
     if classes > 5:
         scores["top5"] = 100.0 * float(np.mean(right[:, :5].any(1)))
     return scores
+
+
+def read_multilabel(predictions: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """Read and check a file of `write_multilabel`.
+
+    Returns:
+        The ranked classes (N, ranks), the labels (N, most of an image), padded with -1, and the number of classes.
+
+    Raises:
+        DataError: the predictions do not exist or are damaged.
+    """
+    stored = read_arrays(predictions, "predictions", MULTILABEL)
+    try:
+        return _multilabel(stored)
+    except ValueError as error:
+        raise _unreadable(predictions, error) from error
 
 
 def _multilabel(stored: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -144,11 +156,7 @@ def corruption_scores(predictions: Path) -> dict[str, float]:
     Raises:
         DataError: the predictions do not exist or are damaged, or have none of the 15 corruptions.
     """
-    stored = read_arrays(predictions, "predictions", CORRUPTED)
-    try:
-        errors = _errors(stored)
-    except ValueError as error:
-        raise _unreadable(predictions, error) from error
+    stored, errors = _read_corruptions(predictions)
     mean_of = {
         name: float(np.mean([*errors[name].values()])) for name in ALEXNET_ERRORS if errors[name]
     }
@@ -163,7 +171,7 @@ def corruption_scores(predictions: Path) -> dict[str, float]:
 
 def top1_by_corruption(predictions: Path) -> dict[str, list[float | None]]:
     """Return the top-1 of every corruption, in percent, by severity from 1 to 5; None for a missing one."""
-    errors = _errors(read_arrays(predictions, "predictions", CORRUPTED))
+    _, errors = _read_corruptions(predictions)
     return {
         name: [
             100.0 * (1 - by_severity[s]) if s in by_severity else None
@@ -172,6 +180,44 @@ def top1_by_corruption(predictions: Path) -> dict[str, list[float | None]]:
         for name, by_severity in errors.items()
         if by_severity
     }
+
+
+def corrupted_images(predictions: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return how often each image of a file of `write_corruptions` is classified correctly, and the images' labels.
+
+    Returns:
+        The mean (N,) in [0, 1] over the 15 corruptions of the means over their severities, whose mean is top1, and the
+        labels (N,). None if the conditions have images of other numbers or labels, which cannot be matched by their
+        order, or if the file has none of the 15 corruptions.
+
+    Raises:
+        DataError: the predictions do not exist or are damaged.
+    """
+    stored, errors = _read_corruptions(predictions)
+    best, labels, conditions = (stored[name] for name in ("best", "labels", "conditions"))
+    present = [name for name in ALEXNET_ERRORS if errors[name]]
+    by_image: np.ndarray | None = None
+    first: np.ndarray | None = None
+    for name in present:
+        for severity in errors[name]:
+            own = conditions == condition_number(name, severity)
+            if first is None or by_image is None:
+                first, by_image = labels[own], np.zeros(np.count_nonzero(own))
+            if not np.array_equal(labels[own], first):
+                return None
+            by_image += (best[own] == first) / (len(errors[name]) * len(present))
+    return None if first is None or by_image is None else (by_image, first)
+
+
+def _read_corruptions(
+    predictions: Path,
+) -> tuple[Mapping[str, np.ndarray], dict[str, dict[int, float]]]:
+    """Read and check a file of `write_corruptions`; return its arrays and its errors."""
+    stored = read_arrays(predictions, "predictions", CORRUPTED)
+    try:
+        return stored, _errors(stored)
+    except ValueError as error:
+        raise _unreadable(predictions, error) from error
 
 
 def _errors(stored: Mapping[str, np.ndarray]) -> dict[str, dict[int, float]]:

@@ -1,31 +1,22 @@
 """Intervals of a score and of a difference, over the images and over seeds or pretrainings.
 
-A score is a mean over images and over units, which are transfer seeds or pretrainings. Another sample of images, and
-other units, would give another score. Both variances are estimated, and the interval combines their own intervals:
-
-    margin = sqrt(t(images - 1)^2 V_images + t(units - 1)^2 V_units)
-
-which is MOVER, the method of variance estimates recovery (Zou and Donner 2008, Statistics in Medicine 27(10)). A
-single Student's quantile for the sum of the variances is too small for two or three units: units that agree by chance
-shrink their variance. `docs/statistics.md` has the coverage of both.
+A score is a mean over images and over units, which are transfer seeds or pretrainings. Both vary; `mover` combines
+their variances. docs/statistics.md explains what an interval claims.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import stdtrit
 
+from simmim_bench.uncertainty.mover import LEVEL as LEVEL
+from simmim_bench.uncertainty.mover import Variance, add, margin, p_value
+from simmim_bench.uncertainty.multiple import holm as holm
 from simmim_bench.uncertainty.run_scores import Floats, RunScores
-
-LEVEL = 0.95
-# The images' noise is in both variances; this fraction of it is taken from that of the units. Without, intervals of
-# two seeds cover 99 %; with all of it, units that agree by chance give 91 % (docs/statistics.md).
-SHARED_NOISE = 0.5
 
 Unit = Literal["seed", "pretraining"]
 
@@ -35,7 +26,7 @@ class Side:
     """The runs of one row.
 
     Attributes:
-        units: the runs of each unit, as indices of `RunScores`.
+        units: the runs of each unit, as indices of `RunScores`; at least one unit of at least one run.
         keys: what identifies each unit, such as its seed; by it, units of two sides are paired.
         unit: what the units are.
         varies: whether another unit would have another score: False for a task without randomness.
@@ -45,6 +36,10 @@ class Side:
     keys: tuple[int | str, ...]
     unit: Unit = "seed"
     varies: bool = True
+
+    def score(self, runs: RunScores) -> float:
+        """Return the mean over units of the means over their runs; equal scores have exactly this mean."""
+        return fmean(fmean(runs.scores[list(unit)].tolist()) for unit in self.units)
 
     def weights(self, runs: int) -> Floats:
         """Return the weight of every run in the mean over units of the means over their runs, (runs,)."""
@@ -63,7 +58,7 @@ class Uncertainty:
     """The uncertainty of one score, in percentage points.
 
     Attributes:
-        units: sample standard deviation over units; None for a single one.
+        units: sample standard deviation over units; None for a single one, and where units do not vary.
         images: standard error from the finite number of images.
     """
 
@@ -91,7 +86,8 @@ class Difference:
     """A difference of two scores with its 95 % interval, in percentage points.
 
     Attributes:
-        p_value: the smallest significance level at which the interval excludes 0.
+        low, high: in [-100, 100].
+        p_value: the smallest significance level at which the interval excludes 0; below 0.05 exactly if this one does.
         images: number of images.
         units: numbers of units of both sides.
         unit: what the units are.
@@ -113,20 +109,12 @@ class Difference:
         return self.low <= 0 <= self.high
 
 
-@dataclass(frozen=True)
-class _Variance:
-    """A variance with its degrees of freedom, and the images' noise in it."""
-
-    value: float
-    noise: float
-    freedom: float
-
-
 def uncertainty(runs: RunScores, side: Side) -> Uncertainty:
     """Compute the uncertainty of one row's score."""
     means = side.by_unit(len(runs.scores)) @ runs.scores
+    several = len(means) > 1 and _varies(runs, side)
     return Uncertainty(
-        units=float(means.std(ddof=1)) if len(means) > 1 else None,
+        units=float(means.std(ddof=1)) if several else None,
         images=runs.variance(side.weights(len(runs.scores))) ** 0.5,
     )
 
@@ -143,19 +131,20 @@ def difference(
 
     Args:
         paired: whether equal keys share what varies, such as the labelled images of a few-shot split.
-        spread: the variance of a unit, for a side with a single one.
+        spread: the variance of a unit pooled over several rows, these two among them. It is used if one of the two has
+            a single unit; by default, the variance within the other one is.
     """
     count = len(runs.scores)
     weights = ours.weights(count) - theirs.weights(count)
-    points = float(weights @ runs.scores)
-    of_images = _Variance(runs.variance(weights), 0.0, max(runs.images - 1, 1))
+    points = ours.score(runs) - theirs.score(runs)
+    of_images = Variance(runs.variance(weights), 0.0, max(runs.images - 1, 1))
     of_units = _units_variance(runs, ours, theirs, paired=paired, spread=spread)
-    margin = _margin(of_images, of_units, 1 - LEVEL)
+    half = margin(of_images, of_units)
     return Difference(
         points=points,
-        low=points - margin,
-        high=points + margin,
-        p_value=_p_value(abs(points), of_images, of_units),
+        low=max(points - half, -100.0),
+        high=min(points + half, 100.0),
+        p_value=p_value(abs(points), of_images, of_units),
         images=runs.images,
         units=(len(ours.units), len(theirs.units)),
         unit="pretraining" if "pretraining" in (ours.unit, theirs.unit) else "seed",
@@ -165,52 +154,56 @@ def difference(
 
 def pooled_spread(runs: RunScores, sides: Sequence[Side]) -> Spread | None:
     """Pool the variance over units within several rows; None if each has a single unit."""
-    parts = [part for side in sides if (part := _side_variance(runs, side)) is not None]
-    freedom = sum(part.freedom for part in parts)
+    # A mean's variance times the number of units is a unit's.
+    parts = [
+        (len(side.units), _mean_variance(runs, side.by_unit(len(runs.scores))))
+        for side in sides
+        if len(side.units) > 1 and _varies(runs, side)
+    ]
+    freedom = sum(part.freedom for _, part in parts)
     if not freedom:
         return None
-    # A side's variance is that of its mean; a unit's is (units) times as large, and there are freedom + 1 units.
     return Spread(
-        variance=sum(p.value * (p.freedom + 1) * p.freedom for p in parts) / freedom,
-        noise=sum(p.noise * (p.freedom + 1) * p.freedom for p in parts) / freedom,
+        variance=sum(units * part.value * part.freedom for units, part in parts) / freedom,
+        noise=sum(units * part.noise * part.freedom for units, part in parts) / freedom,
         freedom=freedom,
     )
 
 
 def _units_variance(
     runs: RunScores, ours: Side, theirs: Side, *, paired: bool, spread: Spread | None
-) -> _Variance | None:
+) -> Variance | None:
     """Return the variance of the difference over units; None if it cannot be estimated."""
     count = len(runs.scores)
-    if (
-        paired
-        and len(ours.units) > 1
-        and sorted(map(str, ours.keys)) == sorted(map(str, theirs.keys))
-    ):
-        order = [theirs.keys.index(key) for key in ours.keys]
+    if paired and (order := _pairs(ours, theirs)) is not None:
         return _mean_variance(runs, ours.by_unit(count) - theirs.by_unit(count)[order])
-    known = [_side_variance(runs, side) for side in (ours, theirs)]
+    varying = [side for side in (ours, theirs) if _varies(runs, side)]
+    if all(len(side.units) > 1 for side in varying):
+        return add([_mean_variance(runs, side.by_unit(count)) for side in varying])
+    if spread is None and len({side.unit for side in varying}) == 1:
+        spread = pooled_spread(runs, varying)
     if spread is None:
-        spread = pooled_spread(runs, (ours, theirs))
-    parts = []
-    for side, part in zip((ours, theirs), known, strict=True):
-        if part is not None:
-            parts.append(part)
-        elif side.varies:
-            if spread is None:
-                return None
-            parts.append(_Variance(spread.variance, spread.noise, spread.freedom))
-    return _sum(parts)
-
-
-def _side_variance(runs: RunScores, side: Side) -> _Variance | None:
-    """Return the variance of a side's mean over units; None for a single unit."""
-    if len(side.units) < 2:
         return None
-    return _mean_variance(runs, side.by_unit(len(runs.scores)))
+    # Both sides have the pooled variance, with its degrees of freedom: it is one estimate and not independent ones.
+    share = sum(1 / len(side.units) for side in varying)
+    return Variance(spread.variance * share, spread.noise * share, spread.freedom)
 
 
-def _mean_variance(runs: RunScores, weights: Floats) -> _Variance:
+def _pairs(ours: Side, theirs: Side) -> list[int] | None:
+    """Return their unit of the same key for each of our units; None if units cannot be paired one to one."""
+    position = {str(key): index for index, key in enumerate(theirs.keys)}
+    keys = [str(key) for key in ours.keys]
+    if len(keys) < 2 or len(set(keys)) < len(keys) or len(position) < len(theirs.keys):
+        return None
+    return [position[key] for key in keys] if set(keys) == set(position) else None
+
+
+def _varies(runs: RunScores, side: Side) -> bool:
+    """Return whether another unit would have another score."""
+    return side.varies or bool(np.ptp(side.by_unit(len(runs.scores)) @ runs.scores) > 1e-9)
+
+
+def _mean_variance(runs: RunScores, weights: Floats) -> Variance:
     """Return the variance of the mean of units, with the images' noise in it.
 
     Args:
@@ -220,41 +213,4 @@ def _mean_variance(runs: RunScores, weights: Floats) -> _Variance:
     values = weights @ runs.scores
     covariance = weights @ runs.covariance @ weights.T
     noise = (covariance.trace() / units - covariance.mean()) / (units - 1)
-    return _Variance(float(values.var(ddof=1)) / units, max(float(noise), 0.0), units - 1)
-
-
-def _sum(parts: Sequence[_Variance]) -> _Variance:
-    """Add variances, with Welch's and Satterthwaite's degrees of freedom."""
-    value = sum(part.value for part in parts)
-    weight = sum(part.value**2 / part.freedom for part in parts)
-    return _Variance(value, sum(part.noise for part in parts), value**2 / weight if weight else 1.0)
-
-
-def _margin(of_images: _Variance, of_units: _Variance | None, alpha: float) -> float:
-    """Return half the width of the interval of level 1 - alpha."""
-    squared = stdtrit(of_images.freedom, 1 - alpha / 2) ** 2 * of_images.value
-    if of_units is not None:
-        rest = max(of_units.value - SHARED_NOISE * of_units.noise, 0.0)
-        squared += stdtrit(of_units.freedom, 1 - alpha / 2) ** 2 * rest
-    return float(squared**0.5)
-
-
-def _p_value(distance: float, of_images: _Variance, of_units: _Variance | None) -> float:
-    """Return the significance level at which the margin equals the distance from 0."""
-    smallest = 1e-12
-    if distance <= _margin(of_images, of_units, 1.0):
-        return 1.0
-    if distance >= _margin(of_images, of_units, smallest):
-        return smallest
-    return float(brentq(lambda a: _margin(of_images, of_units, a) - distance, smallest, 1.0))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number, in their order (Holm 1979, Scandinavian Journal of Statistics 6(2))."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    largest = 0.0
-    for position, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted.tolist()
+    return Variance(float(values.var(ddof=1)) / units, max(float(noise), 0.0), units - 1)

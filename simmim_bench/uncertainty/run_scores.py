@@ -12,12 +12,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class RunScores:
-    """Scores of R runs on the same N images, in percent.
+    """Scores of R runs on the same N images, in percent; all numbers are finite.
 
     Attributes:
         scores: (R,).
         covariance: (R, R) of the scores over samples of N images, percent squared.
-        images: N.
+        images: N, at least 1.
         proportions: whether every score is the percentage of images with a correct answer.
     """
 
@@ -26,27 +26,35 @@ class RunScores:
     images: int
     proportions: bool = False
 
+    def __post_init__(self) -> None:
+        assert self.images > 0
+        assert np.isfinite(self.scores).all()
+        assert np.isfinite(self.covariance).all()
+
     def variance(self, weights: ArrayLike) -> float:
         """Return the variance of a weighted sum of the scores over samples of images, percent squared.
 
         If all images have the same answer, their variance is zero, however few they are. For proportions, images of
         opposite answers are therefore added: to a difference of scores one in favour of each side (Bonett and Price
         2012, Journal of Educational and Behavioral Statistics 37(4)), to a mean of scores two correct and two wrong
-        (Agresti and Coull 1998, The American Statistician 52(2)).
+        (Agresti and Coull 1998, The American Statistician 52(2)). For other scores, they are added where all resamples
+        agree.
 
         Args:
             weights: (R,), of sum 0 for a difference and of sum 1 for a mean.
         """
         by_run = np.asarray(weights, np.float64)
         variance = float(by_run @ self.covariance @ by_run)
-        if not self.proportions:
-            return max(variance, 0.0)
+        # What rounding leaves of a variance of zero.
+        zero = 1e-12 * float(np.abs(by_run) @ np.sqrt(self.covariance.diagonal())) ** 2
+        if variance > zero and not self.proportions:
+            return variance
         added = np.array([100.0, -100.0] if abs(by_run.sum()) < 1e-9 else [100.0, 100.0, 0.0, 0.0])
         total = self.images * float(by_run @ self.scores)
-        squares = variance * self.images * (self.images - 1) + total**2 / self.images
+        squares = max(variance, 0.0) * self.images * (self.images - 1) + total**2 / self.images
         count = self.images + len(added)
         mean = (total + added.sum()) / count
-        return max(float((squares + (added**2).sum()) / count - mean**2) / count, 0.0)
+        return (float(squares + (added**2).sum()) / count - mean**2) / count
 
 
 def from_correct(correct: ArrayLike) -> RunScores:
@@ -56,8 +64,9 @@ def from_correct(correct: ArrayLike) -> RunScores:
         correct: (R, N) of False and True, or of fractions in [0, 1].
     """
     answers = 100.0 * np.asarray(correct, np.float64)
-    images = answers.shape[1]
-    covariance = np.atleast_2d(np.cov(answers)) / images if images > 1 else _unknown(len(answers))
+    runs, images = answers.shape
+    # One image has no variance; `RunScores.variance` adds images.
+    covariance = np.atleast_2d(np.cov(answers)) / images if images > 1 else np.zeros((runs, runs))
     return RunScores(answers.mean(1), covariance, images, proportions=True)
 
 
@@ -66,12 +75,12 @@ def from_replicates(scores: ArrayLike, replicates: ArrayLike, images: int) -> Ru
 
     Args:
         scores: (R,) on the images themselves.
-        replicates: (R, B) on B resamples of the images, which are the same for all runs.
+        replicates: (R, B), B > 1, on B resamples of the images, which are the same for all runs.
     """
-    covariance = np.atleast_2d(np.cov(np.asarray(replicates, np.float64)))
-    return RunScores(np.asarray(scores, np.float64), covariance, images)
-
-
-def _unknown(runs: int) -> Floats:
-    """Return the covariance of scores of one image, in which nothing but the added images varies."""
-    return np.zeros((runs, runs))
+    means = np.asarray(scores, np.float64)
+    if images == 1:
+        # All resamples are this image. No percentage varies more than one that is 0 or 100 with equal probability.
+        return RunScores(means, 50.0**2 * np.eye(len(means)), images)
+    # As for a mean, the variance over resamples is that over samples times (N - 1) / N.
+    covariance = np.atleast_2d(np.cov(np.asarray(replicates, np.float64))) * images / (images - 1)
+    return RunScores(means, covariance, images)

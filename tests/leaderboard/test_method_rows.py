@@ -84,6 +84,12 @@ def test_the_interval_of_methods_is_that_of_welch_and_the_images(board: Board) -
     )
     assert checkpoints is not None
     assert (checkpoints.unit, checkpoints.units) == ("seed", (2, 2))
+    # The spread over transfer seeds is pooled over all checkpoints, here for one with a single seed.
+    single = sample.compare(*(row.pretrainings[-1 - i].label for i, row in enumerate(board.rows)))
+    assert single is not None
+    assert (single.units, single.without_units) == ((1, 2), False)
+    assert sample.spread is not None
+    assert sample.spread.freedom == 1 + 2 + 1 + 1 + 1
 
 
 def test_pretrainings_are_listed_below_their_method(board: Board, tmp_path: Path) -> None:

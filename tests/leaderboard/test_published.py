@@ -160,7 +160,7 @@ def test_every_table_shows_the_published_score_and_the_difference(tmp_path: Path
     source = "github:microsoft/SimMIM@d3e29bca:README.md (Main Results table)"
     markdown = to_markdown(board)
     assert f"- a, ImageNet top-1: {COMPARISON} ({source})\n" in markdown
-    assert "| a | 60.0 | – |" in markdown
+    assert "| a | 60.0<br>images ± " in markdown
     assert f"a, ImageNet top-1: {COMPARISON} ({source})\n" in to_latex(board)
     (row,) = csv.DictReader(io.StringIO(to_csv(board)))
     assert row["imagenet/top1 published"] == "83.8"

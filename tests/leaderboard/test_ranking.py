@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from support.records import board_of, change, make_record
 
-from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.board import Board, build_board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.ranking import mean_ranks, rank_cells, rank_rows
 from simmim_bench.leaderboard.rows import Row, ScoreCell
 from simmim_bench.leaderboard.samples import ColumnSample
+from simmim_bench.results.record import read_record
 from simmim_bench.tasks import Column, columns
 from simmim_bench.uncertainty.interval import Side
 from simmim_bench.uncertainty.run_scores import RunScores
@@ -122,6 +123,21 @@ def test_scores_without_predictions_are_not_compared(tmp_path: Path) -> None:
     assert (cell.uncertainty, f"{cell}") == (None, "60.0, seeds ± 0.1")
 
 
+def test_predictions_are_read_once_for_each_record_and_only_if_wanted(tmp_path: Path) -> None:
+    records = {}
+    for seed in range(3):
+        path = make_record(tmp_path, seed=seed)
+        records[path] = read_record(path)
+    calls: list[None] = []
+    build_board(records, advance=lambda: calls.append(None))
+    assert len(calls) == 3
+    for path in records:
+        next((path.parent / "predictions").iterdir()).write_bytes(b"")
+    board = build_board(records, read_predictions=False)
+    assert board.problems == ()
+    assert str(board.rows[0].cells[LINEAR]) == "60.0, seeds ± 0.0"
+
+
 def test_a_score_that_is_not_that_of_its_predictions_has_no_uncertainty(tmp_path: Path) -> None:
     change(make_record(tmp_path), metrics={"top1": 99.0})
     board = board_of(tmp_path)
@@ -197,7 +213,7 @@ def samples_of(
         for label, values in scores.items()
     ]
     sides = {label: Side(((i,),), (0,), varies=False) for i, label in enumerate(labels)}
-    exact = np.zeros((len(labels), len(labels)))
+    exact = 1e-9 * np.eye(len(labels))
     samples = [
         ColumnSample(
             RunScores(np.array([scores[label][i] for label in labels]), exact, 100), sides, False

@@ -31,9 +31,18 @@ SCORES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-def named(root: Path, name: str, *, data: str = "", label: str = "a", **fields: int) -> Path:
+def named(
+    root: Path,
+    name: str,
+    *,
+    data: str = "",
+    label: str = "a",
+    correct: int = 6,
+    seed: int = 0,
+    images: int = 10,
+) -> Path:
     """Write a record of a named data set."""
-    path = make_record(root / name, label=label, **fields)
+    path = make_record(root / name, label=label, correct=correct, seed=seed, images=images)
     change(
         path, data={"name": name, "root": f"data/{name}", "fingerprint": fake_hash(data or name)}
     )
