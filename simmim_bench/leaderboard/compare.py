@@ -149,7 +149,7 @@ def compare_rows(board: Board, a: str, b: str) -> Comparison:
     found = [one for table in tables for one in compare_in(table, ours, theirs)]
     differences = adjust([one for one in found if isinstance(one, ColumnDifference)])
     missing = [one for one in found if isinstance(one, Missing) and one.of_both]
-    explained = {one.title for one in (*differences, *missing)}
+    explained = {one.title for one in differences} | {one.title for one in missing}
     missing += _without_common_table(tables, ours, theirs, explained)
     if not differences:
         reasons = "\n       ".join(f"{one.title}: {one.reason}" for one in missing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +11,14 @@ from simmim_bench.errors import UsageError
 from simmim_bench.files import replacing
 from simmim_bench.leaderboard.compare import IMAGES_ALONE, ColumnDifference, Comparison
 from simmim_bench.leaderboard.text_tables import table_console
-from simmim_bench.untrusted.text import visible
+from simmim_bench.untrusted.text import visible, visible_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.table import Table
 
+# Columns that a table on a narrow terminal lacks, the first ones first.
+OPTIONAL = (("images",), ("p",), ("plot",), ("A", "B"))
 WIDTH = 31  # characters of a textual forest plot
 FORMATS = (".svg", ".png")
 # Okabe and Ito's colours, which people with colour vision deficiency can distinguish (jfly.uni-koeln.de/color).
@@ -23,7 +28,13 @@ COLOURS = {"higher": "#0072b2", "lower": "#d55e00", "not distinguishable": "#666
 def format_interval(one: ColumnDifference) -> str:
     """Format a difference as `+1.5 (-9.4 to +12.5)`."""
     found = one.difference
-    return f"{found.points:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+    points, low, high = map(_signed, (found.points, found.low, found.high))
+    return f"{points} ({low} to {high})"
+
+
+def _signed(points: float) -> str:
+    rounded = round(points, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def format_p(value: float | None) -> str:
@@ -35,6 +46,8 @@ def format_p(value: float | None) -> str:
 
 def describe_units(one: ColumnDifference) -> str:
     """Return the numbers of units of A and B, such as `3 and 2 seeds`."""
+    if one.difference.without_units:
+        return IMAGES_ALONE
     a, b = one.difference.units
     return (
         f"{a} {one.difference.unit}{'s' * (a != 1)}"
@@ -72,50 +85,75 @@ def limits_of(comparison: Comparison) -> tuple[float, float]:
 def print_comparison(comparison: Comparison) -> None:
     """Print a table of the differences on stdout, and what could not be compared."""
     from rich.markup import escape
-    from rich.table import Table
 
     console = table_console()
-    limits = limits_of(comparison)
-    several = len({one.table for one in comparison.differences}) > 1
     console.print(
-        f"A: {escape(visible(comparison.ours))}\nB: {escape(visible(comparison.theirs))}\n"
+        escape(visible_lines(f"A: {comparison.ours}\nB: {comparison.theirs}\n")), highlight=False
     )
+    # A narrow terminal has the first table that fits, without the columns that matter least.
+    tables = (
+        _table(comparison, [*chain.from_iterable(OPTIONAL[:dropped])])
+        for dropped in range(len(OPTIONAL) + 1)
+    )
+    unlimited = console.options.update(max_width=1000)
+    for table in tables:
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            break
+    console.print(table)
+    lines = ["", comparison.claim, *explain(comparison)]
+    if comparison.missing:
+        lines += ["", "Not compared:"]
+        lines += [visible(f"  {one.title}: {one.reason}") for one in comparison.missing]
+    for line in lines:
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+def _table(comparison: Comparison, without: Collection[str]) -> Table:
+    """Build the table of the differences without some of the `OPTIONAL` columns."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    limits = limits_of(comparison)
+    low, high = map(_signed, limits)
+    right = {"justify": "right", "no_wrap": True}
+    columns: dict[str, dict[str, Any]] = {
+        "protocols": {},
+        "column": {},
+        "A": right,
+        "B": right,
+        "A - B (95 % interval)": right,
+        "plot": {"no_wrap": True, "header": low + high.rjust(WIDTH - len(low))},
+        "p": right,
+        "p (Holm)": right,
+        "over": {},
+        "images": right,
+        "A is": {},
+    }
+    left_out = set(without)
+    if len({one.table for one in comparison.differences}) == 1:
+        left_out.add("protocols")
     table = Table(box=None, pad_edge=False)
-    if several:
-        table.add_column("protocols")
-    table.add_column("column")
-    for title in ("A", "B", "A - B (95 % interval)"):
-        table.add_column(title, justify="right", no_wrap=True)
-    low, high = (f"{limit:+.1f}" if limit else "0" for limit in limits)
-    table.add_column(low + high.rjust(WIDTH - len(low)), no_wrap=True)
-    for title in ("p", "p (Holm)"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for title in ("over", "images", "A is"):
-        table.add_column(title, justify="right" if title == "images" else "left")
+    for title, options in columns.items():
+        if title not in left_out:
+            table.add_column(**{"header": title, **options})
     for one in comparison.differences:
         found, verdict = one.difference, one.verdict
         colour = {"higher": "green", "lower": "red"}.get(verdict, "dim")
-        alone = found.without_units
-        table.add_row(
-            *([escape(visible(one.table))] if several else []),
-            escape(visible(one.title)),
-            *(cell.lines[0] for cell in one.cells),
-            format_interval(one),
-            f"[{colour}]{draw_interval(one, limits)}[/]",
-            "–" if alone else format_p(found.p_value),
-            format_p(one.p_adjusted),
-            IMAGES_ALONE if alone else describe_units(one),
-            f"{found.images:,}",
-            f"[{colour}]{verdict}[/]",
-        )
-    console.print(table)
-    console.print(f"\n{comparison.claim}", soft_wrap=True)
-    for line in explain(comparison):
-        console.print(line, soft_wrap=True)
-    if comparison.missing:
-        console.print("\nNot compared:")
-    for missing in comparison.missing:
-        console.print(escape(visible(f"  {missing.title}: {missing.reason}")), soft_wrap=True)
+        texts = {
+            "protocols": escape(visible(one.table)),
+            "column": escape(visible(one.title)),
+            "A": one.cells[0].lines[0],
+            "B": one.cells[1].lines[0],
+            "A - B (95 % interval)": format_interval(one),
+            "plot": f"[{colour}]{draw_interval(one, limits)}[/]",
+            "p": format_p(None if found.without_units else found.p_value),
+            "p (Holm)": format_p(one.p_adjusted),
+            "over": describe_units(one),
+            "images": f"{found.images:,}",
+            "A is": f"[{colour}]{verdict}[/]",
+        }
+        table.add_row(*(text for title, text in texts.items() if title not in left_out))
+    return table
 
 
 def explain(comparison: Comparison) -> list[str]:
@@ -124,7 +162,8 @@ def explain(comparison: Comparison) -> list[str]:
     lines = ["Higher or lower: the 95 % interval of A - B excludes 0."]
     if count > 1:
         lines.append(
-            f"Of {count} comparisons, one in twenty excludes 0 by chance alone; p (Holm) is adjusted for their number."
+            f"p (Holm) is adjusted for the number of comparisons, {count}: without any true difference, one interval "
+            "in twenty excludes 0."
         )
     cells = [cell for one in comparison.differences for cell in one.cells]
     if any(cell.deviates for cell in cells):
