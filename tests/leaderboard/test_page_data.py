@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,12 @@ def test_a_method_has_the_mean_cost_and_the_common_provenance_of_its_pretraining
     assert scores == [(0, "50.0"), (1, "60.0")]
     page = render_page(data)
     assert "mean over 2 pretrainings" in page
+    table = page.partition('<table class="plain pretrainings">')[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["pretraining", "linear"]
+    assert re.findall(r"<td>([\d.]+)", table) == ["50.0", "60.0"]
     assert "nowhere/new1, seed 0" in page
+    searched = page.partition('data-search="')[2].partition('"')[0]
+    assert all(one["checkpoint"] in searched for one in row["pretrainings"])
 
 
 @pytest.mark.parametrize("overall", [False, True])
