@@ -1,4 +1,4 @@
-"""`simmim-bench leaderboard build | check | show | keep`."""
+"""`simmim-bench leaderboard build | check | show | compare | keep`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
+    from simmim_bench.leaderboard.board import Board
     from simmim_bench.leaderboard.find import FoundRecords
     from simmim_bench.leaderboard.reported import ReportedRow
 
 
 @click.group()
 def leaderboard() -> None:
-    """Build, check or print the leaderboard of the records below some folders, or export the records.
+    """Build, check or print the leaderboard of the records below some folders, compare rows, or export records.
 
-    There is one row per checkpoint; several seeds become mean and standard deviation. Rows under other
-    recipes or on other data are in groups of their own. Named data sets (transfer --data NAME=DIR) have a table
-    per task and recipe: one column per data set, and a mean where a row is complete.
+    There is one row per checkpoint, or per method where it was pretrained with several seeds. Rows under other
+    recipes or on other data are in groups of their own. "seeds ±" is the standard deviation over seeds, "images ±"
+    the standard error from the finite number of images. Bold scores cannot be distinguished from the best of
+    their column: the 95 % interval of the difference includes 0. Named data sets (transfer --data NAME=DIR) have a
+    table per task and recipe: one column per data set, and a mean where a row is complete.
 
     \b
       simmim-bench leaderboard build runs --into README.md
       simmim-bench leaderboard check runs --into README.md
+      simmim-bench leaderboard compare "SimMIM pocket" random runs
       simmim-bench leaderboard keep runs --out benchmarks/records/mine
     """
 
@@ -55,6 +59,12 @@ _published = click.option(
     help="Show published results next to the records, clearly separated.",
 )
 
+_overall = click.option(
+    "--overall",
+    is_flag=True,
+    help="Show the mean rank of the sound rows over the tasks, one vote per task. Without, there is no rank over all "
+    "tasks: their scales differ.",
+)
 _columns = click.option(
     "--columns",
     "extra",
@@ -74,6 +84,12 @@ def _find(roots: tuple[Path, ...]) -> FoundRecords:
     return found
 
 
+def _build(found: FoundRecords, *, overall: bool = False) -> Board:
+    """Build the board, with a progress bar while the predictions are read."""
+    with open_display(False).task("predictions", len(found.records)) as task:
+        return found.board(overall=overall, advance=task.advance)
+
+
 def _read_published(wanted: bool) -> list[ReportedRow]:
     from simmim_bench.leaderboard.reported import read_reported
 
@@ -85,12 +101,14 @@ def _read_published(wanted: bool) -> list[ReportedRow]:
 @_table_folder
 @_documents
 @_published
+@_overall
 @_columns
 def leaderboard_build(
     roots: tuple[Path, ...],
     out: Path,
     into: tuple[Path, ...],
     reported: bool,
+    overall: bool,
     extra: tuple[str, ...],
 ) -> None:
     """Write tables and page from the records below ROOTS, by default runs/.
@@ -104,7 +122,7 @@ def leaderboard_build(
     from simmim_bench.leaderboard.tables import print_table
     from simmim_bench.leaderboard.write import write_leaderboard
 
-    board, published = _find(roots).board(), _read_published(reported)
+    board, published = _build(_find(roots), overall=overall), _read_published(reported)
     for problem in write_leaderboard(board, out, reported=published, into=into, extra=extra):
         if problem not in board.problems:
             click.echo(f"warning: {visible(problem)}", err=True)
@@ -118,12 +136,14 @@ def leaderboard_build(
 @_table_folder
 @_documents
 @_published
+@_overall
 @_columns
 def leaderboard_check(
     roots: tuple[Path, ...],
     out: Path,
     into: tuple[Path, ...],
     reported: bool,
+    overall: bool,
     extra: tuple[str, ...],
 ) -> None:
     """Recompute every score from its predictions, and compare hashes and tables.
@@ -142,7 +162,7 @@ def leaderboard_check(
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:
         problems += check_records(found.records, scoring_recipes(), task.advance)
-    board, published = found.board(), _read_published(reported)
+    board, published = _build(found, overall=overall), _read_published(reported)
     wanted = render_tables(board, out, published, extra)
     wanted |= render_documents(board, into, published, extra)
     problems += check_files(wanted)
@@ -160,9 +180,14 @@ def leaderboard_check(
     metavar="FILE",
     help="Print instead the changes since an earlier leaderboard.json, as Markdown.",
 )
+@_overall
 @_columns
 def leaderboard_show(
-    roots: tuple[Path, ...], as_json: bool, against: Path | None, extra: tuple[str, ...]
+    roots: tuple[Path, ...],
+    as_json: bool,
+    against: Path | None,
+    overall: bool,
+    extra: tuple[str, ...],
 ) -> None:
     """Print the table of the records below ROOTS."""
     from simmim_bench.leaderboard.board import select_columns
@@ -172,7 +197,8 @@ def leaderboard_show(
     from simmim_bench.leaderboard.tables import print_table, to_json
     from simmim_bench.untrusted.json_text import read_json
 
-    board = select_columns(add_published(_find(roots).board(), _read_published(True)), extra)
+    board = _build(_find(roots), overall=overall)
+    board = select_columns(add_published(board, _read_published(True)), extra)
     if against is not None:
         click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
     elif as_json:
@@ -180,6 +206,48 @@ def leaderboard_show(
     else:
         print_table(board)
         print_small_sets(board)
+
+
+@leaderboard.command("compare")
+@click.argument("a")
+@click.argument("b")
+@_roots
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+@click.option(
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="Write a forest plot as well; the name ends in .svg or .png.",
+)
+def leaderboard_compare(
+    a: str, b: str, roots: tuple[Path, ...], as_json: bool, plot: Path | None
+) -> None:
+    """Compare rows A and B: differences in every column that both have, with 95 % intervals.
+
+    A and B are labels or parts of labels, CKPT as in the runs, or the first digits of a checkpoint's hash.
+    A difference is A - B on the same images under the same protocol. Its interval covers other images and
+    other seeds, or other pretrainings where a row is of a method with several. A is higher or lower if the
+    interval excludes 0. p (Holm) is the p-value adjusted for the number of comparisons.
+
+    \b
+      simmim-bench leaderboard compare "SimMIM pocket" random runs
+      simmim-bench leaderboard compare runs/mine e0a13c8e runs --plot forest.svg
+    """
+    import json
+
+    from simmim_bench.leaderboard.compare import compare_rows, plain_comparison
+    from simmim_bench.leaderboard.forest import check_plot_path, plot_comparison, print_comparison
+
+    if plot is not None:
+        check_plot_path(plot)
+    comparison = compare_rows(_build(_find(roots)), a, b)
+    if as_json:
+        click.echo(json.dumps(plain_comparison(comparison), indent=1, ensure_ascii=False))
+    else:
+        print_comparison(comparison)
+    if plot is not None:
+        plot_comparison(comparison, plot)
+        click.echo(str(plot), err=as_json)
 
 
 @leaderboard.command("keep")

@@ -58,11 +58,18 @@ PLOT_STYLE: dict[Any, Any] = {
 
 
 class Point(NamedTuple):
-    """One row in a plot: its cost, its score in percent, and its number if it is on a Pareto front."""
+    """One row in a plot.
+
+    Attributes:
+        cost, score: in device-hours or millions of parameters, and in percent.
+        error: standard error of the score; 0 if it is unknown.
+        number: in the plot, if the row is on a Pareto front.
+    """
 
     row: Mapping[str, Any]
     cost: float
     score: float
+    error: float = 0.0
     number: int | None = None
 
 
@@ -129,7 +136,11 @@ def plot_scores(board: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Series]:
-    """Collect the points of one plot, with a Pareto front per group because groups are not comparable."""
+    """Collect the points of one plot, with a Pareto front per group because groups are not comparable.
+
+    A front has sound rows only. A row with a partial or dirty score in another column is not sound: its cost is of all
+    its runs.
+    """
     styles = {group["name"]: k % GROUP_STYLES for k, group in enumerate(board["groups"])}
     by_name: dict[str | None, list[Point]] = {name: [] for name in (*styles, None, "reported")}
     for row in board["rows"]:
@@ -143,19 +154,16 @@ def _collect_series(board: Mapping[str, Any], column: int, cost: str) -> list[Se
             or (reported and cost == "device_hours")
         ):
             continue
-        point = Point(row, row_cost, cell["mean"])
+        point = Point(row, row_cost, cell["mean"], cell["standard_error"] or 0.0)
         by_name["reported" if reported else row["group"]].append(point)
     numbers = count(1)
     collected = []
     for name, points in by_name.items():
         if name in styles:
-            cells = [p.row["cells"][column] for p in points]
-            complete = [
-                p for p, c in zip(points, cells, strict=True) if not (c["partial"] or c["dirty"])
-            ]
+            sound = [point for point in points if point.row["sound"]]
             front = [
-                complete[i]._replace(number=next(numbers))
-                for i in pareto_front((p.cost, p.score) for p in complete)
+                sound[i]._replace(number=next(numbers))
+                for i in pareto_front((p.cost, p.score) for p in sound)
             ]
             collected.append(Series(f"group {name}", f"group-{styles[name]}", points, front))
         else:
@@ -180,11 +188,12 @@ def _set_limits(axes: Axes, points: Sequence[Point]) -> None:
     """Fit the axes' limits and the ticks of the logarithmic cost to the points."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    costs, scores = [p.cost for p in points], [p.score for p in points]
+    costs = [p.cost for p in points]
+    low, high = min(p.score - p.error for p in points), max(p.score + p.error for p in points)
     ratio = max(max(costs) / min(costs), 1.5)
     axes.set_xlim(min(costs) / ratio**0.08, max(costs) * ratio**0.08)
-    margin = max(max(scores) - min(scores), 1) * 0.1
-    axes.set_ylim(min(scores) - margin, max(scores) + margin)
+    margin = max(high - low, 1) * 0.1
+    axes.set_ylim(low - margin, high + margin)
     subs = (1.0,) if ratio > 500 else (1.0, 2.0, 5.0)
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -192,7 +201,7 @@ def _set_limits(axes: Axes, points: Sequence[Point]) -> None:
 
 
 def _draw_series(axes: Axes, k: int, series: Series) -> None:
-    """Draw the points and the Pareto front of the k-th series, with ids for `_adapt_to_page`."""
+    """Draw the points, error bars and Pareto front of the k-th series, with ids for `_adapt_to_page`."""
     reported = series.style == "reported"
     colour, marker = MUTED, "o" if reported else "X"
     if series.style.startswith("group-"):
@@ -209,6 +218,17 @@ def _draw_series(axes: Axes, k: int, series: Series) -> None:
         clip_on=False,
         gid=f"points-{k}",
     )
+    if barred := [p for p in series.points if p.error]:
+        axes.vlines(
+            [p.cost for p in barred],
+            [p.score - p.error for p in barred],
+            [p.score + p.error for p in barred],
+            colors=colour,
+            linewidth=1.2,
+            alpha=0.55,
+            clip_on=False,
+            gid=f"bars-{k}",
+        )
     if series.front:
         line = [p.cost for p in series.front], [p.score for p in series.front]
         axes.step(*line, where="post", color=colour, linewidth=1.2, gid=f"front-{k}")
@@ -266,10 +286,7 @@ def _link_points(root: ElementTree.Element, all_series: Sequence[Series]) -> Non
     """Link every point to its row, and store the row ids that the page's script filters plots by."""
     groups = {gid: g for g in root.iter("g") if (gid := g.get("id"))}
     for k, series in enumerate(all_series):
-        holder = groups[f"points-{k}"]
-        marks = [
-            (p, m) for p in holder.iter() if p.tag != "defs" for m in p if m.tag in ("use", "path")
-        ]
+        marks = _marks(groups[f"points-{k}"])
         for point, (parent, mark) in zip(series.points, marks, strict=True):
             link = ElementTree.Element("a", {"href": f"#{point.row['id']}", "tabindex": "-1"})
             link.set("data-row", point.row["id"])
@@ -278,11 +295,21 @@ def _link_points(root: ElementTree.Element, all_series: Sequence[Series]) -> Non
             title.text = f"{label}: {point.score:.1f} at {format_number(point.cost)}"
             parent[list(parent).index(mark)] = link
             link.append(mark)
+        if barred := [point for point in series.points if point.error]:
+            for point, (_, mark) in zip(barred, _marks(groups[f"bars-{k}"]), strict=True):
+                mark.set("data-row", point.row["id"])
         for point in series.front:
             groups[f"number-{point.number}"].set("data-row", point.row["id"])
         if series.front:
             rows = [point.row["id"] for point in series.front]
             groups[f"front-{k}"].set("data-front", json.dumps(rows))
+
+
+def _marks(
+    holder: ElementTree.Element,
+) -> list[tuple[ElementTree.Element, ElementTree.Element]]:
+    """Return the marks of a collection, each with its parent, in the order of the points."""
+    return [(p, m) for p in holder.iter() if p.tag != "defs" for m in p if m.tag in ("use", "path")]
 
 
 def format_number(value: float | None) -> str:

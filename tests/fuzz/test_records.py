@@ -21,6 +21,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard import check as check_module
 from simmim_bench.leaderboard import page_data as page_module
+from simmim_bench.leaderboard import page_files
 from simmim_bench.leaderboard.board import build_board
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.page import scale_curve
@@ -76,7 +77,7 @@ def test_records(tmp_path: Path, seconds: float | None) -> None:
         assert not any("cannot be checked" in problem for problem in problems), problems
 
     covers: list[Any] = [json_text, record_module.read_record, record_module._find_non_finite]
-    covers += [record_module._from_version_1, page_module._record, page_module._row]
+    covers += [record_module._from_version_1, page_files.describe_record, page_module._row]
     covers += [check_module.check_records, check_module._check_scores, check_module._check_recipe]
     covers += [check_module._has_fields, check_module._check_checkpoint, check_module._check_status]
     check(fuzz(show, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))
@@ -99,8 +100,8 @@ def test_curves_and_scores_by_class(tmp_path: Path, seconds: float | None) -> No
             scale_curve(shown["curve"])
             json.dumps(shown["by_class"], allow_nan=False)
 
-    covers: list[Any] = [page_module._curve, page_module._point, page_module._scores_by_class]
-    covers += [page_module._flatten_scores, json_text.parse_json, json_text.check_limits]
+    covers: list[Any] = [page_files._curve, page_files._point, page_files._scores_by_class]
+    covers += [page_files._flatten_scores, json_text.parse_json, json_text.check_limits]
     path = tmp_path / "files.json"
     contents = [json.dumps(seed).encode() for seed in seeds]
     check(fuzz(show, contents, path, seconds=seconds, covers=covers, mutate=mutate_json))

@@ -36,10 +36,39 @@ def board() -> dict[str, Any]:
     fields = {"epochs": 90, "optimizer": {"name": "sgd", "lr": 0.5}, "img_size": [32, 32]}
     board["groups"][1]["protocols"]["linear"] |= {**changed, "fields": fields}
     board["groups"][0]["protocols"]["knn"] = make_protocol("knn")
-    board["rows"][0]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
-    board["rows"][0]["inapplicable"][6] = True
+    board["rows"][1]["cells"][5] = make_cell(30.0, [], deviates=True, partial=True, dirty=True)
+    board["rows"][1] |= {"sound": False, "status": "partial"}
+    board["rows"][1]["inapplicable"][6] = True
     board["rows"][2] |= {"status": "partial", "rank": None}
     board["rows"][5]["cost"]["device_hours"] = 0.1  # must not be compared with reproduced rows
+    # Differences in the columns linear and k-NN: index, points, low, high, p, Holm's p, images, units, kind, alone.
+    pairs = {
+        "0-1": [
+            0,
+            [
+                [1, 46.75, 40.0, 53.5, 0.0001, 0.0002, 4000, 3, 2, 0, 0],
+                [2, -2.0, -9.0, 5.0, 0.4, 0.4, 4000, 1, 1, 0, 0],
+            ],
+            [[5, 1]],
+        ],
+        "0-2": [0, [[1, -1.0, -2.0, -0.5, 0.01, None, 4000, 1, 1, 0, 1]], []],
+    }
+    scores: list[list[str | None]] = [["56.2"] * 8, ["9.5"] * 8, ["57.2"] * 8]
+    ids = [row["id"] for row in board["rows"][:3]]
+    board["comparisons"] = {
+        "texts": ["About these checkpoints.", "only B has a score"],
+        "groups": [
+            {"name": "A", "rows": ids, "scores": scores, "compared": 1, "pairs": pairs},
+            {
+                "name": "B",
+                "rows": ["row-4", "row-5"],
+                "scores": scores,
+                "compared": 2,
+                "pairs": {"0-1": [0, [[1, 90.0, 80.0, 100.0, 0.01, 0.01, 10, 2, 2, 1, 0]], []]},
+            },
+        ],
+        "shown": (0, 0, 1),
+    }
     board["reconstructions"] = {board["rows"][0]["checkpoint"]: PIXEL}
     return board
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 from playwright.sync_api import Page
 from support.pages import LINEAR
+from support.records import board_of, change, make_record
 
-from simmim_bench.leaderboard.figures import pareto_front
+from simmim_bench.leaderboard.figures import pareto_front, plot_scores
+from simmim_bench.leaderboard.page_data import page_data, standard_error
+from simmim_bench.leaderboard.rows import ScoreCell
+from simmim_bench.uncertainty.interval import Uncertainty
 
 
 def test_the_pareto_front_contains_exactly_the_undominated_points() -> None:
@@ -56,9 +62,32 @@ def test_pareto_fronts_are_computed_within_groups(
     assert plot.locator("h4").count() == 0  # partial evaluations are on no front
 
 
-def test_points_are_positioned_by_cost_and_score(
+def test_rows_of_changed_sources_are_on_no_front(tmp_path: Path) -> None:
+    for label, correct in (("clean", 5), ("changed", 9)):
+        for task in ("linear", "knn"):
+            path = make_record(tmp_path, label=label, task=task, correct=correct)
+    # The score in the column linear is of clean sources; the row's cost and another score are not.
+    change(path, environment={"simmim_bench": "0.1.0", "dirty": True})
+    plots = plot_scores(page_data(board_of(tmp_path)))
+    assert {plot["column"]["task"] for plot in plots} == {"linear", "knn"}
+    for plot in plots:
+        (series,) = plot["series"]
+        assert sorted(point.row["label"] for point in series.points) == ["changed", "clean"]
+        assert [point.row["label"] for point in series.front] == ["clean"]
+
+
+def test_the_standard_error_is_of_seeds_and_images() -> None:
+    cell = ScoreCell((50.0, 53.0, 56.0), uncertainty=Uncertainty(3.0, 2.0))
+    assert standard_error(cell) == pytest.approx((3.0**2 / 3 + 2.0**2) ** 0.5)
+    assert standard_error(ScoreCell((50.0,), uncertainty=Uncertainty(None, 2.0))) == 2.0
+    assert standard_error(ScoreCell((50.0,))) is None
+
+
+def test_points_and_error_bars_are_positioned_by_cost_and_score(
     board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
+    scores = [row["cells"][LINEAR] for row in board["rows"][:2]]
+    scores[0]["standard_error"] = (scores[0]["mean"] - scores[1]["mean"]) / 2
     page = show(board)
     page.locator("[name=column]").select_option(label="linear")
     page.locator("[name=cost]").select_option("params_m")
@@ -74,3 +103,14 @@ def test_points_are_positioned_by_cost_and_score(
     assert costs == sorted(costs)
     scores = [points[i]["cells"][LINEAR]["mean"] for i in by_y]
     assert scores == sorted(scores)
+    boxes = page.locator("figure.plot:visible svg [data-row]").evaluate_all(
+        "all => all.map(e => [e.dataset.row, e.tagName, e.getBoundingClientRect()])"
+        ".filter(([, tag]) => tag === 'a' || tag === 'path').map(([r, t, b]) => [r, t, b.y, b.height])"
+    )
+    middle = {row: y + height / 2 for row, tag, y, height in boxes if tag == "a"}
+    ((row, _, y, height),) = [box for box in boxes if box[1] == "path"]
+    assert row == "row-1"
+    assert y + height / 2 == pytest.approx(middle["row-1"], abs=1)
+    assert height == pytest.approx(abs(middle["row-1"] - middle["row-2"]), abs=2)
+    page.locator("#filters [name=group]").select_option("B")
+    assert page.locator("figure.plot:visible svg path[data-row]:visible").count() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,57 @@ def test_random_weights_cost_only_their_transfers(tmp_path: Path) -> None:
     checkpoint = json.loads(path.read_text())["checkpoint"]
     change(path, checkpoint=checkpoint | {"provenance": {"method": "random"}})
     assert page_data(board_of(tmp_path))["rows"][0]["cost"]["device_hours"] == 0.5
+
+
+def test_a_method_has_the_mean_cost_and_the_common_provenance_of_its_pretrainings(
+    tmp_path: Path,
+) -> None:
+    for seed, hours in ((0, 2.0), (1, 4.0)):
+        path = make_record(tmp_path, label=f"new{seed}", correct=5 + seed)
+        provenance = {
+            "recipe": {"name": "pocket", "sha256": "r", "deviates": {}},
+            "data": {"root": "d", "fingerprint": "d"},
+            "seed": seed,
+            "psnr": 17.0 + seed,
+            "wall_time_s": 3600 * hours,
+        }
+        checkpoint = json.loads(path.read_text())["checkpoint"]
+        change(path, checkpoint=checkpoint | {"label": "new", "provenance": provenance})
+    data = page_data(board_of(tmp_path))
+    (row,) = data["rows"]
+    assert row["cost"]["device_hours"] == pytest.approx(3.0 + 0.5)
+    assert row["lineage"] == {"recipe": "pocket", "data": "d"}
+    linear = next(i for i, column in enumerate(data["columns"]) if column["task"] == "linear")
+    assert row["cells"][linear]["mean"] == pytest.approx(55.0)
+    assert row["cells"][linear]["spread"][0] == "pretrainings ± 7.1"
+    scores = [(one["seed"], one["cells"][linear]["text"]) for one in row["pretrainings"]]
+    assert scores == [(0, "50.0"), (1, "60.0")]
+    page = render_page(data)
+    assert "mean over 2 pretrainings" in page
+    table = page.partition('<table class="plain pretrainings">')[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="col">(.*?)</th>', table) == ["pretraining", "linear"]
+    assert re.findall(r"<td>([\d.]+)", table) == ["50.0", "60.0"]
+    assert "nowhere/new1, seed 0" in page
+    searched = page.partition('data-search="')[2].partition('"')[0]
+    assert all(one["checkpoint"] in searched for one in row["pretrainings"])
+
+
+@pytest.mark.parametrize("overall", [False, True])
+def test_the_mean_rank_is_shown_if_requested(tmp_path: Path, overall: bool) -> None:
+    for label, correct in (("a", 10), ("b", 2)):
+        for task in ("linear", "knn"):
+            for seed in range(2):
+                make_record(tmp_path, label=label, task=task, correct=correct, seed=seed)
+    options = ["--overall"] if overall else []
+    out = tmp_path / "out"
+    done = run_leaderboard("build", tmp_path, "--out", out, "--no-reported", *options)
+    assert done.exit_code == 0, done.output
+    page = (out / "leaderboard.html").read_text(encoding="utf-8")
+    assert (">Mean rank</th>" in page) == overall
+    assert ('data-order="1.0"' in page and 'data-order="2.0"' in page) == overall
+    assert run_leaderboard("check", tmp_path, "--out", out, "--no-reported", *options).stdout
+    shown = run_leaderboard("show", tmp_path, *options).stdout
+    assert ("mean rank" in shown) == overall
 
 
 def test_curves_and_per_class_scores_are_read_from_the_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ COLUMNS = (
     ("mask AP", "coco", "mask_ap"),
     ("ADE20K mIoU", "ade20k", "miou"),
 )
-FIRST_SCORE = 3  # columns of the table before the scores: backbone, group, rank
+FIRST_SCORE = 2  # columns of the table before the scores: backbone, group
 LINEAR = 1  # index of the column "linear" among the scores
 
 
@@ -27,6 +27,9 @@ def make_cell(mean: float, records: list[int], **fields: Any) -> dict[str, Any]:
         "std": None,
         "seeds": max(len(records), 1),
         "text": f"{mean:.1f}",
+        "spread": [],
+        "standard_error": None,
+        "rank": None,
         "records": records,
         "published": None,
         "comparison": None,
@@ -63,7 +66,9 @@ def make_board(linear: dict[str, list[tuple[str, float | None]]]) -> dict[str, A
             row: dict[str, Any] = {
                 "id": name,
                 "group": group or None,
-                "rank": rank if group else None,
+                "rank": None,
+                "sound": True,
+                "pretrainings": [],
                 "label": f"{arch}, {name.replace('-', ' ')}",
                 "arch": arch,
                 "status": "reproduced" if group else "reported",
@@ -87,6 +92,8 @@ def make_board(linear: dict[str, list[tuple[str, float | None]]]) -> dict[str, A
             rows.append(row)
     return {
         "version": "0.1.0",
+        "overall": False,
+        "comparisons": {"texts": [], "groups": [], "shown": None},
         "columns": [dict(zip(("title", "task", "metric"), c, strict=True)) for c in COLUMNS],
         "groups": [
             {"name": name, "protocols": {"linear": make_protocol("linear")}}
@@ -98,13 +105,14 @@ def make_board(linear: dict[str, list[tuple[str, float | None]]]) -> dict[str, A
         "records": records,
         "reconstructions": {},
         "problems": ["record lost/record.json is damaged (no seed)"],
-        "notes": ["± is over seeds."],
+        "notes": ["* Deviates.", "† Partial.", "‡ Dirty.", "seeds ± is over seeds."],
     }
 
 
 def make_page_record(row: str, seed: int, score: float) -> dict[str, Any]:
     return {
         "path": f"records/{row}/{seed}/record.json",
+        "checkpoint": f"runs/{row}",
         "task": "linear",
         "data_set": None,
         "metrics": {"top1": score + seed / 8, "top5": 90.0},
