@@ -84,7 +84,7 @@ def make_forecast(
         if image_sd is None:
             return None
         if alone or not target.varies:
-            return smallest_difference(image_sd=image_sd, unit_sd=0.0, units=number)
+            return smallest_difference(image_sd=image_sd, unit_sd=0.0, units=number, images=images)
         if of_units is None or (number < 2 and not (pool and of_units.comparable)):
             return None
         spread = of_units.spread
@@ -93,6 +93,8 @@ def make_forecast(
             unit_sd=spread.variance**0.5,
             units=number,
             freedom=_freedom(target, number, spread.freedom),
+            noise_sd=spread.noise**0.5,
+            images=images,
         )
 
     return Forecast(
@@ -111,7 +113,7 @@ def make_forecast(
 
 
 def _freedom(target: Target, units: int, pooled: float) -> float | None:
-    """Return the degrees of freedom of the variance over units; None for that of two rows."""
+    """Return the degrees of freedom of a single variance over units; None where each row has its own."""
     if units < 2:
         return pooled
     return units - 1 if target.paired else None
