@@ -108,7 +108,7 @@ def make_forecast(
         unit_sd=_unit_sd(of_units, target),
         unit_source=_unit_source(of_units, target),
         image_sd=_image_sd(of_images, units, images),
-        image_source="no two rows at hand" if of_images is None else of_images.source,
+        image_source=_image_source(of_images, at_hand, target),
     )
 
 
@@ -136,6 +136,12 @@ def _unit_source(spread: UnitSpread | None, target: Target) -> str:
     if not target.varies:
         return NO_RANDOMNESS
     return f"no row has several {target.unit}s" if spread is None else spread.source
+
+
+def _image_source(spread: ImageSpread | None, at_hand: RecordsAtHand, target: Target) -> str:
+    if spread is not None:
+        return spread.source
+    return "too large to read" if target.task in at_hand.unread else "no two rows at hand"
 
 
 def forecast_text(forecasts: Sequence[tuple[str, Forecast]]) -> list[str]:
@@ -182,7 +188,7 @@ def forecast_text(forecasts: Sequence[tuple[str, Forecast]]) -> list[str]:
 def _points(one: Forecast) -> str:
     if one.points is not None:
         return f"{one.points:.1f}"
-    if one.images_alone is None:
+    if one.images_alone is None or f"{one.images_alone:.1f}" == "0.0":  # such as of an AP of zero
         return UNKNOWN
     if one.units < 2:
         return f"one {one.unit} shows none"

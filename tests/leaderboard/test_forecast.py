@@ -303,3 +303,8 @@ def test_few_runs_are_read(
     assert units is not None
     assert unread is not None
     assert unread.spread.variance == pytest.approx(units.spread.variance)
+    # What is not read is not taken for missing; top-1 alone has an assumption instead.
+    top5 = linear(metric="top5")
+    for path in find_records([tmp_path]).records:
+        change(path, metrics={"top1": 50.0, "top5": 50.0})
+    assert forecast(tmp_path, top5, 3).image_source == "too large to read"
