@@ -32,6 +32,7 @@ from simmim_bench.tasks import variants
 if TYPE_CHECKING:
     from simmim_bench.cli.ablation.study import AblationStep
     from simmim_bench.jobs.runner import StepResult
+    from simmim_bench.leaderboard.forecast import Forecast
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")
 
@@ -92,7 +93,12 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
     type=PATH,
     help="Folder of all runs and of AXIS/ablation.md; runs/ablate/ARCH by default.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the grid and its status; write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the grid, its status, and the smallest difference between two cells that it shows with 80 % power; "
+    "write nothing.",
+)
 @click.option(
     "--only-table",
     is_flag=True,
@@ -135,7 +141,8 @@ def ablate(
     their deviation over seeds and their difference to the unmodified recipe, AvgDist (SimMIM, section
     4.1: the mean distance from a hidden to a visible pixel), reconstruction metrics, and published
     scores; ablation.png is the figure. Started again, the command skips completed steps; axes share the
-    cells that they have in common.
+    cells that they have in common. --dry-run forecasts from the completed cells which difference between two
+    cells the planned pretrainings and images can show.
 
     \b
       simmim-bench ablate masking --arch vit_pocket --data pocket/imagenet --dry-run
@@ -148,7 +155,7 @@ def ablate(
         _run_cell(study, cell, quiet)
         return
     steps = choose_steps(study, cells)
-    obstacles = _print_plan(study, steps, dry_run=dry_run, as_json=as_json)
+    obstacles = _print_plan(study, steps, dry_run=dry_run, as_json=as_json, quiet=quiet)
     if obstacles and not only_table:
         raise UsageError(
             f"{len(obstacles)} steps are blocked; nothing was started. {' '.join(obstacles)}"
@@ -235,21 +242,46 @@ def _check_folders(data: Path, task: str, transfer_data: Path | None, out: Path 
 
 
 def _print_plan(
-    study: AblationStudy, steps: Sequence[AblationStep], *, dry_run: bool, as_json: bool
+    study: AblationStudy,
+    steps: Sequence[AblationStep],
+    *,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> list[str]:
-    """Print the grid with the status of every step; return why steps are blocked."""
+    """Print the grid with the status of every step, and before a run its power; return why steps are blocked."""
     statuses = [step.statuses() for step in steps]
     if dry_run or not as_json:
         plan = [step_json(step, status) for step, status in zip(steps, statuses, strict=True)]
         left_out = study.grid.left_out
-        shown = {"steps": plan, "left_out": left_out}
-        click.echo(json.dumps(shown) if as_json else plan_text(plan, left_out))
+        power = _forecast(study, quiet) if dry_run else None
+        if as_json:
+            shown = {"steps": plan, "left_out": left_out, "power": power and power.to_json()}
+            click.echo(json.dumps(shown))
+        else:
+            click.echo(plan_text(plan, left_out))
+            if power is not None:
+                from simmim_bench.leaderboard.forecast import forecast_text
+
+                lines = forecast_text([(f"{study.task} {study.metric}", power)])
+                click.echo("\n" + "\n".join(lines))
     return [
         f"{step}: {why}"
         for step, status in zip(steps, statuses, strict=True)
         for _, why in status
         if why
     ]
+
+
+def _forecast(study: AblationStudy, quiet: bool) -> Forecast:
+    """Forecast the differences that the study can show, with a warning for every record that cannot be used."""
+    from simmim_bench.cli.ablation.power import forecast_ablation
+
+    def warn(text: str) -> None:
+        if not quiet:
+            click.echo(f"ablate: warning: {text}", err=True)
+
+    return forecast_ablation(study, warn)
 
 
 def _run_steps(

@@ -193,6 +193,7 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     out = tmp_path / "ablate"
     common = ("scope", "--seeds", "2")
     planned = ablate(*common, "--dry-run", "--json", data=pocket, out=out)
+    assert json.loads(planned.stdout)["power"]["images_alone"] > 0
     steps = json.loads(planned.stdout)["steps"]
     assert [(s["cell"], s["seed"], s["state"]) for s in steps] == [
         (cell, seed, "to do")
@@ -248,6 +249,9 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     assert "seed 0 done, seed 1 done" in lines["l1"]
     assert "seed 0 done, seed 1 done" in lines["no pretraining"]
     assert "seed 0 to do" in lines["l2"]
+    # The cells of the other axis say what difference can be shown; random weights are no pretraining.
+    assert "(4 pretrainings, same recipe and data)" in lines["linear top1"]
+    assert "(2 rows, same recipe and data)" in lines["linear top1"]
 
     # A cell that was started differently is blocked, and nothing is started.
     changed = ablate(*common, "-o", "mask_ratio=0.5", data=pocket, out=out)

@@ -1,4 +1,4 @@
-"""The plan of a suite: every task of its checkpoints, the status of each, and the expected cost of the rest.
+"""The plan of a suite: every task of its checkpoints, the status of each, the expected cost of the rest, and power.
 
 Each step is a command of its own. A run lies where `simmim-bench transfer` without --out puts it, below the
 suite's folder, so that single transfers and suites share their results. Planning writes nothing
@@ -8,7 +8,7 @@ but the weights that it downloads.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.named import DataSet
 from simmim_bench.display import format_duration
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.at_hand import RecordsAtHand
+from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.forecast import Forecast
 from simmim_bench.results.record import Record
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.status import RunStatus
@@ -25,6 +27,7 @@ from simmim_bench.tasks import TaskVariant, variants
 from transfer.launch import TransferPlan, TransferRequest, plan_transfer, random_baseline
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions, check_folders
+from transfer.suite.power import forecast_steps, protocol_of
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.suite.step import SuiteStep
@@ -44,12 +47,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """A step with its status and expected cost."""
+    """A step with its status and expected cost.
+
+    Attributes:
+        power: for each column of its task, the difference that the plan can show; empty where it is not asked for.
+    """
 
     step: SuiteStep
     seeds: tuple[RunStatus, ...]
     obstacle: str
     estimate: Estimate
+    power: tuple[Forecast, ...] = ()
 
     @property
     def state(self) -> str:
@@ -78,6 +86,7 @@ class PlannedStep:
             "state": self.state,
             "obstacle": self.obstacle or None,
             "estimate": asdict(self.estimate),
+            "power": [forecast.to_json() for forecast in self.power],
             "command": step.command(),
         }
 
@@ -235,14 +244,30 @@ def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep
         )
 
 
-def plan_steps(steps: Iterable[SuiteStep], out: Path, device: str | None) -> list[PlannedStep]:
-    """Add the status and the expected cost to every step.
+def plan_steps(
+    steps: Sequence[SuiteStep],
+    out: Path,
+    device: str | None,
+    *,
+    power: bool,
+    log: Callable[[str], None],
+) -> list[PlannedStep]:
+    """Add the status, the expected cost and the power to every step.
 
     Args:
-        out: the folder whose records tell what similar runs have cost.
+        out: the folder whose records tell what similar runs have cost and how their scores vary.
         device: name of the device that the runs will use; None where it is not known.
+        power: whether to forecast the differences that the plan can show.
+        log: called with a warning for every record that cannot be used.
     """
-    records = list(_records(out).values())
+    found = _records(out)
+    records = list(found.records.values())
+    forecasts = {}
+    if power:
+        at_hand = RecordsAtHand(found.records, lambda text: log(f"suite: warning: {text}"))
+        for problem in found.problems:
+            at_hand.warn(f"a record is left out: {problem}")
+        forecasts = forecast_steps(steps, at_hand)
     planned = []
     for step in steps:
         statuses = step.statuses()
@@ -254,14 +279,18 @@ def plan_steps(steps: Iterable[SuiteStep], out: Path, device: str | None) -> lis
                 seeds=states,
                 obstacle=next((why for _, why in statuses if why), ""),
                 estimate=_estimate(step, left, records, device),
+                power=forecasts.get(protocol_of(step), ()),
             )
         )
     return planned
 
 
-def _records(out: Path) -> dict[Path, Record]:
+def _records(out: Path) -> FoundRecords:
     """Read the records of the suite's earlier runs, if there are any."""
-    return find_records([out]).records if any(out.glob("*/*/*/record.json")) else {}
+    try:
+        return find_records([out])
+    except DataError:  # no folder, or no record in it
+        return FoundRecords({})
 
 
 def _estimate(

@@ -8,10 +8,12 @@ import click
 
 from simmim_bench.display import align_columns, format_duration
 from simmim_bench.leaderboard.board import Board, select_columns
+from simmim_bench.leaderboard.forecast import forecast_text
 from simmim_bench.leaderboard.reported import read_reported, rows_of_listed, select_scores
 from simmim_bench.leaderboard.tables import print_table
 from simmim_bench.methods import find_listed
 from transfer.suite.plan import PlannedStep, SuitePlan
+from transfer.suite.power import protocol_of
 from transfer.suite.rows import UnreadRow
 from transfer.suite.run import SuiteResult
 
@@ -31,7 +33,22 @@ def plan_text(plan: SuitePlan) -> str:
         size = row.download_mb
         download = "" if size is None else f"download of about {size:,.0f} MB"
         rows.append((row.ckpt, row.task or "all tasks", "", "", row.state, download))
-    return "\n".join([*align_columns(rows), "", *_remarks(plan.steps), *_row_remarks(plan)])
+    power = _power_lines(plan.steps)
+    return "\n".join([*align_columns(rows), "", *power, *_remarks(plan.steps), *_row_remarks(plan)])
+
+
+def _power_lines(planned: Sequence[PlannedStep]) -> list[str]:
+    """Return the differences that the plan can show, by column and protocol, with an empty line below."""
+    by_protocol = {protocol_of(one.step): one for one in planned}
+    titles = [one.step.title for one in by_protocol.values()]
+    forecasts = []
+    for one in by_protocol.values():
+        title = one.step.title
+        if titles.count(title) > 1:
+            title += f" by {one.step.transfer.recipe.name}"
+        forecasts += [(f"{title} {forecast.metric}", forecast) for forecast in one.power]
+    lines = forecast_text(forecasts)
+    return [*lines, ""] if lines else []
 
 
 def _remarks(planned: Sequence[PlannedStep]) -> list[str]:

@@ -71,12 +71,14 @@ def plan_suite(
     job_options: JobOptions,
     *,
     download: bool = True,
+    power: bool = False,
     log: Callable[[str], None] = lambda message: None,
 ) -> SuitePlan:
     """List the steps of a suite with their status and expected cost; write nothing but downloaded weights.
 
     Args:
         download: whether to download missing weights; without, the plan has rows without steps for them.
+        power: whether to forecast the differences that the plan can show, from the records in its folder.
 
     Raises:
         UsageError: see `list_steps`.
@@ -86,7 +88,8 @@ def plan_suite(
     if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     steps, unread = list_steps(options, download=download, log=log)
-    return SuitePlan(tuple(plan_steps(steps, options.out, device)), tuple(unread))
+    planned = plan_steps(steps, options.out, device, power=power, log=log)
+    return SuitePlan(tuple(planned), tuple(unread))
 
 
 def run_suite(

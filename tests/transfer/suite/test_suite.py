@@ -19,6 +19,7 @@ import pytest
 import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from support.records import make_record
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
@@ -102,6 +103,19 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
     assert not steps[2]["deviates"]
     assert "-o folds=3" in steps[3]["command"]
     assert steps[6]["command"].endswith(f"--out {steps[6]['runs'][0]} --resume")
+    # A column each, with the planned seeds and the data set's images, of which nothing is at hand.
+    assert [[(p["metric"], p["units"], p["images"]) for p in step["power"]] for step in steps] == [
+        [("top1", 1, 30)],
+        [("top1", 1, 30)],
+        [("top1", 3, 30)],
+        [("top1", 3, 30)],
+        [("top1", 1, 30)],
+        [("top1", 2, 30)],
+        [("top1", 2, 30)],
+        [("box_ap", 1, 6), ("mask_ap", 1, 6)],
+        [("miou", 1, 6)],
+    ]
+    assert {p["points"] for step in steps for p in step["power"]} == {None}
     both = ok(*common, "--tasks", "knn", "--tasks", "coco,fewshot", "--ckpt", "random:swin_pocket")
     lines = [line.split() for line in both.splitlines()]
     assert [line[:2] for line in lines[1:9]] == [
@@ -111,6 +125,31 @@ def test_a_dry_run_lists_every_step_and_writes_nothing(tmp_path: Path, pocket: P
     ]
     assert "8 of 8 steps to do" in both
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_forecasts_from_the_records_in_its_folder(tmp_path: Path, few: Path) -> None:
+    runs = tmp_path / "runs"
+    for label, correct in (("a", (4, 6, 8)), ("b", (3, 5, 7))):
+        for seed, number in enumerate(correct):
+            make_record(runs / "CKPT" / "linear" / "named", label=label, correct=number, seed=seed)
+            make_record(runs, label=label, correct=number, task="knn", seed=seed)
+    broken = runs / "a-knn-2" / "record.json"
+    broken.write_text("{")
+    common = ("--imagenet", few, "--tasks", "linear,knn", "--seeds", "linear=3", "--out", runs)
+    done = suite(*common, "--dry-run", "--json", ckpt="random:vit_pocket")
+    assert done.exit_code == 0
+    assert done.stderr.count("suite: warning: ") == 1
+    assert str(broken) in done.stderr
+    linear, knn = (step["power"][0] for step in json.loads(done.stdout))
+    assert linear["unit_sd"] == pytest.approx(20)  # of 40, 60, 80 and of 30, 50, 70
+    assert linear["unit_source"] == "6 seeds, same task"
+    assert linear["image_source"] == "2 rows, same task"
+    assert linear["points"] == pytest.approx(linear["by_units"]["3"])
+    assert knn["points"] is None
+    assert "seed" in knn["unit_source"]
+    text = suite(*common, "--dry-run").stdout
+    assert f"  {linear['points']:.1f}  " in text
+    assert "one seed shows none" in text
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

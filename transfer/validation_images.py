@@ -1,0 +1,40 @@
+"""Count the images that a task scores before it runs, by the names of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simmim_bench.data.listing import list_tree
+from simmim_bench.data.named import HUB_PREFIX
+from simmim_bench.data.sources import split_folder
+from simmim_bench.errors import DataError
+
+
+def count_validation_images(layout: str, data: Path) -> int | None:
+    """Count the validation images of a data set without opening them.
+
+    A file without annotation counts, which a run refuses or leaves out; a record has the exact number.
+
+    Args:
+        layout: key of `simmim_bench.tasks.LAYOUTS`.
+
+    Returns:
+        None where they cannot be listed, and for a Hugging Face dataset.
+    """
+    if str(data).startswith(HUB_PREFIX):
+        return None
+    try:
+        return len(list_tree(_image_folder(layout, data)).images) or None
+    except (DataError, KeyError):  # a run reports what is wrong; the layout may be a plug-in's
+        return None
+
+
+def _image_folder(layout: str, data: Path) -> Path:
+    if layout == "coco":
+        from transfer.detection.coco_layout import split_paths
+
+        return split_paths(data, "val")[1]
+    return {
+        "imagenet": split_folder(data, "val"),
+        "ade20k": data / "images" / "validation",
+    }[layout]
