@@ -34,13 +34,13 @@ def plot_ablation(ablation: Ablation, out: Path, *, by_distance: bool) -> None:
         figure = Figure(figsize=(7.0, height), layout="constrained")
         axes = figure.add_subplot()
         (_plot_by_distance if by_distance else _plot_cells)(axes, ablation)
-        axes.plot([], [], color=BLUE, marker="|", ms=6, label=_describe_bars(ablation))
+        axes.plot([], [], color=BLUE, marker="|", ms=6, label=describe_bars(ablation))
         figure.legend(frameon=False, fontsize=7, loc="outside upper left", ncols=2)
         with replacing(out) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
 
 
-def _describe_bars(ablation: Ablation) -> str:
+def describe_bars(ablation: Ablation) -> str:
     """Return what the error bars are, for the legend."""
     few = any(len(row.scores) <= FEW_SEEDS for row in ablation.pretrained)
     if ablation.spread is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from simmim_bench.errors import DataError
@@ -82,7 +83,7 @@ class _Comparison:
         sides = [self.sides[ours], self.sides[theirs]]
         if self.spread is None and any(len(side.units) == 1 for side in sides):
             # The spread of random weights must not stand for that of a pretraining.
-            sides = [replace(s, units=(tuple(sorted(s.runs)),), keys=s.keys[:1]) for s in sides]
+            sides = [replace(s, units=(tuple(chain(*s.units)),), keys=s.keys[:1]) for s in sides]
         return difference(self.runs, *sides, paired=self.paired, spread=self.spread)
 
 
