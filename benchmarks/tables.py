@@ -3,8 +3,9 @@
 results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs, and other
 results/*.json its speed tables.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
-computed again. With --check nothing is written, and the exit code is 6 if a table would change. It is also 6 if a
-score of an ablation differs from the record in ablations/records with its predictions' hash.
+computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
+is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
+its predictions' hash.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import costs
+from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
 
@@ -34,8 +36,6 @@ ABLATIONS = HERE / "ablations"
 
 def main() -> int:
     """Write or check the tables; return the exit code."""
-    generated = dict(generate_documents())
-    stale = [path for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
     found = find_records([ABLATIONS / "records"])
     committed = dict(read_ablations(ABLATIONS))
     problems = [*found.problems, *check_records(found.records, RECIPES)]
@@ -43,6 +43,8 @@ def main() -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     rebuilt = rebuild_ablations(committed, found)
+    generated = dict(generate_documents(rebuilt))
+    stale = [path for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
     changed = [path for path, ablation in rebuilt.items() if not is_written(path, ablation)]
     if "--check" in sys.argv:
         for path in (*stale, *changed):
@@ -58,8 +60,12 @@ def main() -> int:
     return 6 if problems else 0
 
 
-def generate_documents() -> Iterator[tuple[Path, str]]:
-    """Yield every document with its generated text."""
+def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Path, str]]:
+    """Yield every document with its generated text, but those of `write_ablation`.
+
+    Args:
+        ablations: rebuilt ones, by the path of their JSON file.
+    """
     gpu_checks: list[str] = []
     speed_tables: list[str] = []
     for result in sorted((HERE / "results").glob("*.json")):
@@ -76,6 +82,9 @@ def generate_documents() -> Iterator[tuple[Path, str]]:
     content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
     text = insert_table(text, costs.markdown(content), path, "costs")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
+    path = ABLATIONS / "README.md"
+    by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
+    yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)
 
 
 def rebuild_ablations(

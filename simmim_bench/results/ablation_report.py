@@ -74,8 +74,8 @@ def to_markdown(ablation: Ablation) -> str:
         texts = [row.name, *(_format_fact(row, name) for name in facts)]
         texts += [str(len(row.scores))] if counted else []
         texts += [_format_score(row)]
-        texts += [_format_difference(row)] if compared else []
-        texts += [_format_p_value(row)] if tested else []
+        texts += [format_difference(row)] if compared else []
+        texts += [format_p_value(row)] if tested else []
         texts += [_format_published(row)] if published else []
         lines.append("| " + " | ".join(texts) + " |")
     lines += ["", *_remarks(ablation, facts)]
@@ -105,7 +105,8 @@ def _format_score(row: CellResult) -> str:
     return ", ".join(parts)
 
 
-def _format_difference(row: CellResult) -> str:
+def format_difference(row: CellResult) -> str:
+    """Format the difference to the recipe's own cell with its interval."""
     if row.above is None:
         return ""
     points, low, high = row.above
@@ -113,7 +114,8 @@ def _format_difference(row: CellResult) -> str:
     return f"{points:+.1f} ({of}{low:+.1f} to {high:+.1f})"
 
 
-def _format_p_value(row: CellResult) -> str:
+def format_p_value(row: CellResult) -> str:
+    """Format the adjusted p-value; a dash if the spread over seeds is unknown."""
     p_value = row.adjusted_p_value
     if p_value is None:
         return "" if row.above is None else "–"
