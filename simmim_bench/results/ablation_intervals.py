@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 from simmim_bench.errors import DataError
@@ -80,10 +79,7 @@ class _Comparison:
     paired: bool
 
     def difference(self, ours: str, theirs: str) -> Difference:
-        sides = [self.sides[ours], self.sides[theirs]]
-        if self.spread is None and any(len(side.units) == 1 for side in sides):
-            # The spread of random weights must not stand for that of a pretraining.
-            sides = [replace(s, units=(tuple(chain(*s.units)),), keys=s.keys[:1]) for s in sides]
+        sides = self.sides[ours], self.sides[theirs]
         return difference(self.runs, *sides, paired=self.paired, spread=self.spread)
 
 

@@ -173,7 +173,7 @@ def test_p_values_are_adjusted_for_the_differences_of_the_table(tmp_path: Path) 
     text = to_markdown(full)
     assert "adjusted by Holm's method for the 4 differences" in text
     assert "| < 0.001 |" in text
-    assert f"| {others[0].adjusted_p_value:.3f} |" in text
+    assert f"| {max(holm(raw)):.3f} |" in text
 
 
 def test_the_spread_is_pooled_over_other_axes_of_the_same_study_once(tmp_path: Path) -> None:
