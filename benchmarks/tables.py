@@ -2,53 +2,70 @@
 
 results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs, and other
 results/*.json its speed tables.
-ablations/*/ablation.json become ablations/*/ablation.md. With --check nothing is written, and the exit code is 6 if
-a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with its
-predictions' hash.
+ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
+computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
+is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
+its predictions' hash.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import costs
+from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
 
+from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.check import check_records
-from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.find import FoundRecords, find_records
 from simmim_bench.leaderboard.tables import insert_table
-from simmim_bench.results.ablation import Ablation, from_json
+from simmim_bench.results.ablation import Ablation, SeedScore, to_json
+from simmim_bench.results.ablation_intervals import add_intervals, read_ablations
 from simmim_bench.results.ablation_report import to_markdown as ablation_table
+from simmim_bench.results.ablation_report import write_ablation
 from transfer.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent
+ABLATIONS = HERE / "ablations"
 
 
 def main() -> int:
     """Write or check the tables; return the exit code."""
-    generated = dict(generate_documents())
-    stale = [path for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
-    problems = list(check_ablations())
+    found = find_records([ABLATIONS / "records"])
+    committed = dict(read_ablations(ABLATIONS))
+    problems = [*found.problems, *check_records(found.records, RECIPES)]
+    problems += check_scores(committed, found)
     for problem in problems:
         print(problem, file=sys.stderr)
+    rebuilt = rebuild_ablations(committed, found)
+    generated = dict(generate_documents(rebuilt))
+    stale = [path for path, text in generated.items() if path.read_text(encoding="utf-8") != text]
+    changed = [path for path, ablation in rebuilt.items() if not is_written(path, ablation)]
     if "--check" in sys.argv:
-        for path in stale:
+        for path in (*stale, *changed):
             print(
-                f"{path.relative_to(HERE)} differs from its JSON file; run python benchmarks/tables.py",
+                f"{path.relative_to(HERE)} differs from its JSON file or records; run python benchmarks/tables.py",
                 file=sys.stderr,
             )
-        return 6 if stale or problems else 0
+        return 6 if stale or changed or problems else 0
     for path in stale:
         path.write_text(generated[path], encoding="utf-8")
+    for path in changed:
+        write_ablation(rebuilt[path], path.parent)
     return 6 if problems else 0
 
 
-def generate_documents() -> Iterator[tuple[Path, str]]:
-    """Yield every document with its generated text."""
+def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Path, str]]:
+    """Yield every document with its generated text, but those of `write_ablation`.
+
+    Args:
+        ablations: rebuilt ones, by the path of their JSON file.
+    """
     gpu_checks: list[str] = []
     speed_tables: list[str] = []
     for result in sorted((HERE / "results").glob("*.json")):
@@ -65,30 +82,54 @@ def generate_documents() -> Iterator[tuple[Path, str]]:
     content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
     text = insert_table(text, costs.markdown(content), path, "costs")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
-    for path, ablation in read_ablations():
-        yield path.with_suffix(".md"), ablation_table(ablation)
+    path = ABLATIONS / "README.md"
+    by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
+    yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)
 
 
-def read_ablations() -> Iterator[tuple[Path, Ablation]]:
-    """Yield every committed ablation with its file."""
-    for path in sorted((HERE / "ablations").glob("*/ablation.json")):
-        yield path, from_json(json.loads(path.read_text(encoding="utf-8")))
+def rebuild_ablations(
+    committed: Mapping[Path, Ablation], found: FoundRecords
+) -> dict[Path, Ablation]:
+    """Compute all intervals of the committed ablations from their records."""
+    paths = {record.predictions["sha256"]: path for path, record in found.records.items()}
+
+    def locate(score: SeedScore) -> Path:
+        if score.predictions_sha256 not in paths:
+            raise DataError(f"no record has the predictions of {score.record}")
+        return paths[score.predictions_sha256]
+
+    return {
+        path: add_intervals(ablation, locate, [a for p, a in committed.items() if p != path])
+        for path, ablation in committed.items()
+    }
 
 
-def check_ablations() -> Iterator[str]:
-    """Yield the problems of the ablations' records, and every score that differs from its record."""
-    found = find_records([HERE / "ablations" / "records"])
-    yield from found.problems
-    yield from check_records(found.records, RECIPES)
+def is_written(path: Path, ablation: Ablation) -> bool:
+    """Return whether an ablation's files have its values; the last digits differ between machines."""
+
+    def parse(text: str) -> object:
+        return json.loads(text, parse_float=lambda number: round(float(number), 6))
+
+    table, figure = path.with_suffix(".md"), path.with_suffix(".png")
+    return (
+        parse(path.read_text(encoding="utf-8")) == parse(json.dumps(to_json(ablation)))
+        and table.is_file()
+        and table.read_text(encoding="utf-8") == ablation_table(ablation)
+        and figure.is_file()
+    )
+
+
+def check_scores(committed: Mapping[Path, Ablation], found: FoundRecords) -> Iterator[str]:
+    """Yield every score of an ablation that differs from its record."""
     records = {record.predictions["sha256"]: record for record in found.records.values()}
-    for path, ablation in read_ablations():
+    for path, ablation in committed.items():
         metric = ablation.protocol["metric"]
         for row in ablation.rows:
             for score in row.scores:
                 record = records.get(score.predictions_sha256)
                 if record is None or record.metrics[metric] != score.value:
                     yield (
-                        f"{path.relative_to(HERE)}: {row.name}, seed {score.seed}: no record has the score "
+                        f"{path.relative_to(ABLATIONS)}: {row.name}, seed {score.seed}: no record has the score "
                         f"{score.value}"
                     )
 

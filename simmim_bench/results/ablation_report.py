@@ -1,30 +1,21 @@
-"""Render an ablation as `ablation.json`, the table `ablation.md` and the figure `ablation.png`.
-
-If masks differ, the figure plots the score against AvgDist, as the paper's figure 3 does (arXiv 2111.09886);
-otherwise it plots the score of each cell.
-"""
+"""Render an ablation as `ablation.json`, the table `ablation.md` and the figure `ablation.png`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-from simmim_bench.files import replacing, write_json, write_text
+from simmim_bench.files import write_json, write_text
 from simmim_bench.results.ablation import (
-    NO_PRETRAINING,
+    FEW_SEEDS,
     Ablation,
     CellResult,
     describe_left_out,
+    describe_not_compared,
     to_json,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# SimMIM's best AvgDist, 10 to 20 of 192 pixels (section 4.1.1), as fractions of the image's side.
-BEST_DISTANCES = (10 / 192, 20 / 192)
-BLUE, GREY = "#1f5fa8", "#777777"
+from simmim_bench.results.ablation_figure import plot_ablation
 
 
 class FactColumn(NamedTuple):
@@ -44,6 +35,8 @@ FACT_COLUMNS: dict[str, FactColumn] = {
     "wall_time_s": FactColumn("pretraining, s", lambda value: f"{value:.0f}"),
 }
 MASK_FIELDS = {"masking", "mask_patch_size", "mask_ratio"}  # recipe fields that determine AvgDist
+MARKS = {"partial": "†", "changed sources": "‡"}  # the leaderboard's
+SMALLEST_P = 0.001
 
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
@@ -52,20 +45,23 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
     write_text(out / "ablation.md", to_markdown(ablation))
     (out / "ablation.png").unlink(missing_ok=True)
     if ablation.pretrained:
-        _plot(ablation, out / "ablation.png")
+        by_distance = _is_shown("avg_dist", ablation.pretrained)
+        plot_ablation(ablation, out / "ablation.png", by_distance=by_distance)
 
 
 def to_markdown(ablation: Ablation) -> str:
-    """Render the table; the best score among the rows with all seeds is bold."""
+    """Render the table; a score that cannot be distinguished from the best one is bold."""
     facts = [name for name in FACT_COLUMNS if _is_shown(name, ablation.pretrained)]
     compared = any(row.above for row in ablation.rows)
+    tested = any(row.adjusted_p_value is not None for row in ablation.rows)
+    counted = len({len(row.scores) for row in ablation.rows}) > 1
     published = any(row.published for row in ablation.rows)
     titles = [" × ".join(ablation.axes), *(FACT_COLUMNS[name].title for name in facts)]
+    titles += ["seeds"] if counted else []
     titles += [ablation.metric]
     titles += [f"difference to {ablation.own}, 95 % interval"] if compared else []
+    titles += ["p (Holm)"] if tested else []
     titles += ["SimMIM, Swin-B on ImageNet"] if published else []
-    complete = [row.mean for row in ablation.rows if len(row.scores) == ablation.seeds]
-    best = max(complete, default=0.0)
     lines = [
         f"# {' × '.join(ablation.axes).capitalize()}",
         "",
@@ -76,8 +72,10 @@ def to_markdown(ablation: Ablation) -> str:
     ]
     for row in ablation.rows:
         texts = [row.name, *(_format_fact(row, name) for name in facts)]
-        texts += [_format_score(row, ablation.seeds, best)]
-        texts += [_format_difference(row)] if compared else []
+        texts += [str(len(row.scores))] if counted else []
+        texts += [_format_score(row)]
+        texts += [format_difference(row)] if compared else []
+        texts += [format_p_value(row)] if tested else []
         texts += [_format_published(row)] if published else []
         lines.append("| " + " | ".join(texts) + " |")
     lines += ["", *_remarks(ablation, facts)]
@@ -98,19 +96,30 @@ def _format_fact(row: CellResult, name: str) -> str:
     return "–" if value is None else FACT_COLUMNS[name].format(value)
 
 
-def _format_score(row: CellResult, seeds: int, best: float) -> str:
-    """Format mean and deviation, with the number of seeds if it is smaller than other rows'."""
-    score = f"{row.mean:.1f}" + (f" ± {row.std:.1f}" if len(row.scores) > 1 else "")
-    if len(row.scores) != seeds:
-        return f"{score} (of {len(row.scores)})"
-    return f"**{score}**" if row.mean == best else score
+def _format_score(row: CellResult) -> str:
+    """Format the mean, its standard deviation over seeds and its standard error from the images."""
+    mean = f"{row.mean:.1f}" + "".join(MARKS[caveat] for caveat in row.caveats)
+    parts = [f"**{mean}**" if row.best else mean]
+    parts += [f"seeds ± {row.std:.1f}"] if len(row.scores) > 1 else []
+    parts += [] if row.image_error is None else [f"images ± {row.image_error:.1f}"]
+    return ", ".join(parts)
 
 
-def _format_difference(row: CellResult) -> str:
+def format_difference(row: CellResult) -> str:
+    """Format the difference to the recipe's own cell with its interval."""
     if row.above is None:
         return ""
     points, low, high = row.above
-    return f"{points:+.1f} ({low:+.1f} to {high:+.1f})"
+    of = "images alone: " if row.images_alone else ""
+    return f"{points:+.1f} ({of}{low:+.1f} to {high:+.1f})"
+
+
+def format_p_value(row: CellResult) -> str:
+    """Format the adjusted p-value; a dash if the spread over seeds is unknown."""
+    p_value = row.adjusted_p_value
+    if p_value is None:
+        return "" if row.above is None else "–"
+    return f"< {SMALLEST_P}" if p_value < SMALLEST_P else f"{p_value:.3f}"
 
 
 def _format_published(row: CellResult) -> str:
@@ -126,10 +135,7 @@ def _remarks(ablation: Ablation, facts: Sequence[str]) -> list[str]:
             "normalised by its patch or its surroundings is denormalised with their mean and deviation. The "
             "effective rank is that of the pooled features of the same images without masks."
         )
-    if any(len(row.scores) != ablation.seeds for row in ablation.rows):
-        remarks.append(
-            "A row with fewer seeds shows their number in parentheses; its difference is over the common seeds."
-        )
+    remarks += _remarks_on_intervals(ablation)
     sources = {row.published.source for row in ablation.rows if row.published}
     if sources:
         remarks.append(f"Published: {'; '.join(sorted(sources))}. Another score on other data.")
@@ -139,76 +145,48 @@ def _remarks(ablation: Ablation, facts: Sequence[str]) -> list[str]:
     return [line for remark in remarks for line in (remark, "")]
 
 
+def _remarks_on_intervals(ablation: Ablation) -> list[str]:
+    """Return what the uncertainties, intervals, p-values and marks mean."""
+    rows, remarks = ablation.rows, []
+    if any(row.image_error is not None for row in rows):
+        remarks.append(
+            "Seeds ±: standard deviation over seeds, each of which pretrains and transfers anew. Images ±: standard "
+            "error from the finite number of scored images."
+        )
+    if any(row.best for row in rows):
+        remarks.append(
+            "Bold: cannot be distinguished from the best score; the 95 % interval of their difference includes 0."
+        )
+    if ablation.spread is not None and any(len(row.scores) <= FEW_SEEDS for row in rows):
+        deviation, freedom, cells = ablation.spread
+        remarks.append(
+            "One or two seeds of a cell cannot show the spread between pretrainings. Their intervals take "
+            f"± {deviation:.1f}, pooled over {cells} cell{'s' if cells > 1 else ''} with several seeds, on any axis of "
+            f"the same study ({freedom:.0f} degree{'s' if freedom > 1 else ''} of freedom)."
+        )
+    if any(row.images_alone for row in rows):
+        remarks.append(
+            "No pretrained cell has two seeds, so the spread between pretrainings is unknown. An interval of the "
+            "images alone compares these checkpoints; it does not show an effect of the choice. Nothing is bold."
+        )
+    tested = sum(row.adjusted_p_value is not None for row in rows)
+    if tested:
+        remarks.append(
+            f"The p-values are adjusted by Holm's method for the {tested} differences of the table; the intervals are "
+            "not adjusted."
+        )
+    caveats = dict.fromkeys(caveat for row in rows for caveat in row.caveats)
+    meanings = {
+        "partial": "not every image was scored",
+        "changed sources": "the code had uncommitted changes",
+    }
+    remarks += [f"{MARKS[caveat]} {meanings[caveat]}; never bold." for caveat in caveats]
+    return remarks + describe_not_compared(ablation.not_compared)
+
+
 def _is_shown(name: str, rows: Sequence[CellResult]) -> bool:
     """Return whether a column distinguishes the rows; AvgDist also varies slightly between seeds."""
     values = {row.mean_fact(name) for row in rows} - {None}
     if name == "avg_dist":
         return bool(values) and any(row.changes.keys() & MASK_FIELDS for row in rows)
     return len(values) > 1 if name == "params_m" else bool(values)
-
-
-def _plot(ablation: Ablation, out: Path) -> None:
-    """Plot the score against AvgDist if masks differ, otherwise the score of each cell."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with matplotlib.rc_context(style):
-        by_distance = _is_shown("avg_dist", ablation.pretrained)
-        height = 4.2 if by_distance else 1.4 + 0.32 * len(ablation.pretrained)
-        figure = Figure(figsize=(7.0, height), layout="constrained")
-        axes = figure.add_subplot()
-        (_plot_by_distance if by_distance else _plot_cells)(axes, ablation)
-        with replacing(out) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-
-
-def _plot_by_distance(axes: Axes, ablation: Ablation) -> None:
-    low, high = (fraction * ablation.img_side for fraction in BEST_DISTANCES)
-    axes.axvspan(low, high, color=BLUE, alpha=0.08, lw=0)
-    axes.annotate(
-        "SimMIM's best,\nscaled to the image",
-        (low, 0.02),
-        xycoords=("data", "axes fraction"),
-        color=BLUE,
-        fontsize=7,
-    )
-    for row in ablation.pretrained:
-        distance = row.mean_fact("avg_dist")
-        if distance is None:
-            continue
-        axes.errorbar(distance, row.mean, row.std, fmt="o", color=BLUE, capsize=2, markersize=4)
-        axes.annotate(
-            row.name, (distance, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=7
-        )
-    if ablation.baseline is not None:
-        axes.axhline(ablation.baseline.mean, color=GREY, ls="--", lw=0.8)
-        axes.annotate(
-            NO_PRETRAINING,
-            (1.0, ablation.baseline.mean),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color=GREY,
-            fontsize=7,
-        )
-    axes.margins(x=0.12)
-    axes.set_xlabel("AvgDist: distance of masked pixels to the nearest visible pixel, in pixels")
-    axes.set_ylabel(f"{ablation.metric}, %")
-
-
-def _plot_cells(axes: Axes, ablation: Ablation) -> None:
-    rows = ablation.pretrained[::-1]
-    for position, row in enumerate(rows):
-        axes.errorbar(
-            row.mean, position, xerr=row.std, fmt="o", color=BLUE, capsize=2, markersize=4
-        )
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    for row in ablation.pretrained:
-        if row.name == ablation.own:
-            axes.axvline(row.mean, color=BLUE, lw=0.6, alpha=0.4)
-    if ablation.baseline is not None:
-        axes.axvline(ablation.baseline.mean, color=GREY, ls="--", lw=0.8, label=NO_PRETRAINING)
-        axes.legend(frameon=False, fontsize=7, loc="lower right")
-    axes.set_xlabel(f"{ablation.metric}, %")

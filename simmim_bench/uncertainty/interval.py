@@ -74,11 +74,13 @@ class Spread:
         variance: percent squared, with the noise of the images in it.
         noise: the part of it that is the images' noise.
         freedom: degrees of freedom.
+        below: in a difference, a row with fewer units than this takes it instead of their variance.
     """
 
     variance: float
     noise: float
     freedom: float
+    below: int = 2
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def difference(
     Args:
         paired: whether equal keys share what varies, such as the labelled images of a few-shot split.
         spread: the variance of a unit pooled over several rows, these two among them. It is used if one of the two has
-            a single unit; by default, the variance within the other one is.
+            fewer than `spread.below` units; by default, the variance within the other one is if one has a single unit.
     """
     count = len(runs.scores)
     weights = ours.weights(count) - theirs.weights(count)
@@ -178,7 +180,7 @@ def _units_variance(
     if paired and (order := _pairs(ours, theirs)) is not None:
         return _mean_variance(runs, ours.by_unit(count) - theirs.by_unit(count)[order])
     varying = [side for side in (ours, theirs) if _varies(runs, side)]
-    if all(len(side.units) > 1 for side in varying):
+    if all(len(side.units) >= (spread.below if spread else 2) for side in varying):
         return add([_mean_variance(runs, side.by_unit(count)) for side in varying])
     if spread is None and len({side.unit for side in varying}) == 1:
         spread = pooled_spread(runs, varying)

@@ -166,10 +166,9 @@ def test_the_table_lists_means_deviations_and_missing_cells() -> None:
         img_side=32,
     )
     text = to_markdown(ablation)
-    assert "| own | 3.00 | 51.0 ± 1.4 |  |" in text
-    assert "| other one | 9.00 | **61.0 ± 1.4** | +10.0 (+8.5 to +11.5) |" in text
-    # Of fewer seeds than the others: said, and never the best.
-    assert "| no pretraining | – | 90.0 (of 1) |  |" in text
+    assert "| own | 3.00 | 2 | 51.0, seeds ± 1.4 |  |" in text
+    assert "| other one | 9.00 | 2 | 61.0, seeds ± 1.4 | +10.0 (+8.5 to +11.5) |" in text
+    assert "| no pretraining | – | 1 | 90.0 |  |" in text
     assert "x; 2 seeds." in text
     assert "Not run: square 8." in text
     assert "Left out: a and 1 more: too large" in text
@@ -181,7 +180,7 @@ def test_the_table_lists_means_deviations_and_missing_cells() -> None:
 
 
 def scores_in(table: str) -> dict[str, float]:
-    rows = re.findall(r"^\| ([^|]+) \|.*?\| \**(\d+\.\d) ±", table, re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \|.*?\| \**(\d+\.\d)\S*, seeds ±", table, re.MULTILINE)
     return {name: float(score) for name, score in rows}
 
 
@@ -230,13 +229,15 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
         records = [json.loads((out / score["record"]).read_text()) for score in row["scores"]]
         scores = [record["metrics"]["top1"] for record in records]
         assert told_scores == scores
-        assert f"{sum(scores) / 2:.1f} ±" in table
+        assert f"{sum(scores) / 2:.1f}" in table
     own, everything = kept["rows"][:2]
     pairs = zip(everything["scores"], own["scores"], strict=True)
     gains = [ours["value"] - theirs["value"] for ours, theirs in pairs]
     points, low, high = everything["above"]
     assert points == pytest.approx(sum(gains) / 2)
     assert low <= points <= high
+    assert 0 < everything["p_value"] <= everything["adjusted_p_value"] <= 1
+    assert kept["spread"]["cells"] == 2
     assert own["above"] is None
     meta = json.loads((out / "own/seed1/pretrain/checkpoints/last/meta.json").read_text())
     assert own["facts"]["psnr"][1] == meta["provenance"]["psnr"]

@@ -1,4 +1,4 @@
-"""Collect the results of an ablation's completed steps: scores, facts of the checkpoints, differences."""
+"""Collect the results of an ablation's completed steps: scores, facts of the checkpoints, intervals."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ if TYPE_CHECKING:
 def collect_results(study: AblationStudy) -> Ablation:
     """Collect the scores of all completed steps of the grid, with any seed that has been run."""
     from simmim_bench.results.ablation import Ablation
+    from simmim_bench.results.ablation_intervals import add_intervals, read_ablations
 
     folders = study.out.glob("*/seed*") if study.out.is_dir() else ()
     found = {int(name) for f in folders if (name := f.name.removeprefix("seed")).isdecimal()}
     steps = list(dataclasses.replace(study, seeds=tuple(sorted(found))).steps())
     done = [step for step in steps if all(state == "done" for state, _ in step.statuses())]
     names = [cell.name for cell in study.grid.cells]
-    own = [step for step in done if step.name == names[0]]
     by_cell = [[step for step in done if step.name == name] for name in names]
     by_cell.append([step for step in done if step.cell is None])
-    return Ablation(
+    ablation = Ablation(
         axes=study.grid.axes,
         protocol=_protocol(study, done),
         own=names[0],
-        rows=tuple(_measured(study, of_cell, own) for of_cell in by_cell if of_cell),
+        rows=tuple(_measured(study, of_cell) for of_cell in by_cell if of_cell),
         missing=tuple(name for name, of_cell in zip(names, by_cell, strict=False) if not of_cell),
         left_out=study.grid.left_out,
         img_side=min(study.recipe.img_size),
     )
+    others = [a for path, a in read_ablations(study.out) if path.parent != study.results]
+    return add_intervals(ablation, lambda score: study.out / score.record, others)
 
 
 def _protocol(study: AblationStudy, done: Sequence[AblationStep]) -> dict[str, str]:
@@ -70,10 +72,8 @@ def _with_changes(name: str, changes: Sequence[str]) -> str:
     return name + (f" with {', '.join(changes)}" if changes else "")
 
 
-def _measured(
-    study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
-) -> CellResult:
-    """Collect a cell's scores, facts of its checkpoints, and its difference to the recipe's own cell."""
+def _measured(study: AblationStudy, steps: Sequence[AblationStep]) -> CellResult:
+    """Collect a cell's scores and facts of its checkpoints."""
     from simmim_bench.leaderboard.archive import shorten_paths
     from simmim_bench.results.ablation import CellResult, SeedScore
     from simmim_bench.results.ablation_report import FACT_COLUMNS
@@ -98,33 +98,8 @@ def _measured(
         changes={} if cell is None else shorten_paths(cell.changes),
         scores=tuple(scores),
         facts=facts,
-        above=_difference(study, steps, own),
         published=None if cell is None else cell.published,
     )
-
-
-def _difference(
-    study: AblationStudy, steps: Sequence[AblationStep], own: Sequence[AblationStep]
-) -> tuple[float, float, float] | None:
-    """Compute a cell's difference to the recipe's own in points, with its 95 % interval.
-
-    Returns:
-        None for the recipe's own cell, and without common seeds or data by image.
-    """
-    from simmim_bench.results.scored_runs import read_scored_runs
-    from transfer.compare import compare_runs
-
-    both = [(a, b) for a in steps for b in own if a.seed == b.seed and a.name != b.name]
-    if not both:
-        return None
-    ours, theirs = (
-        read_scored_runs([one.transfer for one in side]) for side in zip(*both, strict=True)
-    )
-    found = compare_runs(ours, theirs)
-    difference = found.get(study.metric)
-    if difference is None:
-        return None
-    return difference.points, difference.low, difference.high
 
 
 def _facts(run_dir: Path) -> dict[str, Any]:
