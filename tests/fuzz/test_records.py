@@ -34,6 +34,7 @@ from simmim_bench.results import record as record_module
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.coco_file import read_instances
 from simmim_bench.results.metrics import scores_from_predictions, write_confusion
+from simmim_bench.results.per_image import read_image_scores
 from simmim_bench.results.record import read_record
 from simmim_bench.untrusted import arrays, json_text
 from transfer.detection import coco_faults, coco_images
@@ -122,14 +123,19 @@ def test_predictions(tmp_path: Path, seconds: float | None, task: str) -> None:
     if task == "ade20k":
         seed = tmp_path / "c.npz"
         write_confusion(seed, [np.eye(3, dtype=int)] * 2, ["a", "b", "c"])
-        covers = [arrays, metrics._read_confusion, metrics._confusion, metrics._count]
+        covers = [arrays, metrics.read_confusions, metrics._check_entries, metrics._count]
         covers += [metrics.segmentation_scores]
     with np.load(seed) as stored:
         np.savez(seed, **stored)  # without compression, which hides the content from the mutations
 
     def score(path: Path) -> None:
-        for metric, value in scores_from_predictions(task, path, None).items():
+        scores = scores_from_predictions(task, path, None)
+        for metric, value in scores.items():
             assert 0 <= value <= (3.5e38 if metric == "nll" else 100)
+        shown = "miou" if task == "ade20k" else "top1"
+        by_image = read_image_scores(task, path, None, shown)
+        assert by_image is not None
+        assert by_image.score == pytest.approx(scores[shown], abs=1e-9)
 
     path = tmp_path / "x.npz"
     check(fuzz(score, [seed.read_bytes()], path, seconds=seconds, covers=covers, mutate=mutate_npz))
@@ -184,9 +190,12 @@ def test_coco_results(tmp_path: Path, seconds: float | None) -> None:
     seeds = [json.dumps([found | mask, found]).encode(), json.dumps([found] * 3).encode()]
 
     def score(path: Path) -> None:
-        for value in evaluate_coco(annotations, path).figures.values():
-            assert 0 <= value <= 100 + 1e-9
+        figures = evaluate_coco(annotations, path).figures
+        assert all(0 <= value <= 100 + 1e-9 for value in figures.values())
+        by_image = read_image_scores("coco", path, annotations, "box_ap")
+        assert by_image is not None
+        assert by_image.score == pytest.approx(figures["box_ap"], abs=1e-9)
 
-    covers: list[Any] = [coco.evaluate_coco, run_lengths, coco._results_file, coco._ap_by_class]
+    covers: list[Any] = [coco.evaluate_coco, run_lengths, coco.results_file, coco._ap_by_class]
     path = tmp_path / "r.json"
     check(fuzz(score, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pycocotools import mask as masks
-from results.test_coco import scene
+from support.coco_scene import scene
 
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.coco_file import NO_AREA, NO_BOX, NO_CROWD, clean_instances
