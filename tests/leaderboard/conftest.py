@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -73,6 +75,12 @@ def board() -> dict[str, Any]:
     return board
 
 
+@functools.cache
+def render(board: str) -> str:
+    """Render a board in JSON once for all tests that open its page."""
+    return render_page(json.loads(board))
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Start the system's Chromium once for all tests of the page."""
@@ -99,7 +107,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     file = tmp_path / "leaderboard.html"
 
     def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Page:
-        file.write_text(render_page(board), encoding="utf-8")
+        file.write_text(render(json.dumps(board)), encoding="utf-8")
         contexts.append(
             browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
         )

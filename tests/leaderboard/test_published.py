@@ -173,7 +173,8 @@ def test_every_table_shows_the_published_score_and_the_difference(tmp_path: Path
         "confidence": "high",
     }
     page = render_page(page_data(board))
-    assert '<span class="sub">published 83.8</span>' in page
+    spread = '<span class="sub spread">[^<]*</span>'
+    assert re.search(f'60.0{spread} <span class="sub">published 83.8</span>', page)
     assert f"ImageNet top-1: {COMPARISON}." in page
 
 
