@@ -15,8 +15,8 @@ import numpy as np
 
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.archive import find_annotations, find_predictions
-from simmim_bench.leaderboard.board import protocol_id
 from simmim_bench.leaderboard.pretrainings import method_key
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
 from simmim_bench.results.record import Record, with_masks
 from simmim_bench.tasks import Predictions, find_variant, predictions_of
