@@ -198,6 +198,14 @@ def test_a_plot_of_an_unknown_format_is_refused_first(tmp_path: Path) -> None:
     assert ".svg or .png" in str(done.exception)
 
 
+def test_a_plot_below_a_file_is_refused(tmp_path: Path) -> None:
+    two_rows(tmp_path)
+    (tmp_path / "file").touch()
+    plot = tmp_path / "file" / "forest.svg"
+    done = run_leaderboard("compare", "ours", "theirs", tmp_path, "--plot", plot)
+    assert isinstance(done.exception, DataError)
+
+
 def test_an_interval_is_drawn_to_scale() -> None:
     def draw(low: float, points: float, high: float) -> str:
         found = Difference(points, low, high, 0.5, 10, (2, 2))
