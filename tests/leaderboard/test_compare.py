@@ -14,11 +14,10 @@ from scipy import stats
 from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.leaderboard.comparable import comparable_tables, find_label
 from simmim_bench.leaderboard.compare import (
     ColumnDifference,
-    comparable_tables,
     compare_rows,
-    find_label,
 )
 from simmim_bench.leaderboard.forest import draw_interval
 from simmim_bench.leaderboard.rows import ScoreCell
