@@ -90,13 +90,17 @@ def _best(
     compared: set[int],
     unreplicated: set[int],
 ) -> set[int]:
-    """Return the scores that cannot be distinguished from the best."""
-    highest = (i for i in ordered if means[ordered[0]] - means[i] < EQUAL)
-    first = next((i for i in highest if i in compared and i not in unreplicated), None)
-    if first is None:
-        return set()
-    known = {i: above.get((first, i), above.get((i, first))) for i in ordered}
-    return {first, *(i for i in ordered if known[i] is False and i not in unreplicated)}
+    """Return the scores that cannot be distinguished from the best, or from any of several equal ones."""
+    highest = [i for i in ordered if means[ordered[0]] - means[i] < EQUAL]
+    references = [i for i in highest if i in compared and i not in unreplicated]
+
+    def is_best(i: int) -> bool:
+        known = {
+            above.get((j, i), above.get((i, j), False if i == j else None)) for j in references
+        }
+        return False in known and True not in known
+
+    return {i for i in ordered if i not in unreplicated and is_best(i)}
 
 
 def _is_unreplicated(cell: ScoreCell | None) -> bool:
