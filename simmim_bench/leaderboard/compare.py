@@ -6,20 +6,16 @@ the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from simmim_bench.errors import DataError, UsageError, nearest
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
-from simmim_bench.leaderboard.samples import ColumnSample
-from simmim_bench.results.record import Record
-from simmim_bench.tasks import Column
+from simmim_bench.leaderboard.comparable import Table, comparable_tables, find_label
+from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.uncertainty.interval import LEVEL, Difference, holm
 
-HASH_DIGITS = 6  # of the shortest prefix that names a checkpoint
 IMAGES_ALONE = "one seed: images alone"
 Verdict = Literal["higher", "lower", "not distinguishable", "undecided"]
 
@@ -96,42 +92,6 @@ class Comparison:
         return f"The differences are about the methods, over {ours} pretrainings of A and {theirs} of B."
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows whose scores in one column can be compared: a protocol group, or a table of named data sets.
-
-    Attributes:
-        rows: by label, with the single pretrainings of methods.
-    """
-
-    name: str
-    titles: tuple[str, ...]
-    rows: Mapping[str, Row]
-    samples: Sequence[ColumnSample | None]
-
-
-def comparable_tables(board: Board) -> list[Table]:
-    """Return the protocol groups and the tables of named data sets of a board."""
-    titles = tuple(column.title for column in board.columns)
-    return [
-        *(Table(g.name, titles, by_label(g.rows), g.samples) for g in board.groups),
-        *(
-            Table(
-                table.title,
-                tuple(f"{_short_title(table.column)}: {name}" for name in table.data_sets),
-                by_label(table.rows),
-                table.samples,
-            )
-            for table in board.small_sets
-        ),
-    ]
-
-
-def by_label(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return rows, and the single pretrainings of methods, by label."""
-    return {row.label: row for row in with_pretrainings(rows)}
-
-
 def compare_rows(board: Board, a: str, b: str) -> Comparison:
     """Compare two rows in every column that both have under the same protocol.
 
@@ -157,35 +117,6 @@ def compare_rows(board: Board, a: str, b: str) -> Comparison:
             f"A '{ours}' and B '{theirs}' cannot be compared in any column:\n       {reasons}"
         )
     return Comparison(ours, theirs, tuple(differences), tuple(missing))
-
-
-def find_label(tables: Sequence[Table], records: Mapping[Path, Record], name: str) -> str:
-    """Find the label of the one row that a name means.
-
-    Args:
-        name: a label, a CKPT as the records name it, the first digits of a checkpoint's hash, or a part of a label.
-
-    Raises:
-        UsageError: no row or several rows have the name.
-    """
-    rows = [(label, row) for table in tables for label, row in table.rows.items()]
-    labels = list(dict.fromkeys(label for label, _ in rows))
-    if name in labels:
-        return name
-    of_ckpt = [label for label, row in rows if name in _ckpt_names(row, records)]
-    is_hash = len(name) >= HASH_DIGITS
-    of_hash = [label for label, row in rows if is_hash and row.checkpoint.startswith(name)]
-    of_part = [label for label in labels if name.casefold() in label.casefold()]
-    found = next(filter(None, (of_ckpt, of_hash, of_part)), [])
-    found = list(dict.fromkeys(found))
-    for _, row in rows:
-        # A name that fits a method and nothing but its pretrainings means the method.
-        if row.label in found and {*found} <= {row.label, *(p.label for p in row.pretrainings)}:
-            return row.label
-    if not found:
-        raise UsageError(f"no row has the name '{name}'; {nearest(name, labels)}")
-    candidates = ", ".join(f"'{label}'" for label in found)
-    raise UsageError(f"'{name}' is the name of {len(found)} rows; use one of {candidates}.")
 
 
 def compare_in(table: Table, ours: str, theirs: str) -> Iterator[ColumnDifference | Missing]:
@@ -247,15 +178,6 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
             for one in comparison.missing
         ],
     }
-
-
-def _short_title(column: Column) -> str:
-    return column.task if column.metric == "top1" else f"{column.task} {column.metric}"
-
-
-def _ckpt_names(row: Row, records: Mapping[Path, Record]) -> set[str]:
-    """Return the CKPT of every record of a row; none for a method, whose records have several."""
-    return set() if row.pretrainings else {records[p].checkpoint["name"] for p in row.records}
 
 
 def _is_of_methods(one: ColumnDifference) -> bool:

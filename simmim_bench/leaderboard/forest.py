@@ -203,7 +203,6 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             figsize=(7.5, 1.5 + 0.36 * len(comparison.differences)), layout="constrained"
         )
         _draw(figure.add_subplot(), comparison)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             kind = path.suffix.lower().removeprefix(".")
             metadata = {"Date": None} if kind == "svg" else None

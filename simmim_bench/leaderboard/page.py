@@ -48,7 +48,10 @@ def render_page(board: dict[str, Any]) -> str:
         "json": _compact_json,
     }
     environment.filters |= filters
-    scripts = [_datatables(), _template_text("leaderboard.js")]
+    scripts = [
+        _datatables(),
+        _template_text("leaderboard.js") + "\n" + _template_text("comparison.js"),
+    ]
     groups = {group["name"]: group for group in board["groups"]}
     plots = plot_scores(board)
     return environment.get_template("leaderboard.html").render(

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.comparable import Table, by_label
 from simmim_bench.leaderboard.compare import (
     ColumnDifference,
     Comparison,
     Missing,
-    Table,
     adjust,
-    by_label,
     compare_in,
 )
 

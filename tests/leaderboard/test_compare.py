@@ -14,11 +14,10 @@ from scipy import stats
 from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.leaderboard.comparable import comparable_tables, find_label
 from simmim_bench.leaderboard.compare import (
     ColumnDifference,
-    comparable_tables,
     compare_rows,
-    find_label,
 )
 from simmim_bench.leaderboard.forest import draw_interval
 from simmim_bench.leaderboard.rows import ScoreCell
@@ -196,6 +195,14 @@ def test_a_plot_of_an_unknown_format_is_refused_first(tmp_path: Path) -> None:
     done = run_leaderboard("compare", "a", "b", tmp_path / "missing", "--plot", "forest.pdf")
     assert isinstance(done.exception, UsageError)
     assert ".svg or .png" in str(done.exception)
+
+
+def test_a_plot_below_a_file_is_refused(tmp_path: Path) -> None:
+    two_rows(tmp_path)
+    (tmp_path / "file").touch()
+    plot = tmp_path / "file" / "forest.svg"
+    done = run_leaderboard("compare", "ours", "theirs", tmp_path, "--plot", plot)
+    assert isinstance(done.exception, DataError)
 
 
 def test_an_interval_is_drawn_to_scale() -> None:
