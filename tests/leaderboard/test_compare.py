@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
-from support.records import board_of, change, fake_hash, make_record, run_leaderboard
+from support.records import (
+    board_of,
+    change,
+    fake_hash,
+    make_record,
+    pretrained,
+    run_leaderboard,
+)
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.comparable import comparable_tables, find_label
@@ -22,18 +29,6 @@ from simmim_bench.leaderboard.compare import (
 from simmim_bench.leaderboard.forest import draw_interval
 from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.uncertainty.interval import Difference
-
-
-def pretrained(path: Path, label: str, seed: int) -> None:
-    """Change a record to be of a checkpoint that a method pretrained with a seed."""
-    provenance = {
-        "recipe": {"name": "pocket", "sha256": label, "deviates": {}},
-        "data": {"fingerprint": "d"},
-        "seed": seed,
-        "init_from": None,
-    }
-    checkpoint = json.loads(path.read_text())["checkpoint"]
-    change(path, checkpoint=checkpoint | {"label": label, "provenance": provenance})
 
 
 def compare(*arguments: object) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import norm
-from support.records import change, fake_hash, make_record
+from support.records import change, fake_hash, make_record, pretraining
 
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.at_hand import RecordsAtHand, Target
@@ -126,8 +126,8 @@ def test_the_forecast_is_the_smallest_difference_of_these_spreads(
 def test_a_difference_of_the_forecast_is_shown_with_the_power(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     images, seeds = 500, 3
-    correct = sample(generator, 6, 5, images, seed_sd=0.15)
-    for row in range(6):
+    correct = sample(generator, 16, 5, images, seed_sd=0.15)
+    for row in range(16):
         for seed in range(5):
             add_run(tmp_path, correct[row, seed], label=f"r{row}", seed=seed)
     points = forecast(tmp_path, linear(), seeds).points
@@ -257,12 +257,7 @@ def make_checkpoint(label: str, method: str, seed: int) -> dict[str, object]:
         "sha256": fake_hash(label),
         "arch": "x",
         "params": 1000,
-        "provenance": {
-            "recipe": {"name": method, "sha256": fake_hash(method), "deviates": {}},
-            "data": {"fingerprint": fake_hash("images")},
-            "seed": seed,
-            "init_from": None,
-        },
+        "provenance": pretraining(method, seed),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.records import board_of, change, make_record, run_leaderboard
+from support.records import board_of, change, make_record, pretraining, run_leaderboard
 
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
@@ -51,19 +51,14 @@ def test_a_method_has_the_mean_cost_and_the_common_provenance_of_its_pretraining
 ) -> None:
     for seed, hours in ((0, 2.0), (1, 4.0)):
         path = make_record(tmp_path, label=f"new{seed}", correct=5 + seed)
-        provenance = {
-            "recipe": {"name": "pocket", "sha256": "r", "deviates": {}},
-            "data": {"root": "d", "fingerprint": "d"},
-            "seed": seed,
-            "psnr": 17.0 + seed,
-            "wall_time_s": 3600 * hours,
-        }
+        of_seed = {"psnr": 17.0 + seed, "wall_time_s": 3600 * hours}
+        provenance = pretraining("pocket", seed) | of_seed
         checkpoint = json.loads(path.read_text())["checkpoint"]
         change(path, checkpoint=checkpoint | {"label": "new", "provenance": provenance})
     data = page_data(board_of(tmp_path))
     (row,) = data["rows"]
     assert row["cost"]["device_hours"] == pytest.approx(3.0 + 0.5)
-    assert row["lineage"] == {"recipe": "pocket", "data": "d"}
+    assert row["lineage"] == {"method": "simmim", "recipe": "pocket", "data": "d", "epochs": 6}
     linear = next(i for i, column in enumerate(data["columns"]) if column["task"] == "linear")
     assert row["cells"][linear]["mean"] == pytest.approx(55.0)
     assert row["cells"][linear]["spread"][0] == "pretrainings ± 7.1"

@@ -98,7 +98,7 @@ def test_precision_of_all_images_is_the_evaluators(tmp_path: Path) -> None:
     assert read_image_scores("coco", results, annotations, "mask_ap", masks=False) is None
 
 
-def test_an_ap_of_zero_varies_with_no_image_and_one_without_objects_is_undefined(
+def test_an_ap_of_zero_varies_with_no_image_and_one_without_objects_is_refused(
     tmp_path: Path,
 ) -> None:
     annotations, results = scene(tmp_path)
@@ -111,7 +111,8 @@ def test_an_ap_of_zero_varies_with_no_image_and_one_without_objects_is_undefined
         assert not found.left_out.any()
         assert not join_runs([found, found]).covariance.any()
     annotations.write_text(json.dumps({**read(annotations), "annotations": []}))
-    assert read_image_scores("coco", results, annotations, "box_ap") is None
+    with pytest.raises(DataError, match="has no annotations"):
+        read_image_scores("coco", results, annotations, "box_ap")
 
 
 def test_objects_of_one_image_alone_have_a_score_without_variance(tmp_path: Path) -> None:

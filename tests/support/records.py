@@ -87,16 +87,22 @@ def make_record(
     return path
 
 
+def pretraining(recipe: str, seed: int) -> dict[str, object]:
+    """Return the provenance of a checkpoint that a recipe gave with a pretraining seed."""
+    return {
+        "method": "simmim",
+        "recipe": {"name": recipe, "sha256": fake_hash(recipe), "deviates": {}},
+        "data": {"root": "d", "fingerprint": fake_hash("d")},
+        "epochs": 6.0,
+        "seed": seed,
+    }
+
+
 def pretrained(path: Path, label: str, seed: int) -> None:
     """Change the checkpoint of a record to one that a method, of some label, gave with a pretraining seed."""
     record = json.loads(path.read_text())
-    provenance = {
-        "method": "simmim",
-        "recipe": {"name": label, "sha256": fake_hash(label), "deviates": {}},
-        "data": {"root": "d", "fingerprint": fake_hash("d")},
-        "seed": seed,
-    }
-    checkpoint = {"label": label, "sha256": fake_hash(f"{label}{seed}"), "provenance": provenance}
+    sha256, provenance = fake_hash(f"{label}{seed}"), pretraining(label, seed)
+    checkpoint = {"label": label, "sha256": sha256, "provenance": provenance}
     change(path, checkpoint=record["checkpoint"] | checkpoint)
 
 
