@@ -47,17 +47,6 @@ def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) 
     return scores
 
 
-def correct_from_predictions(predictions: Path) -> np.ndarray:
-    """Return whether each image's label is ranked first, (N,) bool, from a file of `write_ranking`.
-
-    Raises:
-        DataError: the predictions do not exist or are damaged.
-    """
-    ranking, labels = read_ranking(predictions)
-    correct: np.ndarray = ranking.ranked[:, 0] == labels
-    return correct
-
-
 def read_ranking(predictions: Path) -> tuple[Ranking, np.ndarray]:
     """Read and check a file of `write_ranking`.
 
