@@ -14,20 +14,19 @@ from pathlib import Path
 
 from simmim_bench.leaderboard.protocols import (
     TaskProtocol,
+    checkpoint_key,
     checkpoint_names,
     group_name,
     group_protocols,
     protocol_id,
 )
 from simmim_bench.leaderboard.ranking import mean_ranks, rank_rows, sort_rows
-from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
+from simmim_bench.leaderboard.rows import Row, build_cell, merge_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples, read_runs
 from simmim_bench.leaderboard.small_sets import OWN_FOLDERS, SmallSetTable, build_tables
 from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column, columns
-
-__all__ = ["Board", "ProtocolGroup", "Row", "ScoreCell", "build_board", "select_columns"]
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,7 @@ def build_board(
             continue
         followed = (record.task, protocol_id(record))
         example_of.setdefault(followed, record)
-        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
-        paths_of.setdefault(checkpoint, {}).setdefault(followed, []).append(path)
+        paths_of.setdefault(checkpoint_key(record), {}).setdefault(followed, []).append(path)
     names = checkpoint_names(records)
     tasks = dict.fromkeys(column.task for column in shown)
     groups: list[ProtocolGroup] = []

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard.protocols import checkpoint_names, data_identity, describe_recipe
+from simmim_bench.leaderboard.protocols import (
+    checkpoint_key,
+    checkpoint_names,
+    data_identity,
+    describe_recipe,
+)
 from simmim_bench.leaderboard.ranking import IsHigher, rank_cells, rank_rows
 from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples
@@ -96,9 +101,8 @@ def _build_table(
     paths_of: dict[tuple[str, str], dict[DataSetKey, list[Path]]] = {}
     for path, record in records.items():
         if column.metric in record.metrics:
-            checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
             data_set = (record.data["name"], sha256_json(data_identity(record)))
-            paths_of.setdefault(checkpoint, {}).setdefault(data_set, []).append(path)
+            paths_of.setdefault(checkpoint_key(record), {}).setdefault(data_set, []).append(path)
     if not paths_of:
         return None
     data_sets = sorted({data_set for paths in paths_of.values() for data_set in paths})

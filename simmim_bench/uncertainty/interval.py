@@ -13,9 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from simmim_bench.uncertainty.mover import LEVEL as LEVEL
 from simmim_bench.uncertainty.mover import Variance, add, margin, p_value
-from simmim_bench.uncertainty.multiple import holm as holm
 from simmim_bench.uncertainty.run_scores import Floats, RunScores
 
 Unit = Literal["seed", "pretraining"]

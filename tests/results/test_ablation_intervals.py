@@ -223,7 +223,7 @@ def test_predictions_that_changed_leave_a_row_without_an_interval(tmp_path: Path
     write_logits(changed.parent / "predictions" / "logits.npz", np.eye(6), np.arange(6))
     full = add_intervals(ablation, lambda score: tmp_path / score.record)
     assert [row.above is None for row in full.rows] == [True, True, False]
-    assert "not the ones that were scored; run" in full.not_compared["a"]
+    assert "have changed since they were scored: hash mismatch." in full.not_compared["a"]
     whole = replace(ablation, protocol={**PROTOCOL, "metric": "ece"})
     full = add_intervals(whole, lambda score: tmp_path / score.record)
     assert full.not_compared["own"] == "linear ece is not stored image by image"
