@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
 from simmim_bench.leaderboard.reported import ReportedScore
@@ -95,6 +96,30 @@ class ScoreCell:
 
     def __str__(self) -> str:
         return ", ".join(self.lines)
+
+
+def plain_score(cell: ScoreCell) -> dict[str, Any]:
+    """Return a score, its uncertainty, its rank and its marks as plain JSON."""
+    return {
+        "mean": cell.mean,
+        "std": cell.std,
+        "seeds": len(cell.values),
+        "unit": cell.unit,
+        "images_se": images_error(cell),
+        "rank": cell.rank,
+        "best": cell.best,
+        "deviates": cell.deviates,
+        "partial": cell.partial,
+        "dirty": cell.dirty,
+    }
+
+
+def images_error(cell: ScoreCell) -> float | None:
+    """Return the standard error from the finite number of images, with six digits.
+
+    The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
+    """
+    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")
 
 
 @dataclass(frozen=True)

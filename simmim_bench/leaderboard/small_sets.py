@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.protocols import (
@@ -217,60 +216,3 @@ def _sort(rows: Sequence[Row]) -> tuple[Row, ...]:
         return False, not row.mean.is_sound, -row.mean.mean, row.label
 
     return tuple(sorted(rows, key=key))
-
-
-def plain_tables(tables: Sequence[SmallSetTable]) -> list[dict[str, Any]]:
-    """Return the tables as plain JSON."""
-    return [
-        {
-            "task": table.column.task,
-            "metric": table.column.metric,
-            "recipe": table.example.recipe["name"],
-            "recipe_sha256": table.example.recipe["sha256"],
-            "deviates": table.example.deviates,
-            **{
-                key: table.example.data[key] for key in ("classifier",) if key in table.example.data
-            },
-            "data_sets": list(table.data_sets),
-            "rows": [_plain_row(table, row) for row in table.rows],
-        }
-        for table in tables
-    ]
-
-
-def _plain_row(table: SmallSetTable, row: Row) -> dict[str, Any]:
-    scores = zip(table.data_sets, row.cells, strict=True)
-    return {
-        "rank": None if row.mean is None else row.mean.rank,
-        "label": row.label,
-        "arch": row.arch,
-        "checkpoint": row.checkpoint,
-        "scores": {name: None if cell is None else plain_score(cell) for name, cell in scores},
-        "mean": None if row.mean is None else row.mean.mean,
-        "mean_score": None if row.mean is None else plain_score(row.mean),
-        "pretrainings": [_plain_row(table, one) for one in row.pretrainings],
-    }
-
-
-def plain_score(cell: ScoreCell) -> dict[str, Any]:
-    """Return a score, its uncertainty, its rank and its marks as plain JSON."""
-    return {
-        "mean": cell.mean,
-        "std": cell.std,
-        "seeds": len(cell.values),
-        "unit": cell.unit,
-        "images_se": images_error(cell),
-        "rank": cell.rank,
-        "best": cell.best,
-        "deviates": cell.deviates,
-        "partial": cell.partial,
-        "dirty": cell.dirty,
-    }
-
-
-def images_error(cell: ScoreCell) -> float | None:
-    """Return the standard error from the finite number of images, with six digits.
-
-    The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
-    """
-    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")
