@@ -17,8 +17,8 @@ from simmim_bench.uncertainty.interval import (
     pooled_spread,
     uncertainty,
 )
-from simmim_bench.uncertainty.mover import ALPHA, Variance, add, margin, p_value
 from simmim_bench.uncertainty.jackknife import from_left_out
+from simmim_bench.uncertainty.mover import ALPHA, Variance, add, margin, p_value
 from simmim_bench.uncertainty.run_scores import RunScores, from_correct
 
 
