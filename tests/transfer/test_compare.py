@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from pycocotools import mask as masks
-from support.records import change, make_record
+from support.records import change, make_record, set_answers
 
 from simmim_bench.cli.main import cli
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
@@ -194,17 +194,9 @@ def runs_of(
     run_dirs = []
     for seed, row in enumerate(answers):
         path = make_record(root, task=task, label=label, seed=seed)
-        labels = np.arange(len(row)) % 6
-        logits = np.eye(6)[(labels + 1 - np.array(row)) % 6] * 5.0
-        file = path.parent / "predictions" / "logits.npz"
-        write_logits(file, logits, labels)
+        set_answers(path, np.array(row, bool))
         checkpoint = json.loads(path.read_text())["checkpoint"] | {"provenance": provenance}
-        change(
-            path,
-            metrics={"top1": 100 * float(np.mean(row))},
-            predictions={"file": "predictions/logits.npz", "sha256": sha256_file(file)},
-            checkpoint=checkpoint,
-        )
+        change(path, checkpoint=checkpoint)
         run_dirs.append(path.parent)
     return run_dirs
 
@@ -295,7 +287,7 @@ def scored_with(path: Path, task: str, predictions: Path, annotations: Path | No
     data = json.loads(path.read_text())["data"]
     stored = {"file": f"predictions/{predictions.name}", "sha256": sha256_file(predictions)}
     if annotations is not None:
-        data |= {"annotations": str(annotations)}
+        data |= {"annotations": str(annotations), "fingerprint": sha256_file(annotations)}
     change(path, task=task, metrics=metrics, predictions=stored, data=data)
     return path.parent
 
