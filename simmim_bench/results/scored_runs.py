@@ -78,7 +78,7 @@ class ScoredRuns:
         values = [record.metrics[metric] for record in self.records.values()]
         images = None
         if metric in self.by_image:
-            with contextlib.suppress(DataError):  # too few objects to resample the images
+            with contextlib.suppress(DataError):  # the seeds were scored on different images
                 runs, (side,) = join_rows([self.runs], self.by_image[metric])
                 images = uncertainty(runs, side).images
         seeds = statistics.stdev(values) if len(values) > 1 else None
@@ -103,7 +103,7 @@ def read_scored_runs(
     found: dict[Path, dict[str, ImageScores]] = {}
     try:
         for path, record in records.items():
-            # The resampling of an AP of a size or threshold would take as long again.
+            # An AP of a size or threshold without each group of images would take as long again.
             metrics = [metric for metric in record.metrics if "_ap_" not in metric]
             found[path] = read_run(path, record, metrics)
             advance()
