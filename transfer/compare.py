@@ -35,9 +35,9 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
     """
     for record, (path, other) in zip(ours.records.values(), theirs.records.items(), strict=True):
         _check_comparable(record, other, path.parent)
-    for runs in (ours, theirs):
-        if runs.unknown:
-            raise DataError(runs.unknown)
+    for one in (ours, theirs):
+        if one.unknown:
+            raise DataError(one.unknown)
     task = find_task(ours.first)
     assert task is not None
     metrics = dict.fromkeys(column.metric for column in task.columns)

@@ -229,11 +229,17 @@ def _panics_as_errors() -> Iterator[None]:
         raise ValueError(f"the evaluation failed: {error}") from error
 
 
-def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
+def load_objects(content: dict[str, Any]) -> Any:
     """Load annotations with hotcoco, which creates no Python object per detection."""
     import hotcoco
 
-    truth = hotcoco.COCO(content)
+    return hotcoco.COCO(content)
+
+
+def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
+    import hotcoco
+
+    truth = load_objects(content)
 
     def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
         evaluation: Any = hotcoco.COCOeval(truth, load_detections(truth, file), kind)
