@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.find import FoundRecords, find_records
 from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
 from simmim_bench.leaderboard.protocols import checkpoint_key, protocol_id
 from simmim_bench.results.per_image import ImageScores
@@ -91,6 +92,17 @@ class RecordsAtHand:
         except DataError as error:
             self.warn(f"the spread over images is estimated without {path.parent}: {error}")
             return None
+
+
+def read_at_hand(folder: Path, warn: Callable[[str], None]) -> RecordsAtHand:
+    """Read the records below a folder; none if it does not exist or has none."""
+    try:
+        found = find_records([folder])
+    except DataError:
+        found = FoundRecords({})
+    for problem in found.problems:
+        warn(f"a record is left out: {problem}")
+    return RecordsAtHand(found.records, warn)
 
 
 @dataclass(frozen=True)
