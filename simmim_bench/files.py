@@ -236,6 +236,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write a compressed NumPy file of several arrays atomically."""
+    import numpy as np
+
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file; an empty list where it cannot be read."""
     try:

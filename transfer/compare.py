@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.results.per_image import join_runs
 from simmim_bench.results.record import Record
-from simmim_bench.results.scored_runs import ScoredRuns, find_task
+from simmim_bench.results.row_runs import find_task, join_rows
+from simmim_bench.results.scored_runs import ScoredRuns
 from simmim_bench.uncertainty.interval import Difference, difference
 
 MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
@@ -33,24 +33,21 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
         UsageError: two runs differ in task, recipe, data or seed.
         DataError: predictions could not be read, or were scored on different images.
     """
-    for record, other, path in zip(ours.records, theirs.records, theirs.run_dirs, strict=True):
-        _check_comparable(record, other, path)
-    for runs in (ours, theirs):
-        if runs.unknown:
-            raise DataError(runs.unknown)
-    task = find_task(ours.records[0])
+    for record, (path, other) in zip(ours.records.values(), theirs.records.items(), strict=True):
+        _check_comparable(record, other, path.parent)
+    for one in (ours, theirs):
+        if one.unknown:
+            raise DataError(one.unknown)
+    task = find_task(ours.first)
     assert task is not None
     metrics = dict.fromkeys(column.metric for column in task.columns)
-    return {
-        metric: difference(
-            join_runs([*ours.by_image[metric], *theirs.by_image[metric]]),
-            ours.side(),
-            theirs.side(start=len(ours.records)),
-            paired=task.samples_images,
-        )
-        for metric in metrics
-        if metric in ours.by_image and metric in theirs.by_image
-    }
+    differences = {}
+    for metric in metrics:
+        if metric in ours.by_image and metric in theirs.by_image:
+            scores = {**ours.by_image[metric], **theirs.by_image[metric]}
+            runs, sides = join_rows([ours.runs, theirs.runs], scores)
+            differences[metric] = difference(runs, *sides, paired=task.samples_images)
+    return differences
 
 
 def describe_difference(metric: str, found: Difference) -> str:

@@ -123,7 +123,7 @@ def summarise(evaluation: Evaluation, runs: ScoredRuns) -> tuple[list[str], dict
     if evaluation.published is not None:
         lines.append(f"published: {evaluation.published}")
     plain = {
-        **dataclasses.asdict(runs.records[0]),
+        **dataclasses.asdict(runs.first),
         "images_se": images_se(scores),
         "trained": trained or None,
         "published": evaluation.published,

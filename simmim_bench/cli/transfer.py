@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,8 @@ from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
 
 if TYPE_CHECKING:
     from simmim_bench.data.named import DataSet
+    from simmim_bench.display import Display
+    from transfer.launch import TransferPlan
 
 
 class TaskType(click.ParamType):  # type: ignore[type-arg]
@@ -172,9 +175,7 @@ def transfer(
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
     from simmim_bench.distributed import init_distributed
-    from simmim_bench.results.scored_runs import read_scored_runs
     from simmim_bench.training.determinism import deterministic_algorithms
-    from transfer.compare import compare_runs
     from transfer.launch import (
         TransferRequest,
         check_run_dirs,
@@ -204,20 +205,35 @@ def transfer(
                 run_plan(other, display=display, dist=dist)
     if not dist.is_main:
         return
+    results, failure = _read_results(pairs, display)
+    lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
+    click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
+    if failure is not None:
+        raise failure
+
+
+def _read_results(
+    pairs: Sequence[tuple[TransferPlan, TransferPlan | None]], display: Display
+) -> tuple[list[TransferResult], BenchError | None]:
+    """Read the scores of all runs, and compare each checkpoint with its baseline.
+
+    Returns:
+        The results, and the error of a comparison, to be raised after the scores are printed.
+    """
+    from simmim_bench.results.scored_runs import read_scored_runs
+    from transfer.compare import compare_runs
+
     results, failure = list[TransferResult](), None
     count = sum(len(plan.run_dirs) for pair in pairs for plan in pair if plan is not None)
-    # Resampling the images of COCO takes about ten seconds per run.
+    # Matching the detections of COCO takes about ten seconds per run.
     with display.task("uncertainty", count) as progress:
         for ours, other in pairs:
             runs, above = read_scored_runs(ours.run_dirs, progress.advance), {}
             if other is not None:
                 try:
                     above = compare_runs(runs, read_scored_runs(other.run_dirs, progress.advance))
-                except BenchError as error:  # raised after the scores are printed
+                except BenchError as error:
                     failure = error
             name = ours.transfer.request.options.data_name
             results.append(TransferResult(name, runs, "" if other is None else other.ckpt, above))
-    lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
-    click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
-    if failure is not None:
-        raise failure
+    return results, failure

@@ -36,10 +36,10 @@ def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:
     """Return the scores and the differences from the baseline, as lines and as JSON."""
     from transfer.compare import describe_difference
 
-    scores, records = result.runs.scores(), result.runs.records
+    scores, record = result.runs.scores(), result.runs.first
     lines = [f"{metric} {score}" for metric, score in scores.items()]
-    for metric, reason in TASKS[records[0].task.partition("-")[0]].inapplicable.items():
-        if metric not in records[0].metrics:
+    for metric, reason in TASKS[record.task.partition("-")[0]].inapplicable.items():
+        if metric not in record.metrics:
             lines.append(f"{metric} n/a: {reason}")
     if result.runs.unknown:
         lines.append(f"without images ±: {result.runs.unknown}")
@@ -77,7 +77,7 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
     """Return a result as JSON: the record of one seed, or the mean and deviation of several with their records."""
     from transfer.compare import plain_difference
 
-    records = [dataclasses.asdict(record) for record in result.runs.records]
+    records = [dataclasses.asdict(record) for record in result.runs.records.values()]
     if len(records) == 1:
         plain = {**records[0], "images_se": images_se(scores)}
     else:
@@ -100,16 +100,16 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
 
 def _about(results: Sequence[TransferResult]) -> list[str]:
     """Return what the intervals of a pretrained checkpoint are about."""
-    from simmim_bench.results.scored_runs import is_random
+    from simmim_bench.results.row_runs import is_random
     from transfer.compare import ABOUT
 
-    pretrained = (r for r in results if r.above and not is_random(r.runs.records[0]))
+    pretrained = (r for r in results if r.above and not is_random(r.runs.first))
     return [ABOUT] if any(pretrained) else []
 
 
 def _adjusted(results: Sequence[TransferResult]) -> list[str]:
     """Return the p-values of several data sets, adjusted for their number."""
-    from simmim_bench.uncertainty.interval import holm
+    from simmim_bench.uncertainty.multiple import holm
 
     compared = [
         (f"{result.name} {metric}", found.p_value)
@@ -132,7 +132,9 @@ def _mean_of_all(
     if not all(metric in row for row in rows):
         return None
     # Each seed has its own mean over the data sets; the images of different data sets are independent.
-    by_seed = zip(*([r.metrics[metric] for r in one.runs.records] for one in results), strict=True)
+    by_seed = zip(
+        *([r.metrics[metric] for r in one.runs.records.values()] for one in results), strict=True
+    )
     means = [statistics.fmean(values) for values in by_seed]
     images = [row[metric].images for row in rows]
     known = [value for value in images if value is not None]

@@ -19,9 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import cannot_write, replacing, replacing_directory, sha256_file, write_json
+from simmim_bench.files import cannot_write, replacing, replacing_directory, write_json
 from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.results.record import Record
+from simmim_bench.results.run_files import find_annotations, find_predictions
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import check_below, is_below, path_below
@@ -174,25 +175,6 @@ def shorten_paths(value: Any) -> Any:
     return (found[1] or "") + ("/".join(parts[-2:]) or ".")
 
 
-def find_predictions(path: Path, record: Record) -> Path:
-    """Find the predictions of a record.
-
-    Args:
-        path: the path of `record`.
-
-    Raises:
-        DataError: the record names a file outside of its folder, or the file does not exist or has changed.
-    """
-    predictions = path_below(path.parent, record.predictions["file"], "the record")
-    if not os.path.isfile(predictions):  # also false for a name that no file can have
-        raise DataError(f"predictions {predictions} do not exist; run the task again.")
-    if sha256_file(predictions) != record.predictions["sha256"]:
-        raise DataError(
-            f"predictions {predictions} have changed since they were scored: hash mismatch."
-        )
-    return predictions
-
-
 def _copy(source: Path, destination: Path) -> None:
     """Copy a file if it exists."""
     if source.is_file():
@@ -232,22 +214,3 @@ def find_archived_checkpoint(path: Path, record: Record) -> Path | None:
     name = record.checkpoint["sha256"][:16]
     folders = (parent / "checkpoints" / name for parent in path.parents)
     return next((f for f in folders if f.is_dir() and is_below(f.parent.parent, f)), None)
-
-
-def find_annotations(path: Path, record: Record) -> Path | None:
-    """Find the ground truth that a record was scored against, in the data set or in the archive.
-
-    Args:
-        path: the path of `record`, which may be in an archive.
-
-    Returns:
-        None if the task has no annotations, or no candidate has the hash in the record.
-    """
-    if "annotations" not in record.data:
-        return None
-    fingerprint = record.data["fingerprint"]
-    candidates = [Path(record.data["annotations"])]
-    candidates += [parent / "annotations" / f"{fingerprint[:16]}.json" for parent in path.parents]
-    return next(
-        (p for p in candidates if os.path.isfile(p) and sha256_file(p) == fingerprint), None
-    )

@@ -6,20 +6,26 @@ task. Planning stays quick: what is read of the predictions is limited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.archive import find_annotations, find_predictions
-from simmim_bench.leaderboard.pretrainings import method_key
-from simmim_bench.leaderboard.protocols import protocol_id
-from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
-from simmim_bench.results.record import Record, with_masks
-from simmim_bench.tasks import Predictions, find_variant, predictions_of
+from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
+from simmim_bench.leaderboard.protocols import checkpoint_key, protocol_id
+from simmim_bench.results.per_image import ImageScores
+from simmim_bench.results.record import Record
+from simmim_bench.results.row_runs import (
+    RowRuns,
+    join_rows,
+    number_runs,
+    read_run,
+    varies_with_seed,
+)
+from simmim_bench.tasks import Predictions, predictions_of
 from simmim_bench.uncertainty.interval import Side, Unit
 from simmim_bench.uncertainty.run_scores import RunScores
 
@@ -81,18 +87,22 @@ class RecordsAtHand:
         return self.scores[path, metric]
 
     def _read(self, path: Path, metric: str) -> ImageScores | None:
-        record = self.records[path]
         try:
-            return read_image_scores(
-                record.task,
-                find_predictions(path, record),
-                find_annotations(path, record),
-                metric,
-                masks=with_masks(record.details),
-            )
+            return read_run(path, self.records[path], [metric]).get(metric)
         except DataError as error:
             self.warn(f"the spread over images is estimated without {path.parent}: {error}")
             return None
+
+
+def read_at_hand(folder: Path, warn: Callable[[str], None]) -> RecordsAtHand:
+    """Read the records below a folder; none if it does not exist or has none."""
+    try:
+        found = find_records([folder])
+    except DataError:
+        found = FoundRecords({})
+    for problem in found.problems:
+        warn(f"a record is left out: {problem}")
+    return RecordsAtHand(found.records, warn)
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ class Sample:
     """
 
     runs: RunScores
-    sides: tuple[Side, ...]
+    sides: Sequence[Side]
     has_images: bool
 
 
@@ -156,57 +166,37 @@ def read_samples(at_hand: RecordsAtHand, paths: Sequence[Path], target: Target) 
     for of_protocol in protocols.values():
         rows = _rows(at_hand.records, of_protocol, target)
         read = _read_rows(at_hand, rows, target, budget)
-        if read:
-            runs = join_runs([one for of_row in read.values() for one in of_row])
-            yield Sample(runs, _sides(rows[number] for number in read), has_images=True)
-        others = [row for number, row in enumerate(rows) if number not in read]
+        known = [row for row in rows if all(path in read for path in row.paths)]
+        if known:
+            yield Sample(*join_rows(known, read), has_images=True)
+        others = [row for row in rows if row not in known]
         if others:
-            values = [
-                at_hand.records[path].metrics[target.metric] for r in others for path in r.paths
-            ]
-            runs = RunScores(np.array(values), np.zeros((len(values), len(values))), images=1)
-            yield Sample(runs, _sides(others), has_images=False)
+            unread = [path for row in others for path in row.paths]
+            values = np.array([at_hand.records[path].metrics[target.metric] for path in unread])
+            runs = RunScores(values, np.zeros((len(values), len(values))), images=1)
+            yield Sample(runs, number_runs(others, unread), has_images=False)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """The records of a row by what identifies each unit.
-
-    Attributes:
-        varies: whether another unit has another score.
-    """
-
-    units: Mapping[int | str, list[Path]]
-    varies: bool
-
-    @property
-    def paths(self) -> list[Path]:
-        """The records of all units."""
-        return [path for of_unit in self.units.values() for path in of_unit]
-
-
-def _rows(records: Mapping[Path, Record], paths: Sequence[Path], target: Target) -> list[_Row]:
+def _rows(records: Mapping[Path, Record], paths: Sequence[Path], target: Target) -> list[RowRuns]:
     """Group runs of one protocol by row and unit, rows with most units first; one run is kept of each seed."""
     rows = dict[Hashable, dict[int | str, dict[int, Path]]]()
     varying = set[Hashable]()
-    variant = find_variant(target.task)
+    of_methods = target.unit == "pretraining"
     for path in paths:
         record = records[path]
-        row: Hashable = (record.checkpoint["label"], record.checkpoint["sha256"])
-        key: int | str = record.seed
-        provenance = record.checkpoint["provenance"]
-        if target.unit == "pretraining":
-            method = method_key(record)
-            if method is None:
-                continue
-            row, key = repr(method), str(provenance["seed"])
+        row = method_key(record) if of_methods else checkpoint_key(record)
+        if row is None:
+            continue
+        key = str(pretraining_seed(record)) if of_methods else record.seed
         rows.setdefault(row, {}).setdefault(key, {}).setdefault(record.seed, path)
-        # The seed of a record of random weights also samples the weights.
-        other_weights = target.unit == "pretraining" or provenance.get("method") == "random"
-        if other_weights or variant is None or variant.task.varies_with_seed:
+        if of_methods or varies_with_seed(record):
             varying.add(row)
     found = [
-        _Row({key: [*runs.values()] for key, runs in units.items()}, row in varying)
+        RowRuns(
+            [(key, [*runs.values()]) for key, runs in units.items()],
+            unit=target.unit,
+            varies=row in varying,
+        )
         for row, units in rows.items()
     ]
     return sorted(found, key=lambda row: -len(row.units))[:MOST_ROWS]
@@ -230,21 +220,21 @@ class _Budget:
 
 
 def _read_rows(
-    at_hand: RecordsAtHand, rows: Sequence[_Row], target: Target, budget: _Budget
-) -> dict[int, list[ImageScores]]:
-    """Read the runs of as many rows as the budget allows, by the rows' numbers; all are on the same images."""
+    at_hand: RecordsAtHand, rows: Sequence[RowRuns], target: Target, budget: _Budget
+) -> dict[Path, ImageScores]:
+    """Read the runs of as many rows as the budget allows; all are on the same images."""
     identity = ""
-    found = dict[int, list[ImageScores]]()
-    for number, row in enumerate(rows):
+    found = dict[Path, ImageScores]()
+    for row in rows:
         files = [path.parent / at_hand.records[path].predictions["file"] for path in row.paths]
         if not budget.spend(files):
             at_hand.unread.add(target.task)
             continue
-        read = [at_hand.read(path, target.metric) for path in row.paths]
-        complete = [one for one in read if one is not None]
-        identity = identity or next((one.identity for one in complete), "")
-        if len(complete) == len(read) and all(one.identity == identity for one in complete):
-            found[number] = complete
+        read = {path: at_hand.read(path, target.metric) for path in row.paths}
+        complete = {path: one for path, one in read.items() if one is not None}
+        identity = identity or next((one.identity for one in complete.values()), "")
+        if len(complete) == len(read) and all(i.identity == identity for i in complete.values()):
+            found |= complete
     return found
 
 
@@ -254,16 +244,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except (OSError, ValueError):
         return 0
-
-
-def _sides(rows: Iterable[_Row]) -> tuple[Side, ...]:
-    """Return the sides of some rows, whose runs are numbered in order."""
-    numbers = count()
-    return tuple(
-        Side(
-            units=tuple(tuple(next(numbers) for _ in unit) for unit in row.units.values()),
-            keys=tuple(row.units),
-            varies=row.varies,
-        )
-        for row in rows
-    )

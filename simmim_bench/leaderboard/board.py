@@ -14,20 +14,19 @@ from pathlib import Path
 
 from simmim_bench.leaderboard.protocols import (
     TaskProtocol,
+    checkpoint_key,
     checkpoint_names,
     group_name,
     group_protocols,
     protocol_id,
 )
 from simmim_bench.leaderboard.ranking import mean_ranks, rank_rows, sort_rows
-from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
+from simmim_bench.leaderboard.rows import Row, build_cell, merge_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples, read_runs
 from simmim_bench.leaderboard.small_sets import OWN_FOLDERS, SmallSetTable, build_tables
 from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column, columns
-
-__all__ = ["Board", "ProtocolGroup", "Row", "ScoreCell", "build_board", "select_columns"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,18 @@ def build_board(
     unread: list[str] = []
     if read_predictions:
         runs, unread = read_runs(records, (*shown, OWN_FOLDERS), advance)
+    groups = _build_groups(records, runs, shown)
+    if overall:
+        groups = [_with_mean_ranks(group, shown) for group in groups]
+    tables = build_tables(records, runs)
+    found = tuple(dict.fromkeys((*problems, *unread)))
+    return Board(tuple(groups), records, found, shown, tuple(tables), overall)
+
+
+def _build_groups(
+    records: Mapping[Path, Record], runs: Mapping[RunKey, ImageScores], shown: Sequence[Column]
+) -> list[ProtocolGroup]:
+    """Build the groups of the records without named data sets."""
     # Records of `random:ARCH` share one row: every seed samples new weights, but all have the spec's hash.
     paths_of: dict[tuple[str, str], dict[TaskProtocol, list[Path]]] = {}
     example_of: dict[TaskProtocol, Record] = {}
@@ -105,8 +116,7 @@ def build_board(
             continue
         followed = (record.task, protocol_id(record))
         example_of.setdefault(followed, record)
-        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
-        paths_of.setdefault(checkpoint, {}).setdefault(followed, []).append(path)
+        paths_of.setdefault(checkpoint_key(record), {}).setdefault(followed, []).append(path)
     names = checkpoint_names(records)
     tasks = dict.fromkeys(column.task for column in shown)
     groups: list[ProtocolGroup] = []
@@ -122,14 +132,16 @@ def build_board(
         examples = {task: example_of[task, protocols[task]] for task in tasks if task in protocols}
         rows, samples = add_samples(merge_pretrainings(rows, records), shown, records, runs)
         rows, sorted_by = sort_rows(rank_rows(rows, samples), shown)
-        if overall:
-            ranks = mean_ranks(rows, shown, samples)
-            rows = [replace(row, mean_rank=ranks.get(row.label)) for row in rows]
         name = group_name(len(groups))
         groups.append(ProtocolGroup(name, examples, tuple(rows), samples, sorted_by))
-    tables = build_tables(records, runs)
-    found = tuple(dict.fromkeys((*problems, *unread)))
-    return Board(tuple(groups), records, found, shown, tuple(tables), overall)
+    return groups
+
+
+def _with_mean_ranks(group: ProtocolGroup, shown: Sequence[Column]) -> ProtocolGroup:
+    ranks = mean_ranks(group.rows, shown, group.samples)
+    return replace(
+        group, rows=tuple(replace(row, mean_rank=ranks.get(row.label)) for row in group.rows)
+    )
 
 
 def _build_row(

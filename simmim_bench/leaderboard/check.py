@@ -17,11 +17,11 @@ from typing import Any
 
 from simmim_bench.errors import BenchError, DataError, UsageError
 from simmim_bench.files import escape, sha256_file, sha256_json
-from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.recipe import MACHINE, Recipe, with_deviations
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record import Record, with_masks
+from simmim_bench.results.run_files import find_scored_files
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import is_below
 from simmim_bench.untrusted.text import describe_error
@@ -80,16 +80,7 @@ def check_files(expected: Mapping[Path, str]) -> list[str]:
 def _check_scores(path: Path, record: Record) -> list[str]:
     """Recompute the scores from the predictions."""
     try:
-        predictions = find_predictions(path, record)
-    except DataError as error:
-        return [str(error)]
-    annotations = find_annotations(path, record)
-    if "annotations" in record.data and annotations is None:
-        return [
-            f"annotations {record.data['annotations']} do not exist, or have changed since the predictions "
-            "were scored."
-        ]
-    try:
+        predictions, annotations = find_scored_files(path, record)
         recomputed = scores_from_predictions(
             record.task, predictions, annotations, masks=with_masks(record.details)
         )

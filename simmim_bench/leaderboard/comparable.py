@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simmim_bench.errors import UsageError, nearest
-from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.board import Board, ProtocolGroup
 from simmim_bench.leaderboard.rows import Row, with_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample
 from simmim_bench.results.record import Record
@@ -32,14 +32,13 @@ class Table:
 
 def comparable_tables(board: Board) -> list[Table]:
     """Return the protocol groups and the tables of named data sets of a board."""
-    titles = tuple(column.title for column in board.columns)
     return [
-        *(Table(g.name, titles, by_label(g.rows), g.samples) for g in board.groups),
+        *(group_table(board, group) for group in board.groups),
         *(
             Table(
                 table.title,
                 tuple(f"{_short_title(table.column)}: {name}" for name in table.data_sets),
-                by_label(table.rows),
+                _by_label(table.rows),
                 table.samples,
             )
             for table in board.small_sets
@@ -47,7 +46,13 @@ def comparable_tables(board: Board) -> list[Table]:
     ]
 
 
-def by_label(rows: Sequence[Row]) -> dict[str, Row]:
+def group_table(board: Board, group: ProtocolGroup) -> Table:
+    """Return a protocol group of a board."""
+    titles = tuple(column.title for column in board.columns)
+    return Table(group.name, titles, _by_label(group.rows), group.samples)
+
+
+def _by_label(rows: Sequence[Row]) -> dict[str, Row]:
     """Return rows, and the single pretrainings of methods, by label."""
     return {row.label: row for row in with_pretrainings(rows)}
 

@@ -14,7 +14,9 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.comparable import Table, comparable_tables, find_label
 from simmim_bench.leaderboard.rows import ScoreCell
-from simmim_bench.uncertainty.interval import LEVEL, Difference, holm
+from simmim_bench.uncertainty.interval import Difference
+from simmim_bench.uncertainty.mover import LEVEL
+from simmim_bench.uncertainty.multiple import holm
 
 IMAGES_ALONE = "one seed: images alone"
 Verdict = Literal["higher", "lower", "not distinguishable", "undecided"]

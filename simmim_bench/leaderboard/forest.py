@@ -11,6 +11,7 @@ from simmim_bench.errors import UsageError
 from simmim_bench.files import replacing
 from simmim_bench.leaderboard.compare import IMAGES_ALONE, ColumnDifference, Comparison
 from simmim_bench.leaderboard.text_tables import table_console
+from simmim_bench.results.score_text import DEVIATES, DIRTY, MEANINGS, PARTIAL, format_p
 from simmim_bench.untrusted.text import visible, visible_lines
 
 if TYPE_CHECKING:
@@ -35,13 +36,6 @@ def format_interval(one: ColumnDifference) -> str:
 def _signed(points: float) -> str:
     rounded = round(points, 1)
     return f"{rounded:+.1f}" if rounded else "0.0"
-
-
-def format_p(value: float | None) -> str:
-    """Format a p-value with three decimals, small ones as `<0.001`."""
-    if value is None:
-        return "–"
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def describe_units(one: ColumnDifference) -> str:
@@ -165,13 +159,9 @@ def explain(comparison: Comparison) -> list[str]:
             f"p (Holm) is adjusted for the number of comparisons, {count}: without any true difference, one interval "
             "in twenty excludes 0."
         )
-    cells = [cell for one in comparison.differences for cell in one.cells]
-    if any(cell.deviates for cell in cells):
-        lines.append("* Some settings differ from the named recipe; both rows have the same.")
-    if any(cell.partial for cell in cells):
-        lines.append("† Partial: not every image of the split was evaluated.")
-    if any(cell.dirty for cell in cells):
-        lines.append("‡ The code had uncommitted changes.")
+    used = {m for one in comparison.differences for cell in one.cells for m in cell.marks}
+    remarks = {DEVIATES: "; both rows have the same.", PARTIAL: ".", DIRTY: "."}
+    lines += [f"{m} {MEANINGS[m]}{remark}" for m, remark in remarks.items() if m in used]
     if any(one.difference.without_units for one in comparison.differences):
         lines.append(
             f"{IMAGES_ALONE.capitalize()}: another seed may reverse the difference. Run A and B with --seeds 3."

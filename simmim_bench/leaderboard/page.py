@@ -17,7 +17,8 @@ from importlib import metadata, resources
 from typing import Any
 
 from simmim_bench.files import escape
-from simmim_bench.leaderboard.figures import COSTS, GROUP_STYLES, format_number, plot_scores
+from simmim_bench.leaderboard.figure_points import COSTS, GROUP_STYLES
+from simmim_bench.leaderboard.figures import format_number, plot_scores
 from simmim_bench.untrusted.text import visible
 
 CURVE_POINTS = 150

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.comparable import Table, by_label
+from simmim_bench.leaderboard.comparable import Table, group_table
 from simmim_bench.leaderboard.compare import (
     ColumnDifference,
     Comparison,
@@ -35,14 +35,13 @@ def plain_comparisons(board: Board, row_ids: Mapping[tuple[str, str], str]) -> d
         rows, i < j, the index of the claim, the differences, and a column and the index of the reason for what
         cannot be compared. A and B in the texts are rows i and j.
     """
-    titles = tuple(column.title for column in board.columns)
     texts: dict[str, int] = {}
     groups = []
     for group in board.groups:
         labels = [row.label for row in group.rows]
         if len(labels) < 2:
             continue
-        table = Table(group.name, titles, by_label(group.rows), group.samples)
+        table = group_table(board, group)
         all_pairs = len(labels) * (len(labels) - 1) // 2
         compared = len(labels) if all_pairs <= MAX_PAIRS else max(1, MAX_PAIRS // len(labels))
         pairs = {

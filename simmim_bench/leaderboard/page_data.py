@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench import __version__
-from simmim_bench.leaderboard.board import Board, ProtocolGroup, Row, ScoreCell
+from simmim_bench.leaderboard.board import Board, ProtocolGroup
 from simmim_bench.leaderboard.page_comparisons import plain_comparisons
 from simmim_bench.leaderboard.page_files import describe_record, is_number, read_reconstructions
 from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.rows import Row, ScoreCell
 from simmim_bench.leaderboard.small_sets import SmallSetTable
 from simmim_bench.leaderboard.tables import describe_group, explain_board, plain_published
 from simmim_bench.leaderboard.text_tables import explain_marks

@@ -21,6 +21,11 @@ def protocol_id(record: Record) -> str:
     return sha256_json([record.recipe["sha256"], record.deviates, data_identity(record)])
 
 
+def checkpoint_key(record: Record) -> tuple[str, str]:
+    """Return the label and the hash of a record's checkpoint, which a row of the leaderboard is of."""
+    return record.checkpoint["label"], record.checkpoint["sha256"]
+
+
 def data_identity(record: Record) -> list[Any]:
     """Return what distinguishes the data of a record from other data, whatever their names are."""
     keys = ("train_fingerprint", "listed_split_sha256")
@@ -49,9 +54,8 @@ def find_contradictions(records: Mapping[Path, Record]) -> dict[Path, str]:
     """
     paths_of: dict[tuple[object, ...], list[Path]] = {}
     for path, record in records.items():
-        checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
         name = record.data.get("name")
-        run = (*checkpoint, record.task, name, protocol_id(record), record.seed)
+        run = (*checkpoint_key(record), record.task, name, protocol_id(record), record.seed)
         paths_of.setdefault(run, []).append(path)
     return {
         path: f"{path} and {paths[path == paths[0]]} have the same checkpoint, protocol and seed but different "
@@ -97,8 +101,7 @@ def group_protocols(evaluated: Sequence[Sequence[TaskProtocol]]) -> list[dict[st
 
 def checkpoint_names(records: Mapping[Path, Record]) -> dict[tuple[str, str], str]:
     """Return a name for every (label, hash); the hash is added where several checkpoints share a label."""
-    described = (record.checkpoint for record in records.values())
-    checkpoints = dict.fromkeys((one["label"], one["sha256"]) for one in described)
+    checkpoints = dict.fromkeys(map(checkpoint_key, records.values()))
     labels = [label for label, _ in checkpoints]
     return {
         (label, sha256): label if labels.count(label) == 1 else f"{label} [{sha256[:8]}]"

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from simmim_bench.leaderboard.board import Board, ScoreCell
+from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.reported import ReportedRow, ReportedScore
+from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import TASKS
 

@@ -10,11 +10,13 @@ import statistics
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
 from simmim_bench.leaderboard.reported import ReportedScore
 from simmim_bench.results.record import Record
-from simmim_bench.results.scored_runs import varies_with_seed
+from simmim_bench.results.row_runs import varies_with_seed
+from simmim_bench.results.score_text import DEVIATES, DIRTY, PARTIAL, describe_uncertainty
 from simmim_bench.tasks import Column
 from simmim_bench.uncertainty.interval import Uncertainty, Unit
 
@@ -79,16 +81,45 @@ class ScoreCell:
         return f"published {self.published.value:.1f}, here {self.mean:.1f} ({difference:+.1f})"
 
     @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks after the score; see `score_text.MEANINGS`."""
+        marks = {DEVIATES: self.deviates, PARTIAL: self.partial, DIRTY: self.dirty}
+        return tuple(mark for mark, applies in marks.items() if applies)
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """The score with its marks, and what is known of its uncertainty, such as `seeds ± 1.4`, `images ± 2.2`."""
-        marks = {"*": self.deviates, "†": self.partial, "‡": self.dirty}
-        score = f"{self.mean:.1f}" + "".join(mark for mark, applies in marks.items() if applies)
-        units = [] if self.std is None else [f"{self.unit}s ± {self.std:.1f}"]
-        images = [] if self.uncertainty is None else [f"images ± {self.uncertainty.images:.1f}"]
-        return (score, *units, *images)
+        images = None if self.uncertainty is None else self.uncertainty.images
+        known = describe_uncertainty(self.std, images, self.unit)
+        score = f"{self.mean:.1f}" + "".join(self.marks)
+        return (score, *(f"{name} {text}" for name, text in known.items()))
 
     def __str__(self) -> str:
         return ", ".join(self.lines)
+
+
+def plain_score(cell: ScoreCell) -> dict[str, Any]:
+    """Return a score, its uncertainty, its rank and its marks as plain JSON."""
+    return {
+        "mean": cell.mean,
+        "std": cell.std,
+        "seeds": len(cell.values),
+        "unit": cell.unit,
+        "images_se": images_error(cell),
+        "rank": cell.rank,
+        "best": cell.best,
+        "deviates": cell.deviates,
+        "partial": cell.partial,
+        "dirty": cell.dirty,
+    }
+
+
+def images_error(cell: ScoreCell) -> float | None:
+    """Return the standard error from the finite number of images, with six digits.
+
+    The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
+    """
+    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
-from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
-from simmim_bench.results.record import Record, with_masks
-from simmim_bench.results.scored_runs import find_task
+from simmim_bench.results.per_image import ImageScores
+from simmim_bench.results.record import Record
+from simmim_bench.results.row_runs import RowRuns, find_task, join_rows, read_run
+from simmim_bench.results.run_files import MissingFileError
 from simmim_bench.tasks import Column
 from simmim_bench.uncertainty.interval import (
     Difference,
@@ -24,11 +23,8 @@ from simmim_bench.uncertainty.interval import (
     uncertainty,
 )
 from simmim_bench.uncertainty.run_scores import RunScores
-from simmim_bench.untrusted.paths import path_below
 from simmim_bench.untrusted.text import describe_error
 
-# Percentage points by which a stated score may differ from its predictions; tables show one decimal.
-TOLERANCE = 0.01
 RunKey = tuple[Path, str]  # path of a record, metric
 
 
@@ -81,47 +77,17 @@ def read_runs(
     for path, record in records.items():
         metrics = {c.metric for c in columns if c.task == record.task}
         try:
-            found |= _read_run(path, record, [m for m in metrics if m in record.metrics])
+            found |= {
+                (path, metric): run for metric, run in read_run(path, record, metrics).items()
+            }
+        except MissingFileError:
+            pass
         except DataError as error:
             problems.append(f"{path} has no uncertainty: {error}")
         except Exception as error:  # a record of others must not keep the rest from being read
             problems.append(f"{path} has no uncertainty: {describe_error(error)}.")
         advance()
     return found, problems
-
-
-def _read_run(path: Path, record: Record, metrics: Iterable[str]) -> dict[RunKey, ImageScores]:
-    """Read the scores by image of one record.
-
-    Raises:
-        DataError: the predictions are damaged, or are not those of the score.
-    """
-    predictions = path_below(path.parent, record.predictions["file"], "the record")
-    if not os.path.isfile(predictions):
-        return {}
-    predictions = find_predictions(path, record)
-    annotations = find_annotations(path, record)
-    if "annotations" in record.data and annotations is None:
-        return {}
-    found = {}
-    for metric in metrics:
-        run = read_image_scores(
-            record.task,
-            predictions,
-            annotations,
-            metric,
-            masks=with_masks(record.details),
-            images=record.evaluated,
-        )
-        if run is None:
-            continue
-        if not abs(run.score - record.metrics[metric]) <= TOLERANCE:  # also of NaN
-            raise DataError(
-                f"its {metric} is {record.metrics[metric]}, that of its predictions {run.score}; run "
-                "`simmim-bench leaderboard check`."
-            )
-        found[path, metric] = run
-    return found
 
 
 def add_samples(
@@ -135,57 +101,58 @@ def add_samples(
     Returns:
         The rows with their uncertainties, and a sample for every column; None where fewer than two rows have one.
     """
-    shown = with_pretrainings(rows)
     found: dict[tuple[str, int], ScoreCell] = {}
     samples = []
     for index, column in enumerate(columns):
-        sides = {}
-        for row in shown:
+        scores: dict[Path, ImageScores] = {}
+        read: dict[str, RowRuns] = {}
+        for row in with_pretrainings(rows):
             cell = row.cells[index]
             if cell is None or not all((path, column.metric) in runs for path in cell.records):
                 continue
-            parts = {path: runs[path, column.metric] for path in cell.records}
-            if len({_images(run) for run in parts.values()}) > 1:
+            of_row = {path: runs[path, column.metric] for path in cell.records}
+            if len(set(map(_images, of_row.values()))) > 1:
                 continue
-            side = _side(row, index, cell, {path: i for i, path in enumerate(parts)}, records)
-            sides[row.label] = parts
-            known = uncertainty(join_runs([*parts.values()]), side)
-            found[row.label, index] = replace(cell, uncertainty=known)
-        samples.append(_sample(rows, index, sides, records))
+            scores |= of_row
+            read[row.label] = _row_runs(row, index, cell, records)
+            joined, (side,) = join_rows([read[row.label]], of_row)
+            found[row.label, index] = replace(cell, uncertainty=uncertainty(joined, side))
+        samples.append(_sample(rows, read, scores, records))
     return [_with_cells(row, found) for row in rows], tuple(samples)
 
 
 def _sample(
     rows: Sequence[Row],
-    index: int,
-    parts_of: Mapping[str, Mapping[Path, ImageScores]],
+    read: Mapping[str, RowRuns],
+    scores: Mapping[Path, ImageScores],
     records: Mapping[Path, Record],
 ) -> ColumnSample | None:
-    """Join the runs on the images that most sound rows were scored on; None if fewer than two rows were."""
-    images = {label: _images(next(iter(parts.values()))) for label, parts in parts_of.items()}
-    sound = [images[row.label] for row in rows if row.is_sound and row.label in images]
-    if not images:
+    """Join the runs on the images that most sound rows were scored on; None if fewer than two rows were.
+
+    Args:
+        read: by label, the runs of the rows that have scores by image.
+    """
+    if not read:
         return None
-    common = Counter(sound or images.values()).most_common(1)[0][0]
-    chosen = {label: parts for label, parts in parts_of.items() if images[label] == common}
+    images = {label: _images(scores[row.paths[0]]) for label, row in read.items()}
+    sound = {row.label for row in with_pretrainings([row for row in rows if row.is_sound])}
+    of_sound = [images[row.label] for row in rows if row.label in images and row.label in sound]
+    common = Counter(of_sound or images.values()).most_common(1)[0][0]
+    chosen = {label: row for label, row in read.items() if images[label] == common}
     if len(chosen) < 2:
         return None
-    joined = {path: run for parts in chosen.values() for path, run in parts.items()}
-    run_of = {path: number for number, path in enumerate(joined)}
-    sides = {
-        row.label: _side(row, index, cell, run_of, records)
-        for row in with_pretrainings(rows)
-        if row.label in chosen and (cell := row.cells[index]) is not None
-    }
-    runs = join_runs([*joined.values()])
-    task = find_task(records[next(iter(joined))])
-    sound_rows = with_pretrainings([row for row in rows if row.is_sound])
-    of_seeds = [sides[row.label] for row in sound_rows if row.label in sides]
+    joined, sides = join_rows([*chosen.values()], scores)
+    task = find_task(records[next(iter(chosen.values())).paths[0]])
+    pool = [
+        side
+        for label, side in zip(chosen, sides, strict=True)
+        if label in sound and side.varies and side.unit == "seed"
+    ]
     return ColumnSample(
-        runs,
-        sides,
+        joined,
+        dict(zip(chosen, sides, strict=True)),
         paired=task is not None and task.samples_images,
-        spread=pooled_spread(runs, [s for s in of_seeds if s.varies and s.unit == "seed"]),
+        spread=pooled_spread(joined, pool),
     )
 
 
@@ -194,26 +161,17 @@ def _images(run: ImageScores) -> tuple[int, str]:
     return run.images, run.identity
 
 
-def _side(
-    row: Row,
-    index: int,
-    cell: ScoreCell,
-    run_of: Mapping[Path, int],
-    records: Mapping[Path, Record],
-) -> Side:
+def _row_runs(row: Row, index: int, cell: ScoreCell, records: Mapping[Path, Record]) -> RowRuns:
     """Return the runs of a row in a column, by seed or pretraining."""
     if not row.pretrainings:
-        return Side(
-            units=tuple((run_of[path],) for path in cell.records),
-            keys=tuple(records[path].seed for path in cell.records),
-            varies=cell.varies,
-        )
-    parts = [(one, part) for one in row.pretrainings if (part := one.cells[index]) is not None]
-    return Side(
-        units=tuple(tuple(run_of[path] for path in part.records) for _, part in parts),
-        keys=tuple(str(one.pretraining_seed) for one, _ in parts),
-        unit="pretraining",
-    )
+        units = [(records[path].seed, [path]) for path in cell.records]
+        return RowRuns(units, varies=cell.varies)
+    of_pretrainings = [
+        (str(one.pretraining_seed), part.records)
+        for one in row.pretrainings
+        if (part := one.cells[index]) is not None
+    ]
+    return RowRuns(of_pretrainings, unit="pretraining")
 
 
 def _with_cells(row: Row, found: Mapping[tuple[str, int], ScoreCell]) -> Row:

@@ -1,13 +1,15 @@
-"""Render the tables of named data sets as Markdown, CSV and LaTeX, and print them on a terminal."""
+"""Render the tables of named data sets as Markdown, CSV, JSON and LaTeX, and print them on a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from typing import Any
 
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.rows import with_pretrainings
-from simmim_bench.leaderboard.small_sets import SmallSetTable, images_error
+from simmim_bench.leaderboard.rows import Row, images_error, plain_score, with_pretrainings
+from simmim_bench.leaderboard.small_sets import SmallSetTable
 from simmim_bench.leaderboard.text_tables import (
     escape_csv,
     escape_markdown,
@@ -77,3 +79,36 @@ def print_small_sets(board: Board) -> None:
         rows = text_rows(table.rows, means=True)
         notes = "\n".join(explain_marks(table.rows))
         console.print(rich_table([*table.data_sets, "mean"], rows, _heading(table), notes))
+
+
+def plain_tables(tables: Sequence[SmallSetTable]) -> list[dict[str, Any]]:
+    """Return the tables as plain JSON."""
+    return [
+        {
+            "task": table.column.task,
+            "metric": table.column.metric,
+            "recipe": table.example.recipe["name"],
+            "recipe_sha256": table.example.recipe["sha256"],
+            "deviates": table.example.deviates,
+            **{
+                key: table.example.data[key] for key in ("classifier",) if key in table.example.data
+            },
+            "data_sets": list(table.data_sets),
+            "rows": [_plain_row(table, row) for row in table.rows],
+        }
+        for table in tables
+    ]
+
+
+def _plain_row(table: SmallSetTable, row: Row) -> dict[str, Any]:
+    scores = zip(table.data_sets, row.cells, strict=True)
+    return {
+        "rank": None if row.mean is None else row.mean.rank,
+        "label": row.label,
+        "arch": row.arch,
+        "checkpoint": row.checkpoint,
+        "scores": {name: None if cell is None else plain_score(cell) for name, cell in scores},
+        "mean": None if row.mean is None else row.mean.mean,
+        "mean_score": None if row.mean is None else plain_score(row.mean),
+        "pretrainings": [_plain_row(table, one) for one in row.pretrainings],
+    }

@@ -12,10 +12,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from simmim_bench.files import sha256_json
-from simmim_bench.leaderboard.protocols import checkpoint_names, data_identity, describe_recipe
+from simmim_bench.leaderboard.protocols import (
+    checkpoint_key,
+    checkpoint_names,
+    data_identity,
+    describe_recipe,
+)
 from simmim_bench.leaderboard.ranking import IsHigher, rank_cells, rank_rows
 from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples
@@ -96,9 +100,8 @@ def _build_table(
     paths_of: dict[tuple[str, str], dict[DataSetKey, list[Path]]] = {}
     for path, record in records.items():
         if column.metric in record.metrics:
-            checkpoint = (record.checkpoint["label"], record.checkpoint["sha256"])
             data_set = (record.data["name"], sha256_json(data_identity(record)))
-            paths_of.setdefault(checkpoint, {}).setdefault(data_set, []).append(path)
+            paths_of.setdefault(checkpoint_key(record), {}).setdefault(data_set, []).append(path)
     if not paths_of:
         return None
     data_sets = sorted({data_set for paths in paths_of.values() for data_set in paths})
@@ -213,60 +216,3 @@ def _sort(rows: Sequence[Row]) -> tuple[Row, ...]:
         return False, not row.mean.is_sound, -row.mean.mean, row.label
 
     return tuple(sorted(rows, key=key))
-
-
-def plain_tables(tables: Sequence[SmallSetTable]) -> list[dict[str, Any]]:
-    """Return the tables as plain JSON."""
-    return [
-        {
-            "task": table.column.task,
-            "metric": table.column.metric,
-            "recipe": table.example.recipe["name"],
-            "recipe_sha256": table.example.recipe["sha256"],
-            "deviates": table.example.deviates,
-            **{
-                key: table.example.data[key] for key in ("classifier",) if key in table.example.data
-            },
-            "data_sets": list(table.data_sets),
-            "rows": [_plain_row(table, row) for row in table.rows],
-        }
-        for table in tables
-    ]
-
-
-def _plain_row(table: SmallSetTable, row: Row) -> dict[str, Any]:
-    scores = zip(table.data_sets, row.cells, strict=True)
-    return {
-        "rank": None if row.mean is None else row.mean.rank,
-        "label": row.label,
-        "arch": row.arch,
-        "checkpoint": row.checkpoint,
-        "scores": {name: None if cell is None else plain_score(cell) for name, cell in scores},
-        "mean": None if row.mean is None else row.mean.mean,
-        "mean_score": None if row.mean is None else plain_score(row.mean),
-        "pretrainings": [_plain_row(table, one) for one in row.pretrainings],
-    }
-
-
-def plain_score(cell: ScoreCell) -> dict[str, Any]:
-    """Return a score, its uncertainty, its rank and its marks as plain JSON."""
-    return {
-        "mean": cell.mean,
-        "std": cell.std,
-        "seeds": len(cell.values),
-        "unit": cell.unit,
-        "images_se": images_error(cell),
-        "rank": cell.rank,
-        "best": cell.best,
-        "deviates": cell.deviates,
-        "partial": cell.partial,
-        "dirty": cell.dirty,
-    }
-
-
-def images_error(cell: ScoreCell) -> float | None:
-    """Return the standard error from the finite number of images, with six digits.
-
-    The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
-    """
-    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")

@@ -23,7 +23,7 @@ from simmim_bench.leaderboard.at_hand import (
     read_samples,
 )
 from simmim_bench.tasks import predictions_of
-from simmim_bench.uncertainty.interval import Side, Spread, pooled_spread
+from simmim_bench.uncertainty.interval import Side, Spread, pool, pooled_spread
 from simmim_bench.uncertainty.run_scores import Floats, RunScores
 
 
@@ -115,17 +115,13 @@ def _unit_spread(samples: Sequence[Sample], target: Target, kind: str) -> UnitSp
             for runs, sides in varying
             if (spread := pooled_spread(runs, sides)) is not None
         ]
-    if not found:
+    pooled = pool([spread for spread, _ in found])
+    if pooled is None:
         return None
-    freedom = sum(spread.freedom for spread, _ in found)
     units = sum(number for _, number in found)
     what = f"pairs of {target.unit}s" if paired else f"{target.unit}s"
     return UnitSpread(
-        Spread(
-            variance=sum(spread.variance * spread.freedom for spread, _ in found) / freedom,
-            noise=sum(spread.noise * spread.freedom for spread, _ in found) / freedom,
-            freedom=freedom,
-        ),
+        pooled,
         f"{units} {what}, {kind}",
         comparable=kind == SAME_PROTOCOL,
     )

@@ -17,8 +17,8 @@ from simmim_bench.errors import UsageError
 from simmim_bench.leaderboard.board import Board, ProtocolGroup
 from simmim_bench.leaderboard.protocols import describe_recipe, protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
-from simmim_bench.leaderboard.rows import Row, ScoreCell
-from simmim_bench.leaderboard.small_sets import images_error, plain_score, plain_tables
+from simmim_bench.leaderboard.rows import Row, ScoreCell, images_error, plain_score
+from simmim_bench.leaderboard.small_set_tables import plain_tables
 from simmim_bench.leaderboard.text_tables import (
     MISSING,
     escape_csv,

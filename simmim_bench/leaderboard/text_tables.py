@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
+from simmim_bench.results.score_text import DEVIATES, DIRTY, MEANINGS, PARTIAL
 from simmim_bench.untrusted.text import visible, visible_lines
 
 if TYPE_CHECKING:
@@ -97,12 +98,13 @@ def explain_marks(rows: Sequence[Row]) -> list[str]:
     shown = with_pretrainings(rows)
     cells = [cell for row in shown for cell in (*row.cells, row.mean) if cell is not None]
     footnotes = []
-    if any(cell.deviates for cell in cells):
-        footnotes.append("* Some settings differ from the named recipe; the record lists them.")
-    if any(cell.partial for cell in cells):
-        footnotes.append("† Partial: not every image of the split was evaluated. Not ranked.")
-    if any(cell.dirty for cell in cells):
-        footnotes.append("‡ The code had uncommitted changes. Not ranked.")
+    used = {mark for cell in cells for mark in cell.marks}
+    remarks = {
+        DEVIATES: "; the record lists them.",
+        PARTIAL: ". Not ranked.",
+        DIRTY: ". Not ranked.",
+    }
+    footnotes += [f"{m} {MEANINGS[m]}{remark}" for m, remark in remarks.items() if m in used]
     if any(cell.unit == "seed" and cell.std is not None for cell in cells):
         footnotes.append(
             "seeds ±: sample standard deviation over transfer seeds of one checkpoint; random weights are "

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import sha256_file
 from simmim_bench.results.ablation import (
     FEW_SEEDS,
     Ablation,
@@ -21,44 +20,37 @@ from simmim_bench.results.ablation import (
     SeedSpread,
     from_json,
 )
-from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
-from simmim_bench.results.record import read_record, with_masks
+from simmim_bench.results.per_image import ImageScores
+from simmim_bench.results.record import read_record
+from simmim_bench.results.row_runs import RowRuns, join_rows, read_run
 from simmim_bench.tasks import find_variant
 from simmim_bench.uncertainty.interval import (
     Difference,
     Side,
     Spread,
     difference,
-    holm,
     pooled_spread,
     uncertainty,
 )
+from simmim_bench.uncertainty.multiple import holm
 from simmim_bench.uncertainty.run_scores import RunScores
 from simmim_bench.untrusted.json_text import read_json
-from simmim_bench.untrusted.paths import path_below
 
 Locate = Callable[[SeedScore], Path]  # the path of a score's record; DataError if there is none
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """The runs of one row, with their images."""
+    """The runs of one row, with their scores by the path of the record."""
 
     row: CellResult
-    runs: tuple[ImageScores, ...]
+    runs: RowRuns
+    scores: Mapping[Path, ImageScores]
     caveats: tuple[str, ...]
 
     @property
     def images(self) -> set[tuple[int, str]]:
-        return {(run.images, run.identity) for run in self.runs}
-
-    def side(self, start: int) -> Side:
-        """Return the runs as a side of a difference, the first one with the index `start`."""
-        return Side(
-            units=tuple((start + index,) for index in range(len(self.runs))),
-            keys=tuple(score.seed for score in self.row.scores),
-            unit="pretraining" if self.row.is_pretrained else "seed",
-        )
+        return {(run.images, run.identity) for run in self.scores.values()}
 
 
 @dataclass(frozen=True)
@@ -148,24 +140,23 @@ def _read_cells(ablation: Ablation, locate: Locate) -> tuple[dict[str, _Cell], d
 
 def _read_cell(row: CellResult, metric: str, locate: Locate) -> _Cell | None:
     """Read the runs of a row; None for a metric without data by image."""
-    runs, caveats = [], []
+    scores, caveats, units = dict[Path, ImageScores](), [], []
     for score in row.scores:
         path = locate(score)
         record = read_record(path)
         caveats += ["partial"] if record.status == "partial" else []
         caveats += ["changed sources"] if record.environment.get("dirty") else []
-        predictions = path_below(path.parent, record.predictions["file"], "the record")
-        annotations = Path(record.data["annotations"]) if "annotations" in record.data else None
-        masks = with_masks(record.details)
-        run = read_image_scores(record.task, predictions, annotations, metric, masks=masks)
-        if run is None:
-            return None
-        if sha256_file(predictions) != score.predictions_sha256:
+        if record.predictions["sha256"] != score.predictions_sha256:
             raise DataError(
-                f"predictions {predictions} are not the ones that were scored; run {path.parent} again."
+                f"{path} does not have the predictions that were scored; run {path.parent} again."
             )
-        runs.append(run)
-    return _Cell(row, tuple(runs), tuple(dict.fromkeys(caveats)))
+        found = read_run(path, record, [metric])
+        if metric not in found:
+            return None
+        scores[path] = found[metric]
+        units.append((score.seed, [path]))
+    runs = RowRuns(units, unit="pretraining" if row.is_pretrained else "seed")
+    return _Cell(row, runs, scores, tuple(dict.fromkeys(caveats)))
 
 
 def _without_intervals(row: CellResult) -> CellResult:
@@ -185,15 +176,13 @@ def _compare(
     """Join the runs of all cells, and pool the spread over seeds."""
     images = next(iter(cells.values())).images
     further = [cell for cell in _further_cells(ablation, locate, others) if cell.images == images]
-    pool, sides, start = [*cells.values(), *further], list[Side](), 0
-    for cell in pool:
-        sides.append(cell.side(start))
-        start += len(cell.runs)
-    runs = join_runs([run for cell in pool for run in cell.runs])
+    pool = [*cells.values(), *further]
+    scores = {path: one for cell in pool for path, one in cell.scores.items()}
+    runs, sides = join_rows([cell.runs for cell in pool], scores)
     several = [
         (cell, side)
         for cell, side in zip(pool, sides, strict=True)
-        if cell.row.is_pretrained and len(cell.runs) > 1
+        if cell.row.is_pretrained and len(cell.runs.units) > 1
     ]
     # Sources that are being changed leave all runs of a study unsound, and a spread is needed all the same.
     sound = [pair for pair in several if not pair[0].caveats] or several

@@ -16,6 +16,13 @@ from simmim_bench.results.ablation import (
     to_json,
 )
 from simmim_bench.results.ablation_figure import plot_ablation
+from simmim_bench.results.score_text import (
+    DIRTY,
+    MEANINGS,
+    PARTIAL,
+    describe_uncertainty,
+    format_p,
+)
 
 
 class FactColumn(NamedTuple):
@@ -35,8 +42,7 @@ FACT_COLUMNS: dict[str, FactColumn] = {
     "wall_time_s": FactColumn("pretraining, s", lambda value: f"{value:.0f}"),
 }
 MASK_FIELDS = {"masking", "mask_patch_size", "mask_ratio"}  # recipe fields that determine AvgDist
-MARKS = {"partial": "†", "changed sources": "‡"}  # the leaderboard's
-SMALLEST_P = 0.001
+MARKS = {"partial": PARTIAL, "changed sources": DIRTY}  # the leaderboard's
 
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
@@ -99,10 +105,9 @@ def _format_fact(row: CellResult, name: str) -> str:
 def _format_score(row: CellResult) -> str:
     """Format the mean, its standard deviation over seeds and its standard error from the images."""
     mean = f"{row.mean:.1f}" + "".join(MARKS[caveat] for caveat in row.caveats)
-    parts = [f"**{mean}**" if row.best else mean]
-    parts += [f"seeds ± {row.std:.1f}"] if len(row.scores) > 1 else []
-    parts += [] if row.image_error is None else [f"images ± {row.image_error:.1f}"]
-    return ", ".join(parts)
+    known = describe_uncertainty(row.std if len(row.scores) > 1 else None, row.image_error)
+    score = f"**{mean}**" if row.best else mean
+    return ", ".join([score, *(f"{name} {text}" for name, text in known.items())])
 
 
 def format_difference(row: CellResult) -> str:
@@ -116,10 +121,7 @@ def format_difference(row: CellResult) -> str:
 
 def format_p_value(row: CellResult) -> str:
     """Format the adjusted p-value; a dash if the spread over seeds is unknown."""
-    p_value = row.adjusted_p_value
-    if p_value is None:
-        return "" if row.above is None else "–"
-    return f"< {SMALLEST_P}" if p_value < SMALLEST_P else f"{p_value:.3f}"
+    return "" if row.above is None else format_p(row.adjusted_p_value)
 
 
 def _format_published(row: CellResult) -> str:
@@ -176,11 +178,7 @@ def _remarks_on_intervals(ablation: Ablation) -> list[str]:
             "not adjusted."
         )
     caveats = dict.fromkeys(caveat for row in rows for caveat in row.caveats)
-    meanings = {
-        "partial": "not every image was scored",
-        "changed sources": "the code had uncommitted changes",
-    }
-    remarks += [f"{MARKS[caveat]} {meanings[caveat]}; never bold." for caveat in caveats]
+    remarks += [f"{MARKS[caveat]} {MEANINGS[MARKS[caveat]]}. Never bold." for caveat in caveats]
     return remarks + describe_not_compared(ablation.not_compared)
 
 

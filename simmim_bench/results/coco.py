@@ -20,7 +20,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 
 from simmim_bench.errors import DataError
-from simmim_bench.results.coco_file import fits, is_finite, read_instances
+from simmim_bench.results.coco_file import read_instances
+from simmim_bench.results.coco_truth import check_content, is_scored, missing_objects
 from simmim_bench.results.run_lengths import check_masks
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA
 from simmim_bench.untrusted.paths import read_bytes
@@ -39,9 +40,6 @@ LIST, EMPTY_LIST = re.compile(rb"\s*\["), re.compile(rb"\s*\[\s*\]\s*")
 NO_SCORE = re.compile(rb'"score"\s*:\s*[^-0-9\s]')
 NO_NUMBER = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\s*[,}]|,\s*-?(?:NaN|Infinity)\s*\]")
 HAS_MASK = re.compile(rb'"segmentation"\s*:\s*[\[{]\s*[^\]}\s]')
-
-MAX_AREA = 1e5**2  # of objects that count; pycocotools: cocoeval.py, Params.setDetParams, areaRng
-MAX_CATEGORIES = 20_000  # their precisions, 10 x 101 x classes x 4 x 3 numbers, take 2 GB
 
 # From a results file and "bbox" or "segm" to pycocotools' twelve metrics and its precision array.
 Evaluator = Callable[[Path, str], tuple[Any, Any]]
@@ -73,26 +71,6 @@ def check_annotations(annotations: Path, content: dict[str, Any]) -> None:
         DataError: the evaluator cannot use the file, or it has no object to score.
     """
     _load_truth(annotations, content, _load_hotcoco)
-
-
-def missing_objects(annotations: Path, content: dict[str, Any]) -> str | None:
-    """Return why every AP of an annotation file would be undefined, if it would; without detections it would be 0."""
-    entries = content["annotations"]
-    if any(map(_is_scored, entries)):
-        return None
-    if not entries:
-        return f"{annotations} has no annotations; annotate some objects."
-    crowds = sum(bool(a["iscrowd"]) for a in entries)
-    return (
-        f"{annotations} has no object that can be scored: {crowds:,} of {len(entries):,} annotations are crowds"
-        + (f", the others have an area above {MAX_AREA:.0e}" if crowds < len(entries) else "")
-        + "; annotate some objects."
-    )
-
-
-def _is_scored(annotation: dict[str, Any]) -> bool:
-    """Return whether an annotation counts as an object; detections of others are ignored."""
-    return not annotation["iscrowd"] and annotation["area"] <= MAX_AREA
 
 
 def evaluate_coco(
@@ -160,7 +138,7 @@ def read_results(
     empty = EMPTY_LIST.fullmatch(text) is not None
     truth = read_instances(annotations).content
     loaded = _load_truth(annotations, truth, load)
-    annotated = any(a.get("segmentation") for a in truth["annotations"] if _is_scored(a))
+    annotated = any(a.get("segmentation") for a in truth["annotations"] if is_scored(a))
     has_masks = masks and annotated and (empty or HAS_MASK.search(text))
     # Searching 200 MB for the pattern takes three seconds, and for the words a tenth of one.
     may_be_no_number = b"NaN" in text or b"Infinity" in text
@@ -222,7 +200,7 @@ def _load_truth(annotations: Path, content: Any, load: Callable[[dict[str, Any]]
         DataError: the library cannot use the content.
     """
     try:
-        _check_content(content)
+        check_content(content)
         missing = missing_objects(annotations, content)
         if missing is not None:
             raise DataError(missing)
@@ -251,56 +229,17 @@ def _panics_as_errors() -> Iterator[None]:
         raise ValueError(f"the evaluation failed: {error}") from error
 
 
-def _check_content(content: Any) -> None:
-    """Check what of an annotation file the libraries take on trust: types and sizes.
-
-    Raises:
-        ValueError: a value cannot be used.
-    """
-    sections = ("images", "categories", "annotations")
-    if not isinstance(content, dict) or not all(
-        isinstance(entries := content.get(section), list)
-        and all(isinstance(e, dict) for e in entries)
-        for section in sections
-    ):
-        raise ValueError("it is not a COCO instances file")
-    images, categories, annotations = (content[section] for section in sections)
-    if len(categories) > MAX_CATEGORIES:
-        raise ValueError(f"it has {len(categories):,} categories, more than {MAX_CATEGORIES:,}")
-    for category in categories:
-        if not (_is_id(category["id"]) and isinstance(category["name"], str)):
-            raise ValueError(f"a category has id {category['id']!r} and name {category['name']!r}")
-    sizes = {}
-    for image in images:
-        if not all(_is_id(image[key]) for key in ("id", "height", "width")):
-            raise ValueError(f"image {image['id']!r} has no id and size in whole numbers")
-        sizes[image["id"]] = (image["height"], image["width"])
-    known = {category["id"] for category in categories}
-    for number, annotation in enumerate(annotations):
-        if annotation["image_id"] not in sizes or annotation["category_id"] not in known:
-            raise ValueError(f"annotation {number:,} is of an unknown image or category")
-        box, mask = annotation["bbox"], annotation.get("segmentation")
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-            raise ValueError(f"annotation {number:,} has no box of four numbers")
-        if not (_is_finite(annotation["area"]) and annotation["iscrowd"] in (0, 1)):
-            raise ValueError(f"annotation {number:,} has no area, or iscrowd is not 0 or 1")
-        if mask and not fits(mask, *sizes[annotation["image_id"]]):
-            raise ValueError(f"annotation {number:,} has no mask that fits its image")
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**53
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and is_finite(value)
-
-
-def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
+def load_objects(content: dict[str, Any]) -> Any:
     """Load annotations with hotcoco, which creates no Python object per detection."""
     import hotcoco
 
-    truth = hotcoco.COCO(content)
+    return hotcoco.COCO(content)
+
+
+def _load_hotcoco(content: dict[str, Any]) -> tuple[Evaluator, Names]:
+    import hotcoco
+
+    truth = load_objects(content)
 
     def evaluate(file: Path, kind: str) -> tuple[Any, Any]:
         evaluation: Any = hotcoco.COCOeval(truth, load_detections(truth, file), kind)

@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from simmim_bench.results.coco import KINDS, Results, load_detections, read_results, results_file
+from simmim_bench.results.coco import (
+    KINDS,
+    Results,
+    load_detections,
+    load_objects,
+    read_results,
+    results_file,
+)
 from simmim_bench.uncertainty.weighted_scores import ClassMatches
 
 # The average precisions among `coco.STATS`: the area in pixels, in the words of hotcoco, and the IoU threshold, None
@@ -62,16 +69,10 @@ def read_matches(
     if kind is None or name not in PRECISIONS:
         return None
     area, threshold = PRECISIONS[name]
-    found = read_results(annotations, results, _load, masks=masks)
+    found = read_results(annotations, results, load_objects, masks=masks)
     if kind not in found.kinds:
         return None
     return _match(found, kind, area, threshold)
-
-
-def _load(content: dict[str, Any]) -> Any:
-    import hotcoco
-
-    return hotcoco.COCO(content)
 
 
 def _match(found: Results[Any], kind: str, area: str, threshold: float | None) -> Matches:

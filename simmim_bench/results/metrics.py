@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.errors import DataError, DivergedError
-from simmim_bench.files import replacing
+from simmim_bench.files import write_arrays
 from simmim_bench.results.calibration import calibration_columns, calibration_scores, check_columns
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.shift import corruption_scores, multilabel_scores
@@ -45,17 +45,6 @@ def classification_scores(ranked: np.ndarray, labels: np.ndarray, classes: int) 
     if classes > 5:
         scores["top5"] = 100.0 * float(np.mean(correct[:, :5].any(1)))
     return scores
-
-
-def correct_from_predictions(predictions: Path) -> np.ndarray:
-    """Return whether each image's label is ranked first, (N,) bool, from a file of `write_ranking`.
-
-    Raises:
-        DataError: the predictions do not exist or are damaged.
-    """
-    ranking, labels = read_ranking(predictions)
-    correct: np.ndarray = ranking.ranked[:, 0] == labels
-    return correct
 
 
 def read_ranking(predictions: Path) -> tuple[Ranking, np.ndarray]:
@@ -241,8 +230,7 @@ def write_ranking(path: Path, ranking: Ranking, labels: np.ndarray) -> None:
     }
     if ranking.calibration is not None:
         arrays[CALIBRATION] = ranking.calibration
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, **arrays)
 
 
 def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) -> None:
@@ -256,15 +244,12 @@ def write_confusion(path: Path, confusions: list[np.ndarray], names: list[str]) 
         counts = confusion[true, predicted]
         entries.append(np.stack([np.full_like(true, image), true, predicted, counts], axis=1))
     classes = confusions[0].shape[0] if confusions else 0
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            entries=np.concatenate(entries).astype(np.int64)
-            if entries
-            else np.zeros((0, 4), np.int64),
-            names=np.array(names),
-            classes=np.array(classes),
-        )
+    write_arrays(
+        path,
+        entries=np.concatenate(entries).astype(np.int64) if entries else np.zeros((0, 4), np.int64),
+        names=np.array(names),
+        classes=np.array(classes),
+    )
 
 
 def scores_from_predictions(

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import replacing
+from simmim_bench.files import write_arrays
 from simmim_bench.untrusted.arrays import read_arrays
 
 MULTILABEL = {"ranked": "iu", "logits": "f", "labels": "iu", "classes": "iu"}
@@ -68,7 +67,7 @@ def write_multilabel(
     padded = np.full((len(labels), max(map(len, labels))), -1, np.int32)
     for row, own in zip(padded, labels, strict=True):
         row[: len(own)] = own
-    _write(path, ranked=ranked, logits=logits, labels=padded, classes=np.array(classes))
+    write_arrays(path, ranked=ranked, logits=logits, labels=padded, classes=np.array(classes))
 
 
 def multilabel_scores(predictions: Path) -> dict[str, float]:
@@ -136,7 +135,7 @@ def write_corruptions(
         classes: number of classes.
         imagenet: whether the classes are the 1,000 of ImageNet, on which AlexNet's errors were measured.
     """
-    _write(
+    write_arrays(
         path,
         best=best.astype(np.min_scalar_type(classes)),
         labels=labels.astype(np.min_scalar_type(classes)),
@@ -249,8 +248,3 @@ def _number_of_classes(stored: Mapping[str, np.ndarray]) -> int:
 
 def _unreadable(predictions: Path, error: ValueError) -> DataError:
     return DataError(f"predictions {predictions} cannot be read: {error}")
-
-
-def _write(path: Path, **arrays: Any) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)

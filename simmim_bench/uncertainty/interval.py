@@ -13,9 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from simmim_bench.uncertainty.mover import LEVEL as LEVEL
 from simmim_bench.uncertainty.mover import Variance, add, margin, p_value
-from simmim_bench.uncertainty.multiple import holm as holm
 from simmim_bench.uncertainty.run_scores import Floats, RunScores
 
 Unit = Literal["seed", "pretraining"]
@@ -157,17 +155,23 @@ def difference(
 def pooled_spread(runs: RunScores, sides: Sequence[Side]) -> Spread | None:
     """Pool the variance over units within several rows; None if each has a single unit."""
     # A mean's variance times the number of units is a unit's.
-    parts = [
-        (len(side.units), _mean_variance(runs, side.by_unit(len(runs.scores))))
-        for side in sides
-        if len(side.units) > 1 and _varies(runs, side)
-    ]
-    freedom = sum(part.freedom for _, part in parts)
+    spreads = []
+    for side in sides:
+        if len(side.units) > 1 and _varies(runs, side):
+            mean = _mean_variance(runs, side.by_unit(len(runs.scores)))
+            units = len(side.units)
+            spreads.append(Spread(units * mean.value, units * mean.noise, mean.freedom))
+    return pool(spreads)
+
+
+def pool(spreads: Sequence[Spread]) -> Spread | None:
+    """Average variances, weighted by their degrees of freedom; None without any."""
+    freedom = sum(spread.freedom for spread in spreads)
     if not freedom:
         return None
     return Spread(
-        variance=sum(units * part.value * part.freedom for units, part in parts) / freedom,
-        noise=sum(units * part.noise * part.freedom for units, part in parts) / freedom,
+        variance=sum(spread.variance * spread.freedom for spread in spreads) / freedom,
+        noise=sum(spread.noise * spread.freedom for spread in spreads) / freedom,
         freedom=freedom,
     )
 

@@ -16,7 +16,7 @@ import functools
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simmim_bench.uncertainty.run_scores import RunScores, from_replicates
+from simmim_bench.uncertainty.run_scores import RunScores
 
 GROUPS = 200  # a standard error from them varies by 1 / sqrt(2 * 200), 5 %
 MAX_IMAGES = 200_000  # their weights take 40 MB
@@ -53,7 +53,9 @@ def from_left_out(scores: ArrayLike, left_out: ArrayLike, images: int) -> RunSco
     means, without = np.asarray(scores, np.float64), np.asarray(left_out, np.float64)
     without = without[:, np.isfinite(without).all(0)]
     groups = without.shape[1]
-    if groups < 2:  # all that is known is on a single image
-        return from_replicates(means, np.stack([means, means], axis=1), 1)
+    if groups < 2:
+        # All that is known is on a single image. No percentage varies more than one that is 0 or 100 with equal
+        # probability.
+        return RunScores(means, 50.0**2 * np.eye(len(means)), 1)
     covariance = np.atleast_2d(np.cov(without)) * (groups - 1) ** 2 / groups
     return RunScores(means, covariance, images)

@@ -37,8 +37,8 @@ class RunScores:
         If all images have the same answer, their variance is zero, however few they are. For proportions, images of
         opposite answers are therefore added: to a difference of scores one in favour of each side (Bonett and Price
         2012, Journal of Educational and Behavioral Statistics 37(4)), to a mean of scores two correct and two wrong
-        (Agresti and Coull 1998, The American Statistician 52(2)). For other scores, they are added where all resamples
-        agree.
+        (Agresti and Coull 1998, The American Statistician 52(2)). For other scores, they are added where the variance
+        is zero.
 
         Args:
             weights: (R,), of sum 0 for a difference and of sum 1 for a mean.
@@ -68,19 +68,3 @@ def from_correct(correct: ArrayLike) -> RunScores:
     # One image has no variance; `RunScores.variance` adds images.
     covariance = np.atleast_2d(np.cov(answers)) / images if images > 1 else np.zeros((runs, runs))
     return RunScores(answers.mean(1), covariance, images, proportions=True)
-
-
-def from_replicates(scores: ArrayLike, replicates: ArrayLike, images: int) -> RunScores:
-    """Return scores whose variation over samples of images is estimated by a bootstrap.
-
-    Args:
-        scores: (R,) on the images themselves.
-        replicates: (R, B), B > 1, on B resamples of the images, which are the same for all runs.
-    """
-    means = np.asarray(scores, np.float64)
-    if images == 1:
-        # All resamples are this image. No percentage varies more than one that is 0 or 100 with equal probability.
-        return RunScores(means, 50.0**2 * np.eye(len(means)), images)
-    # As for a mean, the variance over resamples is that over samples times (N - 1) / N.
-    covariance = np.atleast_2d(np.cov(np.asarray(replicates, np.float64))) * images / (images - 1)
-    return RunScores(means, covariance, images)

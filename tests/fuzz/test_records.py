@@ -29,7 +29,7 @@ from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
-from simmim_bench.results import calibration, coco, coco_file, metrics, run_lengths
+from simmim_bench.results import calibration, coco, coco_file, coco_truth, metrics, run_lengths
 from simmim_bench.results import record as record_module
 from simmim_bench.results.coco import evaluate_coco
 from simmim_bench.results.coco_file import read_instances
@@ -177,7 +177,7 @@ def test_coco_annotations(tmp_path: Path, seconds: float | None) -> None:
         if refused is not None:
             raise refused
 
-    covers: list[Any] = [coco_file, coco._check_content, coco_faults, coco_images]
+    covers: list[Any] = [coco_file, coco_truth.check_content, coco_faults, coco_images]
     seeds, path = [json.dumps(truth()).encode()], tmp_path / "truth.json"
     check(fuzz(read, seeds, path, seconds=seconds, covers=covers, mutate=mutate_json))
 

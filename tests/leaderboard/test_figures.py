@@ -12,7 +12,8 @@ from playwright.sync_api import Page
 from support.pages import LINEAR
 from support.records import board_of, change, make_record
 
-from simmim_bench.leaderboard.figures import pareto_front, plot_scores
+from simmim_bench.leaderboard.figure_points import pareto_front
+from simmim_bench.leaderboard.figures import plot_scores
 from simmim_bench.leaderboard.page_data import page_data, standard_error
 from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.uncertainty.interval import Uncertainty

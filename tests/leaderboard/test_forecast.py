@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import norm
-from support.records import change, fake_hash, make_record, pretraining
+from support.records import change, fake_hash, make_record, pretraining, set_answers
 
-from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.at_hand import RecordsAtHand, Target
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.forecast import ALTERNATIVES, Forecast, forecast_text, make_forecast
 from simmim_bench.leaderboard.spread import measure_spread
-from simmim_bench.results.metrics import write_logits
 from simmim_bench.uncertainty.interval import Side, difference
 from simmim_bench.uncertainty.power import smallest_difference
 from simmim_bench.uncertainty.run_scores import from_correct
@@ -33,16 +31,7 @@ def linear(**fields: object) -> Target:
 def add_run(root: Path, correct: np.ndarray, **run: Any) -> Path:
     """Write the record of a run that classifies the given images correctly."""
     path = make_record(root, **run)
-    labels = np.arange(len(correct)) % 2
-    file = path.parent / "predictions" / "logits.npz"
-    write_logits(file, 5.0 * np.eye(2)[np.where(correct, labels, 1 - labels)], labels)
-    change(
-        path,
-        metrics={"top1": 100 * float(correct.mean())},
-        predictions={"file": "predictions/logits.npz", "sha256": sha256_file(file)},
-        evaluated=len(correct),
-        expected=len(correct),
-    )
+    set_answers(path, correct)
     return path
 
 

@@ -18,7 +18,8 @@ from support.records import board_of, change, fake_hash, make_record, run_leader
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.archive import shorten_paths
 from simmim_bench.leaderboard.check import check_records
-from simmim_bench.leaderboard.figures import pareto_front, plot_scores
+from simmim_bench.leaderboard.figure_points import pareto_front
+from simmim_bench.leaderboard.figures import plot_scores
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown

@@ -11,10 +11,10 @@ from zlib import crc32
 import numpy as np
 import pytest
 from scipy import stats
-from support.records import change, make_record
+from support.records import change, make_record, set_answers
 
 from simmim_bench.errors import DataError
-from simmim_bench.files import sha256_file, write_json
+from simmim_bench.files import write_json
 from simmim_bench.results.ablation import (
     NO_PRETRAINING,
     Ablation,
@@ -36,21 +36,9 @@ PROTOCOL = dict.fromkeys(KEYS, "x") | {"task": "linear", "metric": "top1"}
 def write_run(root: Path, name: str, seed: int, correct: np.ndarray) -> SeedScore:
     """Write a run that classifies the given images correctly, (N,) bool."""
     path = make_record(root, label=name, seed=seed)
-    predictions = path.parent / "predictions" / "logits.npz"
-    labels = np.arange(len(correct)) % 6
-    logits = np.eye(6)[np.where(correct, labels, (labels + 1) % 6)]
-    logits[0, labels[0]] += 1e-3 * (seed + 1)  # no two files have the same hash
-    write_logits(predictions, logits, labels)
-    digest = sha256_file(predictions)
-    top1 = 100 * float(correct.mean())
-    change(
-        path,
-        metrics={"top1": top1},
-        predictions={"file": "predictions/logits.npz", "sha256": digest},
-        evaluated=len(correct),
-        expected=len(correct),
-    )
-    return SeedScore(seed, top1, path.relative_to(root).as_posix(), digest)
+    digest = set_answers(path, correct)
+    score = 100 * float(correct.mean())
+    return SeedScore(seed, score, path.relative_to(root).as_posix(), digest)
 
 
 def answers(score: float, images: int = IMAGES, shift: int = 0) -> np.ndarray:
@@ -223,7 +211,7 @@ def test_predictions_that_changed_leave_a_row_without_an_interval(tmp_path: Path
     write_logits(changed.parent / "predictions" / "logits.npz", np.eye(6), np.arange(6))
     full = add_intervals(ablation, lambda score: tmp_path / score.record)
     assert [row.above is None for row in full.rows] == [True, True, False]
-    assert "not the ones that were scored; run" in full.not_compared["a"]
+    assert "have changed since they were scored: hash mismatch." in full.not_compared["a"]
     whole = replace(ablation, protocol={**PROTOCOL, "metric": "ece"})
     full = add_intervals(whole, lambda score: tmp_path / score.record)
     assert full.not_compared["own"] == "linear ece is not stored image by image"

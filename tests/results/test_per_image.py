@@ -11,7 +11,6 @@ import pytest
 from support.simulated_images import Experiment, coverage, detection, segmentation
 
 from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.archive import find_annotations, find_predictions
 from simmim_bench.results.metrics import (
     scores_from_predictions,
     segmentation_scores,
@@ -19,7 +18,8 @@ from simmim_bench.results.metrics import (
     write_logits,
 )
 from simmim_bench.results.per_image import ImageScores, join_runs, read_image_scores
-from simmim_bench.results.record import read_record, with_masks
+from simmim_bench.results.record import read_record
+from simmim_bench.results.row_runs import read_run
 from simmim_bench.results.shift import condition_number, write_corruptions, write_multilabel
 from simmim_bench.tasks import columns
 from simmim_bench.uncertainty.jackknife import GROUPS, MAX_IMAGES, from_left_out, group_weights
@@ -39,21 +39,12 @@ def test_scores_of_the_committed_records_are_those_of_their_images() -> None:
     records = {p.parts[-3]: p for p in sorted(RECORDS.rglob("seed0/record.json"))}  # by protocol
     for path in records.values():
         record = read_record(path)
-        predictions, annotations = find_predictions(path, record), find_annotations(path, record)
-        for metric in record.metrics:
-            if (record.task, metric) not in shown:
-                continue
-            found = read_image_scores(
-                record.task,
-                predictions,
-                annotations,
-                metric,
-                masks=with_masks(record.details),
-                images=record.evaluated,
-            )
-            assert found is not None
-            assert found.images == record.evaluated
-            assert found.score == pytest.approx(record.metrics[metric], abs=1e-9)
+        metrics = [metric for metric in record.metrics if (record.task, metric) in shown]
+        found = read_run(path, record, metrics)
+        assert [*found] == metrics
+        for metric, run in found.items():
+            assert run.images == record.evaluated
+            assert run.score == pytest.approx(record.metrics[metric], abs=1e-9)
             kinds.add(metric)
     assert kinds == {"top1", "miou", "box_ap", "mask_ap"}
 

@@ -87,6 +87,29 @@ def make_record(
     return path
 
 
+def set_answers(path: Path, correct: np.ndarray) -> str:
+    """Replace the predictions of a record by ones that classify the given images correctly, (N,) bool.
+
+    Returns:
+        The hash of the predictions.
+    """
+    record = json.loads(path.read_text())
+    file = path.parent / record["predictions"]["file"]
+    labels = np.arange(len(correct)) % 6
+    logits = np.eye(6)[np.where(correct, labels, (labels + 1) % 6)]
+    logits[0, labels[0]] += 1e-3 * (record["seed"] + 1)  # files of two seeds have different hashes
+    write_logits(file, logits, labels)
+    digest = sha256_file(file)
+    change(
+        path,
+        metrics={"top1": 100 * float(correct.mean())},
+        predictions={**record["predictions"], "sha256": digest},
+        evaluated=len(correct),
+        expected=len(correct),
+    )
+    return digest
+
+
 def pretraining(recipe: str, seed: int) -> dict[str, object]:
     """Return the provenance of a checkpoint that a recipe gave with a pretraining seed."""
     return {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from pycocotools import mask as masks
-from support.records import change, make_record
+from support.records import change, make_record, set_answers
 
 from simmim_bench.cli.main import cli
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
@@ -179,7 +179,7 @@ def test_incomparable_runs_are_refused(tmp_path: Path, pocket: Path) -> None:
         compare([tmp_path / "a"], [tmp_path / "c"])
     for path in (tmp_path / "a" / "predictions").iterdir():
         write_logits(path, np.zeros((30, 10)), np.zeros(30, int))
-    with pytest.raises(DataError, match=r"are not the ones that were scored; run .*a again"):
+    with pytest.raises(DataError, match=r"a/predictions/.* have changed since they were scored"):
         compare([tmp_path / "a"], [tmp_path / "a"])
 
 
@@ -194,17 +194,9 @@ def runs_of(
     run_dirs = []
     for seed, row in enumerate(answers):
         path = make_record(root, task=task, label=label, seed=seed)
-        labels = np.arange(len(row)) % 6
-        logits = np.eye(6)[(labels + 1 - np.array(row)) % 6] * 5.0
-        file = path.parent / "predictions" / "logits.npz"
-        write_logits(file, logits, labels)
+        set_answers(path, np.array(row, bool))
         checkpoint = json.loads(path.read_text())["checkpoint"] | {"provenance": provenance}
-        change(
-            path,
-            metrics={"top1": 100 * float(np.mean(row))},
-            predictions={"file": "predictions/logits.npz", "sha256": sha256_file(file)},
-            checkpoint=checkpoint,
-        )
+        change(path, checkpoint=checkpoint)
         run_dirs.append(path.parent)
     return run_dirs
 
@@ -295,7 +287,7 @@ def scored_with(path: Path, task: str, predictions: Path, annotations: Path | No
     data = json.loads(path.read_text())["data"]
     stored = {"file": f"predictions/{predictions.name}", "sha256": sha256_file(predictions)}
     if annotations is not None:
-        data |= {"annotations": str(annotations)}
+        data |= {"annotations": str(annotations), "fingerprint": sha256_file(annotations)}
     change(path, task=task, metrics=metrics, predictions=stored, data=data)
     return path.parent
 
@@ -340,7 +332,7 @@ def test_average_precisions_and_mious_are_compared_as_well(tmp_path: Path) -> No
         found = compare_runs(ours, theirs)
         assert [*found] == metrics
         for metric, one in found.items():
-            scores = [r.records[0].metrics[metric] for r in (ours, theirs)]
+            scores = [r.first.metrics[metric] for r in (ours, theirs)]
             assert one.points == pytest.approx(scores[0] - scores[1]) != 0
             assert 0 < one.low < one.points < one.high
             assert (one.images, one.without_units) == (12 if task == "coco" else 8, True)

@@ -14,7 +14,7 @@ from support.tiny import TINY
 
 from pretrain.recipes import RECIPES as PRETRAIN
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
-from simmim_bench.cli.ablate import _make_study
+from simmim_bench.cli.ablation.request import make_study
 from simmim_bench.cli.main import cli
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
@@ -121,7 +121,7 @@ def test_random_weights_as_a_baseline_have_the_recipe_of_the_checkpoint(
 
 
 def test_all_cells_of_an_ablation_have_one_transfer_recipe(tmp_path: Path) -> None:
-    study = _make_study(
+    study = make_study(
         axes=("ratio",),
         arch="swin_b",
         data=tmp_path,

@@ -17,8 +17,9 @@ from simmim_bench.uncertainty.interval import (
     pooled_spread,
     uncertainty,
 )
+from simmim_bench.uncertainty.jackknife import from_left_out
 from simmim_bench.uncertainty.mover import ALPHA, Variance, add, margin, p_value
-from simmim_bench.uncertainty.run_scores import RunScores, from_correct, from_replicates
+from simmim_bench.uncertainty.run_scores import RunScores, from_correct
 
 
 def side(*runs: int, varies: bool = True, keys: tuple[int | str, ...] | None = None) -> Side:
@@ -114,7 +115,7 @@ def test_seeds_that_differ_by_less_than_the_images_noise_are_not_counted() -> No
 def test_noise_of_images_in_the_variance_over_units_is_the_runs_own() -> None:
     generator = np.random.default_rng(0)
     shared, own = generator.normal(0, 3, (1, 4000)), generator.normal(0, 2, (3, 4000))
-    runs = from_replicates([60.0, 61.0, 62.0], shared + own, 10**6)
+    runs = RunScores(np.array([60.0, 61.0, 62.0]), np.cov(shared + own), 10**6)
     spread = pooled_spread(runs, [side(0, 1, 2)])
     assert spread is not None
     assert spread.noise == pytest.approx(4, rel=0.06)
@@ -202,7 +203,7 @@ def test_uncertainty_of_one_score() -> None:
 @pytest.mark.parametrize("images", [1, 2, 30])
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 @pytest.mark.parametrize("scores", [(0.0, 0.0), (100.0, 0.0), (100.0, 100.0), (50.0, 50.0)])
-@pytest.mark.parametrize("kind", ["correct", "replicates"])
+@pytest.mark.parametrize("kind", ["correct", "left out"])
 @pytest.mark.parametrize("paired", [False, True])
 def test_degenerate_runs_have_finite_intervals_of_some_width(
     images: int, seeds: int, scores: tuple[float, float], kind: str, paired: bool
@@ -211,7 +212,7 @@ def test_degenerate_runs_have_finite_intervals_of_some_width(
     if kind == "correct":
         runs = from_correct(np.tile(each[:, None] / 100, images))
     else:
-        runs = from_replicates(each, np.tile(each[:, None], 10), images)
+        runs = from_left_out(each, np.tile(each[:, None], images), images)
     ours, theirs = side(*range(seeds)), side(*range(seeds, 2 * seeds))
     result = difference(runs, ours, theirs, paired=paired)
     assert np.isfinite([result.low, result.high, result.p_value]).all()

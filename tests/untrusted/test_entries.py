@@ -52,7 +52,8 @@ ALLOWED = {
     "simmim_bench/leaderboard/changes.py:changes_to_markdown": "a value of this process",
     "simmim_bench/runs/run_dir.py:describe_run": "a value of this process",
     # Content that was checked before.
-    "simmim_bench/results/coco.py:_load_hotcoco": "results after their check",
+    "simmim_bench/results/coco.py:load_objects": "annotations after their check",
+    "simmim_bench/results/coco.py:load_detections": "results after their check",
     "simmim_bench/results/coco.py:_load_pycocotools": "results after their check",
     "simmim_bench/results/coco.py:load_detections": "results after their check",
     "simmim_bench/results/coco_matches.py:_load": "annotations after their check",

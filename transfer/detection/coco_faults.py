@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from simmim_bench.results.coco import missing_objects
 from simmim_bench.results.coco_file import is_finite
+from simmim_bench.results.coco_truth import missing_objects
 from simmim_bench.results.run_lengths import sum_run_lengths
 from simmim_bench.untrusted.text import shorten
 

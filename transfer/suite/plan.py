@@ -7,7 +7,6 @@ but the weights that it downloads.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,34 +14,21 @@ from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.named import DataSet
-from simmim_bench.display import format_duration
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.at_hand import RecordsAtHand
-from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.at_hand import read_at_hand
 from simmim_bench.leaderboard.forecast import Forecast
-from simmim_bench.results.record import Record
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.status import RunStatus
 from simmim_bench.tasks import TaskVariant, variants
 from transfer.launch import TransferPlan, TransferRequest, plan_transfer, random_baseline
 from transfer.recipes import default_recipe, pretraining_recipe
+from transfer.suite.cost import Estimate, estimate_cost
 from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.power import forecast_steps, protocol_of
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
 from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
 from transfer.suite.step import SuiteStep
 from transfer.tasks import runner_of
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The expected cost of a step, and what the expectation rests on."""
-
-    seconds: float | None
-    source: str
-
-    def __str__(self) -> str:
-        return f"unknown ({self.source})" if self.seconds is None else format_duration(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -260,14 +246,14 @@ def plan_steps(
         power: whether to forecast the differences that the plan can show.
         log: called with a warning for every record that cannot be used.
     """
-    found = _records(out)
-    records = list(found.records.values())
-    forecasts = {}
-    if power:
-        at_hand = RecordsAtHand(found.records, lambda text: log(f"suite: warning: {text}"))
-        for problem in found.problems:
-            at_hand.warn(f"a record is left out: {problem}")
-        forecasts = forecast_steps(steps, at_hand)
+
+    def warn(text: str) -> None:
+        if power:
+            log(f"suite: warning: {text}")
+
+    at_hand = read_at_hand(out, warn)
+    records = list(at_hand.records.values())
+    forecasts = forecast_steps(steps, at_hand) if power else {}
     planned = []
     for step in steps:
         statuses = step.statuses()
@@ -278,44 +264,11 @@ def plan_steps(
                 step=step,
                 seeds=states,
                 obstacle=next((why for _, why in statuses if why), ""),
-                estimate=_estimate(step, left, records, device),
+                estimate=estimate_cost(step, left, records, device),
                 power=forecasts.get(protocol_of(step), ()),
             )
         )
     return planned
-
-
-def _records(out: Path) -> FoundRecords:
-    """Read the records of the suite's earlier runs, if there are any."""
-    try:
-        return find_records([out])
-    except DataError:  # no folder, or no record in it
-        return FoundRecords({})
-
-
-def _estimate(
-    step: SuiteStep, seeds: int, records: Sequence[Record], device: str | None
-) -> Estimate:
-    """Expect what the same recipe has cost for the same architecture, data and device."""
-    if not seeds:
-        return Estimate(0.0, "done")
-    transfer = step.transfer
-    similar = [
-        record.wall_time_s
-        for record in records
-        if record.task == step.name
-        and record.recipe["sha256"] == transfer.recipe.sha256()
-        and record.checkpoint.get("arch") == transfer.checkpoint.spec.arch
-        and record.data.get("root") == str(transfer.request.options.data)
-        and device in (None, record.environment.get("device"))
-    ]
-    if similar:
-        return Estimate(seeds * statistics.fmean(similar), f"mean of {len(similar)} similar runs")
-    recipe = transfer.recipe
-    # Every random crop of a frozen protocol is another pass of decoding and of the backbone.
-    work = {key: getattr(recipe, key, 0) for key in ("epochs", "crops", "max_iters")}
-    shown = ", ".join(f"{key} {value}" for key, value in work.items() if value) or "no training"
-    return Estimate(None, f"no similar run yet; {shown}")
 
 
 def check_obstacles(plan: SuitePlan) -> None:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from simmim_bench.cli.ablation.study import AblationStudy
-from simmim_bench.errors import DataError
-from simmim_bench.leaderboard.at_hand import RecordsAtHand, Target
-from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.at_hand import Target, read_at_hand
 from simmim_bench.leaderboard.forecast import Forecast, make_forecast
 
 
@@ -24,12 +22,6 @@ def forecast_ablation(study: AblationStudy, warn: Callable[[str], None]) -> Fore
     from transfer.recipes import RECIPES
     from transfer.validation_images import count_validation_images
 
-    try:
-        found = find_records([study.out])
-    except DataError:  # no folder, or no record in it
-        found = FoundRecords({})
-    for problem in found.problems:
-        warn(f"a record is left out: {problem}")
     task = study.variant.task
     recipe = override(find_recipe(RECIPES, study.transfer_recipe_name), study.transfer_overrides)
     target = Target(
@@ -41,7 +33,7 @@ def forecast_ablation(study: AblationStudy, warn: Callable[[str], None]) -> Fore
         paired=task.samples_images,
     )
     return make_forecast(
-        RecordsAtHand(found.records, warn),
+        read_at_hand(study.out, warn),
         target,
         len(study.seeds),
         partial(count_validation_images, task.data, study.transfer_data),
