@@ -34,8 +34,11 @@ PENDING = (
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yield a temporary path next to `path`; flush and rename it to `path` when the block succeeds.
+
+    Args:
+        option: the option that the path depends on, for the error message.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
@@ -47,17 +50,17 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option=option) from error
     finally:
         with suppress(OSError):  # for example a parent that is a file
             temporary.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: Exception, what: str = "") -> DataError:
+def cannot_write(path: Path, error: Exception, what: str = "", option: str = "--out") -> DataError:
     """Return the error to raise where a file or folder, named by `what`, cannot be written."""
     reason = error.strerror if isinstance(error, OSError) else None
     return DataError(
-        f"cannot write {what and what + ' '}{path}: {reason or error}; free some space or choose another --out."
+        f"cannot write {what and what + ' '}{path}: {reason or error}; free some space or choose another {option}."
     )
 
 

@@ -84,10 +84,14 @@ def _find(roots: tuple[Path, ...]) -> FoundRecords:
     return found
 
 
-def _build(found: FoundRecords, *, overall: bool = False) -> Board:
-    """Build the board, with a progress bar while the predictions are read."""
+def _build(found: FoundRecords, *, overall: bool = False, warn: bool = True) -> Board:
+    """Build the board, with a progress bar while the predictions are read, and warn of the damaged ones."""
     with open_display(False).task("predictions", len(found.records)) as task:
-        return found.board(overall=overall, advance=task.advance)
+        board = found.board(overall=overall, advance=task.advance)
+    for problem in board.problems:
+        if warn and problem not in found.problems:
+            click.echo(f"warning: {visible(problem)}", err=True)
+    return board
 
 
 def _read_published(wanted: bool) -> list[ReportedRow]:
@@ -162,7 +166,8 @@ def leaderboard_check(
     problems = list(found.problems)
     with open_display(False).task("records", len(found.records)) as task:
         problems += check_records(found.records, scoring_recipes(), task.advance)
-    board, published = _build(found, overall=overall), _read_published(reported)
+    # What cannot be read is among the problems already.
+    board, published = _build(found, overall=overall, warn=False), _read_published(reported)
     wanted = render_tables(board, out, published, extra)
     wanted |= render_documents(board, into, published, extra)
     problems += check_files(wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from simmim_bench.errors import UsageError, nearest
@@ -57,19 +58,34 @@ def _by_label(rows: Sequence[Row]) -> dict[str, Row]:
     return {row.label: row for row in with_pretrainings(rows)}
 
 
-def find_label(tables: Sequence[Table], records: Mapping[Path, Record], name: str) -> str:
-    """Find the label of the one row that a name means.
+def find_labels(
+    tables: Sequence[Table], records: Mapping[Path, Record], a: str, b: str
+) -> tuple[str, str]:
+    """Find the labels of the two rows that two names mean.
+
+    Where a name fits several rows, such as a baseline that is in several groups, only one pair may share a table.
 
     Args:
-        name: a label, a CKPT as the records name it, the first digits of a checkpoint's hash, or a part of a label.
+        a, b: a label, a CKPT as the records name it, the first digits of a checkpoint's hash, or a part of a label.
 
     Raises:
-        UsageError: no row or several rows have the name.
+        UsageError: no row or several rows have a name.
     """
+    ours, theirs = (_candidates(tables, records, name) for name in (a, b))
+    pairs = [
+        (one, other)
+        for one, other in product(ours, theirs)
+        if one != other and any(one in table.rows and other in table.rows for table in tables)
+    ]
+    return pairs[0] if len(pairs) == 1 else (_only(ours, a), _only(theirs, b))
+
+
+def _candidates(tables: Sequence[Table], records: Mapping[Path, Record], name: str) -> list[str]:
+    """Find the labels of all rows that a name may mean, at least one."""
     rows = [(label, row) for table in tables for label, row in table.rows.items()]
     labels = list(dict.fromkeys(label for label, _ in rows))
     if name in labels:
-        return name
+        return [name]
     of_ckpt = [label for label, row in rows if name in _ckpt_names(row, records)]
     is_hash = len(name) >= HASH_DIGITS
     of_hash = [label for label, row in rows if is_hash and row.checkpoint.startswith(name)]
@@ -79,11 +95,17 @@ def find_label(tables: Sequence[Table], records: Mapping[Path, Record], name: st
     for _, row in rows:
         # A name that fits a method and nothing but its pretrainings means the method.
         if row.label in found and {*found} <= {row.label, *(p.label for p in row.pretrainings)}:
-            return row.label
+            return [row.label]
     if not found:
         raise UsageError(f"no row has the name '{name}'; {nearest(name, labels)}")
-    candidates = ", ".join(f"'{label}'" for label in found)
-    raise UsageError(f"'{name}' is the name of {len(found)} rows; use one of {candidates}.")
+    return found
+
+
+def _only(labels: Sequence[str], name: str) -> str:
+    if len(labels) > 1:
+        candidates = ", ".join(f"'{label}'" for label in labels)
+        raise UsageError(f"'{name}' is the name of {len(labels)} rows; use one of {candidates}.")
+    return labels[0]
 
 
 def _short_title(column: Column) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.board import Board
-from simmim_bench.leaderboard.comparable import Table, comparable_tables, find_label
+from simmim_bench.leaderboard.comparable import Table, comparable_tables, find_labels
 from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.uncertainty.interval import Difference
 from simmim_bench.uncertainty.mover import LEVEL
@@ -51,6 +51,11 @@ class ColumnDifference:
             return "undecided"
         return "higher" if self.difference.points > 0 else "lower"
 
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the variance over seeds of a row with one seed was taken from other rows."""
+        return not self.difference.without_units and any(c.is_unreplicated for c in self.cells)
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -83,29 +88,43 @@ class Comparison:
 
     @property
     def claim(self) -> str:
-        """Describe what the differences are about: methods, or two checkpoints."""
-        pretrainings = [d.difference.units for d in self.differences if _is_of_methods(d)]
-        if not pretrainings:
+        """Describe what the differences are about: methods, or checkpoints."""
+        ours, theirs = (self._pretrainings(side) for side in (0, 1))
+        if ours and theirs:
+            return f"The differences are about the methods, over {ours} pretrainings of A and {theirs} of B."
+        if ours or theirs:
+            method, checkpoint = ("A", "B") if ours else ("B", "A")
             return (
-                "The differences are about these two checkpoints, not about the methods that pretrained them: "
-                "another pretraining of the same method has other scores."
+                f"The differences are about the method of {method}, over {ours or theirs} pretrainings, but about this "
+                f"checkpoint of {checkpoint} alone."
             )
-        ours, theirs = (_range(counts) for counts in zip(*pretrainings, strict=True))
-        return f"The differences are about the methods, over {ours} pretrainings of A and {theirs} of B."
+        return (
+            "The differences are about these two checkpoints, not about the methods that pretrained them: "
+            "another pretraining of the same method has other scores."
+        )
+
+    def _pretrainings(self, side: int) -> str:
+        """Return the numbers of pretrainings of A or B that the intervals cover; empty if they cover none."""
+        counts = [
+            one.difference.units[side]
+            for one in self.differences
+            if one.cells[side].unit == "pretraining" and not one.difference.without_units
+        ]
+        return _range(counts) if counts else ""
 
 
 def compare_rows(board: Board, a: str, b: str) -> Comparison:
     """Compare two rows in every column that both have under the same protocol.
 
     Args:
-        a, b: names of rows; see `find_label`.
+        a, b: names of rows; see `find_labels`.
 
     Raises:
         UsageError: a name is unknown or ambiguous, or both are of the same row.
         DataError: the rows cannot be compared in any column.
     """
     tables = comparable_tables(board)
-    ours, theirs = (find_label(tables, board.records, name) for name in (a, b))
+    ours, theirs = find_labels(tables, board.records, a, b)
     if ours == theirs:
         raise UsageError(f"'{a}' and '{b}' are both '{ours}'; name two rows.")
     found = [one for table in tables for one in compare_in(table, ours, theirs)]
@@ -168,7 +187,6 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
                 "p_value": one.difference.p_value,
                 "p_holm": one.p_adjusted,
                 "images": one.difference.images,
-                "unit": one.difference.unit,
                 "units": list(one.difference.units),
                 "images_alone": one.difference.without_units,
                 "verdict": one.verdict,
@@ -182,17 +200,13 @@ def plain_comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _is_of_methods(one: ColumnDifference) -> bool:
-    return one.difference.unit == "pretraining" and not one.difference.without_units
-
-
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _plain_score(cell: ScoreCell) -> dict[str, Any]:
-    return {"score": cell.mean, "partial": cell.partial, "dirty": cell.dirty}
+    return {"score": cell.mean, "unit": cell.unit, "partial": cell.partial, "dirty": cell.dirty}
 
 
 def _reason(a: ScoreCell | None, b: ScoreCell | None) -> str:
@@ -203,7 +217,10 @@ def _reason(a: ScoreCell | None, b: ScoreCell | None) -> str:
     if partial := [name for name, cell in both if cell.partial]:
         return f"not every image was evaluated: {' and '.join(partial)}"
     if unread := [name for name, cell in both if cell.uncertainty is None]:
-        return f"no predictions with data by image: {' and '.join(unread)}"
+        return (
+            f"no uncertainty of {' and '.join(unread)}: predictions or annotations are missing, damaged or of "
+            "different images"
+        )
     return "the scores are of other images"
 
 
@@ -222,7 +239,7 @@ def _without_common_table(
         a, b = (columns.get(title) for columns in of_both)
         table, index = a or b or ("", 0)
         reason = (
-            f"other protocols: A in {a[0]}, B in {b[0]}"
+            f"other protocols: row A in '{a[0]}', row B in '{b[0]}'"
             if a and b
             else f"only {'A' if a else 'B'} has a score"
         )

@@ -42,12 +42,11 @@ def describe_units(one: ColumnDifference) -> str:
     """Return the numbers of units of A and B, such as `3 and 2 seeds`."""
     if one.difference.without_units:
         return IMAGES_ALONE
-    a, b = one.difference.units
-    return (
-        f"{a} {one.difference.unit}{'s' * (a != 1)}"
-        if a == b
-        else f"{a} and {b} {one.difference.unit}s"
-    )
+    counts, units = one.difference.units, [cell.unit for cell in one.cells]
+    a, b = (f"{n} {unit}{'s' * (n != 1)}" for n, unit in zip(counts, units, strict=True))
+    if a == b:
+        return a
+    return f"{counts[0]} and {counts[1]} {units[0]}s" if units[0] == units[1] else f"{a} and {b}"
 
 
 def draw_interval(one: ColumnDifference, limits: tuple[float, float], width: int = WIDTH) -> str:
@@ -162,6 +161,8 @@ def explain(comparison: Comparison) -> list[str]:
     used = {m for one in comparison.differences for cell in one.cells for m in cell.marks}
     remarks = {DEVIATES: "; both rows have the same.", PARTIAL: ".", DIRTY: "."}
     lines += [f"{m} {MEANINGS[m]}{remark}" for m, remark in remarks.items() if m in used]
+    if any(one.is_pooled for one in comparison.differences):
+        lines.append("A row with one seed takes its variance over seeds from rows with several.")
     if any(one.difference.without_units for one in comparison.differences):
         lines.append(
             f"{IMAGES_ALONE.capitalize()}: another seed may reverse the difference. Run A and B with --seeds 3."
@@ -193,7 +194,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
             figsize=(7.5, 1.5 + 0.36 * len(comparison.differences)), layout="constrained"
         )
         _draw(figure.add_subplot(), comparison)
-        with replacing(path) as temporary:
+        with replacing(path, "--plot") as temporary:
             kind = path.suffix.lower().removeprefix(".")
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(temporary, format=kind, dpi=200, metadata=metadata)

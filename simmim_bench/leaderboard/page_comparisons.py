@@ -80,8 +80,8 @@ def _plain_pair(table: Table, ours: str, theirs: str, texts: dict[str, int]) -> 
 
 
 def _plain_difference(one: ColumnDifference) -> list[float | str | None]:
-    """Return the column, difference, low, high, p, Holm's p, images, units of A and of B, 1 if these are pretrainings,
-    and 1 if the interval is of the images alone.
+    """Return the column, difference, low, high, p, Holm's p, images, units of A and of B, for each 1 if these are
+    pretrainings, and 1 if the interval is of the images alone.
     """
     found = one.difference
     return [
@@ -90,7 +90,7 @@ def _plain_difference(one: ColumnDifference) -> list[float | str | None]:
         *(None if p is None else float(f"{p:.3g}") for p in (found.p_value, one.p_adjusted)),
         found.images,
         *found.units,
-        int(found.unit == "pretraining"),
+        *(int(cell.unit == "pretraining") for cell in one.cells),
         int(found.without_units),
     ]
 

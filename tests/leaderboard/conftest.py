@@ -43,17 +43,17 @@ def board() -> dict[str, Any]:
     board["rows"][1]["inapplicable"][6] = True
     board["rows"][2] |= {"status": "partial", "rank": None}
     board["rows"][5]["cost"]["device_hours"] = 0.1  # must not be compared with reproduced rows
-    # Differences in the columns linear and k-NN: index, points, low, high, p, Holm's p, images, units, kind, alone.
+    # Differences in the columns linear and k-NN: index, points, low, high, p, Holm's p, images, units, kinds, alone.
     pairs = {
         "0-1": [
             0,
             [
-                [1, 46.75, 40.0, 53.5, 0.0001, 0.0002, 4000, 3, 2, 0, 0],
-                [2, -2.0, -9.0, 5.0, 0.4, 0.4, 4000, 1, 1, 0, 0],
+                [1, 46.75, 40.0, 53.5, 0.0001, 0.0002, 4000, 3, 2, 0, 0, 0],
+                [2, -2.0, -9.0, 5.0, 0.4, 0.4, 4000, 1, 1, 0, 0, 0],
             ],
             [[5, 1]],
         ],
-        "0-2": [0, [[1, -1.0, -2.0, -0.5, 0.01, None, 4000, 1, 1, 0, 1]], []],
+        "0-2": [0, [[1, -1.0, -2.0, -0.5, 0.01, None, 4000, 1, 1, 0, 0, 1]], []],
     }
     scores: list[list[str | None]] = [["56.2"] * 8, ["9.5"] * 8, ["57.2"] * 8]
     ids = [row["id"] for row in board["rows"][:3]]
@@ -66,7 +66,9 @@ def board() -> dict[str, Any]:
                 "rows": ["row-4", "row-5"],
                 "scores": scores,
                 "compared": 2,
-                "pairs": {"0-1": [0, [[1, 90.0, 80.0, 100.0, 0.01, 0.01, 10, 2, 2, 1, 0]], []]},
+                "pairs": {
+                    "0-1": [0, [[1, 90.0, 80.0, 100.0, 0.01, 0.01, 10, 2, 3, 1, 0, 0]], []],
+                },
             },
         ],
         "shown": (0, 0, 1),

@@ -21,12 +21,12 @@ from support.records import (
 )
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.leaderboard.comparable import comparable_tables, find_label
+from simmim_bench.leaderboard.comparable import comparable_tables, find_labels
 from simmim_bench.leaderboard.compare import (
     ColumnDifference,
     compare_rows,
 )
-from simmim_bench.leaderboard.forest import draw_interval
+from simmim_bench.leaderboard.forest import describe_units, draw_interval
 from simmim_bench.leaderboard.rows import ScoreCell
 from simmim_bench.uncertainty.interval import Difference
 
@@ -55,7 +55,7 @@ def test_differences_and_their_adjusted_p_values(tmp_path: Path) -> None:
     assert list(by_column) == ["linear", "k-NN", "1 %"]
     linear, knn, few = by_column.values()
     assert linear["points"] == pytest.approx(100 * (8 + 9 + 8 - 3 - 2 - 3) / 30)
-    assert (linear["units"], linear["unit"], linear["verdict"]) == ([3, 3], "seed", "higher")
+    assert (linear["units"], linear["a"]["unit"], linear["verdict"]) == ([3, 3], "seed", "higher")
     # One image of ten differs; one image in favour of each side is added (Bonett and Price 2012).
     gains = np.array([0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, -1])
     margin = 100 * stats.t.ppf(0.975, 9) * gains.std() / 12**0.5
@@ -111,6 +111,32 @@ def test_a_comparison_of_methods_is_over_pretrainings(tmp_path: Path) -> None:
     assert "these two checkpoints" in one.claim
 
 
+def test_a_comparison_of_a_method_with_a_checkpoint_is_about_one_method(tmp_path: Path) -> None:
+    for seed in range(3):
+        pretrained(make_record(tmp_path, label=f"new{seed}", correct=8 - seed), "new", seed)
+        make_record(tmp_path, label="one", correct=2 + seed, seed=seed)
+    make_record(tmp_path, label="single", correct=1)
+    board = board_of(tmp_path)
+    found = compare_rows(board, "new", "one")
+    claim = "about the method of A, over 3 pretrainings, but about this checkpoint of B alone."
+    assert found.claim.endswith(claim)
+    assert describe_units(found.differences[0]) == "3 pretrainings and 3 seeds"
+    assert "this checkpoint of A" in compare_rows(board, "one", "new").claim
+    assert describe_units(compare_rows(board, "one", "single").differences[0]) == "3 and 1 seeds"
+    shown = run_leaderboard("compare", "one", "single", tmp_path).stdout
+    assert "A row with one seed takes its variance over seeds from rows with several." in shown
+
+
+def test_damaged_predictions_are_reported(tmp_path: Path) -> None:
+    two_rows(tmp_path)
+    damaged = tmp_path / "ours-knn-0" / "predictions" / "logits.npz"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for command in (["show"], ["compare", "ours", "theirs"]):
+        done = run_leaderboard(*command, tmp_path)
+        assert done.exit_code == 0
+        assert done.stderr.count(f"predictions {damaged} have changed") == 1
+
+
 def test_named_data_sets_are_compared(tmp_path: Path) -> None:
     for label, correct in (("a", 9), ("b", 4)):
         path = make_record(tmp_path, label=label, task="knn", correct=correct)
@@ -131,8 +157,8 @@ def test_scores_under_other_protocols_or_without_predictions_are_not_compared(
         one["column"]: one["reason"] for one in compare("ours", "theirs", tmp_path)["not_compared"]
     }
     assert reasons == {
-        "k-NN": "no predictions with data by image: A",
-        "10 %": "other protocols: A in A, B in B",
+        "k-NN": "no uncertainty of A: predictions or annotations are missing, damaged or of different images",
+        "10 %": "other protocols: row A in 'A', row B in 'B'",
     }
 
 
@@ -151,13 +177,13 @@ def test_a_row_has_several_names(tmp_path: Path) -> None:
     board = board_of(tmp_path)
     tables = comparable_tables(board)
 
-    def find(name: str) -> str:
-        return find_label(tables, board.records, name)
+    def find(name: str, other: str = "random") -> str:
+        return find_labels(tables, board.records, name, other)[0]
 
-    assert find("random") == "random"
+    assert find("random", "LARGE") == "random"
     assert find("LARGE") == "SimMIM, large"
     assert find("nowhere/SimMIM, small") == "SimMIM, small"
-    assert find(fake_hash("random")[:6]) == "random"
+    assert find(fake_hash("random")[:6], "small") == "random"
     with pytest.raises(UsageError, match=r"2 rows; use one of 'SimMIM, large', 'SimMIM, small'"):
         find("SimMIM")
     with pytest.raises(UsageError, match="did you mean 'random'"):
@@ -167,6 +193,21 @@ def test_a_row_has_several_names(tmp_path: Path) -> None:
     done = run_leaderboard("compare", "random", "rand", tmp_path)
     assert isinstance(done.exception, UsageError)
     assert "are both 'random'" in str(done.exception)
+
+
+def test_a_baseline_of_several_groups_is_the_one_of_the_other_rows_group(tmp_path: Path) -> None:
+    make_record(tmp_path, label="ours")
+    make_record(tmp_path, label="random, small")
+    for label in ("theirs", "random, large"):
+        change(make_record(tmp_path, label=label), deviates={"l2": 1})
+    assert [compare(a, "random", tmp_path)["b"] for a in ("ours", "theirs")] == [
+        "random, small",
+        "random, large",
+    ]
+    assert compare("random", "ours", tmp_path)["a"] == "random, small"
+    assert "is the name of 2 rows" in str(
+        run_leaderboard("compare", "random", "RANDOM", tmp_path).exception
+    )
 
 
 @pytest.mark.parametrize("name", ["forest.svg", "new/forest.PNG"])
@@ -198,6 +239,7 @@ def test_a_plot_below_a_file_is_refused(tmp_path: Path) -> None:
     plot = tmp_path / "file" / "forest.svg"
     done = run_leaderboard("compare", "ours", "theirs", tmp_path, "--plot", plot)
     assert isinstance(done.exception, DataError)
+    assert "choose another --plot" in str(done.exception)
 
 
 def test_an_interval_is_drawn_to_scale() -> None:

@@ -65,12 +65,13 @@ def test_rows_are_chosen_by_keyboard_and_their_order_turns_the_sign(
     assert (alone, verdict) == ("one seed: images alone", "undecided")
     page.locator("#filters [name=group]").select_option("B")  # both forms show the group
     ((_, _, _, before, *_, over, _, _),) = table_of(page)
-    assert (before, over) == ("+90.0 (+80.0 to +100.0)", "2 pretrainings")
+    assert (before, over) == ("+90.0 (+80.0 to +100.0)", "2 pretrainings and 3 seeds")
     page.locator("[name=a]").focus()
     page.keyboard.press("ArrowDown")  # A becomes B's row, and B A's
     assert page.locator("[name=b]").input_value() == "0"
     ((*_, verdict),) = rows = table_of(page)
     assert (rows[0][3], verdict) == ("−90.0 (−100.0 to −80.0)", "lower")
+    assert rows[0][6] == "3 seeds and 2 pretrainings"
 
 
 def test_the_page_has_the_differences_of_the_command(

@@ -86,7 +86,7 @@ function startComparison() {
     return {
       claim: text(claim),
       missing: missing.map(([column, reason]) => [titles[column], text(reason)]),
-      found: differences.map(([column, points, low, high, p, holm, images, ours, theirs, ofPretrainings, alone]) => ({
+      found: differences.map(([column, points, low, high, p, holm, images, ours, theirs, ofMethodA, ofMethodB, alone]) => ({
         column,
         points: swapped ? -points : points,
         low: swapped ? -high : low,
@@ -95,7 +95,7 @@ function startComparison() {
         holm,
         images,
         units: swapped ? [theirs, ours] : [ours, theirs],
-        unit: ofPretrainings ? "pretraining" : "seed",
+        kinds: (swapped ? [ofMethodB, ofMethodA] : [ofMethodA, ofMethodB]).map((yes) => (yes ? "pretraining" : "seed")),
         alone: Boolean(alone),
       })),
     };
@@ -106,7 +106,13 @@ function startComparison() {
     const row = cellOf("tr", "", verdict.replace(" ", "-"));
     const { scores } = group();
     const [ours, theirs] = one.units;
-    const over = ours === theirs ? plural(ours, one.unit) : `${ours} and ${theirs} ${one.unit}s`;
+    const [kind, other] = one.kinds;
+    const over =
+      kind !== other
+        ? `${plural(ours, kind)} and ${plural(theirs, other)}`
+        : ours === theirs
+          ? plural(ours, kind)
+          : `${ours} and ${theirs} ${kind}s`;
     const head = cellOf("th", titles[one.column]);
     head.scope = "row";
     row.append(
@@ -117,7 +123,7 @@ function startComparison() {
       cellOf("td", `${signed(one.points)} (${signed(one.low)} to ${signed(one.high)})`, "points"),
       cellOf("td", pValue(one.p)),
       cellOf("td", pValue(one.holm)),
-      cellOf("td", one.alone ? "one seed: images alone" : over),
+      cellOf("td", one.alone ? "one seed: images alone" : over, "over"),
       cellOf("td", one.images.toLocaleString("en")),
       cellOf("td", verdict, "verdict"),
     );
