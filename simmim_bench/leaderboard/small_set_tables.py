@@ -11,11 +11,13 @@ from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.rows import Row, images_error, plain_score, with_pretrainings
 from simmim_bench.leaderboard.small_sets import SmallSetTable
 from simmim_bench.leaderboard.text_tables import (
+    escape_block,
     escape_csv,
     escape_markdown,
     explain_marks,
     latex_table,
     markdown_table,
+    print_footnotes,
     rich_table,
     table_console,
     text_rows,
@@ -34,9 +36,7 @@ def small_sets_to_markdown(board: Board) -> str:
         titles = [*map(escape_markdown, table.data_sets), "mean"]
         shown = markdown_table(titles, text_rows(table.rows, means=True))
         parts.append(f"### {escape_markdown(_heading(table))}\n\n{shown}")
-    parts += [
-        f"{note}\n" for note in explain_marks([row for t in board.small_sets for row in t.rows])
-    ]
+    parts += [f"{escape_block(note)}\n" for note in _explain_all(board)]
     return "\n".join(parts)
 
 
@@ -77,8 +77,12 @@ def print_small_sets(board: Board) -> None:
     console = table_console()
     for table in board.small_sets:
         rows = text_rows(table.rows, means=True)
-        notes = "\n".join(explain_marks(table.rows))
-        console.print(rich_table([*table.data_sets, "mean"], rows, _heading(table), notes))
+        console.print(rich_table([*table.data_sets, "mean"], rows, _heading(table)))
+    print_footnotes(console, _explain_all(board))
+
+
+def _explain_all(board: Board) -> list[str]:
+    return explain_marks([row for table in board.small_sets for row in table.rows])
 
 
 def plain_tables(tables: Sequence[SmallSetTable]) -> list[dict[str, Any]]:

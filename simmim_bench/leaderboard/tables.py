@@ -9,7 +9,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from simmim_bench.leaderboard.rows import Row, ScoreCell, images_error, plain_sc
 from simmim_bench.leaderboard.small_set_tables import plain_tables
 from simmim_bench.leaderboard.text_tables import (
     MISSING,
+    escape_block,
     escape_csv,
     escape_markdown,
     explain_marks,
     latex_table,
     markdown_table,
+    print_footnotes,
     rich_table,
     table_console,
     text_rows,
@@ -91,7 +92,7 @@ def to_markdown(board: Board) -> str:
         if published := describe_published(group, board.columns):
             lines = [f"- {escape_markdown(line)}" for line in published]
             parts.append("\n".join([f"{PUBLISHED}:\n", *lines]) + "\n")
-    parts += [f"{footnote}\n" for footnote in explain_board(board)]
+    parts += [f"{escape_block(footnote)}\n" for footnote in explain_board(board)]
     parts += [f"{escape_markdown(problem)}\n" for problem in board.problems]
     return "\n".join(parts)
 
@@ -109,7 +110,8 @@ def explain_board(board: Board) -> list[str]:
     if board.overall:
         footnotes.append(
             "Mean rank: mean over the tasks, each with one vote, of the ranks of the rows without † and ‡ in the "
-            "columns in which all of them can be compared; rows that cannot be distinguished share a rank."
+            "columns in which all of them can be compared. A rank there is 1 plus the number of distinguishably higher "
+            "scores."
         )
     return footnotes
 
@@ -279,13 +281,12 @@ def plain_published(cell: ScoreCell) -> dict[str, Any] | None:
 
 
 def print_table(board: Board) -> None:
-    """Print one table per group on stdout."""
+    """Print one table per group on stdout, and the footnotes of all of them."""
     console = table_console()
     titles = [*_leading_titles(board), *(column.title for column in board.columns)]
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
-        marks = explain_board(replace(board, groups=(group,)))
-        published = describe_published(group, board.columns)
-        footnotes = "\n".join([*marks, *published])
+        published = "\n".join(describe_published(group, board.columns))
         rows = text_rows(group.rows, overall=board.overall)
-        console.print(rich_table(titles, rows, title, footnotes))
+        console.print(rich_table(titles, rows, title, published))
+    print_footnotes(console, explain_board(board))

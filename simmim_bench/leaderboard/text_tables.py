@@ -25,6 +25,7 @@ LINK = re.compile(
     r":(?=//)|\bwww(?=\.)|\b(?:mailto|xmpp):|(?<!\w)@(?=\w)|@(?=[\w-]+\.\w)|#(?=\d)", re.IGNORECASE
 )
 SPLIT = "&#8203;"  # a space without width
+NO_BREAK = "&nbsp;"
 LATEX = {**{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {
     "^": r"\textasciicircum{}",
@@ -137,8 +138,12 @@ def escape_markdown(text: str) -> str:
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\|`\[\]])", r"\\\1", text)
     text = EMPHASIS.sub(r"\\\g<0>", text)
-    text = NUMBERED.sub(r"\1\\\2", BLOCK.sub(r"\\\g<0>", text))
-    return LINK.sub(f"\\g<0>{SPLIT}", text)
+    return LINK.sub(f"\\g<0>{SPLIT}", escape_block(text))
+
+
+def escape_block(text: str) -> str:
+    """Escape what Markdown would take for the beginning of a heading, a list or a rule."""
+    return NUMBERED.sub(r"\1\\\2", BLOCK.sub(r"\\\g<0>", text))
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
@@ -149,12 +154,16 @@ def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
     """
     lines = ["| checkpoint | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
     for row in rows:
-        texts = (
-            "<br>".join((f"**{cell.lines[0]}**" if cell.best else cell.lines[0], *cell.lines[1:]))
-            for cell in row.cells
-        )
+        texts = map(_markdown_cell, row.cells)
         lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(cell: TextCell) -> str:
+    """Return the lines of a cell, those of the uncertainty small and unbroken: GitHub makes wide tables narrow."""
+    score, *others = cell.lines
+    first = f"**{score}**" if cell.best else score
+    return "<br>".join([first, *(f"<sub>{text.replace(' ', NO_BREAK)}</sub>" for text in others)])
 
 
 def escape_csv(text: str) -> str:
@@ -198,7 +207,7 @@ def _latex_cell(cell: TextCell) -> str:
 
 
 def rich_table(
-    titles: Sequence[str], rows: Sequence[TextRow], title: str | None, footnotes: str
+    titles: Sequence[str], rows: Sequence[TextRow], title: str | None, caption: str = ""
 ) -> Table:
     """Return a table for a terminal.
 
@@ -210,7 +219,7 @@ def rich_table(
 
     table = Table(
         title=None if title is None else escape(visible(title)),
-        caption=escape(visible_lines(footnotes)) or None,
+        caption=escape(visible_lines(caption)) or None,
         caption_justify="left",
         # Between rows of several lines.
         show_lines=any(len(cell.lines) > 1 for row in rows for cell in row.cells),
@@ -227,6 +236,14 @@ def rich_table(
         )
         table.add_row(escape(visible(row.label)), *texts)
     return table
+
+
+def print_footnotes(console: Console, footnotes: Sequence[str]) -> None:
+    """Print the footnotes of tables."""
+    from rich.markup import escape
+
+    for footnote in footnotes:
+        console.print(escape(visible(footnote)), style="dim", highlight=False)
 
 
 def table_console() -> Console:

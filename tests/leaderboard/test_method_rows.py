@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import board_of, make_record, pretrained, run_leaderboard
+from support.records import board_of, make_record, plain_cells, pretrained, run_leaderboard
 
 from simmim_bench.leaderboard.board import Board, select_columns
 from simmim_bench.leaderboard.find import find_records
@@ -94,7 +94,7 @@ def test_the_interval_of_methods_is_that_of_welch_and_the_images(board: Board) -
 
 def test_pretrainings_are_listed_below_their_method(board: Board, tmp_path: Path) -> None:
     shown = select_columns(board)
-    lines = to_markdown(shown).splitlines()
+    lines = plain_cells(to_markdown(shown)).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:10]] == [
         "| MAE (3 pretrainings)",
         "| – seed 0",
@@ -172,7 +172,7 @@ def test_methods_have_rows_in_tables_of_named_data_sets(tmp_path: Path) -> None:
         "MAE (3 pretrainings)",
         "SimMIM (3 pretrainings)",
     ]
-    lines = small_sets_to_markdown(board).splitlines()
+    lines = plain_cells(small_sets_to_markdown(board)).splitlines()
     assert lines[5].startswith("| – seed 0 | 61.0<br>seeds ± 1.4<br>images ± ")
     mean = table.rows[0].mean
     assert mean is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.records import board_of, change, make_record, run_leaderboard
+from support.records import board_of, change, make_record, plain_cells, run_leaderboard
 
 from pretrain.recipes import RECIPES as PRETRAIN_RECIPES
 from simmim_bench.leaderboard.board import Board
@@ -158,7 +158,7 @@ def test_every_table_shows_the_published_score_and_the_difference(tmp_path: Path
     write_record(tmp_path)
     board = compared_board(tmp_path)
     source = "github:microsoft/SimMIM@d3e29bca:README.md (Main Results table)"
-    markdown = to_markdown(board)
+    markdown = plain_cells(to_markdown(board))
     assert f"- a, ImageNet top-1: {COMPARISON} ({source})\n" in markdown
     assert "| a | 60.0<br>images ± " in markdown
     assert f"a, ImageNet top-1: {COMPARISON} ({source})\n" in to_latex(board)

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import board_of, change, fake_hash, make_record, run_leaderboard
+from support.records import (
+    board_of,
+    change,
+    fake_hash,
+    make_record,
+    plain_cells,
+    run_leaderboard,
+)
 
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.page import render_page
@@ -100,7 +107,7 @@ def test_named_records_are_not_in_the_main_table(runs: Path) -> None:
 
 def test_the_tables_in_every_format(runs: Path) -> None:
     board = board_of(runs)
-    lines = small_sets_to_markdown(board).splitlines()[:7]
+    lines = plain_cells(small_sets_to_markdown(board)).splitlines()[:7]
     assert [re.sub(r"<br>images ± \d+\.\d", "", line) for line in lines] == [
         "### Named data sets: linear, top1 (linear)",
         "",
@@ -174,7 +181,7 @@ def test_variances_of_independent_data_sets_add(tmp_path: Path) -> None:
         assert row.mean.std == pytest.approx(by_seed.std(ddof=1))
     means = [row.mean for row in table.rows if row.mean is not None]
     assert [(mean.rank, mean.best) for mean in means] == [(1, True), (1, True), (3, False)]
-    text = small_sets_to_markdown(board_of(tmp_path))
+    text = plain_cells(small_sets_to_markdown(board_of(tmp_path)))
     assert "**72.5**<br>seeds ± 2.1<br>images ± " in text
     rows = csv.DictReader(io.StringIO(small_sets_to_csv(board_of(tmp_path))))
     assert [row["rank"] for row in rows if not row["data set"]] == ["1", "1", "3"]

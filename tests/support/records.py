@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -137,6 +138,11 @@ def change(path: Path, **fields: object) -> None:
 def board_of(*roots: Path) -> Board:
     """Build the board of the records below some folders."""
     return find_records(roots).board()
+
+
+def plain_cells(markdown: str) -> str:
+    """Return the tables of a Markdown text without the tags that make their uncertainties small."""
+    return re.sub("</?sub>", "", markdown).replace("&nbsp;", " ")
 
 
 def run_leaderboard(*arguments: object) -> Result:
