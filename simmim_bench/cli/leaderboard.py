@@ -205,7 +205,8 @@ def leaderboard_show(
     board = _build(_find(roots), overall=overall)
     board = select_columns(add_published(board, _read_published(True)), extra)
     if against is not None:
-        click.echo(changes_to_markdown(read_json(against, "leaderboard"), board), nl=False)
+        before = read_json(against, "leaderboard")
+        click.echo(changes_to_markdown(before, board, against), nl=False)
     elif as_json:
         click.echo(to_json(board), nl=False)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError
@@ -13,11 +14,12 @@ from simmim_bench.leaderboard.tables import to_json
 from simmim_bench.leaderboard.text_tables import MISSING, escape_markdown
 
 
-def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
+def changes_to_markdown(before: Mapping[str, Any], board: Board, path: Path) -> str:
     """Return a Markdown table of the scores that were added, removed or changed.
 
     Args:
         before: the content of an earlier `leaderboard.json`.
+        path: that file, for the error message.
 
     Raises:
         DataError: `before` is not the content of a `leaderboard.json`.
@@ -26,7 +28,7 @@ def changes_to_markdown(before: Mapping[str, Any], board: Board) -> str:
         old, new = _scores(before), _scores(json.loads(to_json(board)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(
-            f"the earlier leaderboard is not a leaderboard.json ({error}); pass one that "
+            f"{path} is not a leaderboard.json ({type(error).__name__}: {error}); pass one that "
             "`simmim-bench leaderboard build` wrote."
         ) from error
     changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]

@@ -239,4 +239,4 @@ def test_only_changed_scores_are_listed(tmp_path: Path) -> None:
     assert "| c | knn/top1 | knn | – | 90.00 (1) |" in changes
     assert "| a |" not in changes
     before.write_text("[]")
-    assert "is not a leaderboard.json" in str(run_leaderboard(*arguments).exception)
+    assert f"{before} is not a leaderboard.json" in str(run_leaderboard(*arguments).exception)
