@@ -12,6 +12,7 @@ from simmim_bench.leaderboard.board import Board, ProtocolGroup
 from simmim_bench.leaderboard.rows import Row, with_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample
 from simmim_bench.results.record import Record
+from simmim_bench.results.scored_runs import is_random
 from simmim_bench.tasks import Column
 
 HASH_DIGITS = 6  # of the shortest prefix that names a checkpoint
@@ -23,12 +24,14 @@ class Table:
 
     Attributes:
         rows: by label, with the single pretrainings of methods.
+        random: labels of the rows of random weights, which are initialised anew for each seed.
     """
 
     name: str
     titles: tuple[str, ...]
     rows: Mapping[str, Row]
     samples: Sequence[ColumnSample | None]
+    random: frozenset[str] = frozenset()
 
 
 def comparable_tables(board: Board) -> list[Table]:
@@ -36,10 +39,11 @@ def comparable_tables(board: Board) -> list[Table]:
     return [
         *(group_table(board, group) for group in board.groups),
         *(
-            Table(
+            _table(
+                board,
                 table.title,
                 tuple(f"{_short_title(table.column)}: {name}" for name in table.data_sets),
-                _by_label(table.rows),
+                table.rows,
                 table.samples,
             )
             for table in board.small_sets
@@ -48,14 +52,21 @@ def comparable_tables(board: Board) -> list[Table]:
 
 
 def group_table(board: Board, group: ProtocolGroup) -> Table:
-    """Return a protocol group of a board."""
+    """Return the table of a protocol group of a board."""
     titles = tuple(column.title for column in board.columns)
-    return Table(group.name, titles, _by_label(group.rows), group.samples)
+    return _table(board, group.name, titles, group.rows, group.samples)
 
 
-def _by_label(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return rows, and the single pretrainings of methods, by label."""
-    return {row.label: row for row in with_pretrainings(rows)}
+def _table(
+    board: Board,
+    name: str,
+    titles: tuple[str, ...],
+    rows: Sequence[Row],
+    samples: Sequence[ColumnSample | None],
+) -> Table:
+    named = {row.label: row for row in with_pretrainings(rows)}
+    random = (label for label, row in named.items() if is_random(board.records[row.records[0]]))
+    return Table(name, titles, named, samples, frozenset(random))
 
 
 def find_labels(

@@ -79,12 +79,14 @@ class Comparison:
 
     Attributes:
         ours, theirs: the labels of A and B.
+        random: whether A and B are of random weights, initialised anew for each seed.
     """
 
     ours: str
     theirs: str
     differences: tuple[ColumnDifference, ...]
     missing: tuple[Missing, ...]
+    random: tuple[bool, bool] = (False, False)
 
     @property
     def claim(self) -> str:
@@ -92,16 +94,20 @@ class Comparison:
         ours, theirs = (self._pretrainings(side) for side in (0, 1))
         if ours and theirs:
             return f"The differences are about the methods, over {ours} pretrainings of A and {theirs} of B."
-        if ours or theirs:
-            method, checkpoint = ("A", "B") if ours else ("B", "A")
+        if not (ours or theirs or any(self.random)):
             return (
-                f"The differences are about the method of {method}, over {ours or theirs} pretrainings, but about this "
-                f"checkpoint of {checkpoint} alone."
+                "The differences are about these two checkpoints, not about the methods that pretrained them: "
+                "another pretraining of the same method has other scores."
             )
-        return (
-            "The differences are about these two checkpoints, not about the methods that pretrained them: "
-            "another pretraining of the same method has other scores."
+        of_a, of_b = (
+            f"the method of {name}, over {pretrainings} pretrainings"
+            if pretrainings
+            else f"the random weights of {name}, initialised anew for each seed"
+            if random
+            else f"this checkpoint of {name}, not about its method"
+            for name, pretrainings, random in zip("AB", (ours, theirs), self.random, strict=True)
         )
+        return f"The differences are about {of_a}, and about {of_b}."
 
     def _pretrainings(self, side: int) -> str:
         """Return the numbers of pretrainings of A or B that the intervals cover; empty if they cover none."""
@@ -137,7 +143,8 @@ def compare_rows(board: Board, a: str, b: str) -> Comparison:
         raise DataError(
             f"A '{ours}' and B '{theirs}' cannot be compared in any column:\n       {reasons}"
         )
-    return Comparison(ours, theirs, tuple(differences), tuple(missing))
+    random = [any(label in table.random for table in tables) for label in (ours, theirs)]
+    return Comparison(ours, theirs, tuple(differences), tuple(missing), (random[0], random[1]))
 
 
 def compare_in(table: Table, ours: str, theirs: str) -> Iterator[ColumnDifference | Missing]:

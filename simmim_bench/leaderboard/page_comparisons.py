@@ -67,7 +67,8 @@ def _plain_pair(table: Table, ours: str, theirs: str, texts: dict[str, int]) -> 
     found = list(compare_in(table, ours, theirs))
     differences = adjust([one for one in found if isinstance(one, ColumnDifference)])
     missing = [one for one in found if isinstance(one, Missing)]
-    comparison = Comparison(ours, theirs, tuple(differences), tuple(missing))
+    random = (ours in table.random, theirs in table.random)
+    comparison = Comparison(ours, theirs, tuple(differences), tuple(missing), random)
 
     def number(text: str) -> int:
         return texts.setdefault(text, len(texts))

@@ -115,14 +115,20 @@ def test_a_comparison_of_a_method_with_a_checkpoint_is_about_one_method(tmp_path
     for seed in range(3):
         pretrained(make_record(tmp_path, label=f"new{seed}", correct=8 - seed), "new", seed)
         make_record(tmp_path, label="one", correct=2 + seed, seed=seed)
-    make_record(tmp_path, label="single", correct=1)
+    single = make_record(tmp_path, label="single", correct=1)
+    weights = json.loads(single.read_text())["checkpoint"] | {"provenance": {"method": "random"}}
+    change(single, checkpoint=weights)
     board = board_of(tmp_path)
     found = compare_rows(board, "new", "one")
-    claim = "about the method of A, over 3 pretrainings, but about this checkpoint of B alone."
+    claim = "about the method of A, over 3 pretrainings, and about this checkpoint of B, not about its method."
     assert found.claim.endswith(claim)
     assert describe_units(found.differences[0]) == "3 pretrainings and 3 seeds"
     assert "this checkpoint of A" in compare_rows(board, "one", "new").claim
     assert describe_units(compare_rows(board, "one", "single").differences[0]) == "3 and 1 seeds"
+    assert compare_rows(board, "one", "single").claim.endswith(
+        "about this checkpoint of A, not about its method, and about the random weights of B, initialised anew for "
+        "each seed."
+    )
     shown = run_leaderboard("compare", "one", "single", tmp_path).stdout
     assert "A row with one seed takes its variance over seeds from rows with several." in shown
 
