@@ -24,10 +24,10 @@ from simmim_bench.leaderboard.text_tables import (
     escape_csv,
     escape_markdown,
     explain_marks,
+    fitting_table,
     latex_table,
     markdown_table,
     print_footnotes,
-    rich_table,
     table_console,
     text_rows,
 )
@@ -288,5 +288,5 @@ def print_table(board: Board) -> None:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
         published = "\n".join(describe_published(group, board.columns))
         rows = text_rows(group.rows, overall=board.overall)
-        console.print(rich_table(titles, rows, title, published))
+        console.print(fitting_table(console, titles, rows, title, published))
     print_footnotes(console, explain_board(board))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
@@ -224,7 +224,7 @@ def rich_table(
         # Between rows of several lines.
         show_lines=any(len(cell.lines) > 1 for row in rows for cell in row.cells),
     )
-    table.add_column("checkpoint")
+    table.add_column("checkpoint", overflow="fold")
     for name in titles:
         table.add_column(escape(name), justify="right")
     for row in rows:
@@ -236,6 +236,29 @@ def rich_table(
         )
         table.add_row(escape(visible(row.label)), *texts)
     return table
+
+
+def fitting_table(
+    console: Console,
+    titles: Sequence[str],
+    rows: Sequence[TextRow],
+    title: str | None,
+    caption: str,
+) -> Table:
+    """Return a table without the columns in which no row has a score, and, on a narrow terminal, without lines of ±."""
+    kept = [i for i in range(len(titles)) if any(row.cells[i].lines[0] != MISSING for row in rows)]
+    titles = [titles[i] for i in kept]
+    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows]
+    table = rich_table(titles, rows, title, caption)
+    unlimited = console.options.update(max_width=1000)
+    if console.measure(table, options=unlimited).minimum <= console.width:
+        return table
+    scores = [
+        replace(row, cells=tuple(replace(cell, lines=cell.lines[:1]) for cell in row.cells))
+        for row in rows
+    ]
+    hint = "A wider terminal shows what follows ±."
+    return rich_table(titles, scores, title, f"{caption}\n{hint}" if caption else hint)
 
 
 def print_footnotes(console: Console, footnotes: Sequence[str]) -> None:

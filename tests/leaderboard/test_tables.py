@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from support.records import board_of, change, make_record, plain_cells, run_leaderboard
 
 from simmim_bench.errors import DataError
@@ -17,6 +18,8 @@ from simmim_bench.leaderboard.board import select_columns
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
+from simmim_bench.leaderboard.text_tables import fitting_table, text_rows
+from simmim_bench.tasks import columns
 
 SPREAD = re.compile(r"<br>(seeds|images) ± \d+\.\d")
 
@@ -64,6 +67,28 @@ def test_the_uncertainty_of_a_score_is_shown_in_every_table(tmp_path: Path) -> N
     assert (score["rank"], score["best"]) == (None, False)
     shown = run_leaderboard("show", tmp_path).output
     assert re.search(r"│ +60\.0 │.*\n.*│ +seeds ± 10\.0 │.*\n.*│ +images ± 12\.3 │", shown)
+
+
+def test_a_narrow_terminal_shows_every_score_and_whole_labels(tmp_path: Path) -> None:
+    for seed, correct in enumerate((5, 6, 7)):
+        make_record(tmp_path, correct=correct, seed=seed, label="a/long/label")
+    rows = text_rows(board_of(tmp_path).rows)
+    titles = [column.title for column in columns()]
+
+    def show(width: int) -> str:
+        console = Console(width=width, file=io.StringIO())
+        with console.capture() as capture:
+            console.print(fitting_table(console, titles, rows, None, ""))
+        return capture.get()
+
+    assert "seeds ± 10.0" in show(40)
+    narrow = show(24)
+    assert "60.0" in narrow
+    assert "seeds" not in narrow
+    assert "wider terminal" in " ".join(narrow.split())
+    for shown in (show(40), narrow):
+        assert "…" not in shown
+        assert "k-NN" not in shown  # no row has a score there
 
 
 def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
