@@ -18,7 +18,7 @@ from simmim_bench.leaderboard.text_tables import (
     latex_table,
     markdown_table,
     print_footnotes,
-    rich_table,
+    print_scores,
     table_console,
     text_rows,
 )
@@ -77,7 +77,7 @@ def print_small_sets(board: Board) -> None:
     console = table_console()
     for table in board.small_sets:
         rows = text_rows(table.rows, means=True)
-        console.print(rich_table([*table.data_sets, "mean"], rows, _heading(table)))
+        print_scores(console, [*table.data_sets, "mean"], rows, _heading(table))
     print_footnotes(console, _explain_all(board))
 
 

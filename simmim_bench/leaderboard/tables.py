@@ -24,10 +24,10 @@ from simmim_bench.leaderboard.text_tables import (
     escape_csv,
     escape_markdown,
     explain_marks,
-    fitting_table,
     latex_table,
     markdown_table,
     print_footnotes,
+    print_scores,
     table_console,
     text_rows,
 )
@@ -286,7 +286,6 @@ def print_table(board: Board) -> None:
     titles = [*_leading_titles(board), *(column.title for column in board.columns)]
     for group in board.groups:
         title = f"protocols {group.name}" if len(board.groups) > 1 else None
-        published = "\n".join(describe_published(group, board.columns))
-        rows = text_rows(group.rows, overall=board.overall)
-        console.print(fitting_table(console, titles, rows, title, published))
+        print_scores(console, titles, text_rows(group.rows, overall=board.overall), title)
+        print_footnotes(console, describe_published(group, board.columns))
     print_footnotes(console, explain_board(board))

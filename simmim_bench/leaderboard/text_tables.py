@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from simmim_bench.leaderboard.rows import Row, ScoreCell, with_pretrainings
 from simmim_bench.results.score_text import DEVIATES, DIRTY, MEANINGS, PARTIAL
-from simmim_bench.untrusted.text import visible, visible_lines
+from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -206,9 +206,7 @@ def _latex_cell(cell: TextCell) -> str:
     return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
 
 
-def rich_table(
-    titles: Sequence[str], rows: Sequence[TextRow], title: str | None, caption: str = ""
-) -> Table:
+def rich_table(titles: Sequence[str], rows: Sequence[TextRow], title: str | None) -> Table:
     """Return a table for a terminal.
 
     Args:
@@ -219,8 +217,6 @@ def rich_table(
 
     table = Table(
         title=None if title is None else escape(visible(title)),
-        caption=escape(visible_lines(caption)) or None,
-        caption_justify="left",
         # Between rows of several lines.
         show_lines=any(len(cell.lines) > 1 for row in rows for cell in row.cells),
     )
@@ -238,27 +234,24 @@ def rich_table(
     return table
 
 
-def fitting_table(
-    console: Console,
-    titles: Sequence[str],
-    rows: Sequence[TextRow],
-    title: str | None,
-    caption: str,
-) -> Table:
-    """Return a table without the columns in which no row has a score, and, on a narrow terminal, without lines of ±."""
+def print_scores(
+    console: Console, titles: Sequence[str], rows: Sequence[TextRow], title: str | None
+) -> None:
+    """Print a table without the columns in which no row has a score; on a narrow terminal, without the lines of ±."""
     kept = [i for i in range(len(titles)) if any(row.cells[i].lines[0] != MISSING for row in rows)]
     titles = [titles[i] for i in kept]
     rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows]
-    table = rich_table(titles, rows, title, caption)
+    table = rich_table(titles, rows, title)
     unlimited = console.options.update(max_width=1000)
     if console.measure(table, options=unlimited).minimum <= console.width:
-        return table
+        console.print(table)
+        return
     scores = [
         replace(row, cells=tuple(replace(cell, lines=cell.lines[:1]) for cell in row.cells))
         for row in rows
     ]
-    hint = "A wider terminal shows what follows ±."
-    return rich_table(titles, scores, title, f"{caption}\n{hint}" if caption else hint)
+    console.print(rich_table(titles, scores, title))
+    print_footnotes(console, ["A wider terminal shows what follows ±."])
 
 
 def print_footnotes(console: Console, footnotes: Sequence[str]) -> None:

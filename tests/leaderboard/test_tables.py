@@ -18,7 +18,7 @@ from simmim_bench.leaderboard.board import select_columns
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
-from simmim_bench.leaderboard.text_tables import fitting_table, text_rows
+from simmim_bench.leaderboard.text_tables import print_scores, text_rows
 from simmim_bench.tasks import columns
 
 SPREAD = re.compile(r"<br>(seeds|images) ± \d+\.\d")
@@ -78,7 +78,7 @@ def test_a_narrow_terminal_shows_every_score_and_whole_labels(tmp_path: Path) ->
     def show(width: int) -> str:
         console = Console(width=width, file=io.StringIO())
         with console.capture() as capture:
-            console.print(fitting_table(console, titles, rows, None, ""))
+            print_scores(console, titles, rows, None)
         return capture.get()
 
     assert "seeds ± 10.0" in show(40)
