@@ -12,7 +12,7 @@ from simmim_bench.leaderboard.board import Board, ProtocolGroup
 from simmim_bench.leaderboard.rows import Row, with_pretrainings
 from simmim_bench.leaderboard.samples import ColumnSample
 from simmim_bench.results.record import Record
-from simmim_bench.results.scored_runs import is_random
+from simmim_bench.results.row_runs import is_random
 from simmim_bench.tasks import Column
 
 HASH_DIGITS = 6  # of the shortest prefix that names a checkpoint
