@@ -55,7 +55,6 @@ ALLOWED = {
     "simmim_bench/results/coco.py:load_objects": "annotations after their check",
     "simmim_bench/results/coco.py:load_detections": "results after their check",
     "simmim_bench/results/coco.py:_load_pycocotools": "results after their check",
-    "simmim_bench/results/coco_matches.py:_load": "annotations after their check",
     # Images of data sets, by a list of formats.
     "simmim_bench/data/decode.py:open_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
