@@ -82,13 +82,26 @@ class Comparison:
     @property
     def claim(self) -> str:
         """Describe what the differences are about: methods, or two checkpoints."""
-        pretrainings = [d.difference.units for d in self.differences if _is_of_methods(d)]
-        if not pretrainings:
+        of_methods = [d for d in self.differences if _is_of_methods(d)]
+        if not of_methods:
             return (
                 "The differences are about these two checkpoints, not about the methods that pretrained them: "
                 "another pretraining of the same method has other scores."
             )
-        ours, theirs = (_range(counts) for counts in zip(*pretrainings, strict=True))
+        single = [
+            name
+            for index, name in enumerate("AB")
+            if all(d.cells[index].unit != "pretraining" for d in of_methods)
+        ]
+        ours, theirs = (
+            _range(counts) for counts in zip(*(d.difference.units for d in of_methods), strict=True)
+        )
+        if single:
+            method, count = ("B", theirs) if single == ["A"] else ("A", ours)
+            return (
+                f"The differences are about the method of {method}, over {count} pretrainings, and about the single "
+                f"checkpoint or the random weights of {single[0]}."
+            )
         return f"The differences are about the methods, over {ours} pretrainings of A and {theirs} of B."
 
 

@@ -20,6 +20,7 @@ from simmim_bench.uncertainty.interval import (
     Side,
     Spread,
     difference,
+    difference_of_means,
     pooled_spread,
     uncertainty,
 )
@@ -58,6 +59,17 @@ class ColumnSample:
             # Neither do equal pretraining seeds share labelled images, nor do transfer seeds vary like pretrainings.
             return difference(self.runs, *pair)
         return difference(self.runs, *pair, paired=self.paired, spread=self.spread)
+
+
+def compare_means(samples: Sequence[ColumnSample], ours: str, theirs: str) -> Difference | None:
+    """Compute the difference of the means of two rows over columns in which both have a sample.
+
+    Returns:
+        None if a row has other seeds or pretrainings in another column.
+    """
+    pairs = [(sample.runs, sample.sides[ours], sample.sides[theirs]) for sample in samples]
+    of_seeds = all(side.unit == "seed" for _, *pair in pairs for side in pair)
+    return difference_of_means(pairs, paired=of_seeds and samples[0].paired)
 
 
 def read_runs(

@@ -10,9 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import board_of, make_record, pretrained, run_leaderboard
+from support.records import (
+    board_of,
+    change,
+    fake_hash,
+    make_record,
+    pretrained,
+    run_leaderboard,
+)
 
 from simmim_bench.leaderboard.board import Board, select_columns
+from simmim_bench.leaderboard.compare import compare_rows
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.small_set_tables import small_sets_to_markdown
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
@@ -177,3 +185,31 @@ def test_methods_have_rows_in_tables_of_named_data_sets(tmp_path: Path) -> None:
     mean = table.rows[0].mean
     assert mean is not None
     assert mean.std == pytest.approx(np.std([61, 52, 64], ddof=1))
+
+
+def test_a_comparison_with_a_single_pretraining_is_about_that_checkpoint(tmp_path: Path) -> None:
+    write_methods(tmp_path, {"MAE": SCORES["MAE"]})
+    for seed, correct in enumerate((40, 41, 44, 42)):
+        make_record(tmp_path / "one", label="other", correct=correct, seed=seed, images=100)
+    found = compare_rows(board_of(tmp_path), "MAE", "other")
+    assert found.differences[0].difference.units == (3, 4)
+    assert "the method of A, over 3 pretrainings" in found.claim
+    assert "single checkpoint or the random weights of B" in found.claim
+
+
+def test_means_of_methods_vary_with_their_pretrainings(tmp_path: Path) -> None:
+    """A pretraining that is good on all data sets is no more certain for their number."""
+    counts = {"MAE": {0: 70, 1: 60, 2: 50}, "SimMIM": {0: 55, 1: 45, 2: 35}}
+    for method, by_seed in counts.items():
+        for pretraining, correct in by_seed.items():
+            for name in "abcdefgh":
+                root = tmp_path / name / f"{method}{pretraining}"
+                path = make_record(root, label="x", correct=correct, images=100)
+                pretrained(path, method, pretraining)
+                data = {"name": name, "root": name, "fingerprint": fake_hash(name)}
+                change(path, data=data)
+    (table,) = board_of(tmp_path).small_sets
+    means = [row.mean for row in table.rows]
+    assert [round(mean.mean) for mean in means if mean is not None] == [60, 45]
+    # 15 +- 10 * sqrt(2 / 3) * t(4) = 15 +- 22.7, whatever the number of data sets.
+    assert [mean.rank for mean in means if mean is not None] == [1, 1]

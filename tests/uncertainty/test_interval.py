@@ -89,10 +89,12 @@ def test_images_alone_give_students_interval() -> None:
 
 
 def test_margins_of_images_and_seeds_add_in_squares() -> None:
-    scores, variance, images = np.array([60.0, 62.0, 40.0, 46.0]), 4.0, 100
-    runs = RunScores(scores, np.diag([variance] * 4), images)
+    scores, shared, own, images = np.array([60.0, 62.0, 40.0, 46.0]), 3.0, 1.0, 100
+    # Seeds of one row share a part of the images' noise.
+    covariance = np.kron(np.eye(2), np.full((2, 2), shared)) + own * np.eye(4)
+    runs = RunScores(scores, covariance, images)
     result = difference(runs, side(0, 1), side(2, 3))
-    of_images = stats.t.ppf(0.975, images - 1) ** 2 * (variance / 2 + variance / 2)
+    of_images = stats.t.ppf(0.975, images - 1) ** 2 * (shared + shared)
     parts = [np.var([60, 62], ddof=1) / 2, np.var([40, 46], ddof=1) / 2]
     freedom = sum(parts) ** 2 / sum(part**2 / 3 for part in parts) - 2
     assert 1 < freedom < 2
@@ -100,15 +102,21 @@ def test_margins_of_images_and_seeds_add_in_squares() -> None:
     assert half(result) == pytest.approx(math.sqrt(of_images + of_seeds))
 
 
-def test_seeds_that_differ_by_less_than_the_images_noise_are_not_counted() -> None:
+def test_a_tenth_of_the_noise_of_seeds_that_agree_is_counted() -> None:
     covariance = np.diag([4.0] * 4)
-    alone = difference(
-        RunScores(np.array([60.0, 60.0, 50.0, 50.0]), covariance, 100), side(0, 1), side(2, 3)
-    )
-    agree = difference(
-        RunScores(np.array([60.1, 59.9, 50.1, 49.9]), covariance, 100), side(0, 1), side(2, 3)
-    )
-    assert half(agree) == half(alone) == pytest.approx(stats.t.ppf(0.975, 99) * 2)
+    scores = np.array([60.0, 60.0, 50.0, 50.0])
+    agree = difference(RunScores(scores, covariance, 100), side(0, 1), side(2, 3))
+    assert half(agree) == pytest.approx(stats.t.ppf(0.975, 99) * 2 * 0.1**0.5)
+
+
+def test_margins_are_continuous_and_grow_with_the_variance_over_units() -> None:
+    of_images = Variance(5.0, 0.0, 1999)
+    for freedom in (1, 2, 4):
+        values = np.linspace(0, 4, 4001)
+        margins = [margin(of_images, Variance(float(v), 1.0, freedom)) for v in values]
+        steps = np.diff(np.square(margins))
+        assert (steps >= -1e-9).all()
+        assert steps.max() < 1.01 * stats.t.ppf(0.975, freedom) ** 2 * values[1]
 
 
 def test_noise_of_images_in_the_variance_over_units_is_the_runs_own() -> None:
