@@ -14,7 +14,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.results.per_image import join_runs
 from simmim_bench.results.record import Record
 from simmim_bench.results.scored_runs import ScoredRuns, find_task
-from simmim_bench.uncertainty.interval import Difference, difference
+from simmim_bench.uncertainty.interval import Difference, difference, is_estimable
 
 MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
 ABOUT = (
@@ -27,7 +27,7 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
     """Compare the runs of two checkpoints, the first with the first and so on.
 
     Returns:
-        The difference of each metric that has a column in the leaderboard and data by image.
+        The difference of each metric that has a column in the leaderboard, data by image, and a variance over images.
 
     Raises:
         UsageError: two runs differ in task, recipe, data or seed.
@@ -41,15 +41,16 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
     task = find_task(ours.records[0])
     assert task is not None
     metrics = dict.fromkeys(column.metric for column in task.columns)
-    return {
-        metric: difference(
-            join_runs([*ours.by_image[metric], *theirs.by_image[metric]]),
-            ours.side(),
-            theirs.side(start=len(ours.records)),
-            paired=task.samples_images,
-        )
+    sides = ours.side(), theirs.side(start=len(ours.records))
+    joined = {
+        metric: join_runs([*ours.by_image[metric], *theirs.by_image[metric]])
         for metric in metrics
         if metric in ours.by_image and metric in theirs.by_image
+    }
+    return {
+        metric: difference(runs, *sides, paired=task.samples_images)
+        for metric, runs in joined.items()
+        if is_estimable(runs, *sides)
     }
 
 

@@ -135,7 +135,7 @@ def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]
 
 def standard_error(cell: ScoreCell) -> float | None:
     """Return the standard error of a mean from its seeds and its images; None if the latter is unknown."""
-    if cell.uncertainty is None:
+    if cell.uncertainty is None or cell.uncertainty.images is None:
         return None
     of_units = (cell.uncertainty.units or 0.0) / len(cell.values) ** 0.5
     return math.hypot(of_units, cell.uncertainty.images)

@@ -84,7 +84,8 @@ class ScoreCell:
         marks = {"*": self.deviates, "†": self.partial, "‡": self.dirty}
         score = f"{self.mean:.1f}" + "".join(mark for mark, applies in marks.items() if applies)
         units = [] if self.std is None else [f"{self.unit}s ± {self.std:.1f}"]
-        images = [] if self.uncertainty is None else [f"images ± {self.uncertainty.images:.1f}"]
+        error = None if self.uncertainty is None else self.uncertainty.images
+        images = [] if error is None else [f"images ± {error:.1f}"]
         return (score, *units, *images)
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from simmim_bench.uncertainty.interval import (
     Spread,
     difference,
     difference_of_means,
+    is_estimable,
     pooled_spread,
     uncertainty,
 )
@@ -51,10 +52,16 @@ class ColumnSample:
     spread: Spread | None = None
 
     def compare(self, ours: str, theirs: str) -> Difference | None:
-        """Compute the difference of two rows, by their labels; None if one of them has no sample."""
+        """Compute the difference of two rows, by their labels.
+
+        Returns:
+            None if one of them has no sample, or if their variance over images cannot be estimated.
+        """
         if ours not in self.sides or theirs not in self.sides:
             return None
         pair = (self.sides[ours], self.sides[theirs])
+        if not is_estimable(self.runs, *pair):
+            return None
         if any(side.unit == "pretraining" for side in pair):
             # Neither do equal pretraining seeds share labelled images, nor do transfer seeds vary like pretrainings.
             return difference(self.runs, *pair)

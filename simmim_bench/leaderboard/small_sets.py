@@ -153,9 +153,10 @@ def _mean(row: Row, records: Mapping[Path, Record]) -> ScoreCell | None:
         # As unreplicated as its scores, also where its only value is of different numbers of seeds.
         varies=any(cell.is_unreplicated for cell in cells),
     )
-    known = [cell.uncertainty for cell in cells if cell.uncertainty is not None]
+    errors = [None if cell.uncertainty is None else cell.uncertainty.images for cell in cells]
+    known = [error for error in errors if error is not None]
     if len(known) == len(cells):
-        images = math.hypot(*(one.images for one in known)) / len(known)
+        images = math.hypot(*known) / len(known)
         mean = replace(mean, uncertainty=Uncertainty(mean.std, images))
     return mean
 
@@ -267,4 +268,5 @@ def images_error(cell: ScoreCell) -> float | None:
 
     The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
     """
-    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")
+    error = None if cell.uncertainty is None else cell.uncertainty.images
+    return None if error is None else float(f"{error:.6g}")

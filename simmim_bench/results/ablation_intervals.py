@@ -239,7 +239,9 @@ def _with_errors(comparison: _Comparison, rows: Mapping[str, CellResult]) -> dic
         if len(side.units) <= FEW_SEEDS:
             spread = comparison.spread or spread
         error = None
-        if spread is not None:  # without the images' noise in it, which is in `images`
+        if (
+            spread is not None and images is not None
+        ):  # without the images' noise in it, which is in `images`
             of_seeds = max(spread.variance - spread.noise, 0.0) / len(side.units)
             error = (images**2 + of_seeds) ** 0.5
         found[name] = replace(rows[name], image_error=images, error=error)

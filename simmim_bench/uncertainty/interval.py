@@ -59,11 +59,11 @@ class Uncertainty:
 
     Attributes:
         units: sample standard deviation over units; None for a single one, and where units do not vary.
-        images: standard error from the finite number of images.
+        images: standard error from the finite number of images; None if it cannot be estimated.
     """
 
     units: float | None
-    images: float
+    images: float | None
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,12 @@ class Difference:
 
 def uncertainty(runs: RunScores, side: Side) -> Uncertainty:
     """Compute the uncertainty of one row's score."""
+    weights = side.weights(len(runs.scores))
     means = side.by_unit(len(runs.scores)) @ runs.scores
     several = len(means) > 1 and _varies(runs, side)
     return Uncertainty(
         units=float(means.std(ddof=1)) if several else None,
-        images=runs.variance(side.weights(len(runs.scores))) ** 0.5,
+        images=runs.variance(weights) ** 0.5 if runs.varies(weights) else None,
     )
 
 
@@ -139,6 +140,11 @@ def difference(
     of_images = Variance(_images_variance(runs, ours, theirs), 0.0, max(runs.images - 1, 1))
     of_units = _units_variance(runs, ours, theirs, paired=paired, spread=spread)
     return _interval(runs, ours, theirs, of_images, of_units)
+
+
+def is_estimable(runs: RunScores, ours: Side, theirs: Side) -> bool:
+    """Return whether the variance over images of a difference can be estimated; of two AP of zero it cannot."""
+    return runs.varies(ours.weights(len(runs.scores)) - theirs.weights(len(runs.scores)))
 
 
 def difference_of_means(

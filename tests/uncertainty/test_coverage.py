@@ -26,6 +26,9 @@ from support.transfer_trials import Design, simulate
 # One standard deviation of a coverage of 95 % over the trials, in percent.
 ERROR = 0.35
 LOWEST, HIGHEST = 93 - ERROR, 98 + ERROR
+HIGHEST_OF_TWO = (
+    98.5 + 2 * ERROR
+)  # two seeds that change little: Student's quantile of one degree of freedom is 12.7
 # What two independent simulations may differ by: four standard deviations, of a coverage of 50 % as well.
 COVERAGE_TOLERANCE, WIDTH_TOLERANCE = 4.5, 0.1
 
@@ -106,7 +109,8 @@ def test_tables_of_the_document_have_all_cells() -> None:
     assert len(documented("coverage of pretrainings")) == 3 * len(SEED_SDS)
     assert [row[0] for row in documented("coverage of other comparisons")] == list(OTHERS)
     for row in documented("coverage of seeds"):
-        assert all(93 <= round(value) <= 98 for value in numbers([row[4], row[8]]))
+        highest = 99 if row[0] == "2" else 98
+        assert all(93 <= round(value) <= highest for value in numbers([row[4], row[8]]))
 
 
 @pytest.mark.slow
@@ -118,8 +122,9 @@ def test_intervals_of_seeds_cover(row: int) -> None:
     for paired in (False, True):
         none = measure(seeds_cell(seeds, sd, paired=paired), TRIALS, seed=1)
         some = measure(seeds_cell(seeds, sd, paired=paired, gap=GAP), TRIALS, seed=2)
-        assert LOWEST <= none.coverage <= HIGHEST
-        assert LOWEST <= some.coverage <= HIGHEST
+        highest = HIGHEST_OF_TWO if seeds == 2 else HIGHEST
+        assert LOWEST <= none.coverage <= highest
+        assert LOWEST <= some.coverage <= highest
         check_documented(cells[6:] if paired else cells[2:6], none)
 
 
@@ -139,7 +144,8 @@ def test_intervals_of_pretrainings_cover(row: int) -> None:
 def test_intervals_of_other_comparisons_cover(name: str) -> None:
     result = measure(OTHERS[name], TRIALS, seed=1)
     # Of few images, those that are added make a difference.
-    assert LOWEST <= result.coverage <= (99 if "40 images" in name else HIGHEST)
+    wide = "40 images" in name or "without variation, 2 seeds" in name
+    assert LOWEST <= result.coverage <= (99 if wide else HIGHEST)
     rows = {row[0]: row[1:] for row in documented("coverage of other comparisons")}
     check_documented(rows[name], result)
 
