@@ -14,7 +14,7 @@ from simmim_bench.errors import DataError, UsageError
 from simmim_bench.results.record import Record
 from simmim_bench.results.row_runs import find_task, join_rows
 from simmim_bench.results.scored_runs import ScoredRuns
-from simmim_bench.uncertainty.interval import Difference, difference
+from simmim_bench.uncertainty.interval import Difference, difference, is_estimable
 
 MUST_AGREE = ("recipe", "data", "task", "deviates", "seed")  # fields of compared records
 ABOUT = (
@@ -27,7 +27,7 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
     """Compare the runs of two checkpoints, the first with the first and so on.
 
     Returns:
-        The difference of each metric that has a column in the leaderboard and data by image.
+        The difference of each metric that has a column in the leaderboard, data by image, and a variance over images.
 
     Raises:
         UsageError: two runs differ in task, recipe, data or seed.
@@ -46,7 +46,8 @@ def compare_runs(ours: ScoredRuns, theirs: ScoredRuns) -> dict[str, Difference]:
         if metric in ours.by_image and metric in theirs.by_image:
             scores = {**ours.by_image[metric], **theirs.by_image[metric]}
             runs, sides = join_rows([ours.runs, theirs.runs], scores)
-            differences[metric] = difference(runs, *sides, paired=task.samples_images)
+            if is_estimable(runs, *sides):
+                differences[metric] = difference(runs, *sides, paired=task.samples_images)
     return differences
 
 

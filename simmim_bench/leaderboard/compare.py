@@ -19,6 +19,7 @@ from simmim_bench.uncertainty.mover import LEVEL
 from simmim_bench.uncertainty.multiple import holm
 
 IMAGES_ALONE = "one seed: images alone"
+NO_VARIANCE = "the difference is equal without any group of images: no interval"
 Verdict = Literal["higher", "lower", "not distinguishable", "undecided"]
 
 
@@ -163,7 +164,9 @@ def compare_in(table: Table, ours: str, theirs: str) -> Iterator[ColumnDifferenc
             yield ColumnDifference(table.name, index, title, (a, b), found)
         elif a is not None or b is not None:
             of_both = a is not None and b is not None
-            yield Missing(table.name, index, title, _reason(a, b), of_both)
+            sampled = sample is not None and {ours, theirs} <= sample.sides.keys()
+            reason = NO_VARIANCE if sampled else _reason(a, b)
+            yield Missing(table.name, index, title, reason, of_both)
 
 
 def adjust(differences: Sequence[ColumnDifference]) -> list[ColumnDifference]:

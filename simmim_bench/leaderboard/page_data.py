@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -122,7 +121,7 @@ def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]
         "seeds": len(cell.values),
         "text": f"{cell.mean:.1f}",
         "spread": cell.lines[1:],
-        "standard_error": standard_error(cell),
+        "standard_error": None if cell.uncertainty is None else cell.uncertainty.total,
         "rank": cell.rank,
         "best": cell.best,
         "deviates": cell.deviates,
@@ -132,14 +131,6 @@ def _cell(cell: ScoreCell, record_numbers: Mapping[Path, int]) -> dict[str, Any]
         "comparison": cell.comparison,
         "records": [record_numbers[path] for path in cell.records],
     }
-
-
-def standard_error(cell: ScoreCell) -> float | None:
-    """Return the standard error of a mean from its seeds and its images; None if the latter is unknown."""
-    if cell.uncertainty is None:
-        return None
-    of_units = (cell.uncertainty.units or 0.0) / len(cell.values) ** 0.5
-    return math.hypot(of_units, cell.uncertainty.images)
 
 
 def _small_sets(table: SmallSetTable, record_numbers: dict[Path, int]) -> dict[str, Any]:

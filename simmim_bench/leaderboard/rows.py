@@ -119,7 +119,8 @@ def images_error(cell: ScoreCell) -> float | None:
 
     The last digits of a covariance depend on the machine, and a check compares the tables with their texts.
     """
-    return None if cell.uncertainty is None else float(f"{cell.uncertainty.images:.6g}")
+    error = None if cell.uncertainty is None else cell.uncertainty.images
+    return None if error is None else float(f"{error:.6g}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from simmim_bench.uncertainty.interval import (
     Side,
     Spread,
     difference,
+    difference_of_means,
+    is_estimable,
     pooled_spread,
     uncertainty,
 )
@@ -46,14 +48,31 @@ class ColumnSample:
     spread: Spread | None = None
 
     def compare(self, ours: str, theirs: str) -> Difference | None:
-        """Compute the difference of two rows, by their labels; None if one of them has no sample."""
+        """Compute the difference of two rows, by their labels.
+
+        Returns:
+            None if one of them has no sample, or if their variance over images cannot be estimated.
+        """
         if ours not in self.sides or theirs not in self.sides:
             return None
         pair = (self.sides[ours], self.sides[theirs])
+        if not is_estimable(self.runs, *pair):
+            return None
         if any(side.unit == "pretraining" for side in pair):
             # Neither do equal pretraining seeds share labelled images, nor do transfer seeds vary like pretrainings.
             return difference(self.runs, *pair)
         return difference(self.runs, *pair, paired=self.paired, spread=self.spread)
+
+
+def compare_means(samples: Sequence[ColumnSample], ours: str, theirs: str) -> Difference | None:
+    """Compute the difference of the means of two rows over columns in which both have a sample.
+
+    Returns:
+        None if a row has other seeds or pretrainings in another column.
+    """
+    pairs = [(sample.runs, sample.sides[ours], sample.sides[theirs]) for sample in samples]
+    of_seeds = all(side.unit == "seed" for _, *pair in pairs for side in pair)
+    return difference_of_means(pairs, paired=of_seeds and samples[0].paired)
 
 
 def read_runs(

@@ -22,12 +22,12 @@ from simmim_bench.leaderboard.protocols import (
 )
 from simmim_bench.leaderboard.ranking import IsHigher, rank_cells, rank_rows
 from simmim_bench.leaderboard.rows import Row, ScoreCell, build_cell, merge_pretrainings
-from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples
+from simmim_bench.leaderboard.samples import ColumnSample, RunKey, add_samples, compare_means
 from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import Column, columns
-from simmim_bench.uncertainty.interval import Difference, Uncertainty
+from simmim_bench.uncertainty.interval import Uncertainty
 
 # Scores of `transfer shift` on a user's own folders, which no column of the main table has.
 OWN_FOLDERS = Column("shift", SHIFT_TASK, "top1")
@@ -156,9 +156,10 @@ def _mean(row: Row, records: Mapping[Path, Record]) -> ScoreCell | None:
         # As unreplicated as its scores, also where its only value is of different numbers of seeds.
         varies=any(cell.is_unreplicated for cell in cells),
     )
-    known = [cell.uncertainty for cell in cells if cell.uncertainty is not None]
+    errors = [None if cell.uncertainty is None else cell.uncertainty.images for cell in cells]
+    known = [error for error in errors if error is not None]
     if len(known) == len(cells):
-        images = math.hypot(*(one.images for one in known)) / len(known)
+        images = math.hypot(*known) / len(known)
         mean = replace(mean, uncertainty=Uncertainty(mean.std, images))
     return mean
 
@@ -176,20 +177,23 @@ def _by_unit(row: Row, index: int, records: Mapping[Path, Record]) -> dict[str, 
 
 
 def _compare_means(rows: Sequence[Row], samples: Sequence[ColumnSample | None]) -> IsHigher:
-    """Return the comparison of the means of complete rows.
-
-    The differences on different data sets are independent, so that MOVER's margin of their mean is the root of the
-    sum of their squared margins, divided by their number; see `uncertainty.interval`.
-    """
+    """Return the comparison of the means of complete rows."""
 
     def is_higher(ours: int, theirs: int) -> bool | None:
         pair = rows[ours].label, rows[theirs].label
-        parts = [None if sample is None else sample.compare(*pair) for sample in samples]
-        known = [part for part in parts if part is not None and not part.without_units]
-        if len(known) < len(samples):
+        known = [sample for sample in samples if sample is not None]
+        parts = [part for sample in known if (part := sample.compare(*pair)) is not None]
+        if len(parts) < len(samples) or any(part.without_units for part in parts):
             return None
-        points = statistics.fmean([part.points for part in known])
-        return points > math.hypot(*map(_margin, known)) / len(known)
+        found = compare_means(known, *pair)
+        if found is not None and not found.without_units:
+            return found.low > 0
+        margins = [max(part.high - part.points, part.points - part.low) for part in parts]
+        # Units that are not the same on all data sets. Transfer seeds are independent between data sets; a
+        # pretraining may be good on all of them.
+        shared = any(part.unit == "pretraining" for part in parts)
+        total = math.fsum(margins) if shared else math.hypot(*margins)
+        return math.fsum(part.points for part in parts) > total
 
     return is_higher
 
@@ -200,11 +204,6 @@ def _titles(data_sets: list[DataSetKey]) -> tuple[str, ...]:
     return tuple(
         name if names.count(name) == 1 else f"{name} [{sha256[:8]}]" for name, sha256 in data_sets
     )
-
-
-def _margin(found: Difference) -> float:
-    """Return half the width of an interval, of which one end may be cut at a difference of 100."""
-    return max(found.high - found.points, found.points - found.low)
 
 
 def _sort(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -116,7 +116,7 @@ def explain_marks(rows: Sequence[Row]) -> list[str]:
             "pretrainings ±: sample standard deviation over checkpoints of one method with different pretraining "
             "seeds, each the mean over its transfer seeds."
         )
-    if any(cell.uncertainty is not None for cell in cells):
+    if any(cell.uncertainty is not None and cell.uncertainty.images is not None for cell in cells):
         footnotes.append("images ±: standard error from the finite number of images.")
     if any(cell.best for cell in cells):
         footnotes.append(

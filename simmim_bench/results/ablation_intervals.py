@@ -223,15 +223,12 @@ def _with_errors(comparison: _Comparison, rows: Mapping[str, CellResult]) -> dic
     """Add the standard errors of the mean scores."""
     found = {}
     for name, side in comparison.sides.items():
-        images = uncertainty(comparison.runs, side).images
-        spread = pooled_spread(comparison.runs, [side])
-        if len(side.units) <= FEW_SEEDS:
-            spread = comparison.spread or spread
-        error = None
-        if spread is not None:  # without the images' noise in it, which is in `images`
-            of_seeds = max(spread.variance - spread.noise, 0.0) / len(side.units)
-            error = (images**2 + of_seeds) ** 0.5
-        found[name] = replace(rows[name], image_error=images, error=error)
+        pooled = comparison.spread if len(side.units) <= FEW_SEEDS else None
+        known = uncertainty(comparison.runs, side, pooled)
+        several = pooled is not None or len(side.units) > 1
+        found[name] = replace(
+            rows[name], image_error=known.images, error=known.total if several else None
+        )
     return found
 
 
@@ -259,12 +256,11 @@ def _with_differences(
 
 
 def _with_best(comparison: _Comparison, rows: Mapping[str, CellResult]) -> dict[str, CellResult]:
-    """Mark the sound rows that cannot be distinguished from the best; none if the spread over seeds is unknown."""
+    """Mark the sound rows that cannot be distinguished from the best; a single seed is none, nor the best of others."""
     sound = [name for name, cell in comparison.cells.items() if not cell.caveats]
-    if len(sound) < 2:
+    several = [name for name in sound if len(comparison.cells[name].runs.units) > 1]
+    best = max(sound, key=lambda name: rows[name].mean, default=None)
+    if best not in several or len(sound) < 2:
         return {}
-    best = max(sound, key=lambda name: rows[name].mean)
-    against = {name: comparison.difference(name, best) for name in sound if name != best}
-    known = {name: found for name, found in against.items() if not found.without_units}
-    names = [name for name, found in known.items() if found.includes_zero]
-    return {name: replace(rows[name], best=True) for name in ([best, *names] if known else [])}
+    names = [n for n in several if n == best or comparison.difference(n, best).includes_zero]
+    return {name: replace(rows[name], best=True) for name in names}

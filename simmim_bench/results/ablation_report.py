@@ -157,7 +157,8 @@ def _remarks_on_intervals(ablation: Ablation) -> list[str]:
         )
     if any(row.best for row in rows):
         remarks.append(
-            "Bold: cannot be distinguished from the best score; the 95 % interval of their difference includes 0."
+            "Bold: cannot be distinguished from the best score; the 95 % interval of their difference includes 0. A "
+            "single seed is never bold."
         )
     if ablation.spread is not None and any(len(row.scores) <= FEW_SEEDS for row in rows):
         deviation, freedom, cells = ablation.spread

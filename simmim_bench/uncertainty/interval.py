@@ -6,8 +6,9 @@ their variances. docs/statistics.md explains what an interval claims.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
@@ -57,11 +58,14 @@ class Uncertainty:
 
     Attributes:
         units: sample standard deviation over units; None for a single one, and where units do not vary.
-        images: standard error from the finite number of images.
+        images: standard error from the finite number of images; None if it cannot be estimated.
+        total: standard error over images and units, in which the images' noise is counted once; over the images alone
+            where the variance over units is unknown.
     """
 
     units: float | None
-    images: float
+    images: float | None
+    total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,23 @@ class Difference:
         return self.low <= 0 <= self.high
 
 
-def uncertainty(runs: RunScores, side: Side) -> Uncertainty:
-    """Compute the uncertainty of one row's score."""
+def uncertainty(runs: RunScores, side: Side, spread: Spread | None = None) -> Uncertainty:
+    """Compute the uncertainty of one row's score.
+
+    Args:
+        spread: the variance of a unit; by default that of the row's own units.
+    """
+    weights = side.weights(len(runs.scores))
     means = side.by_unit(len(runs.scores)) @ runs.scores
     several = len(means) > 1 and _varies(runs, side)
+    images = runs.variance(weights) ** 0.5 if runs.varies(weights) else None
+    if spread is None:
+        spread = pooled_spread(runs, [side])
+    of_units = 0.0 if spread is None else max(spread.variance - spread.noise, 0.0) / len(means)
     return Uncertainty(
         units=float(means.std(ddof=1)) if several else None,
-        images=runs.variance(side.weights(len(runs.scores))) ** 0.5,
+        images=images,
+        total=None if images is None else math.sqrt(images**2 + of_units),
     )
 
 
@@ -134,11 +148,59 @@ def difference(
         spread: the variance of a unit pooled over several rows, these two among them. It is used if one of the two has
             fewer than `spread.below` units; by default, the variance within the other one is if one has a single unit.
     """
-    count = len(runs.scores)
-    weights = ours.weights(count) - theirs.weights(count)
-    points = ours.score(runs) - theirs.score(runs)
-    of_images = Variance(runs.variance(weights), 0.0, max(runs.images - 1, 1))
+    of_images = Variance(_images_variance(runs, ours, theirs), 0.0, max(runs.images - 1, 1))
     of_units = _units_variance(runs, ours, theirs, paired=paired, spread=spread)
+    return _interval(runs, ours, theirs, of_images, of_units)
+
+
+def is_estimable(runs: RunScores, ours: Side, theirs: Side) -> bool:
+    """Return whether the variance over images of a difference can be estimated; of two AP of zero it cannot."""
+    return runs.varies(ours.weights(len(runs.scores)) - theirs.weights(len(runs.scores)))
+
+
+def difference_of_means(
+    samples: Sequence[tuple[RunScores, Side, Side]], *, paired: bool = False
+) -> Difference | None:
+    """Compute the difference of two rows' means over several sets of images.
+
+    A pretraining may be good on all of them. The variance over units is therefore that of the units' means.
+
+    Args:
+        samples: of each set of images, the runs, ours and theirs.
+
+    Returns:
+        None if a row has other units on another set.
+    """
+    for sides in ([ours for _, ours, _ in samples], [theirs for _, _, theirs in samples]):
+        if any((side.keys, side.varies) != (sides[0].keys, sides[0].varies) for side in sides):
+            return None
+    _, first, second = samples[0]
+    mean = np.zeros(len(first.units) + len(second.units))
+    covariance = np.zeros((len(mean), len(mean)))
+    for runs, *pair in samples:
+        weights = np.concatenate([side.by_unit(len(runs.scores)) for side in pair]) / len(samples)
+        mean += weights @ runs.scores
+        covariance += weights @ runs.covariance @ weights.T
+    joined = RunScores(mean, covariance, min(runs.images for runs, _, _ in samples))
+    ours, theirs = (
+        replace(side, units=tuple((start + index,) for index in range(len(side.units))))
+        for side, start in ((first, 0), (second, len(first.units)))
+    )
+    variance = sum(_images_variance(*sample) for sample in samples) / len(samples) ** 2
+    of_images = Variance(variance, 0.0, max(joined.images - 1, 1))
+    of_units = _units_variance(joined, ours, theirs, paired=paired, spread=None)
+    return _interval(joined, ours, theirs, of_images, of_units)
+
+
+def _images_variance(runs: RunScores, ours: Side, theirs: Side) -> float:
+    """Return the variance of the difference over samples of images."""
+    return runs.variance(ours.weights(len(runs.scores)) - theirs.weights(len(runs.scores)))
+
+
+def _interval(
+    runs: RunScores, ours: Side, theirs: Side, of_images: Variance, of_units: Variance | None
+) -> Difference:
+    points = ours.score(runs) - theirs.score(runs)
     half = margin(of_images, of_units)
     return Difference(
         points=points,

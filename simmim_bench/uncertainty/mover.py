@@ -9,8 +9,8 @@ Medicine 27(10)):
 A single Student's quantile for the sum of the variances is too small for two or three units: units that agree by chance
 shrink their variance. docs/statistics.md has the coverage of both.
 
-The images' noise is in both variances. V_units is therefore counted only if it is above that noise, more exactly above
-`threshold` of it.
+The scores of units differ by the images' noise even if units change nothing: it is a part of both variances. V_units is
+therefore counted beyond this noise only, and in part where it is not far above it; see `margin`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from scipy.special import stdtrit
 LEVEL = 0.95
 ALPHA = 0.05  # 1 - LEVEL is another number in binary
 SMALLEST_P_VALUE = 1e-12
+# Ratios of V_units to the images' noise from which on V_units is counted, and from which on in full. Always in full,
+# intervals of two seeds cover 98.5 to 99 % where seeds change nothing; only from the noise on, 89 to 92 % where seeds
+# change much but agree by chance. Chosen by simulation.
+COUNTED, COUNTED_IN_FULL = 0.3, 1.3
 
 
 @dataclass(frozen=True)
@@ -58,22 +62,26 @@ def add(parts: Sequence[Variance]) -> Variance:
 
 
 def margin(of_images: Variance, of_units: Variance | None, alpha: float = ALPHA) -> float:
-    """Return half the width of the interval of level 1 - alpha."""
-    squared = float(stdtrit(of_images.freedom, alpha / 2)) ** 2 * of_images.value
-    if of_units is not None and of_units.value > threshold(of_units.freedom) * of_units.noise:
-        squared += float(stdtrit(of_units.freedom, alpha / 2)) ** 2 * of_units.value
+    """Return half the width of the interval of level 1 - alpha.
+
+    What V_units adds to the margin of V_images is its own margin without that of the noise, which V_images has. It is
+    counted with a weight that grows with the ratio of V_units to the noise.
+    """
+    of_image = float(stdtrit(of_images.freedom, alpha / 2)) ** 2
+    squared = of_image * of_images.value
+    if of_units is not None and of_units.value > 0:
+        noise = min(of_units.noise, of_images.value)
+        added = float(stdtrit(of_units.freedom, alpha / 2)) ** 2 * of_units.value - of_image * noise
+        squared += _weight(of_units) * max(added, 0.0)
     return math.sqrt(squared)
 
 
-def threshold(freedom: float) -> float:
-    """Return the ratio of the variance over units to the images' noise from which on the variance is counted.
-
-    Where units change nothing, their variance is the noise. If it is always counted, intervals of two units then cover
-    99.5 %. If it is counted from the noise on, intervals of two paired units cover 89 % where units change much but
-    agree by chance. Such chance is the rarer, the more degrees of freedom there are. The numbers here are chosen by
-    simulation (docs/statistics.md).
-    """
-    return 1 - 0.6 / freedom**2
+def _weight(of_units: Variance) -> float:
+    """Return the weight in [0, 1] with which a variance over units is counted."""
+    if of_units.value >= COUNTED_IN_FULL * of_units.noise:
+        return 1.0
+    ratio = of_units.value / of_units.noise
+    return max(ratio - COUNTED, 0.0) / (COUNTED_IN_FULL - COUNTED)
 
 
 def p_value(distance: float, of_images: Variance, of_units: Variance | None) -> float:

@@ -31,23 +31,35 @@ class RunScores:
         assert np.isfinite(self.scores).all()
         assert np.isfinite(self.covariance).all()
 
+    def varies(self, weights: ArrayLike) -> bool:
+        """Return whether the variance of a weighted sum over samples of images can be estimated.
+
+        An AP of exactly zero is zero on all resamples, whatever other images would give. Answers can be added to an
+        accuracy, but not to an AP.
+        """
+        by_run = np.asarray(weights, np.float64)
+        return self.proportions or self._is_above_rounding(by_run)
+
+    def _is_above_rounding(self, weights: Floats) -> bool:
+        """Return whether the covariance gives more than what rounding leaves of a variance of zero."""
+        zero = 1e-12 * float(np.abs(weights) @ np.sqrt(self.covariance.diagonal())) ** 2
+        return float(weights @ self.covariance @ weights) > zero
+
     def variance(self, weights: ArrayLike) -> float:
         """Return the variance of a weighted sum of the scores over samples of images, percent squared.
 
         If all images have the same answer, their variance is zero, however few they are. For proportions, images of
         opposite answers are therefore added: to a difference of scores one in favour of each side (Bonett and Price
         2012, Journal of Educational and Behavioral Statistics 37(4)), to a mean of scores two correct and two wrong
-        (Agresti and Coull 1998, The American Statistician 52(2)). For other scores, they are added where the variance
-        is zero.
+        (Agresti and Coull 1998, The American Statistician 52(2)). For other scores, they are added where all resamples
+        agree; no such variance is reported, see `varies`.
 
         Args:
             weights: (R,), of sum 0 for a difference and of sum 1 for a mean.
         """
         by_run = np.asarray(weights, np.float64)
         variance = float(by_run @ self.covariance @ by_run)
-        # What rounding leaves of a variance of zero.
-        zero = 1e-12 * float(np.abs(by_run) @ np.sqrt(self.covariance.diagonal())) ** 2
-        if variance > zero and not self.proportions:
+        if not self.proportions and self._is_above_rounding(by_run):
             return variance
         added = np.array([100.0, -100.0] if abs(by_run.sum()) < 1e-9 else [100.0, 100.0, 0.0, 0.0])
         total = self.images * float(by_run @ self.scores)

@@ -59,7 +59,8 @@ def test_single_seeds_have_intervals_over_pretrainings() -> None:
                 assert 6 < (row.above[2] - row.above[1]) / 2 < 9
     assert single == 9
     head = dict(read_ablations(ABLATIONS))[ABLATIONS / "head" / "ablation.json"]
-    assert [row.name for row in head.rows if row.best] == ["mlp", "conv"]
+    # The best cell has a single seed.
+    assert not any(row.best for row in head.rows)
 
 
 def test_the_readme_cites_intervals_of_the_tables() -> None:

@@ -14,9 +14,7 @@ from support.records import board_of, change, make_record
 
 from simmim_bench.leaderboard.figure_points import pareto_front
 from simmim_bench.leaderboard.figures import plot_scores
-from simmim_bench.leaderboard.page_data import page_data, standard_error
-from simmim_bench.leaderboard.rows import ScoreCell
-from simmim_bench.uncertainty.interval import Uncertainty
+from simmim_bench.leaderboard.page_data import page_data
 
 
 def test_the_pareto_front_contains_exactly_the_undominated_points() -> None:
@@ -75,13 +73,6 @@ def test_rows_of_changed_sources_are_on_no_front(tmp_path: Path) -> None:
         (series,) = plot["series"]
         assert sorted(point.row["label"] for point in series.points) == ["changed", "clean"]
         assert [point.row["label"] for point in series.front] == ["clean"]
-
-
-def test_the_standard_error_is_of_seeds_and_images() -> None:
-    cell = ScoreCell((50.0, 53.0, 56.0), uncertainty=Uncertainty(3.0, 2.0))
-    assert standard_error(cell) == pytest.approx((3.0**2 / 3 + 2.0**2) ** 0.5)
-    assert standard_error(ScoreCell((50.0,), uncertainty=Uncertainty(None, 2.0))) == 2.0
-    assert standard_error(ScoreCell((50.0,))) is None
 
 
 def test_points_and_error_bars_are_positioned_by_cost_and_score(

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.records import board_of, make_record, plain_cells, pretrained, run_leaderboard
+from support.records import (
+    board_of,
+    change,
+    fake_hash,
+    make_record,
+    plain_cells,
+    pretrained,
+    run_leaderboard,
+)
 
 from simmim_bench.leaderboard.board import Board, select_columns
 from simmim_bench.leaderboard.find import find_records
@@ -177,3 +185,21 @@ def test_methods_have_rows_in_tables_of_named_data_sets(tmp_path: Path) -> None:
     mean = table.rows[0].mean
     assert mean is not None
     assert mean.std == pytest.approx(np.std([61, 52, 64], ddof=1))
+
+
+def test_means_of_methods_vary_with_their_pretrainings(tmp_path: Path) -> None:
+    """A pretraining that is good on all data sets is no more certain for their number."""
+    counts = {"MAE": {0: 70, 1: 60, 2: 50}, "SimMIM": {0: 55, 1: 45, 2: 35}}
+    for method, by_seed in counts.items():
+        for pretraining, correct in by_seed.items():
+            for name in "abcdefgh":
+                root = tmp_path / name / f"{method}{pretraining}"
+                path = make_record(root, label="x", correct=correct, images=100)
+                pretrained(path, method, pretraining)
+                data = {"name": name, "root": name, "fingerprint": fake_hash(name)}
+                change(path, data=data)
+    (table,) = board_of(tmp_path).small_sets
+    means = [row.mean for row in table.rows]
+    assert [round(mean.mean) for mean in means if mean is not None] == [60, 45]
+    # 15 +- 10 * sqrt(2 / 3) * t(4) = 15 +- 22.7, whatever the number of data sets.
+    assert [mean.rank for mean in means if mean is not None] == [1, 1]

@@ -18,7 +18,8 @@ from simmim_bench.leaderboard.rows import Row, ScoreCell
 from simmim_bench.leaderboard.samples import ColumnSample
 from simmim_bench.results.record import read_record
 from simmim_bench.tasks import Column, columns
-from simmim_bench.uncertainty.interval import Side
+from simmim_bench.uncertainty.interval import Side, uncertainty
+from simmim_bench.uncertainty.jackknife import from_left_out
 from simmim_bench.uncertainty.run_scores import RunScores
 
 LINEAR = 1  # index of the column
@@ -296,3 +297,22 @@ def test_an_unsound_record_changes_no_mean_rank_of_a_board(tmp_path: Path) -> No
 
 def _overall(root: Path) -> tuple[Row, ...]:
     return find_records([root]).board(overall=True).rows
+
+
+def test_scores_of_zero_on_all_resamples_have_no_interval() -> None:
+    left_out = np.array([[7.0, 8.0, 7.5, 6.9], [0.0] * 4, [0.0] * 4])
+    runs = from_left_out([7.3, 0.0, 0.0], left_out, 4)
+    sides = {name: Side(((i,),), (0,), varies=False) for i, name in enumerate("abc")}
+    assert uncertainty(runs, sides["b"]).images is None
+    sample = ColumnSample(runs, sides, paired=False)
+    assert sample.compare("b", "c") is None
+    assert sample.compare("a", "b") is not None
+    rows = [
+        Row(name, "", "x", (ScoreCell((s,), varies=False),))
+        for name, s in zip("abc", runs.scores, strict=True)
+    ]
+    assert [c.rank for row in rank_rows(rows, [sample]) for c in row.cells if c] == [1, 2, 2]
+    zeros = ColumnSample(runs, {name: sides[name] for name in "bc"}, paired=False)
+    ranked = rank_rows(rows[1:], [zeros])
+    marks = [(cell.rank, cell.best) for row in ranked for cell in row.cells if cell is not None]
+    assert marks == [(None, False)] * 2

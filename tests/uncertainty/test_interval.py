@@ -90,10 +90,12 @@ def test_images_alone_give_students_interval() -> None:
 
 
 def test_margins_of_images_and_seeds_add_in_squares() -> None:
-    scores, variance, images = np.array([60.0, 62.0, 40.0, 46.0]), 4.0, 100
-    runs = RunScores(scores, np.diag([variance] * 4), images)
+    scores, shared, own, images = np.array([60.0, 62.0, 40.0, 46.0]), 3.0, 1.0, 100
+    # Seeds of one row share a part of the images' noise.
+    covariance = np.kron(np.eye(2), np.full((2, 2), shared)) + own * np.eye(4)
+    runs = RunScores(scores, covariance, images)
     result = difference(runs, side(0, 1), side(2, 3))
-    of_images = stats.t.ppf(0.975, images - 1) ** 2 * (variance / 2 + variance / 2)
+    of_images = stats.t.ppf(0.975, images - 1) ** 2 * (shared + shared)
     parts = [np.var([60, 62], ddof=1) / 2, np.var([40, 46], ddof=1) / 2]
     freedom = sum(parts) ** 2 / sum(part**2 / 3 for part in parts) - 2
     assert 1 < freedom < 2
@@ -101,15 +103,22 @@ def test_margins_of_images_and_seeds_add_in_squares() -> None:
     assert half(result) == pytest.approx(math.sqrt(of_images + of_seeds))
 
 
-def test_seeds_that_differ_by_less_than_the_images_noise_are_not_counted() -> None:
+def test_seeds_that_agree_leave_the_interval_of_the_images() -> None:
     covariance = np.diag([4.0] * 4)
-    alone = difference(
-        RunScores(np.array([60.0, 60.0, 50.0, 50.0]), covariance, 100), side(0, 1), side(2, 3)
-    )
-    agree = difference(
-        RunScores(np.array([60.1, 59.9, 50.1, 49.9]), covariance, 100), side(0, 1), side(2, 3)
-    )
-    assert half(agree) == half(alone) == pytest.approx(stats.t.ppf(0.975, 99) * 2)
+    scores = np.array([60.0, 60.0, 50.0, 50.0])
+    agree = difference(RunScores(scores, covariance, 100), side(0, 1), side(2, 3))
+    assert half(agree) == pytest.approx(stats.t.ppf(0.975, 99) * 2)
+
+
+def test_margins_are_continuous_and_grow_with_the_variance_over_units() -> None:
+    of_images = Variance(5.0, 0.0, 1999)
+    for freedom in (1, 2, 4):
+        values = np.linspace(0, 4, 4001)
+        margins = [margin(of_images, Variance(float(v), 1.0, freedom)) for v in values]
+        steps = np.diff(np.square(margins))
+        assert (steps >= -1e-9).all()
+        # Between the ratios the weight grows with the variance.
+        assert steps.max() < 3 * stats.t.ppf(0.975, freedom) ** 2 * values[1]
 
 
 def test_noise_of_images_in_the_variance_over_units_is_the_runs_own() -> None:
@@ -222,7 +231,19 @@ def test_degenerate_runs_have_finite_intervals_of_some_width(
         assert result.p_value == 1
         assert result.includes_zero
     assert images > 1 or result.includes_zero
-    assert 0 < uncertainty(runs, ours).images <= 50
+    error = uncertainty(runs, ours).images
+    known = kind == "correct" or images == 1
+    assert (error is not None and 0 < error <= 50) if known else error is None
+
+
+def test_the_total_error_counts_the_noise_of_images_once() -> None:
+    scores, shared, own = np.array([60.0, 64.0, 71.0]), 3.0, 1.0
+    runs = RunScores(scores, np.full((3, 3), shared) + own * np.eye(3), 100)
+    found = uncertainty(runs, side(0, 1, 2))
+    of_images, of_seeds = shared + own / 3, scores.var(ddof=1) - own
+    assert found.total == pytest.approx(math.sqrt(of_images + of_seeds / 3))
+    alone = uncertainty(runs, side(0))
+    assert alone.total == alone.images == 2
 
 
 def test_a_row_compared_with_itself_is_not_distinguishable() -> None:
