@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from simmim_bench.leaderboard.find import find_records
 from simmim_bench.results.ablation_intervals import read_ablations
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -18,21 +17,6 @@ ABLATIONS = BENCHMARKS / "ablations"
 @pytest.fixture(autouse=True)
 def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def test_the_committed_tables_follow_from_their_records() -> None:
-    import tables
-
-    found = find_records([ABLATIONS / "records"])
-    committed = dict(read_ablations(ABLATIONS))
-    rebuilt = tables.rebuild_ablations(committed, found)
-    assert len(rebuilt) == 5
-    for path, ablation in rebuilt.items():
-        assert tables.is_written(path, ablation), path
-        assert not ablation.not_compared
-    generated = dict(tables.generate_documents(rebuilt))
-    readme = ABLATIONS / "README.md"
-    assert generated[readme] == readme.read_text(encoding="utf-8")
 
 
 def test_a_changed_interval_is_found(tmp_path: Path) -> None:

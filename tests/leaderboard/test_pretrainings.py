@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.cli import run
-from support.records import make_record
+from support.records import make_record, plain_cells
 
 from simmim_bench.leaderboard.pretrainings import method_key, pretraining_seed
 from simmim_bench.results.record import Record, read_record
@@ -172,7 +172,7 @@ def test_pretrainings_of_two_seeds_are_one_row_of_their_method(
     top1 = [record.metrics["top1"] for record in records]
     code, _, stderr = run("leaderboard", "build", tmp_path, "--no-reported", "--out", tmp_path)
     assert code == 0, stderr
-    lines = (tmp_path / "LEADERBOARD.md").read_text().splitlines()
+    lines = plain_cells((tmp_path / "LEADERBOARD.md").read_text()).splitlines()
     row, *single = (line for line in lines if "SimMIM" in line or "– seed" in line)
     assert "(2 pretrainings)" in row
     assert f"pretrainings ± {stdev(top1):.1f}" in row
