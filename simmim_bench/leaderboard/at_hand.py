@@ -29,8 +29,9 @@ from simmim_bench.tasks import Predictions, predictions_of
 from simmim_bench.uncertainty.interval import Side, Unit
 from simmim_bench.uncertainty.run_scores import RunScores
 
-# At most so many runs of one column are read, with predictions of so many bytes together. A run on ImageNet's 50,000
-# images has 1.5 to 2.6 MB and takes 15 ms; matching detections to the ground truth takes 0.2 s per megabyte.
+# The largest number of runs of one column that are read, and the largest size of their predictions together, in bytes,
+# by kind. A run on ImageNet's 50,000 images has 1.5 to 2.6 MB and takes 15 ms; matching detections to the ground truth
+# takes 0.2 s per megabyte.
 MOST_RUNS = 24
 MOST_BYTES: dict[Predictions, int] = {
     "ranking": 64 << 20,

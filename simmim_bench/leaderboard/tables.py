@@ -110,8 +110,8 @@ def explain_board(board: Board) -> list[str]:
     if board.overall:
         footnotes.append(
             "Mean rank: mean over the tasks, each with one vote, of the ranks of the rows without † and ‡ in the "
-            "columns in which all of them can be compared. A rank there is 1 plus the number of distinguishably higher "
-            "scores."
+            "columns in which all of them can be compared. Scores of one rank count as the mean of their places: two "
+            "that share the first one as 1.5."
         )
     return footnotes
 

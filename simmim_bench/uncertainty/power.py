@@ -38,7 +38,7 @@ def smallest_difference(
             paired units (units - 1). By default, each row estimates its variance from its own units.
         noise_sd: the part of `unit_sd` that is noise of the images, percentage points: the square root of
             `Spread.noise`. It is in `image_sd` as well.
-        images: planned images; None for so many that their variance is known.
+        images: number of planned images, from which `image_sd` is estimated; None if it is known.
 
     Returns:
         Percentage points; None if the units vary and their variance cannot be estimated.
