@@ -22,10 +22,11 @@ from simmim_bench.data.datasets import LoadImage
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.diagnostics.findings import Finding, Severity
 from simmim_bench.diagnostics.loading import images_per_core, workers_needed
-from simmim_bench.diagnostics.machine import free_disk, usable_cores
+from simmim_bench.diagnostics.machine import free_disk
 from simmim_bench.display import format_duration, plural
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.spec import BackboneSpec
+from simmim_bench.processors import usable_cores
 from simmim_bench.training.memory import (
     COPIES,
     GIB,

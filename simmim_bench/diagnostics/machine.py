@@ -15,12 +15,12 @@ import torch
 
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.display import plural
+from simmim_bench.processors import usable_cores
 from simmim_bench.runs.environment import cuda_versions
 from simmim_bench.training.memory import GIB, available_memory
 from simmim_bench.training.precision import MIN_WIDTH, decide_precision, default_precision
 
 CPU = torch.device("cpu")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup version 2: microseconds of each period, or "max"
 BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86's matrix units, ARM
 HIDING = "CUDA_VISIBLE_DEVICES"
 GET_STARTED = "PyTorch's page 'Get Started' has the command"
@@ -80,16 +80,6 @@ def _processor() -> Finding:
         bf16_flags=flags,
         precision=precision,
     )
-
-
-def usable_cores() -> float:
-    """Return the number of processors that the affinity and the container's quota allow."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    with suppress(OSError, ValueError):
-        quota, period = QUOTA.read_text(encoding="utf-8").split()
-        cores = min(cores, int(quota) / int(period))
-    return cores
 
 
 def _threads() -> Finding:
