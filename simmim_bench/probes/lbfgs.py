@@ -40,12 +40,19 @@ class Trial(NamedTuple):
     slope: float
 
 
-def minimise(objective: Objective, start: Tensor) -> tuple[Tensor, list[bool]]:
+def minimise(
+    objective: Objective,
+    start: Tensor,
+    expand: Callable[[Tensor, Sequence[int]], Tensor] = lambda gradients, _: gradients,
+) -> tuple[Tensor, list[bool]]:
     """Minimise P smooth functions of n variables each.
 
     Args:
         objective: computes losses and gradients of some of the problems.
         start: first variables (P, n).
+        expand: maps gradients (A, n) and the numbers of their problems to another orthonormal basis, (A, m), where the
+            variables are few coordinates of many: the largest gradient ends a problem, and the sum of the absolute
+            ones determines the first step, in that basis.
 
     Returns:
         The variables (P, n), and whether each problem converged before the limits of iterations and evaluations.
@@ -55,7 +62,9 @@ def minimise(objective: Objective, start: Tensor) -> tuple[Tensor, list[bool]]:
     x, history = start.clone(), _History()
     losses, gradient = objective(x, problems)
     loss, used = losses.tolist(), [1] * len(problems)
-    going = [steepest > GRADIENT_TOLERANCE for steepest in gradient.abs().amax(1).tolist()]
+    magnitudes = expand(gradient, problems).abs()
+    lengths = (1 / magnitudes.sum(1)).clamp_max(1).tolist()
+    going = [steepest > GRADIENT_TOLERANCE for steepest in magnitudes.amax(1).tolist()]
     for iteration in range(1, MAX_ITERATIONS + 1):
         # Finished problems leave the batch; their variables are final.
         kept = [row for row, goes_on in enumerate(going) if goes_on]
@@ -68,14 +77,13 @@ def minimise(objective: Objective, start: Tensor) -> tuple[Tensor, list[bool]]:
             history.keep(rows)
             problems, loss, used = ([values[r] for r in kept] for values in (problems, loss, used))
         direction = history.direction(gradient)
-        slope, extent, first_step = torch.stack(
+        slope, extent = torch.stack(
             [
                 _dot(gradient, direction),
                 direction.abs().amax(1),
-                (1 / gradient.abs().sum(1)).clamp_max(1),
             ]
         ).tolist()
-        steps = first_step if iteration == 1 else [1.0] * len(problems)
+        steps = [lengths[problem] if iteration == 1 else 1.0 for problem in problems]
         # A direction that does not descend ends its problem where it is.
         searches = {
             row: _search_step(
@@ -95,7 +103,7 @@ def minimise(objective: Objective, start: Tensor) -> tuple[Tensor, list[bool]]:
         x = x + step * direction
         history.update(step * direction, new_gradient - gradient)
         gradient = new_gradient
-        steepest = gradient.abs().amax(1).tolist()
+        steepest = expand(gradient, problems).abs().amax(1).tolist()
         going = [False] * len(problems)
         for row, end in chosen.items():
             used[row] += counts[row]

@@ -57,6 +57,11 @@ class Normaliser(nn.Module):
         self.register_buffer("means", torch.stack(means).float())
         self.register_buffer("deviations", torch.stack(deviations).float())
 
+    @property
+    def uses_batches(self) -> bool:
+        """Whether a training image's norm depends on its batch."""
+        return self._batch_images is not None
+
     def forward(self, features: Tensor) -> Tensor:
         """Return (S, B, D) float32."""
         x = features.float()

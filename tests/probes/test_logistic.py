@@ -27,8 +27,14 @@ def data(images: int = 90, spread: float = 0.0) -> tuple[Tensor, Tensor]:
     return features * torch.logspace(-spread, spread, 12), labels
 
 
-def fit_by_torch(x: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, bool]:
-    """Fit one regression with torch's optimizer and autograd; return the logits and whether it converged."""
+def fit_by_torch(
+    x: Tensor, labels: Tensor, l2: float, queries: Tensor | None = None
+) -> tuple[Tensor, bool]:
+    """Fit one regression with torch's optimizer and autograd.
+
+    Returns:
+        The logits of `queries`, or else of the images that it learnt; and whether it converged.
+    """
     weight = torch.zeros(x.shape[1], 3, dtype=x.dtype, requires_grad=True)
     bias = torch.zeros(3, dtype=x.dtype, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -44,7 +50,7 @@ def fit_by_torch(x: Tensor, labels: Tensor, l2: float) -> tuple[Tensor, bool]:
     optimizer.step(loss)
     state = optimizer.state[weight]
     converged = state["n_iter"] < MAX_ITERATIONS and state["func_evals"] < MAX_EVALUATIONS
-    return (x @ weight + bias).detach(), converged
+    return ((x if queries is None else queries) @ weight + bias).detach(), converged
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.6])
@@ -90,9 +96,25 @@ def test_the_cross_validation_counts_what_separate_fits_predict(
         expected.append(100 * correct / 90)
     for at_once in (2 * x.numel(), 2**29):
         monkeypatch.setattr(logistic_module, "FEATURES", at_once)
-        found = cross_validate(x, "batch", STRENGTHS, labels, 4, folds)
-        assert found == pytest.approx(expected, abs=100 / 90)  # ties apart
+        for found in cross_validate([x, x], "batch", STRENGTHS, labels, 4, folds):
+            assert found == pytest.approx(expected, abs=100 / 90)  # ties apart
     assert 60 < min(expected) < 100
+
+
+def test_fewer_images_than_channels_are_fitted_as_by_torch() -> None:
+    """The solver steps in the span of the images; parts of unequal length, cut off and converged."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(20, 40, generator=generator).double() * torch.logspace(-0.5, 0.5, 40)
+    parts = [(features[:17], torch.arange(17) % 3), (features, torch.arange(20) % 3)]
+    unseen = torch.randn(9, 40, generator=generator).double()
+    strengths = (1e-7, 1e-2)
+    fits = fit_jointly(parts, 3, strengths)
+    for number, fit in enumerate(fits):
+        x, truth = parts[number // 2]
+        expected = fit_by_torch(x, truth, strengths[number % 2], unseen)
+        assert fit.weight.shape == (3, 40)
+        torch.testing.assert_close(fit.logits(unseen), expected[0], rtol=0, atol=1e-4)
+        assert fit.converged == expected[1]
 
 
 def test_one_class_is_fitted_without_a_step() -> None:

@@ -214,8 +214,9 @@ def _train(
     labels = _labels(train, indices, store)
     features = train.read(feature_set, indices).to(store.dist.device)
     heads = _build_heads(features, train.num_classes, recipe, seed)
+    normalised = heads.normalise(features)
     for epoch in range(recipe.epochs):
-        train_epoch(heads, features, labels, recipe, seed=seed, epoch=epoch)
+        train_epoch(heads, features, labels, recipe, seed=seed, epoch=epoch, normalised=normalised)
         task.advance()
     return heads
 

@@ -93,14 +93,15 @@ def _compare(
     """Return every candidate with its cross-validated top-1, in percent, on rank 0."""
     labels = train.labels.to(folds.device)
     own_sets = feature_sets[dist.rank :: dist.size]
-    own_top1 = []
-    with run.display.task("compare", len(own_sets) * len(recipe.norm) * len(recipe.l2)) as task:
-        for feature_set in own_sets:
-            features = train.read(feature_set).to(folds.device)
-            for norm in recipe.norm:
-                own_top1.append(
-                    cross_validate(features, norm, recipe.l2, labels, train.num_classes, folds)
-                )
+    # Equally wide sets follow each other, so that they are fitted together.
+    order = sorted(range(len(own_sets)), key=lambda number: len(own_sets[number].parts))
+    own_top1: list[list[float]] = [[]] * (len(own_sets) * len(recipe.norm))
+    with run.display.task("compare", len(own_top1) * len(recipe.l2)) as task:
+        for column, norm in enumerate(recipe.norm):
+            read = (train.read(own_sets[number]).to(folds.device) for number in order)
+            scores = cross_validate(read, norm, recipe.l2, labels, train.num_classes, folds)
+            for number, top1 in zip(order, scores, strict=True):
+                own_top1[number * len(recipe.norm) + column] = top1
                 task.advance(len(recipe.l2))
     if not (gathered := dist.gather(own_top1)):
         return []

@@ -10,7 +10,7 @@ Legend: N images, B of them in a batch, D channels, K classes, S norms, R learni
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ INITIAL_STD = 0.01  # of the weights: MAE, main_linprobe.py; BEiT, run_linear_ev
 # trust coefficient is MAE's.
 LARS_WEIGHTS = {"always_adapt": True}
 CHUNK = 4096  # images predicted at a time
+NORMALISED = 2**27  # values normalised once for all epochs; half a GiB
 
 # Maps logits (S, R, K, B) and one-hot labels (K, B) to the gradient of each image's loss with respect to its logits.
 LossGradient = Callable[[Tensor, Tensor], Tensor]
@@ -74,12 +75,23 @@ class ParallelLinearHeads:
         self._biases = torch.zeros(norms, rates * num_classes, 1, device=device)
         self._weight_gradients = torch.zeros_like(self._weights)
         self._bias_gradients = torch.zeros_like(self._biases)
-        self._optimizer = self._build_optimizer(recipe)
-
-    def _build_optimizer(self, recipe: LinearRecipe) -> torch.optim.Optimizer:
-        """Build one optimizer for all heads, with a parameter group for each rate."""
         # The rate is scaled by the recipe's batch size, as in all protocols, even if fewer images make a batch.
         peaks = [rate * recipe.batch_size / REFERENCE_BATCH for rate in recipe.base_lr]
+        self._sgd: _JointSgd | None = None
+        if recipe.optimizer == "sgd":
+            by_row = torch.tensor(peaks, device=device).repeat_interleave(num_classes)[:, None]
+            joint = [
+                (self._weights, self._weight_gradients),
+                (self._biases, self._bias_gradients),
+            ]
+            self._sgd = _JointSgd(joint, by_row, recipe.momentum, recipe.weight_decay)
+        else:
+            self._optimizer = self._build_optimizer(recipe, peaks)
+
+    def _build_optimizer(
+        self, recipe: LinearRecipe, peaks: Sequence[float]
+    ) -> torch.optim.Optimizer:
+        """Build one optimizer for all heads, with a parameter group for each rate."""
         groups = [
             {"params": parameters, "lr": peak, "peak": peak, **options}
             for joint, gradients, options in (
@@ -91,9 +103,7 @@ class ParallelLinearHeads:
         momentum, decay = recipe.momentum, recipe.weight_decay
         if recipe.optimizer == "adamw":
             return torch.optim.AdamW(groups, weight_decay=decay, fused=True)
-        if recipe.optimizer == "lars":
-            return Lars(groups, momentum=momentum, weight_decay=decay)
-        return torch.optim.SGD(groups, momentum=momentum, weight_decay=decay, fused=True)
+        return Lars(groups, momentum=momentum, weight_decay=decay)
 
     def _split_by_head(self, joint: Tensor, gradients: Tensor) -> list[list[Tensor]]:
         """Split the joint tensor of all heads into views, one parameter per head: by rate, then by norm."""
@@ -114,15 +124,31 @@ class ParallelLinearHeads:
         joint = torch.baddbmm(self._biases, self._weights, x.transpose(1, 2))
         return joint.view(*self._shape, -1)
 
+    def normalise(self, features: Tensor) -> Tensor | None:
+        """Return (S, N, D) of training features (N, D), for `step_normalised`.
+
+        Returns None where the norm depends on the batch, or the values are too many to keep.
+        """
+        if self._normaliser.uses_batches or self._shape[0] * features.numel() > NORMALISED:
+            return None
+        chunks = features.split(CHUNK)
+        return torch.cat([self._normaliser(x.to(self._device)) for x in chunks], dim=1)
+
     def step(self, features: Tensor, labels: Tensor, factor: float) -> None:
         """Take one optimizer step on features (B, D) and labels (B,), at `factor` times the peak rates."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        x = self._normaliser.normalise_batch(features)
+        self.step_normalised(self._normaliser.normalise_batch(features), labels, factor)
+
+    def step_normalised(self, x: Tensor, labels: Tensor, factor: float) -> None:
+        """Take one optimizer step on normalised features (S, B, D); see `step`."""
         targets = (labels == self._classes[:, None]).float()
-        gradients = self._loss_gradient(self._logits(x), targets).flatten(1, 2) / len(labels)
+        gradients = self._loss_gradient(self._logits(x), targets).flatten(1, 2).div_(len(labels))
         torch.bmm(gradients, x, out=self._weight_gradients)
         torch.sum(gradients, 2, keepdim=True, out=self._bias_gradients)
+        if self._sgd is not None:
+            self._sgd.step(factor)
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
         self._optimizer.step()
 
     def head(self, norm: int, rate: int) -> LinearHead:
@@ -153,6 +179,34 @@ class ParallelLinearHeads:
         return count.cpu() / len(labels)
 
 
+class _JointSgd:
+    """torch.optim.SGD with momentum on the joint tensors of all heads: a few operations a step, not some per head.
+
+    Args:
+        joint: parameters (S, R K, ...) and their gradients, which are written before every step.
+        peaks: rate of every row, (R K, 1).
+    """
+
+    def __init__(
+        self,
+        joint: Sequence[tuple[Tensor, Tensor]],
+        peaks: Tensor,
+        momentum: float,
+        weight_decay: float,
+    ) -> None:
+        self._joint = [(parameter, g, torch.zeros_like(g)) for parameter, g in joint]
+        self._peaks, self._momentum, self._weight_decay = peaks, momentum, weight_decay
+
+    def step(self, factor: float) -> None:
+        """Take one step at `factor` times the peak rates."""
+        rates = self._peaks * factor
+        for parameter, gradient, velocity in self._joint:
+            velocity.mul_(self._momentum).add_(gradient)
+            if self._weight_decay:
+                velocity.add_(parameter, alpha=self._weight_decay)
+            parameter.addcmul_(velocity, rates, value=-1)
+
+
 def train_epoch(
     heads: ParallelLinearHeads,
     features: Tensor,
@@ -161,11 +215,19 @@ def train_epoch(
     *,
     seed: int,
     epoch: int,
+    normalised: Tensor | None = None,
 ) -> None:
-    """Train all heads for one epoch on features (N, D) and labels (N,), both on the heads' device."""
+    """Train all heads for one epoch on features (N, D) and labels (N,), both on the heads' device.
+
+    Args:
+        normalised: what `normalise` returns for the features.
+    """
     for rows, factor in epoch_steps(len(labels), recipe, seed=seed, epoch=epoch):
         rows = rows.to(labels.device)
-        heads.step(features[rows], labels[rows], factor)
+        if normalised is None:
+            heads.step(features[rows], labels[rows], factor)
+        else:
+            heads.step_normalised(normalised.index_select(1, rows), labels[rows], factor)
 
 
 def epoch_steps(
