@@ -21,9 +21,8 @@ from simmim_bench.probes.lbfgs import minimise
 from simmim_bench.probes.norms import Normaliser
 from simmim_bench.recipe import Norm
 
-VARIABLES = (
-    2**19
-)  # of fits together, in several feature sets; more do not fit the cache of a CPU's core
+# Variables of the fits of several feature sets together; more do not fit the cache of a CPU's core.
+VARIABLES = 2**17
 LOGITS = 2**27  # computed at a time; half a GiB
 FEATURES = 2**29  # normalised features kept at a time, of one fold or more; two GiB
 
