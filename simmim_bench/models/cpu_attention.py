@@ -25,7 +25,7 @@ NEGLIGIBLE_LOGIT = -40.0
 
 
 def suits_products(fused: bool, dropout: nn.Dropout, tokens: Tensor) -> bool:
-    """Return whether `attend_by_products` computes a module's attention: eager float32 on a CPU, in training.
+    """Return whether a module's attention is computed here or in `cpu_windows.py`: eager float32 on a CPU.
 
     Args:
         fused: whether torch's fused kernel is selected (`attention.py`).
@@ -103,7 +103,14 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
 def _add_hidden(bias: Tensor, hidden: Tensor, logits: Tensor) -> Tensor:
     """Return (n, H, N, N): the bias, and what hides the attention of hidden pairs, given the logits without both."""
     spread = sum(float(high - low) for low, high in (logits.aminmax(), bias.aminmax()))
-    negligible = HIDDEN_LOGIT + spread < NEGLIGIBLE_LOGIT
-    fill = -math.inf if negligible else HIDDEN_LOGIT
-    mask = bias.new_zeros(hidden.shape).masked_fill_(hidden, fill)
+    mask = bias.new_zeros(hidden.shape).masked_fill_(hidden, hidden_logit(spread))
     return bias + mask[:, None]
+
+
+def hidden_logit(spread: float) -> float:
+    """Return what hides a pair when added to its logit: -inf if float32 cannot tell it from -100, else -100.
+
+    Args:
+        spread: the largest possible difference of two logits.
+    """
+    return -math.inf if HIDDEN_LOGIT + spread < NEGLIGIBLE_LOGIT else HIDDEN_LOGIT

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.cpu_attention import suits_products
-from simmim_bench.models.cpu_windows import attend_in_windows
+from simmim_bench.models.cpu_windows import attend_in_windows, attend_in_windows_v2
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.spec import BackboneSpec, FeatureLevel
 
@@ -55,6 +55,8 @@ class PaddedSwinV2Block(SwinTransformerV2Block):
         """Apply window attention to tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
+        if suits_products(False, self.attn.attn_drop, x):
+            return attend_in_windows_v2(self, x)[:, :height, :width]
         parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
 

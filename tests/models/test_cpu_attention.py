@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
 from simmim_bench.models import swin, vit
@@ -42,10 +44,11 @@ def without_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [(12, 18), (12, 6), (10, 15)])
 @pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("block_class", [SwinTransformerBlock, SwinTransformerV2Block])
 def test_windows_equal_timms_in_both_passes(
-    size: tuple[int, int], shift: int, monkeypatch: pytest.MonkeyPatch
+    block_class: Any, size: tuple[int, int], shift: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = SwinTransformerBlock(32, size, 2, window_size=6, shift_size=shift, dynamic_mask=True)
+    block = block_class(32, size, 2, window_size=6, shift_size=shift, dynamic_mask=True)
     pad_before_shift(perturb(block))
     tokens = torch.randn(3, *size, 32, requires_grad=True)
     ours = gradients(block._attn, tokens, block.attn)
