@@ -60,7 +60,7 @@ def _in_windows(
     return _reorder(attended.flatten(0, 1), to_tokens, to_windows).view_as(tokens)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def _window_order(images: int, size: Pair, window: Pair, shift: Pair) -> tuple[Tensor, Tensor]:
     """Return the rows (B * h * w) of a batch's tokens in the order of its shifted windows, and the inverse."""
     count = images * size[0] * size[1]
@@ -68,7 +68,7 @@ def _window_order(images: int, size: Pair, window: Pair, shift: Pair) -> tuple[T
         tokens = torch.arange(count, device="cpu").view(images, *size, 1)
         shifted = tokens.roll((-shift[0], -shift[1]), (1, 2))
         order = window_partition(shifted, window).flatten()
-        return order, order.argsort()
+        return order.int(), order.argsort().int()
 
 
 @lru_cache(maxsize=64)
