@@ -37,7 +37,7 @@ def suits_products(fused: bool, dropout: nn.Dropout, tokens: Tensor) -> bool:
         and tokens.dtype == torch.float32
         and dropout.p == 0
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch.is_autocast_enabled("cpu")
     )
 

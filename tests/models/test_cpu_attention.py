@@ -62,6 +62,7 @@ def test_vit_attention_equals_timms_in_both_passes(monkeypatch: pytest.MonkeyPat
     spec = find_spec("vit_pocket")
     block = vit.ViTBlock(spec, drop_path=0, own_position_bias=True, class_token=True, window=0)
     perturb(block)
+    assert block.rel_pos_bias is not None
     tokens = torch.randn(2, 1 + 6 * 4, spec.embed_dim, requires_grad=True)
     modules = nn.ModuleList([block.attn, block.rel_pos_bias])
     ours = gradients(lambda x: block._attend(x, (6, 4), None), tokens, modules)
