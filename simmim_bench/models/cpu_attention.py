@@ -28,7 +28,7 @@ def suits_products(fused: bool, dropout: nn.Dropout, tokens: Tensor) -> bool:
     """Return whether a module's attention is computed here or in `cpu_windows.py`: eager float32 on a CPU.
 
     Args:
-        fused: whether torch's fused kernel is selected (`attention.py`).
+        fused: whether the module keeps its own computation, such as torch's fused kernel (`attention.py`).
         dropout: of the attention weights.
     """
     return (

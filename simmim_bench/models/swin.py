@@ -55,7 +55,7 @@ class PaddedSwinV2Block(SwinTransformerV2Block):
         """Apply window attention to tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
-        if suits_products(False, self.attn.attn_drop, x):
+        if suits_products(not self.training, self.attn.attn_drop, x):
             return attend_in_windows_v2(self, x)[:, :height, :width]
         parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
