@@ -1,12 +1,14 @@
 """Time a SimMIM pretraining step: the official code, a plain implementation, and simmim-bench.
 
     python benchmarks/pretrain_step.py --arch vit_b --batch-size 16 --official ../SimMIM
+    python benchmarks/pretrain_step.py --arch swin_b --official ../SimMIM --before ../older-checkout --precision fp32
 
 The first row is the reference: the official code in float32 if a checkout of github.com/microsoft/SimMIM is given,
 otherwise our model in float32 with torch's own attention and an optimizer that updates each parameter separately. The
 report also compares our step with the limit of the machine: its floating-point operations per second divided by
 those of a large matrix product in the same rounds and in the precision that `pretrain` would choose, bfloat16 if the
-machine computes in it. Each row runs in a separate process, because our step also changes how the C library of
+machine computes in it, or in float32 with `--precision fp32`. `--before` adds a row of another checkout of this
+project. Each row runs in a separate process, because our step also changes how the C library of
 its process returns freed memory.
 """
 
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,7 +26,7 @@ from typing import Any
 
 import torch
 from separate_process import SeparateProcess
-from timing import compare, report
+from timing import Timing, compare, report
 from torch import Tensor, nn
 
 from pretrain.masking.masks import sample_masks
@@ -52,6 +55,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--official", type=Path, help="checkout of microsoft/SimMIM")
+    parser.add_argument("--before", type=Path, help="checkout of simmim-bench to compare with")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32"), default="auto", help="fp32: no rows in bfloat16"
+    )
     parser.add_argument("--compile", action="store_true", help="time torch.compile as well")
     parser.add_argument("--json", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
@@ -63,10 +70,13 @@ def main() -> None:
             parser.error(f"--official supports --arch {', '.join(OFFICIAL_CONFIGS)}")
         if not (official / OFFICIAL_CONFIGS[arguments.arch]).is_file():
             parser.error(f"--official {official} is not a checkout of microsoft/SimMIM")
+    before = arguments.before
+    if before is not None and not (before / "simmim_bench").is_dir():
+        parser.error(f"--before {before} is not a checkout of simmim-bench")
     device = best_device()
     recipe = default_recipe(arguments.arch)
     width = find_spec(recipe.arch).num_features
-    precision = decide_precision("auto", device, width)
+    precision = decide_precision(arguments.precision, device, width)
     flops = count_flops(_our_step(recipe, arguments.batch_size, "fp32", plain=True))
     ours_in_process = partial(SeparateProcess, _our_step, recipe, arguments.batch_size)
     steps: dict[str, Callable[[], object]] = {}
@@ -79,6 +89,9 @@ def main() -> None:
                 _official_step, official, recipe, arguments.batch_size, "bf16"
             )
     steps["plain: float32, torch's attention, plain AdamW"] = ours_in_process("fp32", plain=True)
+    if before is not None:
+        with _imports_from(before):
+            steps["ours before, float32"] = ours_in_process("fp32")
     steps[OURS["fp32"]] = ours_in_process("fp32")
     if precision == "bf16":
         steps[OURS["bf16"]] = ours_in_process("bf16")
@@ -102,9 +115,25 @@ def main() -> None:
         gflop_per_s=round(reached / 1e9, 1),
         **{f"gflop_per_s_of_a_{precision}_matrix_product": round(limit / 1e9, 1)},
         share_of_that_product=round(reached / limit, 3),
+        **(_shares(timings, flops, limit) if precision == "fp32" else {}),
         each_in="a separate process",
         **(_memory(steps[OURS[precision]]) if device.type == "cuda" else {}),
     )
+
+
+@contextmanager
+def _imports_from(checkout: Path) -> Iterator[None]:
+    """Let the processes that start in the block import this project from another checkout."""
+    sys.path.insert(0, str(checkout.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def _shares(timings: list[Timing], flops: int, limit: float) -> dict[str, float]:
+    """Return the share of the matrix product's rate that every row reaches."""
+    return {f"share_of_{t.name}": round(flops / t.seconds / limit, 3) for t in timings}
 
 
 def _our_step(

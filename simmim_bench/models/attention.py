@@ -10,7 +10,8 @@ def select_attention(model: nn.Module, *, training: bool) -> None:
     """Set timm's attention modules to torch's fused kernel, or to explicit products and a softmax.
 
     On a CPU, torch has no fused kernel that computes the gradient of the position bias; its fallback
-    takes about twice the time of explicit products (benchmarks/README.md).
+    takes about twice the time of explicit products (benchmarks/README.md). ViTs and Swins then compute
+    the products in `cpu_attention.py`.
 
     Args:
         training: whether the model is about to be trained.

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.cpu_attention import suits_products
+from simmim_bench.models.cpu_windows import attend_in_windows, attend_in_windows_v2
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.spec import BackboneSpec, FeatureLevel
 
@@ -40,6 +42,8 @@ class PaddedSwinBlock(SwinTransformerBlock):
         """Apply window attention to normalised tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
+        if suits_products(self.attn.fused_attn, self.attn.attn_drop, x):
+            return attend_in_windows(self, x)[:, :height, :width]
         parts = [super(PaddedSwinBlock, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
 
@@ -51,6 +55,8 @@ class PaddedSwinV2Block(SwinTransformerV2Block):
         """Apply window attention to tokens (B, h, w, C)."""
         height, width = x.shape[1:3]
         x = _pad_to_windows(x, self.window_size)
+        if suits_products(not self.training, self.attn.attn_drop, x):
+            return attend_in_windows_v2(self, x)[:, :height, :width]
         parts = [super(PaddedSwinV2Block, self)._attn(p) for p in _split(self, x)]
         return _join(parts)[:, :height, :width]
 

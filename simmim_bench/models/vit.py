@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from simmim_bench.models.attention import select_attention
+from simmim_bench.models.cpu_attention import attend_by_products, suits_products
 from simmim_bench.models.decomposed_position import DecomposedPositionAttention
 from simmim_bench.models.map_norms import build_map_norms, normalise_maps
 from simmim_bench.models.position_bias import Grid, RelativePositionBias, aligned_bias
@@ -103,8 +104,20 @@ class ViTBlock(Block):
             bias = self.rel_pos_bias(size, class_token=self.class_token, dtype=dtype)
         elif bias is not None:
             bias = aligned_bias(bias, dtype)
+        if suits_products(self.attn.fused_attn, self.attn.attn_drop, tokens):
+            return self._attend_by_products(tokens, bias)
         attended: Tensor = self.attn(tokens, shared_rel_pos_bias=bias)
         return attended
+
+    def _attend_by_products(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute what timm's attention module does in float32 on a CPU, with fewer copies."""
+        attention = self.attn
+        if bias is not None:
+            bias = bias.squeeze(0)
+        qkv_bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        qkv = F.linear(tokens, attention.qkv.weight, qkv_bias)
+        attended = attend_by_products(qkv, bias, attention.num_heads, attention.scale)
+        return attention.proj_drop(attention.proj(attended))
 
 
 def _scale(branch: Tensor, gamma: Tensor | None) -> Tensor:
