@@ -52,7 +52,8 @@ def test_workers_leave_signals_to_their_parent_and_end_at_its_request() -> None:
 
 
 @pytest.fixture
-def restored_handlers() -> Iterator[None]:
+def restored_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("simmim_bench.signals.REPEAT_S", 0.5)  # as in a command
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():

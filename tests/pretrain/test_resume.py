@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,14 @@ def assert_same_weights(
         assert torch.equal(value, wanted[name]), name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out_images() -> Iterator[None]:
+    """Evaluate two held-out images after an epoch: weights and losses of the training are compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -99,10 +108,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
 @pytest.mark.parametrize(
     ("launch", "how"),
     [
-        (under_torchrun, ()),
+        (two_processes, ()),
+        pytest.param(under_torchrun, (), marks=pytest.mark.slow),
         pytest.param(two_processes, ("--shard",), marks=pytest.mark.slow),
     ],
-    ids=["copies", "shards"],
+    ids=["copies", "torchrun", "shards"],
 )
 def test_two_processes_train_as_one(
     tmp_path: Path,
@@ -301,8 +311,7 @@ def test_one_of_several_processes_ends_with_its_exit_code(arguments: list[str], 
 def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     tmp_path: Path, pocket: Path, undisturbed: Path, file: str
 ) -> None:
-    out = tmp_path / "run"
-    run_pretrain(out, pocket / "imagenet")
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     damaged = out / "checkpoints" / "last" / file
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 0xFF
