@@ -185,6 +185,7 @@ def scores_in(table: str) -> dict[str, float]:
     return {name: float(score) for name, score in rows}
 
 
+@pytest.mark.heavy
 def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_the_mask_token_replaces_hidden_cells(family: str) -> None:
     torch.testing.assert_close(model(images, mask).features, model.encoder.encode(tokens))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
 )
@@ -125,6 +126,7 @@ def test_features_and_logits_equal_timms(arch: str, name: str, tmp_path: Path) -
         torch.testing.assert_close(last[:, 0], pooled.flatten(1))
 
 
+@pytest.mark.heavy
 def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None:
     blurred = perturb(timm.create_model("resnetaa50", num_classes=5)).eval()
     plain = perturb(timm.create_model("resnet50", num_classes=5)).eval()
@@ -137,6 +139,7 @@ def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None
         check_same_features(checkpoint, blurred)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -293,6 +296,7 @@ TASKS: dict[str, Recipe] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "task",
     # tests/pretrain/test_every_choice.py covers every other choice.
@@ -341,6 +345,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pretrained", ["resnet_pocket"], indirect=True)
 def test_a_resumed_resnet_equals_an_uninterrupted_one(
     pretrained: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

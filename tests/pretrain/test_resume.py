@@ -105,6 +105,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     return out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("launch", "how"),
     [
@@ -138,6 +139,7 @@ def test_two_processes_train_as_one(
         torch.testing.assert_close(value, weights(undisturbed)[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_accumulation_does_not_change_the_losses(
     tmp_path: Path, pocket: Path, undisturbed: Path
 ) -> None:
@@ -161,6 +163,7 @@ def assert_equal(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+@pytest.mark.heavy
 def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +198,7 @@ def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
     assert warning in (whole / "log.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "stop", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name
 )
@@ -257,6 +261,7 @@ def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
     return at_work
 
 
+@pytest.mark.heavy
 def test_a_killed_run_ends_the_same(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
     assert killed_and_resumed(tmp_path / "run", pocket / "imagenet", kills=2, seed=0)
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
@@ -286,6 +291,7 @@ main()
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--version"], 0), pytest.param(["transfer", "foo"], 2, marks=pytest.mark.slow)],
@@ -307,6 +313,7 @@ def test_one_of_several_processes_ends_with_its_exit_code(arguments: list[str], 
     assert several.stdout == alone.stdout
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "meta.json"])
 def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     tmp_path: Path, pocket: Path, undisturbed: Path, file: str
@@ -321,6 +328,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     assert_same_weights(weights(out), weights(undisturbed))
 
 
+@pytest.mark.heavy
 def test_a_batch_with_nan_ends_the_run_and_is_written(
     tmp_path: Path,
     pocket: Path,
@@ -361,6 +369,7 @@ def test_every_process_writes_its_part_of_a_bad_batch(tmp_path: Path) -> None:
         assert torch.equal(torch.load(tmp_path / name, weights_only=True)[0], part)
 
 
+@pytest.mark.heavy
 def test_a_failed_write_leaves_the_previous_checkpoint(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -403,6 +412,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.heavy
 def test_a_full_disk_loses_no_checkpoint(small_disk: Path, pocket: Path, undisturbed: Path) -> None:
     out = small_disk / "run"
     with pytest.raises(DataError, match=r"cannot write .*No space left.*free some space"):

@@ -85,6 +85,7 @@ def pretrain(out: Path, data: Path, *more: str) -> int:
     return result.exit_code
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("masking", NAMES)
 def test_run_stores_the_average_distance_of_its_masks(
     masking: Any, tmp_path: Path, pocket: Path
@@ -117,6 +118,7 @@ def test_run_stores_the_average_distance_of_its_masks(
     assert kept["avg_dist"] == pytest.approx(average_distance(masks, recipe.img_size), abs=1e-3)
 
 
+@pytest.mark.heavy
 def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

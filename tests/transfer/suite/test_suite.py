@@ -169,6 +169,7 @@ def test_every_step_is_deterministic_if_the_suite_is(
         assert parsed.params["deterministic"] is deterministic, step["task"]
 
 
+@pytest.mark.heavy
 def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +263,7 @@ def test_a_signal_is_passed_to_the_step_which_saves(tmp_path: Path, pocket: Path
     assert (one["state"], two["state"]) == ("resumable", "to do")
 
 
+@pytest.mark.heavy
 def test_a_suite_continues_after_a_failed_step_and_prints_its_command(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +360,7 @@ def test_two_checkpoints_that_would_share_a_folder_are_refused(
     assert "would share the folder runs/random-vit-pocket/linear" in str(refused.exception)
 
 
+@pytest.mark.heavy
 def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
     common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "knn", "--quiet")
     result = suite(*common, "--slurm", "--cluster", "local", "--json")
