@@ -17,15 +17,20 @@ from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.training import flops
 
+gc.disable()  # until the tests are collected
+
 # The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that claims start
 
 
 def pytest_collection_finish() -> None:
-    """Spare every later collection of garbage the modules and tests that stay: a third of a second."""
-    gc.collect()
+    """Let no collection of garbage search modules and tests, which stay.
+
+    It takes a third of a second otherwise, and mmengine collects for every data set.
+    """
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

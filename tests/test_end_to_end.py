@@ -195,9 +195,8 @@ def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) 
 def test_the_pretraining_loss_decreases(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2
-    )  # after each of 15 epochs
+    # Held-out images are evaluated after each of the epochs.
+    monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2)
     recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
     run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
