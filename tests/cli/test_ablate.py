@@ -191,6 +191,7 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 4)  # for speed
     out = tmp_path / "ablate"
     common = ("scope", "--seeds", "2")
     planned = ablate(*common, "--dry-run", "--json", data=pocket, out=out)

@@ -99,7 +99,6 @@ def test_unknown_names_exit_2_with_the_nearest(tmp_path: Path, pocket: Path) -> 
     )
 
 
-@pytest.mark.heavy
 def test_missing_and_empty_data_exit_4_and_name_the_folder(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     missing = tmp_path / "nothing"
@@ -154,7 +153,6 @@ def test_a_text_file_as_checkpoint_exits_4(tmp_path: Path, pocket: Path) -> None
     assert "model.pth is damaged, or was not written by torch.save" in message
 
 
-@pytest.mark.heavy
 def test_an_occupied_output_directory_is_refused_and_left_alone(
     tmp_path: Path, pocket: Path
 ) -> None:

@@ -156,7 +156,6 @@ def test_an_edited_table_is_found(built: Path, name: str) -> None:
     assert f"{name} does not match the records" in output
 
 
-@pytest.mark.heavy
 def test_an_edited_document_is_found_and_one_without_markers_rejected(built: Path) -> None:
     document = built.parent.parent.parent / "README.md"
     assert document.read_text().startswith("# x\n<!-- leaderboard: begin -->\n| checkpoint |")

@@ -204,7 +204,6 @@ def test_names_in_records_are_escaped_in_markdown_and_latex(tmp_path: Path) -> N
     assert latex.count("{") - latex.count(r"\{") == latex.count("}") - latex.count(r"\}")
 
 
-@pytest.mark.heavy
 def test_published_results_are_listed_separately_and_not_ranked(tmp_path: Path) -> None:
     make_record(tmp_path / "runs")
     result = run_leaderboard("build", tmp_path / "runs", "--out", tmp_path / "out")

@@ -70,7 +70,6 @@ def test_the_error_of_a_truncated_image_is_one_line_with_its_path(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.heavy
 def test_an_image_of_another_size_than_annotated_is_refused(own_coco: Path) -> None:
     train, _ = read_splits(own_coco, "refuse")
     for path in (own_coco / "train2017").iterdir():
