@@ -68,7 +68,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(BIN)/python benchmarks/tables.py
 
-test-fast: $(STAMP)  ## run the tests that take less than a second, before a commit (2 minutes on two cores)
+test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit
 	$(BIN)/python -m pytest -m 'not slow and not heavy' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 test: $(STAMP)  ## run the tests (under 8 minutes on two cores)
