@@ -22,7 +22,7 @@ COMMITTED := benchmarks/records --out benchmarks --into README.md
 # Number of processes of `make test`, each with one thread and up to 3 GiB of memory.
 TESTS_AT_ONCE ?= 2
 
-.PHONY: help install demo bench test test-slow test-faults fuzz check leaderboard leaderboard-check wheel-check clean
+.PHONY: help install demo bench test test-fast test-slow test-faults fuzz check leaderboard leaderboard-check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -68,6 +68,9 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(if $(and $(BEFORE),$(PROBE_CKPT)),for task in "linear" "knn" "fewshot --fraction 1%" "fewshot --fraction 10%"; do $(BIN)/python benchmarks/frozen_tasks.py $$task --before $(BEFORE) --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --json "benchmarks/results/frozen_$$(echo $$task | tr -d ' %-').json" || exit $$?; done)
 	$(BIN)/python benchmarks/tables.py
+
+test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit
+	$(BIN)/python -m pytest -m 'not slow and not heavy' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 test: $(STAMP)  ## run the tests (under 8 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(TESTS_AT_ONCE) --dist worksteal

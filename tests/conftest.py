@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.tiny import TINY
 
+from simmim_bench import signals
 from simmim_bench.display import Display
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.pocket.write import PocketCounts, write_pocket
+from simmim_bench.training import flops
+
+gc.disable()  # until the tests are collected
 
 # The suite runs as a process a core (pytest-xdist); more threads than that wait for each other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that claims start
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage search modules and tests, which stay.
+
+    It takes a third of a second otherwise, and mmengine collects for every data set.
+    """
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_waits() -> Iterator[None]:
+    """Shorten what every run, or every stopped run, waits for without computing anything that is compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flops, "CPU_SIDE", 64)  # a rate that a figure of the log is a share of
+        patch.setattr(signals, "REPEAT_S", 0.05)  # for a launcher that repeats a signal
+        yield
 
 
 @pytest.fixture(params=sorted(TINY))

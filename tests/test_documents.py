@@ -115,8 +115,11 @@ def test_every_source_file_that_the_documents_name_exists(path: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-def test_the_tables_in_the_documents_are_the_committed_ones() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", "--check"], check=False
-    )
-    assert done.returncode == 0
+def test_the_tables_in_the_documents_are_the_committed_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    import tables
+
+    assert tables.main() == 0

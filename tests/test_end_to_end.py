@@ -97,6 +97,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     return out
 
 
+@pytest.mark.heavy
 def test_a_pretraining_run_writes_the_documented_files(pretrained: Path) -> None:
     for name in ("recipe.json", "env.json", "metrics.jsonl", "log.txt", "reconstructions.png"):
         assert (pretrained / name).stat().st_size > 0, name
@@ -117,6 +118,7 @@ def test_the_model_is_rebuilt_from_its_checkpoint_alone(pretrained: Path) -> Non
     assert 0 < provenance["held_out_loss"] < 2
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, pocket: Path, pretrained: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arch", ["swin_pocket"])
 def test_other_families_are_pretrained_and_transferred(
     arch: str, tmp_path: Path, pocket: Path
@@ -188,7 +191,12 @@ def test_a_diverging_run_stops_with_its_own_error(tmp_path: Path, pocket: Path) 
         )
 
 
-def test_the_pretraining_loss_decreases(tmp_path: Path, pocket: Path) -> None:
+@pytest.mark.heavy
+def test_the_pretraining_loss_decreases(
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Held-out images are evaluated after each of the epochs.
+    monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2)
     recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
     run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -196,6 +204,7 @@ def test_the_pretraining_loss_decreases(tmp_path: Path, pocket: Path) -> None:
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("task", ["imagenet", "linear", "knn", "fewshot"])
 def test_every_classification_record_follows_from_its_predictions(
     task: str, tmp_path: Path, pocket: Path, pretrained: Path
@@ -221,6 +230,7 @@ def test_every_classification_record_follows_from_its_predictions(
     assert record.metrics["top1"] == pytest.approx(100 * hits.mean())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_resumed_fine_tuning_gives_the_same_predictions(
     tmp_path: Path, pocket: Path, ema_decay: float

@@ -47,6 +47,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.heavy
 def test_a_run_reads_every_channel_in_full_and_transfers_know_its_images(
     scenes: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def yaml_config() -> Any:
     return cfg
 
 
+@pytest.mark.heavy
 def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
     pytest.importorskip("detectron2")
     from detectron2.modeling import build_model
@@ -265,6 +266,7 @@ def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
     check_equal_pixels(found, coco_runner_input(image_file))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("mean", "std"), STATISTICS)
 def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
     tmp_path: Path,
@@ -309,6 +311,7 @@ def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
     assert settings[0] == ((512, 512), *settings[1][1:])
 
 
+@pytest.mark.heavy
 def test_the_readmes_mmsegmentation_config_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

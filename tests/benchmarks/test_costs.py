@@ -28,6 +28,7 @@ def test_every_row_of_the_table_is_committed() -> None:
     assert [(cost["recipe"], cost["arch"]) for cost in COSTS] == list(costs.ROWS)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("cost", ROWS)
 def test_a_row_of_the_table_is_what_doctor_estimates(cost: dict[str, Any]) -> None:
     import costs

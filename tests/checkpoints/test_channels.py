@@ -43,6 +43,7 @@ def write(
     return path
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("channels", [1, 4])
 def test_commands_refuse_images_of_other_channels_and_doctor_says_the_same(
     channels: int, pocket: Path, tmp_path: Path

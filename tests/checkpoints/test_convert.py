@@ -93,6 +93,7 @@ def test_native_to_native_is_bit_exact(tmp_path: Path, family: str, form: str) -
     assert all(torch.equal(value, after.state[name]) for name, value in before.state.items())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", [(32, 32), (32, 64)], ids=["square", "wide"])
 @pytest.mark.parametrize("form", ["pretrain", "transfer"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -261,6 +262,7 @@ def test_architectures_without_a_framework_backbone_use_the_adapter(
     assert done.feature_difference < 1e-6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("umask", [0o022, 0o027], ids=["022", "027"])
 @pytest.mark.parametrize("to", ["native", "timm", "detectron2", "mmseg"])
 def test_files_have_the_permissions_of_the_umask(tmp_path: Path, to: str, umask: int) -> None:
@@ -351,6 +353,7 @@ def test_stdout_holds_only_the_json_report(tmp_path: Path, to: str) -> None:
     check_report(json.loads(done.stdout))
 
 
+@pytest.mark.heavy
 def test_stdout_holds_only_the_report_when_a_framework_prints(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
     source = save(tmp_path / "a", TINY["swin"])

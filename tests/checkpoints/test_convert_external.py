@@ -66,6 +66,7 @@ def to(kind: str, source: str, destination: Path, **options: Any) -> Conversion:
     return report
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("arch", "classes"), [("test_vit", 0), ("test_efficientnet", 3)])
 def test_a_network_converts_to_timm_with_its_head(tmp_path: Path, arch: str, classes: int) -> None:
     source = save(tmp_path / "a", read_checkpoint(f"random:{arch}"), classes)
@@ -104,6 +105,7 @@ def test_a_head_that_timm_does_not_have_is_refused(tmp_path: Path) -> None:
         to("timm", source, tmp_path / "timm")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["naflexvit_base_patch16_gap", "tresnet_m"])
 @pytest.mark.parametrize("img_size", [None, (64, 96)])
 def test_a_first_layer_is_never_initialised_at_random(

@@ -51,6 +51,7 @@ def test_a_prefix_of_other_training_code_is_removed(tmp_path: Path, prefix: str)
     assert set(heads) <= set(checkpoint.unread)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto", "resnet26d"])
 def test_every_family_is_found_behind_a_prefix(tmp_path: Path, name: str) -> None:
     sizes: dict[str, Any] = {

@@ -60,6 +60,7 @@ def test_transformers_vit_computes_equal_features(
     assert checkpoint.label == "hub"
 
 
+@pytest.mark.heavy
 def test_transformers_own_models_compute_equal_features(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     sizes: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

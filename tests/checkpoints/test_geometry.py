@@ -48,6 +48,7 @@ def build_folder(model: Any, folder: Path, **arguments: Any) -> str:
 # ViT: the attention heads
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("width", "heads"), [(192, 12), (384, 12), (768, 16)])
 def test_a_folders_heads_are_those_of_its_model(tmp_path: Path, width: int, heads: int) -> None:
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": width, "depth": 1, "num_heads": heads}
@@ -255,6 +256,7 @@ def test_a_bare_swin_v2_is_refused_until_its_window_is_passed(tmp_path: Path) ->
     assert difference(read_checkpoint(str(tmp_path / "out")), model) < 1e-5
 
 
+@pytest.mark.heavy
 def test_the_name_of_timms_model_settles_the_window(tmp_path: Path) -> None:
     name = "swinv2_tiny_window16_256"
     model = perturb(timm.create_model(name, num_classes=0))

@@ -65,6 +65,7 @@ def check_features(ckpt: str, model: Any, hints: Hints | None = None) -> None:
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
@@ -136,6 +137,7 @@ def test_two_encoders_of_a_named_model_stay_ambiguous(tmp_path: Path) -> None:
     assert ("tag" in provenance, provenance["method"]) == (False, "weights")
 
 
+@pytest.mark.heavy
 def test_a_recorded_name_counts_only_if_timm_recorded_it(tmp_path: Path) -> None:
     """timm's train.py saves `arch` and `args`; other code may mean another model by the same name."""
     model = build("regnetx_002", {})

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
-from support.commands import two_processes
+from support.commands import forked_launch, two_processes
 
 from pretrain.axes import AXES, build_grid
 from pretrain.build import check_sizes
@@ -22,6 +22,7 @@ from pretrain.recipes import PretrainRecipe, default_recipe
 from simmim_bench.cli import ablate as ablate_command
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.jobs import workers
 from simmim_bench.results.ablation import (
     Ablation,
     CellResult,
@@ -184,11 +185,13 @@ def scores_in(table: str) -> dict[str, float]:
     return {name: float(score) for name, score in rows}
 
 
+@pytest.mark.heavy
 def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 4)  # for speed
     out = tmp_path / "ablate"
     common = ("scope", "--seeds", "2")
     planned = ablate(*common, "--dry-run", "--json", data=pocket, out=out)
@@ -262,7 +265,7 @@ def test_cells_run_once_are_shared_by_axes_and_match_their_records(
     # Without its score a cell is not in the table, which says so; its pretraining is not done again.
     (out / "scope=all/seed0/linear/record.json").unlink()
     (out / "scope=all/seed1/linear/record.json").unlink()
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(workers, "launch", forked_launch)
     (out / "scope=all/seed0/linear/predictions").rename(out / "elsewhere")
     again = ablate(*common, "--seeds", "1", "--workers", "2", data=pocket, out=out)
     assert again.exit_code == 0, again.output + repr(again.exception)

@@ -28,6 +28,7 @@ def above(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.heavy
 def test_processes_know_what_rank_0_has_listed(
     above: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -54,6 +55,7 @@ def test_only_images_of_a_fingerprint_are_measured(tmp_path: Path) -> None:
         open_once(open_images, DistContext())
 
 
+@pytest.mark.heavy
 def test_a_fault_of_the_data_is_printed_once_and_ends_all_processes(above: Path) -> None:
     command = ("transfer", "imagenet", "--ckpt", "random:vit_pocket", "--data", "data")
     arguments = (*command, "--out", str(above / "run"), "--quiet")

@@ -88,6 +88,7 @@ def test_fingerprint_depends_on_names_and_sizes(shards: Path, tmp_path: Path) ->
     assert any_images(shards).fingerprint() != before
 
 
+@pytest.mark.heavy
 def test_pretraining_from_shards_with_workers(tmp_path: Path, shards: Path) -> None:
     recipe = replace(POCKET, epochs=1, warmup_epochs=0, batch_size=16, num_workers=2)
     with open_run(

@@ -34,6 +34,7 @@ class Slow(Dataset[int]):
         return index
 
 
+@pytest.mark.heavy
 def test_workers_leave_signals_to_their_parent_and_end_at_its_request() -> None:
     batches: Any = iter(WorkerLoader(Slow(), batch_size=2, num_workers=1))
     numbers = next(batches).tolist()
@@ -52,7 +53,8 @@ def test_workers_leave_signals_to_their_parent_and_end_at_its_request() -> None:
 
 
 @pytest.fixture
-def restored_handlers() -> Iterator[None]:
+def restored_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("simmim_bench.signals.REPEAT_S", 0.5)  # as in a command
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -72,6 +74,7 @@ class Finalised:
         signal.raise_signal(signal.SIGUSR1)
 
 
+@pytest.mark.heavy
 def test_a_signal_waits_until_workers_are_started(restored_handlers: None) -> None:
     raise_on_signals()
     batches = start_workers(DataLoader(Slow(), num_workers=1, sampler=Signalling()))
@@ -93,6 +96,7 @@ def test_a_signal_waits_until_an_object_is_finalised(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.heavy
 def test_a_signal_of_the_last_step_is_not_lost(restored_handlers: None) -> None:
     raise_on_signals()
     done = []
@@ -110,6 +114,7 @@ def test_a_signal_of_the_last_step_is_not_lost(restored_handlers: None) -> None:
     assert done == [signal.SIGINT]
 
 
+@pytest.mark.heavy
 def test_a_second_signal_is_not_remembered(restored_handlers: None) -> None:
     raise_on_signals()
     done = []
@@ -129,6 +134,7 @@ def shipped(loader: DataLoader[Any]) -> tuple[object, ...]:
     return loader.dataset, loader.collate_fn, loader.worker_init_fn
 
 
+@pytest.mark.heavy
 def test_whatever_a_training_run_ships_to_workers_can_be_pickled(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +180,7 @@ def test_detectors_loaders_can_be_pickled(pocket: Path) -> None:
         ForkingPickler.dumps(shipped(loader.loader))
 
 
+@pytest.mark.heavy
 def test_segmentors_loaders_can_be_pickled(pocket: Path) -> None:
     pytest.importorskip("mmseg")
     from support.segmentation import RECIPE, build_loaders, split_of

@@ -118,6 +118,7 @@ def test_every_fault_is_reported_in_one_run(
     assert "Traceback" not in err
 
 
+@pytest.mark.heavy
 def test_valid_data_are_counted_and_reported_as_json(pocket: Path) -> None:
     folders = [f"--{kind}={pocket / kind}" for kind in ("imagenet", "coco", "ade20k")]
     folders.append(f"--data=named={pocket / 'imagenet'}")
@@ -328,6 +329,7 @@ def test_options_that_need_each_other_are_checked() -> None:
     assert "needs --ckpt or --recipe" in fails(2, "doctor", "--arch", "vit_b")
 
 
+@pytest.mark.heavy
 def test_pretraining_takes_the_estimated_steps_and_disk(
     tmp_path: Path, pocket: Path, reading: Reading
 ) -> None:
@@ -352,6 +354,7 @@ def check_disk(work: Work, written: Path) -> None:
     assert work.disk / 4 < used <= work.disk
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("task", "name", "changes", "written"),
     [

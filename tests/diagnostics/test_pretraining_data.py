@@ -182,6 +182,7 @@ def test_what_ends_a_run_is_a_problem_in_its_words(
     assert str(refused.value) in of_state(check_pretraining_data(data, reading), "problem")
 
 
+@pytest.mark.heavy
 def test_the_command_checks_them_and_uses_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

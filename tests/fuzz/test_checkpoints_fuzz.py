@@ -247,6 +247,7 @@ def reshaped(random: Random, value: torch.Tensor) -> torch.Tensor:
     return torch.zeros(shape, dtype=value.dtype)
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 # torch says so of the architecture that a file with an empty tensor seems to have, before the file is refused.
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")

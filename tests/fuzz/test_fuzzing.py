@@ -33,6 +33,7 @@ def block(path: Path) -> None:
     time.sleep(60)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("target", "place"),
     [

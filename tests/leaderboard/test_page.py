@@ -144,6 +144,7 @@ def test_the_page_is_accessible_and_fits_its_window(
             assert page.locator(selector).evaluate("e => e.scrollWidth - e.clientWidth") <= 0
 
 
+@pytest.mark.heavy
 def test_rendering_a_board_twice_gives_the_same_bytes(board: dict[str, Any]) -> None:
     again = subprocess.run(
         [

@@ -149,6 +149,7 @@ def test_random_weights_and_other_trainers_have_no_method_and_no_seed(pretrained
     assert pretraining_seed(pretrained) == 1
 
 
+@pytest.mark.heavy
 def test_pretrainings_of_two_seeds_are_one_row_of_their_method(
     tmp_path: Path, pocket: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_maps_have_the_declared_channels_and_strides(
         assert level.shape == (2, channels, *(math.ceil(side / stride) for side in size))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arch", sorted(ARCHS))
 def test_layer_ids_cover_every_parameter_and_grow_with_depth(arch: str) -> None:
     spec = find_spec(arch)
@@ -79,6 +80,7 @@ def count_parameters(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arch", "window", "simmim", "fine_tuned"),
     [
@@ -99,6 +101,7 @@ def test_parameter_counts_equal_the_official_ones(
     assert count_parameters(model) == fine_tuned
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arch", "millions"),
     [
@@ -139,6 +142,9 @@ def test_every_arch_runs_at_two_sizes_in_any_channels(arch: str) -> None:
     # The larger ones run on the "meta" device, which computes shapes only.
     device = torch.device("cpu" if arch in RUN else "meta")
     spec = find_spec(arch)
+    if arch not in RUN and len(spec.depths) > 1:
+        # That device computes in Python, and a stage repeats the same two blocks; all are counted above.
+        spec = replace(spec, depths=tuple(min(depth, 2) for depth in spec.depths))
     stride = spec.stride
     for in_chans, size in ((3, (2 * stride, 2 * stride)), (1, (2 * stride, 4 * stride))):
         resized = replace(spec.at(size), in_chans=in_chans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ def test_the_mask_token_replaces_hidden_cells(family: str) -> None:
     torch.testing.assert_close(model(images, mask).features, model.encoder.encode(tokens))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
 )
@@ -125,6 +127,7 @@ def test_features_and_logits_equal_timms(arch: str, name: str, tmp_path: Path) -
         torch.testing.assert_close(last[:, 0], pooled.flatten(1))
 
 
+@pytest.mark.heavy
 def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None:
     blurred = perturb(timm.create_model("resnetaa50", num_classes=5)).eval()
     plain = perturb(timm.create_model("resnet50", num_classes=5)).eval()
@@ -137,6 +140,15 @@ def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None
         check_same_features(checkpoint, blurred)
 
 
+@pytest.fixture(scope="module")
+def resnet50_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of timm's ResNet-50 for five classes; nobody may write into it."""
+    path = tmp_path_factory.mktemp("resnet50") / "model.safetensors"
+    save_file(perturb(timm.create_model("resnet50", num_classes=5)).state_dict(), path)
+    return path
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -147,13 +159,10 @@ def test_a_variant_with_the_same_weight_names_is_refused(tmp_path: Path) -> None
     ],
 )
 def test_a_timm_folder_of_a_variant_is_computed_by_timm(
-    config: dict[str, Any], problem: str | None, tmp_path: Path
+    config: dict[str, Any], problem: str | None, tmp_path: Path, resnet50_file: Path
 ) -> None:
     """Operations without weights may differ, so the model of config.json is built and compared."""
-    save_file(
-        perturb(timm.create_model("resnet50", num_classes=5)).state_dict(),
-        tmp_path / "model.safetensors",
-    )
+    shutil.copyfile(resnet50_file, tmp_path / "model.safetensors")
     is_plain = config == {"architecture": "resnet50"}
     cfg = {} if is_plain else {"input_size": [3, 64, 64]}
     (tmp_path / "config.json").write_text(
@@ -293,6 +302,7 @@ TASKS: dict[str, Recipe] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "task",
     # tests/pretrain/test_every_choice.py covers every other choice.
@@ -341,6 +351,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("pretrained", ["resnet_pocket"], indirect=True)
 def test_a_resumed_resnet_equals_an_uninterrupted_one(
     pretrained: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -224,6 +224,7 @@ def test_options_that_a_network_cannot_have_are_refused() -> None:
         ARCHS["swin_b"].at(patch_size=8)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arch", "name"), [("convnext_t", "convnext_tiny"), ("resnet50", "resnet50")]
 )

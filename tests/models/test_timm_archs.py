@@ -140,6 +140,7 @@ def test_maps_have_the_declared_sizes_at_any_size(case: Case) -> None:
             model.forward_maps(case.images(*larger[0]))
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_restores_at_another_size_and_in_other_channels(
     case: Case, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_different_seeds_write_different_images(tmp_path: Path) -> None:
     assert not [name for name in a if "jp" in name.lower() and a[name] == b[name]]
 
 
+@pytest.mark.heavy
 def test_all_images_are_distinct(data: Path) -> None:
     hashes = [digest for name, digest in fingerprint(data).items() if "jp" in name.lower()]
     assert len(set(hashes)) == len(hashes)

@@ -77,6 +77,7 @@ def built(name: str) -> SimMIM:
     return model
 
 
+@pytest.mark.heavy
 @every_design
 def test_every_design_trains_all_parameters_and_loads_from_its_checkpoint(
     name: str, tmp_path: Path
@@ -123,6 +124,7 @@ def test_loss_follows_scope(name: str) -> None:
         assert after != pytest.approx(before, rel=1e-5)
 
 
+@pytest.mark.heavy
 @every_design
 def test_hidden_pixels_do_not_reach_the_encoder(name: str) -> None:
     model = built(name).eval()
@@ -134,6 +136,7 @@ def test_hidden_pixels_do_not_reach_the_encoder(name: str) -> None:
     torch.testing.assert_close(before.reconstruction, after.reconstruction)
 
 
+@pytest.mark.heavy
 @every_design
 def test_every_design_overfits_one_batch(name: str) -> None:
     model = built(name).train()
@@ -204,6 +207,7 @@ def test_design_of_a_newer_version_is_a_data_error(tmp_path: Path) -> None:
         load_simmim(ckpt)
 
 
+@pytest.mark.heavy
 def test_run_stores_its_design_and_palette(tmp_path: Path, pocket: Path) -> None:
     data = pocket / "imagenet"
     choices = ["target=clusters", "clusters=20", "encoder_input=visible", "aggregate=true"]

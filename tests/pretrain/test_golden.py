@@ -145,6 +145,7 @@ def test_every_gradient_equals_the_official_one(golden: Golden) -> None:
         assert largest_relative(grad, numbers[key]) < 1e-5, key
 
 
+@pytest.mark.heavy
 def test_remapping_to_fine_tuning_equals_the_official_one(golden: Golden) -> None:
     official = load_backbone(golden.finetuned, num_classes=10)
     spec = official.spec

@@ -13,6 +13,7 @@ from pretrain.simmim import SimMIM
 from simmim_bench.models.archs import find_spec
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("head", "millions"),
     # Parameters of Swin-B with the head, as we recall SimMIM's table 2; 86.7 M are Swin-B's.
@@ -25,6 +26,7 @@ def test_parameter_counts_of_heads_equal_the_papers_table(head: Any, millions: f
     assert found == pytest.approx(millions, abs=0.4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("factor", [1, 4, 7, 14, 32])
 def test_every_head_predicts_the_requested_number_of_points(head: str, factor: int) -> None:

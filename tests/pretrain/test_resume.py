@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,6 +87,14 @@ def assert_same_weights(
         assert torch.equal(value, wanted[name]), name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out_images() -> Iterator[None]:
+    """Evaluate two held-out images after an epoch: weights and losses of the training are compared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -96,13 +105,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> Path:
     return out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("launch", "how"),
     [
-        (under_torchrun, ()),
+        (two_processes, ()),
+        pytest.param(under_torchrun, (), marks=pytest.mark.slow),
         pytest.param(two_processes, ("--shard",), marks=pytest.mark.slow),
     ],
-    ids=["copies", "shards"],
+    ids=["copies", "torchrun", "shards"],
 )
 def test_two_processes_train_as_one(
     tmp_path: Path,
@@ -128,6 +139,7 @@ def test_two_processes_train_as_one(
         torch.testing.assert_close(value, weights(undisturbed)[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_accumulation_does_not_change_the_losses(
     tmp_path: Path, pocket: Path, undisturbed: Path
 ) -> None:
@@ -151,6 +163,7 @@ def assert_equal(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
+@pytest.mark.heavy
 def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +198,7 @@ def test_a_float16_run_restores_its_state_bit_by_bit_and_ends_the_same(
     assert warning in (whole / "log.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "stop", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda s: s.name
 )
@@ -247,6 +261,7 @@ def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
     return at_work
 
 
+@pytest.mark.heavy
 def test_a_killed_run_ends_the_same(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
     assert killed_and_resumed(tmp_path / "run", pocket / "imagenet", kills=2, seed=0)
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
@@ -276,6 +291,7 @@ main()
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--version"], 0), pytest.param(["transfer", "foo"], 2, marks=pytest.mark.slow)],
@@ -297,12 +313,12 @@ def test_one_of_several_processes_ends_with_its_exit_code(arguments: list[str], 
     assert several.stdout == alone.stdout
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "meta.json"])
 def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     tmp_path: Path, pocket: Path, undisturbed: Path, file: str
 ) -> None:
-    out = tmp_path / "run"
-    run_pretrain(out, pocket / "imagenet")
+    out = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     damaged = out / "checkpoints" / "last" / file
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -312,6 +328,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     assert_same_weights(weights(out), weights(undisturbed))
 
 
+@pytest.mark.heavy
 def test_a_batch_with_nan_ends_the_run_and_is_written(
     tmp_path: Path,
     pocket: Path,
@@ -352,6 +369,7 @@ def test_every_process_writes_its_part_of_a_bad_batch(tmp_path: Path) -> None:
         assert torch.equal(torch.load(tmp_path / name, weights_only=True)[0], part)
 
 
+@pytest.mark.heavy
 def test_a_failed_write_leaves_the_previous_checkpoint(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -394,6 +412,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
+@pytest.mark.heavy
 def test_a_full_disk_loses_no_checkpoint(small_disk: Path, pocket: Path, undisturbed: Path) -> None:
     out = small_disk / "run"
     with pytest.raises(DataError, match=r"cannot write .*No space left.*free some space"):

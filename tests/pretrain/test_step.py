@@ -63,6 +63,7 @@ def loader_of(data: Path, recipe: PretrainRecipe, workers: int) -> EpochLoader:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("masking", STRATEGIES)
 def test_masks_of_the_workers_are_those_of_the_whole_batch(pocket: Path, masking: Any) -> None:
     recipe = replace(POCKET, masking=masking)
@@ -87,6 +88,7 @@ def test_the_number_of_visible_patches_is_known_in_advance() -> None:
         assert visible_patch_count(recipe, PATCH) == int((~mask).sum())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "changes",
     [

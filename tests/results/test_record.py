@@ -76,6 +76,7 @@ def test_a_record_of_schema_version_1_is_read(tmp_path: Path) -> None:
     assert "60.0†" in to_markdown(board_of(tmp_path))
 
 
+@pytest.mark.heavy
 def test_concurrent_writers_lose_no_record(tmp_path: Path) -> None:
     template = make_record(tmp_path / "template")
     script = (

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, set_start_method
@@ -17,7 +17,23 @@ from tempfile import TemporaryDirectory
 from simmim_bench.distributed import exit_process
 from simmim_bench.jobs.process import command_line
 
-IMPORTED = ["pretrain.train", "simmim_bench.cli.main", "timm", "transfer.launch"]
+# What commands import when they need it, too, and the frameworks of the extras where there are any.
+IMPORTED = [
+    "matplotlib.figure",
+    "pretrain.train",
+    "simmim_bench.cli.main",
+    "simmim_bench.leaderboard.write",
+    "timm",
+    "torch.utils.tensorboard",
+    "transfer.attentive.run",
+    "transfer.dense.run",
+    "transfer.detection.loop",
+    "transfer.finetune.run",
+    "transfer.frozen.run",
+    "transfer.launch",
+    "transfer.segmentation.loop",
+    "transfer.suite.run",
+]
 
 
 @dataclass(frozen=True)
@@ -79,16 +95,60 @@ def start_function(
     function: Callable[[], None], out: Path, variables: dict[str, str]
 ) -> BaseProcess:
     """Call a function in a process of the server; its output is appended to `stdout` and `stderr` in `out`."""
+    return _start(function, {1: out / "stdout", 2: out / "stderr"}, variables)
+
+
+def _start(
+    function: Callable[[], None], outputs: dict[int, Path], variables: dict[str, str]
+) -> BaseProcess:
     context = get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    process = context.Process(target=_run, args=(function, out, variables))
+    process = context.Process(target=_run, args=(function, outputs, variables))
     process.start()
     return process
 
 
-def _run(function: Callable[[], None], out: Path, variables: dict[str, str]) -> None:
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        with (out / name).open("ab") as file:
+class ForkedPopen:
+    """A process of the server with the part of `subprocess.Popen` that the steps of a suite need."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while the process runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        """Return the exit code once the process has ended."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, if it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def forked_launch(command: Sequence[str], log: Path, devices: str | None) -> ForkedPopen:
+    """Run what `command_line` returns for one process, as `simmim_bench.jobs.process.launch` does, without its imports.
+
+    A test replaces `simmim_bench.jobs.workers.launch` by it. That a step's interpreter starts, with its devices,
+    and ends with its parent is tested with the real one.
+    """
+    arguments = tuple(command)[len(command_line((), 1)) :]
+    assert list(command) == command_line(arguments, 1)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    chosen = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
+    outputs = {1: log, 2: log}
+    variables = {**os.environ, **chosen}
+    return ForkedPopen(_start(partial(run_command, arguments), outputs, variables))
+
+
+def _run(function: Callable[[], None], outputs: dict[int, Path], variables: dict[str, str]) -> None:
+    for number, path in outputs.items():
+        with path.open("ab") as file:
             os.dup2(file.fileno(), number)
     os.environ.update(variables)
     os.setsid()

@@ -93,6 +93,7 @@ def test_the_first_bad_step_is_found_and_no_later_one_counts(value: float, build
     assert_same_state(state, undisturbed)
 
 
+@pytest.mark.heavy
 def test_float16_lowers_a_scale_that_overflows_and_loses_only_these_steps() -> None:
     state, check = state_of("fp16"), FiniteCheck(DistContext())
     overflowing = {"scale": 2.0**126, "growth_factor": 2.0, "backoff_factor": 0.5}
@@ -110,6 +111,7 @@ def test_float16_lowers_a_scale_that_overflows_and_loses_only_these_steps() -> N
     assert 0 < steps < 150 - 1
 
 
+@pytest.mark.heavy
 def test_float16_ends_a_run_whose_gradient_overflows_at_any_scale() -> None:
     state, check = state_of("fp16"), FiniteCheck(DistContext())
     # Its loss is finite; the gradient, 2 * x * (wx - 1), is not.

@@ -100,6 +100,7 @@ def step(model: SimMIM, optimizer: torch.optim.Optimizer, seed: int) -> float:
     return float(loss.detach())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["convnext", "resnet"])
 @pytest.mark.parametrize("resumed", [GPU, CPU], ids=["becomes", "was"])
 def test_a_run_continues_in_another_memory_layout(family: str, resumed: torch.device) -> None:

@@ -204,6 +204,7 @@ def run(out: Path, data: Path, epochs: int, options: TrainOptions) -> None:
         pretrain(context, recipe=recipe, deviates={}, data=data, options=options)
 
 
+@pytest.mark.heavy
 def test_every_second_checkpoint_and_the_best_are_kept(tmp_path: Path, pocket: Path) -> None:
     run(tmp_path / "run", pocket / "imagenet", 5, TrainOptions(keep_every=2, visualize_every=3))
     folder = tmp_path / "run" / "checkpoints"
@@ -217,6 +218,7 @@ def test_every_second_checkpoint_and_the_best_are_kept(tmp_path: Path, pocket: P
     assert not (folder / "best" / "training.pt").exists()
 
 
+@pytest.mark.heavy
 def test_metrics_have_the_rate_of_operations(tmp_path: Path, pocket: Path) -> None:
     run(tmp_path / "run", pocket / "imagenet", 1, TrainOptions())
     spec = find_spec("vit_pocket").at(POCKET.img_size, None)
@@ -246,6 +248,7 @@ def test_a_compiled_model_gives_the_same_gradients() -> None:
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-9, msg=name)
 
 
+@pytest.mark.heavy
 def test_fewer_gpus_find_the_accumulation_steps_anew(tmp_path: Path) -> None:
     opened = RunDir(tmp_path, Display(quiet=True))
 

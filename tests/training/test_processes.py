@@ -41,6 +41,7 @@ def torchrun(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "command", "code", "message"),
     [
@@ -100,6 +101,7 @@ def assert_all_ended(
     assert ended - last.stat().st_mtime < 30
 
 
+@pytest.mark.heavy
 def test_a_trial_that_runs_out_of_memory_changes_nothing_in_a_sharded_run() -> None:
     found = json.loads(two_processes_of(compare).stdout)
     # Rank 1 has room for 2 of its 8 images; rank 0 has room for all.
@@ -108,6 +110,7 @@ def test_a_trial_that_runs_out_of_memory_changes_nothing_in_a_sharded_run() -> N
     assert found["differ"] == 0
 
 
+@pytest.mark.heavy
 def test_processes_whose_machines_differ_agree_and_say_why() -> None:
     found = json.loads(two_processes_of(agree).stdout)
     wanted = ["fp16", "fp16", "bf16", "fp32"]
@@ -119,6 +122,7 @@ def test_processes_whose_machines_differ_agree_and_say_why() -> None:
     assert f"train: torch.compile=off: {reason}" in log
 
 
+@pytest.mark.heavy
 def test_accumulated_gradients_are_those_of_one_process_and_exchanged_once() -> None:
     for name, found in json.loads(two_processes_of(accumulate).stdout).items():
         assert found["parameters"] == 0, name

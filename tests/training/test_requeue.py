@@ -94,6 +94,7 @@ def signal_one_process() -> None:
         dist.barrier()
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_signal_of_the_last_step_that_one_process_got_ends_all() -> None:
     ended = sorted(two_processes_of(signal_one_process).stdout.splitlines())

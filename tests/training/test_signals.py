@@ -88,6 +88,7 @@ def command(name: str, data: Path, out: Path, *more: str) -> tuple[str, ...]:
     return (*TRAINING[name], "--data", str(folder), "--out", str(out), *WORKERS, *more)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "number"),
     [
@@ -184,6 +185,7 @@ def arguments(name: str, data: Path, out: Path) -> tuple[str, ...]:
     }[name]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "number", "delay"),
     [

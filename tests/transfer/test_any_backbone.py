@@ -139,6 +139,7 @@ def segment(out: Path, images: Path, arch: str, changes: Mapping[str, Any]) -> N
     seg.assert_counts_every_labelled_pixel(out, images / "ade20k")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arch", QUICK)
 def test_a_network_learns_segmentation(images: Path, tmp_path: Path, arch: str) -> None:
     pytest.importorskip("mmseg")
@@ -345,6 +346,7 @@ def test_synchronised_norms_keep_their_activations() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "arch",
     [

@@ -66,6 +66,7 @@ def test_a_baseline_is_run_once_and_the_difference_is_reported(
     assert (other / "record.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.heavy
 def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, pocket: Path) -> None:
     out = tmp_path / "knn"
     common = ["knn", "--ckpt", "random:vit_pocket", "--data", str(pocket / "imagenet")]
@@ -94,6 +95,7 @@ def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, poc
     assert "is not empty" in str(refused.exception)
 
 
+@pytest.mark.heavy
 def test_runs_have_one_directory_each_and_checkpoints_share_a_baseline(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,7 @@ def test_records_of_several_data_sets_and_the_summary(
     assert "data_name first, now third" in fails(2, *renamed, "--features", tmp_path / "features")
 
 
+@pytest.mark.heavy
 def test_seeds_and_the_baseline_are_of_every_data_set(
     two: tuple[Path, Path], tmp_path: Path
 ) -> None:

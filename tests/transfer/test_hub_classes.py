@@ -91,6 +91,7 @@ def test_subsets_of_equal_size_have_different_fingerprints(hub: Path) -> None:
     assert found.subset([0, 1]).fingerprint() == found.subset([0, 1]).fingerprint()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("task", ["fewshot", "imagenet"])
 def test_scores_equal_those_of_the_folders(hub: Path, few: Path, tmp_path: Path, task: str) -> None:
     more = {
@@ -122,6 +123,7 @@ def test_the_validation_split_comes_before_the_test_split(few: Path, tmp_path: P
     assert (found.split, len(found)) == ("validation", len(class_folders(few, "val")))
 
 
+@pytest.mark.heavy
 def test_a_class_without_images_is_a_warning(few: Path, tmp_path: Path) -> None:
     def unused(table: Any) -> Any:
         names = table.features["object"].names

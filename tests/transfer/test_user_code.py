@@ -129,6 +129,7 @@ def transfer(task: str, ckpt: str, data: Path, *more: object) -> Result:
     return run(*words, "--out", f"runs/{task}", "--quiet", *more)
 
 
+@pytest.mark.heavy
 def test_a_row_of_a_users_network(folder: Path, few: Path) -> None:
     """Frozen tasks and fine-tuning, and all that reads their runs, with the function named again."""
     data, named = few, "py:documented:build"
@@ -159,6 +160,7 @@ def test_a_row_of_a_users_network(folder: Path, few: Path) -> None:
     assert "documented:build" in (folder / "board" / "LEADERBOARD.md").read_text()
 
 
+@pytest.mark.heavy
 def test_strangers_files_run_no_code(
     folder: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

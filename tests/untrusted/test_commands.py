@@ -93,6 +93,7 @@ def shards(folder: Path) -> Iterator[Path]:
         yield folder / f"tar {name}"
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:torch.quantize_per_tensor")
 def test_no_attack_ends_a_command_otherwise_than_in_one_line(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

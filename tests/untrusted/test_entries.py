@@ -121,6 +121,7 @@ def _builds_only(node: ast.Call, names: dict[str, str]) -> bool:
     )
 
 
+@pytest.mark.heavy
 def test_bytes_of_other_people_are_parsed_in_one_place() -> None:
     found: dict[str, str] = {}
     for package in PACKAGES:

@@ -39,6 +39,7 @@ def naive_ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return found
 
 
+@pytest.mark.heavy
 def test_ssim_equals_its_definition_window_by_window() -> None:
     predicted, images, _ = random_batch(1)
     ours = ssim_map(predicted.clamp(0, 1), images)[0, 1]

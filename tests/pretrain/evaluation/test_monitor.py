@@ -76,6 +76,7 @@ def test_no_warning_without_collapse(figures: list[tuple[float, float]]) -> None
     assert not warnings_of(figures)
 
 
+@pytest.mark.heavy
 def test_every_epoch_logs_held_out_and_trivial_loss(tmp_path: Path, pocket: Path) -> None:
     recipe = replace(POCKET, epochs=2, batch_size=20)
     with open_run(
@@ -117,6 +118,7 @@ def test_too_many_unreadable_images_are_a_data_error(tmp_path: Path, pocket: Pat
         dataset[0]
 
 
+@pytest.mark.heavy
 def test_unreadable_held_out_images_are_skipped_up_to_a_limit(tmp_path: Path, pocket: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(pocket / "imagenet", data)

@@ -39,6 +39,7 @@ def invoke(*arguments: str) -> Result:
 
 
 # A ViT, and a network whose BatchNorm has running statistics.
+@pytest.mark.heavy
 @pytest.mark.parametrize("arch", ["vit_pocket", "resnet_pocket"])
 def test_probing_changes_no_weight_and_resumes(
     arch: str, tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
@@ -68,6 +69,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(one_state[name], other_state[name]) for name in one_state)
 
 
+@pytest.mark.heavy
 def test_scores_are_those_of_transfer_on_the_same_images(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

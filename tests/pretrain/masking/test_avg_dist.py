@@ -79,12 +79,15 @@ def test_distances_of_simmims_best_masks_are_in_its_best_range() -> None:
 def pretrain(out: Path, data: Path, *more: str) -> int:
     common = ["--recipe", "pocket", "-o", "batch_size=30", "--quiet"]
     places = ["--arch", "vit_pocket", "--data", str(data), "--out", str(out)]
-    result = CliRunner().invoke(cli, ["pretrain", *places, *common, *more])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 4)  # for speed
+        result = CliRunner().invoke(cli, ["pretrain", *places, *common, *more])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("masking", NAMES)
 def test_run_stores_the_average_distance_of_its_masks(
     masking: Any, tmp_path: Path, pocket: Path
@@ -117,6 +120,7 @@ def test_run_stores_the_average_distance_of_its_masks(
     assert kept["avg_dist"] == pytest.approx(average_distance(masks, recipe.img_size), abs=1e-3)
 
 
+@pytest.mark.heavy
 def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ NAIVE: dict[str, Callable[[int, int, int, random.Random], np.ndarray]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("rows", "columns", "ratio"), [(6, 6, 0.6), (7, 9, 0.25)])
 @pytest.mark.parametrize("masking", NAIVE)
 def test_unit_and_pair_frequencies_equal_a_naive_simulation(

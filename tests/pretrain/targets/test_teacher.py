@@ -228,6 +228,7 @@ def test_auxiliary_pixels_add_their_loss_and_are_the_reconstruction(
     assert model.reconstruction_target.can_visualize
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "design",
     [
@@ -273,6 +274,7 @@ def test_teacher_is_not_part_of_the_student(tmp_path: Path) -> None:
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
 
 
+@pytest.mark.heavy
 def test_student_loads_without_its_teacher(tmp_path: Path, few: Path) -> None:
     teacher = pretrain_pocket(tmp_path / "teacher", few, "epochs=1")
     known = read_checkpoint(str(teacher))
@@ -313,6 +315,7 @@ def test_student_loads_without_its_teacher(tmp_path: Path, few: Path) -> None:
     pretrain_pocket(tmp_path / "on", few, "epochs=1", init_from=str(tmp_path / "pixels"))
 
 
+@pytest.mark.heavy
 def test_run_resumes_with_the_same_teacher_only(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,7 @@ def fitted_net(seed: int) -> tuple[Tokenizer, dict[str, float]]:
     return fit_tokenizer(levels(10), vocabulary=16, stride=4, seed=seed, display=QUIET)
 
 
+@pytest.mark.heavy
 def test_token_is_the_nearest_code_of_a_naive_loop() -> None:
     target = fitted_target()
     images = smooth_images(TINY["vit"])
@@ -160,6 +161,7 @@ def test_fitted_tokenizer_beats_a_constant_image_and_is_reproducible() -> None:
     assert 1 < figures["perplexity"] <= figures["tokens_in_use"] <= 16
 
 
+@pytest.mark.heavy
 def test_metrics_of_a_fit_are_those_of_held_out_images() -> None:
     images = levels(10)
     net, figures = fitted_net(3)
@@ -246,6 +248,7 @@ def stored_tokenizer(ckpt: str) -> dict[str, torch.Tensor]:
     return target.tokenizer.state_dict()
 
 
+@pytest.mark.heavy
 def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> None:
     choices = ["target=tokens", "epochs=1"]
     first = pretrain_pocket(tmp_path / "first", few, *choices, "tokens=16")
@@ -270,6 +273,7 @@ def test_run_stores_its_tokenizer_for_other_runs(tmp_path: Path, few: Path) -> N
     load_backbone(str(second))
 
 
+@pytest.mark.heavy
 def test_resumed_run_does_not_fit_again(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +312,7 @@ def test_two_processes_use_the_same_tokenizer(tmp_path: Path, few: Path) -> None
         torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.heavy
 def test_student_of_a_user_tokenizer_loads_without_it(tmp_path: Path, few: Path, own: str) -> None:
     choices = ["target=tokens", "epochs=1"]
     ckpt = pretrain_pocket(tmp_path / "run", few, *choices, f"tokenizer={own}:Brightness")

@@ -81,6 +81,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, pocket: Path) -> tuple[Path,
     return out, probe(out, pocket / "imagenet")
 
 
+@pytest.mark.heavy
 def test_the_record_names_the_best_candidate_on_held_out_images(
     whole: tuple[Path, Record],
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_fitted_classifier_of_another_backbone_is_refused(
         build_fitted(read_fitted(tmp_path / "run"), read_checkpoint(CKPT))
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_ends_as_an_undisturbed_one(
     tmp_path: Path, pocket: Path, whole: tuple[Path, Record]
 ) -> None:

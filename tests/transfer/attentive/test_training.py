@@ -150,6 +150,7 @@ def test_joint_training_equals_training_each_head_alone(
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=limit)
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     save_probes(tmp_path / "one.pt")
     two_processes_of(partial(save_probes, tmp_path / "two.pt"))

@@ -170,6 +170,7 @@ def run_without_mmseg(arguments: tuple[str, ...]) -> None:
     run_command(arguments)
 
 
+@pytest.mark.heavy
 def test_two_processes_without_mmsegmentation_score_as_one(pocket: Path, tmp_path: Path) -> None:
     recipe = replace(KNN, patches=400, forward_batch_size=1)
     named = f"scenes={pocket / 'ade20k'}"

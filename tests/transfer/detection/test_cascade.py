@@ -188,6 +188,7 @@ def test_gradients_to_the_pyramid_are_not_scaled(heads: Any, features: dict[str,
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.heavy
 def test_a_cascade_of_mmdetection_is_trained_and_scored(coco: Path, tmp_path: Path) -> None:
     record = run(tmp_path / "run", coco, replace(CASCADE, max_iters=2))
     losses = record.details["losses"]

@@ -338,6 +338,7 @@ class BlockingDisplay(Display):
             yield task
 
 
+@pytest.mark.heavy
 def test_a_figure_that_cannot_be_written_does_not_fail_the_run(
     own_coco: Path, tmp_path: Path
 ) -> None:

@@ -209,6 +209,7 @@ def test_boxes_of_small_objects_are_exact_from_outlines_and_not_from_bit_masks(
     assert masks.mean() < 0.95
 
 
+@pytest.mark.heavy
 def test_a_split_with_run_lengths_is_trained_on_bit_masks(
     objects: list[dict[str, Any]], own_coco: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +236,7 @@ def test_a_split_with_run_lengths_is_trained_on_bit_masks(
     assert isinstance(mapped(mapper, objects[0], 1)["instances"].gt_masks, BitMasks)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("test_precision", "seen"), [(None, "bf16"), ("fp32", "fp32")])
 def test_the_precision_of_the_evaluation_is_the_recipes(
     test_precision: Any, seen: str, coco: Path, tmp_path: Path

@@ -16,6 +16,7 @@ from support.detection import RECIPE, annotations_of, read_quietly, run
 from support.referee import referee
 
 
+@pytest.mark.heavy
 def test_recorded_ap_equals_that_of_pycocotools(finished: tuple[Path, Record], coco: Path) -> None:
     out, record = finished
     results = out / record.predictions["file"]
@@ -47,6 +48,7 @@ def test_results_are_in_cocos_form(finished: tuple[Path, Record], coco: Path) ->
         assert isinstance(result["segmentation"]["counts"], str)
 
 
+@pytest.mark.heavy
 def test_a_run_without_detections_scores_zero(coco: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, max_iters=1, score_threshold=1.0)
     assert run(tmp_path / "run", coco, recipe).metrics == {"box_ap": 0.0, "mask_ap": 0.0}

@@ -59,6 +59,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.heavy
 def test_two_processes_train_like_one_with_two_accumulation_steps(
     pocket: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_batch_that_processes_cannot_split_evenly_is_refused(
         run_coco(context, job)
 
 
+@pytest.mark.heavy
 def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
     record = transfer(*arguments(tmp_path / "run", pocket, cascade="0.5,0.6,0.7"))
     stages = {name.split("/")[0] for name in record["details"]["losses"] if "stage" in name}
@@ -114,6 +116,7 @@ def test_a_cascade_is_trained_and_scored(pocket: Path, tmp_path: Path) -> None:
     )  # two per stage, two of proposals, mask, the sum
 
 
+@pytest.mark.heavy
 def test_recomputed_blocks_train_the_same(
     pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +135,7 @@ def test_recomputed_blocks_train_the_same(
     assert saving["details"]["losses"] == pytest.approx(plain["details"]["losses"], rel=1e-4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("arch", ["vit_pocket", "swin_pocket"])
 def test_recomputed_blocks_save_fewer_activations(arch: str) -> None:
     saved = {}
@@ -177,6 +181,7 @@ def test_no_trained_weight_is_beyond_a_pyramids_last_level(arch: str) -> None:
     assert arch == "vit_pocket" or not pyramid.bottom_up.backbone.norm.weight.requires_grad
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_keeps_its_accumulation_steps_and_refuses_changed_data(
     pocket: Path, tmp_path: Path
 ) -> None:

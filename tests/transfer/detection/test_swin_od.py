@@ -286,6 +286,7 @@ def test_the_box_loss_is_the_configs_giou(cascade: Any) -> None:
     torch.testing.assert_close(losses["loss_cls"], wanted)
 
 
+@pytest.mark.heavy
 def test_a_multi_scale_recipe_is_trained_and_scored(coco: Path, tmp_path: Path) -> None:
     recipe = replace(
         find("coco_swin_od_1x"),
@@ -337,6 +338,7 @@ def memory_per_image(recipe: CocoRecipe) -> float:
     return measure().per_image
 
 
+@pytest.mark.heavy
 def test_memory_is_estimated_for_images_that_are_padded_to_the_largest_of_their_batch() -> None:
     """Images of 64 x 128 and 128 x 64 pixels in one batch take 128 x 128 each."""
     recipe = replace(RECIPE, img_size=(64, 128), square_pad=False)

@@ -80,6 +80,7 @@ def test_an_image_of_another_size_than_annotated_is_refused(own_coco: Path) -> N
         next(iter(batches(train, RECIPE, 0, 0)))
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_ends_with_the_results_of_an_uninterrupted_one(
     finished: tuple[Path, Record], coco: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_finished_run_is_a_checkpoint_of_the_fine_tuned_backbone(
     assert (report.missing, report.unused, report.resized) == ([], [], [])
 
 
+@pytest.mark.heavy
 def test_data_without_masks_is_trained_and_scored_on_boxes_only(
     own_coco: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_proposal_that_is_not_finite_is_reported_as_diverged(coco: Path, tmp_p
     assert all(image["image"].dtype == torch.uint8 for image in kept)
 
 
+@pytest.mark.heavy
 def test_a_gradient_that_is_not_finite_changes_no_weight(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +161,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(
     assert all(torch.equal(states[0][name], value) for name, value in wanted.items())
 
 
+@pytest.mark.heavy
 def test_float16_is_resumed_with_the_scale_of_its_gradients(coco: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, precision="fp16", test_precision="fp32", max_iters=2)
     with pytest.raises(InterruptedRun):

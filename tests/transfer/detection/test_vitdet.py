@@ -86,6 +86,7 @@ def settings(value: Any) -> Any:
 CLASSES = {"StagePyramid": "FPN", "ViTPyramid": "SimpleFeaturePyramid"}
 
 
+@pytest.mark.heavy
 def test_the_detectors_have_the_modules_and_settings_of_the_config(case: Case) -> None:
     theirs, ours, official = case.theirs, case.ours, case.official
     for part in ("proposal_generator", "roi_heads"):

@@ -64,6 +64,7 @@ def same_predictions(task: str, one: Path, other: Path) -> bool:
     return bool((first["entries"] == second["entries"]).all())
 
 
+@pytest.mark.heavy
 def test_a_run_gets_the_recorded_score_to_the_last_digit(
     trained: tuple[str, Path], data: Path, tmp_path: Path
 ) -> None:
@@ -95,6 +96,7 @@ def save_framework_file(task: str, trained: Path, path: Path) -> None:
     torch.save({key: training["model"], "iteration": 1}, path)
 
 
+@pytest.mark.heavy
 def test_a_frameworks_model_file_gets_the_same_score(
     trained: tuple[str, Path], data: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def trained(request: pytest.FixtureRequest, few: Path, tmp_path_factory: Any) ->
     return out
 
 
+@pytest.mark.heavy
 def test_a_run_of_ours_gets_the_recorded_score_to_the_last_digit(
     trained: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_two_processes_score_every_image_once(trained: Path, few: Path, tmp_path
     assert record["metrics"] == recorded["metrics"]
 
 
+@pytest.mark.heavy
 def test_the_evaluated_row_stands_in_the_trained_ones_group_and_passes_the_check(
     trained: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +140,7 @@ def test_the_evaluated_row_stands_in_the_trained_ones_group_and_passes_the_check
     assert groups == {"A"}
 
 
+@pytest.mark.heavy
 def test_a_finished_evaluation_is_resumed_refused_and_replaced(
     trained: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -165,6 +168,7 @@ TIMM = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", TIMM)
 def test_a_timm_folder_is_scored_as_timm_does(family: str, few: Path, tmp_path: Path) -> None:
     name, arguments = TIMM[family]
@@ -190,6 +194,7 @@ def test_a_timm_folder_is_scored_as_timm_does(family: str, few: Path, tmp_path: 
     assert record["checkpoint"]["sha256"] == sha256_file(folder / "model.safetensors")
 
 
+@pytest.mark.heavy
 def test_a_timm_file_with_its_models_name_is_scored_as_timm_does(few: Path, tmp_path: Path) -> None:
     model = perturb(timm.create_model("test_efficientnet", num_classes=CLASSES), 0.02)
     file = tmp_path / "model.pth"
@@ -433,6 +438,7 @@ def test_a_published_score_is_printed_next_to_the_score(few: Path, tmp_path: Pat
     assert record["deviates"] == {"img_size": [32, 32]}
 
 
+@pytest.mark.heavy
 def test_a_ckpt_without_head_says_to_fine_tune_first(few: Path, tmp_path: Path) -> None:
     file = tmp_path / "features.pth"
     torch.save(Beit(**{**VIT, "num_classes": 0}, use_rel_pos_bias=True).state_dict(), file)

@@ -79,6 +79,7 @@ UNSUITABLE = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", REFUSED | UNSUITABLE)
 def test_a_configuration_of_no_model_is_refused_in_one_line(
     folder: Path, tmp_path: Path, name: str

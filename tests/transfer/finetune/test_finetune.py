@@ -41,6 +41,7 @@ def record_and_logits(out: Path) -> tuple[dict[str, Any], np.ndarray]:
 
 
 # Of 60 training and 30 validation images: neither batches of 7 nor two processes divide them.
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("task", "more"),
     [
@@ -79,6 +80,7 @@ def finetune_by_cli(out: Path, data: Path, *more: str) -> Result:
     return CliRunner().invoke(cli, [*arguments, "--out", str(out), "--quiet", *more])
 
 
+@pytest.mark.heavy
 def test_the_scored_weights_are_the_moving_average(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +128,7 @@ def logits_of(
         return evaluate(context, job, model, val, batch_size=batch_size), list(val.labels)
 
 
+@pytest.mark.heavy
 def test_accumulation_and_evaluation_batches_do_not_change_the_score(
     tmp_path: Path, pocket: Path
 ) -> None:

@@ -130,6 +130,7 @@ def saved_weights(out: Path) -> dict[str, Tensor]:
     return load_file(out / "checkpoints" / "last" / "model.safetensors")
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, pocket: Path
 ) -> None:
@@ -203,6 +204,7 @@ def logits(out: Path) -> np.ndarray:
         return found
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(tmp_path: Path, pocket: Path) -> None:
     data = pocket / "imagenet"
     one = CliRunner().invoke(cli, command("imagenet", tmp_path / "one", data))

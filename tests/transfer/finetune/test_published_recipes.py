@@ -229,6 +229,7 @@ PUBLISHED_LAYERS: list[tuple[str, str, Exponent]] = [
 EXEMPT = ("relative_position_bias_table", "cpb_mlp", "logit_scale")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "arch", "exponent"), PUBLISHED_LAYERS)
 def test_every_weight_has_the_source_s_rate_and_decay(
     name: str, arch: str, exponent: Exponent

@@ -97,6 +97,7 @@ def by_hand(folder: Path, pocket: Path, recipe: LinearRecipe, part: torch.Tensor
     return heads
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("crops", "where"), [(3, "memory"), (3, "disk"), (2, "memory")])
 def test_the_scores_are_those_of_stored_crops_and_every_crop_is_decoded_once(
     tmp_path: Path, pocket: Path, crops: int, where: str, monkeypatch: pytest.MonkeyPatch

@@ -66,6 +66,7 @@ def imagenet_labels() -> list[int]:
     return np.repeat(np.arange(1000), sizes).tolist()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("fraction", "images_per_class"),
     # google-research/simclr@383d414: imagenet_subsets/1percent.txt and 10percent.txt, counted by class
@@ -274,6 +275,7 @@ def fewshot(out: Path, pocket: Path, *more: str) -> Record:
     return read_record(out / "record.json")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("recipe", ["logistic_pocket", "imagenet_pocket"])
 def test_a_listed_split_is_a_separate_protocol_and_a_sampled_one_is_not(
     tmp_path: Path, pocket: Path, recipe: str
@@ -304,6 +306,7 @@ def unequal(pocket: Path, folder: Path, sizes: Sequence[int]) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_a_run_records_its_draw_and_logs_what_doctor_reports(tmp_path: Path, pocket: Path) -> None:
     data = unequal(pocket, tmp_path, (120, 20, 2))
     train = class_folders(data / "imagenet", "train")

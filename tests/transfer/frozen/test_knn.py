@@ -262,6 +262,7 @@ class BigCopies(TorchDispatchMode):
         return outputs
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("leave_one_out", [False, True])
 def test_features_are_copied_once_and_votes_are_not_kept(
     leave_one_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

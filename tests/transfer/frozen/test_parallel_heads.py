@@ -217,6 +217,7 @@ def test_every_candidate_is_compared_and_the_best_one_is_scored(
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [

@@ -218,6 +218,7 @@ def test_the_rate_of_every_step_is_maes(recipe: LinearRecipe, epochs: int) -> No
         np.testing.assert_allclose(rates(recipe, chosen), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.heavy
 def test_the_rate_of_every_step_is_dinov2s() -> None:
     parameters = [nn.Parameter(torch.zeros(1)) for _ in range(13)]
     values = OFFICIAL["linear_dinov2"]["base_lr"]
@@ -504,6 +505,7 @@ def test_knn_dino_scores_every_k(tmp_path: Path, pocket: Path) -> None:
         assert alone["metrics"] == details["by_k"][str(k)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("recipe", "more"),
     [

@@ -73,6 +73,7 @@ def test_every_channel_is_resized_as_one_alone(mmseg: None, channels: int) -> No
     assert found["img_shape"] == (24, 20)
 
 
+@pytest.mark.heavy
 def test_a_run_on_thirteen_channels_keeps_them(mmseg: None, tmp_path: Path) -> None:
     ckpt = write_model(tmp_path / "model", SENTINEL)
     data = write_scenes(tmp_path / "data", SENTINEL)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from support.segmentation import CLASS_NAMES, RECIPE, build_loaders, segmentor, split_of
@@ -21,6 +22,7 @@ def test_the_names_of_ade20k_are_mmsegmentations(mmseg: None) -> None:
     assert [name.strip() for name in ADE20KDataset.METAINFO["classes"]] == list(ADE20K_CLASSES)
 
 
+@pytest.mark.heavy
 def test_label_0_is_ignored_and_label_1_is_class_0(mmseg: None, data: Path) -> None:
     split = split_of(data, "validation")
     labels = np.zeros((64, 64), np.uint8)
@@ -32,6 +34,7 @@ def test_label_0_is_ignored_and_label_1_is_class_0(mmseg: None, data: Path) -> N
     assert truth[0, [0, 9, 10, 19, 20, 63]].tolist() == [255, 255, 0, 0, 15, 15]
 
 
+@pytest.mark.heavy
 def test_training_crops_have_the_recipes_size_and_aligned_labels(mmseg: None, data: Path) -> None:
     split = split_of(data, "training")
     for image, mask in zip(split.images, split.masks, strict=True):
@@ -56,6 +59,7 @@ def test_training_crops_have_the_recipes_size_and_aligned_labels(mmseg: None, da
             assert (truth[:, width:] == 255).all()
 
 
+@pytest.mark.heavy
 def test_samples_depend_on_seed_and_number_alone(mmseg: None, generated: Path) -> None:
     split = split_of(generated, "training")
 
@@ -83,6 +87,7 @@ def test_every_image_is_sampled_once_per_epoch(mmseg: None, generated: Path) -> 
     assert sampled[:5] != sampled[5:]
 
 
+@pytest.mark.heavy
 def test_the_slices_of_two_processes_are_disjoint_and_form_the_batches_of_one(
     mmseg: None, generated: Path
 ) -> None:

@@ -382,6 +382,7 @@ def test_turned_images_are_read_upright_as_mmcv_reads_them(mmseg: None, tmp_path
         assert np.abs(seen["img"].astype(int) - expected).max() <= 3  # two JPEG decoders
 
 
+@pytest.mark.heavy
 def test_label_0_is_a_class_on_request(mmseg: None, tmp_path: Path) -> None:
     root = write_data(tmp_path / "data", (0, 1, 2, 255), ("background", "polyp", "tool"))
     record = transfer(tmp_path / "run", root, replace(WITH_ZERO, max_iters=1), label_maps=True)

@@ -99,6 +99,7 @@ def test_the_error_of_damaged_data_is_one_line_with_the_path(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_error_of_data_damaged_after_the_check_is_one_line_too(
     mmseg: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
@@ -121,6 +122,7 @@ def test_validation_without_labels_is_refused(mmseg: None, data: Path, tmp_path:
         transfer(tmp_path / "run", data, replace(RECIPE, max_iters=1))
 
 
+@pytest.mark.heavy
 def test_ade20ks_class_names_are_used_without_classes_txt(
     mmseg: None, data: Path, tmp_path: Path
 ) -> None:

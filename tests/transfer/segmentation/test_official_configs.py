@@ -131,6 +131,7 @@ def test_batches_precision_and_clipping_are_those_of_the_config(
 
 
 # BEiT's ViT-L follows microsoft/unilm (test_transcribed_configs.py): this config's rate is 0 from the middle on.
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "file", "arch", "changes"), [case for case in CASES if case[2] != "vit_l"]
 )
@@ -194,6 +195,7 @@ def official_groups(config: Any, ours: Any) -> Any:
         return model, build_optim_wrapper(model, wrapper).optimizer
 
 
+@pytest.mark.heavy
 @every_config
 @pytest.mark.filterwarnings("ignore:DeprecationWarning")
 def test_rate_and_weight_decay_of_every_parameter_are_those_of_the_configs_optimizer(

@@ -147,6 +147,7 @@ def test_a_position_embedding_is_resized_at_load_as_by_mmsegs_mae() -> None:
         assert all((gamma == 1).all() for gamma in gammas)
 
 
+@pytest.mark.heavy
 def test_a_bias_table_is_resized_at_load_as_by_mmsegs_beit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

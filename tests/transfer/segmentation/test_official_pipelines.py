@@ -148,6 +148,7 @@ def test_every_view_of_the_original_size_is_that_of_the_configs_tta_pipeline(
         assert torch.equal(sample.gt_sem_seg.data, other.gt_sem_seg.data)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "name", ["ade20k_mae_vit_b_ms", "ade20k_beit_vit_b_640_ms", "ade20k_swin_w7_ms"]
 )

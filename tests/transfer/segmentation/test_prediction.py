@@ -33,6 +33,7 @@ from simmim_bench.results.record import read_record
 from transfer.segmentation.confusion import confusion_matrix, interleave
 
 
+@pytest.mark.heavy
 def test_sliding_windows_predict_at_the_original_size(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
@@ -41,6 +42,7 @@ def test_sliding_windows_predict_at_the_original_size(
     assert_counts_every_labelled_pixel(tmp_path / "run", generated)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("mode", [pytest.param("whole", marks=pytest.mark.slow), "slide"])
 def test_several_scales_and_flips_are_averaged_at_the_original_size(
     mmseg: None, data: Path, tmp_path: Path, mode: Literal["whole", "slide"]
@@ -59,6 +61,7 @@ def test_several_scales_and_flips_are_averaged_at_the_original_size(
     assert not np.array_equal(entries(tmp_path / "run"), entries(tmp_path / "unflipped"))
 
 
+@pytest.mark.heavy
 def test_a_recipe_with_the_published_protocols_options_trains_and_predicts(
     mmseg: None, data: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +92,7 @@ def test_a_recipe_with_the_published_protocols_options_trains_and_predicts(
     assert (found.map_norm, found.init_values, found.rel_pos_bias) == ("none", 1.0, True)
 
 
+@pytest.mark.heavy
 def test_views_of_an_image_are_averaged_as_probabilities(
     mmseg: None, data: Path, tmp_path: Path
 ) -> None:
@@ -108,6 +112,7 @@ def test_views_of_an_image_are_averaged_as_probabilities(
     assert (written == mean.argmax(0).numpy() + 1).mean() > 0.999  # ties may be broken differently
 
 
+@pytest.mark.heavy
 def test_iou_by_class_equals_a_naive_count(finished: Path, generated: Path) -> None:
     stored = entries(finished).tolist()
     names = (generated / "classes.txt").read_text().splitlines()
@@ -118,6 +123,7 @@ def test_iou_by_class_equals_a_naive_count(finished: Path, generated: Path) -> N
         assert by_class.get(name) == (pytest.approx(100 * hit / union) if union else None)
 
 
+@pytest.mark.heavy
 def test_two_processes_predict_the_same_as_one(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +143,7 @@ def test_two_processes_predict_the_same_as_one(
     assert np.array_equal(entries(run), found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("images", [1, 4, 5])
 def test_matrices_of_two_processes_are_in_the_images_order(
     mmseg: None, generated: Path, images: int
@@ -200,6 +207,7 @@ def test_record_identifies_the_data_of_both_splits(finished: Path, generated: Pa
     }
 
 
+@pytest.mark.heavy
 def test_scores_equal_those_of_mmseg_at_the_original_size(
     mmseg: None, finished: Path, generated: Path
 ) -> None:

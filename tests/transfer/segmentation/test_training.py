@@ -50,12 +50,14 @@ def test_learning_rate_equals_that_of_mmengines_schedulers(mmseg: None) -> None:
             scheduler.step()
 
 
+@pytest.mark.heavy
 def test_bfloat16_trains_on_a_cpu_too(mmseg: None, generated: Path, tmp_path: Path) -> None:
     recipe = replace(RECIPE, precision="bf16", max_iters=2)
     record = transfer(tmp_path / "run", generated, recipe, ckpt="random:swin_pocket")
     assert record.evaluated == 3
 
 
+@pytest.mark.heavy
 def test_a_linear_head_trains_and_the_backbone_stays_frozen(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_run_directory_has_the_documented_files_only(finished: Path) -> None:
         assert figure.height == 3 * 192
 
 
+@pytest.mark.heavy
 def test_a_run_with_a_quiet_display_prints_nothing(
     mmseg: None, generated: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_a_run_with_a_quiet_display_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.heavy
 def test_predictions_repeat_with_the_seed_and_differ_between_seeds(
     generated: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +128,7 @@ class CountingDisplay(Display):
             yield task
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_ends_with_the_predictions_of_an_uninterrupted_one(
     mmseg: None, generated: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +151,7 @@ def unscored_copy(finished: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.heavy
 def test_a_run_interrupted_during_prediction_resumes_without_training(
     mmseg: None, generated: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +164,7 @@ def test_a_run_interrupted_during_prediction_resumes_without_training(
     assert sorted(p.name for p in path.iterdir()) == sorted(p.name for p in finished.iterdir())
 
 
+@pytest.mark.heavy
 def test_sigusr1_during_prediction_ends_the_run_like_sigterm(
     mmseg: None, generated: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -176,6 +183,7 @@ def test_a_finished_run_is_a_checkpoint_of_the_fine_tuned_backbone(finished: Pat
     assert checkpoint.label == "vit_pocket, random, ade20k_pocket"
 
 
+@pytest.mark.heavy
 def test_a_loss_that_is_not_finite_is_reported_as_diverged(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +236,7 @@ def test_the_first_bad_step_is_found_and_no_later_one_changes_a_weight(
     assert torch.equal(unchanged, trained(0, (), "fp32")[1])
 
 
+@pytest.mark.heavy
 def test_float16_is_resumed_with_the_scale_of_its_gradients(
     mmseg: None, generated: Path, tmp_path: Path
 ) -> None:

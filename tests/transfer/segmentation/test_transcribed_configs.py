@@ -136,6 +136,7 @@ def test_rate_and_weight_decay_of_every_parameter_follow_the_config(name: str) -
     assert count == len(found)
 
 
+@pytest.mark.heavy
 def test_dinov2s_head_is_a_batch_norm_and_a_linear_layer_on_the_last_block() -> None:
     from transfer.segmentation.model import build_segmentor
 

@@ -88,6 +88,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", RUNS)
 def test_the_classifier_of_a_run_repeats_its_predictions(
     name: str, runs: Path, few: Path, tmp_path: Path
@@ -141,6 +142,7 @@ def test_some_classes_of_a_classifier_are_scored_among_all_of_them(
     assert (record["evaluated"], record["status"]) == (2, "reproduced")
 
 
+@pytest.mark.heavy
 def test_known_sets_have_columns_on_request_and_never_share_a_protocol_with_another_classifier(
     thousand: Path, runs: Path, tmp_path: Path
 ) -> None:

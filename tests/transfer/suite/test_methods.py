@@ -267,6 +267,7 @@ def test_a_download_without_a_network_is_refused_in_words(hub: HTTPServer) -> No
             read_checkpoint(ckpt)
 
 
+@pytest.mark.heavy
 def test_a_row_of_the_list_is_made_once_and_compared_with_published_scores(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

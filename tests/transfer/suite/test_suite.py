@@ -19,10 +19,12 @@ import pytest
 import torch
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from support.commands import forked_launch
 from support.records import make_record
 
 from simmim_bench.cli.main import cli
 from simmim_bench.errors import BenchError, DataError, UsageError
+from simmim_bench.jobs import workers
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.jobs.process import command_line, exit_code, last_error
 from simmim_bench.jobs.slurm import Cluster, job_result, read_minutes
@@ -167,11 +169,12 @@ def test_every_step_is_deterministic_if_the_suite_is(
         assert parsed.params["deterministic"] is deterministic, step["task"]
 
 
+@pytest.mark.heavy
 def test_a_suite_equals_its_tasks_run_alone_and_skips_them_when_done(
     tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setattr(workers, "launch", forked_launch)
     data = str(pocket / "imagenet")
     common = ("--imagenet", data, "--tasks", "linear,knn", "--seeds", "knn=2", *QUICK)
     ok(*common, "--out", "together")
@@ -260,9 +263,11 @@ def test_a_signal_is_passed_to_the_step_which_saves(tmp_path: Path, pocket: Path
     assert (one["state"], two["state"]) == ("resumable", "to do")
 
 
+@pytest.mark.heavy
 def test_a_suite_continues_after_a_failed_step_and_prints_its_command(
-    tmp_path: Path, pocket: Path
+    tmp_path: Path, pocket: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(workers, "launch", forked_launch)
     coco = Path(shutil.copytree(pocket / "coco", tmp_path / "coco"))
     annotations = coco / "annotations" / "instances_train2017.json"
     whole = annotations.read_bytes()
@@ -355,6 +360,7 @@ def test_two_checkpoints_that_would_share_a_folder_are_refused(
     assert "would share the folder runs/random-vit-pocket/linear" in str(refused.exception)
 
 
+@pytest.mark.heavy
 def test_a_step_runs_as_a_job(tmp_path: Path, pocket: Path) -> None:
     common = ("--imagenet", pocket / "imagenet", "--out", tmp_path, "--tasks", "knn", "--quiet")
     result = suite(*common, "--slurm", "--cluster", "local", "--json")
