@@ -68,6 +68,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "drop_path_rate": (0, 0.99),
     "ema_decay": (0, 0.999999),
     "repeated_aug": (1, 100),
+    "crops_per_decode": (1, 8),
     "betas": (0, 0.999999),
     "crop_scale": (1e-3, 1),
     "scale_range": (1e-2, 100),

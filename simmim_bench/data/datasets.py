@@ -34,6 +34,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         load: maps the content and name of an image file to a tensor.
         skip_unreadable: allowed number of unreadable images; the next image of the source replaces each of
             them. One more raises a `DataError`.
+        keep_last: keep the content of the last file, for its next augmentation by `RandomCropFlip`.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         load: LoadImage,
         *,
         skip_unreadable: int = 0,
+        keep_last: bool = False,
     ) -> None:
         self.images, self.load, self.limit = images, load, skip_unreadable
+        self._keep_last, self._last = keep_last, (-1, b"")
         # In shared memory, because the worker processes of a loader update it.
         self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
@@ -59,7 +62,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
-                image = self.load(self.images.read(candidate), self.images.name(candidate))
+                image = self.load(self._read(candidate), self.images.name(candidate))
             except DataError as error:
                 self._unreadable[candidate] = True
                 if self.skipped <= self.limit:
@@ -71,6 +74,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 ) from error
             return image, int(self.images.labels[candidate])
         raise DataError(f"none of the {len(self)} images can be read; check --data.")
+
+    def _read(self, index: int) -> bytes:
+        """Return the content of a file."""
+        if not self._keep_last:
+            return self.images.read(index)
+        if self._last[0] != index:
+            self._last = index, self.images.read(index)
+        return self._last[1]
 
 
 def decode_then(transform: Callable[[Image.Image], Tensor]) -> LoadImage:

@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from simmim_bench.data.jpeg import decode_jpeg, jpeg_size
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
 from simmim_bench.errors import DataError
@@ -83,6 +84,11 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
     Raises:
         DataError: The image cannot be decoded.
     """
+
+    if not upright and any(jpeg_size(content)):
+        pixels = decode_jpeg(content)
+        if pixels is not None:
+            return Image.fromarray(pixels)
 
     def to_upright_rgb(image: Image.Image) -> Image.Image:
         check_samples(image, name, RGB)

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from torchvision import transforms as T
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import covering_size, eval_transform
 from simmim_bench.data.decode import decode_image, exif_orientation
+from simmim_bench.data.jpeg import jpeg_size
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.errors import DataError
@@ -75,6 +77,35 @@ def test_a_large_jpeg_decoded_at_reduced_size_differs_little(factor: int, qualit
     for seed in range(8):
         ours, theirs = both_crops(content, "a.jpg", seed)
         assert np.abs(ours - theirs).mean() < 1.5
+
+
+def pil_rgb(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 95}], ids=str)
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_decoded_jpegs_have_pils_bits(mode: str, options: dict[str, Any], subsampling: int) -> None:
+    for size in ((80, 70), (81, 33)):
+        content = encode(smooth_image(*size, mode), "JPEG", subsampling=subsampling, **options)
+        assert equal(decode_image(content, "a.jpg"), pil_rgb(content))
+        assert any(jpeg_size(content)) == (mode != "CMYK")
+
+
+def test_decoded_jpegs_of_rgb_have_pils_bits() -> None:
+    content = encode(smooth_image(80, 70), "JPEG", keep_rgb=True)
+    assert jpeg_size(content) == (80, 70)
+    assert equal(decode_image(content, "a.jpg"), pil_rgb(content))
+
+
+def test_a_jpeg_of_too_many_pixels_is_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(smooth_image(40, 40), "JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 799)
+    with pytest.raises(DataError, match=r"image huge.jpg cannot be read: .*decompression bomb"):
+        decode_image(content, "huge.jpg")
+    with pytest.raises(DataError, match=r"image huge.jpg cannot be read: .*decompression bomb"):
+        random_crop_flip(content, "huge.jpg", (32, 32), (0.5, 1.0))
 
 
 def test_cmyk_jpegs_equal_pils() -> None:
