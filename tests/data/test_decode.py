@@ -192,7 +192,7 @@ def test_evaluation_pixels_equal_torchvisions(size: tuple[int, int], side: int) 
 def test_fast_resizing_differs_by_a_level(size: tuple[int, int], kind: str) -> None:
     content = encode(smooth_image(*size), kind)
     common: Any = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "as_bytes": True}
-    crop = {"crop_scale": (0.2, 1.0), "hflip": 0.5, "auto_augment": "rand-m1-n1"}
+    crop: Any = {"crop_scale": (0.2, 1.0), "hflip": 0.5, "auto_augment": "rand-m1-n1"}
 
     def load(resizing: Resizing, seed: int | None) -> torch.Tensor:
         if seed is None:
