@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from pretrain.build import build_model, check_sizes, load_teacher
 from pretrain.masking.masks import sample_recipe_masks
 from pretrain.recipes import PretrainRecipe
-from simmim_bench.data.random_crop import random_crop_flip
+from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.diagnostics.estimate import KEPT, DataSize, Work, checkpoint_bytes, epoch_steps
 from simmim_bench.display import plural
 from simmim_bench.training.kernels import use_channels_last
@@ -52,7 +50,9 @@ def plan_pretraining(recipe: PretrainRecipe, data: DataSize, device: torch.devic
         disk=KEPT * checkpoint_bytes([model], model.parameters()) + weights,
         written=f"{KEPT} checkpoints at a time and the best one's weights; --keep-every keeps more",
         cut="by itself" if device.type == "cuda" else "--accumulate",
-        load=partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale)
+        load=RandomCropFlip(
+            recipe.img_size, recipe.crop_scale, crops_per_decode=recipe.crops_per_decode
+        )
         if recipe.pixel_format.is_rgb
         else None,
         num_workers=recipe.num_workers,

@@ -46,6 +46,9 @@ class PretrainRecipe(Design, Recipe):
         base_lr, warmup_lr, min_lr: learning rates for 512 images per step.
         schedule: "cosine" down to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
         crop_scale: range of the fraction of the image's area that a random crop covers.
+        crops_per_decode: crops, each with its mask, of an image for each time that it is decoded, in different
+            batches. An epoch has as many steps as with one: it shows one image in `crops_per_decode`, each that
+            often, and as many epochs in succession show every image equally often.
         window_size: a Swin's window; None for the arch's own, and for models without windows.
         betas: AdamW's betas.
         precision: "auto" is bfloat16 on GPUs that have it and on CPUs that are faster with it, float16 on other
@@ -80,6 +83,7 @@ class PretrainRecipe(Design, Recipe):
     value_range: ValueRange = "uint8"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    crops_per_decode: int = 1
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)

@@ -30,7 +30,7 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Che
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.normalise import normalise
-from simmim_bench.data.random_crop import random_crop_flip
+from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import ImageSource, any_images, describe_left_out, held_out_images
 from simmim_bench.models.spec import BackboneSpec
@@ -150,13 +150,14 @@ def build(
     precision = agree_on_precision(decided, dist)
     dataset = ImageDataset(
         images,
-        partial(
-            random_crop_flip,
-            img_size=recipe.img_size,
-            crop_scale=recipe.crop_scale,
-            pixel_format=recipe.pixel_format,
+        RandomCropFlip(
+            recipe.img_size,
+            recipe.crop_scale,
+            recipe.pixel_format,
+            crops_per_decode=recipe.crops_per_decode,
         ),
         skip_unreadable=options.skip_unreadable,
+        keep_last=recipe.crops_per_decode > 1,
     )
     teacher = load_teacher(recipe, spec)
     model = build_model(
@@ -217,6 +218,7 @@ def _build_state(
         seed=context.seed,
         rank=context.dist.rank,
         world_size=context.dist.size,
+        crops_per_decode=recipe.crops_per_decode,
         per_image=partial(sample_image_mask, recipe, model.spec.patch_size),
     )
     accumulation_steps = choose_accumulation_steps(

@@ -21,6 +21,8 @@ from simmim_bench.files import sha256_json
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # of the pooled features of a frozen backbone; see `FrozenRecipe.norm` in `transfer/frozen/recipes.py`
 Norm = Literal["none", "layer", "batch", "layer+batch"]
+# How images of RGB are resized; see `data/fast_resize.py`
+Resizing = Literal["pil", "fast"]
 # Which training images few-shot learning samples; see `class_counts` in `data/subsets.py`
 Draw = Literal["balanced", "proportional"]
 LARGE = 1e9
@@ -68,6 +70,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "drop_path_rate": (0, 0.99),
     "ema_decay": (0, 0.999999),
     "repeated_aug": (1, 100),
+    "crops_per_decode": (1, 8),
     "betas": (0, 0.999999),
     "crop_scale": (1e-3, 1),
     "scale_range": (1e-2, 100),

@@ -13,7 +13,7 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, batches_on_device
 from simmim_bench.data.normalise import normalise
-from simmim_bench.data.random_crop import random_crop_flip
+from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.sources import any_images
 from simmim_bench.distributed import DistContext
 from simmim_bench.distributed import full_state as gather_state
@@ -50,6 +50,7 @@ __all__ = [
     "ImageDataset",
     "Precision",
     "PretrainRecipe",
+    "RandomCropFlip",
     "RelativePositionBias",
     "SimMIM",
     "accumulate_gradients",
@@ -72,7 +73,6 @@ __all__ = [
     "normalise",
     "parameter_groups",
     "peak_flops_per_s",
-    "random_crop_flip",
     "read_checkpoint",
     "sample_image_mask",
     "sample_masks",

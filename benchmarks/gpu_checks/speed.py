@@ -23,11 +23,11 @@ from gpu_checks.harness import CheckFailed, Setup
 from gpu_checks.product import (
     EpochLoader,
     ImageDataset,
+    RandomCropFlip,
     any_images,
     autocast,
     load_backbone,
     peak_flops_per_s,
-    random_crop_flip,
 )
 from gpu_checks.report import Findings
 from gpu_checks.training import CLIP_GRAD, TINY_ARCH, TINY_BATCH, PretrainStep
@@ -138,16 +138,21 @@ def loading(setup: Setup) -> Findings:
     with tarfile.open(archive, "w") as tar:
         for path in sorted(folder.iterdir()):
             tar.add(path, path.name)
-    crop = partial(random_crop_flip, img_size=(224, 224), crop_scale=(0.67, 1.0))
     found = {}
-    for name, source in (("directory", folder), ("tar", archive)):
+    chains = (("directory", folder, 1), ("tar", archive, 1), ("two crops per decoding", folder, 2))
+    for name, source, crops in chains:
         images = any_images(source).subset([number % stored for number in range(read)])
         for workers in (2,) if setup.tiny else (8, 16):
             loader = EpochLoader(
-                ImageDataset(images, crop),
+                ImageDataset(
+                    images,
+                    RandomCropFlip((224, 224), (0.67, 1.0), crops_per_decode=crops),
+                    keep_last=crops > 1,
+                ),
                 batch_size=32 if setup.tiny else 256,
                 num_workers=workers,
                 seed=0,
+                crops_per_decode=crops,
             )
             batches = iter(loader.epoch(0))
             next(batches)  # the workers have started

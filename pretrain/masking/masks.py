@@ -139,7 +139,7 @@ def sample_image_mask(
 
     Args:
         pixels: (C, H, W), as decoded, augmented.
-        index: of the image in its data set.
+        index: of the image in its data set, or of a further crop of it (`SeededDataset`).
 
     Returns:
         (h, w) boolean, True = hidden, with the resolution of `sample_masks`.

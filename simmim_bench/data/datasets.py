@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import AutoAugment, create_transform
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms as T
 
 from simmim_bench.data.decode import decode_image
+from simmim_bench.data.fast_resize import crop_fast, decode_bytes_then, resize_bytes
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.data.pixel_transforms import (
     decode_pixels_then,
@@ -22,6 +24,7 @@ from simmim_bench.data.pixel_transforms import (
 )
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.recipe import Resizing
 
 LoadImage = Callable[[bytes, str], Tensor]  # from the content and name of an image file
 
@@ -34,6 +37,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         load: maps the content and name of an image file to a tensor.
         skip_unreadable: allowed number of unreadable images; the next image of the source replaces each of
             them. One more raises a `DataError`.
+        keep_last: keep the content of the last file, for its next augmentation by `RandomCropFlip`.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         load: LoadImage,
         *,
         skip_unreadable: int = 0,
+        keep_last: bool = False,
     ) -> None:
         self.images, self.load, self.limit = images, load, skip_unreadable
+        self._keep_last, self._last = keep_last, (-1, b"")
         # In shared memory, because the worker processes of a loader update it.
         self._unreadable = torch.zeros(len(images), dtype=torch.bool).share_memory_()
 
@@ -59,7 +65,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
-                image = self.load(self.images.read(candidate), self.images.name(candidate))
+                image = self.load(self._read(candidate), self.images.name(candidate))
             except DataError as error:
                 self._unreadable[candidate] = True
                 if self.skipped <= self.limit:
@@ -71,6 +77,14 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
                 ) from error
             return image, int(self.images.labels[candidate])
         raise DataError(f"none of the {len(self)} images can be read; check --data.")
+
+    def _read(self, index: int) -> bytes:
+        """Return the content of a file."""
+        if not self._keep_last:
+            return self.images.read(index)
+        if self._last[0] != index:
+            self._last = index, self.images.read(index)
+        return self._last[1]
 
 
 def decode_then(transform: Callable[[Image.Image], Tensor]) -> LoadImage:
@@ -96,6 +110,7 @@ def train_transform(
     random_erasing: float = 0.0,
     as_bytes: bool = False,
     pixel_format: PixelFormat = RGB,
+    resizing: Resizing = "pil",
 ) -> LoadImage:
     """Build timm's training augmentation; by default, a random crop and flip only.
 
@@ -109,6 +124,7 @@ def train_transform(
         random_erasing: probability of random erasing, in [0, 1].
         as_bytes: return images as decoded, neither normalised nor erased: of uint8, a quarter of the memory traffic.
         pixel_format: of the images; photometric augmentations are for RGB alone.
+        resizing: of images of RGB; see `fast_resize.py`.
 
     Raises:
         UsageError: a photometric augmentation of images that are not RGB.
@@ -145,6 +161,9 @@ def train_transform(
         transform.transforms[place] = T.TrivialAugmentWide(
             interpolation=T.InterpolationMode.BICUBIC
         )
+    if resizing == "fast":
+        crop, *others = transform.transforms
+        return decode_bytes_then(T.Compose([functools.partial(crop_fast, crop), *others]))
     return decode_then(transform)
 
 
@@ -197,6 +216,7 @@ def eval_transform(
     std: Sequence[float],
     as_bytes: bool = False,
     pixel_format: PixelFormat = RGB,
+    resizing: Resizing = "pil",
 ) -> LoadImage:
     """Build the evaluation transform: resize as in `covering_size`, centre crop, normalise.
 
@@ -205,11 +225,16 @@ def eval_transform(
     Args:
         as_bytes: return images as decoded, not normalised.
         pixel_format: of the images.
+        resizing: of images of RGB; see `fast_resize.py`.
     """
     if not pixel_format.is_rgb:
         cover = functools.partial(_resize_pixels_to_cover, img_size, crop_ratio, pixel_format)
         steps = [cover, T.CenterCrop(img_size), *last_steps(mean, std, as_bytes=as_bytes)]
         return decode_pixels_then(pixel_format, steps)
+    if resizing == "fast":
+        fast_cover = functools.partial(_resize_bytes_to_cover, img_size, crop_ratio)
+        steps = [T.CenterCrop(img_size), *last_steps(mean, std, as_bytes=as_bytes)]
+        return decode_bytes_then(T.Compose([fast_cover, *steps]))
     resize = functools.partial(_resize_to_cover, img_size, crop_ratio)
     last = [T.PILToTensor()] if as_bytes else [T.ToTensor(), T.Normalize(mean, std)]
     return decode_then(T.Compose([resize, T.CenterCrop(img_size), *last]))
@@ -221,6 +246,12 @@ def _resize_to_cover(
     size = covering_size((image.height, image.width), img_size, crop_ratio)
     resized: Image.Image = T.functional.resize(image, list(size), T.InterpolationMode.BICUBIC)
     return resized
+
+
+def _resize_bytes_to_cover(
+    img_size: tuple[int, int], crop_ratio: float, pixels: np.ndarray
+) -> Tensor:
+    return resize_bytes(pixels, covering_size(pixels.shape[:2], img_size, crop_ratio))
 
 
 def _resize_pixels_to_cover(

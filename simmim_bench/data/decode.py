@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from simmim_bench.data.jpeg import decode_jpeg, jpeg_size
 from simmim_bench.data.listing import IMAGE_FORMATS
 from simmim_bench.data.pixel_format import RGB, PixelFormat, wrong_channels
 from simmim_bench.errors import DataError
@@ -84,6 +85,10 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
         DataError: The image cannot be decoded.
     """
 
+    pixels = None if upright or not any(jpeg_size(content)) else decode_jpeg(content)
+    if pixels is not None:
+        return Image.fromarray(pixels)
+
     def to_upright_rgb(image: Image.Image) -> Image.Image:
         check_samples(image, name, RGB)
         image.load()
@@ -92,6 +97,16 @@ def decode_image(content: bytes, name: str, *, upright: bool = False) -> Image.I
         return rgb if turn is None else rgb.transpose(turn)
 
     return open_image(content, name, to_upright_rgb)
+
+
+def decode_array(content: bytes, name: str) -> np.ndarray:
+    """Decode an image as RGB, (H, W, 3) uint8, with the pixels of `decode_image`.
+
+    Raises:
+        DataError: The image cannot be decoded.
+    """
+    pixels = decode_jpeg(content) if any(jpeg_size(content)) else None
+    return np.array(decode_image(content, name)) if pixels is None else pixels
 
 
 def open_image(

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +17,14 @@ from PIL import Image
 from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from simmim_bench.data.datasets import covering_size, eval_transform
+from simmim_bench.data.datasets import covering_size, eval_transform, train_transform
 from simmim_bench.data.decode import decode_image, exif_orientation
+from simmim_bench.data.jpeg import jpeg_size
+from simmim_bench.data.loader import seed_everything
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.errors import DataError
+from simmim_bench.recipe import Resizing
 
 # SimMIM: data/data_simmim.py, SimMIMTransform, without and with its last two steps.
 OFFICIAL_CROP = [
@@ -75,6 +79,35 @@ def test_a_large_jpeg_decoded_at_reduced_size_differs_little(factor: int, qualit
     for seed in range(8):
         ours, theirs = both_crops(content, "a.jpg", seed)
         assert np.abs(ours - theirs).mean() < 1.5
+
+
+def pil_rgb(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 95}], ids=str)
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_decoded_jpegs_have_pils_bits(mode: str, options: dict[str, Any], subsampling: int) -> None:
+    for size in ((80, 70), (81, 33)):
+        content = encode(smooth_image(*size, mode), "JPEG", subsampling=subsampling, **options)
+        assert equal(decode_image(content, "a.jpg"), pil_rgb(content))
+        assert any(jpeg_size(content)) == (mode != "CMYK")
+
+
+def test_decoded_jpegs_of_rgb_have_pils_bits() -> None:
+    content = encode(smooth_image(80, 70), "JPEG", keep_rgb=True)
+    assert jpeg_size(content) == (80, 70)
+    assert equal(decode_image(content, "a.jpg"), pil_rgb(content))
+
+
+def test_a_jpeg_of_too_many_pixels_is_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(smooth_image(40, 40), "JPEG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 799)
+    with pytest.raises(DataError, match=r"image huge.jpg cannot be read: .*decompression bomb"):
+        decode_image(content, "huge.jpg")
+    with pytest.raises(DataError, match=r"image huge.jpg cannot be read: .*decompression bomb"):
+        random_crop_flip(content, "huge.jpg", (32, 32), (0.5, 1.0))
 
 
 def test_cmyk_jpegs_equal_pils() -> None:
@@ -152,6 +185,31 @@ def test_evaluation_pixels_equal_torchvisions(size: tuple[int, int], side: int) 
     )
     ours = eval_transform((side, side), crop_ratio=224 / 256, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     assert torch.equal(ours(encode(image, "PNG"), "a.png"), official(image))
+
+
+@pytest.mark.parametrize("size", ODD_SIZES[::3], ids=str)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_fast_resizing_differs_by_a_level(size: tuple[int, int], kind: str) -> None:
+    content = encode(smooth_image(*size), kind)
+    common: Any = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "as_bytes": True}
+    crop: Any = {"crop_scale": (0.2, 1.0), "hflip": 0.5, "auto_augment": "rand-m1-n1"}
+
+    def load(resizing: Resizing, seed: int | None) -> torch.Tensor:
+        if seed is None:
+            return eval_transform((48, 64), crop_ratio=0.9, resizing=resizing, **common)(
+                content, ""
+            )
+        transform = train_transform((64, 48), **crop, **common, resizing=resizing)
+        seed_everything(seed)
+        return torch.as_tensor(transform(content, ""))
+
+    for seed in (None, 0, 1):
+        fast, slow = load("fast", seed), load("pil", seed)
+        assert fast.shape == slow.shape
+        assert fast.dtype == slow.dtype == torch.uint8
+        differences = (fast.int() - slow.int()).abs()
+        assert differences.float().mean() < 0.3
+        assert seed is not None or differences.max() <= 1  # a policy may amplify them
 
 
 @pytest.mark.parametrize("size", ODD_SIZES, ids=str)

@@ -71,7 +71,8 @@ def test_pretraining_recipes_have_the_official_numbers(name: str) -> None:
     fields |= {f.name for f in dataclasses.fields(Design)}
     assert recipe.pixel_format == RGB
     assert recipe.statistics == (IMAGENET_MEAN, IMAGENET_STD)  # data/data_simmim.py
-    fields |= {"in_chans", "value_range", "mean", "std"}
+    assert recipe.crops_per_decode == 1  # data/data_simmim.py decodes every image for one crop
+    fields |= {"in_chans", "value_range", "mean", "std", "crops_per_decode"}
     assert not unchecked_fields(recipe, fields | {"crop_scale", "masking", "arch"})
 
 
@@ -101,12 +102,15 @@ def test_fine_tuning_recipes_have_the_official_numbers(name: str) -> None:
     assert recipe.loss == "ce"  # main_finetune.py:95-97
     assert recipe.repeated_aug == 1  # data/data_finetune.py:27-29
     assert recipe.layer_groups == "block"  # optimizer.py:109-136
+    assert (
+        recipe.resizing == "pil"
+    )  # data/data_finetune.py:97-114, as timm's and torchvision's loaders
     assert (recipe.test_img_size, recipe.ema_warmup) == (
         None,
         True,
     )  # the training size; no average
     fields |= {"test_crop_ratio", "crop_scale", "hflip", "ema_decay", "lr_rule", "optimizer"}
-    fields |= {"loss", "repeated_aug", "layer_groups", "test_img_size", "ema_warmup"}
+    fields |= {"loss", "repeated_aug", "layer_groups", "test_img_size", "ema_warmup", "resizing"}
     assert not unchecked_fields(recipe, fields)
 
 

@@ -59,9 +59,9 @@ ALLOWED = {
     "simmim_bench/data/decode.py:open_image": "formats of photographs",
     "simmim_bench/data/decode.py:exif_orientation": "formats of photographs",
     "simmim_bench/data/decode.py:read_header": "formats of photographs, their header",
-    "simmim_bench/data/random_crop.py:_jpeg_size": "JPEG",
+    "simmim_bench/data/jpeg.py:jpeg_size": "JPEG",
     "simmim_bench/data/pixels.py:png_of_16_bits": "a PNG of 16 bits whose size Pillow has checked",
-    "simmim_bench/data/random_crop.py:_decode_jpeg": "JPEG",
+    "simmim_bench/data/jpeg.py:decode_jpeg": "JPEG",
     "simmim_bench/checkpoints/download.py:find_download": "the name of torch.hub's cache",
     "transfer/segmentation/label_maps.py:decode_map": "formats of label maps",
     # What a user names to be loaded by another library, as docs/threat-model.md says.

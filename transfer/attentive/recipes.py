@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, Resizing, check_positive
 from transfer.frozen.recipes import CropRule
 
 Head = Literal["efficient", "latent", "cross"]
@@ -45,6 +45,7 @@ class AttentiveRecipe(Recipe):
         test_crop_ratio: fraction of the shorter side that the centre crop covers.
         forward_batch_size: images of a forward pass of the evaluation; it does not change the result.
         window_size: window size of a Swin; None for the checkpoint's.
+        resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
     """
 
     img_size: tuple[int, int]
@@ -69,6 +70,7 @@ class AttentiveRecipe(Recipe):
     forward_batch_size: int = 256
     window_size: int | None = None
     precision: Precision = "auto"
+    resizing: Resizing = "pil"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

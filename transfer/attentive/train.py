@@ -203,6 +203,7 @@ def random_crop(recipe: AttentiveRecipe, checkpoint: Checkpoint) -> LoadImage:
         rule=recipe.crop_rule,
         scale=recipe.crop_scale,
         hflip=recipe.hflip,
+        resizing=recipe.resizing,
     )
 
 

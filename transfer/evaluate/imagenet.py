@@ -258,6 +258,7 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
             std=std,
             as_bytes=True,
             pixel_format=pixel_format,
+            resizing=recipe.resizing,
         )
         batch_size, statistics = min(recipe.batch_size, EVAL_BATCH), (mean, std)
     return {

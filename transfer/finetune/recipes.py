@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Draw, Precision, Recipe, check_positive
+from simmim_bench.recipe import Draw, Precision, Recipe, Resizing, check_positive
 
 LayerGroups = Literal["block", "group", "convnextv2"]
 POLICIES = ("rand", "augmix", "original", "v0", "3a", "trivial")
@@ -49,6 +49,7 @@ class FinetuneRecipe(Recipe):
         precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
         draw: which training images `fewshot` samples: "balanced", equally many of every class as in SimCLR's lists,
             or "proportional", the same fraction of every class.
+        resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
     """
 
     img_size: tuple[int, int]
@@ -82,6 +83,7 @@ class FinetuneRecipe(Recipe):
     ema_warmup: bool = True
     test_img_size: tuple[int, int] | None = None
     precision: Precision = "auto"
+    resizing: Resizing = "pil"
     draw: Draw = "balanced"
     num_workers: int = 0
 

@@ -120,6 +120,7 @@ def evaluate(
         std=job.checkpoint.std,
         as_bytes=True,
         pixel_format=job.checkpoint.pixel_format,
+        resizing=recipe.resizing,
     )
     batches = forward_batches(
         model.eval(),

@@ -213,6 +213,7 @@ def training_transform(
         random_erasing=recipe.random_erasing,
         as_bytes=normalised_on(device),
         pixel_format=checkpoint.pixel_format,
+        resizing=recipe.resizing,
     )
 
 

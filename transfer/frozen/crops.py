@@ -5,6 +5,7 @@ MAE's rule samples once where torchvision tries up to ten times.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,8 +17,10 @@ from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.datasets import LoadImage, decode_then, eval_transform, train_transform
+from simmim_bench.data.fast_resize import crop_fast, decode_bytes_then
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.data.pixel_transforms import decode_pixels_then, last_steps, random_crop_steps
+from simmim_bench.recipe import Resizing
 from transfer.frozen.recipes import CropRule
 
 
@@ -32,6 +35,10 @@ class Cropping(Protocol):
     def test_crop_ratio(self) -> float:
         """The fraction of the shorter side that the crop covers."""
 
+    @property
+    def resizing(self) -> Resizing:
+        """How images are resized."""
+
 
 def centre_crop(recipe: Cropping, checkpoint: Checkpoint) -> LoadImage:
     """Build a recipe's centre crop, as decoded, which the device normalises as in the checkpoint's pretraining."""
@@ -42,6 +49,7 @@ def centre_crop(recipe: Cropping, checkpoint: Checkpoint) -> LoadImage:
         std=checkpoint.std,
         as_bytes=True,
         pixel_format=checkpoint.pixel_format,
+        resizing=recipe.resizing,
     )
 
 
@@ -52,12 +60,14 @@ def random_crop_flip(
     rule: CropRule,
     scale: tuple[float, float],
     hflip: float,
+    resizing: Resizing = "pil",
 ) -> LoadImage:
     """Build a random crop and flip, as decoded, which the device normalises as in the checkpoint's pretraining.
 
     Args:
         img_size: (H, W) in pixels.
         rule, scale, hflip: see `features.RandomCrop`.
+        resizing: see `simmim_bench/data/fast_resize.py`.
     """
     transform = train_transform if rule == "torchvision" else single_draw_transform
     return transform(
@@ -68,6 +78,7 @@ def random_crop_flip(
         hflip=hflip,
         as_bytes=True,
         pixel_format=checkpoint.pixel_format,
+        resizing=resizing,
     )
 
 
@@ -116,6 +127,7 @@ def single_draw_transform(
     hflip: float,
     as_bytes: bool = False,
     pixel_format: PixelFormat = RGB,
+    resizing: Resizing = "pil",
 ) -> LoadImage:
     """Build the training transform of MAE's main_linprobe.py (lines 132 to 136).
 
@@ -127,4 +139,6 @@ def single_draw_transform(
         return decode_pixels_then(pixel_format, [*steps, *last_steps(mean, std, as_bytes=as_bytes)])
     flip = T.RandomHorizontalFlip(hflip)
     last = [T.PILToTensor()] if as_bytes else [T.ToTensor(), T.Normalize(mean, std)]
+    if resizing == "fast":
+        return decode_bytes_then(T.Compose([functools.partial(crop_fast, crop), flip, *last]))
     return decode_then(T.Compose([crop, flip, *last]))

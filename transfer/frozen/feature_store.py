@@ -157,6 +157,8 @@ class FeatureStore:
             cropping["seed"] = self.seed
             if crop.rule != "torchvision":
                 cropping["rule"] = crop.rule
+        if recipe.resizing != "pil":
+            cropping["resizing"] = recipe.resizing
         return {
             "layout": LAYOUT,
             "checkpoint": self.checkpoint.sha256,
@@ -326,6 +328,11 @@ class FeatureStore:
         if crop is None:
             return ImageDataset(images, centre_crop(recipe, checkpoint))
         random = random_crop_flip(
-            recipe.img_size, checkpoint, rule=crop.rule, scale=crop.scale, hflip=crop.hflip
+            recipe.img_size,
+            checkpoint,
+            rule=crop.rule,
+            scale=crop.scale,
+            hflip=crop.hflip,
+            resizing=recipe.resizing,
         )
         return SeededDataset(ImageDataset(images, random), self.seed, crop.number)

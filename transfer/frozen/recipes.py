@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from simmim_bench.recipe import Draw, Norm, Precision, Recipe, check_positive
+from simmim_bench.recipe import Draw, Norm, Precision, Recipe, Resizing, check_positive
 
 Pooling = Literal["mean", "cls", "cls+mean", "own"]
 TokenNorm = Literal["none", "final"]
@@ -39,6 +39,7 @@ class FrozenRecipe(Recipe):
         test_crop_ratio: fraction of the shorter side that the centre crop covers.
         forward_batch_size: images a forward pass; it does not change the result.
         window_size: window size of a Swin; None for the checkpoint's.
+        resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
     """
 
     img_size: tuple[int, int]
@@ -51,6 +52,7 @@ class FrozenRecipe(Recipe):
     forward_batch_size: int = 256
     window_size: int | None = None
     precision: Precision = "auto"
+    resizing: Resizing = "pil"
     num_workers: int = 0
 
     def __post_init__(self) -> None:

@@ -68,7 +68,8 @@ def test_every_number_is_maes_and_has_its_line(name: str) -> None:
     checked |= {"optimizer", "loss", "layer_groups", "repeated_aug", "test_img_size", "ema_warmup"}
     fields = {f.name for f in dataclasses.fields(recipe)} - set(ABOUT)
     # Learning from all images, the recipe samples none.
-    assert fields - {"draw"} == checked == set(recipe.sources)
+    assert recipe.resizing == "pil"  # util/datasets.py, of PIL images
+    assert fields - {"draw", "resizing"} == checked == set(recipe.sources)
     assert f"top-1 {official_mae.SCORES[name]} after MAE's" in (recipe.published or "")
 
 

@@ -91,13 +91,14 @@ def test_every_number_is_the_source_s_and_has_its_line(name: str) -> None:
     if recipe.ema_decay:
         assert not recipe.ema_warmup
     assert recipe.window_size is None
+    assert recipe.resizing == "pil"  # torchvision's ImageFolder reads PIL images
     assert recipe.draw == "balanced"  # SimCLR's lists, which Semi-ViT takes; others do not sample
     compared = {"batch_size", "base_lr", "warmup_lr", "min_lr", "clip_grad", "color_jitter"}
     compared |= {"img_size", "test_img_size", "test_crop_ratio", "repeated_aug", "crop_scale"}
     compared |= {"hflip", "warmup_prefix", "ema_warmup", "window_size", *SAME_NAME.values()}
     # The tests below compare what these four lead to.
     compared |= {"optimizer", "layer_groups", "loss", "precision"}
-    assert {f.name for f in dataclasses.fields(recipe)} - {*ABOUT, "draw"} == compared
+    assert {f.name for f in dataclasses.fields(recipe)} - {*ABOUT, "draw", "resizing"} == compared
     assert compared == set(recipe.sources)
     assert f"top-1 {found['score']} " in (recipe.published or "")
 
