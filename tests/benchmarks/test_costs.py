@@ -35,3 +35,18 @@ def test_a_row_of_the_table_is_what_doctor_estimates(cost: dict[str, Any]) -> No
     work = costs.plan(cost["recipe"], cost["arch"])
     estimated = (work.steps, work.batch_size, work.steps * work.batch_size, work.disk)
     assert estimated == (cost["steps"], cost["batch_size"], cost["images"], cost["disk"])
+
+
+def test_another_card_takes_longer_by_the_ratio_of_the_peaks_and_splits_what_does_not_fit() -> None:
+    import cards
+
+    tuning = next(cost for cost in COSTS if cost["recipe"] == "imagenet_vit_b_800ep")
+    by_name = {card.name: card for card in cards.CARDS}
+    alone = tuning["images"] / tuning["images_per_s"]
+    assert cards.seconds_on(by_name["H200"], tuning) == pytest.approx(alone)
+    assert cards.seconds_on(by_name["A100 80GB"], tuning) == pytest.approx(alone * 989 / 312)
+    step = {"fixed": 0, "per_image": 10**9, "task": "imagenet"}
+    # 1.1 GB an image in the backward pass, of which 0.9 of the memory holds 19.6.
+    assert cards.fit(by_name["L4"], {**step, "batch_size": 19}) == ""
+    assert cards.fit(by_name["L4"], {**step, "batch_size": 64}) == ", batch in 4 parts"
+    assert "use 4 cards" in cards.fit(by_name["L4"], {**step, "batch_size": 64, "task": "ade20k"})
