@@ -85,11 +85,17 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """The steps of a suite, and the rows that have none because their checkpoints are not read."""
+    """The steps of a suite, and the rows that have none because their checkpoints are not read.
+
+    Attributes:
+        places: how many steps run at a time, in words; "" for one, or under SLURM.
+        device: name of the device that the steps use; None where it is not known.
+    """
 
     steps: tuple[PlannedStep, ...]
     unread: tuple[UnreadRow, ...]
-    places: str = ""  # where steps run side by side, in words
+    places: str = ""
+    device: str | None = None
 
     @property
     def exit_code(self) -> int:

@@ -107,7 +107,7 @@ def plan_suite(
         estimate_memory=side_by_side and device not in (None, "cpu"),
     )
     places = "" if job_options.slurm else Machine(job_options).describe()
-    return SuitePlan(tuple(planned), tuple(unread), places)
+    return SuitePlan(tuple(planned), tuple(unread), places, device)
 
 
 def expected_steps(plan: SuitePlan, rows: int) -> list[Expected]:
@@ -168,20 +168,20 @@ def run_suite(
 def _forecaster(plan: SuitePlan, job_options: JobOptions) -> Callable[[SuiteStep], Forecast]:
     """Return what is expected of a step: as planned, but the memory that its kind has reached in this suite."""
     planned = {id(one.step): one.forecast for one in plan.steps}
+    folders: dict[str, list[Path]] = {}
+    for one in plan.steps:
+        folders.setdefault(one.forecast.kind, []).extend(one.step.run_dirs)
     records: dict[Path, Record] = {}
 
     def forecast(step: SuiteStep) -> Forecast:
-        for one in plan.steps:
-            if one.step.kind != step.kind:
-                continue
-            for run_dir in one.step.run_dirs:
-                path = run_dir / "record.json"
-                if path not in records and path.is_file():
-                    with suppress(BenchError):  # the leaderboard reports it
-                        records[path] = read_record(path)
         known = planned[id(step)]
-        device = next((r.environment.get("device") for r in reversed(records.values())), None)
-        need = measured_need(step, records.values(), device, job_options.gpus_per_task)
+        paths = [folder / "record.json" for folder in folders[known.kind]]
+        for path in paths:
+            if path not in records and path.is_file():
+                with suppress(BenchError):  # the leaderboard reports it
+                    records[path] = read_record(path)
+        alike = [records[path] for path in paths if path in records]
+        need = measured_need(step, alike, plan.device, job_options.gpus_per_task)
         return known if need.peak is None else replace(known, need=need)
 
     return forecast
