@@ -94,7 +94,7 @@ def in_process(kind: str) -> Expected:
     from simmim_bench.jobs.forecast import demo_share
     from simmim_bench.jobs.progress import Expected
 
-    return Expected(name=kind, kind=kind, share=demo_share(kind))
+    return Expected(name=kind, kind=kind, share=demo_share(kind), alone=True)
 
 
 def prepare_data(out: Path, *, overwrite: bool, display: Display) -> None:

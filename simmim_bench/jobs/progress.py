@@ -40,12 +40,14 @@ class Expected:
         kind: what steps of about the same duration have in common.
         seconds: mean duration of similar runs on this device; None where there are none.
         share: duration relative to the demo's pretraining; None where it is not known.
+        alone: whether no other step runs beside it.
     """
 
     name: str
     kind: str
     seconds: float | None = None
     share: float | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -157,6 +159,7 @@ class Tracker:
 
         A step of which nothing is known counts as the mean of the others.
         """
+        steps = [one.expected for one in self._running.values()] + self._pending
         left = [self._left(one) for one in self._running.values()]
         left += [self._expect(step) for step in self._pending]
         known = [seconds for seconds in left if seconds is not None]
@@ -166,7 +169,9 @@ class Tracker:
             return None
         mean = sum(known) / len(known)
         seconds = [mean if one is None else one for one in left]
-        return max(sum(seconds) / min(self.seats, len(seconds)), max(seconds))
+        alone = sum(time for step, time in zip(steps, seconds, strict=True) if step.alone)
+        beside = [time for step, time in zip(steps, seconds, strict=True) if not step.alone]
+        return alone + max(sum(beside) / self.seats, max(beside, default=0.0))
 
     def show(self) -> None:
         """Show the fraction of the time that has passed, the rest of it, and what runs."""
