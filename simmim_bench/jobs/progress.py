@@ -191,10 +191,10 @@ class Tracker:
         if by_rate is None:
             return None if expected is None else max(expected - elapsed, OVERDUE * elapsed)
         fraction, rest = by_rate
-        if expected is None:
+        if expected is None or elapsed >= expected:
             return rest
         # The further the task is, the more its own rate says.
-        return max((1 - fraction) * (expected - elapsed) + fraction * rest, rest * fraction)
+        return (1 - fraction) * (expected - elapsed) + fraction * rest
 
     def _expect(self, step: Expected, leave_out: _Running | None = None) -> float | None:
         """Return the expected seconds of a whole step."""

@@ -90,10 +90,13 @@ def test_a_task_of_a_second_does_not_tell_the_time_of_a_step(clock: Clock) -> No
     clock.now = 20.0
     tracker.follow("linear", [TaskProgress("features", 99, 100, 1.0)])
     assert tracker.remaining_s() == 80
-    # The training that fills the step does: half of it has taken 100 s.
-    clock.now = 120.0
+    # The training that fills the step does: a quarter of it has taken 40 s.
+    clock.now = 60.0
+    tracker.follow("linear", [TaskProgress("train", 25, 100, 40.0)])
+    assert tracker.remaining_s() == pytest.approx(0.75 * (100 - 60) + 0.25 * 120)
+    clock.now = 120.0  # longer than expected: its own rate alone
     tracker.follow("linear", [TaskProgress("train", 50, 100, 100.0)])
-    assert tracker.remaining_s() == pytest.approx(0.5 * (100 - 120) + 0.5 * 100)
+    assert tracker.remaining_s() == 100
 
 
 def test_a_process_tells_another_how_far_it_is(tmp_path: Path) -> None:
