@@ -6,11 +6,11 @@ fraction of the peak is assumed. Cards with slower memory or fewer watts reach l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simmim_bench.display import format_duration
-from simmim_bench.training.memory import GIB, StepMemory
+from simmim_bench.training.memory import BACKWARD, GIB, StepMemory
 
 ARCH = "vit_b"
 MEASURED_CARD = "H200"
@@ -21,10 +21,8 @@ COLUMNS = (
     ("coco_vitdet_b", "COCO"),
     ("ade20k_mae_vit_b", "ADE20K"),
 )
-ACCUMULATES = (
-    "imagenet",
-    "coco",
-)  # tasks that split a batch which does not fit into parts of a step
+BATCHES = (64, 512)  # images of a pretraining step whose peaks the GPU check measured
+DETECTOR_IMAGES = 2  # images of its detector step
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,14 @@ CARDS = (
 )
 
 
-def markdown(costs: list[dict[str, Any]]) -> str:
+def markdown(costs: list[dict[str, Any]], checks: dict[str, Any]) -> str:
     """Render the time of a row on each card as a Markdown table, with the parts of a batch that does not fit.
 
     Args:
         costs: of results/costs.json.
+        checks: of the measured card's GPU check.
     """
+    memories = step_memories(checks)
     by_recipe = {cost["recipe"]: cost for cost in costs if cost["arch"] == ARCH}
     row = [by_recipe[name] for name, _ in COLUMNS]
     titles = [title for _, title in COLUMNS]
@@ -69,14 +69,17 @@ def markdown(costs: list[dict[str, Any]]) -> str:
     ]
     for card in CARDS:
         times = [seconds_on(card, cost) for cost in row]
-        cells = [
-            f"{format_duration(seconds)}{fit(card, cost)}"
-            for seconds, cost in zip(times, row, strict=True)
-        ]
-        how = "" if card.name == MEASURED_CARD else ", estimated"
+        cells = []
+        for seconds, cost in zip(times, row, strict=True):
+            split = None
+            if cost["task"] in memories:
+                split = parts(card, memories[cost["task"]], cost["batch_size"])
+            star = "" if cost["measured"] and card.name == MEASURED_CARD else " *"
+            said = f", in {split} parts" if split and split > 1 else ""
+            cells.append(f"{format_duration(seconds)}{star}{said}")
         lines.append(
-            f"| {card.name}{how} | {card.tflop_per_s:.0f} | {card.memory / 1e9:.0f} | {' | '.join(cells)} "
-            f"| {format_duration(sum(times))} |"
+            f"| {card.name} | {card.tflop_per_s:.0f} | {card.memory / 1e9:.0f} | {' | '.join(cells)} "
+            f"| {format_duration(sum(times))} * |"
         )
     sources = "; ".join(f"{card.name}: {card.source}" for card in CARDS)
     return "\n".join([*lines, "", f"Peaks and memory: {sources}."])
@@ -88,15 +91,27 @@ def seconds_on(card: Card, cost: dict[str, Any]) -> float:
     return cost["images"] / cost["images_per_s"] * measured.tflop_per_s / card.tflop_per_s
 
 
-def fit(card: Card, cost: dict[str, Any]) -> str:
-    """Say in how many parts a batch fits in a card's memory; "" where it fits as a whole."""
-    memory = StepMemory(fixed=cost["fixed"], per_image=cost["per_image"], available=card.memory)
-    parts = memory.accumulation_steps(cost["batch_size"])
-    if parts == 1:
-        return ""
-    if parts is None:
-        return ", does not fit"
-    if cost["task"] in ACCUMULATES:
-        return f", batch in {parts} parts"
-    needed = memory.needed(cost["batch_size"]) / GIB
-    return f", needs {needed:.0f} GiB: use {parts} cards"
+def step_memories(checks: dict[str, Any]) -> dict[str, StepMemory]:
+    """Return the memory of a training step by task, from the peaks that a GPU check measured.
+
+    Fine-tuning takes about that of pretraining, whose backbone has as many patches. ADE20K's was not measured.
+    """
+    peaks = checks["pretrain_vit"]["findings"]
+    few, many = (round(GIB * peaks[f"batch {count}"]["peak_gib"]) for count in BATCHES)
+    per_image = (many - few) / (BATCHES[1] - BATCHES[0])
+    fixed = round(few - BATCHES[0] * per_image)
+    text: str = checks["detector_step"]["findings"]["peak_of_windows of 14, the default"]
+    detector = float(text.removesuffix(" GiB")) * GIB
+    return {
+        "imagenet": _measured(fixed, per_image),
+        "coco": _measured(fixed, (detector - fixed) / DETECTOR_IMAGES),
+    }
+
+
+def _measured(fixed: int, per_image: float) -> StepMemory:
+    return StepMemory(fixed=fixed, per_image=per_image / BACKWARD, available=None)
+
+
+def parts(card: Card, memory: StepMemory, batch_size: int) -> int | None:
+    """Return into how many accumulation steps a batch is split on a card; None where no image fits."""
+    return replace(memory, available=card.memory).accumulation_steps(batch_size)

@@ -26,7 +26,7 @@ from pretrain.estimate import plan_pretraining
 from pretrain.recipes import PretrainRecipe
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.options import all_recipes
-from simmim_bench.diagnostics.estimate import PUBLISHED, Work, measure_memory
+from simmim_bench.diagnostics.estimate import PUBLISHED, Work
 from simmim_bench.display import format_duration
 from simmim_bench.recipe import find_recipe, override
 from simmim_bench.training.flops import count_flops
@@ -73,7 +73,6 @@ class Cost:
         images_per_s: of one GPU.
         measured: whether the rate was measured for this recipe's step.
         disk: bytes of the run's largest files.
-        fixed, per_image: estimated bytes of a step, those of all images and those of each.
     """
 
     recipe: str
@@ -86,8 +85,6 @@ class Cost:
     images_per_s: float
     measured: bool
     disk: int
-    fixed: int
-    per_image: int
 
 
 def main() -> int:
@@ -130,7 +127,6 @@ def measure(name: str, arch: str) -> dict[str, Any]:
     trained = any(p.requires_grad for p in work.model.parameters())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         flops = count_flops(lambda: work.forward(work.least)) / work.least
-    memory = measure_memory(work, CPU)
     return {
         "recipe": name,
         "arch": arch,
@@ -140,8 +136,6 @@ def measure(name: str, arch: str) -> dict[str, Any]:
         "images": work.steps * work.batch_size,
         "gflop": round(flops * (TRAINING if trained else 1) / 1e9, 1),
         "disk": work.disk,
-        "fixed": round(memory.needed(0)),
-        "per_image": round(memory.needed(1) - memory.needed(0)),
         "trained": trained,
     }
 

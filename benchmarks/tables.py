@@ -82,7 +82,9 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     text = insert_table(text, "\n\n".join(speed_tables), path, "speed tables")
     content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
     text = insert_table(text, costs.markdown(content), path, "costs")
-    text = insert_table(text, cards.markdown(content["costs"]), path, "cards")
+    report = json.loads((HERE / "results" / "gpu_check_h200.json").read_text(encoding="utf-8"))
+    rows = cards.markdown(content["costs"], report["checks"])
+    text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
     path = ABLATIONS / "README.md"
     by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}

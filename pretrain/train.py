@@ -242,15 +242,14 @@ class CheckpointWriter:
         usable = model.reconstruction_target.can_visualize and not self.pretraining.options.shard
         if not (usable and self.pretraining.context.dist.is_main):
             return
-        modes = {module: module.training for module in model.modules()}
         device = self.pretraining.context.dist.device
         with (
             uncompiled(model.encoder.blocks_in_order),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
             self._plot(self.pretraining.state.epochs_done)
-        for module, training in modes.items():
-            module.training = training
+        # As the loop does before an epoch; it also drops what a model computes once for evaluation.
+        self.pretraining.state.parallel_model.train()
 
     def _plot(self, epochs: float) -> None:
         """Write the figure of reconstructions; the first one is logged."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from simmim_bench.training.memory import StepMemory
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COSTS = json.loads((BENCHMARKS / "results" / "costs.json").read_text(encoding="utf-8"))["costs"]
 QUICK = ("linear",)
@@ -45,8 +47,11 @@ def test_another_card_takes_longer_by_the_ratio_of_the_peaks_and_splits_what_doe
     alone = tuning["images"] / tuning["images_per_s"]
     assert cards.seconds_on(by_name["H200"], tuning) == pytest.approx(alone)
     assert cards.seconds_on(by_name["A100 80GB"], tuning) == pytest.approx(alone * 989 / 312)
-    step = {"fixed": 0, "per_image": 10**9, "task": "imagenet"}
-    # 1.1 GB an image in the backward pass, of which 0.9 of the memory holds 19.6.
-    assert cards.fit(by_name["L4"], {**step, "batch_size": 19}) == ""
-    assert cards.fit(by_name["L4"], {**step, "batch_size": 64}) == ", batch in 4 parts"
-    assert "use 4 cards" in cards.fit(by_name["L4"], {**step, "batch_size": 64, "task": "ade20k"})
+    memory = StepMemory(fixed=0, per_image=10**9, available=None)
+    # 1.1 GB an image with its backward pass, of which 0.9 of 24 GB hold 19.6.
+    assert [cards.parts(by_name["L4"], memory, count) for count in (19, 20, 64)] == [1, 2, 4]
+    # The measured peaks themselves come out again.
+    checks = json.loads((BENCHMARKS / "results" / "gpu_check_h200.json").read_text())["checks"]
+    found = cards.step_memories(checks)
+    assert found["imagenet"].needed(256) / 2**30 == pytest.approx(19.8, rel=0.02)
+    assert found["coco"].needed(2) / 2**30 == pytest.approx(9.5)

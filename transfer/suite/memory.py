@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -17,6 +18,9 @@ from transfer.suite.step import SuiteStep
 from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")
+# Ours: pixels of an image above which the estimate would take minutes and tens of gigabytes of main memory: detection
+# and segmentation at full size, whose batches fill a GPU. Until a run has measured them they run alone.
+LARGEST = 256 * 256
 
 
 def measured_need(
@@ -54,12 +58,13 @@ class MemoryEstimates:
         self._found: dict[str, Need] = {}
 
     def need(self, step: SuiteStep) -> Need:
-        """Estimate the memory of a step's batch; unknown where the task's framework is missing."""
+        """Estimate the memory of a step's batch; unknown for large images, or where the task's framework is missing."""
         if step.kind not in self._found:
-            try:
-                self._found[step.kind] = _estimate(step)
-            except (BenchError, RuntimeError):
-                self._found[step.kind] = Need()
+            height, width = getattr(step.transfer.recipe, "img_size", (0, 0))
+            self._found[step.kind] = Need()
+            if height * width <= LARGEST:
+                with suppress(BenchError, RuntimeError):  # a framework is missing, or memory
+                    self._found[step.kind] = _estimate(step)
         return self._found[step.kind]
 
 
