@@ -83,7 +83,9 @@ def demo(out: Path, overwrite: bool) -> None:
         plan = plan_suite(options, JobOptions())
         board = out / "leaderboard"
         result = run_suite(plan, JobOptions(), options.out, board, display, tracker)
-    write_json(out / DURATIONS, tracker.durations())
+    durations = tracker.durations()
+    if PRETRAIN_KIND in durations:  # not of a demo that was resumed
+        write_json(out / DURATIONS, durations)
     print_result(result)
     click.echo(f"reconstructions  {checkpoint / 'reconstructions.png'}")
     sys.exit(result.exit_code)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +24,8 @@ from simmim_bench.jobs.step import Step, progress_file
 from simmim_bench.processors import child_environment, usable_cores
 from simmim_bench.runs.environment import SIDE_BY_SIDE
 from simmim_bench.training.memory import available_memory
+
+ASK_EVERY_S = 5.0  # between two questions for a GPU's free memory
 
 
 class Worker(Protocol):
@@ -124,7 +128,7 @@ class Machine:
                 Place(
                     group,
                     seats,
-                    functools.partial(_free_memory, i * self.processes, self.processes),
+                    _seldom(functools.partial(_free_memory, i * self.processes, self.processes)),
                 )
                 for i, group in enumerate(chosen)
             ]
@@ -220,6 +224,19 @@ def gpu_groups(size: int) -> list[str]:
     if size > count:
         raise UsageError(f"--gpus-per-task {size} is more than the {count} GPUs that are visible.")
     return [",".join(names[i : i + size]) for i in range(0, count - size + 1, size)]
+
+
+def _seldom(ask: Callable[[], float | None]) -> Callable[[], float | None]:
+    """Return a function that asks again only after some seconds: asking a driver takes a process."""
+    asked, answer = -math.inf, None
+
+    def cached() -> float | None:
+        nonlocal asked, answer
+        if time.monotonic() - asked >= ASK_EVERY_S:
+            asked, answer = time.monotonic(), ask()
+        return answer
+
+    return cached
 
 
 def _free_main_memory() -> int | None:
