@@ -117,7 +117,8 @@ class OverallProgress:
             self._progress.update(self._bar, completed=fraction, left=left, figures=now)
         elif time.monotonic() - self._last_line >= OVERALL_EVERY_S:
             self._last_line = time.monotonic()
-            self._display.log(f"{self._title}: {fraction:.0%}, {left}; {now}")
+            shown = f"; {now}" if now else ""
+            self._display.log(f"{self._title}: {fraction:.0%}, {left}{shown}")
 
 
 class Display:

@@ -63,6 +63,7 @@ def demo(out: Path, overwrite: bool) -> None:
     with display.overall("demo") as overall:
         tracker = Tracker(overall)
         images, pretraining = in_process("images"), in_process(PRETRAIN_KIND)
+        tracker.expect([images, pretraining])
         with tracker.here(images, display):
             prepare_data(out, overwrite=overwrite, display=display)
         # Both rows have the steps of the first, whose checkpoint exists before the pretraining.

@@ -102,7 +102,6 @@ class Tracker:
         self._pending: list[Expected] = []
         self._running: dict[str, _Running] = {}
         self._ended: list[tuple[Expected, float]] = []
-        self._fraction = 0.0
 
     def expect(self, steps: Sequence[Expected]) -> None:
         """Replace the steps that have not started."""
@@ -176,12 +175,13 @@ class Tracker:
     def show(self) -> None:
         """Show the fraction of the time that has passed, the rest of it, and what runs."""
         left, passed = self.remaining_s(), self._clock() - self._began
-        words = "remaining time not known yet"
+        words, fraction = "remaining time not known yet", 0.0
         if left is not None:
-            self._fraction = max(self._fraction, min(0.99, passed / max(passed + left, 1e-9)))
+            # Not held up at its highest: a fraction that goes back says that more is left than it seemed.
+            fraction = passed / (passed + left) if passed else 0.0
             words = f"{format_duration(left)} left"
         now = first_names(_in_words(one) for one in self._running.values())
-        self._overall.show(self._fraction, words, now)
+        self._overall.show(fraction, words, now)
 
     def _left(self, one: _Running) -> float | None:
         """Return the remaining seconds of a running step."""
