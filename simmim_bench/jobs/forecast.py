@@ -35,7 +35,9 @@ def demo_share(kind: str, seeds: int = 1) -> float | None:
         seeds: of the step; the demo's steps have one or three.
     """
     known = _demo_steps().get(kind)
-    return None if known is None else known["share"] * seeds / known["seeds"]
+    if known is None or "share" not in known:
+        return None
+    return known["share"] * seeds / known["seeds"]
 
 
 def demo_peak(kind: str) -> int | None:
