@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import cards
 import costs
 from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
@@ -81,6 +82,9 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     text = insert_table(text, "\n\n".join(speed_tables), path, "speed tables")
     content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
     text = insert_table(text, costs.markdown(content), path, "costs")
+    report = json.loads((HERE / "results" / "gpu_check_h200.json").read_text(encoding="utf-8"))
+    rows = cards.markdown(content["costs"], report["checks"])
+    text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
     path = ABLATIONS / "README.md"
     by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}

@@ -38,6 +38,8 @@ from simmim_bench.training.precision import describe_slow_precision
 
 __all__ = ["TrainOptions", "pretrain"]
 
+EARLY_S = 60.0  # ours: seconds of training after which the first reconstructions are plotted
+
 
 def pretrain(
     context: RunContext,
@@ -109,6 +111,7 @@ def _train(
         save=writer.save,
         monitor=CollapseMonitor(constant_loss).update,
         flops_per_image=training_flops(recipe, pretraining.model),
+        after_step=writer.show_early,
     )
     writer.finish()
     context.dist.barrier()  # other processes may read the checkpoint next
@@ -222,7 +225,47 @@ class CheckpointWriter:
         self.provenance = provenance
         self.best = min(pretraining.context.run.read_metric("held_out_loss"), default=math.inf)
         self.probe_s = sum(pretraining.context.run.read_metric("probe_s"))
+        self._began = time.monotonic()
+        self.figure = pretraining.context.run.path / "reconstructions.png"
+        self._shown = self._logged = self.figure.is_file()  # a resumed run has one
         self._keep_resumed()
+
+    def show_early(self) -> None:
+        """Plot reconstructions once after a minute, where the first epoch takes longer.
+
+        Rank 0 alone has the whole model, so that a sharded one is first plotted after an epoch.
+        """
+        if self._shown or time.monotonic() - self._began < EARLY_S:
+            return
+        self._shown = True
+        model = self.pretraining.model
+        usable = model.reconstruction_target.can_visualize and not self.pretraining.options.shard
+        if not (usable and self.pretraining.context.dist.is_main):
+            return
+        device = self.pretraining.context.dist.device
+        with (
+            uncompiled(model.encoder.blocks_in_order),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            self._plot(self.pretraining.state.epochs_done)
+        # As the loop does before an epoch; it also drops what a model computes once for evaluation.
+        self.pretraining.state.parallel_model.train()
+
+    def _plot(self, epochs: float) -> None:
+        """Write the figure of reconstructions; the first one is logged."""
+        pretraining, run = self.pretraining, self.pretraining.context.run
+        figure = self.figure if pretraining.context.dist.is_main else None
+        visualize_held_out(
+            pretraining.model,
+            pretraining.recipe,
+            pretraining.held_out,
+            figure,
+            skip_unreadable=pretraining.options.skip_unreadable,
+        )
+        run.add_image("reconstructions", math.ceil(epochs), figure)
+        if not self._logged:
+            self._logged = True
+            run.log(f"pretrain: reconstructions {self.figure} after {epochs:.2f} epochs")
 
     def save(self) -> None:
         """Write the last checkpoint; after an epoch, evaluate it, and copy it to best/ or epoch_NNNN/ if due."""
@@ -267,15 +310,8 @@ class CheckpointWriter:
             self._probe(epoch, pretraining.probe)
         due = self._is_due(epoch, pretraining.options.visualize_every)
         if due and model.reconstruction_target.can_visualize:
-            figure = run.path / "reconstructions.png" if context.dist.is_main else None
-            visualize_held_out(
-                model,
-                recipe,
-                pretraining.held_out,
-                figure,
-                skip_unreadable=pretraining.options.skip_unreadable,
-            )
-            run.add_image("reconstructions", epoch, figure)
+            self._shown = True
+            self._plot(epoch)
 
     def _is_due(self, epoch: int, every: int) -> bool:
         return epoch % every == 0 or epoch == self.pretraining.recipe.epochs

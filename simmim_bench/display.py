@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,28 @@ from rich.progress import (
 )
 
 PLAIN_EVERY_S = 15.0  # seconds between plain lines of a task
+AT_ONCE_S = 0.005
+OVERALL_EVERY_S = 30.0  # seconds between plain lines of several steps' progress
 NAMED = 3  # names of a list that a message shows
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """How far a task is: completed and all steps, and the seconds since its start.
+
+    Attributes:
+        first: the steps that were complete when it started, such as those of an earlier process.
+    """
+
+    description: str
+    done: int
+    total: int
+    elapsed_s: float
+    first: int = 0
+
+
+# Receives the open tasks from the outermost to the innermost.
+Follower = Callable[[Sequence[TaskProgress]], None]
 
 
 class ProgressTask:
@@ -31,6 +53,7 @@ class ProgressTask:
         self._description = description
         self._total = total
         self._done = 0
+        self._first: int | None = None
         self._figures = ""
         self._started = self._last_line = time.monotonic()
         self._bar: TaskID | None = None
@@ -39,9 +62,15 @@ class ProgressTask:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Count completed steps and show figures, such as the loss, next to the count."""
+        if self._first is None:
+            # A resumed task counts at once what was complete.
+            at_once = time.monotonic() - self._started < AT_ONCE_S
+            self._first = steps if at_once else 0
         self._done += steps
         if figures:
             self._figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if self._display.tell_follower():
+            return
         progress = self._display.progress
         if progress is not None and self._bar is not None:
             progress.update(self._bar, completed=self._done, figures=self._figures)
@@ -56,6 +85,11 @@ class ProgressTask:
                 f"{self._description}: {self._done:,}/{self._total:,}{shown}  {format_duration(left)} left"
             )
 
+    def progress(self) -> TaskProgress:
+        """Return how far the task is."""
+        elapsed = time.monotonic() - self._started
+        return TaskProgress(self._description, self._done, self._total, elapsed, self._first or 0)
+
     def finish(self) -> None:
         """Remove the bar."""
         progress = self._display.progress
@@ -63,22 +97,59 @@ class ProgressTask:
             progress.remove_task(self._bar)
 
 
-class Display:
-    """The one progress display of a command; nested tasks share it."""
+class OverallProgress:
+    """The progress of several steps as one bar, or as a plain line every half a minute.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    Args:
+        progress: rich's bars; None for plain lines.
+    """
+
+    def __init__(self, display: Display, title: str, progress: Progress | None) -> None:
+        self._display, self._title, self._progress = display, title, progress
+        self._bar = None
+        if progress is not None:
+            self._bar = progress.add_task(title, total=1.0, left="", figures="")
+        self._last_line = time.monotonic()
+
+    def show(self, fraction: float, left: str, now: str) -> None:
+        """Show the completed fraction, the remaining time in words, and what runs now."""
+        if self._progress is not None and self._bar is not None:
+            self._progress.update(self._bar, completed=fraction, left=left, figures=now)
+        elif time.monotonic() - self._last_line >= OVERALL_EVERY_S:
+            self._last_line = time.monotonic()
+            shown = f"; {now}" if now else ""
+            self._display.log(f"{self._title}: {fraction:.0%}, {left}{shown}")
+
+
+class Display:
+    """The one progress display of a command; nested tasks share it.
+
+    Args:
+        follower: receives the open tasks whenever one advances, instead of their being shown.
+    """
+
+    def __init__(self, *, quiet: bool = False, follower: Follower | None = None) -> None:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
-        self._depth = 0
+        self._tasks: list[ProgressTask] = []
+        self._overall: OverallProgress | None = None
+        self._follower = follower
         self.progress: Progress | None = None
 
     def log(self, text: str) -> None:
         """Print a line, above the bars where there are any."""
         self._console.print(text, markup=False, soft_wrap=True)
 
+    def tell_follower(self) -> bool:
+        """Tell the follower how far the open tasks are; return whether there is one."""
+        if self._follower is None:
+            return False
+        self._follower([task.progress() for task in self._tasks])
+        return True
+
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[ProgressTask]:
         """Show a task for the duration of the block."""
-        if self._depth == 0 and self._console.is_terminal and not self._console.quiet:
+        if not self._tasks and self._follower is None and self._shows_bars:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=28),
@@ -90,16 +161,56 @@ class Display:
                 transient=True,
             )
             self.progress.start()
-        self._depth += 1
         task = ProgressTask(self, description, total)
+        self._tasks.append(task)
         try:
             yield task
         finally:
             task.finish()
-            self._depth -= 1
-            if self._depth == 0 and self.progress is not None:
+            self._tasks.remove(task)
+            if not self._tasks and self.progress is not None:
                 self.progress.stop()
                 self.progress = None
+
+    @contextmanager
+    def overall(self, title: str) -> Iterator[OverallProgress]:
+        """Show several steps as one for the duration of the block; a block inside another shares its bar."""
+        if self._overall is not None:
+            yield self._overall
+            return
+        progress = None
+        if self._shows_bars:
+            progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+                transient=True,
+            )
+            progress.start()
+        self._overall = OverallProgress(self, title, progress)
+        try:
+            yield self._overall
+        finally:
+            self._overall = None
+            if progress is not None:
+                progress.stop()
+
+    @contextmanager
+    def followed(self, follower: Follower) -> Iterator[None]:
+        """Give the tasks of the block to a follower."""
+        before, self._follower = self._follower, follower
+        try:
+            yield
+        finally:
+            self._follower = before
+
+    @property
+    def _shows_bars(self) -> bool:
+        return self._console.is_terminal and not self._console.quiet
 
 
 def plural(count: int, one: str, several: str | None = None) -> str:

@@ -31,7 +31,7 @@ from simmim_bench.tasks import variants
 
 if TYPE_CHECKING:
     from simmim_bench.cli.ablation.study import AblationStep
-    from simmim_bench.jobs.runner import StepResult
+    from simmim_bench.jobs.running import StepResult
     from simmim_bench.leaderboard.forecast import Forecast
 
 AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "encoder-input")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,10 @@ from simmim_bench.tasks import LAYOUTS, TASKS, tasks_with
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
+    from simmim_bench.jobs.progress import Expected
 
 ARCH = "vit_pocket"
+DURATIONS = "durations.json"  # seconds of each kind of step
 SEEDS = 3  # of the tasks on frozen features, which cost seconds; their spread shows the noise
 LEFT_OUT = (
     "attentive",
@@ -39,23 +42,16 @@ def demo(out: Path, overwrite: bool) -> None:
     A small ViT, two rows (random initialisation and SimMIM), all columns but attentive, the same recipes for both.
     """
     from pretrain.launch import resolve_recipe, run_pretraining
+    from simmim_bench.files import write_json
+    from simmim_bench.jobs.forecast import PRETRAIN_KIND
+    from simmim_bench.jobs.progress import Tracker
+    from simmim_bench.jobs.workers import Machine
     from transfer.suite.options import SuiteOptions
     from transfer.suite.report import print_result
-    from transfer.suite.run import plan_suite, run_suite
+    from transfer.suite.run import expected_steps, plan_suite, run_suite
 
     display = open_display(False)
     data, checkpoint = out / "data", out / "pretrain"
-    prepare_data(out, overwrite=overwrite, display=display)
-    recipe, named = resolve_recipe(arch=ARCH, recipe=None, overrides=())
-    run_pretraining(
-        recipe=recipe,
-        named=named,
-        data=data / "imagenet",
-        out=checkpoint,
-        seed=0,
-        display=display,
-        resume=True,
-    )
     options = SuiteOptions(
         ckpts=(str(checkpoint),),
         data_sets={layout: data / layout for layout in LAYOUTS},
@@ -64,11 +60,44 @@ def demo(out: Path, overwrite: bool) -> None:
         baseline="random",
         seeds=tuple(f"{task}={SEEDS}" for task in tasks_with("features")),
     )
-    plan = plan_suite(options, JobOptions())
-    result = run_suite(plan, JobOptions(), options.out, out / "leaderboard", display)
+    with display.overall("demo") as overall:
+        tracker = Tracker(overall)
+        images, pretraining = in_process("images"), in_process(PRETRAIN_KIND)
+        tracker.expect([images, pretraining])
+        with tracker.here(images, display):
+            prepare_data(out, overwrite=overwrite, display=display)
+        # Both rows have the steps of the first, whose checkpoint exists before the pretraining.
+        row = replace(options, ckpts=(f"random:{ARCH}",), baseline=None)
+        tracker.seats = Machine(JobOptions()).slots
+        tracker.expect([pretraining, *expected_steps(plan_suite(row, JobOptions()), rows=2)])
+        recipe, named = resolve_recipe(arch=ARCH, recipe=None, overrides=())
+        with tracker.here(pretraining, display):
+            run_pretraining(
+                recipe=recipe,
+                named=named,
+                data=data / "imagenet",
+                out=checkpoint,
+                seed=0,
+                display=display,
+                resume=True,
+            )
+        plan = plan_suite(options, JobOptions())
+        board = out / "leaderboard"
+        result = run_suite(plan, JobOptions(), options.out, board, display, tracker)
+    durations = tracker.durations()
+    if PRETRAIN_KIND in durations:  # not of a demo that was resumed
+        write_json(out / DURATIONS, durations)
     print_result(result)
     click.echo(f"reconstructions  {checkpoint / 'reconstructions.png'}")
     sys.exit(result.exit_code)
+
+
+def in_process(kind: str) -> Expected:
+    """Return what is expected of a step that runs in this process."""
+    from simmim_bench.jobs.forecast import demo_share
+    from simmim_bench.jobs.progress import Expected
+
+    return Expected(name=kind, kind=kind, share=demo_share(kind), alone=True)
 
 
 def prepare_data(out: Path, *, overwrite: bool, display: Display) -> None:

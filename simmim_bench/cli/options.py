@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,7 +291,13 @@ _JOB_OPTIONS = (
         "--workers",
         type=click.IntRange(1),
         metavar="N",
-        help="Steps at a time; by default the number of GPUs / --gpus-per-task, 1 on a CPU, all with --slurm.",
+        help="Steps at a time, one per --gpus-per-task GPUs; by default as many as fit in the measured memory of each "
+        "GPU, or in that of the machine with one processor each; all with --slurm.",
+    ),
+    click.option(
+        "--exclusive",
+        is_flag=True,
+        help="Give every step its GPUs to itself; without a GPU, run one step at a time.",
     ),
     click.option(
         "--gpus-per-task",
@@ -341,6 +348,7 @@ def job_options(command: Command) -> Command:
         chosen = JobOptions(
             workers=arguments.pop("workers"),
             gpus_per_task=arguments.pop("gpus_per_task"),
+            exclusive=arguments.pop("exclusive"),
             slurm=slurm if arguments.pop("slurm") else None,
         )
         command(job_options=chosen, **arguments)
@@ -363,8 +371,10 @@ def read_size(text: str, option: str = "--img-size") -> tuple[int, int]:
 def open_display(quiet: bool) -> Display:
     """Return the log and progress display of a command; a silent one if `quiet`."""
     from simmim_bench.display import Display
+    from simmim_bench.jobs.progress import PROGRESS_FILE, write_progress
 
-    return Display(quiet=quiet)
+    path = os.environ.get(PROGRESS_FILE)  # of a suite's or an ablation's step
+    return Display(quiet=quiet, follower=write_progress(Path(path)) if path and not quiet else None)
 
 
 def join_names(names: list[str]) -> str:

@@ -27,11 +27,13 @@ class JobOptions:
     """How steps are run; no option changes a result.
 
     Attributes:
-        workers: steps that run in parallel; None for one per group of GPUs.
+        workers: steps that run in parallel; None for as many as memory and processors allow.
         gpus_per_task: GPUs, and therefore processes, of a step.
+        exclusive: every step has its GPUs, or a machine without one, to itself.
         slurm: how steps are submitted to SLURM; None to run them on this machine.
     """
 
     workers: int | None = None
     gpus_per_task: int = 1
+    exclusive: bool = False
     slurm: SlurmOptions | None = None

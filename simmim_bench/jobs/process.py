@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,7 +34,12 @@ def command_line(arguments: Sequence[str], processes: int) -> list[str]:
     return [*launcher, "simmim_bench", *arguments]
 
 
-def launch(command: Sequence[str], log: Path, devices: str | None) -> subprocess.Popen[bytes]:
+def launch(
+    command: Sequence[str],
+    log: Path,
+    devices: str | None,
+    variables: Mapping[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start a command in a new session.
 
     A terminal's Ctrl-C therefore reaches only the parent, which passes it on once. On Linux the command gets
@@ -43,6 +48,7 @@ def launch(command: Sequence[str], log: Path, devices: str | None) -> subprocess
     Args:
         log: file that stdout and stderr are appended to.
         devices: value of CUDA_VISIBLE_DEVICES; None to leave the variable unchanged.
+        variables: further environment variables.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     chosen = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
@@ -53,7 +59,7 @@ def launch(command: Sequence[str], log: Path, devices: str | None) -> subprocess
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **chosen},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(variables or {}), **chosen},
             preexec_fn=_end_with_parent if _C is not None else None,
         )
 

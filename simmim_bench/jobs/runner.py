@@ -8,39 +8,23 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Generic
 
 from simmim_bench.display import Display, format_duration, plural
 from simmim_bench.errors import InterruptedRun
+from simmim_bench.files import remove
+from simmim_bench.jobs.capacity import Need
+from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.process import exit_code, last_error
-from simmim_bench.jobs.step import Step, is_done, runs_elsewhere
-from simmim_bench.jobs.workers import Machine, Queue, Worker
+from simmim_bench.jobs.progress import Expected, Tracker, read_progress
+from simmim_bench.jobs.running import AnyStep, RunningStep, StepResult
+from simmim_bench.jobs.step import is_done, progress_file, runs_elsewhere
+from simmim_bench.jobs.workers import Machine, Queue
 from simmim_bench.training.stopping import StopRequest, stop_on_signals
 
 POLL_S = 0.2
-
-AnyStep = TypeVar("AnyStep", bound=Step)
-
-
-@dataclass(frozen=True)
-class StepResult(Generic[AnyStep]):
-    """The result of a step.
-
-    Attributes:
-        state: "done"; "failed"; or "left" for a step that a signal kept from being finished.
-        code: exit code of the step's process; 0 for a step that was skipped.
-        error: the line of the log that names the reason of a failure.
-        seconds: duration of this attempt.
-    """
-
-    step: AnyStep
-    state: Literal["done", "failed", "left"]
-    code: int = 0
-    error: str = ""
-    seconds: float = 0.0
+SHOWN_EVERY_S = 1.0  # between two updates of the display
 
 
 def run_steps(
@@ -50,10 +34,14 @@ def run_steps(
     display: Display,
     *,
     what: str,
+    forecast: Callable[[AnyStep], Forecast] = lambda step: Forecast(kind="step"),
+    tracker: Tracker | None = None,
 ) -> list[StepResult[AnyStep]]:
-    """Run the steps that are not done.
+    """Run the steps that are not done, side by side where they fit.
 
     Args:
+        forecast: what is expected of a step; asked again when a step has ended.
+        tracker: of a command that shows more than these steps as one; None for a new one.
         out: the folder whose `slurm/` receives submitit's files.
         what: "suite" or "ablate", as messages name the whole.
 
@@ -74,9 +62,10 @@ def run_steps(
         backend = Machine(job_options)
     if results:
         display.log(f"{what}: skipped completed_steps={len(results)} of {len(steps)}")
-    with stop_on_signals() as stop, display.task(what, len(steps)) as overall:
-        overall.advance(len(results))
-        for result in _Scheduler(pending, backend, stop, display).run(lambda: overall.advance()):
+    with stop_on_signals() as stop, display.overall(what) as overall:
+        followed = tracker or Tracker(overall)
+        scheduler = _Scheduler(pending, backend, stop, display, forecast, followed)
+        for result in scheduler.run():
             results[id(result.step)] = result
         in_order = [results[id(step)] for step in steps]
         left = [str(result.step) for result in in_order if result.state == "left"]
@@ -91,62 +80,13 @@ def run_steps(
     return in_order
 
 
-@dataclass
-class _Running(Generic[AnyStep]):
-    """A started step.
-
-    Attributes:
-        offset: bytes of the log that earlier attempts wrote.
-        read: bytes of the log that have been read.
-    """
-
-    step: AnyStep
-    worker: Worker
-    started: float
-    offset: int
-    read: int
-
-    def new_lines(self) -> list[str]:
-        """Return the whole lines that the log has got since the last call."""
-        if not self.step.log.is_file():
-            return []
-        with open(self.step.log, "rb") as file:
-            file.seek(self.read)
-            whole, newline, _ = file.read().rpartition(b"\n")
-        self.read += len(whole) + len(newline)
-        return whole.decode(errors="replace").splitlines()
-
-    def output(self) -> str:
-        """Return the output of this attempt."""
-        if not self.step.log.is_file():
-            return ""
-        with open(self.step.log, "rb") as file:
-            file.seek(self.offset)
-            return file.read().decode(errors="replace")
-
-    def result(self, code: int, reason: str, *, stopped: bool) -> StepResult[AnyStep]:
-        """Return the result of the step after its process has ended.
-
-        Args:
-            code: exit code of the process.
-            reason: SLURM's reason, where there is one.
-            stopped: whether the process was asked to stop.
-        """
-        seconds = time.monotonic() - self.started
-        if is_done(self.step):
-            return StepResult(self.step, "done", seconds=seconds)
-        output = self.output()
-        code = exit_code(code, output) or 1
-        if stopped:
-            return StepResult(self.step, "left", code=code, seconds=seconds)
-        return StepResult(self.step, "failed", code, reason or last_error(code, output), seconds)
-
-
 class _Scheduler(Generic[AnyStep]):
     """Start pending steps as slots become free, and follow the running ones.
 
     Args:
         stop: the signal that asks to stop, once it has come.
+        forecast: what is expected of a step.
+        tracker: shows the remaining time.
     """
 
     def __init__(
@@ -155,27 +95,48 @@ class _Scheduler(Generic[AnyStep]):
         backend: Machine | Queue,
         stop: StopRequest,
         display: Display,
+        forecast: Callable[[AnyStep], Forecast],
+        tracker: Tracker,
     ) -> None:
         self.pending = list(pending)
-        self.running: list[_Running[AnyStep]] = []
+        self.running: list[RunningStep[AnyStep]] = []
         self.backend, self.stop, self.display = backend, stop, display
         self._stopping = False
         self._reported: set[int] = set()  # steps whose wait for another process has been logged
+        self._alone: set[int] = set()  # steps that have run out of memory beside others
+        self._forecast, self._tracker = forecast, tracker
+        self._forecasts: dict[int, Forecast] = {}
+        self._shown = 0.0
+        tracker.seats = min(backend.slots, max(1, len(self.pending)))
+        self._look_ahead()
 
-    def run(self, advance: Callable[[], None]) -> list[StepResult[AnyStep]]:
-        """Return the result of every step once all are done or have failed, or a signal has come.
+    def _look_ahead(self) -> None:
+        """Forecast the pending steps; where several run at a time and all are known, the longest start first."""
+        self._forecasts |= {id(step): self._forecast(step) for step in self.pending}
+        pending = [self._forecasts[id(step)] for step in self.pending]
+        for key in ("seconds", "share"):
+            if self.backend.slots > 1 and all(getattr(one, key) is not None for one in pending):
+                self.pending.sort(key=lambda s: -getattr(self._forecasts[id(s)], key))
+                break
+        self._tracker.expect([self._expected(step) for step in self.pending])
 
-        Args:
-            advance: called when a step has ended.
-        """
+    def _expected(self, step: AnyStep) -> Expected:
+        known = self._forecasts[id(step)]
+        return Expected(name=str(step), kind=known.kind, seconds=known.seconds, share=known.share)
+
+    def _need(self, step: AnyStep) -> Need:
+        """Return a step's memory; unknown, so that it has its devices to itself, where it did not fit before."""
+        return Need() if id(step) in self._alone else self._forecasts[id(step)].need
+
+    def run(self) -> list[StepResult[AnyStep]]:
+        """Return the result of every step once all are done or have failed, or a signal has come."""
         results: list[StepResult[AnyStep]] = []
         try:
             while self.pending or self.running:
                 if self.stop.number is not None and not self._stopping:
                     results += self._stop_all()
-                for result in (*self._start_ready(), *self._collect_ended()):
-                    results.append(result)
-                    advance()
+                results += [*self._start_ready(), *self._collect_ended()]
+                self._show()
                 time.sleep(POLL_S)
         finally:
             for one in self.running:
@@ -204,13 +165,22 @@ class _Scheduler(Generic[AnyStep]):
                 continue
             size = step.log.stat().st_size if step.log.is_file() else 0
             self.display.log(f"{step}: started log={step.log}")
-            worker = self.backend.start(step)
-            self.running.append(_Running(step, worker, time.monotonic(), size, size))
+            need = self._need(step)
+            together = 1 + len(self.running) + len(self.pending)
+            remove(progress_file(step))  # of a process that was killed
+            worker = self.backend.start(step, need, together)
+            started = RunningStep(step, worker, time.monotonic(), size, size, need)
+            for other in self.running:
+                if worker.place is not None and other.worker.place is worker.place:
+                    other.side_by_side = started.side_by_side = True
+            self.running.append(started)
+            self._tracker.start(self._expected(step))
 
     def _next_step(self) -> AnyStep | None:
         """Return the first pending step that may start; a step that another process works on has to wait."""
+        running = [one.step for one in self.running]
         for step in self.pending:
-            if not self.backend.may_start(step, [one.step for one in self.running]):
+            if not self.backend.may_start(step, running, self._need(step)):
                 continue
             if not runs_elsewhere(step):
                 return step
@@ -229,11 +199,33 @@ class _Scheduler(Generic[AnyStep]):
             self.running.remove(one)
             result = one.result(*ended, stopped=self._stopping)
             self._show_log(one)
+            self._tracker.end(str(one.step), done=result.state == "done")
+            remove(progress_file(one.step))
+            self._look_ahead()
             reason = f": {result.error}" if result.error else ""
             duration = format_duration(result.seconds)
             self.display.log(f"{one.step}: {result.state} in {duration}{reason}")
+            failed = result.state == "failed" and id(one.step) not in self._alone
+            if failed and one.side_by_side and one.lacked_memory(result.code):
+                self._alone.add(id(one.step))
+                self.pending.insert(0, one.step)
+                self._look_ahead()
+                self.display.log(
+                    f"{one.step}: ran out of memory beside other steps; it runs again, alone"
+                )
+                continue
             yield result
 
-    def _show_log(self, one: _Running[AnyStep]) -> None:
+    def _show(self) -> None:
+        """Show the remaining time, once a second."""
+        now = time.monotonic()
+        if now - self._shown < SHOWN_EVERY_S:
+            return
+        self._shown = now
+        for one in self.running:
+            self._tracker.follow(str(one.step), read_progress(progress_file(one.step)))
+        self._tracker.show()
+
+    def _show_log(self, one: RunningStep[AnyStep]) -> None:
         for line in one.new_lines():
             self.display.log(f"{one.step}: {line}")

@@ -26,6 +26,11 @@ class Step(Protocol):
         """Return the arguments of `simmim-bench` that do the remaining work."""
 
 
+def progress_file(step: Step) -> Path:
+    """Return the file in which a step's process tells how far it is."""
+    return step.log.with_suffix(".progress.json")
+
+
 def is_done(step: Step) -> bool:
     """Return whether all runs of a step are done."""
     return all(status == "done" for status, _ in step.statuses())

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from simmim_bench.display import plural
 from simmim_bench.errors import UsageError
+from simmim_bench.jobs.capacity import Need, Place, choose_place, free_gpu_memory
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.process import command_line, kill, launch
+from simmim_bench.jobs.progress import PROGRESS_FILE
 from simmim_bench.jobs.slurm import Cluster, job_result
-from simmim_bench.jobs.step import Step
+from simmim_bench.jobs.step import Step, progress_file
+from simmim_bench.processors import child_environment, usable_cores
+from simmim_bench.runs.environment import SIDE_BY_SIDE
+from simmim_bench.training.memory import available_memory
+
+ASK_EVERY_S = 5.0  # between two questions for a GPU's free memory
 
 
 class Worker(Protocol):
     """A started step."""
+
+    @property
+    def place(self) -> Place | None:
+        """The devices that the step runs on; None where they are not this machine's."""
 
     def poll(self) -> tuple[int, str] | None:
         """Return the exit code, and the reason where the log does not contain it; None while it runs."""
@@ -34,11 +49,14 @@ class LocalWorker:
     """A step as a process of this machine.
 
     Args:
-        release: frees the step's devices; called when the process has ended.
+        place: the devices that it runs on.
+        release: frees them; called when the process has ended.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], release: Callable[[], None]) -> None:
-        self._process, self._release = process, release
+    def __init__(
+        self, process: subprocess.Popen[bytes], place: Place, release: Callable[[], None]
+    ) -> None:
+        self._process, self.place, self._release = process, place, release
 
     def poll(self) -> tuple[int, str] | None:
         """Return the exit code; None while the process runs."""
@@ -60,6 +78,8 @@ class LocalWorker:
 class JobWorker:
     """A step as a SLURM job, which outlives the process that submitted it."""
 
+    place = None
+
     def __init__(self, job: Any) -> None:
         self.job = job
 
@@ -75,11 +95,15 @@ class JobWorker:
 
 
 class Machine:
-    """This machine, its GPUs split into one group per parallel step.
+    """This machine, its GPUs split into groups, each of which takes the steps that fit in its memory.
+
+    A step that computes on a CPU has its part of the processors: several steps of one thread each are done sooner
+    than one after the other with several threads (benchmarks/README.md, "Steps side by side").
 
     Attributes:
         processes: processes of a step.
-        slots: steps that run in parallel.
+        places: the groups of GPUs, or the machine itself.
+        slots: the most steps that run in parallel.
 
     Raises:
         UsageError: more GPUs are requested than are visible.
@@ -90,24 +114,64 @@ class Machine:
     def __init__(self, job_options: JobOptions) -> None:
         self.processes = job_options.gpus_per_task
         groups = gpu_groups(self.processes)
-        self.slots = job_options.workers or max(1, len(groups))
-        if groups and self.slots > len(groups):
+        workers = job_options.workers
+        if groups and workers and workers > len(groups):
             raise UsageError(
-                f"--workers {self.slots} with --gpus-per-task {self.processes} needs "
-                f"{self.slots * self.processes} GPUs, more than are visible; use --workers {len(groups)}."
+                f"--workers {workers} with --gpus-per-task {self.processes} needs "
+                f"{workers * self.processes} GPUs, more than are visible; use --workers {len(groups)}."
             )
-        self._free: list[str | None] = list(groups) or [None] * self.slots
+        if groups:
+            chosen = groups[:workers]
+            cores = max(1, int(usable_cores() / (len(chosen) * self.processes)))
+            seats = 1 if workers or job_options.exclusive else cores
+            self.places = [
+                Place(
+                    group,
+                    seats,
+                    _seldom(functools.partial(_free_memory, i * self.processes, self.processes)),
+                )
+                for i, group in enumerate(chosen)
+            ]
+        elif workers or job_options.exclusive:
+            self.places = [Place(None, 1, _free_main_memory) for _ in range(workers or 1)]
+        else:
+            seats = max(1, int(usable_cores() / self.processes))
+            self.places = [Place(None, seats, _free_main_memory)]
+        self.slots = sum(place.seats for place in self.places)
 
-    def may_start(self, step: Step, running: Sequence[Step]) -> bool:
-        """Return whether no running step uses the step's exclusive resource."""
+    def describe(self) -> str:
+        """Say in words how many steps run at a time; "" for one."""
+        if self.slots == 1:
+            return ""
+        first = self.places[0]
+        if first.seats == 1:
+            return f"{self.slots} steps at a time"
+        where = "in main memory" if first.devices is None else "in a GPU's memory"
+        groups = f" on each of {len(self.places)} groups of GPUs" if len(self.places) > 1 else ""
+        return f"side by side: up to {plural(first.seats, 'step')}{groups} while they fit {where}"
+
+    def may_start(self, step: Step, running: Sequence[Step], need: Need) -> bool:
+        """Return whether a step fits somewhere and no running step uses its exclusive resource."""
         resource = step.exclusive_resource
-        return resource is None or all(resource != other.exclusive_resource for other in running)
+        if resource is not None and any(resource == one.exclusive_resource for one in running):
+            return False
+        return choose_place(self.places, need) is not None
 
-    def start(self, step: Step) -> LocalWorker:
-        """Start a step on a free group of GPUs."""
-        devices = self._free.pop(0)
+    def start(self, step: Step, need: Need, together: int) -> LocalWorker:
+        """Start a step where the fewest steps run.
+
+        Args:
+            together: steps that are expected to run at a time, and so share the processors.
+        """
+        place = choose_place(self.places, need)
+        assert place is not None
         command = command_line(step.arguments(), self.processes)
-        return LocalWorker(launch(command, step.log, devices), lambda: self._free.append(devices))
+        together = min(together, self.slots)
+        variables = child_environment(together * self.processes) if together > 1 else {}
+        variables[SIDE_BY_SIDE] = str(together if place.seats > 1 or place.devices is None else 1)
+        variables[PROGRESS_FILE] = str(progress_file(step).resolve())
+        process = launch(command, step.log, place.devices, variables)
+        return LocalWorker(process, place, place.take(need))
 
 
 class Queue:
@@ -125,11 +189,11 @@ class Queue:
         self.slots = job_options.workers or max(1, steps)
         self._last_job: dict[str, str] = {}  # exclusive resource -> the last job that uses it
 
-    def may_start(self, step: Step, running: Sequence[Step]) -> bool:
+    def may_start(self, step: Step, running: Sequence[Step], need: Need) -> bool:
         """Return True: SLURM's dependencies keep exclusive resources apart."""
         return True
 
-    def start(self, step: Step) -> JobWorker:
+    def start(self, step: Step, need: Need, together: int) -> JobWorker:
         """Submit a step, or find the job that an earlier attempt submitted."""
         job, resource = self.cluster.find(step.log), step.exclusive_resource
         if job is None:
@@ -160,3 +224,31 @@ def gpu_groups(size: int) -> list[str]:
     if size > count:
         raise UsageError(f"--gpus-per-task {size} is more than the {count} GPUs that are visible.")
     return [",".join(names[i : i + size]) for i in range(0, count - size + 1, size)]
+
+
+def _seldom(ask: Callable[[], float | None]) -> Callable[[], float | None]:
+    """Return a function that asks again only after some seconds: asking a driver takes a process."""
+    asked, answer = -math.inf, None
+
+    def cached() -> float | None:
+        nonlocal asked, answer
+        if time.monotonic() - asked >= ASK_EVERY_S:
+            asked, answer = time.monotonic(), ask()
+        return answer
+
+    return cached
+
+
+def _free_main_memory() -> int | None:
+    return available_memory(torch.device("cpu"))
+
+
+def _free_memory(first: int, count: int) -> int | None:
+    """Return the free bytes of the fullest of some GPUs, numbered as this process sees them; None if not known."""
+    found = []
+    for number in range(first, first + count):
+        # Asking the driver takes no memory of the GPU; asking torch takes that of a context.
+        uuid = getattr(torch.cuda.get_device_properties(number), "uuid", None)
+        free = None if uuid is None else free_gpu_memory(str(uuid))
+        found.append(available_memory(torch.device("cuda", number)) if free is None else free)
+    return None if None in found else min(one for one in found if one is not None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from simmim_bench import __version__
 
+SIDE_BY_SIDE = "SIMMIM_BENCH_SIDE_BY_SIDE"  # the number of steps that a suite runs at a time
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -38,6 +39,10 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "cpu_count": os.cpu_count(),
+        # With another number of threads, sums on a CPU are rounded otherwise.
+        "threads": torch.get_num_threads(),
+        # A rate that was measured beside other steps is not that of the machine.
+        "side_by_side": os.environ.get(SIDE_BY_SIDE, "1") != "1",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cuda": cuda_versions(),
         "kernels": cuda_kernels(),

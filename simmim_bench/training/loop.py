@@ -39,6 +39,7 @@ def fit(
     save: Callable[[], None],
     monitor: Callable[[float, float], str | None] | None = None,
     flops_per_image: float | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> None:
     """Train from `state.step` to the end of `epochs` epochs.
 
@@ -53,6 +54,7 @@ def fit(
         monitor: receives every logged loss and gradient norm, and may return a warning.
         flops_per_image: floating-point operations of an image's forward and backward pass; metrics then
             include their rate, and its fraction of a large matrix product's rate.
+        after_step: called after every step that does not end an epoch; it may use the model, and changes nothing.
 
     Raises:
         DivergedError: the loss is not finite; the last checkpoint is kept, and the first batch with which it was
@@ -114,6 +116,8 @@ def fit(
                 if epoch_ended:
                     _check_weights(state.parallel_model, description, epoch)
                     save_finite()
+                elif after_step is not None:
+                    after_step()
                 raise_if_stopped(
                     stop,
                     description,

@@ -262,6 +262,19 @@ def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
 
 
 @pytest.mark.heavy
+def test_an_early_figure_changes_nothing(
+    tmp_path: Path, pocket: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pretrain.train.EARLY_S", 0.0)
+    run_pretrain(tmp_path / "run", pocket / "imagenet")
+    assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
+    said = (tmp_path / "run" / "log.txt").read_text()
+    early = [line for line in said.splitlines() if "reconstructions.png after" in line]
+    assert len(early) == 1
+    assert 0 < float(early[0].split(" after ")[1].split()[0]) < 1
+
+
+@pytest.mark.heavy
 def test_a_killed_run_ends_the_same(tmp_path: Path, pocket: Path, undisturbed: Path) -> None:
     assert killed_and_resumed(tmp_path / "run", pocket / "imagenet", kills=2, seed=0)
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))

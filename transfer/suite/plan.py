@@ -15,6 +15,8 @@ from typing import Any
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.jobs.forecast import Forecast as StepForecast
+from simmim_bench.jobs.forecast import demo_share
 from simmim_bench.leaderboard.at_hand import read_at_hand
 from simmim_bench.leaderboard.forecast import Forecast
 from simmim_bench.runs.options import RunOptions
@@ -23,6 +25,7 @@ from simmim_bench.tasks import TaskVariant, variants
 from transfer.launch import TransferPlan, TransferRequest, plan_transfer, random_baseline
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.cost import Estimate, estimate_cost
+from transfer.suite.memory import needs_of
 from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.power import forecast_steps, protocol_of
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
@@ -36,6 +39,7 @@ class PlannedStep:
     """A step with its status and expected cost.
 
     Attributes:
+        forecast: what the runner expects of the step.
         power: for each column of its task, the difference that the plan can show; empty where it is not asked for.
     """
 
@@ -43,6 +47,7 @@ class PlannedStep:
     seeds: tuple[RunStatus, ...]
     obstacle: str
     estimate: Estimate
+    forecast: StepForecast
     power: tuple[Forecast, ...] = ()
 
     @property
@@ -72,6 +77,7 @@ class PlannedStep:
             "state": self.state,
             "obstacle": self.obstacle or None,
             "estimate": asdict(self.estimate),
+            "memory": asdict(self.forecast.need),
             "power": [forecast.to_json() for forecast in self.power],
             "command": step.command(),
         }
@@ -79,10 +85,17 @@ class PlannedStep:
 
 @dataclass(frozen=True)
 class SuitePlan:
-    """The steps of a suite, and the rows that have none because their checkpoints are not read."""
+    """The steps of a suite, and the rows that have none because their checkpoints are not read.
+
+    Attributes:
+        places: how many steps run at a time, in words; "" for one, or under SLURM.
+        device: name of the device that the steps use; None where it is not known.
+    """
 
     steps: tuple[PlannedStep, ...]
     unread: tuple[UnreadRow, ...]
+    places: str = ""
+    device: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -237,6 +250,8 @@ def plan_steps(
     *,
     power: bool,
     log: Callable[[str], None],
+    processes: int = 1,
+    estimate_memory: bool = False,
 ) -> list[PlannedStep]:
     """Add the status, the expected cost and the power to every step.
 
@@ -245,6 +260,8 @@ def plan_steps(
         device: name of the device that the runs will use; None where it is not known.
         power: whether to forecast the differences that the plan can show.
         log: called with a warning for every record that cannot be used.
+        processes: of a step.
+        estimate_memory: whether to estimate the memory of steps that no similar run tells.
     """
 
     def warn(text: str) -> None:
@@ -255,16 +272,24 @@ def plan_steps(
     records = list(at_hand.records.values())
     forecasts = forecast_steps(steps, at_hand) if power else {}
     planned = []
-    for step in steps:
+    needs = needs_of(steps, records, device, processes=processes, estimate=estimate_memory)
+    for step, need in zip(steps, needs, strict=True):
         statuses = step.statuses()
         states = tuple(state for state, _ in statuses)
         left = len(states) - states.count("done")
+        cost = estimate_cost(step, left, records, device)
         planned.append(
             PlannedStep(
                 step=step,
                 seeds=states,
                 obstacle=next((why for _, why in statuses if why), ""),
-                estimate=estimate_cost(step, left, records, device),
+                estimate=cost,
+                forecast=StepForecast(
+                    kind=step.kind,
+                    seconds=cost.seconds,
+                    share=demo_share(step.kind, left),
+                    need=need,
+                ),
                 power=forecasts.get(protocol_of(step), ()),
             )
         )

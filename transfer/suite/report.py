@@ -22,19 +22,37 @@ COMPARED = ("checkpoint", "method", "column", "here", "published")
 
 def plan_text(plan: SuitePlan) -> str:
     """Return a plan as a plain-text table, with its total cost below."""
-    rows = [("checkpoint", "task", "recipe", "seeds", "state", "cost")]
+    memory = "side by side" in plan.places
+    rows = [("checkpoint", "task", "recipe", "seeds", "state", "cost") + ("memory",) * memory]
     for one in plan.steps:
         step = one.step
         seeds = f"{step.seeds[0]}-{step.seeds[-1]}" if len(step.seeds) > 1 else str(step.seeds[0])
         recipe = step.transfer.recipe.name + ("*" if step.transfer.deviates else "")
         cost = "" if one.state == "done" else str(one.estimate)
-        rows.append((step.ckpt, step.title, recipe, seeds, one.state, cost))
+        need = "" if one.state == "done" else str(one.forecast.need)
+        rows.append((step.ckpt, step.title, recipe, seeds, one.state, cost) + (need,) * memory)
     for row in plan.unread:
         size = row.download_mb
         download = "" if size is None else f"download of about {size:,.0f} MB"
-        rows.append((row.ckpt, row.task or "all tasks", "", "", row.state, download))
+        rows.append(
+            (row.ckpt, row.task or "all tasks", "", "", row.state, download) + ("",) * memory
+        )
     power = _power_lines(plan.steps)
-    return "\n".join([*align_columns(rows), "", *power, *_remarks(plan.steps), *_row_remarks(plan)])
+    remarks = [*_remarks(plan.steps), *_place_remarks(plan), *_row_remarks(plan)]
+    return "\n".join([*align_columns(rows), "", *power, *remarks])
+
+
+def _place_remarks(plan: SuitePlan) -> list[str]:
+    """Say which steps run side by side."""
+    if not plan.places:
+        return []
+    left = [one for one in plan.steps if one.state != "done"]
+    alone = sum(one.forecast.need.peak is None for one in left)
+    unknown = (
+        f"; {alone} of unknown memory alone" if alone and "side by side" in plan.places else ""
+    )
+    shared = " tasks that share a checkpoint's features run one after the other"
+    return [f"{plan.places}{unknown};{shared}"]
 
 
 def _power_lines(planned: Sequence[PlannedStep]) -> list[str]:

@@ -6,19 +6,27 @@ Completed steps are skipped and interrupted ones are resumed, so that the same c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from simmim_bench.display import Display
+from simmim_bench.errors import BenchError
+from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.runner import StepResult, run_steps
+from simmim_bench.jobs.progress import Expected, Tracker
+from simmim_bench.jobs.runner import run_steps
+from simmim_bench.jobs.running import StepResult
+from simmim_bench.jobs.workers import Machine
 from simmim_bench.leaderboard.board import Board
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
+from simmim_bench.results.record import Record, read_record
+from transfer.suite.memory import measured_need
 from transfer.suite.options import SuiteOptions
 from transfer.suite.plan import SuitePlan, check_obstacles, list_steps, plan_steps
 from transfer.suite.rows import UnreadRow
@@ -88,8 +96,33 @@ def plan_suite(
     if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     steps, unread = list_steps(options, download=download, log=log)
-    planned = plan_steps(steps, options.out, device, power=power, log=log)
-    return SuitePlan(tuple(planned), tuple(unread))
+    side_by_side = not (job_options.workers or job_options.exclusive or job_options.slurm)
+    planned = plan_steps(
+        steps,
+        options.out,
+        device,
+        power=power,
+        log=log,
+        processes=job_options.gpus_per_task,
+        estimate_memory=side_by_side and device not in (None, "cpu"),
+    )
+    places = "" if job_options.slurm else Machine(job_options).describe()
+    return SuitePlan(tuple(planned), tuple(unread), places, device)
+
+
+def expected_steps(plan: SuitePlan, rows: int) -> list[Expected]:
+    """Return what is expected of rows like the planned one, before their checkpoints exist."""
+    return [
+        Expected(
+            name=f"{one.step} ({row})",
+            kind=one.forecast.kind,
+            seconds=one.forecast.seconds,
+            share=one.forecast.share,
+        )
+        for row in range(rows)
+        for one in plan.steps
+        if one.state != "done"
+    ]
 
 
 def run_suite(
@@ -98,8 +131,12 @@ def run_suite(
     out: Path,
     leaderboard: Path,
     display: Display,
+    tracker: Tracker | None = None,
 ) -> SuiteResult:
     """Run the steps that are left, and build the leaderboard of all records below `out`.
+
+    Args:
+        tracker: of a command that shows more than the suite's steps as one.
 
     Raises:
         UsageError: a blocked step, or more devices than the machine has.
@@ -109,7 +146,15 @@ def run_suite(
     """
     check_obstacles(plan)
     results = tuple(
-        run_steps([one.step for one in plan.steps], job_options, out, display, what="suite")
+        run_steps(
+            [one.step for one in plan.steps],
+            job_options,
+            out,
+            display,
+            what="suite",
+            forecast=_forecaster(plan, job_options),
+            tracker=tracker,
+        )
     )
     board = None
     if any(result.state == "done" for result in results):
@@ -118,3 +163,25 @@ def run_suite(
         write_leaderboard(board, leaderboard, reported=read_reported())
     blocked = tuple(row for row in plan.unread if row.error is not None)
     return SuiteResult(results, board, leaderboard, blocked, plan.exit_code)
+
+
+def _forecaster(plan: SuitePlan, job_options: JobOptions) -> Callable[[SuiteStep], Forecast]:
+    """Return what is expected of a step: as planned, but the memory that its kind has reached in this suite."""
+    planned = {id(one.step): one.forecast for one in plan.steps}
+    folders: dict[str, list[Path]] = {}
+    for one in plan.steps:
+        folders.setdefault(one.forecast.kind, []).extend(one.step.run_dirs)
+    records: dict[Path, Record] = {}
+
+    def forecast(step: SuiteStep) -> Forecast:
+        known = planned[id(step)]
+        paths = [folder / "record.json" for folder in folders[known.kind]]
+        for path in paths:
+            if path not in records and path.is_file():
+                with suppress(BenchError):  # the leaderboard reports it
+                    records[path] = read_record(path)
+        alike = [records[path] for path in paths if path in records]
+        need = measured_need(step, alike, plan.device, job_options.gpus_per_task)
+        return known if need.peak is None else replace(known, need=need)
+
+    return forecast

@@ -37,6 +37,13 @@ class SuiteStep:
         return f"{self.title} of {self.ckpt}{self.only_seed}"
 
     @property
+    def kind(self) -> str:
+        """The task, recipe and architecture, with which duration and memory go."""
+        transfer = self.transfer
+        own = f" {transfer.recipe.sha256()[:8]}" if transfer.deviates else ""
+        return f"{self.name} {transfer.recipe.name}{own} {transfer.checkpoint.spec.arch}"
+
+    @property
     def title(self) -> str:
         """The task, and the data set if it has a name, such as `knn on pets`."""
         data = self.transfer.request.options.data_name

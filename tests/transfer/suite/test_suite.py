@@ -534,7 +534,7 @@ def test_gpus_are_split_into_disjoint_groups(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    machine = Machine(JobOptions(gpus_per_task=size))
+    machine = Machine(JobOptions(gpus_per_task=size, exclusive=True))
     assert machine.slots == len(groups)
     assert gpu_groups(size) == groups
     with pytest.raises(UsageError, match=f"use --workers {len(groups)}"):

@@ -1,0 +1,188 @@
+"""Claims about steps side by side: as many as fit in memory, an unknown one alone, and one without memory again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simmim_bench.display import Display
+from simmim_bench.jobs import runner
+from simmim_bench.jobs.capacity import CONTEXT, GIB, MARGIN, Need, Place, choose_place
+from simmim_bench.jobs.forecast import Forecast
+from simmim_bench.jobs.options import JobOptions
+from simmim_bench.jobs.workers import Machine
+from simmim_bench.runs.status import RunStatus
+
+
+def gpu(name: str, free: float, seats: int = 8) -> Place:
+    return Place(name, seats, lambda: free)
+
+
+def test_steps_share_a_gpu_until_its_memory_is_reserved() -> None:
+    place = gpu("0", 40 * GIB)
+    ten = Need(10 * GIB, "measured")
+    kept = ten.reserved(gpu=True)
+    assert kept == MARGIN * 10 * GIB + CONTEXT
+    gives_back = [place.take(ten) for _ in range(3) if place.fits(ten)]
+    assert place.steps == 3  # 3 x 12.25 of 38 GiB
+    assert not place.fits(Need(1 * GIB))
+    gives_back[1]()
+    assert place.fits(ten)
+    assert not place.fits(Need(22 * GIB))
+
+
+def test_a_step_of_unknown_memory_is_alone() -> None:
+    place = gpu("0", 80 * GIB)
+    assert place.fits(Need())
+    release = place.take(Need())
+    assert not place.fits(Need(1))
+    release()
+    place.take(Need(1))
+    assert not place.fits(Need())
+
+
+def test_memory_that_others_take_meanwhile_is_not_given_away() -> None:
+    free = [40.0 * GIB]
+    place = Place("0", 8, lambda: free[0])
+    place.take(Need(10 * GIB))
+    free[0] = 8.0 * GIB
+    assert not place.fits(Need(10 * GIB))
+    assert place.fits(Need(5 * GIB))
+
+
+def test_an_unknown_free_memory_and_full_seats_keep_a_step_waiting() -> None:
+    unknown = Place(None, 4, lambda: None)
+    unknown.take(Need(1))
+    assert not unknown.fits(Need(1))
+    full = gpu("0", 80 * GIB, seats=1)
+    full.take(Need(1))
+    assert not full.fits(Need(1))
+
+
+def test_the_emptiest_place_is_chosen() -> None:
+    first, second = gpu("0", 80 * GIB), gpu("1", 80 * GIB)
+    need = Need(GIB)
+    first.take(need)
+    assert choose_place([first, second], need) is second
+    second.take(Need())
+    assert choose_place([first, second], need) is first
+    assert choose_place([second], need) is None
+
+
+def test_processors_limit_the_steps_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simmim_bench.jobs.workers.gpu_groups", lambda size: [])
+    monkeypatch.setattr("simmim_bench.jobs.workers.usable_cores", lambda: 3.5)
+    assert [Machine(JobOptions(gpus_per_task=size)).slots for size in (1, 2, 8)] == [3, 1, 1]
+    assert Machine(JobOptions(exclusive=True)).slots == 1
+    assert [place.seats for place in Machine(JobOptions(workers=5)).places] == [1] * 5
+
+
+@dataclass
+class FakeStep:
+    """A step that is done once its process has ended well."""
+
+    name: str
+    log: Path
+    resource: str | None = None
+    done: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def exclusive_resource(self) -> str | None:
+        return self.resource
+
+    def statuses(self) -> list[tuple[RunStatus, str]]:
+        return [("done" if self.done else "to do", "")]
+
+    def arguments(self) -> list[str]:
+        return [self.name]
+
+
+class FakeWorker:
+    """A process that ends at the second look: out of memory if it is `greedy` and not alone."""
+
+    def __init__(self, machine: FakeMachine, step: FakeStep, place: Place, need: Need) -> None:
+        self.place, self._machine, self._step, self._looks = place, machine, step, 0
+        self._release = place.take(need)
+
+    def poll(self) -> tuple[int, str] | None:
+        self._looks += 1
+        if self._looks < 2:
+            return None
+        failed = self._step.name == "greedy" and self.place.steps > 1
+        self._release()
+        if failed:
+            self._step.log.write_text("error: CUDA out of memory.\n")
+            return 1, ""
+        self._step.done = True
+        return 0, ""
+
+    def stop(self, number: int) -> None: ...
+    def kill(self) -> None: ...
+
+
+@dataclass
+class FakeMachine(Machine):
+    """A machine whose processes compute nothing."""
+
+    places: list[Place]
+    started: list[list[str]] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots, self.processes = sum(place.seats for place in self.places), 1
+
+    def start(self, step: Any, need: Need, together: int) -> Any:
+        place = choose_place(self.places, need)
+        assert place is not None
+        self.started.append([step.name, str(place.steps)])
+        return FakeWorker(self, step, place, need)
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch,
+    steps: Sequence[FakeStep],
+    needs: dict[str, Need],
+    machine: FakeMachine,
+) -> list[str]:
+    monkeypatch.setattr(runner, "Machine", lambda options: machine)
+    monkeypatch.setattr(runner, "POLL_S", 0.0)
+    results = runner.run_steps(
+        steps,
+        JobOptions(),
+        Path(),
+        Display(quiet=True),
+        what="suite",
+        forecast=lambda step: Forecast(kind=step.name, need=needs.get(step.name, Need(GIB))),
+    )
+    return [result.state for result in results]
+
+
+def test_what_shares_features_never_runs_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [FakeStep(n, tmp_path / n, r) for n, r in (("a", "x"), ("b", "x"), ("c", None))]
+    machine = FakeMachine([gpu("0", 80 * GIB)])
+    assert run(monkeypatch, steps, {}, machine) == ["done"] * 3
+    # c starts beside a; b waits for a, whose features it reads.
+    assert machine.started == [["a", "0"], ["c", "1"], ["b", "1"]] or machine.started == [
+        ["a", "0"],
+        ["c", "1"],
+        ["b", "0"],
+    ]
+
+
+def test_a_step_that_lacks_memory_beside_others_runs_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [FakeStep(n, tmp_path / n) for n in ("a", "greedy", "b")]
+    machine = FakeMachine([gpu("0", 80 * GIB)])
+    assert run(monkeypatch, steps, {}, machine) == ["done"] * 3
+    assert [name for name, _ in machine.started] == ["a", "greedy", "b", "greedy"]
+    assert machine.started[-1] == ["greedy", "0"]
