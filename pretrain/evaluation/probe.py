@@ -24,7 +24,7 @@ from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.sources import (
-    ImageList,
+    NamedImages,
     check_same_classes,
     class_folders,
     describe_left_out,
@@ -142,7 +142,7 @@ def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) ->
     return ProbeImages(pixels, labels, len(learnt), len(train.classes))
 
 
-def _sample(images: ImageList, count: int) -> ImageList:
+def _sample(images: NamedImages, count: int) -> NamedImages:
     """Sample `count` images, but at least one of every class; the same in every run."""
     fraction = min(1.0, max(count, 1) / len(images))
     return images.subset(balanced_subset(images.labels, fraction, seed=0))
