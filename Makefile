@@ -58,6 +58,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
+	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/packed.py --data $(BENCH_IMAGES) --json benchmarks/results/packed.json)
 	$(if $(BENCH_GPU),$(BIN)/python benchmarks/detection_step.py --json benchmarks/results/detection_step.json)
 	$(BIN)/python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
 	$(BIN)/python benchmarks/coco_evaluation.py --json benchmarks/results/coco_evaluation.json
