@@ -26,7 +26,7 @@ from simmim_bench.data.normalise import normalise
 from simmim_bench.data.sources import (
     NamedImages,
     check_same_classes,
-    class_folders,
+    class_files,
     describe_left_out,
 )
 from simmim_bench.data.subsets import balanced_subset
@@ -111,7 +111,7 @@ def load_probe_images(
 def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) -> ProbeImages:
     """Load and decode at most `most` images, but one of each class of each split, and log their numbers."""
     started = time.monotonic()
-    train, val = (class_folders(data, split) for split in ("train", "val"))
+    train, val = (class_files(data, split) for split in ("train", "val"))
     check_same_classes(train, val, data)
     for split, images in (("train", train), ("val", val)):
         for line in describe_left_out(images, split):

@@ -90,10 +90,10 @@ def pack(
       simmim-bench pretrain --arch vit_b --data imagenet_320
       simmim-bench transfer linear --ckpt runs/vit_b --data imagenet_320
     """
+    from simmim_bench.data.pack_processes import PackOptions
     from simmim_bench.data.pack_source import open_sources
     from simmim_bench.data.packed import Packing
     from simmim_bench.data.packing import (
-        PackOptions,
         check_destination,
         describe_request,
         is_packed,

@@ -10,16 +10,16 @@ import numpy as np
 
 from simmim_bench.data.hub import HubImages, hub_images
 from simmim_bench.data.hub_classes import hub_classes
+from simmim_bench.data.labelled_shards import packed_images
 from simmim_bench.data.listing import SUFFIXES, LeftOut, list_folder, list_tree, suffix_of
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, SharedArray
 from simmim_bench.data.packed import INDEX, UNLABELLED
+from simmim_bench.data.shards import sorted_shards
 from simmim_bench.data.sources import (
     ImageList,
     ImageSource,
     NamedImages,
-    packed_images,
-    sorted_shards,
     split_folder,
 )
 from simmim_bench.errors import DataError

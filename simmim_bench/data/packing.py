@@ -8,58 +8,35 @@ source packed in the same way has the same bytes, with any number of processes, 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
 
 from simmim_bench.data.names import SharedArray
-from simmim_bench.data.pack_shard import ShardPlan, plan_order, read_part, write_shard
-from simmim_bench.data.pack_source import PackSource, make_keys
-from simmim_bench.data.packed import (
-    PackedImages,
-    Packing,
-    ShardFiles,
-    shard_name,
-    write_index,
+from simmim_bench.data.pack_processes import (
+    PARTS,
+    PackJob,
+    PackOptions,
+    run_processes,
+    shard_paths,
+    split_folder_of,
 )
-from simmim_bench.data.workers import leave_signals_to_parent
+from simmim_bench.data.pack_shard import ShardPlan, plan_order, read_part
+from simmim_bench.data.pack_source import PackSource, make_keys
+from simmim_bench.data.packed import PackedImages, Packing, ShardFiles, write_index
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import cannot_write, remove, remove_leftovers, write_json
-from simmim_bench.signals import StopSignal, blocked_signals
+from simmim_bench.signals import StopSignal
 from simmim_bench.untrusted.json_text import read_json
 
 ABOUT = "pack.json"
-PARTS = ".parts"  # positions of the images of complete shards
 VERSION = 1
-POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class PackOptions:
-    """How to pack.
-
-    Attributes:
-        shard_size: images per shard.
-        num_workers: processes.
-        skip_unreadable: allowed number of images that cannot be read.
-    """
-
-    packing: Packing
-    shard_size: int
-    num_workers: int
-    skip_unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +131,7 @@ def prepare(partial: Path, request: dict[str, Any], *, overwrite: bool) -> None:
                 remove(entry)
         remove_leftovers(partial, ())
         for split in request["source"]:
-            folder = _split_folder(partial, "" if split == "images" else split)
+            folder = split_folder_of(partial, "" if split == "images" else split)
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder, ())
         (partial / PARTS).mkdir(exist_ok=True)
@@ -191,7 +168,7 @@ def pack(
     tasks, kept, skipped = [], 0, 0
     for number, plan in enumerate(plans):
         for shard in range(plan.shards):
-            part = read_part(*_paths(partial, plan, shard))
+            part = read_part(*shard_paths(partial, plan, shard))
             if part is None:
                 tasks.append((number, shard))
             else:
@@ -200,12 +177,12 @@ def pack(
     total = sum(map(len, sources))
     if kept:
         display.log(f"pack: continue {partial}: images={kept:,} of {total:,} are packed")
-    job = _Job(partial, plans, tasks, options, skipped)
+    job = PackJob(partial, plans, tasks, options, skipped)
     try:
         with display.task("pack", total) as task:
             if kept:
                 task.advance(kept)
-            _run_processes(job, task.advance)
+            run_processes(job, task.advance)
     except StopSignal:
         display.log("pack: complete shards are kept; run the same command again to continue")
         raise
@@ -265,17 +242,6 @@ def _difference(known: Any, request: dict[str, Any]) -> str | None:
     return "another SRC, or images of it have changed since"
 
 
-def _split_folder(root: Path, split: str) -> Path:
-    return root / split if split else root
-
-
-def _paths(partial: Path, plan: ShardPlan, shard: int) -> tuple[Path, Path]:
-    """Return the paths of a shard and of the positions of its images."""
-    split = plan.source.split
-    part = partial / PARTS / f"{split or 'images'}-{shard:06d}.npz"
-    return _split_folder(partial, split) / shard_name(shard), part
-
-
 def _finish_split(partial: Path, plan: ShardPlan, packing: Packing) -> PackedSplit:
     """Write the index of a split whose shards are complete."""
     source = plan.source
@@ -283,7 +249,7 @@ def _finish_split(partial: Path, plan: ShardPlan, packing: Packing) -> PackedSpl
     resized, found = np.zeros(len(source), bool), np.zeros(len(source), bool)
     sizes, skipped = np.zeros(2, np.int64), []
     for shard in range(plan.shards):
-        part = read_part(*_paths(partial, plan, shard))
+        part = read_part(*shard_paths(partial, plan, shard))
         assert part is not None
         rows = part["rows"]
         positions[rows] = np.stack([np.full_like(rows, shard), part["offsets"], part["sizes"]], 1)
@@ -293,10 +259,10 @@ def _finish_split(partial: Path, plan: ShardPlan, packing: Packing) -> PackedSpl
     rows = np.flatnonzero(found)
     if not len(rows):
         raise DataError("none of the images can be read; check SRC.")
-    folder = _split_folder(partial, source.split)
+    folder = split_folder_of(partial, source.split)
     images = PackedImages(
         folder,
-        ShardFiles(tuple(_paths(partial, plan, shard)[0] for shard in range(plan.shards))),
+        ShardFiles(tuple(shard_paths(partial, plan, shard)[0] for shard in range(plan.shards))),
         SharedArray(positions[rows]),
         SharedArray(source.labels[rows]),
         source.classes,
@@ -315,138 +281,3 @@ def _finish_split(partial: Path, plan: ShardPlan, packing: Packing) -> PackedSpl
         bytes_before=int(sizes[1]),
         bytes_after=int(sizes[0]),
     )
-
-
-class _Job(NamedTuple):
-    """What the processes work on.
-
-    Attributes:
-        tasks: plan and shard of every shard that is not complete.
-        skipped: images that complete shards have left out.
-    """
-
-    partial: Path
-    plans: list[ShardPlan]
-    tasks: list[tuple[int, int]]
-    options: PackOptions
-    skipped: int
-
-
-class _Shared:
-    """Counts that processes share: the next task, the images that are done and those that are left out."""
-
-    def __init__(self, context: Any, skipped: int, limit: int) -> None:
-        self.next, self.done = context.Value("q", 0), context.Value("q", 0)
-        self.skipped, self.limit = context.Value("q", skipped), limit
-
-    def tasks(self, count: int) -> Iterator[int]:
-        """Yield the next task that no process has begun, until there is none."""
-        while True:
-            with self.next.get_lock():
-                number, self.next.value = self.next.value, self.next.value + 1
-            if number >= count:
-                return
-            yield number
-
-    def image(self) -> None:
-        """Count an image that is packed."""
-        with self.done.get_lock():
-            self.done.value += 1
-
-    def skip(self, error: DataError) -> None:
-        """Count an image that cannot be read; raise the error if too many."""
-        with self.skipped.get_lock():
-            self.skipped.value += 1
-            number = self.skipped.value
-        if not self.limit:
-            raise DataError(
-                f"{error} --skip-unreadable N leaves out up to N such images."
-            ) from error
-        if number > self.limit:
-            raise DataError(
-                f"{error} It is unreadable image number {number}; --skip-unreadable allows {self.limit}."
-            ) from error
-
-
-def _run_processes(job: _Job, advance: Callable[[int], None]) -> None:
-    """Write shards in several processes.
-
-    Raises:
-        DataError: the first one that a process raises.
-    """
-    context = multiprocessing.get_context()
-    shared = _Shared(context, job.skipped, job.options.skip_unreadable)
-    ends, processes = [], []
-    for _ in range(min(job.options.num_workers, len(job.tasks))):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(job, shared, sender), daemon=True)
-        ends.append((receiver, sender))
-        processes.append(process)
-    with _ended(processes):
-        # New processes inherit the mask, so that no signal ends one before it leaves signals to this process.
-        with blocked_signals():
-            for process in processes:
-                process.start()
-        for _, sender in ends:
-            sender.close()
-        shown, running = 0, list(zip(processes, (receiver for receiver, _ in ends), strict=True))
-        while running:
-            wait([process.sentinel for process, _ in running], POLL_S)
-            now = shared.done.value
-            if now > shown:
-                advance(now - shown)
-                shown = now
-            for process, receiver in [r for r in running if not r[0].is_alive()]:
-                running.remove((process, receiver))
-                _check_end(process, receiver)
-
-
-@contextmanager
-def _ended(processes: Sequence[BaseProcess]) -> Iterator[None]:
-    """End processes after the block, whatever they are at."""
-    try:
-        yield
-    finally:
-        for process in processes:
-            if process.pid is not None and process.is_alive():
-                process.kill()
-        for process in processes:
-            if process.pid is not None:
-                process.join()
-
-
-def _check_end(process: BaseProcess, receiver: Connection) -> None:
-    """Raise the error of a process that has ended with one."""
-    process.join()
-    if receiver.poll():
-        try:
-            raise DataError(str(receiver.recv()))
-        except EOFError:
-            pass
-    if process.exitcode:
-        raise DataError(
-            f"a process that packs images has ended with exit code {process.exitcode}, as one does that is out of "
-            "memory; run the same command again, with a smaller --num-workers."
-        )
-
-
-def _end_with_parent() -> None:
-    """End this process at once when its parent has been killed, so that the parent's lock is free for the next run."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _work(job: _Job, shared: _Shared, sender: Connection) -> None:
-    """Write shards until all are begun; send the message of an error."""
-    leave_signals_to_parent(None, 0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        for number in shared.tasks(len(job.tasks)):
-            plan_number, shard = job.tasks[number]
-            plan = job.plans[plan_number]
-            path, part = _paths(job.partial, plan, shard)
-            write_shard(plan, shard, job.options.packing, path, part, shared)
-    except DataError as error:
-        sender.send(str(error))

@@ -1,4 +1,4 @@
-"""Images in tar shards, read at their offsets; with class labels, if WebDataset has written KEY.cls beside KEY.jpg."""
+"""Images in tar shards, read at their offsets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-
-import numpy as np
 
 from simmim_bench.data.listing import (
     IMAGE_FORMATS,
@@ -17,16 +15,11 @@ from simmim_bench.data.listing import (
     is_hidden,
     suffix_of,
 )
-from simmim_bench.data.names import FileNames, SharedArray
-from simmim_bench.data.packed import UNLABELLED, PackedImages, ShardFiles
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_lines
 from simmim_bench.untrusted.tars import list_members
 from simmim_bench.untrusted.text import visible
 
 LABEL = ".cls"  # suffix of the file that has the number of an image's class
-LABEL_BYTES = 20  # of a number of 64 bits
-CLASSES = "classes.txt"  # line i names class i
 
 
 @dataclass(frozen=True)
@@ -95,10 +88,10 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
     Raises:
         DataError: A shard cannot be read, is compressed or has a sparse image, or no shard has images.
     """
-    return _list_shards(shards, beside or LeftOut())[0]
+    return list_shards(shards, beside or LeftOut())[0]
 
 
-def _list_shards(
+def list_shards(
     shards: Sequence[Path], beside: LeftOut
 ) -> tuple[TarShards, dict[tuple[int, str], TarMember]]:
     """List the images in tar files, and the members with their labels by shard and key; see `tar_shards`."""
@@ -138,70 +131,6 @@ def sample_key(name: str) -> str:
     return folders + slash + base.partition(".")[0]
 
 
-def labelled_shards(folder: Path, beside: LeftOut | None = None) -> PackedImages:
-    """List the images in the tar files of a folder that have no index, with the labels of their KEY.cls.
-
-    The classes are named by `classes.txt` in the folder or the one above it, else by their numbers.
-
-    Args:
-        beside: what lies beside the shards and is not read.
-
-    Returns:
-        The images; without a label, `UNLABELLED`.
-
-    Raises:
-        DataError: see `tar_shards`; or a label is no number, or has no name in `classes.txt`.
-    """
-    paths = tuple(sorted_shards(folder))
-    images, label_members = _list_shards(paths, beside or LeftOut())
-    files = ShardFiles(paths)
-    numbers = np.full(len(images), UNLABELLED, np.int64)
-    for row, member in enumerate(images.members):
-        label = label_members.get((member.shard, sample_key(member.name)))
-        if label is not None:
-            numbers[row] = _read_label(files, paths[label.shard], label)
-    present = np.unique(numbers[numbers != UNLABELLED])
-    lines = next(filter(None, (read_lines(f / CLASSES) for f in (folder, folder.parent))), None)
-    if lines is not None and len(present) and present[-1] >= len(lines):
-        raise DataError(
-            f"an image in {folder} has class {present[-1]}, but {CLASSES} names {len(lines):,} classes, from 0; add "
-            "the missing lines."
-        )
-    if lines is None:  # the distinct numbers, in their order
-        known = numbers != UNLABELLED
-        numbers[known] = np.searchsorted(present, numbers[known])
-    left_out = images.left_out
-    if label_members:
-        read = {f"{paths[m.shard].name}:{m.name}" for m in label_members.values()}
-        left_out = replace(
-            left_out, files=tuple(f for f in left_out.files if f not in read and f != CLASSES)
-        )
-    return PackedImages(
-        folder,
-        files,
-        SharedArray(np.array([(m.shard, m.offset, m.size) for m in images.members], np.int64)),
-        SharedArray(numbers),
-        tuple(map(str, present)) if lines is None else tuple(lines),
-        FileNames.pack(member.name.removeprefix("./") for member in images.members),
-        SharedArray(np.zeros(len(images), bool)),
-        left_out=left_out,
-    )
-
-
 def sorted_shards(folder: Path) -> list[Path]:
     """Return the tar files in a folder, sorted."""
     return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
-
-
-def _read_label(files: ShardFiles, shard: Path, label: TarMember) -> int:
-    text = b""
-    if label.size <= LABEL_BYTES:
-        try:
-            text = files.read(label.shard, label.offset, label.size).strip()
-        except OSError as error:
-            raise DataError(f"shard {shard} cannot be read: {error.strerror}.") from error
-    if not text.isdigit() or len(text) > LABEL_BYTES - 2:
-        raise DataError(
-            f"{visible(label.name)} in shard {shard} is no class number; write 0, 1, 2, ... as text."
-        )
-    return int(text)

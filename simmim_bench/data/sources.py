@@ -18,6 +18,12 @@ import numpy as np
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.hub import hub_images
 from simmim_bench.data.hub_classes import hub_classes
+from simmim_bench.data.labelled_shards import (
+    beside_shards,
+    holds_shards,
+    only_labelled,
+    packed_images,
+)
 from simmim_bench.data.listing import (
     SUFFIXES,
     LeftOut,
@@ -27,8 +33,8 @@ from simmim_bench.data.listing import (
 )
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, PathList, SharedArray
-from simmim_bench.data.packed import INDEX, UNLABELLED, PackedImages, open_packed
-from simmim_bench.data.shards import labelled_shards, sorted_shards, tar_shards
+from simmim_bench.data.packed import INDEX, PackedImages
+from simmim_bench.data.shards import sorted_shards, tar_shards
 from simmim_bench.errors import DataError
 
 # Names of the splits' folders, the first one preferred: Roboflow exports valid/, and timm reads all of them
@@ -190,7 +196,7 @@ def split_folder(root: Path, split: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def class_folders(root: Path, split: str) -> NamedImages:
+def class_files(root: Path, split: str) -> NamedImages:
     """List a split in ImageNet's layout, `root/split/class/image`, or in labelled tar shards, `root/split/*.tar`.
 
     The images of a class are all below its folder, at any depth. Classes are numbered in the order of their
@@ -206,6 +212,18 @@ def class_folders(root: Path, split: str) -> NamedImages:
     return images
 
 
+def class_folders(root: Path, split: str) -> ImageList:
+    """List a split in class folders; see `class_files`.
+
+    Raises:
+        DataError: see `class_files`; or the split is in tar shards.
+    """
+    images = class_files(root, split)
+    if not isinstance(images, ImageList):
+        raise DataError(f"{images.folder} holds tar shards; use a folder with class folders.")
+    return images
+
+
 def class_images(data: Path, split: str) -> ImageSource:
     """Open a split for classification: of class folders or shards, or a Hugging Face dataset `hfds:NAME[#COLUMN]`.
 
@@ -213,12 +231,12 @@ def class_images(data: Path, split: str) -> ImageSource:
         split: `train` or `val`.
 
     Raises:
-        DataError: See `class_folders` and `hub_classes`.
+        DataError: See `class_files` and `hub_classes`.
         MissingFrameworkError: The package `datasets` is not installed.
     """
     if str(data).startswith(HUB_PREFIX):
         return hub_classes(str(data).removeprefix(HUB_PREFIX), split)
-    return class_folders(data, split)
+    return class_files(data, split)
 
 
 def class_faults(folder: Path, images: ImageSource) -> list[str]:
@@ -284,7 +302,7 @@ def list_class_folders(folder: Path, root: Path) -> NamedImages:
     """
     classes = sorted(list_folder(str(folder)).folders)
     if holds_shards(folder, classes):
-        return _only_labelled(packed_images(folder))
+        return only_labelled(packed_images(folder))
     if not classes:
         raise DataError(
             f"data folder {folder} has no class folders; move the images to {folder}/CLASS/ (ImageNet's own archives "
@@ -300,52 +318,6 @@ def list_class_folders(folder: Path, root: Path) -> NamedImages:
         labels = labels[labels != OUTSIDE]
     left_out = replace(left_out, outside=stray)
     return ImageList(root, listed, SharedArray(labels), tuple(classes), left_out)
-
-
-def holds_shards(folder: Path, classes: Sequence[str]) -> bool:
-    """Return whether the classes of a folder are those of its tar shards.
-
-    Tar files without an index beside class folders may be the archives that these were extracted from.
-    """
-    return (folder / INDEX).is_file() or (not classes and bool(sorted_shards(folder)))
-
-
-def packed_images(folder: Path) -> PackedImages:
-    """Open the tar shards of a folder with their labels, by the index if there is one.
-
-    Returns:
-        The images; without a label, `UNLABELLED`.
-
-    Raises:
-        DataError: see `open_packed` and `labelled_shards`.
-    """
-    beside = _beside(folder)
-    if (folder / INDEX).is_file():
-        return open_packed(folder, beside)
-    return labelled_shards(folder, beside)
-
-
-def _beside(folder: Path) -> LeftOut:
-    """Return what lies beside the shards of a folder."""
-    paths, left_out = list_tree(folder)
-    read = {INDEX, *(shard.name for shard in sorted_shards(folder))}
-    files = tuple(name for name in left_out.files if name not in read)
-    return replace(left_out, files=files, outside=tuple(paths.names))
-
-
-def _only_labelled(images: PackedImages) -> PackedImages:
-    """Return the images of shards that have a label."""
-    labelled = np.flatnonzero(images.labels != UNLABELLED)
-    if not len(labelled):
-        raise DataError(
-            f"the shards in {images.folder} have no class labels, KEY.cls beside KEY.jpg; use them for pretraining, or "
-            "pack a folder with train/CLASS/ and val/CLASS/."
-        )
-    if len(labelled) == len(images):
-        return images
-    outside = tuple(images.names.take(np.flatnonzero(images.labels == UNLABELLED)))
-    left_out = replace(images.left_out, outside=(*images.left_out.outside, *outside))
-    return replace(images.subset(labelled.tolist()), left_out=left_out)
 
 
 def any_images(data: Path) -> ImageSource:
@@ -387,7 +359,7 @@ def _folder_images(folder: Path, root: Path) -> ImageSource:
     if shards and (folder / INDEX).is_file():
         return packed_images(folder).one_class()
     if shards:
-        return tar_shards(shards, _beside(folder))
+        return tar_shards(shards, beside_shards(folder))
     paths, left_out = list_tree(folder)
     if not paths:
         raise DataError(

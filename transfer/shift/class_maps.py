@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim_bench.data.labelled_shards import holds_shards, packed_images
 from simmim_bench.data.listing import list_folder
 from simmim_bench.data.sources import (
     NamedImages,
     empty_classes,
-    holds_shards,
     list_class_folders,
-    packed_images,
     split_folder,
 )
 from simmim_bench.display import first_names

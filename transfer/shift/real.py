@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data.sources import NamedImages, class_folders
+from simmim_bench.data.sources import NamedImages, class_files
 from simmim_bench.errors import DataError
 from transfer.shift.imagenet_classes import imagenet_classes, real_labels
 
@@ -16,7 +16,7 @@ def list_validation(root: Path) -> NamedImages:
     Raises:
         DataError: they cannot be listed, or an image is not named as there.
     """
-    images = class_folders(root, "val")
+    images = class_files(root, "val")
     known = real_labels()
     for name in images.names:
         if PurePosixPath(name).name not in known:
