@@ -73,7 +73,7 @@ def pack(
 ) -> None:
     """Pack the images of SRC into tar shards in DST that are decoded twice as fast at less than half of the bytes.
 
-    SRC is what --data takes: class folders, a folder of images, tar shards, an earlier pack, or hfds:NAME. DST is
+    SRC is what --data takes: class folders, a folder of images, tar shards, or hfds:NAME. DST is
     another --data for pretraining and classification, with the same images, classes and file names, so that lists of
     --split apply. Other readers of WebDataset find KEY.jpg and KEY.cls.
 

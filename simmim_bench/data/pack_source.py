@@ -1,4 +1,4 @@
-"""List the images to pack, by split: folders, tar shards, packed data, Hugging Face datasets."""
+"""List the images to pack, by split: folders, tar shards, Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simmim_bench.data.sources import (
     NamedImages,
     split_folder,
 )
-from simmim_bench.errors import DataError
+from simmim_bench.errors import DataError, UsageError
 
 SPLITS = ("train", "val")
 
@@ -58,13 +58,14 @@ def open_sources(data: Path) -> list[PackSource]:
 
     Raises:
         DataError: there are no images.
+        UsageError: the images are packed already.
         MissingFrameworkError: the package `datasets` is not installed.
     """
     if str(data).startswith(HUB_PREFIX):
         return _hub_sources(str(data).removeprefix(HUB_PREFIX))
     if not data.is_dir():
         raise DataError(
-            f"data folder {data} does not exist; use a folder of images or of tar shards, or {HUB_PREFIX}NAME."
+            f"data folder {data} is not a folder; use one of images or of tar shards, or {HUB_PREFIX}NAME."
         )
     folders = {split: split_folder(data, split) for split in SPLITS}
     found = {split: folder for split, folder in folders.items() if folder.is_dir()}
@@ -74,7 +75,12 @@ def open_sources(data: Path) -> list[PackSource]:
 
 def _list(folder: Path, root: Path) -> NamedImages:
     """List all images below a folder, with the class of those that are in a class folder or have a KEY.cls."""
-    if (folder / INDEX).is_file() or sorted_shards(folder):
+    if (folder / INDEX).is_file():
+        raise UsageError(
+            f"{folder} is packed already, and images would be encoded a second time; pack the originals with the other "
+            "options."
+        )
+    if sorted_shards(folder):
         return packed_images(folder)
     names, left_out = list_tree(folder)
     if not names:

@@ -18,10 +18,11 @@ from PIL import Image
 from support.cli import fails, run
 from support.commands import start
 
-from simmim_bench.data.packed import INDEX, PackedImages, open_packed
+from simmim_bench.data.packed import INDEX, PackedImages, describe_packing, open_packed
 from simmim_bench.data.sources import any_images, class_folders, class_images, held_out_images
 from simmim_bench.errors import DataError
 from transfer.fewshot import few_shot_images, split_sha256
+from transfer.shift.class_maps import class_names, list_images
 
 SIDE = 40  # short side of the packed images: half of the sources are longer
 
@@ -94,6 +95,9 @@ def test_names_labels_and_small_images_are_those_of_the_source(photos: Path, pac
         assert small.fingerprint() == source.subset(range(1, len(source), 2)).fingerprint()
         assert found.fingerprint() != source.fingerprint()
         assert split_sha256(found) == split_sha256(source)
+        assert describe_packing(small) == describe_packing(source) == {}
+        described = {"short_side": SIDE, "quality": 90, "resized": len(source) // 2}
+        assert describe_packing(found) == {"packed": described}
 
 
 def test_other_readers_find_samples_of_webdataset(photos: Path, packed: Path) -> None:
@@ -133,6 +137,14 @@ def test_pretraining_reads_packed_images_of_one_class(photos: Path, packed: Path
     assert found.classes == ("image",)
     # Another process opens the shards itself.
     assert pickle.loads(pickle.dumps(found)).read(3) == any_images(photos).read(3)
+
+
+def test_a_folder_of_class_folders_without_splits_is_packed(photos: Path, tmp_path: Path) -> None:
+    dst = pack(photos / "val", tmp_path / "flat")
+    found = list_images(dst)
+    assert class_names(dst) == found.classes == ("ant", "bee.s")
+    assert [*found.labels] == [0] * 4 + [1] * 4
+    assert "pack the originals" in fails(2, "pack", dst, tmp_path / "again", "--quality", 80)
 
 
 def test_a_list_of_images_applies_to_packed_ones(
