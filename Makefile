@@ -60,6 +60,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --evaluation --json benchmarks/results/loading_evaluation.json)
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/loader_workers.py --data $(BENCH_IMAGES) --json benchmarks/results/loader_workers.json)
+	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/packed.py --data $(BENCH_IMAGES) --json benchmarks/results/packed.json)
 	$(if $(BENCH_GPU),$(BIN)/python benchmarks/detection_step.py --json benchmarks/results/detection_step.json)
 	$(BIN)/python benchmarks/leaderboard_build.py --json benchmarks/results/leaderboard_build.json
 	$(BIN)/python benchmarks/coco_evaluation.py --json benchmarks/results/coco_evaluation.json

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from simmim_bench.data.packed import packing_in_words
 from simmim_bench.data.sources import ImageSource, any_images, held_out_images
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
@@ -54,7 +55,10 @@ def _examine(
         f"{GROUP} {split}", len(images), lambda index: found.read(images, index)
     )
     yield group.finding(
-        split, "ok", f"{plural(len(images), 'image')}; {how}", facts={"images": len(images)}
+        split,
+        "ok",
+        f"{plural(len(images), 'image')}; {how}{packing_in_words(images)}",
+        facts={"images": len(images)},
     )
     yield from group.problems(f"{split} images", faults)
     if images.left_out:

@@ -27,6 +27,7 @@ from pretrain.run import Pretraining, TrainOptions, build, sample_training_image
 from pretrain.simmim import SimMIM
 from simmim_bench.checkpoints.checkpoint import Checkpoint, keep_checkpoint, write_checkpoint
 from simmim_bench.data.loader import seed_everything
+from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.display import format_duration
 from simmim_bench.models.archs import find_spec
@@ -206,7 +207,12 @@ def _provenance(pretraining: Pretraining, avg_dist: float) -> dict[str, Any]:
 
 
 def _describe_data(data: Path, images: ImageSource) -> dict[str, Any]:
-    return {"root": str(data), "images": len(images), "fingerprint": images.fingerprint()}
+    return {
+        "root": str(data),
+        "images": len(images),
+        "fingerprint": images.fingerprint(),
+        **describe_packing(images),
+    }
 
 
 class CheckpointWriter:

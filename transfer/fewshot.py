@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.data.hub import HubImages
-from simmim_bench.data.sources import ImageList, ImageSource, class_sizes, split_folder
+from simmim_bench.data.packed import PackedImages
+from simmim_bench.data.sources import ImageList, ImageSource, NamedImages, class_sizes
 from simmim_bench.data.subsets import class_counts, sample_subset
 from simmim_bench.display import first_names, plural
 from simmim_bench.errors import DataError, UsageError
@@ -69,7 +70,7 @@ def few_shot_images(
         if fault is not None:
             raise DataError(fault)
         return sample_subset(train.labels, fraction, seed, draw)
-    if not isinstance(train, ImageList):
+    if not isinstance(train, ImageList | PackedImages):
         raise UsageError(
             f"--split {split} lists files, and a Hugging Face dataset has none; use --fraction alone."
         )
@@ -184,8 +185,9 @@ def split_sha256(images: ImageSource) -> str:
         named = zip(images.labels.tolist(), images.indices, strict=True)
         lines = sorted(f"{images.classes[label]}/{row}\n" for label, row in named)
     else:
-        assert isinstance(images, ImageList)
-        lines = sorted(f"{path.parent.name}/{path.name}\n" for path in images.paths)
+        assert isinstance(images, ImageList | PackedImages)
+        within = (PurePosixPath(images.folder.name, name) for name in images.names)
+        lines = sorted(f"{path.parent.name}/{path.name}\n" for path in within)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -198,12 +200,11 @@ def _read_split(split: Path) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line))
 
 
-def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[int]:
+def _find_images(names: Sequence[str], train: NamedImages, split: Path) -> list[int]:
     """Return the indices, ascending, of the training images that a split file names."""
     indices: dict[str, list[int]] = {}
-    folder = split_folder(train.root, "train")
-    for index, path in enumerate(train.paths):
-        for suffix in _path_suffixes(path.relative_to(folder).as_posix(), 1):
+    for index, path in enumerate(train.names):
+        for suffix in _path_suffixes(path, 1):
             indices.setdefault(suffix, []).append(index)
     matches = {
         name: next((indices[s] for s in _path_suffixes(name, 2) if s in indices), [])
@@ -212,14 +213,14 @@ def _find_images(names: Sequence[str], train: ImageList, split: Path) -> list[in
     missing = [name for name, found in matches.items() if not found]
     if missing:
         raise DataError(
-            f"the split {split} names {len(missing)} images that do not exist below {folder}: "
+            f"the split {split} names {len(missing)} images that do not exist below {train.folder}: "
             f"{first_names(missing)}"
         )
     for name, found in matches.items():
         if len(found) > 1:
             raise DataError(
                 f"the split {split} names {name}, which matches {len(found)} images, such as "
-                f"{train.paths[found[0]]} and {train.paths[found[1]]}; write CLASS/NAME."
+                f"{train.name(found[0])} and {train.name(found[1])}; write CLASS/NAME."
             )
     return sorted({index for (index,) in matches.values()})
 
@@ -240,7 +241,7 @@ def _check_fraction(listed: float, fraction: float, split: Path) -> None:
         )
 
 
-def _check_every_class(chosen: Sequence[int], train: ImageList, split: Path) -> None:
+def _check_every_class(chosen: Sequence[int], train: NamedImages, split: Path) -> None:
     """Raise an error if a split file lists no image of a class."""
     labels = {train.labels[index] for index in chosen}
     empty = [name for label, name in enumerate(train.classes) if label not in labels]

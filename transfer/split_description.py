@@ -10,6 +10,7 @@ from typing import Any
 
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
+from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import (
@@ -93,6 +94,7 @@ def describe_data(job: TransferJob[Any], train: ImageSource, val: ImageSource) -
         "train_images": len(train),
         "train_fingerprint": train.fingerprint(),
         "fingerprint": val.fingerprint(),
+        **(describe_packing(train) or describe_packing(val)),
         **describe_images(job.checkpoint.pixel_format),
     }
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from simmim_bench.data.labelled_shards import packed_images
 from simmim_bench.data.listing import list_tree
 from simmim_bench.data.named import HUB_PREFIX
+from simmim_bench.data.packed import INDEX
 from simmim_bench.data.sources import split_folder
 from simmim_bench.errors import DataError
 
@@ -24,7 +26,10 @@ def count_validation_images(layout: str, data: Path) -> int | None:
     if str(data).startswith(HUB_PREFIX):
         return None
     try:
-        return len(list_tree(_image_folder(layout, data)).images) or None
+        folder = _image_folder(layout, data)
+        if layout == "imagenet" and (folder / INDEX).is_file():
+            return len(packed_images(folder))
+        return len(list_tree(folder).images) or None
     except (DataError, KeyError):  # a run reports what is wrong; the layout may be a plug-in's
         return None
 

@@ -24,9 +24,9 @@ from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.sources import (
-    ImageList,
+    NamedImages,
     check_same_classes,
-    class_folders,
+    class_files,
     describe_left_out,
 )
 from simmim_bench.data.subsets import balanced_subset
@@ -111,7 +111,7 @@ def load_probe_images(
 def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) -> ProbeImages:
     """Load and decode at most `most` images, but one of each class of each split, and log their numbers."""
     started = time.monotonic()
-    train, val = (class_folders(data, split) for split in ("train", "val"))
+    train, val = (class_files(data, split) for split in ("train", "val"))
     check_same_classes(train, val, data)
     for split, images in (("train", train), ("val", val)):
         for line in describe_left_out(images, split):
@@ -142,7 +142,7 @@ def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) ->
     return ProbeImages(pixels, labels, len(learnt), len(train.classes))
 
 
-def _sample(images: ImageList, count: int) -> ImageList:
+def _sample(images: NamedImages, count: int) -> NamedImages:
     """Sample `count` images, but at least one of every class; the same in every run."""
     fraction = min(1.0, max(count, 1) / len(images))
     return images.subset(balanced_subset(images.labels, fraction, seed=0))

@@ -29,6 +29,7 @@ from simmim_bench.cli.doctor import doctor
 from simmim_bench.cli.evaluate import evaluate
 from simmim_bench.cli.leaderboard import leaderboard
 from simmim_bench.cli.methods import methods
+from simmim_bench.cli.pack import pack
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
 from simmim_bench.cli.recipes import recipes
@@ -67,6 +68,7 @@ for _command in (
     leaderboard,
     recipes,
     data,
+    pack,
     convert,
     visualize,
     pocket,

@@ -19,6 +19,8 @@ from simmim_bench.errors import DataError
 from simmim_bench.untrusted.tars import list_members
 from simmim_bench.untrusted.text import visible
 
+LABEL = ".cls"  # suffix of the file that has the number of an image's class
+
 
 @dataclass(frozen=True)
 class TarMember:
@@ -86,8 +88,15 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
     Raises:
         DataError: A shard cannot be read, is compressed or has a sparse image, or no shard has images.
     """
-    beside = beside or LeftOut()
+    return list_shards(shards, beside or LeftOut())[0]
+
+
+def list_shards(
+    shards: Sequence[Path], beside: LeftOut
+) -> tuple[TarShards, dict[tuple[int, str], TarMember]]:
+    """List the images in tar files, and the members with their labels by shard and key; see `tar_shards`."""
     members: list[TarMember] = []
+    labels: dict[tuple[int, str], TarMember] = {}
     files, hidden = [*beside.files], [*beside.hidden]
     for number, shard in enumerate(shards):
         for member in list_members(shard):
@@ -102,6 +111,9 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
                 members.append(TarMember(number, member.name, member.offset, member.size))
             else:
                 files.append(f"{shard.name}:{member.name}")
+                if member.is_file and suffix_of(member.name) == LABEL:
+                    found = TarMember(number, member.name, member.offset, member.size)
+                    labels[number, sample_key(member.name)] = found
     left_out = replace(beside, files=tuple(files), hidden=tuple(hidden))
     if not members:
         names = f"shard {shards[0]}" + (
@@ -110,4 +122,15 @@ def tar_shards(shards: Sequence[Path], beside: LeftOut | None = None) -> TarShar
         raise DataError(
             f"no images ({SUFFIXES}) are in {names}{left_out.only()}; use other shards."
         )
-    return TarShards(tuple(shards), tuple(members), left_out=left_out)
+    return TarShards(tuple(shards), tuple(members), left_out=left_out), labels
+
+
+def sample_key(name: str) -> str:
+    """Return the key of a member's sample: its name up to the first dot after the folders, as WebDataset splits it."""
+    folders, slash, base = name.rpartition("/")
+    return folders + slash + base.partition(".")[0]
+
+
+def sorted_shards(folder: Path) -> list[Path]:
+    """Return the tar files in a folder, sorted."""
+    return sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))

@@ -29,7 +29,7 @@ def open_once(
     """Open images in separate files on rank 0, and return them on every process.
 
     Tar shards and Hugging Face datasets, whose readers hold open files, are opened by every process, once rank 0 has
-    opened them.
+    opened them; shards with an index, without a scan.
 
     Args:
         open_images: opens the images; called on rank 0, and on the others where they have to open them as well.

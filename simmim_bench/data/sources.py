@@ -1,4 +1,4 @@
-"""Open the images that `--data` names: class folders, flat folders, tar shards, Hugging Face datasets.
+"""Open the images that `--data` names: class folders, flat folders, tar shards, packed data, Hugging Face datasets.
 
 An `ImageSource` returns the encoded bytes of any image by its index, in any process, and a fingerprint of all
 images. It does not decode images.
@@ -18,17 +18,23 @@ import numpy as np
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.hub import hub_images
 from simmim_bench.data.hub_classes import hub_classes
+from simmim_bench.data.labelled_shards import (
+    beside_shards,
+    holds_shards,
+    only_labelled,
+    packed_images,
+)
 from simmim_bench.data.listing import (
     SUFFIXES,
     LeftOut,
     hash_names_and_sizes,
-    is_hidden,
     list_folder,
     list_tree,
 )
 from simmim_bench.data.named import HUB_PREFIX
-from simmim_bench.data.names import PathList, SharedArray
-from simmim_bench.data.shards import tar_shards
+from simmim_bench.data.names import FileNames, PathList, SharedArray
+from simmim_bench.data.packed import INDEX, PackedImages
+from simmim_bench.data.shards import sorted_shards, tar_shards
 from simmim_bench.errors import DataError
 
 # Names of the splits' folders, the first one preferred: Roboflow exports valid/, and timm reads all of them
@@ -94,6 +100,16 @@ class ImageList:
         """The class of every image, int64."""
         return self.numbers.values
 
+    @property
+    def folder(self) -> Path:
+        """The folder that `names` are relative to."""
+        return self.paths.folder
+
+    @property
+    def names(self) -> FileNames:
+        """The names of the files, relative to `folder`."""
+        return self.paths.names
+
     def read(self, index: int) -> bytes:
         """Return the content of an image file."""
         try:
@@ -145,6 +161,11 @@ class ImageList:
         return hash_names_and_sizes(zip(names, sizes.values.tolist(), strict=True))
 
 
+NamedImages = (
+    ImageList | PackedImages
+)  # images with names: of files, or of the files that were packed
+
+
 def image_list(
     root: Path,
     paths: Iterable[Path],
@@ -175,14 +196,14 @@ def split_folder(root: Path, split: str) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def class_folders(root: Path, split: str) -> ImageList:
-    """List a split in ImageNet's layout, `root/split/class/image`.
+def class_files(root: Path, split: str) -> NamedImages:
+    """List a split in ImageNet's layout, `root/split/class/image`, or in labelled tar shards, `root/split/*.tar`.
 
     The images of a class are all below its folder, at any depth. Classes are numbered in the order of their
     names, as by torchvision's `ImageFolder`: "10" comes before "2".
 
     Raises:
-        DataError: A folder is missing or empty, a class folder has no images, or there is one class alone.
+        DataError: A folder is missing or empty, a class has no images, or there is one class alone.
     """
     images = list_classes(root, split)
     faults = class_faults(split_folder(root, split), images)
@@ -191,25 +212,42 @@ def class_folders(root: Path, split: str) -> ImageList:
     return images
 
 
+def class_folders(root: Path, split: str) -> ImageList:
+    """List a split in class folders; see `class_files`.
+
+    Raises:
+        DataError: see `class_files`; or the split is in tar shards.
+    """
+    images = class_files(root, split)
+    if not isinstance(images, ImageList):
+        raise DataError(f"{images.folder} holds tar shards; use a folder with class folders.")
+    return images
+
+
 def class_images(data: Path, split: str) -> ImageSource:
-    """Open a split for classification: of class folders, or of a Hugging Face dataset `hfds:NAME[#COLUMN]`.
+    """Open a split for classification: of class folders or shards, or a Hugging Face dataset `hfds:NAME[#COLUMN]`.
 
     Args:
         split: `train` or `val`.
 
     Raises:
-        DataError: See `class_folders` and `hub_classes`.
+        DataError: See `class_files` and `hub_classes`.
         MissingFrameworkError: The package `datasets` is not installed.
     """
     if str(data).startswith(HUB_PREFIX):
         return hub_classes(str(data).removeprefix(HUB_PREFIX), split)
-    return class_folders(data, split)
+    return class_files(data, split)
 
 
 def class_faults(folder: Path, images: ImageSource) -> list[str]:
     """Return a message for each fault of a split's class folders."""
     faults = empty_classes(folder, images)
-    if len(images.classes) == 1:
+    if len(images.classes) == 1 and isinstance(images, PackedImages):
+        faults.append(
+            f"all images of the shards in {folder} have one class, {images.classes[0]}, and a classifier needs two or "
+            "more."
+        )
+    elif len(images.classes) == 1:
         faults.append(
             f"data folder {folder} has one class folder, {images.classes[0]}, and a classifier needs two or more; "
             "if the classes are below it, move them up."
@@ -218,7 +256,13 @@ def class_faults(folder: Path, images: ImageSource) -> list[str]:
 
 
 def empty_classes(folder: Path, images: ImageSource) -> list[str]:
-    """Return a message for each class folder without images."""
+    """Return a message for each class without images."""
+    if isinstance(images, PackedImages):
+        return [
+            f"class {name} of the shards in {folder} has no images; pack images of it, or pack without its folder."
+            for name, count in zip(images.classes, class_sizes(images), strict=True)
+            if not count
+        ]
     return [
         f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
         for name, count in zip(images.classes, class_sizes(images), strict=True)
@@ -232,11 +276,11 @@ def class_sizes(images: ImageSource) -> list[int]:
     return counts
 
 
-def list_classes(root: Path, split: str) -> ImageList:
-    """List the images of every class folder of a split; a class may have none.
+def list_classes(root: Path, split: str) -> NamedImages:
+    """List the images of every class of a split, in class folders or labelled tar shards; a class may have none.
 
     Raises:
-        DataError: A folder is missing or has no class folders.
+        DataError: A folder is missing or has neither.
     """
     folder = split_folder(root, split)
     if not folder.is_dir():
@@ -247,16 +291,18 @@ def list_classes(root: Path, split: str) -> ImageList:
     return list_class_folders(folder, root)
 
 
-def list_class_folders(folder: Path, root: Path) -> ImageList:
-    """List the images of every class folder in a folder; a class may have none.
+def list_class_folders(folder: Path, root: Path) -> NamedImages:
+    """List the images of every class folder in a folder, or of its labelled tar shards; a class may have none.
 
     Args:
         root: the folder that names in the fingerprint are relative to.
 
     Raises:
-        DataError: The folder cannot be listed, or has no class folders.
+        DataError: The folder cannot be listed, or has neither.
     """
     classes = sorted(list_folder(str(folder)).folders)
+    if holds_shards(folder, classes):
+        return only_labelled(packed_images(folder))
     if not classes:
         raise DataError(
             f"data folder {folder} has no class folders; move the images to {folder}/CLASS/ (ImageNet's own archives "
@@ -309,12 +355,12 @@ def _folder_images(folder: Path, root: Path) -> ImageSource:
             f"data folder {folder} does not exist; use a folder of images or of tar shards, a tar file, or "
             f"{HUB_PREFIX}NAME."
         )
-    shards = sorted(path for path in folder.glob("*.tar") if not is_hidden(path.name))
-    paths, left_out = list_tree(folder)
+    shards = sorted_shards(folder)
+    if shards and (folder / INDEX).is_file():
+        return packed_images(folder).one_class()
     if shards:
-        names = {shard.name for shard in shards}
-        files = tuple(name for name in left_out.files if name not in names)
-        return tar_shards(shards, replace(left_out, files=files, outside=tuple(paths.names)))
+        return tar_shards(shards, beside_shards(folder))
+    paths, left_out = list_tree(folder)
     if not paths:
         raise DataError(
             f"data folder {folder} has no images ({SUFFIXES}) and no *.tar{left_out.only()}; use another folder."

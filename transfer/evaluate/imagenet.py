@@ -11,8 +11,9 @@ import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
+from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageList, class_folders, describe_left_out, split_folder
+from simmim_bench.data.sources import NamedImages, class_files, describe_left_out
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.models.convnet import ConvNet
 from simmim_bench.recipe import Recipe, find_recipe
@@ -169,7 +170,7 @@ def _named_recipe(request: EvaluationRequest) -> EvaluateRecipe | FinetuneRecipe
 def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) -> Record | None:
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
-    val = open_once(partial(class_folders, request.options.data, "val"), dist)
+    val = open_once(partial(class_files, request.options.data, "val"), dist)
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):
         context.run.log(line)
@@ -215,6 +216,7 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
             "root": str(request.options.data),
             "classes": len(val.classes),
             "fingerprint": val.fingerprint(),
+            **describe_packing(val),
         },
         evaluated=len(logits),
         expected=len(val),
@@ -270,7 +272,7 @@ def forward_plan(recipe: Recipe, classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def check_classes(classifier: Classifier, val: ImageList, ckpt: str) -> str:
+def check_classes(classifier: Classifier, val: NamedImages, ckpt: str) -> str:
     """Check that a classifier's outputs are the classes of a folder, in the order of the folders' names.
 
     Returns:
@@ -279,7 +281,7 @@ def check_classes(classifier: Classifier, val: ImageList, ckpt: str) -> str:
     Raises:
         DataError: the number or the names of the classes differ.
     """
-    folder, count = split_folder(val.root, "val"), classifier.num_classes
+    folder, count = val.folder, classifier.num_classes
     folders = f"{folder} has {len(val.classes):,} class folders"
     if classifier.classes is not None and classifier.classes != val.classes:
         different = sorted({*classifier.classes} ^ {*val.classes})

@@ -12,6 +12,7 @@ from pathlib import Path
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
+from simmim_bench.data.packed import packing_in_words
 from simmim_bench.data.sources import (
     ImageSource,
     class_faults,
@@ -109,7 +110,8 @@ def _examine_split(
     yield group.finding(
         split,
         "ok",
-        f"{len(images):,} images of {len(sizes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}",
+        f"{len(images):,} images of {len(sizes):,} classes, {min(sizes):,} to {max(sizes):,} per class; {how}"
+        f"{packing_in_words(images)}",
         facts={"images": len(images), "classes": len(sizes), "fewest": min(sizes)},
     )
     if split == "train":

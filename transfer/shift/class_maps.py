@@ -13,8 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from simmim_bench.data.labelled_shards import holds_shards, packed_images
 from simmim_bench.data.listing import list_folder
-from simmim_bench.data.sources import ImageList, empty_classes, list_class_folders, split_folder
+from simmim_bench.data.sources import (
+    NamedImages,
+    empty_classes,
+    list_class_folders,
+    split_folder,
+)
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from simmim_bench.shift_sets import SHIFT_SETS
@@ -56,6 +62,8 @@ def class_names(folder: Path) -> tuple[str, ...]:
         DataError: there are none.
     """
     names = tuple(sorted(list_folder(str(folder)).folders))
+    if holds_shards(folder, names):
+        names = packed_images(folder).classes
     if not names:
         raise DataError(
             f"data folder {folder} has no class folders; move the images to {folder}/CLASS/, or name another folder."
@@ -152,7 +160,7 @@ def _check_known(
     )
 
 
-def list_images(folder: Path) -> ImageList:
+def list_images(folder: Path) -> NamedImages:
     """List the images of class folders.
 
     Raises:
@@ -165,7 +173,7 @@ def list_images(folder: Path) -> ImageList:
     return images
 
 
-def label_images(images: ImageList, mapped: ClassMap) -> np.ndarray:
+def label_images(images: NamedImages, mapped: ClassMap) -> np.ndarray:
     """Return the label of every image, (N,), from that of its class folder."""
     labels: np.ndarray = np.array(mapped.labels, np.int64)[images.labels]
     return labels

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data.sources import ImageList, class_folders
+from simmim_bench.data.sources import NamedImages, class_files
 from simmim_bench.errors import DataError
 from transfer.shift.imagenet_classes import imagenet_classes, real_labels
 
 
-def list_validation(root: Path) -> ImageList:
+def list_validation(root: Path) -> NamedImages:
     """List ImageNet's validation images.
 
     Raises:
         DataError: they cannot be listed, or an image is not named as there.
     """
-    images = class_folders(root, "val")
+    images = class_files(root, "val")
     known = real_labels()
-    for name in images.paths.names:
+    for name in images.names:
         if PurePosixPath(name).name not in known:
             raise DataError(
-                f"real: image {images.paths.folder / name} is not named as in ImageNet's validation set, such as "
+                f"real: image {images.folder / name} is not named as in ImageNet's validation set, such as "
                 "ILSVRC2012_val_00000001.JPEG, so that its ReaL labels are unknown; use ImageNet's own names."
             )
     return images
 
 
-def labels_of(images: ImageList, classes: Sequence[str], ckpt: str) -> list[list[int]]:
+def labels_of(images: NamedImages, classes: Sequence[str], ckpt: str) -> list[list[int]]:
     """Return the ReaL labels of every image as numbers of a classifier's outputs; an image may have none.
 
     Args:
@@ -47,5 +47,5 @@ def labels_of(images: ImageList, classes: Sequence[str], ckpt: str) -> list[list
     known = real_labels()
     return [
         [number_of[own[label]] for label in known[PurePosixPath(name).name]]
-        for name in images.paths.names
+        for name in images.names
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.named import DataSet
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageList, describe_left_out
+from simmim_bench.data.sources import NamedImages, describe_left_out
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.models.convnet import ConvNet
@@ -103,9 +103,7 @@ def score_real(
         ranking = rank_votes(logits)  # an image with several labels has no calibration
     labelled = [row for row, own in enumerate(labels) if own]
     if not labelled:
-        raise DataError(
-            f"real: no image of {images.paths.folder} has a ReaL label; use ImageNet's val/."
-        )
+        raise DataError(f"real: no image of {images.folder} has a ReaL label; use ImageNet's val/.")
     predictions = context.run.predictions / "real.npz"
     write_multilabel(
         predictions,
@@ -127,7 +125,7 @@ def score_real(
     )
 
 
-def _stored_ranking(classifier: ShiftClassifier, images: ImageList) -> Ranking | None:
+def _stored_ranking(classifier: ShiftClassifier, images: NamedImages) -> Ranking | None:
     """Return the ranked classes that a run has stored; None where they are to be computed.
 
     Raises:
@@ -137,7 +135,7 @@ def _stored_ranking(classifier: ShiftClassifier, images: ImageList) -> Ranking |
         return None
     if classifier.stored.fingerprint != images.fingerprint():
         raise DataError(
-            f"real: {images.paths.folder} is not the validation set that {classifier.ckpt} was scored on (another "
+            f"real: {images.folder} is not the validation set that {classifier.ckpt} was scored on (another "
             "fingerprint), so that the stored predictions are not of its images; use the run's own data set."
         )
     path = classifier.stored.path
@@ -200,7 +198,7 @@ def score_corruptions(
 def _forward(
     context: RunContext,
     classifier: ShiftClassifier,
-    images: ImageList,
+    images: NamedImages,
     description: str,
     *,
     outputs: Sequence[int] | None = None,
@@ -244,13 +242,13 @@ def _forward(
         return None
     if not np.isfinite(logits).all():
         raise DataError(
-            f"the logits of {classifier.ckpt} on {images.root} are not finite; use -o precision=fp32, or another copy "
-            "of the file."
+            f"the logits of {classifier.ckpt} on {images.folder} are not finite; use -o precision=fp32, or another "
+            "copy of the file."
         )
     return logits
 
 
-def _log_left_out(context: RunContext, name: str, images: ImageList) -> None:
+def _log_left_out(context: RunContext, name: str, images: NamedImages) -> None:
     for line in describe_left_out(images, name):
         context.run.log(line)
 
