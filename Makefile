@@ -54,7 +54,7 @@ leaderboard-check: $(STAMP)  ## recompute every committed score, compare hashes 
 	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
 	$(BIN)/python benchmarks/tables.py --check
 
-bench: $(STAMP)  ## measure the speed of steps and of data loading, write the tables (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10)
+bench: $(STAMP)  ## measure the speed of steps and of data loading, write the tables (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10 BEFORE=../older-checkout)
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
@@ -66,6 +66,8 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/logistic.py --images 400 --channels 128 --json benchmarks/results/logistic_demo_10pct.json
 	$(BIN)/python benchmarks/attentive.py $(if $(BENCH_GPU),,--images 32) --json benchmarks/results/attentive.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
+	$(BIN)/python benchmarks/startup.py $(if $(BEFORE),--before $(BEFORE)) --json benchmarks/results/startup.json
+	$(BIN)/python benchmarks/busy_neighbours.py --json benchmarks/results/busy_neighbours.json
 	$(BIN)/python benchmarks/tables.py
 
 test: $(STAMP)  ## run the tests (under 8 minutes on two cores)

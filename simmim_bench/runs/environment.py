@@ -38,6 +38,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cuda": cuda_versions(),
         "kernels": cuda_kernels(),
