@@ -26,7 +26,7 @@ from simmim_bench.processors import CHOSEN, SPIN_COUNT, THREADS, WAIT_POLICY, us
 
 HERE = Path(__file__).resolve().parents[1]
 # The variables of a user win over the program's choice. 300,000 turns are the default of libgomp.
-ALTERNATIVES = {
+ALTERNATIVES: dict[str, dict[str, str]] = {
     "OpenMP's default": {SPIN_COUNT: "300000"},
     "ours": {},
     "passive": {WAIT_POLICY: "passive"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -47,7 +47,7 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def compare(
-    alternatives: dict[str, Callable[[], Any]],
+    alternatives: Mapping[str, Callable[[], Any]],
     *,
     rounds: int,
     between: Callable[[], object] | None = None,

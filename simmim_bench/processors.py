@@ -51,9 +51,9 @@ def quota(cgroup: Path | None = None, root: Path | None = None) -> float:
     for line in lines:
         number, controllers, group = (*line.split(":", 2), "", "")[:3]
         if number == "0":
-            mounts, read = (root, root / "unified"), _quota_v2
+            mounts, read = [root, root / "unified"], _quota_v2
         elif "cpu" in controllers.split(","):
-            mounts, read = (root / "cpu", root / controllers, root / "cpu,cpuacct"), _quota_v1
+            mounts, read = [root / "cpu", root / controllers, root / "cpu,cpuacct"], _quota_v1
         else:
             continue
         path = Path(group.lstrip("/"))

@@ -25,7 +25,13 @@ from simmim_bench.processors import (
 from simmim_bench.waiting import missing_processors
 
 # Imports of half a second and more that a first step does not need.
-NEEDLESS = ("torchmetrics", "transformers", "matplotlib", "scipy.interpolate", "scipy.stats")
+NEEDLESS: tuple[str, ...] = (
+    "torchmetrics",
+    "transformers",
+    "matplotlib",
+    "scipy.interpolate",
+    "scipy.stats",
+)
 NEEDLESS += ("datasets", "pandas", "detectron2", "mmseg", "submitit")
 
 
