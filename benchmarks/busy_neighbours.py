@@ -71,7 +71,8 @@ def pretrain_epoch(folder: Path, variables: dict[str, str]) -> float:
     with TemporaryDirectory(dir=folder) as temporary:
         out = Path(temporary, "run")
         command = ["pretrain", "--arch", "vit_pocket", "--data", str(folder / "data" / "imagenet")]
-        run_command([*command, "--out", str(out), "-o", "epochs=1", "--quiet"], variables, folder)
+        settings = ["-o", "epochs=1", "-o", "warmup_epochs=0", "--quiet"]
+        run_command([*command, "--out", str(out), *settings], variables, folder)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     images = len(list((folder / "data" / "imagenet" / "train").rglob("*.*")))
     return images / float([m["images_per_s"] for m in lines if "images_per_s" in m][-1])
