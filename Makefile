@@ -70,6 +70,8 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/attentive.py $(if $(BENCH_GPU),,--images 32) --json benchmarks/results/attentive.json
 	$(if $(PROBE_CKPT),$(BIN)/python benchmarks/linear_probe.py --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --recipe linear_cifar --json benchmarks/results/linear_probe.json)
 	$(if $(and $(BEFORE),$(PROBE_CKPT)),for task in "linear" "knn" "fewshot --fraction 1%" "fewshot --fraction 10%"; do $(BIN)/python benchmarks/frozen_tasks.py $$task --before $(BEFORE) --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --json "benchmarks/results/frozen_$$(echo $$task | tr -d ' %-').json" || exit $$?; done)
+	$(BIN)/python benchmarks/startup.py $(if $(BEFORE),--before $(BEFORE)) --json benchmarks/results/startup.json
+	$(BIN)/python benchmarks/busy_neighbours.py --json benchmarks/results/busy_neighbours.json
 	$(BIN)/python benchmarks/tables.py
 
 test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -35,12 +35,24 @@ class Timing:
     rounds: int
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """Return the seconds of one call, including the GPU's work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
 def compare(
-    alternatives: dict[str, Callable[[], object]],
+    alternatives: Mapping[str, Callable[[], Any]],
     *,
     rounds: int,
     between: Callable[[], object] | None = None,
     warm_up: bool = True,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> list[Timing]:
     """Time every alternative once per round.
 
@@ -49,13 +61,14 @@ def compare(
         rounds: at least 3, which quartiles need.
         between: called once per round, untimed, such as a measurement of the machine.
         warm_up: run one round before those that count; skip it if a round takes minutes.
+        clock: runs a function and returns its seconds, such as those that the function itself measured.
     """
     elapsed: dict[str, list[float]] = {name: [] for name in alternatives}
     for number in range(not warm_up, rounds + 1):
         if between is not None:
             between()
         for name, run in alternatives.items():
-            seconds = _time(run)
+            seconds = clock(run)
             if number:
                 elapsed[name].append(seconds)
     reference = next(iter(elapsed.values()))
@@ -65,17 +78,6 @@ def compare(
         low, _, high = quantiles(ratios, n=4)
         timings.append(Timing(name, median(measured), median(ratios), low, high, rounds))
     return timings
-
-
-def _time(run: Callable[[], object]) -> float:
-    """Return the seconds of one call, including the GPU's work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def report(title: str, timings: list[Timing], out: Path | None, **facts: object) -> None:

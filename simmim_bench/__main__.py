@@ -13,6 +13,9 @@ from types import FrameType
 def main() -> None:
     """Run the command line and exit; a Ctrl-C during its imports ends it in one line as well."""
     signal.signal(signal.SIGINT, _exit)  # until `raise_on_signals` follows
+    from simmim_bench.processors import choose_threads
+
+    choose_threads(os.environ)
     from simmim_bench.cli.main import main as run_command_line
 
     run_command_line()

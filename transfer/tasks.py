@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from simmim_bench.imports import without_collection
 from simmim_bench.recipe import Recipe
 from simmim_bench.tasks import TASKS, Task
 from transfer.attentive.recipes import AttentiveRecipe
@@ -217,7 +218,8 @@ DATA_CHECKS: dict[str, str] = {
 def load_function(name: str) -> Callable[..., Any]:
     """Import the function that `module:function` names."""
     module, _, function = name.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    with without_collection():
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return found
 
 

@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -32,6 +31,8 @@ def average_distance(masks: Tensor, img_size: tuple[int, int]) -> float:
     Returns:
         At least 1; infinity if a mask leaves nothing visible, 0 if nothing is hidden.
     """
+    from scipy.ndimage import distance_transform_edt
+
     hidden = upsample_mask(masks, img_size).bool().cpu().numpy()
     if hidden.all(axis=(1, 2)).any():
         return math.inf

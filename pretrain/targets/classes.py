@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from pretrain.design import Design, TargetModelInfo
@@ -117,6 +116,8 @@ class ClusterTarget(ClassificationTarget):
         self, images: Iterable[Tensor], seed: int, display: Display | None = None
     ) -> dict[str, float]:
         """Fit the palette by k-means (Lloyd's algorithm from k-means++) on a random sample of the images' colours."""
+        from scipy.cluster.vq import kmeans2
+
         colours = torch.cat(
             [self.colours(i).transpose(0, 1).flatten(1) for i in images], dim=1
         ).T.cpu()

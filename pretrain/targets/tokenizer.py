@@ -12,7 +12,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from pretrain.targets.classes import nearest_centre
@@ -232,6 +231,8 @@ def _train(
 
 def _init_codebook(net: Tokenizer, images: Tensor, generator: torch.Generator) -> EMACodebook:
     """Initialise the codebook by k-means on the encoder's outputs for a sample of the images."""
+    from scipy.cluster.vq import kmeans2
+
     tokens_per_image = (images.shape[2] // net.stride) * (images.shape[3] // net.stride)
     count = math.ceil(KMEANS_POINTS * net.vocabulary / tokens_per_image)
     chosen = torch.randperm(len(images), generator=generator)[:count]

@@ -12,6 +12,7 @@ import click
 
 from simmim_bench.cli.options import PATH, open_display
 from simmim_bench.errors import UsageError
+from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.tasks import LAYOUTS, TASKS, tasks_with
 
@@ -41,14 +42,15 @@ def demo(out: Path, overwrite: bool) -> None:
 
     A small ViT, two rows (random initialisation and SimMIM), all columns but attentive, the same recipes for both.
     """
-    from pretrain.launch import resolve_recipe, run_pretraining
-    from simmim_bench.files import write_json
-    from simmim_bench.jobs.forecast import PRETRAIN_KIND
-    from simmim_bench.jobs.progress import Tracker
-    from simmim_bench.jobs.workers import Machine
-    from transfer.suite.options import SuiteOptions
-    from transfer.suite.report import print_result
-    from transfer.suite.run import expected_steps, plan_suite, run_suite
+    with without_collection():
+        from pretrain.launch import resolve_recipe, run_pretraining
+        from simmim_bench.files import write_json
+        from simmim_bench.jobs.forecast import PRETRAIN_KIND
+        from simmim_bench.jobs.progress import Tracker
+        from simmim_bench.jobs.workers import Machine
+        from transfer.suite.options import SuiteOptions
+        from transfer.suite.report import print_result
+        from transfer.suite.run import expected_steps, plan_suite, run_suite
 
     display = open_display(False)
     data, checkpoint = out / "data", out / "pretrain"

@@ -16,6 +16,7 @@ from simmim_bench.cli.options import (
     scoring_recipes,
 )
 from simmim_bench.cli.transfer_summary import images_se
+from simmim_bench.imports import without_collection
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import format_metric
 
@@ -86,11 +87,12 @@ def evaluate(
     The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
     of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
     """
-    from simmim_bench.distributed import init_distributed
-    from simmim_bench.results.scored_runs import read_scored_runs
-    from simmim_bench.training.determinism import deterministic_algorithms
-    from transfer.evaluate.evaluation import EvaluationRequest
-    from transfer.evaluate.launch import evaluation_dir, run_evaluation
+    with without_collection():
+        from simmim_bench.distributed import init_distributed
+        from simmim_bench.results.scored_runs import read_scored_runs
+        from simmim_bench.training.determinism import deterministic_algorithms
+        from transfer.evaluate.evaluation import EvaluationRequest
+        from transfer.evaluate.launch import evaluation_dir, run_evaluation
 
     request = EvaluationRequest(
         task=task, ckpt=ckpt, options=options, model=model, backbone=backbone

@@ -16,6 +16,7 @@ from simmim_bench.cli.options import (
     run_options,
 )
 from simmim_bench.errors import UsageError
+from simmim_bench.imports import without_collection
 from simmim_bench.runs.options import RunOptions
 
 
@@ -124,13 +125,13 @@ def pretrain(
     """
     if probe_every is not None and probe_data is None:
         raise UsageError(f"--probe-every {probe_every} needs --probe-data; add it.")
-    from simmim_bench.distributed import init_distributed
-    from simmim_bench.training.determinism import deterministic_algorithms
-
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
-    from pretrain.launch import resolve_recipe, run_pretraining
-    from pretrain.train import TrainOptions
+    with without_collection():
+        from pretrain.launch import resolve_recipe, run_pretraining
+        from pretrain.train import TrainOptions
+        from simmim_bench.distributed import init_distributed
+        from simmim_bench.training.determinism import deterministic_algorithms
 
     recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:

@@ -26,6 +26,7 @@ from simmim_bench.cli.options import (
     task_option,
     transfer_recipes,
 )
+from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.methods import ALL_METHODS
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, tasks_on, variants
@@ -178,10 +179,11 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
     that of the first failed step or blocked row.
     """
-    from transfer.suite.options import SuiteOptions
-    from transfer.suite.plan import check_obstacles
-    from transfer.suite.report import plan_text, print_result
-    from transfer.suite.run import plan_suite, result_json, run_suite
+    with without_collection():
+        from transfer.suite.options import SuiteOptions
+        from transfer.suite.plan import check_obstacles
+        from transfer.suite.report import plan_text, print_result
+        from transfer.suite.run import plan_suite, result_json, run_suite
 
     offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
     data_sets = pop_data_sets(given)

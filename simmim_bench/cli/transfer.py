@@ -25,6 +25,7 @@ from simmim_bench.cli.transfer_shift import (
 )
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
 from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.imports import without_collection
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
@@ -174,16 +175,17 @@ def transfer(
         return
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
-    from simmim_bench.distributed import init_distributed
-    from simmim_bench.training.determinism import deterministic_algorithms
-    from transfer.launch import (
-        TransferRequest,
-        check_run_dirs,
-        plan_baseline,
-        plan_transfer,
-        requests_by_data_set,
-        run_plan,
-    )
+    with without_collection():
+        from simmim_bench.distributed import init_distributed
+        from simmim_bench.training.determinism import deterministic_algorithms
+        from transfer.launch import (
+            TransferRequest,
+            check_run_dirs,
+            plan_baseline,
+            plan_transfer,
+            requests_by_data_set,
+            run_plan,
+        )
 
     general = TransferRequest(task=task, options=options, task_options=task_options)
     checkpoint, pairs = None, []

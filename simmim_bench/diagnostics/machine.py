@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from simmim_bench.diagnostics.findings import Finding
+from simmim_bench.diagnostics.threads import check_threads
 from simmim_bench.display import plural
-from simmim_bench.processors import usable_cores
 from simmim_bench.runs.environment import cuda_versions
 from simmim_bench.training.memory import GIB, available_memory
 from simmim_bench.training.precision import MIN_WIDTH, decide_precision, default_precision
@@ -39,7 +39,7 @@ def check_machine(folder: Path) -> list[Finding]:
     return [
         _python(),
         _processor(),
-        _threads(),
+        check_threads(),
         *check_gpus(),
         _memory(),
         *check_shared_memory(SHARED_MEMORY, max(1, torch.cuda.device_count())),
@@ -79,30 +79,6 @@ def _processor() -> Finding:
         model=model,
         bf16_flags=flags,
         precision=precision,
-    )
-
-
-def _threads() -> Finding:
-    cores, threads = usable_cores(), torch.get_num_threads()
-    from_environment = os.environ.get("OMP_NUM_THREADS")
-    finding = _finding(
-        "threads",
-        f"torch uses {threads} threads; {cores:g} of {os.cpu_count()} processors are usable"
-        + (f"; OMP_NUM_THREADS={from_environment}" if from_environment else ""),
-        torch=threads,
-        usable=cores,
-        processors=os.cpu_count(),
-        omp_num_threads=from_environment,
-    )
-    if threads <= max(1, cores):
-        return finding
-    return Finding(
-        group="machine",
-        name="threads",
-        state="warning",
-        said=f"{finding.said}: more threads than processors wait for each other",
-        remedy=f"export OMP_NUM_THREADS={max(1, int(cores))}",
-        facts=finding.facts,
     )
 
 

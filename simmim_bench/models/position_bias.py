@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import CubicSpline
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor, nn
 
@@ -57,6 +56,8 @@ def resize_matrix(size: int, new_size: int) -> Tensor:
         return torch.eye(length)
     if length == 1:
         return torch.ones(new_length, 1)
+    from scipy.interpolate import CubicSpline  # takes a third of a second to import
+
     positions = geometric_positions(length, new_length)
     wanted = np.arange(new_length) - new_length // 2
     # Clip, so that the spline does not extrapolate where the maximum ratio 1.5 is too small.

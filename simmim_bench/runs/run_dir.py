@@ -33,6 +33,7 @@ from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
 from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.text import visible_lines
+from simmim_bench.waiting import sleep_beside_others
 
 # Other folders in a run directory may be runs, such as the transfers of a pretraining, or the features they share.
 OWN_FOLDERS = ("checkpoints", "classifier", "predictions", "tensorboard")
@@ -189,7 +190,8 @@ def open_run(
     """
     if dist is not None and not dist.is_main:
         dist.barrier()
-        yield RunDir(path, display, writes=False)
+        with sleep_beside_others():
+            yield RunDir(path, display, writes=False)
         return
     description = describe_run(recipe, deviates, arguments)
     how = {"resume": resume, "overwrite": overwrite}
@@ -208,6 +210,7 @@ def open_run(
             write_json(path / "env.json", environment())
             run = RunDir(path, display)
             closing.callback(run.close)
+            closing.enter_context(sleep_beside_others())
             if dist is not None:
                 dist.barrier()
         except OSError as error:
