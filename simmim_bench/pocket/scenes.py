@@ -18,13 +18,6 @@ import numpy as np
 
 from simmim_bench.pocket.classes import CLUTTER, STUFF_CLASSES, THINGS, Layer
 
-STUFF_CONTRAST = 0.1
-"""Amplitude of a stuff texture, for values in [0, 1].
-
-A stuff class is known by its texture alone. At an amplitude of 0.04, a tenth of an object's contrast, pretraining on
-pixels ignored textures, and a pretrained backbone segmented stuff worse than a newly initialised one.
-"""
-
 Colour = tuple[float, float, float]
 """(R, G, B) in [0, 1]."""
 
@@ -258,8 +251,8 @@ def _sample_clutter(
 def _sample_stuff_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     """Sample two similar colours of medium brightness; the tones of objects are brighter and darker."""
     hue, saturation, value = rng.random(), rng.uniform(0.1, 0.5), rng.uniform(0.42, 0.8)
-    low = colorsys.hsv_to_rgb(hue, saturation, value - STUFF_CONTRAST)
-    high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + STUFF_CONTRAST)
+    low = colorsys.hsv_to_rgb(hue, saturation, value - 0.04)
+    high = colorsys.hsv_to_rgb(hue + rng.uniform(-0.06, 0.06), saturation, value + 0.04)
     return low, high
 
 

@@ -42,7 +42,7 @@ from simmim_bench.processors import usable_cores
 _Annotations = list[dict[str, Any]]
 _Map = Callable[..., Iterator[_Annotations]]
 
-VERSION = 2
+VERSION = 1
 """Version of the images; increases whenever the same seed renders other images."""
 
 MIN_SIDE = 32

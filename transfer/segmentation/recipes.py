@@ -242,8 +242,8 @@ ADE20K_POCKET = Ade20kRecipe(
 ADE20K_DEMO = replace(
     ADE20K_POCKET,
     name="ade20k_demo",
-    source="ours: `simmim-bench demo`; windows of 32 pixels, of which a step costs a third of ade20k_pocket's, and half "
-    "of its learning rate, at which both rows learn the objects",
+    source="ours: `simmim-bench demo`; windows of 32 pixels, whose steps cost a third, and half of ade20k_pocket's "
+    "learning rate, at which both rows learn the objects",
     img_size=(32, 32),
     resize_within=(64, 64),
     max_iters=150,
