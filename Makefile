@@ -40,7 +40,7 @@ $(STAMP): setup.cfg Makefile $(CONSTRAINTS) simmim_bench/diagnostics/detectron2.
 	    -r $(DETECTRON2)
 	touch $@
 
-demo: $(STAMP)  ## run everything on synthetic data, from pretraining to a leaderboard (about 20 minutes on two idle cores)
+demo: $(STAMP)  ## run everything on synthetic data, from pretraining to a leaderboard (minutes on two idle cores)
 	$(BIN)/simmim-bench demo
 
 leaderboard: demo  ## copy the demo's records to benchmarks/records/, write the committed tables, check them
@@ -54,7 +54,7 @@ leaderboard-check: $(STAMP)  ## recompute every committed score, compare hashes 
 	$(BIN)/simmim-bench leaderboard check $(COMMITTED)
 	$(BIN)/python benchmarks/tables.py --check
 
-bench: $(STAMP)  ## measure the speed of steps and of data loading, write the tables (BENCH_GPU=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10 BEFORE=../before)
+bench: $(STAMP)  ## measure the speed of steps and of data loading, write the tables (BENCH_GPU=1 BENCH_DEMO=1 BENCH_IMAGES=imagenet OFFICIAL=../SimMIM PROBE_CKPT=runs/vit PROBE_IMAGES=cifar10 BEFORE=../before)
 	$(BIN)/python benchmarks/pretrain_step.py --arch vit_b --json benchmarks/results/step_vit_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(BIN)/python benchmarks/pretrain_step.py --arch swin_b --json benchmarks/results/step_swin_b.json $(if $(OFFICIAL),--official $(OFFICIAL))
 	$(if $(BENCH_IMAGES),$(BIN)/python benchmarks/data_loading.py --data $(BENCH_IMAGES) --json benchmarks/results/loading.json)
@@ -72,6 +72,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(if $(and $(BEFORE),$(PROBE_CKPT)),for task in "linear" "knn" "fewshot --fraction 1%" "fewshot --fraction 10%"; do $(BIN)/python benchmarks/frozen_tasks.py $$task --before $(BEFORE) --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --json "benchmarks/results/frozen_$$(echo $$task | tr -d ' %-').json" || exit $$?; done)
 	$(BIN)/python benchmarks/startup.py $(if $(BEFORE),--before $(BEFORE)) --json benchmarks/results/startup.json
 	$(BIN)/python benchmarks/busy_neighbours.py --json benchmarks/results/busy_neighbours.json
+	$(if $(BENCH_DEMO),$(BIN)/python benchmarks/demo.py --out runs/bench-demo --json benchmarks/results/demo.json $(if $(BEFORE),--before $(BEFORE)))
 	$(BIN)/python benchmarks/tables.py
 
 test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit

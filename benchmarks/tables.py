@@ -1,7 +1,7 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
-results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs, and other
-results/*.json its speed tables.
+results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs,
+results/demo.json that of the demo, and other results/*.json its speed tables.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
 computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
 is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cards
 import costs
+import demo
 from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
@@ -75,6 +76,8 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
         content = json.loads(result.read_text(encoding="utf-8"))
         if result.name.startswith("gpu_check_"):
             gpu_checks.append(gpu_check.markdown(content))
+        elif result.name == demo.RESULT:
+            speed_tables.append(demo.to_markdown(content))
         else:
             speed_tables.append(speed_table(content))
     path = HERE / "README.md"

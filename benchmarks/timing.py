@@ -89,7 +89,7 @@ def report(title: str, timings: list[Timing], out: Path | None, **facts: object)
     """
     content = {
         "title": title,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "timings": [asdict(t) for t in timings],
@@ -116,7 +116,7 @@ def to_markdown(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the name of the CPU."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -281,6 +281,12 @@ CIFAR = replace(
     epochs=1,
     warmup_epochs=0,
 )
+DEMO = replace(
+    POCKET,
+    name="demo",
+    source="ours: `simmim-bench demo`; four of pocket's nine epochs",
+    epochs=4,
+)
 
 _PLAIN: dict[str, PretrainRecipe] = {
     recipe.name: recipe
@@ -294,6 +300,7 @@ _PLAIN: dict[str, PretrainRecipe] = {
         RESNET50_300EP,
         POCKET,
         CIFAR,
+        DEMO,
     )
 }
 

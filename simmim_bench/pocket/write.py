@@ -14,10 +14,16 @@ of numpy and Pillow), and a larger count does not change the earlier images.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +37,19 @@ from simmim_bench.pocket.annotations import COCO_CATEGORY_IDS, ade20k_labels, co
 from simmim_bench.pocket.classes import STUFF_CLASSES, THING_CLASSES
 from simmim_bench.pocket.render import render
 from simmim_bench.pocket.scenes import Scene, object_scene, open_scene
+from simmim_bench.processors import usable_cores
+
+_Annotations = list[dict[str, Any]]
+_Map = Callable[..., Iterator[_Annotations]]
 
 VERSION = 1
 """Version of the images; increases whenever the same seed renders other images."""
 
 MIN_SIDE = 32
 """Minimum image side in pixels; below it, an object's pattern is finer than a pixel."""
+
+IN_PROCESSES = 1000
+"""Number of images from which on several processes render them; one renders this many in 4 seconds."""
 
 OWNED = ("ade20k", "coco", "imagenet", "pocket.json")
 """Content of a synthetic data set; a directory with other content is never written to."""
@@ -159,14 +172,19 @@ def _write_all(
     root: Path, seed: int, img_size: tuple[int, int], counts: PocketCounts
 ) -> Iterator[None]:
     """Write all splits to `root`, then their description; yield after every image."""
-    writers = {"imagenet": _write_imagenet, "coco": _write_coco, "ade20k": _write_ade20k}
-    for split_id, (name, count) in enumerate(asdict(counts).items()):
-        layout, split = name.split("_")
-        rngs = [
-            np.random.default_rng(np.random.SeedSequence([seed, split_id, index]))
-            for index in range(count)
-        ]
-        yield from writers[layout](root / layout, split, rngs, img_size)
+    numbers = [
+        (name, split_id, index)
+        for split_id, (name, count) in enumerate(asdict(counts).items())
+        for index in range(count)
+    ]
+    found: dict[str, list[_Annotations]] = {name: [] for name in asdict(counts)}
+    with _map_function(len(numbers)) as map_function:
+        written = map_function(partial(_write_one, root, seed, img_size), numbers)
+        for (name, _, _), annotations in zip(numbers, written, strict=True):
+            found[name].append(annotations)
+            yield
+    for split in ("train", "val"):
+        _write_instances(root / "coco" / "annotations", split, img_size, found[f"coco_{split}"])
     names = "".join(f"{name}\n" for name in (*STUFF_CLASSES, *THING_CLASSES))
     write_text(root / "ade20k" / "classes.txt", names)
     about = {
@@ -181,62 +199,110 @@ def _write_all(
     write_json(root / "pocket.json", about)
 
 
+@contextmanager
+def _map_function(images: int) -> Iterator[_Map]:
+    """Return a `map` that calls its function in one process per usable core, or in this one for few images."""
+    processes = math.floor(usable_cores())
+    if processes <= 1 or images < IN_PROCESSES:
+        yield map
+        return
+    # Ctrl-C reaches every process of the terminal; this one stops the others.
+    with ProcessPoolExecutor(processes, get_context("spawn"), _ignore_ctrl_c) as pool:
+        try:
+            yield partial(pool.map, chunksize=IN_PROCESSES // 10)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _ignore_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_one(
+    root: Path, seed: int, img_size: tuple[int, int], number: tuple[str, int, int]
+) -> _Annotations:
+    """Write an image and its label map, if it has one; return its COCO annotations, without ids.
+
+    Args:
+        number: the split's name, its position in `PocketCounts`, and the image's index, from 0.
+    """
+    name, split_id, index = number
+    rng = np.random.default_rng(np.random.SeedSequence([seed, split_id, index]))
+    layout, split = name.split("_")
+    return _WRITERS[layout](root / layout, split, rng, index, img_size)
+
+
 def _write_imagenet(
-    root: Path, split: str, rngs: list[np.random.Generator], img_size: tuple[int, int]
-) -> Iterator[None]:
-    """Write one split in ImageNet's layout, cycling through the classes; yield after every image."""
-    for index, rng in enumerate(rngs):
-        number, label = divmod(index, len(THING_CLASSES))
-        kind = THING_CLASSES[label]
-        image = render(object_scene(rng, kind, _extent(img_size)), img_size).image
-        _write_image(root / split / kind / f"{kind}_{number + 1:05d}.JPEG", image)
-        yield
+    root: Path, split: str, rng: np.random.Generator, index: int, img_size: tuple[int, int]
+) -> _Annotations:
+    """Write an image in ImageNet's layout, whose classes take turns."""
+    number, label = divmod(index, len(THING_CLASSES))
+    kind = THING_CLASSES[label]
+    image = render(object_scene(rng, kind, _extent(img_size)), img_size).image
+    _write_image(root / split / kind / f"{kind}_{number + 1:05d}.JPEG", image)
+    return []
 
 
 def _write_coco(
-    root: Path, split: str, rngs: list[np.random.Generator], img_size: tuple[int, int]
-) -> Iterator[None]:
-    """Write one split in COCO's layout; yield after every image."""
+    root: Path, split: str, rng: np.random.Generator, index: int, img_size: tuple[int, int]
+) -> _Annotations:
+    """Write an image in COCO's layout and return its annotations."""
+    scene = _sample_open_scene(rng, index + 1, img_size)
+    rendering = render(scene, img_size)
+    _write_image(root / f"{split}2017" / _coco_name(index), rendering.image)
+    return list(coco_annotations(scene, rendering))
+
+
+def _write_ade20k(
+    root: Path, split: str, rng: np.random.Generator, index: int, img_size: tuple[int, int]
+) -> _Annotations:
+    """Write an image and its label map in ADE20K's layout."""
+    folder = {"train": "training", "val": "validation"}[split]
+    scene = _sample_open_scene(rng, index + 1, img_size)
+    rendering = render(scene, img_size)
+    name = f"ADE_{split}_{index + 1:08d}"
+    _write_image(root / "images" / folder / f"{name}.jpg", rendering.image)
+    labels = ade20k_labels(scene, rendering)
+    _write_image(root / "annotations" / folder / f"{name}.png", labels)
+    return []
+
+
+_WRITERS = {"imagenet": _write_imagenet, "coco": _write_coco, "ade20k": _write_ade20k}
+
+
+def _coco_name(index: int) -> str:
+    return f"{index + 1:012d}.jpg"
+
+
+def _write_instances(
+    folder: Path, split: str, img_size: tuple[int, int], found: list[_Annotations]
+) -> None:
+    """Write the annotations of a split, of one image after the other, in COCO's layout."""
     height, width = img_size
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, rng in enumerate(rngs, start=1):
-        scene = _sample_open_scene(rng, image_id, img_size)
-        rendering = render(scene, img_size)
-        name = f"{image_id:012d}.jpg"
-        _write_image(root / f"{split}2017" / name, rendering.image)
-        images.append(
-            {"id": image_id, "file_name": name, "height": height, "width": width, "license": 1}
-        )
-        for annotation in coco_annotations(scene, rendering):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
-        yield
+    numbered = [(i, one) for i, of_image in enumerate(found, start=1) for one in of_image]
     instances = {
         "info": {"description": "simmim-bench pocket", "version": str(VERSION)},
         "licenses": [{"id": 1, "name": "MIT", "url": "https://opensource.org/license/mit"}],
-        "images": images,
-        "annotations": annotations,
+        "images": [
+            {
+                "id": index + 1,
+                "file_name": _coco_name(index),
+                "height": height,
+                "width": width,
+                "license": 1,
+            }
+            for index in range(len(found))
+        ],
+        "annotations": [
+            {"id": number, "image_id": image_id, **annotation}
+            for number, (image_id, annotation) in enumerate(numbered, start=1)
+        ],
         "categories": [
             {"id": category_id, "name": name, "supercategory": "thing"}
             for category_id, name in zip(COCO_CATEGORY_IDS, THING_CLASSES, strict=True)
         ],
     }
-    write_json(root / "annotations" / f"instances_{split}2017.json", instances)
-
-
-def _write_ade20k(
-    root: Path, split: str, rngs: list[np.random.Generator], img_size: tuple[int, int]
-) -> Iterator[None]:
-    """Write one split in ADE20K's layout; yield after every image."""
-    folder = {"train": "training", "val": "validation"}[split]
-    for number, rng in enumerate(rngs, start=1):
-        scene = _sample_open_scene(rng, number, img_size)
-        rendering = render(scene, img_size)
-        name = f"ADE_{split}_{number:08d}"
-        _write_image(root / "images" / folder / f"{name}.jpg", rendering.image)
-        labels = ade20k_labels(scene, rendering)
-        _write_image(root / "annotations" / folder / f"{name}.png", labels)
-        yield
+    write_json(folder / f"instances_{split}2017.json", instances)
 
 
 def _sample_open_scene(rng: np.random.Generator, number: int, img_size: tuple[int, int]) -> Scene:

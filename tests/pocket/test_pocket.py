@@ -58,8 +58,12 @@ def shoelace(polygon: list[float]) -> float:
     return 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
 
 
-def test_equal_seeds_write_equal_bytes(tmp_path: Path) -> None:
+def test_equal_seeds_write_equal_bytes_in_one_process_and_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_pocket(tmp_path / "a", seed=3, counts=FEW)
+    monkeypatch.setattr("simmim_bench.pocket.write.usable_cores", lambda: 2.0)
+    monkeypatch.setattr("simmim_bench.pocket.write.IN_PROCESSES", 10)
     write_pocket(tmp_path / "elsewhere" / "b", seed=3, counts=FEW)
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "elsewhere" / "b")
 

@@ -212,3 +212,10 @@ COCO_POCKET = CocoRecipe(
     detections=30,
     score_threshold=0.01,
 )
+COCO_DEMO = replace(
+    COCO_POCKET,
+    name="coco_demo",
+    source="ours: `simmim-bench demo`; 100 of coco_pocket's 160 steps",
+    max_iters=100,
+    warmup_iters=15,
+)

@@ -128,6 +128,13 @@ IMAGENET_POCKET = FinetuneRecipe(
     hflip=0.5,
     test_crop_ratio=1.0,
 )
+IMAGENET_DEMO = replace(
+    IMAGENET_POCKET,
+    name="imagenet_demo",
+    source="ours: `simmim-bench demo`; half of imagenet_pocket",
+    epochs=1,
+    warmup_epochs=0,
+)
 IMAGENET_CIFAR = replace(
     IMAGENET_POCKET,
     name="imagenet_cifar",
