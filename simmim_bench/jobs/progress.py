@@ -22,6 +22,8 @@ from simmim_bench.display import (
     first_names,
     format_duration,
 )
+from simmim_bench.errors import DataError
+from simmim_bench.untrusted.json_text import read_json
 
 PROGRESS_FILE = (
     "SIMMIM_BENCH_PROGRESS"  # environment variable of a step's process: the file that it writes
@@ -81,9 +83,11 @@ def write_progress(path: Path) -> Follower:
 def read_progress(path: Path) -> list[TaskProgress]:
     """Read the tasks that a step's process has written; an empty list where there are none yet."""
     try:
-        return [TaskProgress(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
+        tasks = [TaskProgress(**fields) for fields in read_json(path, "progress file")]
+    except (DataError, TypeError):
         return []
+    numbers = [(one.done, one.total, one.elapsed_s, one.first) for one in tasks]
+    return tasks if all(isinstance(value, int | float) for row in numbers for value in row) else []
 
 
 class Tracker:

@@ -49,8 +49,9 @@ def attend_by_products(
 
     Args:
         qkv: (W, N, 3 * H * d) float32, queries, keys and values.
-        bias: (H, N, N), or None.
-        hidden: (n, N, N) bool, pairs of tokens that do not attend to each other, or None; needs a bias.
+        bias: (H, N, N), any other shape that broadcasts to (W, H, N, N), such as a bias of each image's visible
+            tokens, or None.
+        hidden: (n, N, N) bool, pairs of tokens that do not attend to each other, or None; needs a bias of (H, N, N).
     """
     attended: Tensor = _Products.apply(qkv, bias, hidden, heads, scale)
     return attended
@@ -66,11 +67,14 @@ class _Products(torch.autograd.Function):
         queries, keys, values = parts.flatten(1, 2)
         logits = _scaled_product(queries, keys.transpose(1, 2), scale)
         if bias is not None:
-            added = bias if hidden is None else _add_hidden(bias, hidden, logits)
-            logits.view(-1, *added.shape).add_(added)
+            if hidden is None:
+                logits.view(sequences, heads, tokens, tokens).add_(bias)
+            else:
+                added = _add_hidden(bias, hidden, logits)
+                logits.view(-1, *added.shape).add_(added)
         weights = logits.softmax(-1)
         ctx.save_for_backward(parts, weights)
-        ctx.scale, ctx.has_bias = scale, bias is not None
+        ctx.scale, ctx.bias_shape = scale, None if bias is None else bias.shape
         attended = weights.bmm(values).view(sequences, heads, tokens, -1)
         return attended.transpose(1, 2).flatten(2)
 
@@ -91,8 +95,8 @@ class _Products(torch.autograd.Function):
         of_keys.copy_(product.view_as(of_keys))
         of_values.copy_(weights.transpose(1, 2).bmm(of_attended).view_as(of_values))
         of_bias = None
-        if ctx.has_bias:
-            of_bias = of_logits.view(sequences, heads, tokens, tokens).sum(0)
+        if ctx.bias_shape is not None and ctx.needs_input_grad[1]:
+            of_bias = of_logits.view(sequences, heads, tokens, tokens).sum_to_size(ctx.bias_shape)
         return of_qkv.flatten(2), of_bias, None, None, None
 
 

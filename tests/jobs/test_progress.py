@@ -110,8 +110,9 @@ def test_a_process_tells_another_how_far_it_is(tmp_path: Path) -> None:
         ("seeds", 0, 2),
         ("train", 3, 10),
     ]
-    path.write_text("[{")
-    assert read_progress(path) == []
+    for content in ("[{", "1", '[{"description": "a", "done": 1, "total": "2", "elapsed_s": 3}]'):
+        path.write_text(content)
+        assert read_progress(path) == []
 
 
 def test_plain_lines_of_several_steps_come_every_half_minute(

@@ -72,6 +72,22 @@ def test_vit_attention_equals_timms_in_both_passes(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 5, 5), (2, 5, 5), (3, 1, 5, 5), (1, 2, 1, 5), (5, 5)])
+def test_a_bias_of_any_shape_that_broadcasts_has_its_gradient(shape: tuple[int, ...]) -> None:
+    """A bias of each image's visible tokens differs by image."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, 5, 3 * 2 * 4, generator=generator, requires_grad=True)
+    bias = torch.randn(shape, generator=generator, requires_grad=True)
+    queries, keys, values = qkv.view(3, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
+    logits = 0.5 * queries @ keys.transpose(2, 3) + bias
+    expected = (logits.softmax(-1) @ values).transpose(1, 2).flatten(2)
+    ours = attend_by_products(qkv, bias, 2, 0.5)
+    torch.testing.assert_close(ours, expected)
+    weights = torch.randn(ours.shape, generator=generator)
+    found, wanted = (torch.autograd.grad(x, (qkv, bias), weights) for x in (ours, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("largest", [1.0, 120.0])
 def test_hidden_pairs_have_minus_100_as_the_official_code_where_it_can_be_seen(
     largest: float,

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, set_start_method
@@ -131,7 +131,12 @@ class ForkedPopen:
             os.kill(self.pid, number)
 
 
-def forked_launch(command: Sequence[str], log: Path, devices: str | None) -> ForkedPopen:
+def forked_launch(
+    command: Sequence[str],
+    log: Path,
+    devices: str | None,
+    variables: Mapping[str, str] | None = None,
+) -> ForkedPopen:
     """Run what `command_line` returns for one process, as `simmim_bench.jobs.process.launch` does, without its imports.
 
     A test replaces `simmim_bench.jobs.workers.launch` by it. That a step's interpreter starts, with its devices,
@@ -142,8 +147,8 @@ def forked_launch(command: Sequence[str], log: Path, devices: str | None) -> For
     log.parent.mkdir(parents=True, exist_ok=True)
     chosen = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
     outputs = {1: log, 2: log}
-    variables = {**os.environ, **chosen}
-    return ForkedPopen(_start(partial(run_command, arguments), outputs, variables))
+    environment = {**os.environ, **(variables or {}), **chosen}
+    return ForkedPopen(_start(partial(run_command, arguments), outputs, environment))
 
 
 def _run(function: Callable[[], None], outputs: dict[int, Path], variables: dict[str, str]) -> None:

@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("simmim_bench", "pretrain", "transfer")
 READERS = "simmim_bench/untrusted/"
-# What reads a format, by its full name; of classes, their construction, too.
 # What reads a format, by its full name.
 PARSERS = re.compile(
     r"""
@@ -47,6 +46,7 @@ ALLOWED = {
     "simmim_bench/results/record.py:_schema_of": "in the package",
     "simmim_bench/leaderboard/reported.py:read_reported": "in the package",
     "simmim_bench/methods.py:read_methods": "in the package",
+    "simmim_bench/jobs/forecast.py:_demo_steps": "in the package",
     "simmim_bench/leaderboard/figures.py:_adapt_to_page": "Matplotlib's output",
     "simmim_bench/diagnostics/frameworks.py:_probe": "output of its own process",
     "simmim_bench/leaderboard/changes.py:changes_to_markdown": "a value of this process",

@@ -71,6 +71,7 @@ EVERY: dict[str, Any] = {
     ),  # MAE: main_linprobe.py:133; DINO: eval_knn.py:34; DINOv2: transforms.py:57
     "test_crop_ratio": 224
     / 256,  # MAE: main_linprobe.py:138-139; DINO: eval_knn.py:33-34; DINOv2: transforms.py:79-81
+    "resizing": "pil",  # torchvision's transforms of PIL's images, in all of them
     "window_size": None,
     "precision": "auto",
 }
@@ -195,16 +196,30 @@ def heads_of(recipe: LinearRecipe, channels: int = 4, classes: int = 3) -> Paral
 
 
 def rates(recipe: LinearRecipe, epochs: range) -> list[list[float]]:
-    """Return the optimizer's rates of the weights at every step of some epochs of ImageNet."""
+    """Return the rates of the weights at every step of some epochs of ImageNet."""
     heads = heads_of(recipe)
     found = []
     for epoch in epochs:
         factors = [f for _, f in epoch_steps(IMAGENET_IMAGES, recipe, seed=0, epoch=epoch)]
         for factor in factors:
-            heads.step(torch.randn(2, 4), torch.tensor([0, 1]), factor)
-            groups = heads._optimizer.param_groups
-            found.append([group["lr"] for group in groups[: len(recipe.base_lr)]])
+            found.append(step_rates(heads, len(recipe.base_lr), factor))
     return found
+
+
+def step_rates(heads: ParallelLinearHeads, count: int, factor: float) -> list[float]:
+    """Take a step and return its rates: an optimizer's, or those of the step that SGD takes from zero."""
+    x, y = torch.randn(2, 4), torch.tensor([0, 1])
+    if heads._sgd is None:
+        heads.step(x, y, factor)
+        return [group["lr"] for group in heads._optimizer.param_groups[:count]]
+    for parameter, _, velocity in heads._sgd._joint:
+        parameter.zero_()
+        velocity.zero_()
+    heads.step(x, y, factor)
+    gradient = (
+        1 / 3 - 1 + 1 / 3
+    ) / 2  # of the bias of class 0, which one image has and one has not
+    return [float(bias) / -gradient for bias in heads._biases[0, :: heads._shape[2], 0]]
 
 
 @pytest.mark.parametrize(("recipe", "epochs"), [(LINEAR_MAE_VIT_B, 90), (LINEAR_MAE_VIT_L, 50)])
