@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing import parent_process
@@ -34,9 +35,16 @@ def start_workers(loader: DataLoader[Any]) -> Iterator[Any]:
         # New processes and threads inherit the mask, so that no signal ends a worker before its init function. This
         # process still gets it, through another thread.
         with blocked_signals():
-            return DataLoader.__iter__(loader)
+            started = DataLoader.__iter__(loader)
     finally:
         loader.worker_init_fn = init
+    if isinstance(started, _MultiProcessingDataLoaderIter):
+        # An error's traceback may keep the iterator in a cycle. Python then closes the queues to the workers before
+        # torch can tell these to end by them, and torch waits five seconds for each, unless the queues are referred
+        # to from here.
+        queues = [*started._index_queues, started._worker_result_queue]
+        weakref.finalize(started, lambda _: None, queues).atexit = False
+    return started
 
 
 class WorkerLoader(DataLoader[Any]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -191,3 +192,16 @@ def test_segmentors_loaders_can_be_pickled(pocket: Path) -> None:
         for loader in build_loaders(recipe, *splits, names, seed=0, first_iteration=0):
             assert isinstance(loader, WorkerLoader)
             ForkingPickler.dumps(shipped(loader))
+
+
+def test_workers_of_an_iterator_in_a_cycle_end_at_once() -> None:
+    """Such as one that the traceback of an error refers to; torch alone would wait five seconds for each worker."""
+    iterator: Any = iter(WorkerLoader(Slow(), num_workers=1))
+    assert next(iterator) == 0
+    (worker,) = iterator._workers
+    iterator.itself = iterator
+    del iterator
+    began = time.monotonic()
+    gc.collect()
+    assert not worker.is_alive()
+    assert time.monotonic() - began < 4
