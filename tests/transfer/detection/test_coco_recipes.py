@@ -34,7 +34,7 @@ SCORES = {
     "coco_swin_od_cascade_3x": ("50.4", "43.7", "51.9", "45.0"),
     "coco_swin_od_cascade_b_3x": ("51.9", "45.0"),
 }
-# The recipes' hashes in records of version 0.1 and later.
+# The recipes' hashes in records: those of version 0.1, and of recipes since.
 RECORDED = {
     "coco_vit_100ep": "a5132683eea5a501",
     "coco_vit_l_100ep": "e619608b7385ee70",
@@ -46,6 +46,7 @@ RECORDED = {
     "coco_resnet50_1x": "15cf74f0dbfacd53",
     "coco_small": "0a2a3f6b22cbda77",
     "coco_pocket": "90c922bf41204e53",
+    "coco_demo": "216e14975e1eefb0",
 }
 
 
