@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
+from support.commands import forget, run_command, run_forked
 from support.tiny import TINY
 from torch import Tensor, nn
 
@@ -358,14 +358,15 @@ def test_stdout_holds_only_the_report_when_a_framework_prints(tmp_path: Path) ->
     pytest.importorskip("mmseg")
     source = save(tmp_path / "a", TINY["swin"])
     arguments = ["convert", source, str(tmp_path / "b"), "--to", "mmseg", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "simmim_bench", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_forked(partial(convert_to_mmseg, arguments))
+    assert done.code == 0, done.stderr
     check_report(json.loads(done.stdout))
+
+
+def convert_to_mmseg(arguments: Sequence[str]) -> None:
+    """Run the command line in a process that has not imported what MMSegmentation prints from."""
+    forget("mmseg", "mmengine", "mmcv")
+    run_command(tuple(arguments))
 
 
 def check_report(report: dict[str, Any]) -> None:

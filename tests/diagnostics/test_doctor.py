@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support.cli import fails, run
+from support.commands import forked_interpreter
 from support.tiny import TINY
 from torch import nn
 
@@ -119,7 +121,12 @@ def test_every_fault_is_reported_in_one_run(
 
 
 @pytest.mark.heavy
-def test_valid_data_are_counted_and_reported_as_json(pocket: Path) -> None:
+def test_valid_data_are_counted_and_reported_as_json(
+    pocket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Torch is not imported once more: that an interpreter is started is tested with a broken framework.
+    forked = SimpleNamespace(run=forked_interpreter)
+    monkeypatch.setattr("simmim_bench.diagnostics.frameworks.subprocess", forked)
     folders = [f"--{kind}={pocket / kind}" for kind in ("imagenet", "coco", "ade20k")]
     folders.append(f"--data=named={pocket / 'imagenet'}")
     code, out, _ = run("doctor", "--json", *folders, "--recipe", "pocket", "-o", "epochs=3")

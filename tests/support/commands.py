@@ -13,6 +13,7 @@ from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from simmim_bench.distributed import exit_process
 from simmim_bench.jobs.process import command_line
@@ -38,10 +39,11 @@ IMPORTED = [
 
 @dataclass(frozen=True)
 class Ended:
-    """The output of all processes of a command."""
+    """The output of all processes of a command, and an exit code that tells whether all succeeded."""
 
     stdout: str
     stderr: str
+    code: int = 0
 
 
 def start(out: Path, *arguments: str, **variables: str) -> BaseProcess:
@@ -77,12 +79,44 @@ def two_processes_of(function: Callable[[], None]) -> Ended:
     return ended
 
 
+def run_forked(function: Callable[[], None], **variables: str) -> Ended:
+    """Run a function in one process."""
+    with TemporaryDirectory() as folder:
+        process = start_function(function, Path(folder), variables)
+        process.join()
+        stdout, stderr = (Path(folder, name).read_text() for name in ("stdout", "stderr"))
+    return Ended(stdout, stderr, process.exitcode or 0)
+
+
+def forked_interpreter(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command `[sys.executable, ..., "-c", code, ...]` as `subprocess.run` does, without its imports."""
+    assert command[0] == sys.executable
+    code = command.index("-c") + 1
+    ended = run_forked(partial(_interpret, command[code], tuple(command[code + 1 :])))
+    return subprocess.CompletedProcess(command, ended.code, ended.stdout, ended.stderr)
+
+
+def _interpret(code: str, arguments: tuple[str, ...]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(code, {"__name__": "__main__"})
+
+
 def under_torchrun(*arguments: str) -> Ended:
     """Run a command as two processes under torchrun, and check that it succeeds."""
-    command = command_line(arguments, 2)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-8000:]
-    return Ended(done.stdout, done.stderr)
+    done = torchrun(*command_line(arguments, 2)[3:])
+    assert done.code == 0, done.stderr[-8000:]
+    return done
+
+
+def torchrun(*arguments: str, **variables: str) -> Ended:
+    """Run torchrun's launcher; the processes that it starts are new interpreters."""
+    return run_forked(partial(_launch, arguments), **variables)
+
+
+def _launch(arguments: tuple[str, ...]) -> None:
+    from torch.distributed.run import main
+
+    main(list(arguments))
 
 
 def free_port() -> str:
@@ -160,6 +194,16 @@ def _run(function: Callable[[], None], outputs: dict[int, Path], variables: dict
     set_start_method(None, force=True)  # of loaders: this system's default, not the server's own
     function()
     exit_process(0)
+
+
+def forget(*packages: str) -> None:
+    """Let this process import packages, and the modules of ours that use MMSegmentation, anew."""
+    for name in list(sys.modules):
+        if (
+            name.startswith(("transfer.segmentation", "transfer.mmseg_backbone"))
+            or name.partition(".")[0] in packages
+        ):
+            del sys.modules[name]
 
 
 def run_command(arguments: tuple[str, ...]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from support.accumulated_step import compare as accumulate
-from support.commands import two_processes_of
+from support.commands import Ended, torchrun, two_processes_of
 from support.sharded_trial import compare
 from support.unlike_processes import agree
 
@@ -26,19 +25,11 @@ SMALLER: dict[str, tuple[str, ...]] = {
 FINETUNE = ("transfer", "imagenet", "--ckpt", "random:vit_pocket", "-o", "batch_size=4")
 
 
-def torchrun(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as two processes under torchrun."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", str(SUPPORT / script), *arguments]
+def fail_under_torchrun(*arguments: str) -> Ended:
+    """Run `support/failing_rank.py` as two processes under torchrun."""
     paths = os.pathsep.join([str(SUPPORT.parent), *sys.path])
-    return subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
+    script = str(SUPPORT / "failing_rank.py")
+    return torchrun("--standalone", "--nproc-per-node", "2", script, *arguments, PYTHONPATH=paths)
 
 
 @pytest.mark.heavy
@@ -58,7 +49,7 @@ def test_an_error_of_one_process_is_printed_and_ends_all(
     folders = ("--data", str(few), "--out", str(tmp_path / "run"))
     changes = ("epochs=2", "warmup_epochs=0", "precision=fp32", "num_workers=0")
     options = (word for change in changes for word in ("-o", change))
-    done = torchrun("failing_rank.py", kind, *command, *folders, *options, "--quiet")
+    done = fail_under_torchrun(kind, *command, *folders, *options, "--quiet")
     assert_all_ended(done, tmp_path / "run" / "metrics.jsonl", code, message)
 
 
@@ -78,18 +69,14 @@ def test_an_error_of_one_process_in_a_frameworks_loop_ends_all(
     command = ("transfer", task, "--ckpt", "random:vit_pocket", "--data", str(pocket / task))
     changes = SMALLER[task] + ("precision=fp32", "num_workers=0", "max_iters=20", "warmup_iters=0")
     options = (word for change in changes for word in ("-o", change))
-    done = torchrun(
-        "failing_rank.py", kind, *command, "--out", str(tmp_path / "run"), *options, "--quiet"
-    )
+    done = fail_under_torchrun(kind, *command, "--out", str(tmp_path / "run"), *options, "--quiet")
     assert_all_ended(done, tmp_path / "run" / "log.txt", code, message)
 
 
-def assert_all_ended(
-    done: subprocess.CompletedProcess[str], last: Path, code: int, message: str
-) -> None:
+def assert_all_ended(done: Ended, last: Path, code: int, message: str) -> None:
     """Check that rank 1's message was printed before the launcher ended rank 0, seconds after a file's last line."""
     ended = time.time()
-    assert done.returncode == 1
+    assert done.code == 1
     found = re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", done.stderr)
     # The last one is the first failure, whose exit code suites report.
     assert found[-1] == ("1", str(code)), done.stderr[-3000:]

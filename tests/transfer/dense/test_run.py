@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from support.cli import fails, run
-from support.commands import run_command, two_processes_of
+from support.commands import forget, run_command, two_processes_of
 from support.dense import KNN, LOGISTIC, probe, write_data
 from support.segmentation import assert_counts_every_labelled_pixel, entries
 from torchvision.transforms.functional import normalize, to_tensor
@@ -165,10 +165,7 @@ def test_the_choice_does_not_depend_on_the_validation_labels(pocket: Path, tmp_p
 def run_without_mmseg(arguments: tuple[str, ...]) -> None:
     """Run the command line in a process that cannot import MMSegmentation."""
     frameworks = ("mmseg", "mmengine", "mmcv")
-    # The server that this process was forked from has imported them, and the only package that uses them.
-    for name in list(sys.modules):
-        if name.startswith((*frameworks, "transfer.segmentation", "transfer.mmseg_backbone")):
-            del sys.modules[name]
+    forget(*frameworks)  # which the server has imported
     cast(Any, sys.modules).update(dict.fromkeys(frameworks))  # an import of None fails
     run_command(arguments)
 
