@@ -143,7 +143,7 @@ def test_every_arch_runs_at_two_sizes_in_any_channels(arch: str) -> None:
     device = torch.device("cpu" if arch in RUN else "meta")
     spec = find_spec(arch)
     if arch not in RUN and len(spec.depths) > 1:
-        # That device computes in Python, and a stage repeats the same two blocks; all are counted above.
+        # That device computes in Python, and a stage repeats its first two blocks, as the layer ids above show.
         spec = replace(spec, depths=tuple(min(depth, 2) for depth in spec.depths))
     stride = spec.stride
     for in_chans, size in ((3, (2 * stride, 2 * stride)), (1, (2 * stride, 4 * stride))):
