@@ -197,7 +197,7 @@ def test_the_pretraining_loss_decreases(
 ) -> None:
     # Held-out images are evaluated after each of the epochs.
     monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 2)
-    recipe = replace(TINY_PRETRAIN, epochs=15, warmup_epochs=1, batch_size=8, base_lr=0.06)
+    recipe = replace(TINY_PRETRAIN, epochs=8, warmup_epochs=1, base_lr=0.12)
     run_pretrain(tmp_path / "run", pocket / "imagenet", recipe)
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
