@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from pretrain.design import Design, TargetModelInfo
@@ -23,6 +25,7 @@ def training_flops(recipe: PretrainRecipe, model: SimMIM) -> int:
     return FORWARD_AND_BACKWARD * forward + of_target
 
 
+@functools.lru_cache(maxsize=16)
 def forward_flops(
     spec: BackboneSpec,
     design: Design = PAPER_DESIGN,
