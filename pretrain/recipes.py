@@ -284,8 +284,8 @@ CIFAR = replace(
 DEMO = replace(
     POCKET,
     name="demo",
-    source="ours: `simmim-bench demo`; four of pocket's nine epochs",
-    epochs=4,
+    source="ours: `simmim-bench demo`; six of pocket's nine epochs",
+    epochs=6,
 )
 
 _PLAIN: dict[str, PretrainRecipe] = {

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from simmim_bench.cli.options import PATH, open_display
 from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
+from simmim_bench.jobs.capacity import Need
+from simmim_bench.jobs.forecast import PRETRAIN_KIND, Forecast, demo_peak, demo_share
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.tasks import LAYOUTS, TASKS, tasks_with
 
 if TYPE_CHECKING:
     from simmim_bench.display import Display
-    from simmim_bench.jobs.progress import Expected
+    from simmim_bench.jobs.step import Step
+    from simmim_bench.runs.status import RunStatus
+    from transfer.suite.step import SuiteStep
 
 ARCH = "vit_pocket"
 DURATIONS = "durations.json"  # seconds of each kind of step
@@ -52,16 +56,14 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
     A small ViT, two rows (random initialisation and SimMIM), all columns but attentive, the same recipes for both.
     """
     with without_collection():
-        from pretrain.launch import resolve_recipe, run_pretraining
         from simmim_bench.files import write_json
-        from simmim_bench.jobs.forecast import PRETRAIN_KIND
-        from simmim_bench.jobs.progress import Tracker
-        from simmim_bench.jobs.workers import Machine
+        from simmim_bench.jobs.progress import Expected, Tracker
+        from simmim_bench.jobs.runner import run_steps
         from transfer.suite.options import SuiteOptions
         from transfer.suite.report import print_result
-        from transfer.suite.run import expected_steps, plan_suite, run_suite
+        from transfer.suite.run import expected_steps, forecaster, plan_suite, run_suite
 
-    display = open_display(False)
+    display, job_options = open_display(False), JobOptions()
     data, checkpoint = out / "data", out / "pretrain"
     options = SuiteOptions(
         ckpts=(str(checkpoint),),
@@ -73,30 +75,33 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
         seed=seed * SEEDS,
         recipes=tuple(f"{task}={task}_{RECIPE}" for task in SHORTER),
     )
+    pretraining = PretrainStep(out=checkpoint, data=data / "imagenet", seed=seed)
     with display.overall("demo") as overall:
         tracker = Tracker(overall)
-        images, pretraining = in_process("images"), in_process(PRETRAIN_KIND)
-        tracker.expect([images, pretraining])
+        images = Expected(name="images", kind="images", share=demo_share("images"), alone=True)
         with tracker.here(images, display):
             prepare_data(out, overwrite=overwrite, display=display)
-        # Both rows have the steps of the first, whose checkpoint exists before the pretraining.
-        row = replace(options, ckpts=(f"random:{ARCH}",), baseline=None)
-        tracker.seats = Machine(JobOptions()).slots
-        tracker.expect([pretraining, *expected_steps(plan_suite(row, JobOptions()), rows=2)])
-        recipe, named = resolve_recipe(arch=ARCH, recipe=RECIPE, overrides=())
-        with tracker.here(pretraining, display):
-            run_pretraining(
-                recipe=recipe,
-                named=named,
-                data=data / "imagenet",
-                out=checkpoint,
-                seed=seed,
-                display=display,
-                resume=True,
-            )
-        plan = plan_suite(options, JobOptions())
+        # The random row needs no pretraining, and takes the other processor meanwhile.
+        random_row = plan_suite(
+            replace(options, ckpts=(f"random:{ARCH}",), baseline=None), job_options
+        )
+        tracker.later = expected_steps(random_row)  # the other row has the same steps
+        of_row = forecaster(random_row, job_options)
+
+        def forecast(step: Step) -> Forecast:
+            return pretraining.forecast if step is pretraining else of_row(cast("SuiteStep", step))
+
+        steps: list[Step] = [pretraining, *(one.step for one in random_row.steps)]
+        pretrained = run_steps(
+            steps, job_options, out, display, what="demo", forecast=forecast, tracker=tracker
+        )[0]
+        if pretrained.state == "failed":
+            click.echo(f"error: {pretraining}: {pretrained.error}; see {pretraining.log}", err=True)
+            sys.exit(pretrained.code)
+        tracker.later = []
+        plan = plan_suite(options, job_options)
         board = out / "leaderboard"
-        result = run_suite(plan, JobOptions(), options.out, board, display, tracker)
+        result = run_suite(plan, job_options, options.out, board, display, tracker)
     durations = tracker.durations()
     if PRETRAIN_KIND in durations:  # not of a demo that was resumed
         write_json(out / DURATIONS, durations)
@@ -105,12 +110,48 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
     sys.exit(result.exit_code)
 
 
-def in_process(kind: str) -> Expected:
-    """Return what is expected of a step that runs in this process."""
-    from simmim_bench.jobs.forecast import demo_share
-    from simmim_bench.jobs.progress import Expected
+@dataclass(frozen=True, kw_only=True)
+class PretrainStep:
+    """The demo's pretraining, in a process of its own."""
 
-    return Expected(name=kind, kind=kind, share=demo_share(kind), alone=True)
+    out: Path
+    data: Path
+    seed: int
+
+    def __str__(self) -> str:
+        return "pretrain"
+
+    @property
+    def log(self) -> Path:
+        """The file that the process writes to."""
+        return self.out.with_name("pretrain.log")
+
+    @property
+    def exclusive_resource(self) -> str | None:
+        """None: it shares nothing."""
+        return None
+
+    @property
+    def forecast(self) -> Forecast:
+        """What is expected of it."""
+        peak = demo_peak(PRETRAIN_KIND)
+        return Forecast(kind=PRETRAIN_KIND, share=demo_share(PRETRAIN_KIND), need=Need(peak))
+
+    def statuses(self) -> list[tuple[RunStatus, str]]:
+        """Return the status of its run, and the reason where it is blocked."""
+        from pretrain.launch import pretraining_status, resolve_recipe
+
+        recipe, named = resolve_recipe(arch=ARCH, recipe=RECIPE, overrides=())
+        return [
+            pretraining_status(
+                run_dir=self.out, recipe=recipe, named=named, data=self.data, seed=self.seed
+            )
+        ]
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of `simmim-bench` that do the remaining work."""
+        words = ["pretrain", "--arch", ARCH, "--recipe", RECIPE, "--seed", str(self.seed)]
+        return [*words, "--data", str(self.data), "--out", str(self.out), "--resume"]
 
 
 def prepare_data(out: Path, *, overwrite: bool, display: Display) -> None:

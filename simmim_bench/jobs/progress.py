@@ -95,12 +95,17 @@ class Tracker:
 
     Args:
         clock: seconds; replaced in tests.
+
+    Attributes:
+        seats: steps that run at a time.
+        later: steps that start only after all others.
     """
 
     def __init__(
         self, overall: OverallProgress, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.seats = 1  # steps at a time
+        self.seats = 1
+        self.later: list[Expected] = []
         self._overall, self._clock = overall, clock
         self._began = clock()
         self._pending: list[Expected] = []
@@ -162,9 +167,9 @@ class Tracker:
 
         A step of which nothing is known counts as the mean of the others.
         """
-        steps = [one.expected for one in self._running.values()] + self._pending
+        now = [one.expected for one in self._running.values()] + self._pending
         left = [self._left(one) for one in self._running.values()]
-        left += [self._expect(step) for step in self._pending]
+        left += [self._expect(step) for step in (*self._pending, *self.later)]
         known = [seconds for seconds in left if seconds is not None]
         if not left:
             return 0.0
@@ -172,6 +177,11 @@ class Tracker:
             return None
         mean = sum(known) / len(known)
         seconds = [mean if one is None else one for one in left]
+        first = self._span(now, seconds[: len(now)])
+        return first + self._span(self.later, seconds[len(now) :])
+
+    def _span(self, steps: Sequence[Expected], seconds: Sequence[float]) -> float:
+        """Return the seconds that steps of some durations take, side by side as far as seats allow."""
         alone = sum(time for step, time in zip(steps, seconds, strict=True) if step.alone)
         beside = [time for step, time in zip(steps, seconds, strict=True) if not step.alone]
         return alone + max(sum(beside) / self.seats, max(beside, default=0.0))

@@ -110,18 +110,16 @@ def plan_suite(
     return SuitePlan(tuple(planned), tuple(unread), places, device)
 
 
-def expected_steps(plan: SuitePlan, rows: int) -> list[Expected]:
-    """Return what is expected of rows like the planned one, before their checkpoints exist."""
+def expected_steps(plan: SuitePlan) -> list[Expected]:
+    """Return what is expected of the planned steps."""
     return [
         Expected(
-            name=f"{one.step} ({row})",
+            name=str(one.step),
             kind=one.forecast.kind,
             seconds=one.forecast.seconds,
             share=one.forecast.share,
         )
-        for row in range(rows)
         for one in plan.steps
-        if one.state != "done"
     ]
 
 
@@ -152,7 +150,7 @@ def run_suite(
             out,
             display,
             what="suite",
-            forecast=_forecaster(plan, job_options),
+            forecast=forecaster(plan, job_options),
             tracker=tracker,
         )
     )
@@ -165,7 +163,7 @@ def run_suite(
     return SuiteResult(results, board, leaderboard, blocked, plan.exit_code)
 
 
-def _forecaster(plan: SuitePlan, job_options: JobOptions) -> Callable[[SuiteStep], Forecast]:
+def forecaster(plan: SuitePlan, job_options: JobOptions) -> Callable[[SuiteStep], Forecast]:
     """Return what is expected of a step: as planned, but the memory that its kind has reached in this suite."""
     planned = {id(one.step): one.forecast for one in plan.steps}
     folders: dict[str, list[Path]] = {}
