@@ -107,6 +107,7 @@ def test_a_pretraining_run_writes_the_documented_files(pretrained: Path) -> None
     assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s"} <= set(lines[0])
 
 
+@pytest.mark.heavy
 def test_the_model_is_rebuilt_from_its_checkpoint_alone(pretrained: Path) -> None:
     model = load_simmim(str(pretrained))
     images, mask = torch.randn(2, 3, 32, 32), torch.zeros(2, 8, 8)

@@ -187,6 +187,7 @@ def test_doctor_names_quota_and_load_and_what_to_do() -> None:
     assert waiting.remedy == "unset OMP_WAIT_POLICY"
 
 
+@pytest.mark.heavy
 def test_a_first_step_imports_nothing_needless() -> None:
     code = f"""
 import sys

@@ -91,6 +91,7 @@ def test_a_file_whose_model_is_named_computes_timms_features(name: str, tmp_path
     check_features(ckpt, model, Hints(timm_model=name, img_size=sides))
 
 
+@pytest.mark.heavy
 def test_what_a_named_model_does_not_have_stays_an_error(tmp_path: Path) -> None:
     state = build("regnetx_002", {}).state_dict()
     hints = Hints(timm_model="regnetx_002")

@@ -158,6 +158,7 @@ def test_a_list_of_images_applies_to_packed_ones(
     assert chosen == [[3, 8]] * 2
 
 
+@pytest.mark.heavy
 def test_a_killed_pack_resumes_to_the_same_bytes(pocket: Path, tmp_path: Path) -> None:
     options = ("--short-side", "48", "--shard-size", "10", "--num-workers", "1", "--quiet")
     source, dst, partial = pocket / "imagenet", tmp_path / "killed", tmp_path / "killed.partial"

@@ -117,6 +117,7 @@ def imported() -> None:
     commands.IMPORTED += IMPORTED  # has an effect unless the server runs already
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(SAMPLE))
 def test_a_sampled_fault_of_a_file_operation_loses_nothing(name: str, tmp_path: Path) -> None:
     trial = make_trial(name, tmp_path)

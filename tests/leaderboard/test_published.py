@@ -187,6 +187,7 @@ def test_tables_without_a_counterpart_do_not_mention_published_scores(tmp_path: 
     assert 'class="sub">published' not in render_page(page_data(board, read_reported()))
 
 
+@pytest.mark.heavy
 def test_published_rows_name_their_recipe(tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text("<!-- leaderboard: begin -->\n<!-- leaderboard: end -->\n")

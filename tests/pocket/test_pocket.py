@@ -82,6 +82,7 @@ def test_all_images_are_distinct(data: Path) -> None:
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.heavy
 def test_counts_do_not_change_images(data: Path, tmp_path: Path) -> None:
     write_pocket(tmp_path / "few", counts=replace(FEW, coco_val=5))
     few, many = fingerprint(tmp_path / "few"), fingerprint(data)

@@ -99,6 +99,7 @@ def test_fits_that_are_cut_off_have_reached_torchs_loss() -> None:
         assert ours == pytest.approx(expected, rel=0, abs=1e-5 * gained)
 
 
+@pytest.mark.heavy
 def test_the_cross_validation_counts_what_separate_fits_predict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -72,6 +72,7 @@ def test_compiled_blocks_that_recompute_activations_give_the_eager_gradients(
         torch.testing.assert_close(buffer, eager.get_buffer(name), msg=name)
 
 
+@pytest.mark.heavy
 def test_another_batch_size_compiles_once_and_evaluation_never() -> None:
     torch.compiler.reset()
     model = SimMIM(TINY["vit"]).train()

@@ -208,6 +208,7 @@ def test_unused_code_is_replaced() -> None:
     assert codes.counts[1] == pytest.approx(20, rel=0.1)  # the mean count
 
 
+@pytest.mark.heavy
 def test_cross_entropy_of_tokens_equals_a_naive_loop() -> None:
     target = fitted_target()
     spec, images, mask = TINY["vit"], smooth_images(TINY["vit"]), half_masks(TINY["vit"])

@@ -34,6 +34,7 @@ def test_recorded_ap_equals_that_of_pycocotools(finished: tuple[Path, Record], c
     assert (out / "predictions.png").stat().st_size > 1000
 
 
+@pytest.mark.heavy
 def test_results_are_in_cocos_form(finished: tuple[Path, Record], coco: Path) -> None:
     out, record = finished
     truth = read_quietly(annotations_of(coco, "val"))

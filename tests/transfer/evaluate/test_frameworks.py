@@ -121,6 +121,7 @@ def test_a_frameworks_model_file_gets_the_same_score(
     assert "train_fingerprint" not in record["data"]
 
 
+@pytest.mark.heavy
 def test_a_run_in_training_is_refused(
     trained: tuple[str, Path], data: Path, tmp_path: Path
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_classifier_of_a_run_repeats_its_predictions(
     assert record["details"]["trained"] == recorded["metrics"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "override"), [("linear", "test_crop_ratio=0.5"), ("imagenet", "img_size=64")]
 )
