@@ -81,7 +81,7 @@ def test_processors_limit_the_steps_of_a_machine(monkeypatch: pytest.MonkeyPatch
     assert [place.seats for place in Machine(JobOptions(workers=5)).places] == [1] * 5
 
 
-@dataclassdef test_a_step_starts_where_it_fitted_although_others_take_memory_meanwhile(
+def test_a_step_starts_where_it_fitted_although_others_take_memory_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = [40.0 * GIB]
@@ -100,7 +100,7 @@ def test_processors_limit_the_steps_of_a_machine(monkeypatch: pytest.MonkeyPatch
     assert machine.find_place(FakeStep("3", tmp_path / "3.log"), [], need) is None
 
 
-
+@dataclass
 class FakeStep:
     """A step that is done once its process has ended well."""
 

@@ -15,7 +15,7 @@ import torch
 
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError
-from simmim_bench.jobs.forecast import Forecast
+from simmim_bench.jobs.forecast import Forecast, demo_share
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.progress import Expected, Tracker
 from simmim_bench.jobs.runner import run_steps
@@ -111,13 +111,13 @@ def plan_suite(
 
 
 def expected_steps(plan: SuitePlan) -> list[Expected]:
-    """Return what is expected of the planned steps."""
+    """Return what is expected of the planned steps from their start, even where seeds are done."""
     return [
         Expected(
             name=str(one.step),
             kind=one.forecast.kind,
-            seconds=one.forecast.seconds,
-            share=one.forecast.share,
+            seconds=None if "done" in one.seeds else one.forecast.seconds,
+            share=demo_share(one.forecast.kind, len(one.seeds)),
         )
         for one in plan.steps
     ]
