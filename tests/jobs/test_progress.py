@@ -1,4 +1,4 @@
-"""Claims about the remaining time of several steps: honest after a minute, corrected by what is measured."""
+"""Claims about the remaining time of several steps: known after a minute, corrected by measured durations."""
 
 from __future__ import annotations
 
