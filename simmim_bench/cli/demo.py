@@ -57,7 +57,7 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
     """
     with without_collection():
         from simmim_bench.files import write_json
-        from simmim_bench.jobs.progress import Expected, Tracker
+        from simmim_bench.jobs.remaining import Expected, Tracker
         from simmim_bench.jobs.runner import run_steps
         from transfer.suite.options import SuiteOptions
         from transfer.suite.plan import check_obstacles

@@ -17,14 +17,14 @@ from simmim_bench.files import remove
 from simmim_bench.jobs.capacity import Need, Place
 from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.progress import Expected, Tracker, read_progress
+from simmim_bench.jobs.progress import read_progress
+from simmim_bench.jobs.remaining import SHOWN_EVERY_S, Expected, Tracker
 from simmim_bench.jobs.running import AnyStep, RunningStep, StepResult
 from simmim_bench.jobs.step import is_done, progress_file, runs_elsewhere
 from simmim_bench.jobs.workers import Machine, Queue
 from simmim_bench.training.stopping import StopRequest, stop_on_signals
 
 POLL_S = 0.2
-SHOWN_EVERY_S = 1.0  # between two updates of the display
 
 
 def run_steps(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from simmim_bench.display import Display, OverallProgress, TaskProgress
-from simmim_bench.jobs.progress import Expected, Tracker, read_progress, write_progress
+from simmim_bench.jobs.progress import read_progress, write_progress
+from simmim_bench.jobs.remaining import Expected, Tracker
 
 
 class Shown(OverallProgress):

@@ -17,7 +17,7 @@ from simmim_bench.display import Display
 from simmim_bench.errors import BenchError
 from simmim_bench.jobs.forecast import Forecast, demo_share
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.progress import Expected, Tracker
+from simmim_bench.jobs.remaining import Expected, Tracker
 from simmim_bench.jobs.runner import run_steps
 from simmim_bench.jobs.running import StepResult
 from simmim_bench.jobs.workers import Machine
