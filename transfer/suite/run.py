@@ -26,9 +26,10 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from simmim_bench.results.record import Record, read_record
+from transfer.suite.listing import list_steps
 from transfer.suite.memory import measured_need
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import SuitePlan, check_obstacles, list_steps, plan_steps
+from transfer.suite.plan import SuitePlan, check_obstacles, plan_steps
 from transfer.suite.rows import UnreadRow
 from transfer.suite.step import SuiteStep
 
