@@ -97,8 +97,8 @@ class JobWorker:
 class Machine:
     """This machine, its GPUs split into groups, each of which takes the steps that fit in its memory.
 
-    A step that computes on a CPU has its part of the processors: several steps of one thread each are done sooner
-    than one after the other with several threads (benchmarks/README.md, "Steps side by side").
+    Steps that compute on a CPU divide the processors: several of one thread each are done sooner together than one
+    after the other with several threads (benchmarks/README.md, "Steps side by side").
 
     Attributes:
         processes: processes of a step.
