@@ -20,8 +20,8 @@ from transfer.suite.step import SuiteStep
 from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")
-# Ours: pixels of an image above which the estimate would take minutes and tens of gigabytes of main memory: detection
-# and segmentation at full size, whose batches fill a GPU. Until a run has measured them they run alone.
+# Ours: pixels of an image above which the estimate takes long and needs much main memory, as of detection and
+# segmentation at full size, whose batches fill a GPU. They run alone until a run has measured them.
 LARGEST = 256 * 256
 
 
