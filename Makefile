@@ -72,6 +72,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(if $(and $(BEFORE),$(PROBE_CKPT)),for task in "linear" "knn" "fewshot --fraction 1%" "fewshot --fraction 10%"; do $(BIN)/python benchmarks/frozen_tasks.py $$task --before $(BEFORE) --ckpt $(PROBE_CKPT) --data $(PROBE_IMAGES) --json "benchmarks/results/frozen_$$(echo $$task | tr -d ' %-').json" || exit $$?; done)
 	$(BIN)/python benchmarks/startup.py $(if $(BEFORE),--before $(BEFORE)) --json benchmarks/results/startup.json
 	$(BIN)/python benchmarks/busy_neighbours.py --json benchmarks/results/busy_neighbours.json
+	$(BIN)/python benchmarks/side_by_side.py --json benchmarks/results/side_by_side.json
 	$(if $(BENCH_DEMO),$(BIN)/python benchmarks/demo.py --out runs/bench-demo --json benchmarks/results/demo.json $(if $(BEFORE),--before $(BEFORE)))
 	$(BIN)/python benchmarks/tables.py
 

@@ -25,7 +25,7 @@ from timing import compare, report
 from simmim_bench.processors import CHOSEN, SPIN_COUNT, THREADS, WAIT_POLICY, usable_cores
 
 HERE = Path(__file__).resolve().parents[1]
-# The variables of a user win over the program's choice. 300,000 turns are the default of libgomp.
+# The variables of a user win over the program's choice. 300,000 iterations are libgomp's default.
 ALTERNATIVES: dict[str, dict[str, str]] = {
     "OpenMP's default": {SPIN_COUNT: "300000"},
     "ours": {},

@@ -1,7 +1,7 @@
 """Estimate what a whole row of a ViT-B costs on other cards than the one that was measured.
 
 The rate of a card is that of the measured card times the ratio of the peak rates that the vendor states: the same
-fraction of the peak is assumed. Cards with slower memory or fewer watts reach less.
+fraction of the peak is assumed. Cards with slower memory or a lower power limit reach less.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Card:
     source: str
 
 
-# Of figures that a data sheet states "with sparsity", the half.
+# Half of the figures that a data sheet states "with sparsity".
 CARDS = (
     Card("H200", 989, 141 * 10**9, "NVIDIA H200 Tensor Core GPU datasheet"),
     Card("H100 SXM", 989, 80 * 10**9, "NVIDIA H100 Tensor Core GPU datasheet"),
@@ -53,7 +53,7 @@ CARDS = (
 
 
 def markdown(costs: list[dict[str, Any]], checks: dict[str, Any]) -> str:
-    """Render the time of a row on each card as a Markdown table, with the parts of a batch that does not fit.
+    """Render the time of a row on each card as a Markdown table; a batch that does not fit has accumulation steps.
 
     Args:
         costs: of results/costs.json.
@@ -73,10 +73,10 @@ def markdown(costs: list[dict[str, Any]], checks: dict[str, Any]) -> str:
         for seconds, cost in zip(times, row, strict=True):
             split = None
             if cost["task"] in memories:
-                split = parts(card, memories[cost["task"]], cost["batch_size"])
+                split = accumulation_steps(card, memories[cost["task"]], cost["batch_size"])
             star = "" if cost["measured"] and card.name == MEASURED_CARD else " *"
-            said = f", in {split} parts" if split and split > 1 else ""
-            cells.append(f"{format_duration(seconds)}{star}{said}")
+            steps = f", {split} accumulation steps" if split and split > 1 else ""
+            cells.append(f"{format_duration(seconds)}{star}{steps}")
         lines.append(
             f"| {card.name} | {card.tflop_per_s:.0f} | {card.memory / 1e9:.0f} | {' | '.join(cells)} "
             f"| {format_duration(sum(times))} * |"
@@ -112,6 +112,6 @@ def _measured(fixed: int, per_image: float) -> StepMemory:
     return StepMemory(fixed=fixed, per_image=per_image / BACKWARD, available=None)
 
 
-def parts(card: Card, memory: StepMemory, batch_size: int) -> int | None:
+def accumulation_steps(card: Card, memory: StepMemory, batch_size: int) -> int | None:
     """Return into how many accumulation steps a batch is split on a card; None where no image fits."""
     return replace(memory, available=card.memory).accumulation_steps(batch_size)

@@ -63,13 +63,21 @@ def main() -> None:
 
 
 def run_demo(tree: Path, out: Path, seed: int) -> dict[str, Any]:
-    """Run one demo and return its seconds, whether it ran in one go, and the scores of each row by column."""
+    """Run one demo and return its seconds, whether it ran in one go, and the scores of each row by column.
+
+    Args:
+        tree: root of the source tree whose code runs; absolute, as `out`.
+    """
     whole = not out.exists()
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     started = time.perf_counter()
     for command in commands(tree, out, seed):
+        # Python looks for a module in the working directory first, which may be another source tree.
         subprocess.run(
-            [sys.executable, "-m", "simmim_bench", *command], env=environment, check=True
+            [sys.executable, "-m", "simmim_bench", *command],
+            cwd=tree,
+            env=environment,
+            check=True,
         )
     return {
         "seconds": time.perf_counter() - started,

@@ -54,8 +54,8 @@ def main() -> None:
         )
     differences = list_differences(found["before"], found["after"])
     report(
-        f"{title(arguments)}: {Path(arguments.ckpt).name}, {Path(arguments.data).resolve().parent.name}/"
-        f"{Path(arguments.data).resolve().name}, {arguments.seeds} seeds in one process",
+        f"{title(arguments)}: {Path(arguments.ckpt).name}, {Path(arguments.data).parent.name}/"
+        f"{Path(arguments.data).name}, {arguments.seeds} seeds in one process",
         timings,
         arguments.json,
         **{
@@ -86,7 +86,14 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--before {arguments.before} holds no simmim_bench; give a source tree.")
     if arguments.rounds < 3:
         parser.error(f"--rounds {arguments.rounds} is too few for quartiles; use 3 or more.")
+    # The commands run in the trees.
+    arguments.ckpt, arguments.data = absolute(arguments.ckpt), absolute(arguments.data)
     return arguments
+
+
+def absolute(text: str) -> str:
+    """Return the absolute path of what exists, else the text, such as `random:vit_b` or `hfds:NAME`."""
+    return str(Path(text).resolve()) if Path(text).exists() else text
 
 
 def title(arguments: argparse.Namespace) -> str:
@@ -96,6 +103,7 @@ def title(arguments: argparse.Namespace) -> str:
 
 def transfer(arguments: argparse.Namespace, tree: Path, out: Path, features: Path) -> None:
     """Run the task in a tree; exit with its messages if it fails."""
+    # Python looks for a module in the working directory first, which therefore is the tree.
     command = [sys.executable, "-m", "simmim_bench", "transfer", arguments.task]
     command += ["--ckpt", arguments.ckpt, "--data", arguments.data, "--seeds", str(arguments.seeds)]
     command += ["--out", str(out), "--features", str(features)]

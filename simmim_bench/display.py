@@ -21,14 +21,16 @@ from rich.progress import (
 )
 
 PLAIN_EVERY_S = 15.0  # seconds between plain lines of a task
-AT_ONCE_S = 0.005
+AT_ONCE_S = (
+    0.005  # ours: steps that a task counts within this time of its start were complete before
+)
 OVERALL_EVERY_S = 30.0  # seconds between plain lines of several steps' progress
 NAMED = 3  # names of a list that a message shows
 
 
 @dataclass(frozen=True)
 class TaskProgress:
-    """How far a task is: completed and all steps, and the seconds since its start.
+    """The progress of a task: completed and all steps, and the seconds since its start.
 
     Attributes:
         first: the steps that were complete when it started, such as those of an earlier process.
@@ -63,13 +65,13 @@ class ProgressTask:
     def advance(self, steps: int = 1, **figures: float) -> None:
         """Count completed steps and show figures, such as the loss, next to the count."""
         if self._first is None:
-            # A resumed task counts at once what was complete.
+            # A resumed task counts at once what was complete; a single step may be as fast.
             at_once = time.monotonic() - self._started < AT_ONCE_S
-            self._first = steps if at_once else 0
+            self._first = steps if at_once and steps > 1 else 0
         self._done += steps
         if figures:
             self._figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        if self._display.tell_follower():
+        if self._display.notify_follower():
             return
         progress = self._display.progress
         if progress is not None and self._bar is not None:
@@ -86,7 +88,7 @@ class ProgressTask:
             )
 
     def progress(self) -> TaskProgress:
-        """Return how far the task is."""
+        """Return the task's progress."""
         elapsed = time.monotonic() - self._started
         return TaskProgress(self._description, self._done, self._total, elapsed, self._first or 0)
 
@@ -139,8 +141,8 @@ class Display:
         """Print a line, above the bars where there are any."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def tell_follower(self) -> bool:
-        """Tell the follower how far the open tasks are; return whether there is one."""
+    def notify_follower(self) -> bool:
+        """Send the progress of the open tasks to the follower; return whether there is one."""
         if self._follower is None:
             return False
         self._follower([task.progress() for task in self._tasks])

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Stop the garbage collector during imports, a fifth of whose time it otherwise takes.
+    """Stop the garbage collector during imports, which create many objects and free few.
 
-    What exists at the end is not collected later: modules stay, and their memory remains shared with the
-    processes that a data loader forks.
+    The objects that exist at the end are not collected later: modules stay, and their memory remains shared with
+    the processes that a data loader forks.
     """
     was_enabled = gc.isenabled()
     gc.disable()

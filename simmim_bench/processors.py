@@ -14,9 +14,8 @@ from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 
-CGROUP = Path(
-    "/proc/self/cgroup"
-)  # lines ID:CONTROLLERS:PATH; version 2 has the ID 0 and no controllers
+# Lines ID:CONTROLLERS:PATH; version 2 has the ID 0 and no controllers.
+CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 STAT = Path("/proc/stat")
 THREADS = "OMP_NUM_THREADS"
@@ -90,7 +89,7 @@ def load_of_others(seconds: float = 0.2) -> float | None:
     """Return how many of the processors that this process may run on are busy while it sleeps.
 
     Returns:
-        At most the number of these processors; None where the system does not say.
+        At most the number of these processors; None where the system does not report it.
     """
     before = idle_seconds()
     started = time.monotonic()
@@ -119,8 +118,8 @@ def choose_threads(environment: MutableMapping[str, str]) -> None:
     """Set OpenMP's variables that the user has not set; torch reads them when it is imported.
 
     Threads are limited to a quota below the affinity, which torch does not know, and sleep while they wait for each
-    other: what waiting threads use up counts. Without a quota, torch takes one thread for each physical core, and
-    `waiting` decides how they wait.
+    other, since the time of spinning threads counts towards the quota. Without a quota, torch takes one thread for each
+    physical core, and `waiting` decides how they wait.
 
     Args:
         environment: changed. Choices that a parent process made, perhaps on another machine, are made again; a
@@ -129,8 +128,8 @@ def choose_threads(environment: MutableMapping[str, str]) -> None:
     inherited = environment.get(CHOSEN, "").split()
     for name in inherited:
         environment.pop(name, None)
-    chosen, cores = dict[str, str](), int(usable_cores())
-    limited = usable_cores() < len(affinity())
+    usable = usable_cores()
+    chosen, cores, limited = dict[str, str](), int(usable), usable < len(affinity())
     if THREADS not in environment:
         with suppress(ValueError):
             processes = int(environment.get(LAUNCHED, "1"))

@@ -93,6 +93,20 @@ def blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_with_parent() -> None:
+    """End this process at once when its parent has ended, even if killed; run it in a thread.
+
+    Processes of `multiprocessing` that were not forked would otherwise wait for work forever.
+    """
+    from multiprocessing import parent_process  # not needed to start a command
+    from multiprocessing.connection import wait
+
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
     if _is_unsafe(frame):
         later = threading.Timer(RETRY_S, signal.pthread_kill, (threading.get_ident(), number))

@@ -1,13 +1,14 @@
 """Let OpenMP's threads sleep while they wait, as long as other processes need the processors.
 
-Threads that wait for each other in turns, as OpenMP's do by default, are the fastest on idle processors. Beside a busy
-process they are slower than one thread: whoever waits keeps from computing whoever is waited for. OpenMP's variables
-choose between the two before torch is imported, whereas other processes come and go.
+Threads that spin while they wait for each other, as OpenMP's do by default, are the fastest on idle processors. Beside
+a busy process, a spinning thread takes the processor from the thread that it waits for, and several threads may be
+slower than one (benchmarks/busy_neighbours.py). OpenMP's variables choose between spinning and sleeping before torch is
+imported, whereas other processes come and go.
 
 GNU's OpenMP, which torch's Linux packages contain, lets threads sleep almost at once while the process has more of its
-threads than there are processors (`do_spin` in libgomp/config/linux/wait.h). A further team of threads, which does
-nothing, therefore switches to sleeping, and its end switches back. The number of threads that compute, and so every
-result, stays the same. Other implementations of OpenMP are not affected.
+threads than there are processors (`do_spin` in libgomp/config/linux/wait.h). Further teams of threads, which do
+nothing, therefore switch to sleeping, and their end switches back. The number of threads that compute stays the same,
+and so does every result. Other implementations of OpenMP are not affected.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import torch
 from simmim_bench.processors import SPIN_COUNT, WAIT_POLICY, affinity, idle_seconds
 
 PERIOD_S = 0.5
-BUSY = 0.3  # processors that are missing, from which on threads sleep; below half of it they wait in turns again
+BUSY = 0.3  # ours: missing processors from which on threads sleep; below half of it they spin again
+MOST_TEAMS = 32  # ours: few threads on many processors would need hundreds, which a container's limit may refuse
 PARALLEL = 1 << 17  # elements of a tensor that torch adds to with all threads
 
 
@@ -31,7 +33,7 @@ PARALLEL = 1 << 17  # elements of a tensor that torch adds to with all threads
 def sleep_beside_others() -> Iterator[None]:
     """Watch the load of the processors, and let waiting threads sleep while it is too high for all threads.
 
-    Nothing is watched where this process has one thread, or where its environment says how threads wait.
+    Nothing is watched where this process has one thread, or where a variable of its environment sets how threads wait.
     """
     chosen = WAIT_POLICY in os.environ or SPIN_COUNT in os.environ
     if torch.get_num_threads() == 1 or chosen or idle_seconds() is None:
@@ -78,17 +80,17 @@ def _watch(stop: Event, threads: int) -> None:
 
 
 def hold_teams(release: Event, threads: int, allowed: int) -> list[Thread]:
-    """Start teams of threads that do nothing, so that there are more threads than processors.
+    """Start teams of threads that do nothing, so that there are more threads than processors; none if many are needed.
 
     Args:
         release: ends them.
         threads: threads of a team, and of this process's own; at least 2.
         allowed: processors.
     """
-    teams = [
-        Thread(target=_hold_team, args=(release,), daemon=True)
-        for _ in range(max(1, (allowed - threads) // (threads - 1) + 1))
-    ]
+    count = max(1, (allowed - threads) // (threads - 1) + 1)
+    if count > MOST_TEAMS:
+        return []
+    teams = [Thread(target=_hold_team, args=(release,), daemon=True) for _ in range(count)]
     for team in teams:
         team.start()
     return teams

@@ -57,9 +57,10 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
     """
     with without_collection():
         from simmim_bench.files import write_json
-        from simmim_bench.jobs.progress import Expected, Tracker
+        from simmim_bench.jobs.remaining import Expected, Tracker
         from simmim_bench.jobs.runner import run_steps
         from transfer.suite.options import SuiteOptions
+        from transfer.suite.plan import check_obstacles
         from transfer.suite.report import print_result
         from transfer.suite.run import expected_steps, forecaster, plan_suite, run_suite
 
@@ -85,6 +86,8 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
         random_row = plan_suite(
             replace(options, ckpts=(f"random:{ARCH}",), baseline=None), job_options
         )
+        pretraining.check()
+        check_obstacles(random_row)
         tracker.later = expected_steps(random_row)  # the other row has the same steps
         of_row = forecaster(random_row, job_options)
 
@@ -134,8 +137,8 @@ class PretrainStep:
     @property
     def forecast(self) -> Forecast:
         """What is expected of it."""
-        peak = demo_peak(PRETRAIN_KIND)
-        return Forecast(kind=PRETRAIN_KIND, share=demo_share(PRETRAIN_KIND), need=Need(peak))
+        need = Need(demo_peak(PRETRAIN_KIND), "measured in the demo")
+        return Forecast(kind=PRETRAIN_KIND, share=demo_share(PRETRAIN_KIND), need=need)
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of its run, and the reason where it is blocked."""
@@ -147,6 +150,16 @@ class PretrainStep:
                 run_dir=self.out, recipe=recipe, named=named, data=self.data, seed=self.seed
             )
         ]
+
+    def check(self) -> None:
+        """Check that its run can start or continue.
+
+        Raises:
+            UsageError: another pretraining is in its run directory, such as one with another --seed.
+        """
+        for state, obstacle in self.statuses():
+            if state == "blocked":
+                raise UsageError(f"{self}: {obstacle} --overwrite starts the demo anew.")
 
     def arguments(self) -> list[str]:
         """Return the arguments of `simmim-bench` that do the remaining work."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +16,7 @@ from simmim_bench.data.pack_shard import ShardPlan, write_shard
 from simmim_bench.data.packed import Packing, shard_name
 from simmim_bench.data.workers import leave_signals_to_parent
 from simmim_bench.errors import DataError
-from simmim_bench.signals import blocked_signals
+from simmim_bench.signals import blocked_signals, end_with_parent
 
 PARTS = ".parts"  # positions of the images of complete shards
 POLL_S = 0.2
@@ -165,18 +163,11 @@ def _check_end(process: BaseProcess, receiver: Connection) -> None:
         )
 
 
-def _end_with_parent() -> None:
-    """End this process at once when its parent has been killed, so that the parent's lock is free for the next run."""
-    parent = parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
 def _work(job: PackJob, shared: _Shared, sender: Connection) -> None:
     """Write shards until all are begun; send the message of an error."""
     leave_signals_to_parent(None, 0)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # The lock of a killed parent is then free for the next run.
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         for number in shared.tasks(len(job.tasks)):
             plan_number, shard = job.tasks[number]

@@ -1,6 +1,6 @@
-"""Which steps fit side by side: a GPU's memory, or the machine's, and the peaks that the steps are known to reach.
+"""Decide which steps fit side by side, from the free memory of a GPU or the machine and the steps' expected peaks.
 
-A step whose peak is not known has its place to itself, and so has one that has run out of memory beside others.
+A step of unknown peak has its GPUs, or the machine, to itself, and so has one that has run out of memory beside others.
 Loads no torch.
 """
 
@@ -27,7 +27,7 @@ class Need:
 
     Attributes:
         peak: bytes that it reaches, of each of its GPUs or of main memory; None where it is not known.
-        source: what the number rests on, in words.
+        source: how the peak was determined.
     """
 
     peak: int | None = None
@@ -95,7 +95,7 @@ def free_gpu_memory(uuid: str) -> int | None:
     """Return the free bytes of a GPU as the driver reports them, which takes no memory of the GPU itself.
 
     Args:
-        uuid: as torch gives it, without the prefix.
+        uuid: as torch returns it, without the prefix.
 
     Returns:
         None where nvidia-smi is missing or does not know the GPU, such as a part of one.

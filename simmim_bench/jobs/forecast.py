@@ -1,4 +1,4 @@
-"""What is expected of a step before it starts: its duration and its memory. Loads no torch."""
+"""The expected duration and memory of a step before it starts. Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Forecast:
     """The expected duration and memory of a step.
 
     Attributes:
-        kind: what steps of about the same duration and memory have in common.
+        kind: steps of the same kind take about the same time and memory.
         seconds: mean duration of similar runs on this device; None where there are none.
         share: duration relative to the demo's pretraining, as it was on the project's machine; None if not known.
     """
@@ -34,16 +34,16 @@ def demo_share(kind: str, seeds: int = 1) -> float | None:
     Args:
         seeds: of the step; the demo's steps have one or three.
     """
-    known = _demo_steps().get(kind)
-    if known is None or "share" not in known:
+    known = _demo_steps().get(kind, {})
+    if "share" not in known:
         return None
     return known["share"] * seeds / known["seeds"]
 
 
 def demo_peak(kind: str) -> int | None:
     """Return the main memory in bytes that a kind of step took in the demo on a CPU; None for one not in it."""
-    known = _demo_steps().get(kind)
-    return None if known is None else int(known["peak_memory_bytes"])
+    peak = _demo_steps().get(kind, {}).get("peak_memory_bytes")
+    return None if peak is None else int(peak)
 
 
 @functools.cache

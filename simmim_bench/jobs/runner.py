@@ -14,17 +14,17 @@ from typing import Generic
 from simmim_bench.display import Display, format_duration, plural
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.files import remove
-from simmim_bench.jobs.capacity import Need
+from simmim_bench.jobs.capacity import Need, Place
 from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.progress import Expected, Tracker, read_progress
+from simmim_bench.jobs.progress import read_progress
+from simmim_bench.jobs.remaining import SHOWN_EVERY_S, Expected, Tracker
 from simmim_bench.jobs.running import AnyStep, RunningStep, StepResult
 from simmim_bench.jobs.step import is_done, progress_file, runs_elsewhere
 from simmim_bench.jobs.workers import Machine, Queue
 from simmim_bench.training.stopping import StopRequest, stop_on_signals
 
 POLL_S = 0.2
-SHOWN_EVERY_S = 1.0  # between two updates of the display
 
 
 def run_steps(
@@ -158,7 +158,8 @@ class _Scheduler(Generic[AnyStep]):
 
     def _start_ready(self) -> Iterator[StepResult[AnyStep]]:
         """Start steps while slots are free; yield those that another process has completed meanwhile."""
-        while len(self.running) < self.backend.slots and (step := self._next_step()):
+        while len(self.running) < self.backend.slots and (found := self._next_step()):
+            step, place = found
             self.pending.remove(step)
             if is_done(step):
                 yield StepResult(step, "done")
@@ -168,7 +169,7 @@ class _Scheduler(Generic[AnyStep]):
             need = self._need(step)
             together = 1 + len(self.running) + len(self.pending)
             remove(progress_file(step))  # of a process that was killed
-            worker = self.backend.start(step, need, together)
+            worker = self.backend.start(step, place, need, together)
             started = RunningStep(step, worker, time.monotonic(), size, size, need)
             for other in self.running:
                 if worker.place is not None and other.worker.place is worker.place:
@@ -176,14 +177,15 @@ class _Scheduler(Generic[AnyStep]):
             self.running.append(started)
             self._tracker.start(self._expected(step))
 
-    def _next_step(self) -> AnyStep | None:
-        """Return the first pending step that may start; a step that another process works on has to wait."""
+    def _next_step(self) -> tuple[AnyStep, Place] | None:
+        """Return the first pending step that fits, and where; a step that another process works on has to wait."""
         running = [one.step for one in self.running]
         for step in self.pending:
-            if not self.backend.may_start(step, running, self._need(step)):
+            place = self.backend.find_place(step, running, self._need(step))
+            if place is None:
                 continue
             if not runs_elsewhere(step):
-                return step
+                return step, place
             if id(step) not in self._reported:
                 self._reported.add(id(step))
                 self.display.log(f"{step}: waiting for another process that works on it")

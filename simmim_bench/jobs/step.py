@@ -27,7 +27,7 @@ class Step(Protocol):
 
 
 def progress_file(step: Step) -> Path:
-    """Return the file in which a step's process tells how far it is."""
+    """Return the file to which a step's process writes its progress."""
     return step.log.with_suffix(".progress.json")
 
 

@@ -97,8 +97,8 @@ class JobWorker:
 class Machine:
     """This machine, its GPUs split into groups, each of which takes the steps that fit in its memory.
 
-    A step that computes on a CPU has its part of the processors: several steps of one thread each are done sooner
-    than one after the other with several threads (benchmarks/README.md, "Steps side by side").
+    Steps that compute on a CPU divide the processors: several of one thread each are done sooner together than one
+    after the other with several threads (benchmarks/README.md, "Steps side by side").
 
     Attributes:
         processes: processes of a step.
@@ -140,7 +140,7 @@ class Machine:
         self.slots = sum(place.seats for place in self.places)
 
     def describe(self) -> str:
-        """Say in words how many steps run at a time; "" for one."""
+        """Describe how many steps run at a time; "" for one."""
         if self.slots == 1:
             return ""
         first = self.places[0]
@@ -150,21 +150,20 @@ class Machine:
         groups = f" on each of {len(self.places)} groups of GPUs" if len(self.places) > 1 else ""
         return f"side by side: up to {plural(first.seats, 'step')}{groups} while they fit {where}"
 
-    def may_start(self, step: Step, running: Sequence[Step], need: Need) -> bool:
-        """Return whether a step fits somewhere and no running step uses its exclusive resource."""
+    def find_place(self, step: Step, running: Sequence[Step], need: Need) -> Place | None:
+        """Return where a step fits; None while it fits nowhere, or a running step uses its exclusive resource."""
         resource = step.exclusive_resource
         if resource is not None and any(resource == one.exclusive_resource for one in running):
-            return False
-        return choose_place(self.places, need) is not None
+            return None
+        return choose_place(self.places, need)
 
-    def start(self, step: Step, need: Need, together: int) -> LocalWorker:
-        """Start a step where the fewest steps run.
+    def start(self, step: Step, place: Place, need: Need, together: int) -> LocalWorker:
+        """Start a step.
 
         Args:
+            place: what `find_place` has returned; the free memory may have changed since.
             together: steps that are expected to run at a time, and so share the processors.
         """
-        place = choose_place(self.places, need)
-        assert place is not None
         command = command_line(step.arguments(), self.processes)
         together = min(together, self.slots)
         variables = child_environment(together * self.processes) if together > 1 else {}
@@ -187,13 +186,14 @@ class Queue:
         assert job_options.slurm is not None
         self.cluster = Cluster(folder, job_options.slurm, job_options.gpus_per_task)
         self.slots = job_options.workers or max(1, steps)
+        self._place = Place(None, self.slots, lambda: None)
         self._last_job: dict[str, str] = {}  # exclusive resource -> the last job that uses it
 
-    def may_start(self, step: Step, running: Sequence[Step], need: Need) -> bool:
-        """Return True: SLURM's dependencies keep exclusive resources apart."""
-        return True
+    def find_place(self, step: Step, running: Sequence[Step], need: Need) -> Place:
+        """Return the cluster, for any step: SLURM's dependencies keep exclusive resources apart."""
+        return self._place
 
-    def start(self, step: Step, need: Need, together: int) -> JobWorker:
+    def start(self, step: Step, place: Place, need: Need, together: int) -> JobWorker:
         """Submit a step, or find the job that an earlier attempt submitted."""
         job, resource = self.cluster.find(step.log), step.exclusive_resource
         if job is None:

@@ -20,11 +20,13 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ from simmim_bench.pocket.classes import STUFF_CLASSES, THING_CLASSES
 from simmim_bench.pocket.render import render
 from simmim_bench.pocket.scenes import Scene, object_scene, open_scene
 from simmim_bench.processors import usable_cores
+from simmim_bench.signals import SIGNALS, blocked_signals, end_with_parent
 
 _Annotations = list[dict[str, Any]]
 _Map = Callable[..., Iterator[_Annotations]]
@@ -49,7 +52,10 @@ MIN_SIDE = 32
 """Minimum image side in pixels; below it, an object's pattern is finer than a pixel."""
 
 IN_PROCESSES = 1000
-"""Number of images from which on several processes render them; one renders this many in 4 seconds."""
+"""Number of images from which on several processes render them; their start takes longer than fewer images."""
+
+CHUNK = 100
+"""Number of images that a process takes at a time."""
 
 OWNED = ("ade20k", "coco", "imagenet", "pocket.json")
 """Content of a synthetic data set; a directory with other content is never written to."""
@@ -100,17 +106,17 @@ def write_pocket(
     out = Path(out).resolve()
     _check_target(out, overwrite)
     # Inside of `out` if it exists: it may be a mount point, which cannot be renamed.
-    partial = (out if out.exists() else out.parent) / f".{out.name}.partial-{os.getpid()}"
+    unfinished = (out if out.exists() else out.parent) / f".{out.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
+        unfinished.mkdir(parents=True)
         try:
             total = sum(asdict(counts).values())
-            for done, _ in enumerate(_write_all(partial, seed, img_size, counts), start=1):
+            for done, _ in enumerate(_write_all(unfinished, seed, img_size, counts), start=1):
                 if progress is not None:
                     progress(done, total)
-            _move_into_place(partial, out)
+            _move_into_place(unfinished, out)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"cannot write synthetic images to {out}: {error}; "
@@ -154,18 +160,18 @@ def _check_target(out: Path, overwrite: bool) -> None:
         )
 
 
-def _move_into_place(partial: Path, out: Path) -> None:
+def _move_into_place(unfinished: Path, out: Path) -> None:
     """Move the finished data set to `out`; `pocket.json` is last, so that it marks a complete data set."""
     if not out.exists():
-        partial.rename(out)
+        unfinished.rename(out)
         return
-    old = partial / "old"
+    old = unfinished / "old"
     old.mkdir()
     for name in reversed(OWNED):
         if (out / name).exists():
             (out / name).rename(old / name)
     for name in OWNED:
-        (partial / name).rename(out / name)
+        (unfinished / name).rename(out / name)
 
 
 def _write_all(
@@ -201,21 +207,38 @@ def _write_all(
 
 @contextmanager
 def _map_function(images: int) -> Iterator[_Map]:
-    """Return a `map` that calls its function in one process per usable core, or in this one for few images."""
-    processes = math.floor(usable_cores())
+    """Yield a `map` that calls its function in one process per usable core, or in this one for few images.
+
+    Raises:
+        DataError: a process has ended.
+    """
+    processes = min(math.floor(usable_cores()), math.ceil(images / CHUNK))
     if processes <= 1 or images < IN_PROCESSES:
         yield map
         return
-    # Ctrl-C reaches every process of the terminal; this one stops the others.
-    with ProcessPoolExecutor(processes, get_context("spawn"), _ignore_ctrl_c) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_process) as pool:
+
+        def map_function(*arguments: Any) -> Iterator[_Annotations]:
+            # New processes inherit the mask, so that no signal interrupts their imports.
+            with blocked_signals():
+                return pool.map(*arguments, chunksize=CHUNK)
+
         try:
-            yield partial(pool.map, chunksize=IN_PROCESSES // 10)
+            yield map_function
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that renders images has ended, as one does that is out of memory; free some memory, and run "
+                "the same command again."
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _ignore_ctrl_c() -> None:
+def _start_process() -> None:
+    """Ignore Ctrl-C, which a terminal sends to every process: the parent ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    Thread(target=end_with_parent, daemon=True).start()
 
 
 def _write_one(

@@ -189,8 +189,17 @@ def available_memory(device: torch.device) -> int | None:
     free = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
     for limit, used in CONTAINER:
         with suppress(OSError, ValueError):  # no such file, or "max"
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            cached = _cached_files(Path(used).with_name("memory.stat"))
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()) + cached)
     return min(free, default=None)
+
+
+def _cached_files(stat: Path) -> int:
+    """Return the bytes of cached files that count as used by a container, and that Linux drops when memory is short."""
+    with suppress(OSError, ValueError):
+        figures = dict(line.split() for line in stat.read_text(encoding="utf-8").splitlines())
+        return int(figures.get("total_inactive_file", figures.get("inactive_file", 0)))
+    return 0
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -50,7 +50,11 @@ def test_another_card_takes_longer_by_the_ratio_of_the_peaks_and_splits_what_doe
     assert cards.seconds_on(by_name["A100 80GB"], tuning) == pytest.approx(alone * 989 / 312)
     memory = StepMemory(fixed=0, per_image=10**9, available=None)
     # 1.1 GB an image with its backward pass, of which 0.9 of 24 GB hold 19.6.
-    assert [cards.parts(by_name["L4"], memory, count) for count in (19, 20, 64)] == [1, 2, 4]
+    assert [cards.accumulation_steps(by_name["L4"], memory, count) for count in (19, 20, 64)] == [
+        1,
+        2,
+        4,
+    ]
     # The measured peaks themselves come out again.
     checks = json.loads((BENCHMARKS / "results" / "gpu_check_h200.json").read_text())["checks"]
     found = cards.step_memories(checks)

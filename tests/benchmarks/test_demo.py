@@ -1,4 +1,4 @@
-"""Tests of the report on the demo for several pretraining seeds: differences, their noise, and the commands."""
+"""Tests of the demo: its recipes and its check of earlier runs; the report on several pretraining seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from types import ModuleType
 
 import pytest
 
+from pretrain.launch import resolve_recipe
 from simmim_bench.cli import demo as command
+from simmim_bench.errors import UsageError
+from simmim_bench.files import write_json
+from simmim_bench.runs.run_dir import describe_run
 from transfer.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -54,3 +58,12 @@ def test_an_earlier_tree_runs_the_commands_of_its_demo(demo: ModuleType, tmp_pat
 
 def test_the_demo_names_recipes_that_exist() -> None:
     assert {f"{task}_{command.RECIPE}" for task in command.SHORTER} <= set(RECIPES)
+
+
+def test_a_demo_whose_pretraining_was_another_starts_nothing(tmp_path: Path) -> None:
+    recipe, _ = resolve_recipe(arch=command.ARCH, recipe=command.RECIPE, overrides=())
+    of_seed_0 = {"data": str(tmp_path), "seed": 0, "init_from": None}
+    write_json(tmp_path / "pretrain" / "recipe.json", describe_run(recipe, {}, of_seed_0))
+    command.PretrainStep(out=tmp_path / "pretrain", data=tmp_path, seed=0).check()
+    with pytest.raises(UsageError, match=r"another seed.*--overwrite starts the demo anew"):
+        command.PretrainStep(out=tmp_path / "pretrain", data=tmp_path, seed=1).check()

@@ -81,6 +81,25 @@ def test_processors_limit_the_steps_of_a_machine(monkeypatch: pytest.MonkeyPatch
     assert [place.seats for place in Machine(JobOptions(workers=5)).places] == [1] * 5
 
 
+def test_a_step_starts_where_it_fitted_although_others_take_memory_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [40.0 * GIB]
+    monkeypatch.setattr("simmim_bench.jobs.workers.gpu_groups", lambda size: [])
+    monkeypatch.setattr("simmim_bench.jobs.workers.usable_cores", lambda: 2.0)
+    monkeypatch.setattr("simmim_bench.jobs.workers._free_main_memory", lambda: free[0])
+    monkeypatch.setattr("simmim_bench.jobs.workers.launch", lambda *arguments: None)
+    machine, need = Machine(JobOptions()), Need(GIB)
+    for number, left in enumerate((40.0 * GIB, 0.0), start=1):
+        step = FakeStep(str(number), tmp_path / f"{number}.log")
+        place = machine.find_place(step, [], need)
+        assert place is not None
+        free[0] = left
+        machine.start(step, place, need, together=2)
+        assert place.steps == number
+    assert machine.find_place(FakeStep("3", tmp_path / "3.log"), [], need) is None
+
+
 @dataclass
 class FakeStep:
     """A step that is done once its process has ended well."""
@@ -138,9 +157,7 @@ class FakeMachine(Machine):
     def __post_init__(self) -> None:
         self.slots, self.processes = sum(place.seats for place in self.places), 1
 
-    def start(self, step: Any, need: Need, together: int) -> Any:
-        place = choose_place(self.places, need)
-        assert place is not None
+    def start(self, step: Any, place: Place, need: Need, together: int) -> Any:
         self.started.append([step.name, str(place.steps)])
         return FakeWorker(self, step, place, need)
 

@@ -1,4 +1,4 @@
-"""Claims about the remaining time of several steps: honest after a minute, corrected by what is measured."""
+"""Claims about the remaining time of several steps: known after a minute, corrected by measured durations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from simmim_bench.display import Display, OverallProgress, TaskProgress
-from simmim_bench.jobs.progress import Expected, Tracker, read_progress, write_progress
+from simmim_bench.jobs.progress import read_progress, write_progress
+from simmim_bench.jobs.remaining import Expected, Tracker
 
 
 class Shown(OverallProgress):

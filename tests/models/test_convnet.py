@@ -16,13 +16,14 @@ from support.tiny import TINY
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-import pretrain.train as training
 from pretrain.design import Design
 from pretrain.masking.masks import sample_masks
 from pretrain.recipes import POCKET, for_arch
 from pretrain.run import TrainOptions
 from pretrain.simmim import SimMIM
+from pretrain.train import pretrain
 from simmim_bench.backbones import load_backbone
+from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.compare import check_same_features
 from simmim_bench.display import Display
@@ -279,7 +280,7 @@ def run(out: Path, data: Path, arch: str, *, resume: bool = False, epochs: int =
     recipe = replace(for_arch(POCKET, arch), epochs=epochs, batch_size=20, warmup_epochs=0)
     options = {"deviates": {}, "arguments": {}, "display": Display(quiet=True)}
     with open_run(out, recipe=recipe, resume=resume, **options) as opened:  # type: ignore[arg-type]
-        return training.pretrain(
+        return pretrain(
             RunContext(run=opened, seed=0, resume=resume),
             recipe=recipe,
             deviates={},
@@ -356,13 +357,11 @@ class Killed(Exception):
 def test_a_resumed_resnet_equals_an_uninterrupted_one(
     pretrained: Path, pocket: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = training.write_checkpoint  # type: ignore[attr-defined]
-
     def write_and_die(*arguments: Any, **named: Any) -> None:
-        write(*arguments, **named)
+        write_checkpoint(*arguments, **named)
         raise Killed
 
-    monkeypatch.setattr(training, "write_checkpoint", write_and_die)
+    monkeypatch.setattr("pretrain.checkpoints.write_checkpoint", write_and_die)
     with pytest.raises(Killed):
         run(tmp_path / "run", pocket / "imagenet", "resnet_pocket")
     monkeypatch.undo()

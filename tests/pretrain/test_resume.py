@@ -268,7 +268,7 @@ def killed_and_resumed(out: Path, data: Path, kills: int, seed: int) -> int:
 def test_an_early_figure_changes_nothing(
     tmp_path: Path, pocket: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pretrain.train.EARLY_S", 0.0)
+    monkeypatch.setattr("pretrain.checkpoints.EARLY_S", 0.0)
     run_pretrain(tmp_path / "run", pocket / "imagenet")
     assert_same_weights(weights(tmp_path / "run"), weights(undisturbed))
     said = (tmp_path / "run" / "log.txt").read_text()

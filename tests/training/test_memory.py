@@ -101,6 +101,8 @@ def test_a_containers_limit_is_respected(monkeypatch: pytest.MonkeyPatch, tmp_pa
     files = (str(tmp_path / "limit"), str(tmp_path / "used"))
     monkeypatch.setattr("simmim_bench.training.memory.CONTAINER", (files,))
     assert available_memory(CPU) == 7_000_000
+    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 800000\n")
+    assert available_memory(CPU) == 7_800_000
     (tmp_path / "limit").write_text("max\n")
     assert (available_memory(CPU) or 0) > 7_000_000
 

@@ -22,6 +22,16 @@ class Estimate:
         return f"unknown ({self.source})" if self.seconds is None else format_duration(self.seconds)
 
 
+def is_similar(record: Record, step: SuiteStep) -> bool:
+    """Return whether a record is of a step's task, recipe and architecture."""
+    transfer = step.transfer
+    return (
+        record.task == step.name
+        and record.recipe["sha256"] == transfer.recipe.sha256()
+        and record.checkpoint.get("arch") == transfer.checkpoint.spec.arch
+    )
+
+
 def estimate_cost(
     step: SuiteStep, seeds: int, records: Sequence[Record], device: str | None
 ) -> Estimate:
@@ -32,9 +42,7 @@ def estimate_cost(
     similar = [
         record.wall_time_s
         for record in records
-        if record.task == step.name
-        and record.recipe["sha256"] == transfer.recipe.sha256()
-        and record.checkpoint.get("arch") == transfer.checkpoint.spec.arch
+        if is_similar(record, step)
         and record.data.get("root") == str(transfer.request.options.data)
         and device in (None, record.environment.get("device"))
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
@@ -14,12 +15,13 @@ from simmim_bench.jobs.capacity import Need
 from simmim_bench.jobs.forecast import demo_peak
 from simmim_bench.results.record import Record
 from simmim_bench.tasks import TASKS
+from transfer.suite.cost import is_similar
 from transfer.suite.step import SuiteStep
 from transfer.tasks import load_function, runner_of
 
 CPU = torch.device("cpu")
-# Ours: pixels of an image above which the estimate would take minutes and tens of gigabytes of main memory: detection
-# and segmentation at full size, whose batches fill a GPU. Until a run has measured them they run alone.
+# Ours: pixels of an image above which the estimate takes long and needs much main memory, as of detection and
+# segmentation at full size, whose batches fill a GPU. They run alone until a run has measured them.
 LARGEST = 256 * 256
 
 
@@ -34,13 +36,10 @@ def measured_need(
     Returns:
         On a CPU, the peak in the project's own demo where there is no similar run.
     """
-    transfer = step.transfer
     peaks = [
         peak
         for record in records
-        if record.task == step.name
-        and record.recipe["sha256"] == transfer.recipe.sha256()
-        and record.checkpoint.get("arch") == transfer.checkpoint.spec.arch
+        if is_similar(record, step)
         and record.environment.get("device") == device
         and record.cost.get("devices") == processes
         and (peak := record.cost["peak_memory_bytes"]) is not None
@@ -60,19 +59,19 @@ class MemoryEstimates:
     def need(self, step: SuiteStep) -> Need:
         """Estimate the memory of a step's batch; unknown for large images, or where the task's framework is missing."""
         if step.kind not in self._found:
-            height, width = getattr(step.transfer.recipe, "img_size", (0, 0))
+            img_size = getattr(step.transfer.recipe, "img_size", None)
             self._found[step.kind] = Need()
-            if height * width <= LARGEST:
+            if img_size is not None and math.prod(img_size) <= LARGEST:
                 with suppress(BenchError, RuntimeError):  # a framework is missing, or memory
                     self._found[step.kind] = _estimate(step)
         return self._found[step.kind]
 
 
 def _estimate(step: SuiteStep) -> Need:
-    """Estimate from forward passes of the fewest images; the recipe's own batch is not computed."""
+    """Estimate the memory of the recipe's batch from forward passes of the fewest images, at a published data size."""
     recipe, spec = step.transfer.recipe, step.transfer.checkpoint.spec
     runner = runner_of(recipe)
-    data = PUBLISHED[TASKS[step.transfer.request.task].data]
+    data = PUBLISHED.get(TASKS[step.transfer.request.task].data, PUBLISHED["imagenet"])
     work: Work = load_function(runner.estimate)(
         recipe, read_checkpoint(f"random:{spec.arch}"), data, CPU
     )

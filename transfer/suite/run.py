@@ -15,9 +15,9 @@ import torch
 
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError
-from simmim_bench.jobs.forecast import Forecast
+from simmim_bench.jobs.forecast import Forecast, demo_share
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.progress import Expected, Tracker
+from simmim_bench.jobs.remaining import Expected, Tracker
 from simmim_bench.jobs.runner import run_steps
 from simmim_bench.jobs.running import StepResult
 from simmim_bench.jobs.workers import Machine
@@ -26,9 +26,10 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from simmim_bench.results.record import Record, read_record
+from transfer.suite.listing import list_steps
 from transfer.suite.memory import measured_need
 from transfer.suite.options import SuiteOptions
-from transfer.suite.plan import SuitePlan, check_obstacles, list_steps, plan_steps
+from transfer.suite.plan import SuitePlan, check_obstacles, plan_steps
 from transfer.suite.rows import UnreadRow
 from transfer.suite.step import SuiteStep
 
@@ -111,13 +112,13 @@ def plan_suite(
 
 
 def expected_steps(plan: SuitePlan) -> list[Expected]:
-    """Return what is expected of the planned steps."""
+    """Return what is expected of the planned steps from their start, even where seeds are done."""
     return [
         Expected(
             name=str(one.step),
             kind=one.forecast.kind,
-            seconds=one.forecast.seconds,
-            share=one.forecast.share,
+            seconds=None if "done" in one.seeds else one.forecast.seconds,
+            share=demo_share(one.forecast.kind, len(one.seeds)),
         )
         for one in plan.steps
     ]

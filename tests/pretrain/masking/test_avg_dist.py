@@ -135,7 +135,7 @@ def test_resumed_run_with_content_masks_equals_an_uninterrupted_one(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("pretrain.train.write_checkpoint", die_after_one_epoch)
+        patch.setattr("pretrain.checkpoints.write_checkpoint", die_after_one_epoch)
         with pytest.raises(Killed):
             pretrain(tmp_path / "cut", pocket / "imagenet" / "val", *more)
     assert pretrain(tmp_path / "cut", pocket / "imagenet" / "val", *more, "--resume") == 0
