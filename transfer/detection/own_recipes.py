@@ -215,7 +215,7 @@ COCO_POCKET = CocoRecipe(
 COCO_DEMO = replace(
     COCO_POCKET,
     name="coco_demo",
-    source="ours: `simmim-bench demo`; 100 of coco_pocket's 160 steps",
-    max_iters=100,
-    warmup_iters=15,
+    source="ours: `simmim-bench demo`; 70 of coco_pocket's 160 steps",
+    max_iters=70,
+    warmup_iters=10,
 )

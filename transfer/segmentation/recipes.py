@@ -242,11 +242,11 @@ ADE20K_POCKET = Ade20kRecipe(
 ADE20K_DEMO = replace(
     ADE20K_POCKET,
     name="ade20k_demo",
-    source="ours: `simmim-bench demo`; three times the crops of ade20k_pocket, each of a quarter of its area, until "
+    source="ours: `simmim-bench demo`; four times the crops of ade20k_pocket, each of a quarter of its area, until "
     "the textures of stuff are learnt as well as objects; early layers change less, as in MAE and BEiT",
     img_size=(32, 32),
     resize_within=(64, 64),
-    max_iters=450,
+    max_iters=600,
     warmup_iters=30,
     batch_size=16,
     base_lr=4e-3,
