@@ -10,7 +10,8 @@ import numpy as np
 
 from simmim_bench.data.listing import LeftOut, list_tree
 from simmim_bench.data.names import FileNames, SharedArray
-from simmim_bench.data.packed import INDEX, UNLABELLED, PackedImages, ShardFiles, open_packed
+from simmim_bench.data.packed import UNLABELLED, PackedImages, ShardFiles
+from simmim_bench.data.packed_index import INDEX, open_packed
 from simmim_bench.data.shards import TarMember, list_shards, sample_key, sorted_shards
 from simmim_bench.errors import DataError
 from simmim_bench.files import read_lines
@@ -25,7 +26,7 @@ def holds_shards(folder: Path, classes: Sequence[str]) -> bool:
 
     Tar files without an index beside class folders may be the archives that these were extracted from.
     """
-    return (folder / INDEX).is_file() or (not classes and bool(sorted_shards(folder)))
+    return bool(sorted_shards(folder)) and (not classes or (folder / INDEX).is_file())
 
 
 def packed_images(folder: Path) -> PackedImages:

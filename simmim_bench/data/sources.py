@@ -33,7 +33,8 @@ from simmim_bench.data.listing import (
 )
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, PathList, SharedArray
-from simmim_bench.data.packed import INDEX, PackedImages
+from simmim_bench.data.packed import PackedImages
+from simmim_bench.data.packed_index import INDEX
 from simmim_bench.data.shards import sorted_shards, tar_shards
 from simmim_bench.errors import DataError
 
@@ -161,9 +162,8 @@ class ImageList:
         return hash_names_and_sizes(zip(names, sizes.values.tolist(), strict=True))
 
 
-NamedImages = (
-    ImageList | PackedImages
-)  # images with names: of files, or of the files that were packed
+# Images with names: of files, or of the files that were packed
+NamedImages = ImageList | PackedImages
 
 
 def image_list(
