@@ -14,7 +14,7 @@ from simmim_bench.data.packed import UNLABELLED, PackedImages, ShardFiles
 from simmim_bench.data.packed_index import INDEX, open_packed
 from simmim_bench.data.shards import TarMember, list_shards, sample_key, sorted_shards
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_lines
+from simmim_bench.untrusted.tables import read_text_lines
 from simmim_bench.untrusted.text import visible
 
 LABEL_BYTES = 20  # of a number of 64 bits
@@ -79,7 +79,7 @@ def labelled_shards(folder: Path, beside: LeftOut | None = None) -> PackedImages
         The images; without a label, `UNLABELLED`.
 
     Raises:
-        DataError: see `tar_shards`; or a label is no number, or has no name in `classes.txt`.
+        DataError: see `tar_shards`; or a label is no number, or has no name in `classes.txt`, or that is damaged.
     """
     paths = tuple(sorted_shards(folder))
     images, label_members = list_shards(paths, beside or LeftOut())
@@ -90,7 +90,8 @@ def labelled_shards(folder: Path, beside: LeftOut | None = None) -> PackedImages
         if label is not None:
             numbers[row] = _read_label(files, paths[label.shard], label)
     present = np.unique(numbers[numbers != UNLABELLED])
-    lines = next(filter(None, (read_lines(f / CLASSES) for f in (folder, folder.parent))), None)
+    found = (f / CLASSES for f in (folder, folder.parent) if (f / CLASSES).exists())
+    lines = next((read_text_lines(path, "list of classes") for path in found), None)
     if lines is not None and len(present) and present[-1] >= len(lines):
         raise DataError(
             f"an image in {folder} has class {present[-1]}, but {CLASSES} names {len(lines):,} classes, from 0; add "

@@ -126,6 +126,11 @@ def test_shards_without_an_index_are_scanned(packed: Path, tmp_path: Path) -> No
     scanned = class_images(tmp_path / "plain", "val")
     assert (scanned.classes, [*scanned.labels]) == (("0", "1"), [*by_index.labels])
     assert [scanned.read(i) for i in range(8)] == [by_index.read(i) for i in range(8)]
+    (tmp_path / "plain" / "classes.txt").write_bytes(
+        b"ant\nb\xe9e\n"
+    )  # else named by numbers, in silence
+    with pytest.raises(DataError, match="is not UTF-8"):
+        class_images(tmp_path / "plain", "train")
     (tmp_path / "plain" / "classes.txt").write_text("ant\nbee.s\n")
     assert class_images(tmp_path / "plain", "train").classes == by_index.classes
 
