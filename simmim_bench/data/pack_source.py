@@ -10,7 +10,7 @@ import numpy as np
 
 from simmim_bench.data.hub import HubImages, hub_images
 from simmim_bench.data.hub_classes import hub_classes, label_columns
-from simmim_bench.data.labelled_shards import packed_images
+from simmim_bench.data.labelled_shards import holds_shards, packed_images
 from simmim_bench.data.listing import SUFFIXES, LeftOut, list_folder, list_tree, suffix_of
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, SharedArray
@@ -76,19 +76,20 @@ def open_sources(data: Path) -> list[PackSource]:
 
 def _list(folder: Path, root: Path) -> NamedImages:
     """List all images below a folder, with the class of those that are in a class folder or have a KEY.cls."""
-    if (folder / INDEX).is_file():
+    shards = sorted_shards(folder)
+    if shards and (folder / INDEX).is_file():
         raise UsageError(
             f"{folder} is packed already, and images would be encoded a second time; pack the originals with the other "
             "options."
         )
-    if sorted_shards(folder):
-        return packed_images(folder)
     names, left_out = list_tree(folder)
+    classes = tuple(sorted(list_folder(str(folder)).folders))
+    if holds_shards(folder, classes) or (shards and not names):
+        return packed_images(folder)
     if not names:
         raise DataError(
             f"data folder {folder} has no images ({SUFFIXES}){left_out.only()}; use another folder."
         )
-    classes = tuple(sorted(list_folder(str(folder)).folders))
     numbers = {name: number for number, name in enumerate(classes)}
     above = (name.partition("/")[0] if "/" in name else "" for name in names.names)
     labels = np.fromiter((numbers.get(name, UNLABELLED) for name in above), np.int64, len(names))

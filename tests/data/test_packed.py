@@ -209,6 +209,11 @@ def test_class_folders_beside_an_index_of_something_else_are_read(tmp_path: Path
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / label / "1.png")
     (tmp_path / "train" / INDEX).write_bytes(b"of something else")
     assert class_images(tmp_path, "train").classes == ("a", "b")
+    with tarfile.open(tmp_path / "train" / "b.tar", "w") as archive:  # extracted beside it
+        archive.add(tmp_path / "train" / "b" / "1.png", "1.png")
+    (tmp_path / "train" / INDEX).unlink()
+    packed = pack(tmp_path / "train", tmp_path / "packed", "--num-workers", 1)
+    assert [*class_images(tmp_path, "train").labels] == [*list_images(packed).labels] == [0, 1]
 
 
 def test_unreadable_images_are_named_or_left_out(photos: Path, tmp_path: Path) -> None:
