@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
@@ -16,11 +15,13 @@ from torchvision.datasets import ImageFolder
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.packed import Packing
 from simmim_bench.data.random_crop import RandomCropFlip
+from simmim_bench.data.reencode import reencode
 from simmim_bench.data.sources import ImageSource, any_images
 
 CROP_SCALE = (0.67, 1.0)
-SHORT_SIDE, QUALITY = 320, 90  # of `simmim-bench pack`
+PACKING = Packing(short_side=320, quality=90)  # the defaults of `simmim-bench pack`
 
 
 def official_loader(data: Path, size: tuple[int, int], batch_size: int) -> DataLoader[Any]:
@@ -71,7 +72,7 @@ def our_loader(
 
 @contextmanager
 def packed_images(images: ImageSource, packed: Path | None) -> Iterator[ImageSource]:
-    """Open images that `simmim-bench pack` has written, or write ones of the same sizes to a temporary folder.
+    """Open images that `simmim-bench pack` has written, or write its images to a temporary folder.
 
     Args:
         packed: the folder that `pack` has written; None to write one.
@@ -81,9 +82,6 @@ def packed_images(images: ImageSource, packed: Path | None) -> Iterator[ImageSou
         return
     with TemporaryDirectory() as folder:
         for index in range(len(images)):
-            image = Image.open(images.name(index)).convert("RGB")
-            factor = min(1.0, SHORT_SIDE / min(image.size))
-            width, height = (round(side * factor) for side in image.size)
-            small = image.resize((width, height), Image.Resampling.LANCZOS)
-            small.save(Path(folder) / f"{index:06d}.jpg", quality=QUALITY)
+            stored = reencode(images.read(index), images.name(index), PACKING)
+            Path(folder, f"{index:06d}{stored.suffix}").write_bytes(stored.content)
         yield any_images(Path(folder))

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from simmim_bench.data.class_checks import class_sizes
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.packed import PackedImages
-from simmim_bench.data.sources import ImageList, ImageSource, NamedImages, class_sizes
+from simmim_bench.data.sources import ImageList, ImageSource, NamedImages
 from simmim_bench.data.subsets import class_counts, sample_subset
 from simmim_bench.display import first_names, plural
 from simmim_bench.errors import DataError, UsageError

@@ -96,6 +96,7 @@ def pack(
     from simmim_bench.data.packing import (
         check_destination,
         describe_request,
+        is_complete,
         is_packed,
         partial_folder,
         prepare,
@@ -124,8 +125,9 @@ def pack(
                 f"cannot write {partial}: {error.strerror}; use another DST."
             ) from error
         with exclusive_lock(partial):
-            prepare(partial, request, overwrite=overwrite)
-            pack_images(partial, sources, options, request, open_display(quiet))
+            if not is_complete(partial, request):
+                prepare(partial, request, overwrite=overwrite)
+                pack_images(partial, sources, options, request, open_display(quiet))
         publish(partial, dst)
     done = read_packed(dst)
     if as_json:

@@ -86,11 +86,16 @@ def _find_split(name: str, split: str) -> str:
     return chosen
 
 
-def _label_column(images: HubImages, name: str, column: str | None) -> str:
-    """Return the column of class labels: the given one, or the only one."""
+def label_columns(images: HubImages, name: str) -> list[str]:
+    """Return the columns of class labels."""
     datasets: Any = import_datasets(name)
     features = images.dataset.features
-    labels = [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    return [c for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+
+
+def _label_column(images: HubImages, name: str, column: str | None) -> str:
+    """Return the column of class labels: the given one, or the only one."""
+    features, labels = images.dataset.features, label_columns(images, name)
     if column in labels:
         return str(column)
     if labels and column is not None:

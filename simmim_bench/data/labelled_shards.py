@@ -10,10 +10,11 @@ import numpy as np
 
 from simmim_bench.data.listing import LeftOut, list_tree
 from simmim_bench.data.names import FileNames, SharedArray
-from simmim_bench.data.packed import INDEX, UNLABELLED, PackedImages, ShardFiles, open_packed
+from simmim_bench.data.packed import UNLABELLED, PackedImages, ShardFiles
+from simmim_bench.data.packed_index import INDEX, open_packed
 from simmim_bench.data.shards import TarMember, list_shards, sample_key, sorted_shards
 from simmim_bench.errors import DataError
-from simmim_bench.files import read_lines
+from simmim_bench.untrusted.tables import read_text_lines
 from simmim_bench.untrusted.text import visible
 
 LABEL_BYTES = 20  # of a number of 64 bits
@@ -25,7 +26,7 @@ def holds_shards(folder: Path, classes: Sequence[str]) -> bool:
 
     Tar files without an index beside class folders may be the archives that these were extracted from.
     """
-    return (folder / INDEX).is_file() or (not classes and bool(sorted_shards(folder)))
+    return bool(sorted_shards(folder)) and (not classes or (folder / INDEX).is_file())
 
 
 def packed_images(folder: Path) -> PackedImages:
@@ -78,7 +79,7 @@ def labelled_shards(folder: Path, beside: LeftOut | None = None) -> PackedImages
         The images; without a label, `UNLABELLED`.
 
     Raises:
-        DataError: see `tar_shards`; or a label is no number, or has no name in `classes.txt`.
+        DataError: see `tar_shards`; or a label is no number, or has no name in `classes.txt`, or that is damaged.
     """
     paths = tuple(sorted_shards(folder))
     images, label_members = list_shards(paths, beside or LeftOut())
@@ -89,7 +90,8 @@ def labelled_shards(folder: Path, beside: LeftOut | None = None) -> PackedImages
         if label is not None:
             numbers[row] = _read_label(files, paths[label.shard], label)
     present = np.unique(numbers[numbers != UNLABELLED])
-    lines = next(filter(None, (read_lines(f / CLASSES) for f in (folder, folder.parent))), None)
+    found = (f / CLASSES for f in (folder, folder.parent) if (f / CLASSES).exists())
+    lines = next((read_text_lines(path, "list of classes") for path in found), None)
     if lines is not None and len(present) and present[-1] >= len(lines):
         raise DataError(
             f"an image in {folder} has class {present[-1]}, but {CLASSES} names {len(lines):,} classes, from 0; add "

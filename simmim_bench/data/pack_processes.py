@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simmim_bench.data.pack_shard import ShardPlan, write_shard
-from simmim_bench.data.packed import Packing, shard_name
+from simmim_bench.data.packed import Packing
+from simmim_bench.data.packed_index import shard_name
 from simmim_bench.data.workers import leave_signals_to_parent
 from simmim_bench.errors import DataError
 from simmim_bench.signals import blocked_signals, end_with_parent
@@ -125,11 +126,12 @@ def run_processes(job: PackJob, advance: Callable[[int], None]) -> None:
         shown, running = 0, list(zip(processes, (receiver for receiver, _ in ends), strict=True))
         while running:
             wait([process.sentinel for process, _ in running], POLL_S)
-            now = shared.done.value
+            ended = [one for one in running if not one[0].is_alive()]
+            now = shared.done.value  # read after the last process has ended, so that none is missed
             if now > shown:
                 advance(now - shown)
                 shown = now
-            for process, receiver in [r for r in running if not r[0].is_alive()]:
+            for process, receiver in ended:
                 running.remove((process, receiver))
                 _check_end(process, receiver)
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.hub import HubImages, hub_images
-from simmim_bench.data.hub_classes import hub_classes
-from simmim_bench.data.labelled_shards import packed_images
+from simmim_bench.data.hub_classes import hub_classes, label_columns
+from simmim_bench.data.labelled_shards import holds_shards, packed_images
 from simmim_bench.data.listing import SUFFIXES, LeftOut, list_folder, list_tree, suffix_of
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, SharedArray
-from simmim_bench.data.packed import INDEX, UNLABELLED
+from simmim_bench.data.packed import UNLABELLED
+from simmim_bench.data.packed_index import INDEX
 from simmim_bench.data.shards import sorted_shards
 from simmim_bench.data.sources import (
     ImageList,
@@ -75,19 +76,20 @@ def open_sources(data: Path) -> list[PackSource]:
 
 def _list(folder: Path, root: Path) -> NamedImages:
     """List all images below a folder, with the class of those that are in a class folder or have a KEY.cls."""
-    if (folder / INDEX).is_file():
+    shards = sorted_shards(folder)
+    if shards and (folder / INDEX).is_file():
         raise UsageError(
             f"{folder} is packed already, and images would be encoded a second time; pack the originals with the other "
             "options."
         )
-    if sorted_shards(folder):
-        return packed_images(folder)
     names, left_out = list_tree(folder)
+    classes = tuple(sorted(list_folder(str(folder)).folders))
+    if holds_shards(folder, classes) or (shards and not names):
+        return packed_images(folder)
     if not names:
         raise DataError(
             f"data folder {folder} has no images ({SUFFIXES}){left_out.only()}; use another folder."
         )
-    classes = tuple(sorted(list_folder(str(folder)).folders))
     numbers = {name: number for number, name in enumerate(classes)}
     above = (name.partition("/")[0] if "/" in name else "" for name in names.names)
     labels = np.fromiter((numbers.get(name, UNLABELLED) for name in above), np.int64, len(names))
@@ -105,32 +107,43 @@ def _of_files(split: str, images: NamedImages) -> PackSource:
 
 def _hub_sources(name: str) -> list[PackSource]:
     """List the splits of a Hugging Face dataset, with classes if it has a column of class labels."""
-    found = [
-        PackSource(
-            split,
-            images,
-            FileNames.pack(f"{row:08d}.jpg" for row in range(len(images))),
-            images.labels if labelled else np.full(len(images), UNLABELLED),
-            images.classes if labelled else (),
-        )
-        for split in SPLITS
-        for images, labelled in _hub_split(name, split)
-    ]
+    found: list[PackSource] = []
+    reasons: list[DataError] = []
+    for split in SPLITS:
+        try:
+            found.append(_of_hub(split, hub_classes(name, split), labelled=True))
+        except DataError as error:
+            reasons.append(error)
+            images = _without_classes(name, split, error)
+            found += [] if images is None else [_of_hub(split, images, labelled=False)]
     if not found:
-        hub_images(name, SPLITS[0])  # raises the reason
-        raise DataError(f"dataset {name} has no split train or validation; use another dataset.")
+        raise reasons[0]
     return found
 
 
-def _hub_split(name: str, split: str) -> Iterable[tuple[HubImages, bool]]:
+def _of_hub(split: str, images: HubImages, *, labelled: bool) -> PackSource:
+    return PackSource(
+        split,
+        images,
+        FileNames.pack(f"{row:08d}.jpg" for row in range(len(images))),
+        images.labels if labelled else np.full(len(images), UNLABELLED),
+        images.classes if labelled else (),
+    )
+
+
+def _without_classes(name: str, split: str, reason: DataError) -> HubImages | None:
+    """Open a split whose classes cannot be used; None if there is no such split.
+
+    Raises:
+        DataError: the reason, if it has several columns of classes, of which none was chosen.
+    """
     try:
-        return [(hub_classes(name, split), True)]
+        images = hub_images(name, {"val": "validation"}.get(split, split))
     except DataError:
-        pass
-    try:
-        return [(hub_images(name, {"val": "validation"}.get(split, split)), False)]
-    except DataError:
-        return []
+        return None
+    if len(label_columns(images, name)) > 1:
+        raise reason
+    return images
 
 
 def make_keys(names: Iterable[str]) -> FileNames:

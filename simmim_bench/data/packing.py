@@ -28,13 +28,15 @@ from simmim_bench.data.pack_processes import (
 )
 from simmim_bench.data.pack_shard import ShardPlan, plan_order, read_part
 from simmim_bench.data.pack_source import PackSource, make_keys
-from simmim_bench.data.packed import PackedImages, Packing, ShardFiles, write_index
+from simmim_bench.data.packed import PackedImages, Packing, ShardFiles
+from simmim_bench.data.packed_index import write_index
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import cannot_write, remove, remove_leftovers, write_json
 from simmim_bench.signals import StopSignal
 from simmim_bench.untrusted.json_text import read_json
 
+LOCK = ".lock"  # of `runs/lock.py`, beside what is packed
 ABOUT = "pack.json"
 VERSION = 1
 
@@ -89,9 +91,13 @@ def check_destination(src: Path, dst: Path, *, overwrite: bool) -> None:
     own, other = dst.resolve(), src.resolve()
     if own == other or own.is_relative_to(other) or other.is_relative_to(own):
         raise UsageError(f"DST {dst} is SRC {src}, or one is inside the other; use another folder.")
+    if dst.name in ("", ".."):
+        raise UsageError(f"DST {dst} names no new folder; use one such as {dst / 'packed'}.")
+    if other == partial_folder(own):
+        raise UsageError(f"SRC {src} is where DST {dst} is packed; use another DST.")
     for folder in (dst, partial_folder(dst)):
         known = (folder / ABOUT).is_file() or not folder.exists()
-        if not known and (not folder.is_dir() or set(os.listdir(folder)) - {".lock"}):
+        if not known and (not folder.is_dir() or set(os.listdir(folder)) - {LOCK}):
             advice = ", which --overwrite does not replace" if overwrite else ""
             raise UsageError(f"{folder} exists and is no packed data set{advice}; use another DST.")
 
@@ -126,8 +132,9 @@ def prepare(partial: Path, request: dict[str, Any], *, overwrite: bool) -> None:
             "start again."
         )
     try:
-        for entry in list(partial.iterdir()) if differs is not None else ():
-            if entry.name != ".lock":
+        # The description last: without it, a folder that is removed in part would be refused as somebody else's.
+        for entry in [*partial.iterdir()] if differs is not None else []:
+            if entry.name not in (LOCK, ABOUT):
                 remove(entry)
         remove_leftovers(partial, ())
         for split in request["source"]:
@@ -147,11 +154,8 @@ def pack(
     options: PackOptions,
     request: dict[str, Any],
     display: Display,
-) -> dict[str, PackedSplit]:
+) -> None:
     """Pack all images into a prepared folder; complete shards of an interrupted run are kept.
-
-    Returns:
-        What was packed, by split.
 
     Raises:
         DataError: an image cannot be read, or the disk is full.
@@ -191,8 +195,12 @@ def pack(
         partial / ABOUT,
         {"request": request, "splits": {split: asdict(d) for split, d in done.items()}},
     )
-    remove(partial / PARTS)
-    return done
+
+
+def is_complete(partial: Path, request: dict[str, Any]) -> bool:
+    """Return whether all of a request is packed, and only its folder is still to be renamed."""
+    known = _read_about(partial) if (partial / ABOUT).is_file() else {}
+    return known.get("request") == request and "splits" in known
 
 
 def publish(partial: Path, dst: Path) -> None:
@@ -203,6 +211,7 @@ def publish(partial: Path, dst: Path) -> None:
     """
     old = dst.with_name(f".{dst.name}.old")
     try:
+        remove(partial / PARTS)
         remove(old)
         if dst.exists():
             dst.rename(old)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from simmim_bench.data.class_checks import class_faults
 from simmim_bench.data.decode import unreadable
 from simmim_bench.data.hub import hub_images
 from simmim_bench.data.hub_classes import hub_classes
@@ -33,7 +34,8 @@ from simmim_bench.data.listing import (
 )
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.names import FileNames, PathList, SharedArray
-from simmim_bench.data.packed import INDEX, PackedImages
+from simmim_bench.data.packed import PackedImages
+from simmim_bench.data.packed_index import INDEX
 from simmim_bench.data.shards import sorted_shards, tar_shards
 from simmim_bench.errors import DataError
 
@@ -161,9 +163,8 @@ class ImageList:
         return hash_names_and_sizes(zip(names, sizes.values.tolist(), strict=True))
 
 
-NamedImages = (
-    ImageList | PackedImages
-)  # images with names: of files, or of the files that were packed
+# Images with names: of files, or of the files that were packed
+NamedImages = ImageList | PackedImages
 
 
 def image_list(
@@ -237,43 +238,6 @@ def class_images(data: Path, split: str) -> ImageSource:
     if str(data).startswith(HUB_PREFIX):
         return hub_classes(str(data).removeprefix(HUB_PREFIX), split)
     return class_files(data, split)
-
-
-def class_faults(folder: Path, images: ImageSource) -> list[str]:
-    """Return a message for each fault of a split's class folders."""
-    faults = empty_classes(folder, images)
-    if len(images.classes) == 1 and isinstance(images, PackedImages):
-        faults.append(
-            f"all images of the shards in {folder} have one class, {images.classes[0]}, and a classifier needs two or "
-            "more."
-        )
-    elif len(images.classes) == 1:
-        faults.append(
-            f"data folder {folder} has one class folder, {images.classes[0]}, and a classifier needs two or more; "
-            "if the classes are below it, move them up."
-        )
-    return faults
-
-
-def empty_classes(folder: Path, images: ImageSource) -> list[str]:
-    """Return a message for each class without images."""
-    if isinstance(images, PackedImages):
-        return [
-            f"class {name} of the shards in {folder} has no images; pack images of it, or pack without its folder."
-            for name, count in zip(images.classes, class_sizes(images), strict=True)
-            if not count
-        ]
-    return [
-        f"class folder {folder / name} has no images ({SUFFIXES}); add images or remove it."
-        for name, count in zip(images.classes, class_sizes(images), strict=True)
-        if not count
-    ]
-
-
-def class_sizes(images: ImageSource) -> list[int]:
-    """Return the number of images of every class."""
-    counts: list[int] = np.bincount(images.labels, minlength=len(images.classes)).tolist()
-    return counts
 
 
 def list_classes(root: Path, split: str) -> NamedImages:
@@ -378,44 +342,6 @@ def held_out_images(data: Path) -> ImageSource | None:
             return None
     folder = split_folder(data, "val")
     return _folder_images(folder, folder) if folder.is_dir() else None
-
-
-def check_same_classes(train: ImageSource, val: ImageSource, data: Path) -> None:
-    """Check that both splits of a data set have the same classes.
-
-    Raises:
-        DataError: Some classes are in one split only; the message names them.
-    """
-    faults = unshared_classes(train.classes, val.classes)
-    if faults:
-        raise DataError(f"data folder {data}: {faults[0]}")
-    if list(train.classes) != list(val.classes):
-        raise DataError(
-            f"dataset {data} numbers the classes of its splits differently; use another dataset."
-        )
-
-
-def unshared_classes(train: Sequence[str], val: Sequence[str]) -> list[str]:
-    """Return a message for each split that has class folders which the other one lacks."""
-    faults = []
-    for split, here, other, there in (("train", train, "val", val), ("val", val, "train", train)):
-        unshared = sorted(set(here) - set(there))
-        if not unshared:
-            continue
-        missing = f"{len(unshared):,} classes of" if len(unshared) > 1 else "1 class of"
-        verb = "are" if len(unshared) > 1 else "is"
-        alike = {_plain(name): name for name in there if name not in here}
-        similar = [f"{n!r} and {alike[_plain(n)]!r}" for n in unshared if _plain(n) in alike]
-        hint = f" ({similar[0]} differ in case or spaces)" if similar else ""
-        faults.append(
-            f"{missing} {split}/ {verb} missing in {other}/: {', '.join(unshared[:5])}"
-            f"{', …' if len(unshared) > 5 else ''}{hint}; use the same class folders in both."
-        )
-    return faults
-
-
-def _plain(name: str) -> str:
-    return "".join(name.split()).casefold()
 
 
 def describe_left_out(images: ImageSource, split: str) -> list[str]:

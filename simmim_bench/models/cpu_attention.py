@@ -4,7 +4,7 @@ torch has no fused kernel on a CPU that computes the gradient of the bias. Autog
 values one by one, hold the logits three times, and join three gradients before they copy them once more.
 
 The windows of a shifted map hide pairs of tokens by adding -100 to their logits, as the official code does. Their
-attention is then about 1e-44, a denormal number, with which many processors compute a hundred times as slowly.
+attention is then about 1e-44, a denormal number, with which many processors compute far more slowly.
 It is set to zero wherever float32 cannot tell both apart.
 
 Legend: W sequences or windows, n windows of one image, N tokens of each, H heads, d channels of a head.

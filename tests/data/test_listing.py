@@ -10,14 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from simmim_bench.data.class_checks import check_same_classes
 from simmim_bench.data.listing import IMAGE_FORMATS, list_tree
-from simmim_bench.data.sources import (
-    any_images,
-    check_same_classes,
-    class_folders,
-    describe_left_out,
-    held_out_images,
-)
+from simmim_bench.data.sources import any_images, class_folders, describe_left_out, held_out_images
 from simmim_bench.errors import DataError
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from support.cli import fails, run
 from support.commands import start
 
-from simmim_bench.data.packed import INDEX, PackedImages, describe_packing, open_packed
+from simmim_bench.data.packed import PackedImages, describe_packing
+from simmim_bench.data.packed_index import INDEX, open_packed
 from simmim_bench.data.sources import any_images, class_folders, class_images, held_out_images
 from simmim_bench.errors import DataError
 from transfer.fewshot import few_shot_images, split_sha256
@@ -125,6 +126,11 @@ def test_shards_without_an_index_are_scanned(packed: Path, tmp_path: Path) -> No
     scanned = class_images(tmp_path / "plain", "val")
     assert (scanned.classes, [*scanned.labels]) == (("0", "1"), [*by_index.labels])
     assert [scanned.read(i) for i in range(8)] == [by_index.read(i) for i in range(8)]
+    (tmp_path / "plain" / "classes.txt").write_bytes(
+        b"ant\nb\xe9e\n"
+    )  # else named by numbers, in silence
+    with pytest.raises(DataError, match="is not UTF-8"):
+        class_images(tmp_path / "plain", "train")
     (tmp_path / "plain" / "classes.txt").write_text("ant\nbee.s\n")
     assert class_images(tmp_path / "plain", "train").classes == by_index.classes
 
@@ -186,6 +192,31 @@ def test_a_killed_pack_resumes_to_the_same_bytes(pocket: Path, tmp_path: Path) -
     assert all(found[f"train/{name}"] == content for name, content in kept.items())
 
 
+def test_a_pack_that_was_killed_before_the_last_step_only_renames(
+    photos: Path, packed: Path, tmp_path: Path
+) -> None:
+    dst, partial = tmp_path / "packed", tmp_path / "packed.partial"
+    shutil.copytree(packed, partial)
+    inode = (partial / "train" / "000000.tar").stat().st_ino
+    pack(photos, dst)
+    assert files_of(dst) == files_of(packed)
+    assert (dst / "train" / "000000.tar").stat().st_ino == inode
+    assert not partial.exists()
+
+
+def test_class_folders_beside_an_index_of_something_else_are_read(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / label / "1.png")
+    (tmp_path / "train" / INDEX).write_bytes(b"of something else")
+    assert class_images(tmp_path, "train").classes == ("a", "b")
+    with tarfile.open(tmp_path / "train" / "b.tar", "w") as archive:  # extracted beside it
+        archive.add(tmp_path / "train" / "b" / "1.png", "1.png")
+    (tmp_path / "train" / INDEX).unlink()
+    packed = pack(tmp_path / "train", tmp_path / "packed", "--num-workers", 1)
+    assert [*class_images(tmp_path, "train").labels] == [*list_images(packed).labels] == [0, 1]
+
+
 def test_unreadable_images_are_named_or_left_out(photos: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(photos, source)
@@ -211,7 +242,8 @@ def test_unreadable_images_are_named_or_left_out(photos: Path, tmp_path: Path) -
 def test_a_destination_that_holds_other_files_is_refused(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("kept")
-    for dst in (photos, photos / "train" / "packed", photos.parent, tmp_path / "notes"):
+    taken = (photos, photos / "train" / "packed", photos.parent, tmp_path / "notes")
+    for dst in (*taken, tmp_path / "notes" / ".."):
         fails(2, "pack", photos, dst, "--overwrite")
     assert (tmp_path / "notes" / "a.txt").read_text() == "kept"
     pack(photos, tmp_path / "dst")
@@ -243,6 +275,7 @@ def rewrite(folder: Path, **changes: Callable[[np.ndarray], np.ndarray]) -> None
         ("about", lambda a: a[:-1]),
         ("about", lambda a: np.frombuffer(b'{"version": 9}', np.uint8)),
         ("shard_bytes", lambda a: a - 512),
+        ("shard_bytes", lambda a: np.append(a, 512)),
     ],
 )
 def test_a_damaged_index_is_refused(

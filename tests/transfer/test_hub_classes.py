@@ -12,7 +12,7 @@ from support.cli import fails, run
 
 from simmim_bench.data.hub_classes import describe_empty_classes, hub_classes
 from simmim_bench.data.named import DataSet, check_unique
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.sources import class_folders, class_images
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
@@ -194,6 +194,20 @@ def test_labels_that_cannot_be_used_are_refused(
         hub_classes(str(tmp_path / "set"), "train")
     with pytest.raises(DataError, match="has no split validation or valid or val or test, only"):
         hub_classes(str(tmp_path / "set"), "val")
+
+
+def test_packed_rows_have_the_datasets_labels_or_a_choice_is_asked_for(
+    hub: Path, few: Path, tmp_path: Path
+) -> None:
+    code, _, err = run("pack", f"hfds:{hub}", tmp_path / "packed", "--num-workers", 1)
+    assert code == 0, err
+    found, rows = class_images(tmp_path / "packed", "val"), hub_classes(str(hub), "val")
+    assert (found.classes, [*found.labels]) == (rows.classes, [*rows.labels])
+    assert [found.read(i) for i in range(len(found))] == [rows.read(i) for i in range(len(rows))]
+    write_split(tmp_path / "set", few, "train", "train", two_label_columns)
+    said = fails(4, "pack", f"hfds:{tmp_path / 'set'}", tmp_path / "two")
+    assert "several columns of class labels" in said
+    assert "has no column size" in fails(4, "pack", f"hfds:{tmp_path / 'set'}#size", tmp_path / "x")
 
 
 def test_one_of_several_label_columns_is_chosen_by_name(few: Path, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def _score_set(
             **({} if known else {"name": name}),
             "root": str(data_set.root),
             "fingerprint": score.fingerprint,
+            **score.packed,
             "classifier": classifier.task,
             **classifier.training_data,
         },

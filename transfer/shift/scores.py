@@ -14,6 +14,7 @@ from torch import Tensor
 
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.named import DataSet
+from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import NamedImages, describe_left_out
 from simmim_bench.errors import DataError
@@ -48,6 +49,7 @@ class ShiftScore:
         evaluated, expected: images that were scored, and images of the published set.
         forwarded: images that went through the model.
         details: figures that do not follow from the predictions.
+        packed: how the images were packed (`describe_packing`).
     """
 
     predictions: Path
@@ -56,6 +58,7 @@ class ShiftScore:
     expected: int
     forwarded: int
     details: dict[str, Any]
+    packed: dict[str, Any]
 
 
 def score_folder(
@@ -79,6 +82,7 @@ def score_folder(
         expected=max(published, len(images)),
         forwarded=len(images),
         details={"classes": logits.shape[1]},
+        packed=describe_packing(images),
     )
 
 
@@ -122,6 +126,7 @@ def score_real(
             "images_without_label": len(images) - len(labelled),
             "predictions_of": "the run" if not forwarded else "a forward pass",
         },
+        packed=describe_packing(images),
     )
 
 
@@ -158,11 +163,13 @@ def score_corruptions(
     if missing := missing_conditions(conditions):
         context.run.log(f"shift-c: {describe_missing(missing)}")
     best, labels, numbers, fingerprints, sizes = [], [], [], {}, {}
+    packed: dict[str, Any] = {}
     for (corruption, severity), folder in conditions.items():
         name = f"{corruption}/{severity}"
         images = open_once(partial(list_images, folder), context.dist)
         _log_left_out(context, name, images)
         mapped = map_classes("c", folder, images.classes, classifier.classes, classifier.ckpt)
+        packed |= describe_packing(images)
         logits = _forward(context, classifier, images, name, whole_images=True)
         fingerprints[name], sizes[corruption, severity] = images.fingerprint(), len(images)
         if logits is not None:
@@ -192,6 +199,7 @@ def score_corruptions(
             "test_crop_ratio": 1.0,
             "top1_by_corruption": top1_by_corruption(predictions),
         },
+        packed=packed,
     )
 
 

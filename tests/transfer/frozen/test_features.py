@@ -169,8 +169,13 @@ def test_features_larger_than_the_free_disk_space_are_refused_before_the_pass(
 
 @pytest.mark.parametrize(
     "changed",
-    [{"seed": 1}, {"recipe": replace(RECIPE, img_size=(16, 16))}, {"ckpt": "random:swin_pocket"}],
-    ids=["seed", "size", "checkpoint"],
+    [
+        {"seed": 1},
+        {"recipe": replace(RECIPE, img_size=(16, 16))},
+        {"recipe": replace(RECIPE, resizing="fast")},
+        {"ckpt": "random:swin_pocket"},
+    ],
+    ids=["seed", "size", "resizing", "checkpoint"],
 )
 def test_other_features_have_another_directory(
     images: ImageList, run: RunDir, changed: dict[str, Any]
