@@ -85,6 +85,11 @@ class Place:
         self._reserved.append(reserved)
         return lambda: self._reserved.remove(reserved)
 
+    def most(self, need: Need) -> int:
+        """Return how many steps of some memory fit here at a time, once the first of them has been taken in."""
+        reserved = need.reserved(gpu=self.devices is not None)
+        return max(1, min(self.seats, int(self._free_at_first / max(1.0, reserved))))
+
 
 def choose_place(places: Sequence[Place], need: Need) -> Place | None:
     """Return the place with the fewest steps in which a step fits, or None."""

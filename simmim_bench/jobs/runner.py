@@ -167,13 +167,14 @@ class _Scheduler(Generic[AnyStep]):
             size = step.log.stat().st_size if step.log.is_file() else 0
             self.display.log(f"{step}: started log={step.log}")
             need = self._need(step)
-            together = 1 + len(self.running) + len(self.pending)
+            others = [(one.step, one.need) for one in self.running]
+            others += [(other, self._need(other)) for other in self.pending]
             remove(progress_file(step))  # of a process that was killed
-            worker = self.backend.start(step, place, need, together)
+            worker = self.backend.start(step, place, need, others)
             started = RunningStep(step, worker, time.monotonic(), size, size, need)
-            for other in self.running:
-                if worker.place is not None and other.worker.place is worker.place:
-                    other.side_by_side = started.side_by_side = True
+            for one in self.running:
+                if worker.place is not None and one.worker.place is worker.place:
+                    one.side_by_side = started.side_by_side = True
             self.running.append(started)
             self._tracker.start(self._expected(step))
 

@@ -157,20 +157,31 @@ class Machine:
             return None
         return choose_place(self.places, need)
 
-    def start(self, step: Step, place: Place, need: Need, together: int) -> LocalWorker:
-        """Start a step.
+    def start(
+        self, step: Step, place: Place, need: Need, others: Sequence[tuple[Step, Need]]
+    ) -> LocalWorker:
+        """Start a step with its part of the processors.
 
         Args:
             place: what `find_place` has returned; the free memory may have changed since.
-            together: steps that are expected to run at a time, and so share the processors.
+            others: the running and the pending steps.
         """
         command = command_line(step.arguments(), self.processes)
-        together = min(together, self.slots)
+        release = place.take(need)
+        together = min(self._share(step, others), len(self.places) * place.most(need))
         variables = child_environment(together * self.processes) if together > 1 else {}
         variables[SIDE_BY_SIDE] = str(together if place.seats > 1 or place.devices is None else 1)
         variables[PROGRESS_FILE] = str(progress_file(step).resolve())
         process = launch(command, step.log, place.devices, variables)
-        return LocalWorker(process, place, place.take(need))
+        return LocalWorker(process, place, release)
+
+    def _share(self, step: Step, others: Sequence[tuple[Step, Need]]) -> int:
+        """Return how many steps may run at a time with a step, itself included, if all of known memory fit."""
+        known = [other for other, need in others if need.peak is not None]
+        independent = sum(other.exclusive_resource is None for other in known)
+        resources = {other.exclusive_resource for other in known} - {None, step.exclusive_resource}
+        elsewhere = min(len(others) - len(known), len(self.places) - 1)  # each alone in its place
+        return 1 + independent + len(resources) + elsewhere
 
 
 class Queue:
@@ -193,7 +204,9 @@ class Queue:
         """Return the cluster, for any step: SLURM's dependencies keep exclusive resources apart."""
         return self._place
 
-    def start(self, step: Step, place: Place, need: Need, together: int) -> JobWorker:
+    def start(
+        self, step: Step, place: Place, need: Need, others: Sequence[tuple[Step, Need]]
+    ) -> JobWorker:
         """Submit a step, or find the job that an earlier attempt submitted."""
         job, resource = self.cluster.find(step.log), step.exclusive_resource
         if job is None:

@@ -15,6 +15,7 @@ from simmim_bench.jobs.capacity import CONTEXT, GIB, MARGIN, Need, Place, choose
 from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.workers import Machine
+from simmim_bench.processors import THREADS
 from simmim_bench.runs.status import RunStatus
 
 
@@ -95,9 +96,41 @@ def test_a_step_starts_where_it_fitted_although_others_take_memory_meanwhile(
         place = machine.find_place(step, [], need)
         assert place is not None
         free[0] = left
-        machine.start(step, place, need, together=2)
+        machine.start(step, place, need, [])
         assert place.steps == number
     assert machine.find_place(FakeStep("3", tmp_path / "3.log"), [], need) is None
+
+
+def test_steps_that_run_at_a_time_divide_the_processors_and_one_alone_has_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = list[dict[str, str]]()
+    monkeypatch.delenv(THREADS, raising=False)
+    monkeypatch.setattr("simmim_bench.processors.usable_cores", lambda: 8.0)
+    monkeypatch.setattr("simmim_bench.jobs.workers.usable_cores", lambda: 8.0)
+    monkeypatch.setattr("simmim_bench.jobs.workers.gpu_groups", lambda size: [])
+    monkeypatch.setattr("simmim_bench.jobs.workers._free_main_memory", lambda: 4.0 * GIB)
+    monkeypatch.setattr(
+        "simmim_bench.jobs.workers.launch", lambda *arguments: given.append(arguments[-1])
+    )
+
+    def threads(need: Need, others: Sequence[tuple[str | None, Need]], workers: int | None) -> str:
+        machine = Machine(JobOptions(workers=workers))
+        steps = [(FakeStep("other", tmp_path / "b", name), one) for name, one in others]
+        step = FakeStep("step", tmp_path / "a", "features")
+        place = machine.find_place(step, [], need)
+        assert place is not None
+        machine.start(step, place, need, steps)
+        return given[-1].get(THREADS, "all")
+
+    small, unknown = Need(GIB // 4), Need()
+    assert threads(small, [], None) == "all"
+    assert threads(small, [(None, small)] * 3, None) == "2"
+    assert threads(small, [("features", small)] * 3, None) == "all"  # they wait for each other
+    assert threads(small, [(None, unknown)] * 3, None) == "all"
+    assert threads(unknown, [(None, small)] * 3, None) == "all"
+    assert threads(Need(GIB), [(None, small)] * 7, None) == "2"  # three fit in 3.8 GiB
+    assert threads(unknown, [(None, unknown)] * 7, 4) == "2"
 
 
 @dataclass
@@ -157,7 +190,7 @@ class FakeMachine(Machine):
     def __post_init__(self) -> None:
         self.slots, self.processes = sum(place.seats for place in self.places), 1
 
-    def start(self, step: Any, place: Place, need: Need, together: int) -> Any:
+    def start(self, step: Any, place: Place, need: Need, others: Sequence[Any]) -> Any:
         self.started.append([step.name, str(place.steps)])
         return FakeWorker(self, step, place, need)
 

@@ -43,7 +43,7 @@ def plan_text(plan: SuitePlan) -> str:
 
 
 def _place_remarks(plan: SuitePlan) -> list[str]:
-    """Say which steps run side by side."""
+    """Describe which steps run side by side."""
     if not plan.places:
         return []
     left = [one for one in plan.steps if one.state != "done"]
