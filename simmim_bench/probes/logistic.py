@@ -23,6 +23,7 @@ from simmim_bench.recipe import Norm
 
 # Variables of the fits of several feature sets together; more do not fit the cache of a CPU's core.
 VARIABLES = 2**17
+IMAGES = 1000  # from which on the fits of one feature set keep a core busy; several at a time were 8 % slower
 LOGITS = 2**27  # computed at a time; half a GiB
 FEATURES = 2**29  # normalised features kept at a time, of one fold or more; two GiB
 
@@ -197,7 +198,8 @@ def cross_validate(
 ) -> Iterator[list[float]]:
     """Yield, for every feature set, the top-1 of every strength, in percent, of predicting each fold from the rest.
 
-    Feature sets of one width that follow each other are fitted together as far as `VARIABLES` and `FEATURES` allow.
+    Feature sets of one width that follow each other are fitted together as far as `VARIABLES`, `IMAGES` and `FEATURES`
+    allow.
 
     Args:
         feature_sets: features (N, D) each; labels: (N,).
@@ -239,7 +241,8 @@ def _groups(
     for features in feature_sets:
         channels = features.shape[1]
         variables = (len(group) + 1) * rows * min(channels, images)
-        full = variables > VARIABLES or (len(group) + 1) * folds * features.numel() > FEATURES
+        kept = (len(group) + 1) * folds * features.numel()
+        full = images > IMAGES or variables > VARIABLES or kept > FEATURES
         if group and (full or group[0].shape[1] != channels):
             yield group
             group = []
