@@ -123,7 +123,7 @@ def main() -> None:
 
 @contextmanager
 def _imports_from(checkout: Path) -> Iterator[None]:
-    """Let the processes that start in the block import this project from another checkout."""
+    """Import this project from another checkout in the processes that start in the block."""
     sys.path.insert(0, str(checkout.resolve()))
     try:
         yield

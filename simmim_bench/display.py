@@ -203,7 +203,7 @@ class Display:
 
     @contextmanager
     def followed(self, follower: Follower) -> Iterator[None]:
-        """Give the tasks of the block to a follower."""
+        """Call a follower with the open tasks of the block whenever they change."""
         before, self._follower = self._follower, follower
         try:
             yield

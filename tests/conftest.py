@@ -25,7 +25,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that claims start
 
 
 def pytest_collection_finish() -> None:
-    """Let no collection of garbage search modules and tests, which stay.
+    """Exclude modules and tests, which stay, from the collection of garbage.
 
     It takes a third of a second otherwise, and mmengine collects for every data set.
     """

@@ -197,7 +197,7 @@ def _run(function: Callable[[], None], outputs: dict[int, Path], variables: dict
 
 
 def forget(*packages: str) -> None:
-    """Let this process import packages, and the modules of ours that use MMSegmentation, anew."""
+    """Forget imported packages, and the modules of ours that use MMSegmentation."""
     for name in list(sys.modules):
         if (
             name.startswith(("transfer.segmentation", "transfer.mmseg_backbone"))
