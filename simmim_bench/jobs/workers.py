@@ -97,8 +97,8 @@ class JobWorker:
 class Machine:
     """This machine, its GPUs split into groups, each of which takes the steps that fit in its memory.
 
-    Steps that compute on a CPU divide the processors: several of one thread each are done sooner together than one
-    after the other with several threads (benchmarks/README.md, "Steps side by side").
+    Steps that compute on a CPU divide the processors: several of one thread each run at a time, which
+    benchmarks/side_by_side.py compares with one after the other.
 
     Attributes:
         processes: processes of a step.
