@@ -9,6 +9,7 @@ import torch
 from pretrain.design import Design, TargetModelInfo
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import PAPER_DESIGN, SimMIM
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.training.flops import count_flops
 
@@ -33,7 +34,7 @@ def forward_flops(
     target_model: TargetModelInfo | None = None,
 ) -> int:
     """Count the operations of one image's forward pass without its target, from shapes alone."""
-    with torch.device("meta"):
+    with shapes_only():
         model = SimMIM(spec, design, target_model)
     image = torch.empty(1, spec.in_chans, *spec.img_size, device="meta")
     mask = _any_mask(spec, mask_ratio)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.fit import LoadReport
 from simmim_bench.checkpoints.load import check_statistics_fit, fit_state
@@ -17,6 +15,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 
 REPORTED = ("matched", "resized", "missing", "unused")
@@ -133,7 +132,7 @@ def _fit(checkpoint: Checkpoint, arch: str | None) -> Iterator[Finding]:
         yield _finding("fit", "problem", f"{checkpoint.name} is a {own.arch}, not a {arch}")
         return
     spec = own if arch in (None, own.arch) else find_spec(arch)
-    with torch.device("meta"):
+    with shapes_only():
         model = build_backbone(spec)
     fit = fit_state(model, checkpoint)
     facts = {what: getattr(fit.report, what) for what in REPORTED}

@@ -25,6 +25,7 @@ from simmim_bench.diagnostics.loading import images_per_core, workers_needed
 from simmim_bench.diagnostics.machine import free_disk
 from simmim_bench.display import format_duration, plural
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.processors import usable_cores
 from simmim_bench.training.memory import (
@@ -165,7 +166,7 @@ def checkpoint_bytes(saved: Sequence[nn.Module], trained: Iterable[nn.Parameter]
 
 def too_large(spec: BackboneSpec, device: torch.device) -> Finding | None:
     """Return a problem if not even the weights, gradients and moments fit in memory; allocate nothing."""
-    with torch.device("meta"):
+    with shapes_only():
         weights = sum(p.nbytes for p in build_backbone(spec).parameters())
     left = available_memory(device)
     if left is None or COPIES * weights <= USABLE * left:

@@ -8,18 +8,22 @@ are stored in an inert `<template>`; the page's script only displays them.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simmim_bench.files import escape
 from simmim_bench.leaderboard.figure_points import COSTS, GROUP_STYLES
 from simmim_bench.leaderboard.figures import format_number, plot_scores
 from simmim_bench.untrusted.text import visible
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 CURVE_POINTS = 150
 IMAGE_URL = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]+=*")
@@ -31,31 +35,15 @@ def render_page(board: dict[str, Any]) -> str:
     Args:
         board: the page's data; see `page_data.page_data`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("simmim_bench.leaderboard", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "number": format_number,
-        "value": format_value,
-        "curve": scale_curve,
-        "json": _compact_json,
-    }
-    environment.filters |= filters
     scripts = [
         _datatables(),
         _template_text("leaderboard.js") + "\n" + _template_text("comparison.js"),
     ]
     groups = {group["name"]: group for group in board["groups"]}
     plots = plot_scores(board)
-    return environment.get_template("leaderboard.html").render(
+    return _template().render(
         board=board,
         group_style={name: k % GROUP_STYLES for k, name in enumerate(groups)},
         details=[
@@ -76,6 +64,29 @@ def render_page(board: dict[str, Any]) -> str:
         # The Content Security Policy allows scripts by hash, so that no text of the board can run as a script.
         script_hashes=" ".join(f"'sha256-{_csp_hash(script)}'" for script in scripts),
     )
+
+
+@functools.cache
+def _template() -> Template:
+    """Return the page's template, which is compiled once."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("simmim_bench.leaderboard", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "number": format_number,
+        "value": format_value,
+        "curve": scale_curve,
+        "json": _compact_json,
+    }
+    environment.filters |= filters
+    return environment.get_template("leaderboard.html")
 
 
 def _finalize(value: Any) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ def cuda_kernels() -> dict[str, bool]:
     }
 
 
+@functools.cache
 def _version(library: str) -> str | None:
     """Return the version of a library; None where it is not installed."""
     try:
@@ -89,8 +92,12 @@ def _version(library: str) -> str | None:
         return None
 
 
-def code_version() -> dict[str, Any]:
-    """Return the commit of the sources and whether they have uncommitted changes; None outside a git checkout."""
+@functools.cache
+def code_version() -> Mapping[str, Any]:
+    """Return the commit of the sources and whether they have uncommitted changes; None outside a git checkout.
+
+    A process asks git once, as it imports the sources once.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 from transfer.detection.model import build_roi_heads, build_rpn
 from transfer.detection.recipes import CocoRecipe
@@ -237,7 +238,7 @@ class _ValuesOnCpu(TorchFunctionMode):
 @contextmanager
 def without_weights() -> Iterator[None]:
     """Build models on the meta device within the block."""
-    with torch.device("meta"), _ValuesOnCpu():
+    with shapes_only(), _ValuesOnCpu():
         yield
 
 

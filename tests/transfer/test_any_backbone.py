@@ -28,6 +28,7 @@ from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.training.optim import parameter_groups
@@ -307,7 +308,7 @@ def scales_by_name(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "levit_128s", "hiera_tiny_224"])
 def test_layer_decay_equals_timms(arch: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         theirs = timm.create_model(arch)
         backbone = build_backbone(checkpoint_of(arch).spec, num_classes=2)
     groups = param_groups_layer_decay(theirs, layer_decay=0.7)
@@ -325,7 +326,7 @@ def test_a_rate_of_0_replaces_the_architectures_own_stochastic_depth() -> None:
     def rates(model: nn.Module) -> list[float]:
         return [m.drop_prob for m in model.modules() if isinstance(m, DropPath)]
 
-    with torch.device("meta"):
+    with shapes_only():
         assert max(rates(timm.create_model("swin_tiny_patch4_window7_224"))) > 0
         spec = spec_with(((8, 4),), source="swin_tiny_patch4_window7_224")
         assert rates(build_backbone(spec)) == []
@@ -393,7 +394,7 @@ def test_adapters_in_configs_of_users_declare_the_levels(arch: str) -> None:
 
 def test_default_recipes_train_networks_without_stochastic_depth() -> None:
     spec = spec_with(((8, 4),), source="ghostnet_100", arch="ghostnet_100")
-    with torch.device("meta"):
+    with shapes_only():
         for recipe in (IMAGENET_ANY, COCO_ANY, ADE20K_ANY):
             build_backbone(spec, drop_path_rate=recipe.drop_path_rate)
         with pytest.raises(UsageError, match="use -o drop_path_rate=0"):

@@ -17,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 
 from simmim_bench.checkpoints.checkpoint import StateDict
 from simmim_bench.errors import DataError, UsageError, nearest
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.results.record import ScoredModel
 from transfer.evaluate.classifier import Classifier, head_name
 from transfer.evaluate.preprocessing import Preprocessing
@@ -80,7 +81,7 @@ def recognise(state: StateDict, classes: int) -> str | None:
 def _build_on_meta(name: str, state: StateDict, classes: int) -> nn.Module:
     """Build a model without memory for its weights where its code can."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return _build(name, state, classes)
     except NotImplementedError:  # RegNet computes with tensors while it is built
         return _build(name, state, classes)

@@ -21,6 +21,7 @@ from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.external_spec import Argument, ExternalSpec
 from simmim_bench.models.measure import measure
 from simmim_bench.models.network import pool_features
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.timm_network import FLEXIBLE, create_network
 from simmim_bench.untrusted import text
 
@@ -57,7 +58,7 @@ def describe_timm(
     arch = name.split(".")[0]
     kept = {k: v for k, v in (arguments or {}).items() if k not in OWN_FIELDS}
     if img_size is None:
-        with torch.device("meta"):
+        with shapes_only():
             net: Any = create_network(arch, **kept)
         _, *sides = net.pretrained_cfg["input_size"]
         img_size = (sides[0], sides[1])
@@ -124,7 +125,7 @@ def _measure_timm(
 def _build_on_meta(name: str, arguments: Mapping[str, Any]) -> nn.Module | None:
     """Build a network of timm on the "meta" device, without memory; None if timm does not, with these arguments."""
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return create_network(name, **arguments)
     except Exception:  # TypeError, or what a constructor raises for a value
         return None
@@ -226,7 +227,7 @@ def _without_classifier(
     Raises:
         DataError: a weight of the network is missing.
     """
-    with torch.device("meta"):
+    with shapes_only():
         wanted = set(create_network(spec.source, **dict(spec.arguments)).state_dict())
     missing = sorted(wanted - set(state))
     if missing:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import BATCHNORM_COUNTER, NEW_IN_TRANSFER, shorten
 from simmim_bench.checkpoints.load import ENCODER_PREFIX
@@ -58,6 +56,7 @@ from simmim_bench.checkpoints.third_party.weights import RenamedWeights
 from simmim_bench.errors import DataError
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.convnet import name_from_timm
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec, Form, describe_fault
 from simmim_bench.untrusted import text
 
@@ -281,7 +280,7 @@ def _match_model(
     """
     state = dict(weights)
     classes = len(state["head.weight"]) if "head.weight" in state else 0
-    with torch.device("meta"):
+    with shapes_only():
         model = build_backbone(spec, form=form, num_classes=classes if form == "transfer" else 0)
     expected = model.state_dict()
     wanted = {k: tuple(v.shape) for k, v in expected.items()}

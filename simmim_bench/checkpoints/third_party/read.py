@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
 from simmim_bench.checkpoints.checkpoint import FAULTS, Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
@@ -35,6 +34,7 @@ from simmim_bench.checkpoints.third_party.timm import (
 from simmim_bench.checkpoints.third_party.transformers import configured_pixels, read_configuration
 from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries, table_of
 from simmim_bench.errors import DataError, UsageError
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.untrusted.json_text import read_json
 
@@ -216,7 +216,7 @@ def _spare_entries(found: Found, model: Any, name: str) -> list[str]:
     if not extra:
         return []
     arch = model.pretrained_cfg["architecture"]
-    with torch.device("meta"):
+    with shapes_only():
         classifier = {*timm.create_model(arch, num_classes=1).state_dict()} - own
     unknown = [key for key in extra if key not in classifier and NOT_NEEDED.search(key) is None]
     if unknown:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simmim_bench.checkpoints.checkpoint import Checkpoint, StateDict
 from simmim_bench.checkpoints.fit import shorten
 from simmim_bench.checkpoints.third_party.compare import check_same_features
@@ -24,6 +22,7 @@ from simmim_bench.checkpoints.third_party.weights import as_pair, config_entries
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.models.build import network_arguments
 from simmim_bench.models.external_spec import ExternalSpec
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import MOST_BLOCKS
 from simmim_bench.models.timm_network import create_network, create_with_weights
 from simmim_bench.untrusted import text
@@ -165,7 +164,7 @@ def check_arguments(
             f"{shorten(refused or list(map(str, arguments)))}; remove them."
         )
     try:
-        with torch.device("meta"):  # without memory
+        with shapes_only():  # without memory
             model = create()
             # A Swin's attention masks are buffers that grow with the image.
             size = sum(v.numel() for v in (*model.parameters(), *model.buffers()))
@@ -206,7 +205,7 @@ def identifying_weight(name: str, arguments: Mapping[str, Any]) -> str | None:
     if not timm.is_model(arch) or (LOADING | PLACING) & set(arguments) or not possible:
         return None
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = timm.create_model(arch, pretrained=False, **arguments)
     except Exception:  # timm raises many types for an unknown argument
         return None

@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from simmim_bench.data.datasets import covering_size
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.recipe import ABOUT
 from simmim_bench.training.optim import parameter_groups, scaled_lr
 from transfer.finetune.recipes import FinetuneRecipe
@@ -92,7 +93,7 @@ def test_layer_decay_and_weight_decay_are_maes_for_every_weight(arch: str) -> No
     spec = dataclasses.replace(
         find_spec(arch), abs_pos_embed=True, rel_pos_bias=False, init_values=None
     )
-    with torch.device("meta"):
+    with shapes_only():
         model = build_backbone(spec, num_classes=1000)
     groups = parameter_groups(
         model, model, lr=1.0, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay

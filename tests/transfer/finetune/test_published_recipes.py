@@ -32,6 +32,7 @@ from simmim_bench.data.sources import class_folders
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import Backbone, build_backbone
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.recipe import ABOUT, override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
@@ -236,7 +237,7 @@ def test_every_weight_has_the_source_s_rate_and_decay(
     name: str, arch: str, exponent: Exponent
 ) -> None:
     recipe, spec = recipe_of(name), find_spec(arch)
-    with torch.device("meta"):
+    with shapes_only():
         model = build_backbone(spec, num_classes=1000)
     of = {
         id(p): group

@@ -11,6 +11,7 @@ from support.mmseg_models import checkpoint_of
 from support.official_segmentation import BEIT, DINOV2_LINEAR, poly_lr
 from torch import nn
 
+from simmim_bench.models.shapes import shapes_only
 from transfer.recipes import RECIPES
 from transfer.segmentation.recipes import Ade20kRecipe
 
@@ -31,7 +32,7 @@ def segmentor_of(name: str) -> Any:
     from transfer.segmentation.model import build_segmentor
 
     arch = "vit_l" if "vit_l" in name else "vit_b"
-    with torch.device("meta"):
+    with shapes_only():
         return build_segmentor(checkpoint_of(arch), recipe_of(name), 150, 0, synced=True)
 
 

@@ -22,6 +22,7 @@ from simmim_bench.cli.main import cli
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.leaderboard.reported import read_reported, rows_of_listed
 from simmim_bench.methods import _by_ckpt, find_listed, read_methods, select_ckpts
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.results.record import read_record
 from transfer.suite.options import SuiteOptions
 from transfer.suite.rows import list_rows
@@ -85,7 +86,7 @@ def test_every_listed_timm_name_has_timms_licence_and_image_size() -> None:
     ],
 )
 def test_every_listed_size_is_that_of_timms_model(name: str) -> None:
-    with torch.device("meta"):
+    with shapes_only():
         model = timm.create_model(name, num_classes=0)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert TIMM[name].params_m == round(count / 1e6, 1)
