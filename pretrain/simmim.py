@@ -32,6 +32,7 @@ from simmim_bench.backbones import open_checkpoint
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_encoder
+from simmim_bench.models.shapes import uninitialised
 from simmim_bench.models.spec import BackboneSpec
 
 PAPER_DESIGN = Design()
@@ -211,13 +212,14 @@ def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
         )
     try:
         provenance = checkpoint.provenance
-        model = SimMIM(
-            checkpoint.spec,
-            read_design(provenance),
-            read_target_model(provenance),
-            statistics=(checkpoint.mean, checkpoint.std),
-        )
-        model.load_state_dict(state)
+        with uninitialised():
+            model = SimMIM(
+                checkpoint.spec,
+                read_design(provenance),
+                read_target_model(provenance),
+                statistics=(checkpoint.mean, checkpoint.std),
+            )
+        model.load_state_dict(state)  # every weight, or an error
     except (RuntimeError, KeyError, TypeError, UsageError) as error:
         raise DataError(
             f"checkpoint {checkpoint.name} does not fit {checkpoint.spec.arch}: {error}"

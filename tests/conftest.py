@@ -39,6 +39,7 @@ def short_waits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flops, "CPU_SIDE", 64)  # a rate that a figure of the log is a share of
         patch.setattr(signals, "REPEAT_S", 0.05)  # for a launcher that repeats a signal
+        patch.setattr(os, "fsync", lambda _: None)  # for a disk, in case that the power fails
         yield
 
 

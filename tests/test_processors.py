@@ -158,6 +158,7 @@ print(*figures)
 
 
 @pytest.mark.skipif(len(processors.affinity()) < 2, reason="needs two processors")
+@pytest.mark.heavy
 def test_waiting_threads_sleep_while_an_idle_team_is_held() -> None:
     environment = {**os.environ, THREADS: "2", "GOMP_SPINCOUNT": "100000000"}
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Build models of shapes alone: on the "meta" device, without memory and without initialisation."""
+"""Build models without the initialisation of their weights: of shapes alone, or for weights that are loaded."""
 
 from __future__ import annotations
 
@@ -28,12 +28,23 @@ _INITIALISERS = {
 @contextmanager
 def shapes_only() -> Iterator[None]:
     """Build models on the "meta" device, whose weights have shapes and types but no values."""
-    with torch.device("meta"), _WithoutInitialisation():
+    with torch.device("meta"), _WithoutInitialisation("meta"):
+        yield
+
+
+@contextmanager
+def uninitialised() -> Iterator[None]:
+    """Build models whose weights have arbitrary values until they are loaded, which has to load all of them."""
+    with _WithoutInitialisation("cpu"):
         yield
 
 
 class _WithoutInitialisation(TorchFunctionMode):
-    """Skip the initialisation of weights on the "meta" device, which changes nothing there."""
+    """Skip the initialisation of weights on a device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -41,6 +52,6 @@ class _WithoutInitialisation(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _INITIALISERS:
             weight = args[0] if args else kwargs["tensor"]
-            if isinstance(weight, nn.Parameter) and weight.is_meta:
+            if isinstance(weight, nn.Parameter) and weight.device.type == self.device:
                 return weight
         return func(*args, **kwargs)

@@ -16,15 +16,14 @@ from support.pages import make_board, make_cell, make_protocol
 from simmim_bench.leaderboard.page import render_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 PIXEL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
     "awAAAABJRU5ErkJggg=="
 )
 
-# Without the processes that start renderers and paint on a GPU: a page opens in half of the time.
-BROWSER_OPTIONS = ["--no-sandbox", "--no-zygote", "--disable-gpu", "--in-process-gpu"]
+WINDOW: dict[str, Any] = {"viewport": {"width": 1300, "height": 800}}
 
 
 @pytest.fixture
@@ -98,35 +97,56 @@ def browser() -> Iterator[Browser]:
         stop: Callable[[str], object] = pytest.fail if required else pytest.skip
         stop("no Chromium is on PATH (on Debian: apt-get install chromium)")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=binary, args=BROWSER_OPTIONS)
+        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
+@pytest.fixture(scope="package")
+def window(browser: Browser) -> Iterator[Page]:
+    """Open one window for the pages of all tests, as a new one takes longer than most pages."""
+    with browser.new_context(**WINDOW) as context:
+        yield context.new_page()
+
+
 @pytest.fixture
-def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
-    """Return a function that opens a board's page; fail on console messages, errors and requests."""
+def show(browser: Browser, window: Page, tmp_path: Path) -> Iterator[Callable[..., Page]]:
+    """Return a function that opens a board's page; fail on console messages, errors and requests.
+
+    The first page without options is opened in the shared window.
+    """
     messages: list[str] = []
     requests: list[str] = []
-    contexts = []
+    contexts: list[BrowserContext] = []
+    unused = [window]
     file = tmp_path / "leaderboard.html"
+    listeners: dict[Any, Callable[[Any], None]] = {
+        "console": lambda message: messages.append(message.text),
+        "pageerror": lambda error: messages.append(str(error)),
+        "request": lambda request: requests.append(request.url),
+    }
 
     def open_page(board: dict[str, Any], hash: str = "", **options: Any) -> Page:
         file.write_text(render(json.dumps(board)), encoding="utf-8")
-        contexts.append(
-            browser.new_context(**{"viewport": {"width": 1300, "height": 800}, **options})
-        )
-        page = contexts[-1].new_page()
+        if options or not unused:
+            contexts.append(browser.new_context(**{**WINDOW, **options}))
+            page = contexts[-1].new_page()
+        else:
+            page = unused.pop()
         page.set_default_timeout(5000)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
+        for event, listener in listeners.items():
+            page.on(event, listener)
         page.goto(file.as_uri() + hash)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
+    if not unused:
+        for event, listener in listeners.items():
+            window.remove_listener(event, listener)
+        window.mouse.move(0, 0)
+        window.goto("about:blank")
     assert messages == []
     requested = {url.partition("#")[0] for url in requests if not url.startswith("data:")}
     assert requested == {file.as_uri()}

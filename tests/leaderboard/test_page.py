@@ -66,6 +66,7 @@ def element_tags(page: Page, ids: list[str]) -> list[list[str]]:
     return tags
 
 
+@pytest.mark.heavy
 def test_texts_of_a_board_are_neither_parsed_nor_executed(
     board: dict[str, Any], show: Callable[..., Page]
 ) -> None:
@@ -117,6 +118,7 @@ def test_an_injected_script_does_not_run(
     page.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("scheme", "width"), [("light", 1300), ("dark", 1300), ("light", 390), ("dark", 390)]
 )

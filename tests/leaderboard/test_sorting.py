@@ -59,6 +59,7 @@ def test_rows_are_sorted_by_cost_and_by_label(
     assert rows_shown(page) == [row["id"] for row in ids]
 
 
+@pytest.mark.heavy
 def test_a_thousand_records_are_shown(show: Callable[..., Page]) -> None:
     generator = random.Random(0)
     board = make_board({"A": [("vit_pocket", generator.uniform(1, 99)) for _ in range(500)]})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Checkpoint
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.models.build import Backbone
+from simmim_bench.models.shapes import shapes_only
 from simmim_bench.models.spec import BackboneSpec
 
 # A ViT with a learned absolute position embedding alone, as MAE's.
@@ -21,7 +24,12 @@ PLAIN_VIT = {"rel_pos_bias": False, "abs_pos_embed": True, "init_values": None}
 
 
 def official_config(path: str) -> Any:
-    """Read a config of MMSegmentation's package by its path in `configs/`."""
+    """Return a config of MMSegmentation's package by its path in `configs/`."""
+    return copy.deepcopy(_read_config(path))
+
+
+@functools.cache
+def _read_config(path: str) -> Any:
     import mmseg
     from mmengine.config import Config
 
@@ -39,11 +47,16 @@ def mmseg_scope() -> Iterator[None]:
         yield
 
 
+def on(device: str) -> AbstractContextManager[Any]:
+    """Build models on a device within the block; on the "meta" device, without initialisation."""
+    return shapes_only() if device == "meta" else torch.device(device)
+
+
 def build_official(config: Any, device: str = "cpu") -> Any:
     """Build a model, or a part of one, of MMSegmentation from its config."""
     from mmseg.registry import MODELS
 
-    with mmseg_scope(), torch.device(device):
+    with mmseg_scope(), on(device):
         return MODELS.build(config)
 
 

@@ -15,6 +15,7 @@ from support.mmseg_models import (
     module_with,
     official_config,
     official_name,
+    on,
 )
 from torch import nn
 
@@ -63,7 +64,7 @@ def recipe_of(name: str) -> Ade20kRecipe:
 def segmentor_of(recipe: Ade20kRecipe, arch: str, changes: dict[str, Any], device: str) -> Any:
     from transfer.segmentation.model import build_segmentor
 
-    with torch.device(device):
+    with on(device):
         return build_segmentor(checkpoint_of(arch, **changes), recipe, 150, 0, synced=True)
 
 
@@ -206,7 +207,7 @@ def test_rate_and_weight_decay_of_every_parameter_are_those_of_the_configs_optim
     config = official_config(file)
     recipe = replace(recipe_of(name), head_channels=16, auxiliary_channels=8)
     family = arch.split("_")[0]
-    ours = segmentor_of(recipe, arch, {**changes, **NARROW[family]}, "cpu")
+    ours = segmentor_of(recipe, arch, {**changes, **NARROW[family]}, "meta")
     model, theirs = official_groups(config, ours)
     optimizer = _build_optimizer(ours, recipe)
     capsys.readouterr()  # the constructor prints its groups
