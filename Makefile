@@ -79,7 +79,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit
 	$(BIN)/python -m pytest -m 'not slow and not heavy' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
-test: $(STAMP)  ## run the tests (about 6 minutes on two cores)
+test: $(STAMP)  ## run the tests (about 5 minutes on two idle cores)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 
 test-slow: $(STAMP)  ## run the tests that train for minutes (COCO=folder ADE20K=folder for photographs)
