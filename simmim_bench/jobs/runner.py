@@ -36,10 +36,13 @@ def run_steps(
     what: str,
     forecast: Callable[[AnyStep], Forecast] = lambda step: Forecast(kind="step"),
     tracker: Tracker | None = None,
+    waits_for: Callable[[AnyStep], Sequence[AnyStep]] = lambda step: (),
 ) -> list[StepResult[AnyStep]]:
     """Run the steps that are not done, side by side where they fit.
 
     Args:
+        waits_for: the steps, among `steps` and before it there, that have to be done before a step starts. If one of
+            them fails, the step is not run.
         forecast: what is expected of a step; asked again when a step has ended.
         tracker: of a command that shows more than these steps as one; None for a new one.
         out: the folder whose `slurm/` receives submitit's files.
@@ -64,7 +67,7 @@ def run_steps(
         display.log(f"{what}: skipped completed_steps={len(results)} of {len(steps)}")
     with stop_on_signals() as stop, display.overall(what) as overall:
         followed = tracker or Tracker(overall)
-        scheduler = _Scheduler(pending, backend, stop, display, forecast, followed)
+        scheduler = _Scheduler(pending, backend, stop, display, forecast, followed, waits_for)
         for result in scheduler.run():
             results[id(result.step)] = result
         in_order = [results[id(step)] for step in steps]
@@ -87,6 +90,7 @@ class _Scheduler(Generic[AnyStep]):
         stop: the signal that asks to stop, once it has come.
         forecast: what is expected of a step.
         tracker: shows the remaining time.
+        waits_for: the steps that have to be done before a step.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class _Scheduler(Generic[AnyStep]):
         display: Display,
         forecast: Callable[[AnyStep], Forecast],
         tracker: Tracker,
+        waits_for: Callable[[AnyStep], Sequence[AnyStep]],
     ) -> None:
         self.pending = list(pending)
         self.running: list[RunningStep[AnyStep]] = []
@@ -105,20 +110,39 @@ class _Scheduler(Generic[AnyStep]):
         self._reported: set[int] = set()  # steps whose wait for another process has been logged
         self._alone: set[int] = set()  # steps that have run out of memory beside others
         self._forecast, self._tracker = forecast, tracker
+        self._needed = {id(step): {id(other) for other in waits_for(step)} for step in pending}
         self._forecasts: dict[int, Forecast] = {}
         self._shown = 0.0
         tracker.seats = min(backend.slots, max(1, len(self.pending)))
         self._look_ahead()
 
     def _look_ahead(self) -> None:
-        """Forecast the pending steps; where several run at a time and all are known, the longest start first."""
+        """Forecast the pending steps; where several run at a time and all are known, the longest start first.
+
+        A step counts with the longest chain of steps that wait for it.
+        """
         self._forecasts |= {id(step): self._forecast(step) for step in self.pending}
         pending = [self._forecasts[id(step)] for step in self.pending]
         for key in ("seconds", "share"):
             if self.backend.slots > 1 and all(getattr(one, key) is not None for one in pending):
-                self.pending.sort(key=lambda s: -getattr(self._forecasts[id(s)], key))
+                chains = {id(step): self._chain(step, key) for step in self.pending}
+                self.pending.sort(key=lambda step: -chains[id(step)])
                 break
         self._tracker.expect([self._expected(step) for step in self.pending])
+
+    def _chain(self, step: AnyStep, key: str) -> float:
+        """Return the duration of a pending step and of the longest chain of steps that wait for it."""
+        own: float = getattr(self._forecasts[id(step)], key)
+        return own + max((self._chain(other, key) for other in self._waiting(step)), default=0.0)
+
+    def _all_waiting(self, step: AnyStep) -> set[int]:
+        """Return the identities of the pending steps that wait for a step, or for one that waits for it."""
+        found = {id(other) for other in self._waiting(step)}
+        return found.union(*(self._all_waiting(other) for other in self._waiting(step)))
+
+    def _waiting(self, step: AnyStep) -> list[AnyStep]:
+        """Return the pending steps that wait for a step."""
+        return [other for other in self.pending if id(step) in self._needed[id(other)]]
 
     def _expected(self, step: AnyStep) -> Expected:
         known = self._forecasts[id(step)]
@@ -168,7 +192,8 @@ class _Scheduler(Generic[AnyStep]):
             self.display.log(f"{step}: started log={step.log}")
             need = self._need(step)
             others = [(one.step, one.need) for one in self.running]
-            others += [(other, self._need(other)) for other in self.pending]
+            after = self._all_waiting(step)
+            others += [(o, self._need(o)) for o in self.pending if id(o) not in after]
             remove(progress_file(step))  # of a process that was killed
             worker = self.backend.start(step, place, need, others)
             started = RunningStep(step, worker, time.monotonic(), size, size, need)
@@ -181,7 +206,10 @@ class _Scheduler(Generic[AnyStep]):
     def _next_step(self) -> tuple[AnyStep, Place] | None:
         """Return the first pending step that fits, and where; a step that another process works on has to wait."""
         running = [one.step for one in self.running]
+        unfinished = {id(step) for step in (*running, *self.pending)}
         for step in self.pending:
+            if self._needed[id(step)] & unfinished:
+                continue
             place = self.backend.find_place(step, running, self._need(step))
             if place is None:
                 continue
@@ -218,6 +246,18 @@ class _Scheduler(Generic[AnyStep]):
                 )
                 continue
             yield result
+            if result.state == "failed":
+                yield from self._drop_waiting(result.step)
+
+    def _drop_waiting(self, failed: AnyStep) -> Iterator[StepResult[AnyStep]]:
+        """Give up the steps that wait for a failed one, and yield their results."""
+        for step in self._waiting(failed):
+            # One that waits for two failed steps has been given up once.
+            if step in self.pending:
+                self.pending.remove(step)
+                self.display.log(f"{step}: not run, since {failed} failed")
+                yield StepResult(step, "not run", error=f"{failed} failed")
+                yield from self._drop_waiting(step)
 
     def _show(self) -> None:
         """Show the remaining time, once a second."""

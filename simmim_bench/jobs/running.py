@@ -21,14 +21,15 @@ class StepResult(Generic[AnyStep]):
     """The result of a step.
 
     Attributes:
-        state: "done"; "failed"; or "left" for a step that a signal kept from being finished.
-        code: exit code of the step's process; 0 for a step that was skipped.
-        error: the line of the log that names the reason of a failure.
+        state: "done"; "failed"; "not run" for a step that waits for one that has failed; or "left" for a step that a
+            signal kept from being finished.
+        code: exit code of the step's process; 0 for a step that was skipped or not run.
+        error: the line of the log that names the reason of a failure; for "not run", the step that has failed.
         seconds: duration of this attempt.
     """
 
     step: AnyStep
-    state: Literal["done", "failed", "left"]
+    state: Literal["done", "failed", "not run", "left"]
     code: int = 0
     error: str = ""
     seconds: float = 0.0

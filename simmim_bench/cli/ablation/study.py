@@ -6,8 +6,6 @@ same settings share a run directory, OUT/CHANGES/seedN, whatever axis they are o
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -21,7 +19,6 @@ from simmim_bench.tasks import TaskVariant, variants
 
 if TYPE_CHECKING:
     from pretrain.recipes import PretrainRecipe
-    from simmim_bench.checkpoints.checkpoint import Checkpoint
     from simmim_bench.display import Display
     from simmim_bench.distributed import DistContext
     from simmim_bench.results.ablation import AblationCell, Grid
@@ -157,6 +154,7 @@ class AblationStep:
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of the pretraining and of the transfer, and why one is blocked."""
         from pretrain.launch import pretraining_status
+        from simmim_bench.checkpoints.without_weights import read_without_weights
         from transfer.launch import resolve_transfer, transfer_status
 
         found = list[tuple["RunStatus", str]]()
@@ -173,7 +171,7 @@ class AblationStep:
             if found[0][0] != "done":
                 return [*found, ("to do", "")]
         try:
-            checkpoint = _read_without_weights(self.ckpt, _modified(self.ckpt))
+            checkpoint = read_without_weights(self.ckpt)
             transfer = resolve_transfer(self.study.request(), self.ckpt, checkpoint)
         except DataError as error:
             return [*found, ("blocked", str(error))]
@@ -263,19 +261,3 @@ def _folder_name(changes: dict[str, Any]) -> str:
     """Convert the settings that a cell changes to a folder's name."""
     texts = (f"{key}={value}" for key, value in changes.items())
     return re.sub(r"[^\w.=+-]+", "-", "+".join(texts))
-
-
-@functools.cache
-def _read_without_weights(ckpt: str, modified: int) -> Checkpoint:
-    """Read a checkpoint and drop its weights; once, as long as its time of modification is the same."""
-    from simmim_bench.checkpoints.read import read_checkpoint
-
-    return dataclasses.replace(read_checkpoint(ckpt), state=None)
-
-
-def _modified(ckpt: str) -> int:
-    """Return when a run's last checkpoint was written, in nanoseconds; 0 if there is none."""
-    try:
-        return (Path(ckpt) / "checkpoints" / "last" / "meta.json").stat().st_mtime_ns
-    except OSError:
-        return 0
