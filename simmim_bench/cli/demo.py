@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,9 +18,10 @@ from simmim_bench.jobs.options import JobOptions
 from simmim_bench.tasks import LAYOUTS, TASKS, tasks_with
 
 if TYPE_CHECKING:
+    from pretrain.step import PretrainStep
     from simmim_bench.display import Display
-    from simmim_bench.jobs.step import Step
-    from simmim_bench.runs.status import RunStatus
+    from simmim_bench.jobs.running import StepResult
+    from transfer.suite.options import SuiteOptions
     from transfer.suite.step import SuiteStep
 
 ARCH = "vit_pocket"
@@ -56,115 +56,109 @@ def demo(out: Path, overwrite: bool, seed: int) -> None:
     A small ViT, two rows (random initialisation and SimMIM), all columns but attentive, the same recipes for both.
     """
     with without_collection():
+        from pretrain.step import PretrainStep
         from simmim_bench.files import write_json
         from simmim_bench.jobs.remaining import Expected, Tracker
         from simmim_bench.jobs.runner import run_steps
-        from transfer.suite.options import SuiteOptions
         from transfer.suite.plan import check_obstacles
         from transfer.suite.report import print_result
-        from transfer.suite.run import expected_steps, forecaster, plan_suite, run_suite
+        from transfer.suite.run import build_result, forecaster, plan_suite
+        from transfer.suite.step import SuiteStep
 
     display, job_options = open_display(False), JobOptions()
-    data, checkpoint = out / "data", out / "pretrain"
-    options = SuiteOptions(
-        ckpts=(str(checkpoint),),
-        data_sets={layout: data / layout for layout in LAYOUTS},
+    pretraining = plan_pretraining(out, seed)
+    options = plan_rows(out, seed, pretraining)
+    with display.overall("demo") as overall:
+        tracker = Tracker(overall)
+        images = Expected(name="images", kind="images", share=demo_share("images"), alone=True)
+        with tracker.here(images, display):
+            prepare_data(out, overwrite=overwrite, display=display)
+        plan = plan_suite(options, job_options)
+        check_pretraining(pretraining)
+        check_obstacles(plan)
+        of_suite = forecaster(plan, job_options)
+
+        def forecast(step: PretrainStep | SuiteStep) -> Forecast:
+            return pretraining_forecast() if isinstance(step, PretrainStep) else of_suite(step)
+
+        def waits_for(step: PretrainStep | SuiteStep) -> list[PretrainStep]:
+            # The random row needs no pretraining, and takes the other processor meanwhile.
+            needs = isinstance(step, SuiteStep) and step.ckpt == str(pretraining.out)
+            return [pretraining] if needs else []
+
+        steps: list[PretrainStep | SuiteStep] = [pretraining, *(one.step for one in plan.steps)]
+        pretrained, *others = run_steps(
+            steps,
+            job_options,
+            out,
+            display,
+            what="demo",
+            forecast=forecast,
+            tracker=tracker,
+            waits_for=waits_for,
+        )
+        transfers = cast("list[StepResult[SuiteStep]]", others)
+        result = build_result(plan, transfers, options.out, out / "leaderboard")
+    durations = tracker.durations()
+    if PRETRAIN_KIND in durations:  # not of a demo that was resumed
+        write_json(out / DURATIONS, durations)
+    print_result(result)
+    if pretrained.state == "failed":
+        click.echo(f"error: {pretraining}: {pretrained.error}; see {pretraining.log}", err=True)
+        sys.exit(pretrained.code)
+    click.echo(f"reconstructions  {pretraining.out / 'reconstructions.png'}")
+    sys.exit(result.exit_code)
+
+
+def plan_pretraining(out: Path, seed: int) -> PretrainStep:
+    """Return the step that pretrains in `out/pretrain`."""
+    from pretrain.step import make_pretrain_step
+
+    return make_pretrain_step(
+        title="pretrain",
+        arch=ARCH,
+        recipe=RECIPE,
+        overrides=(),
+        data=out / "data" / "imagenet",
+        seed=seed,
+        out=out / "pretrain",
+        log=out / "pretrain.log",
+    )
+
+
+def plan_rows(out: Path, seed: int, pretraining: PretrainStep) -> SuiteOptions:
+    """Return what the suite of both rows is asked to do, before the checkpoint exists."""
+    from transfer.suite.options import SuiteOptions
+
+    ckpt = str(pretraining.out)
+    return SuiteOptions(
+        ckpts=(ckpt,),
+        data_sets={layout: out / "data" / layout for layout in LAYOUTS},
         out=out / "runs",
         tasks=tuple(task for task in TASKS if task not in LEFT_OUT),
         baseline="random",
         seeds=tuple(f"{task}={SEEDS}" for task in tasks_with("features")),
         seed=seed * SEEDS,
         recipes=tuple(f"{task}={task}_{RECIPE}" for task in SHORTER),
+        expected={ckpt: pretraining.expected_checkpoint()},
     )
-    pretraining = PretrainStep(out=checkpoint, data=data / "imagenet", seed=seed)
-    with display.overall("demo") as overall:
-        tracker = Tracker(overall)
-        images = Expected(name="images", kind="images", share=demo_share("images"), alone=True)
-        with tracker.here(images, display):
-            prepare_data(out, overwrite=overwrite, display=display)
-        # The random row needs no pretraining, and takes the other processor meanwhile.
-        random_row = plan_suite(
-            replace(options, ckpts=(f"random:{ARCH}",), baseline=None), job_options
-        )
-        pretraining.check()
-        check_obstacles(random_row)
-        tracker.later = expected_steps(random_row)  # the other row has the same steps
-        of_row = forecaster(random_row, job_options)
-
-        def forecast(step: Step) -> Forecast:
-            return pretraining.forecast if step is pretraining else of_row(cast("SuiteStep", step))
-
-        steps: list[Step] = [pretraining, *(one.step for one in random_row.steps)]
-        pretrained = run_steps(
-            steps, job_options, out, display, what="demo", forecast=forecast, tracker=tracker
-        )[0]
-        if pretrained.state == "failed":
-            click.echo(f"error: {pretraining}: {pretrained.error}; see {pretraining.log}", err=True)
-            sys.exit(pretrained.code)
-        tracker.later = []
-        plan = plan_suite(options, job_options)
-        board = out / "leaderboard"
-        result = run_suite(plan, job_options, options.out, board, display, tracker)
-    durations = tracker.durations()
-    if PRETRAIN_KIND in durations:  # not of a demo that was resumed
-        write_json(out / DURATIONS, durations)
-    print_result(result)
-    click.echo(f"reconstructions  {checkpoint / 'reconstructions.png'}")
-    sys.exit(result.exit_code)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainStep:
-    """The demo's pretraining, in a process of its own."""
+def pretraining_forecast() -> Forecast:
+    """Return what is expected of the demo's pretraining."""
+    need = Need(demo_peak(PRETRAIN_KIND), "measured in the demo")
+    return Forecast(kind=PRETRAIN_KIND, share=demo_share(PRETRAIN_KIND), need=need)
 
-    out: Path
-    data: Path
-    seed: int
 
-    def __str__(self) -> str:
-        return "pretrain"
+def check_pretraining(step: PretrainStep) -> None:
+    """Check that the pretraining's run can start or continue.
 
-    @property
-    def log(self) -> Path:
-        """The file that the process writes to."""
-        return self.out.with_name("pretrain.log")
-
-    @property
-    def exclusive_resource(self) -> str | None:
-        """None: it shares nothing."""
-        return None
-
-    @property
-    def forecast(self) -> Forecast:
-        """What is expected of it."""
-        need = Need(demo_peak(PRETRAIN_KIND), "measured in the demo")
-        return Forecast(kind=PRETRAIN_KIND, share=demo_share(PRETRAIN_KIND), need=need)
-
-    def statuses(self) -> list[tuple[RunStatus, str]]:
-        """Return the status of its run, and the reason where it is blocked."""
-        from pretrain.launch import pretraining_status, resolve_recipe
-
-        recipe, named = resolve_recipe(arch=ARCH, recipe=RECIPE, overrides=())
-        return [
-            pretraining_status(
-                run_dir=self.out, recipe=recipe, named=named, data=self.data, seed=self.seed
-            )
-        ]
-
-    def check(self) -> None:
-        """Check that its run can start or continue.
-
-        Raises:
-            UsageError: another pretraining is in its run directory, such as one with another --seed.
-        """
-        for state, obstacle in self.statuses():
-            if state == "blocked":
-                raise UsageError(f"{self}: {obstacle} --overwrite starts the demo anew.")
-
-    def arguments(self) -> list[str]:
-        """Return the arguments of `simmim-bench` that do the remaining work."""
-        words = ["pretrain", "--arch", ARCH, "--recipe", RECIPE, "--seed", str(self.seed)]
-        return [*words, "--data", str(self.data), "--out", str(self.out), "--resume"]
+    Raises:
+        UsageError: another pretraining is in its run directory, such as one with another --seed.
+    """
+    for state, obstacle in step.statuses():
+        if state == "blocked":
+            raise UsageError(f"{step}: {obstacle} --overwrite starts the demo anew.")
 
 
 def prepare_data(out: Path, *, overwrite: bool, display: Display) -> None:

@@ -57,14 +57,12 @@ class Tracker:
 
     Attributes:
         seats: steps that run at a time.
-        later: steps that start only after all others.
     """
 
     def __init__(
         self, overall: OverallProgress, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.seats = 1
-        self.later: list[Expected] = []
         self._overall, self._clock = overall, clock
         self._began = clock()
         self._pending: list[Expected] = []
@@ -127,7 +125,7 @@ class Tracker:
         """
         now = [one.expected for one in self._running.values()] + self._pending
         left = [self._left(one) for one in self._running.values()]
-        left += [self._expect(step) for step in (*self._pending, *self.later)]
+        left += [self._expect(step) for step in self._pending]
         known = [seconds for seconds in left if seconds is not None]
         if not left:
             return 0.0
@@ -135,13 +133,9 @@ class Tracker:
             return None
         mean = sum(known) / len(known)
         seconds = [mean if one is None else one for one in left]
-        first = self._span(now, seconds[: len(now)])
-        return first + self._span(self.later, seconds[len(now) :])
-
-    def _span(self, steps: Sequence[Expected], seconds: Sequence[float]) -> float:
-        """Return the seconds that steps of some durations take, side by side as far as seats allow."""
-        alone = sum(time for step, time in zip(steps, seconds, strict=True) if step.alone)
-        beside = [time for step, time in zip(steps, seconds, strict=True) if not step.alone]
+        steps = list(zip(now, seconds, strict=True))
+        alone = sum(time for step, time in steps if step.alone)
+        beside = [time for step, time in steps if not step.alone]
         return alone + max(sum(beside) / self.seats, max(beside, default=0.0))
 
     def show(self) -> None:

@@ -62,8 +62,8 @@ def test_the_demo_names_recipes_that_exist() -> None:
 
 def test_a_demo_whose_pretraining_was_another_starts_nothing(tmp_path: Path) -> None:
     recipe, _ = resolve_recipe(arch=command.ARCH, recipe=command.RECIPE, overrides=())
-    of_seed_0 = {"data": str(tmp_path), "seed": 0, "init_from": None}
+    of_seed_0 = {"data": str(tmp_path / "data" / "imagenet"), "seed": 0, "init_from": None}
     write_json(tmp_path / "pretrain" / "recipe.json", describe_run(recipe, {}, of_seed_0))
-    command.PretrainStep(out=tmp_path / "pretrain", data=tmp_path, seed=0).check()
+    command.check_pretraining(command.plan_pretraining(tmp_path, 0))
     with pytest.raises(UsageError, match=r"another seed.*--overwrite starts the demo anew"):
-        command.PretrainStep(out=tmp_path / "pretrain", data=tmp_path, seed=1).check()
+        command.check_pretraining(command.plan_pretraining(tmp_path, 1))

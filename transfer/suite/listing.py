@@ -8,6 +8,7 @@ but the weights that it downloads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ def list_steps(
     steps, folders = list[SuiteStep](), dict[Path, str]()
     rows = list_rows(options)
     places = {row.ckpt: row.place for row in rows}
-    found, unread = read_rows(rows, download=download, log=log)
+    found, unread = read_rows(rows, download=download, log=log, expected=options.expected)
     baselines = dict[str, Row]()
     if options.baseline == "random":
         for ckpt, checkpoint in found.items():
@@ -85,7 +86,8 @@ def list_steps(
                     f"the runs of {folders[folder]} and {ckpt} would share the folder {folder}; run two suites "
                     "with different --out."
                 )
-            steps += steps_of(name, plan, folder)
+            provisional = ckpt in options.expected
+            steps += (replace(one, provisional=provisional) for one in steps_of(name, plan, folder))
     return steps, unread
 
 

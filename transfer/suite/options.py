@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.named import DataSet, check_unique, missing_folder
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.tasks import TaskVariant, variants
@@ -30,6 +31,7 @@ class SuiteOptions:
         task_options: values of the options that `simmim_bench.tasks.OPTIONS` offers to suites; each
             goes to the tasks that take it.
         deterministic: every step uses deterministic kernels alone.
+        expected: what is known of checkpoints, by CKPT, that do not exist yet; without weights.
     """
 
     ckpts: tuple[str, ...]
@@ -45,6 +47,7 @@ class SuiteOptions:
     overrides: tuple[str, ...] = ()
     task_options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
+    expected: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def data_sets_of(self, variant: TaskVariant) -> list[DataSet]:
         """Return the data sets that a task runs on, the unnamed one first."""

@@ -8,7 +8,7 @@ lines, and what follows a `#` at the start of a line or after a space, are ignor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,12 +152,17 @@ def _read_list(path: Path) -> Iterator[Row]:
 
 
 def read_rows(
-    rows: list[Row], *, download: bool, log: Callable[[str], None]
+    rows: list[Row],
+    *,
+    download: bool,
+    log: Callable[[str], None],
+    expected: Mapping[str, Checkpoint] | None = None,
 ) -> tuple[dict[str, Checkpoint], list[UnreadRow]]:
     """Read the checkpoints of the rows, and keep everything but their weights.
 
     Args:
         download: whether to download missing weights; without, their rows are not read.
+        expected: checkpoints that do not exist yet, which are not read.
 
     Returns:
         The checkpoints by CKPT, and the rows that are not read.
@@ -167,6 +172,9 @@ def read_rows(
     """
     found, unread = dict[str, Checkpoint](), list[UnreadRow]()
     for number, row in enumerate(rows, 1):
+        if expected and row.ckpt in expected:
+            found[row.ckpt] = expected[row.ckpt]
+            continue
         try:
             missing = find_download(row.ckpt)
             check_download(row.ckpt)

@@ -5,7 +5,7 @@ Completed steps are skipped and interrupted ones are resumed, so that the same c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,8 @@ import torch
 
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError
-from simmim_bench.jobs.forecast import Forecast, demo_share
+from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
-from simmim_bench.jobs.remaining import Expected, Tracker
 from simmim_bench.jobs.runner import run_steps
 from simmim_bench.jobs.running import StepResult
 from simmim_bench.jobs.workers import Machine
@@ -111,31 +110,10 @@ def plan_suite(
     return SuitePlan(tuple(planned), tuple(unread), places, device)
 
 
-def expected_steps(plan: SuitePlan) -> list[Expected]:
-    """Return what is expected of the planned steps from their start, even where seeds are done."""
-    return [
-        Expected(
-            name=str(one.step),
-            kind=one.forecast.kind,
-            seconds=None if "done" in one.seeds else one.forecast.seconds,
-            share=demo_share(one.forecast.kind, len(one.seeds)),
-        )
-        for one in plan.steps
-    ]
-
-
 def run_suite(
-    plan: SuitePlan,
-    job_options: JobOptions,
-    out: Path,
-    leaderboard: Path,
-    display: Display,
-    tracker: Tracker | None = None,
+    plan: SuitePlan, job_options: JobOptions, out: Path, leaderboard: Path, display: Display
 ) -> SuiteResult:
     """Run the steps that are left, and build the leaderboard of all records below `out`.
-
-    Args:
-        tracker: of a command that shows more than the suite's steps as one.
 
     Raises:
         UsageError: a blocked step, or more devices than the machine has.
@@ -144,24 +122,32 @@ def run_suite(
         InterruptedRun: a signal came; the running steps were asked to save.
     """
     check_obstacles(plan)
-    results = tuple(
-        run_steps(
-            [one.step for one in plan.steps],
-            job_options,
-            out,
-            display,
-            what="suite",
-            forecast=forecaster(plan, job_options),
-            tracker=tracker,
-        )
+    results = run_steps(
+        [one.step for one in plan.steps],
+        job_options,
+        out,
+        display,
+        what="suite",
+        forecast=forecaster(plan, job_options),
     )
+    return build_result(plan, results, out, leaderboard)
+
+
+def build_result(
+    plan: SuitePlan, results: Sequence[StepResult[SuiteStep]], out: Path, leaderboard: Path
+) -> SuiteResult:
+    """Build the leaderboard of all records below `out`, and return it with the results of a suite's steps.
+
+    Raises:
+        DataError: the leaderboard cannot be written; the records are.
+    """
     board = None
     if any(result.state == "done" for result in results):
         board = find_records([out]).board()
         # With the published rows, as `leaderboard build` and `check` have them by default.
         write_leaderboard(board, leaderboard, reported=read_reported())
     blocked = tuple(row for row in plan.unread if row.error is not None)
-    return SuiteResult(results, board, leaderboard, blocked, plan.exit_code)
+    return SuiteResult(tuple(results), board, leaderboard, blocked, plan.exit_code)
 
 
 def forecaster(plan: SuitePlan, job_options: JobOptions) -> Callable[[SuiteStep], Forecast]:
