@@ -242,16 +242,18 @@ ADE20K_POCKET = Ade20kRecipe(
 ADE20K_DEMO = replace(
     ADE20K_POCKET,
     name="ade20k_demo",
-    source="ours: `simmim-bench demo`; four times the crops of ade20k_pocket, each of a quarter of its area, until "
-    "the textures of stuff are learnt as well as objects; early layers change less, as in MAE and BEiT",
+    source="ours: `simmim-bench demo`; a normalised linear layer on the frozen maps, as in DINOv2, arXiv 2304.07193, "
+    "section 7.4: trained on a backbone of four blocks, UPerNet scores as high from random weights. The rate is the "
+    "best of 5e-3, 1e-2 and 2e-2 for random weights",
     img_size=(32, 32),
     resize_within=(64, 64),
-    max_iters=600,
     warmup_iters=30,
     batch_size=16,
-    base_lr=4e-3,
-    layer_decay=0.7,
-    head_channels=32,
+    base_lr=5e-3,
+    weight_decay=1e-4,
+    auxiliary_weight=0.0,
+    head="linear",
+    linear_norm=True,
     test_mode="slide",
     slide_stride=(16, 16),
 )
