@@ -142,7 +142,8 @@ class PretrainStep:
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of its run, and the reason where it is blocked."""
-        from pretrain.launch import pretraining_status, resolve_recipe
+        from pretrain.launch import pretraining_status
+        from pretrain.recipes import resolve_recipe
 
         recipe, named = resolve_recipe(arch=ARCH, recipe=RECIPE, overrides=())
         return [

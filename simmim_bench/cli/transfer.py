@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.cli.arguments import check_ckpt, check_data, check_transfer
 from simmim_bench.cli.options import (
     complete_ckpt,
     open_display,
-    run_options,
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.recipe_help import RecipeCommand, transfer_recipe
+from simmim_bench.cli.run_options import run_options
 from simmim_bench.cli.transfer_shift import (
     SHIFT_SUMMARY,
     print_shift_scores,
@@ -63,8 +65,10 @@ def _names() -> list[str]:
     return [*TASKS, SHIFT_TASK]
 
 
-class TransferCommand(click.Command):
+class TransferCommand(RecipeCommand):
     """A command whose tasks and task options are those of the registry at the time of the call."""
+
+    choose_recipe = staticmethod(transfer_recipe)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the command's parameters with an option for each task option that a task takes."""
@@ -169,12 +173,16 @@ def transfer(
       simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
       simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
+    check_data(task, data_sets)
     if task == SHIFT_TASK:
         refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)
         print_shift_scores(ckpt, model, data_sets, options)
         return
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
+    check_transfer(task, ckpt, options.recipe, options.overrides)
+    if baseline not in (None, "random"):
+        check_ckpt(str(baseline))
     with without_collection():
         from simmim_bench.distributed import init_distributed
         from simmim_bench.training.determinism import deterministic_algorithms
