@@ -1,12 +1,14 @@
 """Check arguments before torch and the frameworks are imported, which takes seconds.
 
-What passes here may still be refused later: a checkpoint is read, and a data set is listed, by what uses it.
+What passes here may still be refused later: a checkpoint is read, and a data set is listed, by what uses it. Of
+several processes rank 0 alone reports a path that does not exist, once they are connected: nothing is checked here.
 Nothing here loads torch.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,13 +28,19 @@ CKPT_FORMS = (
 )
 
 
+def _exists(path: Path) -> bool:
+    """Return whether a path exists, and True in one of several processes."""
+    several = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    return several or path.exists()
+
+
 def check_ckpt(ckpt: str) -> None:
     """Check that a CKPT that is a path exists.
 
     Raises:
         DataError: it does not.
     """
-    if not ckpt.startswith(SCHEMES) and not Path(ckpt).exists():
+    if not ckpt.startswith(SCHEMES) and not _exists(Path(ckpt)):
         raise DataError(f"checkpoint {ckpt} does not exist; {CKPT_FORMS}")
 
 
@@ -42,7 +50,7 @@ def check_images(path: Path, option: str = "--data") -> None:
     Raises:
         DataError: they do not.
     """
-    if not str(path).startswith(HUB_PREFIX) and not path.exists():
+    if not str(path).startswith(HUB_PREFIX) and not _exists(path):
         raise DataError(
             f"data folder {path} does not exist; correct {option}: a folder of images or of tar shards, a tar file, "
             f"or {HUB_PREFIX}NAME."
@@ -67,7 +75,7 @@ def check_data(task: str, data_sets: Sequence[DataSet]) -> None:
     """
     layout = LAYOUTS[TASKS[task].data].summary if task in TASKS else "CLASS/*"
     for one in data_sets:
-        if not str(one.root).startswith(HUB_PREFIX) and not one.root.exists():
+        if not str(one.root).startswith(HUB_PREFIX) and not _exists(one.root):
             raise DataError(
                 f"data folder {one.root} does not exist; correct --data: a folder with {layout}."
             )

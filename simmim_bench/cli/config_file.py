@@ -62,8 +62,9 @@ def read_config(path: Path) -> Config:
         name = str(recorded.get("name", "")).partition("@")[0]
         return Config(tuple(_assignments(values, path)), name or None, arch, path)
     values = {str(key): value for key, value in content.items() if key != "recipe"}
-    name = None if recorded is None else str(recorded)
-    return Config(tuple(_assignments(values, path)), name, None, path)
+    return Config(
+        tuple(_assignments(values, path)), None if recorded is None else str(recorded), path=path
+    )
 
 
 def _parse(path: Path) -> Mapping[str, Any]:

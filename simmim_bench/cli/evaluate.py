@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,7 +22,7 @@ from simmim_bench.cli.run_options import run_options
 from simmim_bench.cli.transfer_summary import images_se
 from simmim_bench.data.named import DataSet
 from simmim_bench.imports import without_collection
-from simmim_bench.recipe import find_recipe
+from simmim_bench.recipe import Recipe, find_recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import format_metric
 
@@ -35,7 +36,9 @@ TASKS = ("imagenet", "coco", "ade20k")
 class EvaluateCommand(RecipeCommand):
     """`evaluate`, whose recipe --recipe or the task chooses."""
 
-    choose_recipe = staticmethod(evaluation_recipe)
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return evaluation_recipe(given)
 
 
 @click.command(cls=EvaluateCommand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from simmim_bench.cli.recipe_help import RecipeCommand, pretraining_recipe
 from simmim_bench.cli.run_options import run_options
 from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 
 
 class PretrainCommand(RecipeCommand):
     """`pretrain`, whose recipe --arch and --recipe choose."""
 
-    choose_recipe = staticmethod(pretraining_recipe)
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return pretraining_recipe(given)
 
 
 @click.command(cls=PretrainCommand)

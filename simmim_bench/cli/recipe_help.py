@@ -6,7 +6,7 @@ Nothing here loads torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,13 +25,11 @@ ChooseRecipe = Callable[[Mapping[str, Any]], "Recipe"]
 
 
 class RecipeCommand(click.Command):
-    """A command with --help-recipe, which needs no required option.
+    """A command with --help-recipe, which needs no required option."""
 
-    Attributes:
-        choose_recipe: returns the recipe that the command's arguments choose, before -o.
-    """
-
-    choose_recipe: ClassVar[ChooseRecipe]
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the command's arguments choose, before -o."""
+        raise NotImplementedError
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; with --help-recipe, print the recipe and exit."""
@@ -39,7 +37,7 @@ class RecipeCommand(click.Command):
             return super().parse_args(ctx, args)
         ctx.resilient_parsing = True  # required options may be missing
         super().parse_args(ctx, args)
-        print_recipe(ctx.params, type(self).choose_recipe)
+        print_recipe(ctx.params, self.choose_recipe)
         ctx.exit()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +28,7 @@ from simmim_bench.cli.transfer_shift import (
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.imports import without_collection
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
@@ -68,7 +69,9 @@ def _names() -> list[str]:
 class TransferCommand(RecipeCommand):
     """A command whose tasks and task options are those of the registry at the time of the call."""
 
-    choose_recipe = staticmethod(transfer_recipe)
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return transfer_recipe(given)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the command's parameters with an option for each task option that a task takes."""

@@ -171,6 +171,7 @@ def _named_recipe(request: EvaluationRequest) -> EvaluateRecipe | FinetuneRecipe
 def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) -> Record | None:
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
+    assert isinstance(recipe, EvaluateRecipe | FinetuneRecipe)
     every = open_once(partial(class_files, request.options.data, "val"), dist)
     val = limit_images(every, recipe.limit, "val")
     warning = check_classes(classifier, val, request.ckpt)
