@@ -208,3 +208,9 @@ class CheckpointWriter:
                 f"{run.path / 'reconstructions.png'}"
             )
         run.log(result)
+        if metrics["held_out_loss"] > self.constant_loss:
+            run.log(
+                f"pretrain: warning: held_out_loss={metrics['held_out_loss']:.4g} is worse than "
+                f"{self.constant_loss:.4g}, which a constant prediction reaches: the model has learnt nothing of use; "
+                "use a lower --lr, a smaller --batch-size or more --epochs"
+            )

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pretrain.recipes import RECIPES, PretrainRecipe, default_recipe, for_arch
+from pretrain.recipes import PretrainRecipe, resolve_recipe
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
-from simmim_bench.recipe import deviations, find_recipe, override
+from simmim_bench.recipe import deviations
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.untrusted.json_text import read_json
 
-
-def resolve_recipe(
-    *, arch: str, recipe: str | None, overrides: Iterable[str]
-) -> tuple[PretrainRecipe, PretrainRecipe]:
-    """Return the recipe with its overrides, and the named one; the arch's default where none is named.
-
-    Raises:
-        UsageError: an unknown arch or recipe, or an override that the recipe does not have.
-    """
-    named = default_recipe(arch) if recipe is None else for_arch(find_recipe(RECIPES, recipe), arch)
-    return override(named, overrides), named
+__all__ = ["pretraining_status", "resolve_recipe", "run_pretraining"]
 
 
 def run_pretraining(

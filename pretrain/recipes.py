@@ -5,6 +5,7 @@ Learning rates are stated for 512 images per step, as in SimMIM, and are scaled 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -13,7 +14,7 @@ from pretrain.systems import SYSTEMS
 from simmim_bench.data.pixel_format import VALUE_RANGES, PixelFormat, ValueRange, check_statistics
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
-from simmim_bench.recipe import Precision, Recipe, check_positive
+from simmim_bench.recipe import Precision, Recipe, check_positive, find_recipe, override
 
 # Classes divide the range [0, 1] of 8 or 16 bits; a tokenizer or teacher takes pixels of 8 bits.
 RANGES_OF_TARGETS: dict[str, tuple[ValueRange, ...]] = {
@@ -45,6 +46,10 @@ class PretrainRecipe(Design, Recipe):
         batch_size: images per step, in total over all processes.
         base_lr, warmup_lr, min_lr: learning rates for 512 images per step.
         schedule: "cosine" down to min_lr, or "multistep": times 0.1 at each of `milestones` (epochs).
+        milestones: epochs after which a "multistep" schedule multiplies the rate by 0.1.
+        weight_decay: AdamW's, of all weights but vectors and biases.
+        clip_grad: largest norm of the gradient; 0 for no clipping.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less.
         crop_scale: range of the fraction of the image's area that a random crop covers.
         crops_per_decode: crops, each with its mask, of an image for each time that it is decoded, in different
             batches. An epoch has as many steps as with one: it shows one image in `crops_per_decode`, each that
@@ -53,9 +58,12 @@ class PretrainRecipe(Design, Recipe):
         betas: AdamW's betas.
         precision: "auto" is bfloat16 on GPUs that have it and on CPUs that are faster with it, float16 on other
             GPUs.
+        num_workers: processes per GPU that load images; 0 to load in the training process.
         in_chans: channels of the images.
         value_range: what their values are: "uint8", "uint16" or "float"; see `PixelFormat`.
         mean, std: normalisation, one value per channel; None for ImageNet's, of RGB images of 8 bits alone.
+        limit: the number of training images and of held-out images that are used, for trying things out; None for
+            all. They are the same for every seed.
     """
 
     arch: str
@@ -84,6 +92,7 @@ class PretrainRecipe(Design, Recipe):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crops_per_decode: int = 1
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
@@ -328,6 +337,19 @@ def default_recipe(arch: str) -> PretrainRecipe:
         "resnet": RESNET50_300EP,
     }
     return for_arch(of_family[spec.family], arch)
+
+
+def resolve_recipe(
+    *, arch: str, recipe: str | None, overrides: Iterable[str]
+) -> tuple[PretrainRecipe, PretrainRecipe]:
+    """Return the recipe with its overrides, and the named one; the arch's default where none is named.
+
+    Raises:
+        UsageError: an unknown arch or recipe, or an override that the recipe does not have.
+    """
+    find_spec(arch)
+    named = default_recipe(arch) if recipe is None else for_arch(find_recipe(RECIPES, recipe), arch)
+    return override(named, overrides), named
 
 
 def for_arch(recipe: PretrainRecipe, arch: str) -> PretrainRecipe:

@@ -33,10 +33,12 @@ from simmim_bench.data.normalise import normalise
 from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import ImageSource, any_images, describe_left_out, held_out_images
+from simmim_bench.data.subsets import limit_images
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile
+from simmim_bench.training.few_images import check_batch_fits
 from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.precision import agree_on_precision, decide_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps, read_saved
@@ -140,7 +142,9 @@ def build(
         context.run.log(line)
     for line in describe_left_out(held_out, "val") if held_out is not None else ():
         context.run.log(line)
-    held_out = held_out or images
+    images = limit_images(images, recipe.limit, "train")
+    check_batch_fits(recipe.batch_size, len(images))
+    held_out = images if held_out is None else limit_images(held_out, recipe.limit, "val")
     probe = None
     if options.probe_data is not None:
         probe = load_probe_images(

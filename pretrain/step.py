@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.build import check_sizes
-from pretrain.launch import pretraining_status, resolve_recipe
-from pretrain.recipes import PretrainRecipe
+from pretrain.launch import pretraining_status
+from pretrain.recipes import PretrainRecipe, resolve_recipe
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError
 from simmim_bench.models.spec import BackboneSpec

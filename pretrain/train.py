@@ -28,8 +28,10 @@ from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.models.archs import find_spec
 from simmim_bench.runs.context import RunContext
+from simmim_bench.training.few_images import few_steps_warnings
 from simmim_bench.training.kernels import fast_kernels
 from simmim_bench.training.loop import fit
+from simmim_bench.training.optim import describe_lr
 from simmim_bench.training.precision import describe_slow_precision
 
 __all__ = ["TrainOptions", "pretrain"]
@@ -128,10 +130,13 @@ def log_setup(pretraining: Pretraining) -> None:
     run.log(
         f"pretrain: start arch={recipe.arch} parameters={_count_parameters(pretraining.model) / 1e6:.1f}M "
         f"images={len(pretraining.images):,} epochs={recipe.epochs} steps_per_epoch={len(state.loader):,} "
-        f"batch_size={recipe.batch_size} lr={state.schedule.peak_lr:.3g} precision={state.precision} "
+        f"batch_size={recipe.batch_size} {describe_lr(recipe.base_lr, recipe.batch_size)} precision={state.precision} "
         f"processes={pretraining.context.dist.size} accumulation_steps={state.accumulation_steps}"
     )
-    for line in describe_slow_precision(recipe.precision, pretraining.context.dist.device):
+    for line in (
+        *few_steps_warnings(recipe.batch_size, len(pretraining.images), recipe.epochs),
+        *describe_slow_precision(recipe.precision, pretraining.context.dist.device),
+    ):
         run.log(f"pretrain: warning: {line}")
     run.log(f"pretrain: predicts {target.describe()}")
     if pretraining.fitted:

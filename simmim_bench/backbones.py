@@ -33,7 +33,7 @@ def open_checkpoint(ckpt: str | Checkpoint) -> Checkpoint:
 
 def load_backbone(
     ckpt: str | Checkpoint,
-    img_size: tuple[int, int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     num_classes: int = 0,
     *,
     window_size: int | None = None,
@@ -46,7 +46,7 @@ def load_backbone(
 
     Args:
         ckpt: an argument of `read_checkpoint`, or a checkpoint that was read.
-        img_size: (H, W) for position tables and windows; None for the checkpoint's.
+        img_size: (H, W), or the side of a square, for position tables and windows; None for the checkpoint's.
         num_classes: outputs of a new classification head; 0 for pooled features.
         window_size: side of an attention window in tokens; None for the checkpoint's. By default, a ViT has
             global attention.
@@ -64,6 +64,8 @@ def load_backbone(
         DataError: The checkpoint cannot be read, or its weights do not fit.
     """
     checkpoint = open_checkpoint(ckpt)
+    if isinstance(img_size, int):
+        img_size = (img_size, img_size)
     return restore_backbone(
         checkpoint,
         img_size,

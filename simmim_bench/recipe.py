@@ -26,6 +26,19 @@ Resizing = Literal["pil", "fast"]
 # Which training images few-shot learning samples; see `class_counts` in `data/subsets.py`
 Draw = Literal["balanced", "proportional"]
 LARGE = 1e9
+# Names of keys in other programs, and what they are called here
+ALIASES = {
+    "lr": "base_lr",
+    "learning_rate": "base_lr",
+    "workers": "num_workers",
+    "wd": "weight_decay",
+}
+UNTRAINED = (
+    "epochs",
+    "max_iters",
+    "batch_size",
+    "base_lr",
+)  # keys of what is trained by gradient steps
 WARMUPS = {"warmup_epochs": "epochs", "warmup_iters": "max_iters"}  # and the length of the training
 ABOUT = (
     "name",
@@ -129,6 +142,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "tokens": (2, 65536),
     "pixel_weight": (0, 1000),
     "in_chans": (1, 1024),
+    "limit": (1, LARGE),
 }
 
 
@@ -227,19 +241,46 @@ def override(recipe: AnyRecipe, assignments: Iterable[str]) -> AnyRecipe:
     Raises:
         UsageError: a text without "=", an unknown key, or a value of the wrong type.
     """
-    kinds = typing.get_type_hints(type(recipe))
-    keys = [f.name for f in dataclasses.fields(recipe) if f.name not in ABOUT]
+    changes = parse_overrides(type(recipe), f"recipe '{recipe.name}'", assignments)
+    return dataclasses.replace(recipe, **changes)
+
+
+def parse_overrides(kind: type[Recipe], what: str, assignments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `key=value` texts by key, each parsed as the type of its field.
+
+    Args:
+        kind: the type of the recipe.
+        what: the recipe, for messages.
+
+    Raises:
+        UsageError: a text without "=", an unknown key, or a value of the wrong type.
+    """
+    kinds = typing.get_type_hints(kind)
+    keys = [f.name for f in dataclasses.fields(kind) if f.name not in ABOUT]
     changes: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"override '{assignment}' has no value; write -o {key}=VALUE.")
         if key not in keys:
-            raise UsageError(
-                f"unknown override key '{key}' for recipe '{recipe.name}'; {nearest(key, keys)}"
-            )
+            raise UsageError(f"unknown override key '{key}' for {what}; {_instead(key, keys)}")
         changes[key] = _parse(key, text, kinds[key])
-    return dataclasses.replace(recipe, **changes)
+    return changes
+
+
+def _instead(key: str, keys: Iterable[str]) -> str:
+    """Return a hint for an unknown key: the one that does what it would, or the nearest."""
+    keys = tuple(keys)
+    if key == "epochs" and "max_iters" in keys:
+        return "it counts iterations: use -o max_iters=N."
+    if key == "limit":
+        return "it uses all images; use a smaller data set, such as a subset of the annotations."
+    other = ALIASES.get(key)
+    if other in keys:
+        return f"use -o {other}=..."
+    if key in UNTRAINED and "max_iters" not in keys and "epochs" not in keys:
+        return "it fits no weights step by step, and has no " + ", ".join(UNTRAINED) + "."
+    return nearest(key, keys)
 
 
 def deviations(recipe: Recipe, named: Recipe) -> dict[str, Any]:
@@ -269,9 +310,8 @@ def _parse(key: str, text: str, kind: Any) -> Any:
         return _parse(key, text, next(a for a in arguments if a is not type(None)))
     if origin is typing.Literal:
         if text not in arguments:
-            raise UsageError(
-                f"{key}={text} is not one of the allowed values; {nearest(text, arguments)}"
-            )
+            allowed = ", ".join(argument or "''" for argument in arguments)
+            raise UsageError(f"{key}={text} is not one of the allowed values: {allowed}.")
         return text
     if origin is tuple:
         parts = [

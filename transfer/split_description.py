@@ -15,18 +15,23 @@ from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import ImageSource, class_images, describe_left_out
+from simmim_bench.data.subsets import limit_images
 from simmim_bench.runs.context import RunContext
 from transfer.fewshot import describe_draw, draw_warnings, few_shot_images, split_sha256
 from transfer.job import TransferJob
 
 
-def read_splits(context: RunContext, data: Path) -> tuple[ImageSource, ImageSource]:
+def read_splits(
+    context: RunContext, data: Path, limit: int | None = None
+) -> tuple[ImageSource, ImageSource]:
     """Open the training and validation images, and log what lies with them and is not read.
 
     Args:
         data: a folder in ImageNet's layout, or `hfds:NAME`.
+        limit: images to use of each split; None for all.
 
     Raises:
+        UsageError: the limit is less than the number of classes.
         DataError: a split is missing, or the classes of the splits differ.
     """
     train, val = (
@@ -36,6 +41,9 @@ def read_splits(context: RunContext, data: Path) -> tuple[ImageSource, ImageSour
     for images, split in ((train, "train"), (val, "val")):
         for line in (*describe_left_out(images, split), *_describe_hub(images)):
             context.run.log(line)
+    if limit is not None:
+        train, val = limit_images(train, limit, "train"), limit_images(val, limit, "val")
+        context.run.log(f"data: limit={limit:,} train={len(train):,} val={len(val):,}")
     return train, val
 
 

@@ -32,8 +32,16 @@ class LoadReport:
         if not (self.matched or self.resized or self.missing or self.unused):
             return "weights: drawn from the seed"
         counts = [f"{len(self.matched)} matched"]
-        for what in ("resized", "missing", "unused"):
-            names = getattr(self, what)
+        new = [name for name in self.missing if name.startswith(NEW_IN_TRANSFER)]
+        # The norm of pooled features takes the place of that of tokens.
+        replaced = [n for n in self.unused if n.startswith("norm.") and f"fc_{n}" in self.missing]
+        for what, names in (
+            ("resized", self.resized),
+            ("new for the task", new),
+            ("replaced by them", replaced),
+            ("missing", [name for name in self.missing if name not in new]),
+            ("unused", [name for name in self.unused if name not in replaced]),
+        ):
             counts.append(f"{len(names)} {what}" + (f" ({shorten(names)})" if names else ""))
         return "weights: " + ", ".join(counts)
 

@@ -23,7 +23,7 @@ from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import remove_directory, sha256_file, sha256_json
 from simmim_bench.methods import ListedCheckpoint, find_listed
-from simmim_bench.models.archs import ARCHS, find_spec
+from simmim_bench.models.archs import ARCHS, find_spec, suggest_arch
 from simmim_bench.models.external_spec import ExternalSpec, spec_from_json
 from simmim_bench.models.spec import LARGEST_GRID, LARGEST_MAP
 from simmim_bench.models.user_network import is_permitted, permit, refuse_unnamed
@@ -174,7 +174,12 @@ def _random_checkpoint(ckpt: str) -> Checkpoint:
     if arch not in ARCHS:
         import timm
 
-        hint = nearest(arch, [*ARCHS, *timm.list_models()])[:300]
+        suggested = suggest_arch(arch)
+        hint = (
+            f"did you mean '{suggested}'?"
+            if suggested
+            else nearest(arch, [*ARCHS, *timm.list_models()])[:300]
+        )
         raise UsageError(f"unknown arch '{arch}'; {hint}")
     spec = find_spec(arch)
     return Checkpoint(

@@ -25,6 +25,12 @@ from simmim_bench.cli.options import (
     pretrain_recipes,
     transfer_recipes,
 )
+from simmim_bench.cli.recipe_options import (
+    ABLATE_FLAGS,
+    CONFIG_OPTION,
+    apply_key_options,
+    pop_overrides,
+)
 from simmim_bench.errors import BenchError, DataError, InterruptedRun, UsageError, nearest
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.tasks import variants
@@ -65,6 +71,8 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
 @override_option(
     "Change one setting of the pretraining recipe in every cell, such as epochs=10; may be repeated."
 )
+@apply_key_options(ABLATE_FLAGS)
+@CONFIG_OPTION
 @click.option(
     "--transfer-recipe",
     metavar="NAME",
@@ -147,9 +155,12 @@ def ablate(
     \b
       simmim-bench ablate masking --arch vit_pocket --data pocket/imagenet --dry-run
       simmim-bench ablate masking --arch vit_pocket --data pocket/imagenet --workers 2
-      simmim-bench ablate target scope --arch vit_b --data imagenet -o epochs=100 \\
+      simmim-bench ablate target scope --arch vit_b --data imagenet --epochs 100 \\
           --transfer imagenet --seeds 1 --gpus-per-task 8 --slurm --slurm-partition gpu
     """
+    given["overrides"], config = pop_overrides(given)
+    config.check_arch(given["arch"])
+    given["recipe"] = given["recipe"] or config.recipe
     study = make_study(**given)
     if cell is not None:
         _run_cell(study, cell, quiet)

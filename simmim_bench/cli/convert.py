@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from simmim_bench.cli.arguments import check_ckpt
 from simmim_bench.cli.options import NumbersCommand, complete_ckpt, read_numbers, read_size
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 
@@ -124,6 +125,8 @@ def convert(
       simmim-bench convert runs/swin_b swin_b.pth --to mmseg
       simmim-bench convert mae_pretrain_vit_base.pth mae_grey --in-chans 1 --mean 0.18 --std 0.22
     """
+    if (mean is None) == (std is None):  # else a usage error
+        check_ckpt(src)
     from simmim_bench.checkpoints.convert import convert as run_conversion
     from simmim_bench.checkpoints.formats import WRITERS
     from simmim_bench.checkpoints.third_party.encoders import Encoder

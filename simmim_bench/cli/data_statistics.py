@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from simmim_bench.cli.arguments import check_images
 from simmim_bench.cli.options import JSON_OPTION, open_display
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 
@@ -53,6 +54,7 @@ def statistics(
       simmim-bench pretrain --arch vit_b --data sentinel2 -o in_chans=13 -o value_range=uint16 \\
           -o mean=0.0206,... -o std=0.0083,...
     """
+    check_images(data, "DATA")
     from simmim_bench.data.sources import any_images
     from simmim_bench.data.statistics import compute_statistics
 

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from simmim_bench.cli.arguments import check_ckpt, check_data
 from simmim_bench.cli.options import (
     complete_arch,
     complete_ckpt,
     open_display,
-    run_options,
     scoring_recipes,
 )
+from simmim_bench.cli.recipe_help import RecipeCommand, evaluation_recipe
+from simmim_bench.cli.recipe_options import SCORING_FLAGS
+from simmim_bench.cli.run_options import run_options
 from simmim_bench.cli.transfer_summary import images_se
+from simmim_bench.data.named import DataSet
 from simmim_bench.imports import without_collection
+from simmim_bench.recipe import Recipe, find_recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import format_metric
 
@@ -27,7 +33,15 @@ if TYPE_CHECKING:
 TASKS = ("imagenet", "coco", "ade20k")
 
 
-@click.command()
+class EvaluateCommand(RecipeCommand):
+    """`evaluate`, whose recipe --recipe or the task chooses."""
+
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return evaluation_recipe(given)
+
+
+@click.command(cls=EvaluateCommand)
 @click.argument("task", type=click.Choice(TASKS))
 @click.option(
     "--ckpt",
@@ -42,6 +56,7 @@ TASKS = ("imagenet", "coco", "ade20k")
     "publisher, or the default of coco or ade20k for the backbone.",
     override_example="img_size=256",
     seeded=False,
+    flags=SCORING_FLAGS,
 )
 @click.option(
     "--model",
@@ -87,6 +102,10 @@ def evaluate(
     The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
     of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
     """
+    check_data(task, [DataSet(options.data)])
+    check_ckpt(ckpt)
+    if options.recipe is not None:
+        find_recipe(scoring_recipes(), options.recipe)
     with without_collection():
         from simmim_bench.distributed import init_distributed
         from simmim_bench.results.scored_runs import read_scored_runs

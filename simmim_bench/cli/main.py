@@ -32,6 +32,7 @@ from simmim_bench.cli.methods import methods
 from simmim_bench.cli.pack import pack
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
+from simmim_bench.cli.recipe_options import describe_instead
 from simmim_bench.cli.recipes import recipes
 from simmim_bench.cli.study import study
 from simmim_bench.cli.suite import suite
@@ -119,7 +120,7 @@ def _run() -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "simmim-bench"
-        message = " ".join(error.format_message().split())
+        message = " ".join(error.format_message().split()) + describe_instead(error)
         _fail(f"{message} See `{path} --help`.", error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted.", 130)
@@ -174,6 +175,10 @@ def _check_packages() -> None:
     home = Path(__file__).resolve().parents[2]
     for name in ("pretrain", "transfer"):
         found = find_module(name)
+        if found is not None and found.origin is None:
+            # A folder of this name without code, in the working directory, comes before an editable installation.
+            sys.path.insert(0, str(home))
+            found = find_module(name)
         origin = found.origin if found is not None else None
         if origin is None or Path(origin).resolve().parent.parent != home:
             raise UsageError(

@@ -5,7 +5,6 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable
@@ -18,7 +17,6 @@ from click.shell_completion import CompletionItem
 from simmim_bench.data.named import DataSet, read_data_set
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
-from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import LAYOUTS, DataLayout, TaskOption, tasks_with
 
 if TYPE_CHECKING:
@@ -166,83 +164,6 @@ SEED_OPTION = click.option(
 )
 
 
-SEVERAL_DATA_HELP = "Folder of the data set, or hfds:NAME of Hugging Face; with several, NAME=DIR each, for a run each."
-RECIPE_HELP = (
-    "Named recipe, see `simmim-bench recipes`; by default the one for the architecture or the checkpoint's "
-    "pretraining recipe."
-)
-
-
-def run_options(
-    recipes: Callable[[], dict[str, Any]],
-    *,
-    recipe_help: str = RECIPE_HELP,
-    override_example: str = "epochs=10",
-    seeded: bool = True,
-    several_data_sets: bool = False,
-) -> Callable[[Command], Command]:
-    """Add the options that every run has, passed to the command as one `options`.
-
-    Args:
-        recipes: returns the recipes by name, for the completion of `--recipe`.
-        seeded: whether the run samples anything, so that it has a --seed.
-        several_data_sets: whether --data may be given several times; the command is passed all of them as
-            `data_sets`, and the first one in `options`.
-    """
-    left_out = {"data_name"} if seeded else {"data_name", "seed"}
-    names = [f.name for f in dataclasses.fields(RunOptions) if f.name not in left_out]
-    data: dict[str, Any] = {"type": PATH, "help": "Folder of the data set."}
-    if several_data_sets:
-        data = {
-            "type": click.Path(),
-            "multiple": True,
-            "metavar": "[NAME=]DIR",
-            "callback": read_data_sets,
-            "help": SEVERAL_DATA_HELP,
-        }
-    declared = (
-        click.option("--data", required=True, **data),
-        click.option(
-            "--recipe",
-            metavar="NAME",
-            shell_complete=complete_among(recipes),
-            help=recipe_help,
-        ),
-        click.option("--out", type=PATH, help="Run directory to write; below runs/ by default."),
-        click.option("--resume", is_flag=True, help="Continue the run in --out where it stopped."),
-        click.option("--overwrite", is_flag=True, help="Replace the run in --out."),
-        *([SEED_OPTION] if seeded else []),
-        override_option(
-            f"Change one setting of the recipe, such as {override_example}; may be repeated. Kept in the record."
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(("auto", "bf16", "fp16", "fp32")),
-            help="Precision of the computation, the same as -o precision=...; by default the recipe's.",
-        ),
-        DETERMINISTIC_OPTION,
-        JSON_OPTION,
-        QUIET_OPTION,
-    )
-
-    def decorate(command: Command) -> Command:
-        @functools.wraps(command)
-        def collect(**arguments: Any) -> None:
-            precision = arguments.pop("precision")
-            if precision is not None:
-                arguments["overrides"] += (f"precision={precision}",)
-            given = {name: arguments.pop(name) for name in names}
-            if several_data_sets:
-                arguments["data_sets"] = given["data"]
-                first = given["data"][0]
-                given |= {"data": first.root, "data_name": first.name}
-            command(options=RunOptions(**given), **arguments)
-
-        return _apply(declared, collect)
-
-    return decorate
-
-
 def data_set_options(help_of: Callable[[DataLayout], str]) -> list[click.Parameter]:
     """Build an option per data layout, such as --imagenet DIR."""
     return [
@@ -353,7 +274,7 @@ def job_options(command: Command) -> Command:
         )
         command(job_options=chosen, **arguments)
 
-    return _apply(_JOB_OPTIONS, collect)
+    return apply_options(_JOB_OPTIONS, collect)
 
 
 def read_size(text: str, option: str = "--img-size") -> tuple[int, int]:
@@ -382,7 +303,7 @@ def join_names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _apply(options: Iterable[Callable[[Command], Command]], command: Command) -> Command:
+def apply_options(options: Iterable[Callable[[Command], Command]], command: Command) -> Command:
     """Add options to a command, in their order."""
     for option in reversed(tuple(options)):
         command = option(command)

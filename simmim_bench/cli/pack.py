@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from simmim_bench.cli.arguments import check_images
 from simmim_bench.cli.options import JSON_OPTION, PATH, open_display
 from simmim_bench.display import first_names, plural
 from simmim_bench.processors import usable_cores
@@ -90,6 +91,7 @@ def pack(
       simmim-bench pretrain --arch vit_b --data imagenet_320
       simmim-bench transfer linear --ckpt runs/vit_b --data imagenet_320
     """
+    check_images(src, "SRC")
     from simmim_bench.data.pack_processes import PackOptions
     from simmim_bench.data.pack_source import open_sources
     from simmim_bench.data.packed import Packing

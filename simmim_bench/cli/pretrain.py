@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from simmim_bench.cli.arguments import check_ckpt, check_images
 from simmim_bench.cli.options import (
     PATH,
     complete_arch,
     open_display,
     pretrain_recipes,
-    run_options,
 )
+from simmim_bench.cli.recipe_help import RecipeCommand, pretraining_recipe
+from simmim_bench.cli.run_options import run_options
 from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 
 
-@click.command()
+class PretrainCommand(RecipeCommand):
+    """`pretrain`, whose recipe --arch and --recipe choose."""
+
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return pretraining_recipe(given)
+
+
+@click.command(cls=PretrainCommand)
 @click.option(
     "--arch",
     required=True,
@@ -111,7 +123,7 @@ def pretrain(
 
     \b
       simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket
-      simmim-bench pretrain --arch vit_b --data imagenet -o epochs=100 -o batch_size=512
+      simmim-bench pretrain --arch vit_b --data imagenet --epochs 100 --batch-size 512
       torchrun --nproc-per-node 8 -m simmim_bench pretrain --arch vit_b --data imagenet --out runs/b
       srun simmim-bench pretrain --arch vit_b --data imagenet --out runs/b --resume
 
@@ -125,15 +137,20 @@ def pretrain(
     """
     if probe_every is not None and probe_data is None:
         raise UsageError(f"--probe-every {probe_every} needs --probe-data; add it.")
+    from pretrain.recipes import resolve_recipe
+
     folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
     out = options.out or Path("runs", "pretrain", folder)
+    recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
+    check_images(options.data)
+    if init_from is not None:
+        check_ckpt(init_from)
     with without_collection():
-        from pretrain.launch import resolve_recipe, run_pretraining
+        from pretrain.launch import run_pretraining
         from pretrain.train import TrainOptions
         from simmim_bench.distributed import init_distributed
         from simmim_bench.training.determinism import deterministic_algorithms
 
-    recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         checkpoint = run_pretraining(
             recipe=recipe,

@@ -51,14 +51,15 @@ def _tasks_of(recipe: Recipe) -> list[str]:
 @click.argument("name", shell_complete=complete_among(_recipes))
 @click.option("--json", "as_json", is_flag=True, help="Print the recipe as JSON.")
 def recipes_show(name: str, as_json: bool) -> None:
-    """Print a recipe: every number with its source, what it is the default of, and the published scores
-    that it aims at.
+    """Print a recipe: every key with its value, type, meaning and source, what the recipe is the default of, and the
+    published scores that it aims at.
 
     \b
       simmim-bench recipes show swin_b_800ep
       simmim-bench recipes show imagenet_swin_b_800ep --json
     """
-    from simmim_bench.recipe import ABOUT, find_recipe
+    from simmim_bench.cli.recipe_table import recipe_table
+    from simmim_bench.recipe import find_recipe
 
     recipe = find_recipe(_recipes(), name)
     plain = recipe.to_json()
@@ -68,14 +69,10 @@ def recipes_show(name: str, as_json: bool) -> None:
             json.dumps({**plain, "default_of": defaults, "published_scores": scores}, indent=2)
         )
         return
-    shown = {key: json.dumps(value) for key, value in plain.items() if key not in ABOUT}
-    width, value_width = max(map(len, shown)), min(32, max(map(len, shown.values())))
     click.echo(f"{recipe.name}\nsource     {recipe.source}")
     click.echo(f"published  {recipe.published or 'no score'}\nsha256     {recipe.sha256()}")
     click.echo(f"default of {_describe_defaults(defaults)}\n")
-    for key, value in shown.items():
-        source = recipe.source_of(key) if key in recipe.sources else ""
-        click.echo(f"{key:<{width}}  {value:<{value_width}}  {source}".rstrip())
+    click.echo("\n".join(recipe_table(recipe)))
     if scores:
         click.echo("\npublished scores that the recipe aims at")
         for score in scores:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.cli.arguments import check_ckpt, check_folder
 from simmim_bench.cli.options import (
     DETERMINISTIC_OPTION,
     PATH,
@@ -26,6 +27,13 @@ from simmim_bench.cli.options import (
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.recipe_options import (
+    CONFIG_OPTION,
+    SUITE_FLAGS,
+    apply_key_options,
+    pop_overrides,
+)
+from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.methods import ALL_METHODS
@@ -142,6 +150,8 @@ def complete_recipe(
     metavar="TASK.KEY=VALUE",
     help="Change one setting of a task's recipe, such as coco.max_iters=9000; may be repeated.",
 )
+@apply_key_options(SUITE_FLAGS, of_tasks=True)
+@CONFIG_OPTION
 @DETERMINISTIC_OPTION
 @click.option(
     "--dry-run",
@@ -179,6 +189,16 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
     that of the first failed step or blocked row.
     """
+    data_sets = pop_data_sets(given)
+    given["overrides"], config = pop_overrides(given)
+    if config.recipe is not None:
+        raise UsageError(
+            f"--config {config.path} is of one run; a suite takes TASK: {{KEY: VALUE}} settings."
+        )
+    for name, folder in data_sets.items():
+        check_folder(folder, f"--{name}")
+    for ckpt in given["ckpts"]:
+        check_ckpt(ckpt)
     with without_collection():
         from transfer.suite.options import SuiteOptions
         from transfer.suite.plan import check_obstacles
@@ -186,7 +206,6 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
         from transfer.suite.run import plan_suite, result_json, run_suite
 
     offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
-    data_sets = pop_data_sets(given)
     options = SuiteOptions(data_sets=data_sets, task_options=given_options(offered), **given)
     plan = plan_suite(
         options,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.cli.arguments import check_ckpt, check_data, check_transfer
 from simmim_bench.cli.options import (
     complete_ckpt,
     open_display,
-    run_options,
     task_option,
     transfer_recipes,
 )
+from simmim_bench.cli.recipe_help import RecipeCommand, transfer_recipe
+from simmim_bench.cli.run_options import run_options
 from simmim_bench.cli.transfer_shift import (
     SHIFT_SUMMARY,
     print_shift_scores,
@@ -26,6 +28,7 @@ from simmim_bench.cli.transfer_shift import (
 from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.imports import without_collection
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
@@ -63,8 +66,12 @@ def _names() -> list[str]:
     return [*TASKS, SHIFT_TASK]
 
 
-class TransferCommand(click.Command):
+class TransferCommand(RecipeCommand):
     """A command whose tasks and task options are those of the registry at the time of the call."""
+
+    def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that the arguments choose."""
+        return transfer_recipe(given)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the command's parameters with an option for each task option that a task takes."""
@@ -169,12 +176,16 @@ def transfer(
       simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
       simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
+    check_data(task, data_sets)
     if task == SHIFT_TASK:
         refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)
         print_shift_scores(ckpt, model, data_sets, options)
         return
     if model is not None:
         raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
+    check_transfer(task, ckpt, options.recipe, options.overrides)
+    if baseline not in (None, "random"):
+        check_ckpt(str(baseline))
     with without_collection():
         from simmim_bench.distributed import init_distributed
         from simmim_bench.training.determinism import deterministic_algorithms

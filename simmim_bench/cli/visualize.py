@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from simmim_bench.cli.arguments import check_ckpt, check_images
 from simmim_bench.cli.options import PATH, SEED, complete_ckpt
 from simmim_bench.errors import UsageError
 
@@ -120,6 +121,8 @@ def visualize(
 
     Images of 16 bits and values as stored are stretched from the 2nd to the 98th percentile of each shown channel.
     """
+    check_ckpt(ckpt)
+    check_images(images, "--images")
     own, ctx = OPTIONS_OF[what], click.get_current_context()
     for name in options:
         given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT

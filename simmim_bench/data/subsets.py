@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import Draw
+
+AnyImages = TypeVar("AnyImages", bound=ImageSource)
 
 
 def balanced_subset(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -43,6 +47,30 @@ def sample_subset(
     counts = class_counts(sizes, fraction, draw, generator)
     chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
     return sorted(int(i) for i in np.concatenate(chosen))
+
+
+def limit_images(images: AnyImages, limit: int | None, split: str) -> AnyImages:
+    """Return `limit` images, as evenly from the classes as their sizes allow; all where there are no more.
+
+    Runs that are compared with each other need the same images, so that they depend on no run's seed.
+
+    Args:
+        limit: number of images; None for all.
+        split: name of the split, for the message.
+
+    Raises:
+        UsageError: there are more classes than `limit`.
+    """
+    if limit is None or limit >= len(images):
+        return images
+    classes = len(np.unique(images.labels))
+    if limit < classes:
+        raise UsageError(
+            f"limit={limit} is less than one image for each of the {classes:,} classes of {split}/; use {classes} or "
+            "more."
+        )
+    chosen = balanced_subset(images.labels, limit / len(images), seed=0)
+    return cast(AnyImages, images.subset(chosen))
 
 
 def class_counts(

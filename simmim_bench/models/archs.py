@@ -68,6 +68,7 @@ def _resnet(arch: str, depths: tuple[int, ...]) -> BackboneSpec:
     )
 
 
+SIZES = {"tiny": "t", "small": "s", "base": "b", "large": "l", "huge": "h"}
 ARCHS: dict[str, BackboneSpec] = {
     spec.arch: spec
     for spec in (
@@ -141,6 +142,14 @@ ARCHS: dict[str, BackboneSpec] = {
 }
 
 
+def suggest_arch(arch: str) -> str | None:
+    """Return the architecture that a name with a size in full means, such as vit_b for vit_base; None for none."""
+    family, *words = arch.lower().replace("-", "_").split("_")
+    size = SIZES.get(words[0], words[0]) if words else ""
+    names = (f"{family}_{size}", f"{family}_{size}i")  # a ViT's tiny size is "ti"
+    return next((name for name in names if name in ARCHS), None)
+
+
 def find_spec(arch: str) -> BackboneSpec:
     """Return the spec of an architecture.
 
@@ -148,8 +157,10 @@ def find_spec(arch: str) -> BackboneSpec:
         UsageError: The name is unknown; the message suggests the nearest one.
     """
     if arch not in ARCHS:
+        suggested = suggest_arch(arch)
+        hint = f"did you mean '{suggested}'?" if suggested else nearest(arch, ARCHS)
         raise UsageError(
-            f"unknown arch '{arch}'; {nearest(arch, ARCHS)} Networks of timm are transferred (--ckpt random:NAME), not "
+            f"unknown arch '{arch}'; {hint} Networks of timm are transferred (--ckpt random:NAME), not "
             "pretrained."
         )
     return ARCHS[arch]

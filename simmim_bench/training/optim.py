@@ -26,6 +26,14 @@ def scaled_lr(base_lr: float, batch_size: int) -> float:
     return base_lr * batch_size / REFERENCE_BATCH
 
 
+def describe_lr(base_lr: float, batch_size: int) -> str:
+    """Return the learning rate of a batch size and how it is scaled, for the log."""
+    return (
+        f"lr={scaled_lr(base_lr, batch_size):.3g} (base_lr {base_lr:g} x batch_size {batch_size:,} / "
+        f"{REFERENCE_BATCH})"
+    )
+
+
 def parameter_groups(
     model: nn.Module,
     backbone: Backbone,

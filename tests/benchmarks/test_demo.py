@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from pretrain.launch import resolve_recipe
+from pretrain.recipes import resolve_recipe
 from simmim_bench.cli import demo as command
 from simmim_bench.errors import UsageError
 from simmim_bench.files import write_json

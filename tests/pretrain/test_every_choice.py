@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.launch import resolve_recipe, run_pretraining
+from pretrain.launch import run_pretraining
+from pretrain.recipes import resolve_recipe
 from simmim_bench.display import Display
 from simmim_bench.pocket.write import PocketCounts, write_pocket
 from simmim_bench.runs.options import RunOptions

@@ -16,6 +16,7 @@ from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
+from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.models.spec import BackboneSpec
@@ -87,7 +88,8 @@ def pretrain_pocket(
 
     Few held-out images are evaluated: they take half of the time, and do not change the training.
     """
-    quick = ["epochs=2", "batch_size=30", "mask_patch_size=8"]
+    batch_size = min(30, len(any_images(data)))
+    quick = ["epochs=2", f"batch_size={batch_size}", "mask_patch_size=8"]
     if "epochs=1" in assignments:  # as long as the recipe's warm-up
         quick.append("warmup_epochs=0")
     recipe = override(POCKET, [*quick, *assignments])

@@ -39,7 +39,11 @@ class DenseRecipe(Recipe):
             compare the candidates.
         forward_batch_size: windows of a forward pass; it does not change the result.
         window_size: attention window of a Swin in tokens; None for the checkpoint's.
+        precision: of the backbone; "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
+        num_workers: processes per GPU that load images; 0 to load in the process of the backbone.
         reduce_zero_label: see `Ade20kRecipe`.
+        limit: the number of training images and of validation images that are used, for trying things out; None for
+            all. They are the same for every seed.
     """
 
     img_size: tuple[int, int]
@@ -54,6 +58,7 @@ class DenseRecipe(Recipe):
     precision: Precision = "auto"
     num_workers: int = 0
     reduce_zero_label: bool = True
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,6 +64,7 @@ def run_dense(context: RunContext, job: TransferJob[DenseRecipe]) -> Record | No
         context.run,
         job.data,
         reduce_zero_label=recipe.reduce_zero_label,
+        limit=recipe.limit,
         pixel_format=job.checkpoint.pixel_format,
     )
     if count_candidates(recipe, levels) > 1:

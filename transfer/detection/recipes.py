@@ -45,6 +45,10 @@ class CocoRecipe(Recipe):
         max_iters, warmup_iters: optimizer steps.
         batch_size: images per step, over all processes.
         base_lr: for this batch size, of the last layer.
+        weight_decay: AdamW's, see decay_exempt.
+        layer_decay: factor of the learning rate of each block towards the input.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less.
+        clip_grad: maximum norm of the gradient; 0 for no clipping.
         lr_rule: "simmim": layer decay scales the peak, and a step has the rate of the step before it; "mae":
             layer decay scales the whole rate, and a step has its own rate (`Schedule`), as in Detectron2 and
             MMDetection.
@@ -81,6 +85,7 @@ class CocoRecipe(Recipe):
         window_size: of a Swin, or of a ViT's windowed blocks, in tokens; None for the checkpoint's.
         map_norm, rel_pos, position, patch_size: of the backbone's maps, see `MapOptions`.
         precision: of the backbone in training; pyramid and heads are computed in float32.
+        num_workers: processes per GPU that load images; 0 to load in the training process.
         test_precision: of the backbone in evaluation; None for that of training.
     """
 

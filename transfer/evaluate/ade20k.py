@@ -35,7 +35,7 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
 
     recipe, data = evaluation.recipe, evaluation.request.options.data
     assert isinstance(recipe, Ade20kRecipe)
-    validation = find_split(data, "validation")
+    validation = find_split(data, "validation").limited(recipe.limit)
     names = read_class_names(data) or list(ADE20K_CLASSES)
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
     for remark in check_splits((validation,), names, scheme, trained.checkpoint.pixel_format):

@@ -20,7 +20,7 @@ Score = Callable[[RunContext], Record | None]  # scores in a run directory; the 
 # Fields of the recipes that change how a trained model is scored; "test_..." belong to them.
 SCORING = (
     *("img_size", "crop_mode", "interpolation", "mean", "std", "window_size"),
-    *("precision", "num_workers", "forward_batch_size"),
+    *("precision", "num_workers", "forward_batch_size", "limit"),
     *("score_threshold", "detections"),
 )
 

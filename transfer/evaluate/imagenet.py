@@ -14,6 +14,7 @@ from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import NamedImages, class_files, describe_left_out
+from simmim_bench.data.subsets import limit_images
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.models.convnet import ConvNet
 from simmim_bench.recipe import Recipe, find_recipe
@@ -170,7 +171,9 @@ def _named_recipe(request: EvaluationRequest) -> EvaluateRecipe | FinetuneRecipe
 def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) -> Record | None:
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
-    val = open_once(partial(class_files, request.options.data, "val"), dist)
+    assert isinstance(recipe, EvaluateRecipe | FinetuneRecipe)
+    every = open_once(partial(class_files, request.options.data, "val"), dist)
+    val = limit_images(every, recipe.limit, "val")
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):
         context.run.log(line)

@@ -30,6 +30,8 @@ class EvaluateRecipe(Recipe):
         window_size: of a Swin; None for the checkpoint's.
         precision: "auto" is bfloat16 on GPUs that support it, else float32.
         forward_batch_size: images of a forward pass in each process.
+        num_workers: processes per GPU that load images; 0 to load in the process of the model.
+        limit: the number of validation images that are used, for trying things out; None for all.
     """
 
     img_size: tuple[int, int]
@@ -42,6 +44,7 @@ class EvaluateRecipe(Recipe):
     precision: Precision = "fp32"
     forward_batch_size: int = 256
     num_workers: int = 8
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,14 @@ class FinetuneRecipe(Recipe):
         epochs, warmup_epochs: passes over the training set.
         batch_size: images per step, in total over all processes.
         base_lr, warmup_lr, min_lr: learning rates for 512 images per step.
+        weight_decay: of all weights but vectors, biases and position tables.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less.
+        clip_grad: largest norm of the gradient; 0 for no clipping.
+        label_smoothing: probability that the targets give to all classes together.
+        random_erasing: probability that a rectangle of an image is erased.
+        color_jitter: strength of random brightness, contrast and saturation, where auto_augment is none; 0 for off.
+        hflip: probability of a horizontal flip.
+        test_crop_ratio: fraction of the shorter side that the centre crop covers.
         optimizer: "adamw", or "lamb" (arXiv 1904.00962) as in timm; "lamb_spark" does not correct the bias of the
             moments, and adapts the rate of vectors as well.
         layer_decay: learning-rate factor per layer from the last to the first.
@@ -47,9 +55,12 @@ class FinetuneRecipe(Recipe):
             "mae": layer decay scales the whole schedule, and a step has its own rate. "beit", "spark" and "mmcv"
             are as "mae", but for what `Schedule` describes.
         precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
+        num_workers: processes per GPU that load images; 0 to load in the training process.
         draw: which training images `fewshot` samples: "balanced", equally many of every class as in SimCLR's lists,
             or "proportional", the same fraction of every class.
         resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
+        limit: the number of training images and of validation images that are used, for trying things out; None for
+            all. They are the same for every seed, as evenly from the classes as these allow.
     """
 
     img_size: tuple[int, int]
@@ -86,6 +97,7 @@ class FinetuneRecipe(Recipe):
     resizing: Resizing = "pil"
     draw: Draw = "balanced"
     num_workers: int = 0
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,9 +31,10 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile
+from simmim_bench.training.few_images import few_steps_warnings
 from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.loop import fit
-from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
+from simmim_bench.training.optim import Schedule, describe_lr, parameter_groups, scaled_lr
 from simmim_bench.training.precision import agree_on_precision, default_precision
 from simmim_bench.training.state import TrainState, choose_accumulation_steps, read_saved
 from transfer.finetune.layers import layers_after
@@ -320,9 +321,11 @@ def log_setup(finetuning: Finetuning) -> None:
     finetuning.context.run.log(
         f"fine-tune: start arch={finetuning.model.spec.arch} images={len(finetuning.train):,} "
         f"epochs={recipe.epochs} steps_per_epoch={len(state.loader):,} batch_size={recipe.batch_size} "
-        f"lr={state.schedule.peak_lr:.3g} processes={finetuning.context.dist.size} "
+        f"{describe_lr(recipe.base_lr, recipe.batch_size)} processes={finetuning.context.dist.size} "
         f"accumulation_steps={state.accumulation_steps}"
     )
+    for warning in few_steps_warnings(recipe.batch_size, len(finetuning.train), recipe.epochs):
+        finetuning.context.run.log(f"fine-tune: warning: {warning}")
 
 
 def classification_loss(

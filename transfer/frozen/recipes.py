@@ -39,7 +39,11 @@ class FrozenRecipe(Recipe):
         test_crop_ratio: fraction of the shorter side that the centre crop covers.
         forward_batch_size: images a forward pass; it does not change the result.
         window_size: window size of a Swin; None for the checkpoint's.
+        precision: of the backbone; "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
         resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
+        num_workers: processes per GPU that load images; 0 to load in the process of the backbone.
+        limit: the number of training images and of validation images that are used, for trying things out; None for
+            all. They are the same for every seed, as evenly from the classes as these allow.
     """
 
     img_size: tuple[int, int]
@@ -54,6 +58,7 @@ class FrozenRecipe(Recipe):
     precision: Precision = "auto"
     resizing: Resizing = "pil"
     num_workers: int = 0
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +79,8 @@ class LinearRecipe(FrozenRecipe):
         base_lr: candidates for the rate, for 256 images a step.
         optimizer: "lars" is SGD with the rate of each weight scaled by the ratio of the weight's norm to
             its gradient's norm (arXiv 1708.03888).
+        momentum: of SGD and LARS.
+        weight_decay: of the classifier's weights.
         held_out: fraction of the training images on which the candidates are compared, in (0, 1).
         crops: number of random crops of every training image, used in turn, one an epoch; 0 for the centre
             crop alone. Candidates are always compared on centre crops. Every crop is decoded and forwarded once:

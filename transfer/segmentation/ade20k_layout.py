@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from simmim_bench.data.listing import LeftOut, list_tree
 from simmim_bench.data.sources import image_list
@@ -57,6 +59,19 @@ class SegmentationSplit:
     def missing(self) -> list[Path]:
         """The label maps that do not exist."""
         return [mask for mask in self.masks if not mask.is_file()]
+
+    def limited(self, limit: int | None) -> SegmentationSplit:
+        """Return the split with `limit` of its images, the same in every run; with all for None or a larger limit."""
+        if limit is None or limit >= len(self):
+            return self
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(self))
+        chosen = sorted(order[:limit].tolist())
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in chosen),
+            masks=tuple(self.masks[i] for i in chosen),
+            found=frozenset(),  # what is not used is not reported of a part
+        )
 
     def fingerprint(self) -> str:
         """Hash the path below the root and the size in bytes of every image and label map."""

@@ -28,6 +28,7 @@ class Ade20kRecipe(Recipe):
     Attributes:
         img_size: (H, W) of the training crop in pixels. Training images are resized to cover it, times a
             random factor of `scale_range`; test images are resized to cover it.
+        scale_range: of the random factor.
         resize_within: (long, short) side in pixels that a resized image has at most, its ratio kept, in place
             of covering `img_size`; () for covering.
         max_iters, warmup_iters: optimizer steps; the learning rate falls by a polynomial of power 1.
@@ -35,6 +36,7 @@ class Ade20kRecipe(Recipe):
             the rate falls from step 0 and the warm-up is a factor on it.
         batch_size: images per step, over all processes.
         base_lr: for this batch size, of the last layer.
+        weight_decay: AdamW's, see no_decay.
         layer_decay: factor of the learning rate of each block towards the input.
         stage_decay_layers: number of layers of a ConvNeXt's decay by stage in MMSegmentation; 0 for decay by
             block. See `optim.segmentor_groups`.
@@ -42,6 +44,7 @@ class Ade20kRecipe(Recipe):
             and a Swin's position tables. "vectors": vectors and biases. "norms": the backbone's norms and a
             Swin's position tables. "nothing": all decay.
         clip_grad: maximum norm of the gradient; 0 for no clipping.
+        drop_path_rate: stochastic depth of the last block; earlier blocks have less.
         photometric: distort brightness, contrast, saturation and hue in training.
         head: "upernet", or "linear": a 1x1 convolution of the backbone's maps, resized to the finest map and
             concatenated; the backbone is frozen.
@@ -64,6 +67,10 @@ class Ade20kRecipe(Recipe):
         reduce_zero_label: whether label 0 of the data is ignored and label 1 is the first class, as in ADE20K
             (MMSegmentation: configs/_base_/datasets/ade20k.py); otherwise label 0 is the first class and 255 is
             ignored, as in Pascal VOC and in Cityscapes' trainIds.
+        precision: "auto" is bfloat16 on GPUs that have it, float16 on others, float32 on CPUs.
+        num_workers: processes per GPU that load images; 0 to load in the training process.
+        limit: the number of training images and of validation images that are used, for trying things out; None for
+            all. They are the same for every seed.
     """
 
     img_size: tuple[int, int]
@@ -103,6 +110,7 @@ class Ade20kRecipe(Recipe):
     position: Position = "antialiased"
     patch_size: int | None = None
     reduce_zero_label: bool = True
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

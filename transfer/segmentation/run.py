@@ -25,7 +25,12 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir
 from transfer.job import TransferJob
 from transfer.segmentation.ade20k_classes import ADE20K_CLASSES
-from transfer.segmentation.ade20k_layout import SegmentationData, find_split, read_class_names
+from transfer.segmentation.ade20k_layout import (
+    SPLITS,
+    SegmentationData,
+    find_split,
+    read_class_names,
+)
 from transfer.segmentation.confusion import write_predictions
 from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme
@@ -63,6 +68,7 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
         context.run,
         job.data,
         reduce_zero_label=job.recipe.reduce_zero_label,
+        limit=job.recipe.limit,
         pixel_format=job.checkpoint.pixel_format,
     )
     folder = context.run.predictions / "label_maps" if job.options.get("label_maps") else None
@@ -74,14 +80,26 @@ def run_ade20k(context: RunContext, job: TransferJob[Ade20kRecipe]) -> Record | 
 
 
 def read_data(
-    run: RunDir, root: Path, *, reduce_zero_label: bool, pixel_format: PixelFormat = RGB
+    run: RunDir,
+    root: Path,
+    *,
+    reduce_zero_label: bool,
+    limit: int | None = None,
+    pixel_format: PixelFormat = RGB,
 ) -> SegmentationData:
     """List both splits, read the class names, check files and labels, and log what a user should know of them.
+
+    Args:
+        limit: images to use of each split; None for all. Only their files and labels are checked.
 
     Raises:
         DataError: a folder or file is missing or cannot be used, or the labels do not fit the class names.
     """
-    training, validation = find_split(root, "training"), find_split(root, "validation")
+    training, validation = (find_split(root, name).limited(limit) for name in SPLITS)
+    if limit is not None:
+        run.log(
+            f"ade20k: data: limit={limit:,} training={len(training):,} validation={len(validation):,}"
+        )
     names = read_class_names(root) or list(ADE20K_CLASSES)
     for remark in check_splits(
         (training, validation),

@@ -27,7 +27,7 @@ class SuiteOptions:
         seeds: N for all tasks, TASK=N for one.
         seed: the first seed.
         recipes: TASK=NAME.
-        overrides: TASK.KEY=VALUE.
+        overrides: TASK.KEY=VALUE; KEY=VALUE of `selection.SHARED_KEYS` for all tasks that have the key.
         task_options: values of the options that `simmim_bench.tasks.OPTIONS` offers to suites; each
             goes to the tasks that take it.
         deterministic: every step uses deterministic kernels alone.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.tasks import TASKS, variants, variants_of
 from transfer.suite.options import SuiteOptions
+from transfer.tasks import TASK_RECIPES
 
 MOST_SEEDS = 100
+SHARED_KEYS = ("precision", "limit")  # of every task: --precision and --limit of a suite
 
 
 def choose_tasks(options: SuiteOptions) -> list[str]:
@@ -56,12 +59,20 @@ def read_recipes(texts: Iterable[str], names: Sequence[str]) -> dict[str, str]:
 def read_overrides(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
     """Parse TASK.KEY=VALUE texts into KEY=VALUE overrides by record name.
 
+    A text of one of `SHARED_KEYS` without a task is for all tasks whose recipes have the key; TASK.KEY wins.
+
     Raises:
         UsageError: a text without a task, or a task that is not in the plan.
     """
     found: dict[str, list[str]] = {}
-    for text in texts:
+    for text in sorted(texts, key=lambda text: text.partition("=")[0] not in SHARED_KEYS):
         task, dot, assignment = text.partition(".")
+        if (key := text.partition("=")[0]) in SHARED_KEYS:
+            for name in names:
+                kind = TASK_RECIPES[variants()[name].task.name].recipe_types[0]
+                if key in {f.name for f in dataclasses.fields(kind)}:
+                    found.setdefault(name, []).append(text)
+            continue
         if not dot or "=" in task:
             raise UsageError(f"-o {text} names no task; write -o {names[0]}.{text}.")
         for name in _in_plan("-o", task, names):

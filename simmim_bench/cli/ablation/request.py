@@ -25,14 +25,15 @@ def make_study(
     out: Path | None,
 ) -> AblationStudy:
     """Validate the command line before any work."""
-    from pretrain.axes import build_grid
-    from pretrain.launch import resolve_recipe
+    from pretrain.recipes import resolve_recipe
 
     for axis in axes:
         if axes.count(axis) > 1:
             raise UsageError(f"axis {axis} is given twice; give it once.")
     transfer_data = _check_folders(data, task, transfer_data, out)
     resolved, named = resolve_recipe(arch=arch, recipe=recipe, overrides=overrides)
+    from pretrain.axes import build_grid  # loads torch
+
     out = out or Path("runs", "ablate", arch)
     words = ["ablate", *axes, "--arch", arch, "--data", str(data), "--transfer", task]
     words += ["--transfer-data", str(transfer_data), "--out", str(out)]

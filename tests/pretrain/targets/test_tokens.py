@@ -279,7 +279,7 @@ def test_resumed_run_does_not_fit_again(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second epoch uses the tokens of the first, although a fit on its images would differ."""
-    choices = ("target=tokens", "tokens=16")
+    choices = ("target=tokens", "tokens=16", "batch_size=10")
     pretrain_first_epoch(tmp_path / "run", few, *choices, monkeypatch=monkeypatch)
     before = read_checkpoint(str(tmp_path / "run"))
     other = tmp_path / "other"

@@ -99,7 +99,12 @@ def test_every_number_is_the_source_s_and_has_its_line(name: str) -> None:
     compared |= {"hflip", "warmup_prefix", "ema_warmup", "window_size", *SAME_NAME.values()}
     # The tests below compare what these four lead to.
     compared |= {"optimizer", "layer_groups", "loss", "precision"}
-    assert {f.name for f in dataclasses.fields(recipe)} - {*ABOUT, "draw", "resizing"} == compared
+    assert {f.name for f in dataclasses.fields(recipe)} - {
+        *ABOUT,
+        "draw",
+        "limit",
+        "resizing",
+    } == compared
     assert compared == set(recipe.sources)
     assert f"top-1 {found['score']} " in (recipe.published or "")
 

@@ -175,6 +175,7 @@ def test_every_field_is_that_of_the_official_code(name: str) -> None:
     found = {k: v for k, v in RECIPES[name].fields().items() if k not in MACHINE}
     expected = dict(OFFICIAL[name])
     assert found.pop("draw", "balanced") == "balanced"  # of few-shot learning: unused
+    assert found.pop("limit") is None
     if "base_lr" in expected:
         assert found.pop("base_lr") == pytest.approx(expected.pop("base_lr"), rel=1e-12)
     assert found == expected

@@ -1,0 +1,118 @@
+"""Read --config FILE: the settings of a recipe in YAML, or the `recipe.json` that a run has written.
+
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simmim_bench.errors import DataError, UsageError
+from simmim_bench.recipe import ABOUT
+
+LARGEST = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a configuration file sets.
+
+    Attributes:
+        overrides: `key=value` texts, as -o takes them.
+        recipe: name of the recipe; None where the file names none.
+        arch: architecture of a pretraining whose recipe.json it is; else None.
+        path: the file; None for no file.
+    """
+
+    overrides: tuple[str, ...] = ()
+    recipe: str | None = None
+    arch: str | None = None
+    path: Path | None = None
+
+    def check_arch(self, arch: str) -> None:
+        """Check that the file is of an architecture.
+
+        Raises:
+            UsageError: it is the recipe.json of another one.
+        """
+        if self.arch not in (None, arch):
+            raise UsageError(
+                f"--config {self.path} is of --arch {self.arch}, not of {arch}; use the same."
+            )
+
+
+def read_config(path: Path) -> Config:
+    """Read a configuration file.
+
+    Keys with several values are lists; keys of a suite's tasks are `TASK: {KEY: VALUE}` or `TASK.KEY: VALUE`.
+
+    Raises:
+        DataError: the file cannot be read.
+        UsageError: it is not a mapping of keys to values.
+    """
+    content = _parse(path)
+    recorded = content.get("recipe")
+    if isinstance(recorded, Mapping):  # the recipe.json of a run
+        values = {str(key): value for key, value in recorded.items() if key not in ABOUT}
+        arch = values.pop("arch", None)
+        name = str(recorded.get("name", "")).partition("@")[0]
+        return Config(tuple(_assignments(values, path)), name or None, arch, path)
+    values = {str(key): value for key, value in content.items() if key != "recipe"}
+    return Config(
+        tuple(_assignments(values, path)), None if recorded is None else str(recorded), path=path
+    )
+
+
+def _parse(path: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LARGEST + 1)
+    except OSError as error:
+        raise DataError(
+            f"--config {path} cannot be read: {error.strerror}; correct the path."
+        ) from error
+    if len(text) > LARGEST:
+        raise DataError(f"--config {path} has more than {LARGEST:,} bytes; use a file of settings.")
+    try:
+        # JSON is YAML, but for numbers such as 1e-05, which YAML 1.1 takes for text.
+        content = json.loads(text) if text.lstrip()[:1] == b"{" else yaml.safe_load(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"--config {path} is not YAML: {reason}; write `key: value` lines."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UsageError(
+            f"--config {path} holds no settings; write `key: value` lines, such as `epochs: 10`."
+        )
+    return content
+
+
+def _assignments(values: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[str]:
+    """Yield the settings as `key=value` texts; those of a nested mapping as `name.key=value`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and not prefix:
+            yield from _assignments(value, path, f"{key}.")
+        else:
+            yield f"{prefix}{key}={_text(value, f'{prefix}{key}', path)}"
+
+
+def _text(value: Any, key: str, path: Path) -> str:
+    """Return a value as -o takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float | str):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(one, int | float | str) for one in value):
+        return ",".join(map(str, value)) if value else "()"
+    raise UsageError(
+        f"--config {path}: {key} is not a number, a text, a boolean or a list of them."
+    )
