@@ -40,7 +40,7 @@ $(STAMP): setup.cfg Makefile $(CONSTRAINTS) simmim_bench/diagnostics/detectron2.
 	    -r $(DETECTRON2)
 	touch $@
 
-demo: $(STAMP)  ## run everything on synthetic data, from pretraining to a leaderboard (about 6 minutes on two idle cores)
+demo: $(STAMP)  ## run everything on synthetic data, from pretraining to a leaderboard (about 4 minutes on two idle cores)
 	$(BIN)/simmim-bench demo
 
 leaderboard: demo  ## copy the demo's records to benchmarks/records/, write the committed tables, check them

@@ -51,7 +51,7 @@ LEFT_OUT = (
     help="Seed of the pretraining. The tasks have others, which no other --seed shares.",
 )
 def demo(out: Path, overwrite: bool, seed: int) -> None:
-    """Run the whole pipeline on synthetic images: about six minutes on two idle CPU cores.
+    """Run the whole pipeline on synthetic images: about four minutes on two idle CPU cores.
 
     A small ViT, two rows (random initialisation and SimMIM), all columns but attentive, the same recipes for both.
     """
