@@ -54,7 +54,7 @@ def list_steps(
         for ckpt, checkpoint in found.items():
             try:
                 baseline = random_baseline(checkpoint)
-                _check_images(ckpt, checkpoint)
+                check_baseline_images(ckpt, checkpoint)
             except UsageError as error:
                 if not places[ckpt]:
                     raise
@@ -69,7 +69,7 @@ def list_steps(
         for name, data_set in work:
             recipe = recipes.get(name)
             if recipe is None and ckpt not in found:
-                recipe = _baseline_recipe(every[name].task.name, checkpoint, checkpoints)
+                recipe = baseline_recipe(every[name].task.name, checkpoint, checkpoints)
             request = _request(options, every[name], data_set, recipe, overrides.get(name, ()))
             numbers = range(options.seed, options.seed + seeds.get(name, 1))
             try:
@@ -85,11 +85,11 @@ def list_steps(
                     f"the runs of {folders[folder]} and {ckpt} would share the folder {folder}; run two suites "
                     "with different --out."
                 )
-            steps += _steps_of(name, plan, folder)
+            steps += steps_of(name, plan, folder)
     return steps, unread
 
 
-def _check_images(ckpt: str, checkpoint: Checkpoint) -> None:
+def check_baseline_images(ckpt: str, checkpoint: Checkpoint) -> None:
     """Check that `random:ARCH` reads the images of a checkpoint.
 
     Raises:
@@ -102,7 +102,7 @@ def _check_images(ckpt: str, checkpoint: Checkpoint) -> None:
         )
 
 
-def _baseline_recipe(
+def baseline_recipe(
     task: str, baseline: Checkpoint, checkpoints: Mapping[str, Checkpoint]
 ) -> str | None:
     """Return the recipe of an added row of random weights: that of the first checkpoint of its architecture.
@@ -143,7 +143,7 @@ def _request(
     )
 
 
-def _steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep]:
+def steps_of(name: str, plan: TransferPlan, folder: Path) -> Iterator[SuiteStep]:
     """Yield the steps of one task of one checkpoint."""
     numbers = tuple(plan.seeds)
     together = runner_of(plan.transfer.recipe).shares_features

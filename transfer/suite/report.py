@@ -30,7 +30,9 @@ def plan_text(plan: SuitePlan) -> str:
         recipe = step.transfer.recipe.name + ("*" if step.transfer.deviates else "")
         cost = "" if one.state == "done" else str(one.estimate)
         need = "" if one.state == "done" else str(one.forecast.need)
-        rows.append((step.ckpt, step.title, recipe, seeds, one.state, cost) + (need,) * memory)
+        rows.append(
+            (step.shown_ckpt, step.title, recipe, seeds, one.state, cost) + (need,) * memory
+        )
     for row in plan.unread:
         size = row.download_mb
         download = "" if size is None else f"download of about {size:,.0f} MB"

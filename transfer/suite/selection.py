@@ -27,7 +27,7 @@ def choose_tasks(options: SuiteOptions) -> list[str]:
     requested = [name.strip() for text in options.tasks for name in text.split(",") if name.strip()]
     if not requested:
         return known
-    names = {name for text in requested for name in _find_tasks("--tasks", text)}
+    names = {name for text in requested for name in find_tasks("--tasks", text)}
     for name in sorted(names - set(known)):
         raise UsageError(
             f"--tasks {name} needs a data set; pass its folder with --{every[name].task.data}."
@@ -69,7 +69,7 @@ def read_overrides(texts: Iterable[str], names: Sequence[str]) -> dict[str, list
     return found
 
 
-def _find_tasks(option: str, text: str) -> tuple[str, ...]:
+def find_tasks(option: str, text: str) -> tuple[str, ...]:
     """Return the record names that a text means: one, or all variants of a task."""
     every = variants()
     if text in every:
@@ -80,7 +80,7 @@ def _find_tasks(option: str, text: str) -> tuple[str, ...]:
 
 
 def _in_plan(option: str, text: str, names: Sequence[str]) -> list[str]:
-    found = [name for name in _find_tasks(option, text) if name in names]
+    found = [name for name in find_tasks(option, text) if name in names]
     if not found:
         raise UsageError(f"{option}: {text} is not in the plan, which has {', '.join(names)}.")
     return found

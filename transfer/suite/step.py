@@ -6,10 +6,17 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim_bench.checkpoints.without_weights import read_without_weights
 from simmim_bench.data.named import DataSet
+from simmim_bench.errors import DataError
 from simmim_bench.runs.status import RunStatus
 from simmim_bench.tasks import OPTIONS
-from transfer.launch import ResolvedTransfer, TransferRequest, transfer_status
+from transfer.launch import (
+    ResolvedTransfer,
+    TransferRequest,
+    resolve_transfer,
+    transfer_status,
+)
 from transfer.tasks import runner_of
 
 
@@ -23,6 +30,8 @@ class SuiteStep:
         run_dirs: the run directory of each seed.
         log: file with the process's output.
         split_by_seed: whether every seed of the task is a step of its own.
+        row: what messages name the checkpoint; empty for CKPT.
+        provisional: the checkpoint may not exist yet; `transfer` has one without weights in its place.
     """
 
     name: str
@@ -32,9 +41,16 @@ class SuiteStep:
     run_dirs: tuple[Path, ...]
     log: Path
     split_by_seed: bool
+    row: str = ""
+    provisional: bool = False
 
     def __str__(self) -> str:
-        return f"{self.title} of {self.ckpt}{self.only_seed}"
+        return f"{self.title} of {self.shown_ckpt}{self.only_seed}"
+
+    @property
+    def shown_ckpt(self) -> str:
+        """What messages name the checkpoint."""
+        return self.row or self.ckpt
 
     @property
     def kind(self) -> str:
@@ -61,8 +77,15 @@ class SuiteStep:
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of each seed's run, and why it is blocked where it is."""
+        transfer = self.transfer
+        if self.provisional:
+            try:
+                checkpoint = read_without_weights(self.ckpt)
+            except DataError:  # it does not exist yet
+                return [("to do", "")] * len(self.seeds)
+            transfer = resolve_transfer(transfer.request, self.ckpt, checkpoint)
         return [
-            transfer_status(self.transfer, run_dir, seed)
+            transfer_status(transfer, run_dir, seed)
             for run_dir, seed in zip(self.run_dirs, self.seeds, strict=True)
         ]
 
