@@ -18,6 +18,7 @@ from pretrain.run import Pretraining
 from simmim_bench.checkpoints.checkpoint import keep_checkpoint, write_checkpoint
 from simmim_bench.display import format_duration
 from simmim_bench.training.compilation import uncompiled
+from simmim_bench.training.memory import peak_memory
 
 EARLY_S = 60.0  # ours: seconds of training after which the first reconstructions are plotted
 
@@ -193,6 +194,7 @@ class CheckpointWriter:
             self.save()
         self.provenance["wall_time_s"] = round(run.wall_time_s(), 1)
         self.provenance["devices"] = context.dist.size
+        self.provenance["peak_memory_bytes"] = peak_memory(context.dist.device)
         self.save()
         if context.dist.is_main:
             self._log_result()

@@ -76,10 +76,16 @@ def run_pretraining(
 
 
 def pretraining_status(
-    *, run_dir: Path, recipe: PretrainRecipe, named: PretrainRecipe, data: Path, seed: int
+    *,
+    run_dir: Path,
+    recipe: PretrainRecipe,
+    named: PretrainRecipe,
+    data: Path,
+    seed: int,
+    init_from: str | None = None,
 ) -> tuple[RunStatus, str]:
     """Return the status of a run directory, and the reason where it is blocked."""
-    description = describe_run(recipe, deviations(recipe, named), _arguments(data, seed, None))
+    description = describe_run(recipe, deviations(recipe, named), _arguments(data, seed, init_from))
     return run_status(run_dir, description, is_finished=_is_finished)
 
 
