@@ -33,6 +33,7 @@ from simmim_bench.cli.pack import pack
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
 from simmim_bench.cli.recipes import recipes
+from simmim_bench.cli.study import study
 from simmim_bench.cli.suite import suite
 from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
@@ -63,6 +64,7 @@ for _command in (
     transfer,
     evaluate,
     suite,
+    study,
     methods,
     ablate,
     leaderboard,
