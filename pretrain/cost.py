@@ -1,7 +1,8 @@
-"""The expected cost and memory of a pretraining, from finished runs of the same recipe on the same images."""
+"""The expected cost and memory of a pretraining: of finished runs of the same recipe, or estimated from two images."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -9,13 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pretrain.estimate import plan_pretraining
 from pretrain.step import PretrainStep, read_provenance
+from simmim_bench.diagnostics.estimate import CPU, PUBLISHED, measure_memory
 from simmim_bench.display import format_duration
-from simmim_bench.errors import DataError
+from simmim_bench.errors import BenchError, DataError
 from simmim_bench.jobs.capacity import Need
 from simmim_bench.recipe import ABOUT, MACHINE
 from simmim_bench.untrusted.json_text import read_json
 
+# Ours: pixels of an image above which the estimate takes long, as of a suite's steps; they run alone at first.
+LARGEST = 256 * 256
 LENGTH = ("epochs", "warmup_epochs", "milestones")  # fields that change the duration in proportion
 
 
@@ -102,3 +107,24 @@ def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
         for key, value in recipe.items()
         if key not in left_out
     }
+
+
+class MemoryEstimates:
+    """The estimates of `doctor --recipe`, one for every recipe, computed on the CPU."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Need] = {}
+
+    def need(self, step: PretrainStep) -> Need:
+        """Estimate the memory of a step's batch; unknown for large images, or for a teacher that does not exist yet."""
+        if step.kind not in self._found:
+            self._found[step.kind] = Need()
+            if math.prod(step.recipe.img_size) <= LARGEST:
+                with suppress(BenchError, RuntimeError):  # a teacher is missing, or memory
+                    self._found[step.kind] = _estimate(step)
+        return self._found[step.kind]
+
+
+def _estimate(step: PretrainStep) -> Need:
+    work = plan_pretraining(step.recipe, PUBLISHED["imagenet"], CPU)
+    return Need(round(measure_memory(work, CPU).needed(work.batch_size)), "estimated")

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.build import check_sizes
-from pretrain.launch import pretraining_status
-from pretrain.recipes import PretrainRecipe, resolve_recipe
+from pretrain.launch import pretraining_status, resolve_recipe, run_pretraining
+from pretrain.recipes import PretrainRecipe
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.display import Display
+from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import deviations
@@ -66,9 +68,9 @@ class PretrainStep:
 
     @property
     def kind(self) -> str:
-        """The recipe, with which duration and memory go."""
+        """The recipe and the images, with which duration and memory go."""
         own = f" {self.recipe.sha256()[:8]}" if self.deviates else ""
-        return f"pretrain {self.named.name}{own} {self.recipe.arch}"
+        return f"pretrain {self.named.name}{own} {self.recipe.arch} {self.data}"
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of the run, and the reason where it is blocked."""
@@ -92,6 +94,20 @@ class PretrainStep:
     def command(self) -> str:
         """Return the command that runs the step alone, ready to be pasted into a shell."""
         return shlex.join(["simmim-bench", *self.arguments()])
+
+    def run(self, display: Display, dist: DistContext) -> None:
+        """Run what is left of the step, in this process."""
+        run_pretraining(
+            recipe=self.recipe,
+            named=self.named,
+            data=self.data,
+            out=self.out,
+            seed=self.seed,
+            display=display,
+            dist=dist,
+            init_from=self.init_from,
+            resume=True,
+        )
 
     def expected_checkpoint(self) -> Checkpoint:
         """Return what is known of the checkpoint before it exists: everything but weights and their hash.

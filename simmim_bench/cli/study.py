@@ -67,8 +67,8 @@ def study(
     if file is None:
         raise UsageError("no study file; pass FILE.yaml, or --example to print one to start from.")
     with without_collection():
-        from simmim_bench.cli.studies.definition import read_study
         from simmim_bench.cli.studies.plan import check_study, plan_study, plan_text
+        from simmim_bench.cli.studies.read import read_study
         from simmim_bench.cli.studies.run import print_study, run_study, study_json, write_results
 
     described = read_study(file)
@@ -88,6 +88,8 @@ def study(
         return
     results = [] if only_report else run_study(plan, job_options, open_display(quiet))
     report = write_results(plan)
+    if only_report and report is None:
+        raise UsageError("--only-report: no step has a score yet; run the study first.")
     if as_json:
         click.echo(json.dumps(study_json(described, results, report)))
     else:

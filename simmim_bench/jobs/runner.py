@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic
 
-from simmim_bench.display import Display, format_duration, plural
+from simmim_bench.display import Display, first_names, format_duration, plural
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.files import remove
 from simmim_bench.jobs.capacity import Need, Place
@@ -76,7 +76,7 @@ def run_steps(
             jobs = " their SLURM jobs continue;" if backend.outlives_parent else ""
             raise InterruptedRun(
                 f"{what}: stopped by {signal.Signals(stop.number).name}; "
-                f"{plural(len(left), 'step is', 'steps are')} left ({', '.join(left)});{jobs} "
+                f"{plural(len(left), 'step is', 'steps are')} left ({first_names(left)});{jobs} "
                 "run the same command to continue.",
                 stop.number,
             )

@@ -19,9 +19,11 @@ def method_key(record: Record) -> Hashable | None:
     no result, such as the number of devices or the label, is left out. The version of the code is left out as well:
     checkpoints do not have it.
 
+    Random weights that were trained with labels are pretrained as well.
+
     Returns:
         None for random weights, and for a checkpoint whose provenance lacks an entry: another trainer's, a damaged
-        one, or one that was fine-tuned afterwards.
+        one, or one that was fine-tuned after a pretraining.
     """
     provenance = record.checkpoint["provenance"]
     known = {
@@ -32,7 +34,7 @@ def method_key(record: Record) -> Hashable | None:
     }
     if provenance.get("target_model") is not None:
         known["teacher"] = _entry(provenance, "target_model", "sha256")
-    if None in known.values() or pretraining_seed(record) is None or "fine_tuned" in provenance:
+    if None in known.values() or pretraining_seed(record) is None or _was_fine_tuned(provenance):
         return None
     return sha256_json(
         {
@@ -54,6 +56,16 @@ def pretraining_seed(record: Record) -> int | None:
     """
     seed = record.checkpoint["provenance"].get("seed")
     return seed if type(seed) is int and 0 <= seed <= MAX_SEED else None
+
+
+def _was_fine_tuned(provenance: Mapping[str, Any]) -> bool:
+    """Return whether the weights were pretrained before the training that the provenance describes."""
+    if "fine_tuned" in provenance:
+        return True
+    source = provenance.get("from")
+    before = source.get("provenance") if isinstance(source, Mapping) else None
+    random = isinstance(before, Mapping) and before.get("method") == "random"
+    return "from" in provenance and not random
 
 
 def _entry(provenance: Mapping[str, Any], part: str, name: str) -> str | None:

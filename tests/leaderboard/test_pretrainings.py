@@ -85,6 +85,19 @@ def test_whatever_else_shapes_the_weights_makes_another_method(
     assert method_key(of(pretrained, PROVENANCE, params=2)) != method_key(pretrained)
 
 
+def test_random_weights_trained_with_labels_are_pretrained_and_fine_tuned_ones_are_not(
+    pretrained: Record,
+) -> None:
+    random = {"sha256": "d" * 64, "provenance": {"label": "vit_b, random", "method": "random"}}
+    trained = PROVENANCE | {"method": "finetune", "from": random}
+    keys = {method_key(of(pretrained, trained | {"seed": seed})) for seed in (0, 1)}
+    assert len(keys) == 1
+    assert None not in keys
+    assert method_key(pretrained) not in keys
+    for source in ({"sha256": "d" * 64, "provenance": PROVENANCE}, {"provenance": None}, None):
+        assert method_key(of(pretrained, trained | {"from": source})) is None
+
+
 def test_another_teacher_makes_another_method(pretrained: Record) -> None:
     keys = {
         method_key(of(pretrained, PROVENANCE | {"target_model": TEACHER | {"sha256": digit * 64}}))

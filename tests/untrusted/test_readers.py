@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from simmim_bench.errors import DataError
+from simmim_bench.untrusted import yaml_text
 from simmim_bench.untrusted.arrays import read_arrays
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.paths import open_regular, path_below, read_bytes
 from simmim_bench.untrusted.text import visible
+from simmim_bench.untrusted.yaml_text import read_yaml
 
 
 def npy(header: str, content: bytes = b"") -> bytes:
@@ -191,6 +193,37 @@ def test_only_a_png_of_the_size_of_a_figure_is_read(tmp_path: Path) -> None:
             read_png(path, "image")
     path.write_bytes(png(9, 1))
     assert read_png(path, "image").size == (9, 1)
+
+
+def test_yaml_has_plain_values_of_bounded_size_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.yaml"
+    monkeypatch.setattr(yaml_text, "MAX_KEYS", 3)
+    grown = "".join(
+        f"- &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
+    )
+    refused = {
+        f"- &a [1]\n{grown}": "more than 100,000 values",
+        "a: &a {b: 1, c: 2}\nd: {<<: *a, e: 3, f: 4}": "a mapping has more than 3 keys",
+        "a: &a [*a]": "more than 100,000 values",
+        "!!python/object/apply:os.system [exit]": "could not determine a constructor",
+        "{a: 1, a: 2}": "key 'a' is given twice",
+        "[" * 1000: "recursion",
+        "[" * 100 + "]" * 100: "nested more than 64 deep",
+        "a: .inf": "inf is not a finite number",
+        "{[1]: 2}": "unhashable",
+        "a: \xff": "",
+    }
+    for content, reason in refused.items():
+        path.write_bytes(content.encode("latin-1"))
+        with pytest.raises(DataError, match=r"a\.yaml cannot be read as YAML") as error:
+            read_yaml(path, "study")
+        assert reason in str(error.value)
+        assert len(str(error.value).splitlines()) == 1
+    monkeypatch.undo()
+    path.write_text("base: &b {k: 1, l: [2, yes]}\nmore: {<<: *b, k: 3}\n")
+    assert read_yaml(path, "study")["more"] == {"k": 3, "l": [2, True]}
 
 
 def test_control_characters_and_direction_marks_become_visible() -> None:

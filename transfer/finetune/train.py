@@ -80,6 +80,12 @@ class Finetuning:
                 "method": "finetune",
                 "recipe": {"name": recipe.name, "sha256": recipe.sha256()},
                 "epochs": round(self.state.epochs_done, 3),
+                "seed": self.context.seed,
+                "data": {
+                    "root": str(self.job.data),
+                    "images": len(self.train),
+                    "fingerprint": self.train.fingerprint(),
+                },
                 "classes": list(self.train.classes),
                 "from": {"sha256": checkpoint.sha256, "provenance": checkpoint.provenance},
             },

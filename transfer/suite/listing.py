@@ -55,7 +55,7 @@ def list_steps(
         for ckpt, checkpoint in found.items():
             try:
                 baseline = random_baseline(checkpoint)
-                _check_images(ckpt, checkpoint)
+                check_baseline_images(ckpt, checkpoint)
             except UsageError as error:
                 if not places[ckpt]:
                     raise
@@ -86,12 +86,11 @@ def list_steps(
                     f"the runs of {folders[folder]} and {ckpt} would share the folder {folder}; run two suites "
                     "with different --out."
                 )
-            provisional = ckpt in options.expected
-            steps += (replace(one, provisional=provisional) for one in steps_of(name, plan, folder))
+            steps += steps_of(name, plan, folder)
     return steps, unread
 
 
-def _check_images(ckpt: str, checkpoint: Checkpoint) -> None:
+def check_baseline_images(ckpt: str, checkpoint: Checkpoint) -> None:
     """Check that `random:ARCH` reads the images of a checkpoint.
 
     Raises:

@@ -104,11 +104,8 @@ def _measured(study: AblationStudy, steps: Sequence[AblationStep]) -> CellResult
 
 def _facts(run_dir: Path) -> dict[str, Any]:
     """Read what a checkpoint's provenance says of its pretraining."""
-    from simmim_bench.untrusted.json_text import read_json
+    from pretrain.step import read_provenance
 
-    meta = read_json(
-        run_dir / "checkpoints" / "last" / "meta.json", "checkpoint file", finite=False
-    )
-    provenance: dict[str, Any] = meta["provenance"]
+    provenance = read_provenance(run_dir)
     count = provenance.get("parameters")
     return {**provenance, "params_m": None if count is None else count / 1e6}

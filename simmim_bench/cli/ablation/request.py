@@ -37,9 +37,10 @@ def make_study(
     out = out or Path("runs", "ablate", arch)
     words = ["ablate", *axes, "--arch", arch, "--data", str(data), "--transfer", task]
     words += ["--transfer-data", str(transfer_data), "--out", str(out)]
-    for option, value in (("--recipe", recipe), ("--transfer-recipe", transfer_recipe)):
-        words += [option, value] if value else []
-    words += [word for text in overrides for word in ("-o", text)]
+    chosen = ["--recipe", recipe] if recipe else []
+    chosen += [word for text in overrides for word in ("-o", text)]
+    words += chosen
+    words += ["--transfer-recipe", transfer_recipe] if transfer_recipe else []
     words += [word for text in transfer_overrides for word in ("-t", text)]
     return AblationStudy(
         arch=arch,
@@ -54,6 +55,7 @@ def make_study(
         seeds=tuple(range(seed, seed + seeds)),
         out=out,
         words=tuple(words),
+        recipe_words=("--arch", arch, *chosen),
     )
 
 

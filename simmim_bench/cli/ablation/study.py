@@ -19,6 +19,7 @@ from simmim_bench.tasks import TaskVariant, variants
 
 if TYPE_CHECKING:
     from pretrain.recipes import PretrainRecipe
+    from pretrain.step import PretrainStep
     from simmim_bench.display import Display
     from simmim_bench.distributed import DistContext
     from simmim_bench.results.ablation import AblationCell, Grid
@@ -35,6 +36,7 @@ class AblationStudy:
         recipe, named: the pretraining recipe with and without the overrides.
         transfer_data: the transfer's data set; `transfer_recipe` and `transfer_overrides` likewise.
         words: the arguments of `simmim-bench` that repeat the request, without cell and seed.
+        recipe_words: those of `simmim-bench pretrain` that choose the recipe of the first cell.
     """
 
     arch: str
@@ -49,6 +51,7 @@ class AblationStudy:
     seeds: tuple[int, ...]
     out: Path
     words: tuple[str, ...]
+    recipe_words: tuple[str, ...]
 
     @property
     def variant(self) -> TaskVariant:
@@ -128,6 +131,25 @@ class AblationStep:
         return self.folder / "pretrain"
 
     @property
+    def pretrain_step(self) -> PretrainStep | None:
+        """The pretraining as a step of its own; None without a cell."""
+        from pretrain.step import PretrainStep
+
+        if self.cell is None:
+            return None
+        changes = (f"{key}={value}" for key, value in self.cell.changes.items())
+        return PretrainStep(
+            title=f"pretraining of {self}",
+            recipe=cast("PretrainRecipe", self.cell.recipe),
+            named=self.study.named,
+            words=(*self.study.recipe_words, *(word for text in changes for word in ("-o", text))),
+            data=self.study.data,
+            seed=self.seed,
+            out=self.pretraining,
+            log=self.log,
+        )
+
+    @property
     def transfer(self) -> Path:
         """The run directory of the transfer."""
         return self.folder / self.study.task.replace("%", "pct")
@@ -153,21 +175,13 @@ class AblationStep:
 
     def statuses(self) -> list[tuple[RunStatus, str]]:
         """Return the status of the pretraining and of the transfer, and why one is blocked."""
-        from pretrain.launch import pretraining_status
         from simmim_bench.checkpoints.without_weights import read_without_weights
         from transfer.launch import resolve_transfer, transfer_status
 
         found = list[tuple["RunStatus", str]]()
-        if self.cell is not None:
-            found.append(
-                pretraining_status(
-                    run_dir=self.pretraining,
-                    recipe=cast("PretrainRecipe", self.cell.recipe),
-                    named=self.study.named,
-                    data=self.study.data,
-                    seed=self.seed,
-                )
-            )
+        pretraining = self.pretrain_step
+        if pretraining is not None:
+            found += pretraining.statuses()
             if found[0][0] != "done":
                 return [*found, ("to do", "")]
         try:
@@ -179,21 +193,12 @@ class AblationStep:
 
     def run(self, display: Display, dist: DistContext) -> None:
         """Run what is left of the step, in this process."""
-        from pretrain.launch import run_pretraining
         from transfer.launch import resolve_transfer, run_transfer
 
         features = self.folder / "features"
-        if self.cell is not None:
-            run_pretraining(
-                recipe=cast("PretrainRecipe", self.cell.recipe),
-                named=self.study.named,
-                data=self.study.data,
-                out=self.pretraining,
-                seed=self.seed,
-                display=display,
-                dist=dist,
-                resume=True,
-            )
+        pretraining = self.pretrain_step
+        if pretraining is not None:
+            pretraining.run(display, dist)
         request = self.study.request()
         if "features" in self.study.variant.task.options:
             request = request.with_option("features", features)

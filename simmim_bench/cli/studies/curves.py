@@ -77,7 +77,7 @@ def _panel(results: StudyResults, table: Table, index: int, title: str, axis: st
         return _cost_panel(results, cells, title)
     curves: dict[Hashable, list[CurvePoint]] = {}
     for row in results.rows:
-        if row.name not in cells or row.members[0].pretraining is None:
+        if row.name not in cells or not isinstance(row.members[0].source, PretrainStep):
             continue
         key, x = _place(row, axis, cells[row.name], results)
         if x is not None:
@@ -110,9 +110,9 @@ def _cost_panel(results: StudyResults, cells: Mapping[str, ScoreCell], title: st
     for row in results.rows:
         point = _cost(results, row, cells[row.name]) if row.name in cells else None
         if point is not None:
-            step = row.members[0].pretraining
-            alone = [row.name, point.device]
-            same = alone if step is None else [*_same_but_length(step, step.spec), point.device]
+            step, same = row.members[0].source, [row.name, point.device]
+            if isinstance(step, PretrainStep):
+                same = [*_same_but_length(step, step.spec), point.device]
             curves.setdefault(sha256_json(same), []).append(point)
     several = len({point.device for points in curves.values() for point in points}) > 1
     named: dict[str, tuple[CurvePoint, ...]] = {}
@@ -140,8 +140,8 @@ def _place(
     row: StudyRow, axis: str, cell: ScoreCell, results: StudyResults
 ) -> tuple[Hashable, float | None]:
     """Return what a row shares with the rows of its curve, and its place on the axis; None if that is unknown."""
-    step = row.members[0].pretraining
-    assert step is not None
+    step = row.members[0].source
+    assert isinstance(step, PretrainStep)
     spec = step.spec
     return sha256_json(_SHARED[axis](step, spec)), _X[axis](step, spec, cell, results)
 
@@ -193,13 +193,13 @@ def _point(name: str, x: float, cell: ScoreCell, device: str = "") -> CurvePoint
 def _cost(results: StudyResults, row: StudyRow, cell: ScoreCell) -> CurvePoint | None:
     """Return a row's score at its cost; None if the cost of its pretraining or its runs is unknown."""
     name = row.name
-    transfer, pretraining = results.transfer_cost(cell), results.pretraining.get(name)
+    transfer, training = results.transfer_cost(cell), results.training.get(name)
     random = row.members[0].ckpt.startswith("random:")
-    if transfer is None or (pretraining is None and not random):
+    if transfer is None or (training is None and not random):
         return None
     seconds, devices = transfer.seconds, [transfer.device]
-    if pretraining is not None:
-        seconds, devices = seconds + pretraining.seconds, [pretraining.device, transfer.device]
+    if training is not None:
+        seconds, devices = seconds + training.seconds, [training.device, transfer.device]
     return _point(name, seconds, cell, " and ".join(dict.fromkeys(devices)))
 
 

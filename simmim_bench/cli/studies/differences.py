@@ -75,7 +75,7 @@ def difference_lines(results: StudyResults, tables: Differences, reference: str)
             f"Bold: p < {LEVEL} after Holm's adjustment for the differences of a table, {tested} in all; the intervals "
             "are not adjusted."
         )
-    if any(len(row.members) == 1 and row.members[0].pretraining for row in results.rows):
+    if any(len(row.members) == 1 and row.members[0].source for row in results.rows):
         lines.append("A row of one pretraining is about its checkpoint, not about its method.")
     if any(one.difference.without_units for one in all_found):
         lines.append(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pretrain.cost import PretrainCost, expect_cost, read_finished
+from pretrain.cost import FinishedRun, MemoryEstimates, PretrainCost, expect_cost, read_finished
 from pretrain.step import PretrainStep
 from simmim_bench.cli.studies.definition import Study
 from simmim_bench.cli.studies.rows import AnyStudyStep, StudySteps, list_study
+from simmim_bench.cli.studies.subsets import check_subset
 from simmim_bench.display import align_columns, format_duration
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.forecast import Forecast
@@ -89,13 +91,17 @@ def plan_study(
     if job_options.slurm is None:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     processes = job_options.gpus_per_task
+    side_by_side = not (job_options.workers or job_options.exclusive or job_options.slurm)
+    estimate_memory = side_by_side and device not in (None, "cpu")
     finished = read_finished(step.out for step in listed.pretrainings)
+    estimates = MemoryEstimates()
     pretrainings = []
     for step in listed.pretrainings:
         ((state, obstacle),) = step.statuses()
         cost = expect_cost(step, finished, device, processes)
+        if cost.need.peak is None and estimate_memory and state != "done":
+            cost = replace(cost, need=estimates.need(step))
         pretrainings.append(PlannedPretraining(step, state, obstacle, cost))
-    side_by_side = not (job_options.workers or job_options.exclusive or job_options.slurm)
     transfers = plan_steps(
         listed.transfers,
         study.out,
@@ -103,7 +109,7 @@ def plan_study(
         power=dry_run,
         log=log,
         processes=processes,
-        estimate_memory=side_by_side and device not in (None, "cpu"),
+        estimate_memory=estimate_memory,
     )
     places = "" if job_options.slurm else Machine(job_options).describe()
     suite = SuitePlan(tuple(transfers), listed.unread, places, device)
@@ -114,8 +120,10 @@ def check_study(plan: StudyPlan) -> None:
     """Refuse to start while a run that was started differently is in a step's run directory.
 
     Raises:
-        UsageError: naming every blocked step.
+        UsageError: naming every blocked step; or another subset of a data set is in OUT.
     """
+    for subset in plan.study.subsets:
+        check_subset(subset)
     found = [f"{one.step}: {one.obstacle}" for one in plan.pretrainings if one.obstacle]
     found += [f"{one.step}: {one.obstacle}" for one in plan.transfers.steps if one.obstacle]
     if found:
@@ -129,13 +137,18 @@ def study_forecaster(
 ) -> Callable[[AnyStudyStep], Forecast]:
     """Return what is expected of a step: as its kind has taken in this study."""
     of_transfer = forecaster(plan.transfers, job_options)
-    run_dirs = [step.out for step in plan.listed.pretrainings]
+    planned = {id(one.step): one.cost.need for one in plan.pretrainings}
+    finished: dict[Path, FinishedRun] = {}
 
     def forecast(step: AnyStudyStep) -> Forecast:
         if not isinstance(step, PretrainStep):
             return of_transfer(step)
-        cost = expect_cost(step, read_finished(run_dirs), plan.device, plan.processes)
-        return Forecast(kind=step.kind, seconds=cost.seconds, need=cost.need)
+        for run_dir in (one.out for one in plan.listed.pretrainings):
+            if run_dir not in finished:
+                finished.update((run_dir, run) for run in read_finished([run_dir]))
+        cost = expect_cost(step, list(finished.values()), plan.device, plan.processes)
+        need = planned[id(step)] if cost.need.peak is None else cost.need
+        return Forecast(kind=step.kind, seconds=cost.seconds, need=need)
 
     return forecast
 

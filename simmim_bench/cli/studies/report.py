@@ -43,7 +43,7 @@ def write_report(study: Study, results: StudyResults, progress: str) -> Path:
     reference = study.reference or study.checkpoints[0].name
     differences = compare_with(results, reference)
     lines = [
-        f"# {study.path.stem}",
+        f"# {escape_markdown(study.path.stem)}",
         "",
         progress,
         "",
@@ -69,7 +69,8 @@ def _tables(results: StudyResults) -> list[str]:
 def _cost_lines(results: StudyResults) -> list[str]:
     """Return the table of costs: a pretraining of every row, and a run of every column."""
     groups = [(group.rows, results.board.columns) for group in results.board.groups]
-    names = list(dict.fromkeys(results.row_of.values()))
+    scored = {*results.row_of.values()}
+    names = [row.name for row in results.rows if row.name in scored]
     tasks = list(dict.fromkeys(c.task for c in results.board.columns))
     if not groups:
         return []
@@ -80,22 +81,25 @@ def _cost_lines(results: StudyResults) -> list[str]:
                 cost = None if cell is None else results.transfer_cost(cell)
                 if cost is not None:
                     costs[results.row_name(row), column.task] = cost
-    devices = list(
-        dict.fromkeys(c.device for c in (*results.pretraining.values(), *costs.values()))
-    )
+    devices = list(dict.fromkeys(c.device for c in (*results.training.values(), *costs.values())))
     several = len(devices) > 1
     lines = ["## Cost", "", f"| row | pretraining | {' | '.join(map(escape_markdown, tasks))} |"]
     lines += ["| --- |" + " ---: |" * (1 + len(tasks))]
     for name in names:
-        found = [results.pretraining.get(name), *(costs.get((name, task)) for task in tasks)]
+        found = [results.training.get(name), *(costs.get((name, task)) for task in tasks)]
         texts = [_format_cost(cost, several) for cost in found]
         lines.append(f"| {escape_markdown(name)} | {' | '.join(texts)} |")
     on = "" if several else f" on {devices[0]}" if devices else ""
     lines += [
         "",
         f"Mean time of one pretraining and of one run of each task{on}, summed over devices.",
-        "",
     ]
+    if any(cost.beside_others for cost in (*results.training.values(), *costs.values())):
+        lines.append(
+            "Some ran beside other steps on the same device, so that they took longer than alone; --exclusive runs one "
+            "step at a time."
+        )
+    lines.append("")
     return lines
 
 
@@ -144,8 +148,8 @@ def _plain(
             ]
             for axis, panels in figures.items()
         },
-        "pretraining_seconds": {
+        "training_seconds": {
             name: {"seconds": cost.seconds, "device": cost.device}
-            for name, cost in results.pretraining.items()
+            for name, cost in results.training.items()
         },
     }

@@ -1,7 +1,8 @@
 """The rows of a study with their steps: pretrainings, and the transfers that wait for them.
 
 The runs of a row are below OUT/rows/ROW: `seedN/pretrain` of a checkpoint to pretrain, next to it `TASK/seedM` and the
-features that its tasks share; of a baseline or a given checkpoint, `TASK/seedM`.
+features that its tasks share; of a baseline or a given checkpoint, `TASK/seedM`. A training with labels, whose own
+score is not one of the row, is in OUT/trained/ROW/seedN.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from pretrain.step import PretrainStep, make_pretrain_step
 from simmim_bench.checkpoints.checkpoint import Checkpoint
@@ -21,11 +23,11 @@ from simmim_bench.jobs.step import is_done
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import variants
 from transfer.launch import TransferPlan, TransferRequest, random_baseline, resolve_transfer
-from transfer.suite.listing import baseline_recipe, steps_of
+from transfer.suite.listing import baseline_recipe, check_baseline_images, steps_of
 from transfer.suite.rows import Row, UnreadRow, read_rows
 from transfer.suite.step import SuiteStep
 
-AnyStudyStep = PretrainStep | SuiteStep
+AnyStudyStep: TypeAlias = PretrainStep | SuiteStep
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Member:
         checkpoint: what is known of it; without weights.
         seeds: the first seed of its transfers in units of a task's number of seeds, and the number of such units.
         folder: of its runs.
-        pretraining: the step that makes it; None for one that exists.
+        source: the step that trains it; None for one that exists.
     """
 
     title: str
@@ -46,7 +48,7 @@ class Member:
     checkpoint: Checkpoint
     seeds: tuple[int, int]
     folder: Path
-    pretraining: PretrainStep | None = None
+    source: AnyStudyStep | None = None
 
 
 @dataclass(frozen=True)
@@ -68,17 +70,19 @@ class StudySteps:
 
     Attributes:
         steps: each after those that it waits for.
-        waits_for: by the identity of a step, the pretrainings that it needs.
+        waits_for: by the identity of a step, the steps that it needs.
+        runs: the name of the row by the directory of each of its runs with a score.
         unread: given checkpoints that a dry run would have to download.
     """
 
     rows: tuple[StudyRow, ...]
     steps: tuple[AnyStudyStep, ...]
-    waits_for: Mapping[int, tuple[PretrainStep, ...]]
+    waits_for: Mapping[int, tuple[AnyStudyStep, ...]]
+    runs: Mapping[Path, str]
     unread: tuple[UnreadRow, ...] = ()
 
-    def needed_by(self, step: AnyStudyStep) -> tuple[PretrainStep, ...]:
-        """Return the pretrainings that have to be done before a step."""
+    def needed_by(self, step: AnyStudyStep) -> tuple[AnyStudyStep, ...]:
+        """Return the steps that have to be done before a step."""
         return self.waits_for.get(id(step), ())
 
     @property
@@ -88,7 +92,7 @@ class StudySteps:
 
     @property
     def transfers(self) -> list[SuiteStep]:
-        """The steps that transfer."""
+        """The steps that transfer, or train with labels."""
         return [step for step in self.steps if isinstance(step, SuiteStep)]
 
 
@@ -103,7 +107,7 @@ def list_study(study: Study, *, download: bool, log: Callable[[str], None]) -> S
         DataError: a given checkpoint cannot be read.
     """
     rows: dict[str, StudyRow] = {}
-    sources: dict[int, tuple[PretrainStep, ...]] = {}
+    waits_for: dict[int, tuple[AnyStudyStep, ...]] = {}
     unread: list[UnreadRow] = []
     for one in study.checkpoints:
         with _at(one.place):
@@ -115,23 +119,23 @@ def list_study(study: Study, *, download: bool, log: Callable[[str], None]) -> S
                     continue
                 rows[one.name] = StudyRow(one.name, tuple(members), one.key)
             else:
-                rows[one.name] = _pretrained(study, one, rows, sources)
+                rows[one.name] = _trained(study, one, rows, waits_for)
     baselines = _baselines(study, list(rows.values()))
     checkpoints = {
         m.ckpt: m.checkpoint for row in (*baselines, *rows.values()) for m in row.members
     }
     _check_archs(study, [one.spec.arch for one in checkpoints.values()])
     steps: list[AnyStudyStep] = []
-    waits_for = dict(sources)
+    runs: dict[Path, str] = {}
     for row in (*baselines, *rows.values()):
         for member in row.members:
-            if member.pretraining is not None:
-                steps.append(member.pretraining)
             of_member = list(_transfers(study, member, row in baselines, checkpoints))
+            if member.source is not None:
+                steps.append(member.source)
+                waits_for |= {id(step): (member.source,) for step in of_member}
             steps += of_member
-            if member.pretraining is not None:
-                waits_for |= {id(step): (member.pretraining,) for step in of_member}
-    return StudySteps((*baselines, *rows.values()), tuple(steps), waits_for, tuple(unread))
+            runs |= {run_dir: row.name for step in of_member for run_dir in step.run_dirs}
+    return StudySteps((*baselines, *rows.values()), tuple(steps), waits_for, runs, tuple(unread))
 
 
 @contextmanager
@@ -161,39 +165,70 @@ def _given(study: Study, name: str, ckpt: str, checkpoint: Checkpoint) -> Member
     return Member(name, ckpt, checkpoint, (0, 1), study.out / "rows" / name)
 
 
-def _pretrained(
+def _trained(
     study: Study,
     one: StudyCheckpoint,
     rows: Mapping[str, StudyRow],
-    sources: dict[int, tuple[PretrainStep, ...]],
+    waits_for: dict[int, tuple[AnyStudyStep, ...]],
 ) -> StudyRow:
-    """Return the row of checkpoints to pretrain, and add what its steps wait for to `sources`."""
-    names = [name for name in (one.teacher, one.init_from) if name in rows]
-    needed = [m.pretraining for name in names if name for m in rows[name].members[:1]]
-    overrides = list(one.overrides)
-    if one.teacher is not None:
-        overrides.append(f"teacher={_ckpt_of(one.teacher, rows)}")
-    init_from = None if one.init_from is None else _ckpt_of(one.init_from, rows)
+    """Return the row of checkpoints to train, and add what its steps wait for to `waits_for`."""
+    others = [
+        rows[n].members[0] for n in (one.teacher, one.init_from) if n is not None and n in rows
+    ]
+    needed = tuple(other.source for other in others if other.source is not None)
     members = []
     for number, seed in enumerate(one.seeds):
-        folder = study.out / "rows" / one.name / f"seed{seed}"
-        step = make_pretrain_step(
-            title=f"pretraining of {one.name}, seed {seed}",
-            arch=one.arch,
-            recipe=one.recipe,
-            overrides=overrides,
-            data=one.data,
-            seed=seed,
-            out=folder / "pretrain",
-            log=folder / "pretrain.log",
-            init_from=init_from,
-        )
-        sources[id(step)] = tuple(other for other in needed if other is not None)
-        expected = step.expected_checkpoint()
-        checkpoint = read_without_weights(str(step.out)) if is_done(step) else expected
         title = f"{one.name}, seed {seed}" if len(one.seeds) > 1 else one.name
-        members.append(Member(title, str(step.out), checkpoint, (number, 1), folder, step))
+        folder = study.out / "rows" / one.name / f"seed{seed}"
+        if one.task is None:
+            pretraining = _pretraining(one, seed, folder, rows)
+            step: AnyStudyStep = pretraining
+            ckpt, expected = str(pretraining.out), pretraining.expected_checkpoint()
+        else:
+            trained = study.out / "trained" / one.name / f"seed{seed}"
+            step = _training(one, one.task, seed, trained)
+            ckpt, expected = str(trained), replace(step.transfer.checkpoint, name=str(trained))
+        checkpoint = read_without_weights(ckpt) if is_done(step) else expected
+        waits_for[id(step)] = needed
+        members.append(Member(title, ckpt, checkpoint, (number, 1), folder, step))
     return StudyRow(one.name, tuple(members), one.key)
+
+
+def _pretraining(
+    one: StudyCheckpoint, seed: int, folder: Path, rows: Mapping[str, StudyRow]
+) -> PretrainStep:
+    """Return the step of a pretraining without labels."""
+    teacher = [] if one.teacher is None else [f"teacher={_ckpt_of(one.teacher, rows)}"]
+    return make_pretrain_step(
+        title=f"pretraining of {one.name}, seed {seed}",
+        arch=one.arch,
+        recipe=one.recipe,
+        overrides=[*one.overrides, *teacher],
+        data=one.data,
+        seed=seed,
+        out=folder / "pretrain",
+        log=folder / "pretrain.log",
+        init_from=None if one.init_from is None else _ckpt_of(one.init_from, rows),
+    )
+
+
+def _training(one: StudyCheckpoint, task: str, seed: int, run_dir: Path) -> SuiteStep:
+    """Return the step of a training with labels, from random weights."""
+    request = TransferRequest(
+        task=task,
+        options=RunOptions(data=one.data, recipe=one.recipe, overrides=one.overrides, resume=True),
+    )
+    ckpt = f"random:{one.arch}"
+    return SuiteStep(
+        name=request.record_name,
+        ckpt=ckpt,
+        transfer=resolve_transfer(request, ckpt, read_without_weights(ckpt)),
+        seeds=(seed,),
+        run_dirs=(run_dir,),
+        log=run_dir.with_name(f"{run_dir.name}.log"),
+        split_by_seed=False,
+        row=f"random weights for {one.name}, seed {seed}",
+    )
 
 
 def _ckpt_of(name: str, rows: Mapping[str, StudyRow]) -> str:
@@ -202,19 +237,20 @@ def _ckpt_of(name: str, rows: Mapping[str, StudyRow]) -> str:
 
 
 def _baselines(study: Study, rows: Sequence[StudyRow]) -> list[StudyRow]:
-    """Return a row of random weights for every architecture, with as many seeds as the row with most."""
-    if "random" not in study.baselines:
+    """Return a row of random weights for every architecture, with as many seeds as its row with most."""
+    if "random" not in study.baselines or not rows:
         return []
-    units = max(
-        (number + count for row in rows for m in row.members for number, count in [m.seeds])
-    )
-    ckpts = dict.fromkeys(random_baseline(m.checkpoint) for row in rows for m in row.members)
+    units: dict[str, int] = {}
+    for member in (member for row in rows for member in row.members):
+        ckpt = random_baseline(member.checkpoint)
+        check_baseline_images(member.ckpt, member.checkpoint)
+        units[ckpt] = max(units.get(ckpt, 1), sum(member.seeds))
     found = []
-    for ckpt in ckpts:
-        name = "random" if len(ckpts) == 1 else f"random {ckpt.removeprefix('random:')}"
+    for ckpt, count in units.items():
+        name = "random" if len(units) == 1 else f"random {ckpt.removeprefix('random:')}"
         checkpoint = read_without_weights(ckpt)
         folder = study.out / "rows" / ckpt.replace(":", "-").replace("/", "-")
-        found.append(StudyRow(name, (Member(name, ckpt, checkpoint, (0, units), folder),), name))
+        found.append(StudyRow(name, (Member(name, ckpt, checkpoint, (0, count), folder),), name))
     return found
 
 
@@ -254,7 +290,7 @@ def _transfers(
                 run_dirs=[folder / f"seed{seed}" for seed in seeds],
             )
             for step in steps_of(task.name, plan, folder):
-                provisional = member.pretraining is not None
+                provisional = member.source is not None
                 yield replace(step, row=member.title, provisional=provisional)
 
 

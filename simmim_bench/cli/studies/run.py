@@ -15,6 +15,7 @@ from simmim_bench.cli.studies.plan import StudyPlan, study_forecaster
 from simmim_bench.cli.studies.report import write_report
 from simmim_bench.cli.studies.results import StudyResults, collect_results
 from simmim_bench.cli.studies.rows import AnyStudyStep
+from simmim_bench.cli.studies.subsets import write_subsets
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError, DataError, InterruptedRun
 from simmim_bench.files import cannot_write
@@ -34,9 +35,9 @@ def run_study(
     """Run the steps that are left; when interrupted, write the results of the completed ones first.
 
     Raises:
-        UsageError: more devices than the machine has.
+        UsageError: more devices than the machine has, or another subset of a data set in OUT.
         MissingFrameworkError: submitit is not installed.
-        DataError: OUT cannot be written.
+        DataError: OUT cannot be written, or a data set is too small for a subset.
         InterruptedRun: a signal came; the running steps were asked to save.
     """
     out = plan.study.out
@@ -44,6 +45,7 @@ def run_study(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(out, error, option="out") from error
+    write_subsets(plan.study.subsets)
     try:
         return run_steps(
             plan.listed.steps,

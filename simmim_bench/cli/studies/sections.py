@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simmim_bench.data.named import HUB_PREFIX, NAME
-from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.untrusted.paths import read_bytes
+from simmim_bench.errors import UsageError, nearest
 from simmim_bench.untrusted.text import shorten, visible
 
-MAX_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key that is given twice, of which YAML's would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping whose keys are unique; merged ones (`<<`) may be given again."""
-        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
-        twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"key '{twice}' is given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file of plain values.
-
-    Args:
-        what: what the file should be, for error messages.
-
-    Raises:
-        DataError: the file does not exist, is too large, or is not YAML.
-    """
-    try:
-        return yaml.load(read_bytes(path, what, MAX_BYTES), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).replace("<byte string>", path.name).split())
-        raise DataError(
-            f"{what} {path} cannot be read as YAML: {visible(shorten(reason))}"
-        ) from error
+CODE = "py:"
 
 
 @dataclass(frozen=True)
@@ -79,9 +45,17 @@ class Section:
     def text(self, key: str) -> str | None:
         """Return a text; None if the key is missing."""
         value = self.values.get(key)
-        if value is None or (isinstance(value, str) and value):
-            return value
-        raise self.error(key, f"{_show(value)} is not a text.")
+        if value is not None and not (isinstance(value, str) and value):
+            raise self.error(key, f"{_show(value)} is not a text.")
+        self._refuse_code(key, value)
+        return value
+
+    def _refuse_code(self, key: str, value: Any) -> None:
+        if isinstance(value, str) and value.startswith(CODE):  # the file may be a stranger's
+            raise self.error(
+                key,
+                f"{_show(value)} names code to run, which a file may not; run its tasks with `simmim-bench suite`.",
+            )
 
     def required(self, key: str, example: str) -> str:
         """Return a text that must be given."""
@@ -91,7 +65,7 @@ class Section:
         return found
 
     def path(self, key: str) -> Path | None:
-        """Return an absolute path, which the file gives relative to its folder; `hfds:NAME` is left unchanged."""
+        """Return a path, which the file gives relative to its folder; `hfds:NAME` is left unchanged."""
         found = self.text(key)
         return None if found is None else resolve_path(self.folder, found)
 
@@ -141,6 +115,7 @@ class Section:
             return ",".join(map(str, value)) or "()"
         if isinstance(value, list | dict):
             raise self.error(f"{key}.{_show(name)}", f"{_show(value)} is not a value.")
+        self._refuse_code(f"{key}.{_show(name)}", value)
         return str(value)
 
     def section(self, key: str, value: Any, example: str = "") -> Section:
@@ -176,10 +151,10 @@ def read_section(place: str, value: Any, folder: Path, example: str = "") -> Sec
 
 
 def resolve_path(folder: Path, text: str) -> Path:
-    """Return an absolute path, relative to a folder; `hfds:NAME` is left unchanged."""
+    """Return the path that a text means in a file of a folder; `hfds:NAME` is left unchanged."""
     if text.startswith(HUB_PREFIX):
         return Path(text)
-    return (folder / Path(text).expanduser()).resolve()
+    return Path(os.path.normpath(folder / Path(text).expanduser()))
 
 
 def _is_seed(value: Any, high: int) -> bool:

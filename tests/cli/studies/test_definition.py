@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simmim_bench.cli.studies.definition import Study, read_study
+from simmim_bench.cli.studies.definition import Study
+from simmim_bench.cli.studies.read import read_study
 from simmim_bench.errors import BenchError, DataError, UsageError
 
 PARTS = {
@@ -95,6 +96,26 @@ def test_a_varied_setting_makes_a_row_for_each_value(tmp_path: Path) -> None:
             "checkpoints.a.vary: 3 is neither",
         ),
         ({"checkpoints": "{a: {arch: x, teacher: b}}"}, UsageError, "teacher: b is neither a row"),
+        (
+            {"checkpoints": "{a: {arch: x, task: knn}}"},
+            UsageError,
+            "unknown name knn; known: image",
+        ),
+        (
+            {"checkpoints": "{a: {arch: x, task: imagenet, teacher: timm:x}}"},
+            UsageError,
+            "checkpoints.a.teacher: unknown key",
+        ),
+        (
+            {"checkpoints": "{random-b: {arch: x}}"},
+            UsageError,
+            "random-b is the name of a baseline",
+        ),
+        (
+            {"checkpoints": "{a: {arch: x, vary: {teacher: ['timm:a']}}}"},
+            UsageError,
+            "a-teacher-timm:a cannot name a row",
+        ),
         ({"checkpoints": "{a: {arch: x}, a: {arch: y}}"}, DataError, "key 'a' is given twice"),
         ({"baselines": "[rnd]"}, UsageError, "baselines: unknown name rnd; did you mean"),
         ({"reference": "our"}, UsageError, "reference: unknown name our; did you mean 'ours'?"),
@@ -103,6 +124,12 @@ def test_a_varied_setting_makes_a_row_for_each_value(tmp_path: Path) -> None:
         ({"out": "[a]"}, UsageError, "out: ['a'] is not a text."),
         ({"out": "{"}, DataError, "cannot be read as YAML"),
         ({"out": "!!python/name:os.system"}, DataError, "cannot be read as YAML"),
+        ({"checkpoints": "{a: {ckpt: 'py:a:b'}}"}, UsageError, "a.ckpt: py:a:b names code to run"),
+        (
+            {"checkpoints": "{a: {arch: x, overrides: {teacher: 'py:a:b'}}}"},
+            UsageError,
+            "overrides.teacher: py:a:b names code to run",
+        ),
     ],
 )
 def test_errors_name_the_key_and_what_is_allowed(
@@ -125,6 +152,24 @@ def test_the_images_of_a_pretraining_are_named_where_there_are_several(tmp_path:
         read(tmp_path, data=two, checkpoints="{a: {arch: x, data: pets}}", tasks="[imagenet]")
 
 
+def test_a_subset_is_a_data_set_for_pretraining_alone(tmp_path: Path) -> None:
+    data = "{cifar: {imagenet: cifar}, few: {subset_of: cifar, count: 20}}"
+    study = read(tmp_path, data=data, checkpoints="{a: {arch: x, data: few}}")
+    (subset,) = study.subsets
+    assert (subset.source, subset.count, subset.seed) == (tmp_path / "cifar", 20, 0)
+    assert study.checkpoints[0].data == subset.folder == study.out / "data" / "few"
+    assert study.tasks[0].data == ("cifar",)
+    for changed, says in (
+        ("subset_of: cifr, count: 2", "data.few.subset_of: unknown name cifr; did you mean"),
+        ("subset_of: cifar", "data.few.count: missing"),
+        ("subset_of: cifar, count: 0", "data.few.count: 0 is not a whole number from 1"),
+        ("subset_of: cifar, count: 2, imagenet: cifar", "data.few.imagenet: unknown key"),
+    ):
+        with pytest.raises(UsageError) as error:
+            read(tmp_path, data=f"{{cifar: {{imagenet: cifar}}, few: {{{changed}}}}}")
+        assert says in str(error.value)
+
+
 def test_a_file_that_does_not_exist_is_bad_data(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_study(tmp_path / "none.yaml")
@@ -136,7 +181,7 @@ def test_the_example_shows_every_key(tmp_path: Path) -> None:
         (tmp_path / "pocket" / layout).mkdir(parents=True)
     (tmp_path / "study.yaml").write_text(text)
     study = read_study(tmp_path / "study.yaml")
-    assert len(study.checkpoints) == 2
+    assert len(study.checkpoints) == 3
     # What is commented out is valid as well.
     more = [line.replace("# ", "", 1) for line in text.splitlines() if line.startswith("  # ")]
     entries = [line for line in more if line.strip().startswith(("distilled", "imagenet", "coco"))]

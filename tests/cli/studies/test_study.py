@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from simmim_bench.cli.main import cli
-from simmim_bench.cli.studies.definition import read_study
+from simmim_bench.cli.studies.read import read_study
 from simmim_bench.cli.studies.rows import list_study
 from simmim_bench.errors import InterruptedRun, UsageError
 from simmim_bench.jobs import workers
@@ -69,7 +69,9 @@ def test_a_plan_has_every_step_after_the_pretraining_that_it_waits_for(
 ) -> None:
     big = "{arch: swin_pocket, seeds: [4, 7]}"
     small = "{arch: vit_pocket, overrides: {target: teacher_features}, teacher: big}"
-    more = f"{{big: {big}, small: {small}, tuned: {{arch: swin_pocket, init_from: big}}}}"
+    tuned = "{arch: swin_pocket, init_from: big}"
+    labelled = "{arch: resnet_pocket, task: imagenet, overrides: {epochs: 3}}"
+    more = f"{{big: {big}, small: {small}, tuned: {tuned}, labelled: {labelled}}}"
     tasks = "{knn: {recipe: {swin_pocket: knn}}, linear: {seeds: 2}}"
     path = write(tmp_path, pocket, checkpoints=more, tasks=tasks)
     listed = list_study(read_study(path), download=False, log=lambda message: None)
@@ -80,14 +82,20 @@ def test_a_plan_has_every_step_after_the_pretraining_that_it_waits_for(
         "linear of random vit_pocket",
         "knn of random vit_pocket",
     ]
-    assert names[4:] == [
+    assert names[4:6] == ["linear of random resnet_pocket", "knn of random resnet_pocket"]
+    assert names[6:] == [
         *("pretraining of big, seed 4", "linear of big, seed 4", "knn of big, seed 4"),
         *("pretraining of big, seed 7", "linear of big, seed 7", "knn of big, seed 7"),
         *("pretraining of small, seed 0", "linear of small", "knn of small"),
         *("pretraining of tuned, seed 0", "linear of tuned", "knn of tuned"),
+        "imagenet of random weights for labelled, seed 0",
+        *("linear of labelled", "knn of labelled"),
     ]
     waits = {str(s): [str(one) for one in listed.needed_by(s)] for s in listed.steps}
-    assert {name for name, needed in waits.items() if not needed} == {*names[:5], names[7]}
+    assert {name for name, needed in waits.items() if not needed} == {
+        *(*names[:7], names[9], "imagenet of random weights for labelled, seed 0")
+    }
+    assert waits["knn of labelled"] == ["imagenet of random weights for labelled, seed 0"]
     assert waits["knn of big, seed 7"] == ["pretraining of big, seed 7"]
     # The teacher and the initial weights are those of the first seed.
     assert waits["pretraining of small, seed 0"] == ["pretraining of big, seed 4"]
@@ -97,16 +105,19 @@ def test_a_plan_has_every_step_after_the_pretraining_that_it_waits_for(
     assert f"teacher={teacher}" in by_name["pretraining of small, seed 0"].arguments()
     words = by_name["pretraining of tuned, seed 0"].arguments()
     assert words[words.index("--init-from") + 1] == teacher
-    # Every pretraining has other seeds, and random weights have those of all.
+    # Every pretraining has other seeds, and random weights have those of all of their architecture.
     seeds = {str(step): step.seeds for step in listed.transfers}
     assert seeds["linear of big, seed 4"] == (0, 1)
     assert seeds["linear of big, seed 7"] == (2, 3)
-    assert seeds["linear of random vit_pocket"] == (0, 1, 2, 3)
+    assert seeds["linear of random swin_pocket"] == (0, 1, 2, 3)
+    assert seeds["linear of random vit_pocket"] == (0, 1)
     recipes = {str(step): step.transfer.recipe.name for step in listed.transfers}
     assert recipes["knn of big, seed 4"] == recipes["knn of random swin_pocket"] == "knn"
     assert recipes["knn of small"] == recipes["knn of random vit_pocket"] == "knn_pocket"
     folders = [run_dir for step in listed.transfers for run_dir in step.run_dirs]
     assert len({*folders}) == len(folders)
+    # The score of the training itself is not one of the row.
+    assert listed.runs.keys() == {*folders} - {tmp_path / "out" / "trained" / "labelled" / "seed0"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +168,9 @@ def test_what_waits_for_a_failed_pretraining_is_not_run(
     steps = json.loads(study(path, "--quiet", "--json").stdout)
     assert [step["state"] for step in steps["steps"]] == ["failed", "not run"] * 2
     assert steps["report"] is None
+    refused = study(path, "--only-report", "--quiet")
+    assert isinstance(refused.exception, UsageError)
+    assert "no step has a score yet" in str(refused.exception)
 
 
 @pytest.mark.heavy
@@ -165,10 +179,15 @@ def test_an_interrupted_study_continues_and_its_report_equals_its_records(
 ) -> None:
     pocket = few.parent
     monkeypatch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 4)  # for speed
-    path, out = write(tmp_path, pocket, reference="random"), tmp_path / "out"
+    quick = "{epochs: 1, warmup_epochs: 0, batch_size: 6}"
+    labelled = f"{{arch: vit_pocket, task: imagenet, overrides: {quick}}}"
+    ours = f"{{arch: vit_pocket, overrides: {QUICK}, seeds: 2}}"
+    rows = f"{{ours: {ours}, labelled: {labelled}}}"
+    path = write(tmp_path, pocket, reference="random", checkpoints=rows)
+    out = tmp_path / "out"
     planned = json.loads(study(path, "--dry-run", "--json").stdout)
     assert [one["state"] for one in planned["pretrainings"]] == ["to do"] * 2
-    assert [one["state"] for one in planned["transfers"]] == ["to do"] * 6
+    assert [one["state"] for one in planned["transfers"]] == ["to do"] * 9
     assert planned["transfers"][0]["power"][0]["units"] == 2
     assert not out.exists()
 
@@ -189,16 +208,19 @@ def test_an_interrupted_study_continues_and_its_report_equals_its_records(
     words = (path, "--workers", "1", "--quiet")
     stopped = study(*words)
     assert isinstance(stopped.exception, InterruptedRun)
-    assert "study: stopped by SIGTERM; 4 steps are left (knn of ours, seed 0" in str(
+    assert "study: stopped by SIGTERM; 7 steps are left (knn of ours, seed 0" in str(
         stopped.exception
     )
-    assert "4 of 8 steps of study.yaml are done." in (out / "report.md").read_text()
+    assert "4 of 11 steps of study.yaml are done." in (out / "report.md").read_text()
     begun = [*started]
     assert begun == ["transfer linear", "transfer knn", "pretrain --arch", "transfer linear"]
     done = study(*words, "--json")
     assert done.exit_code == 0, done.output
     assert {step["state"] for step in json.loads(done.stdout)["steps"]} == {"done"}
-    assert [*begun, "transfer knn", "pretrain --arch", "transfer linear", "transfer knn"] == started
+    assert started == [
+        *(*begun, "transfer knn", "pretrain --arch", "transfer linear", "transfer knn"),
+        *("transfer imagenet", "transfer linear", "transfer knn"),
+    ]
     torch.set_num_threads(threads)
     again = json.loads(study(path, "--dry-run", "--json").stdout)
     assert {one["state"] for one in again["pretrainings"] + again["transfers"]} == {"done"}
@@ -212,8 +234,9 @@ def test_an_interrupted_study_continues_and_its_report_equals_its_records(
     for values in scores.values():
         assert f"{fmean(values):.1f}" in report
     plain = json.loads((out / "report.json").read_text())
-    found = {one["column"]: one for one in plain["differences"]}
-    assert {one["row"] for one in found.values()} == {"ours"}
+    found = {one["column"]: one for one in plain["differences"] if one["row"] == "ours"}
+    assert {one["row"] for one in plain["differences"]} == {"ours", "labelled"}
+    assert plain["training_seconds"].keys() == {"ours", "labelled"}
     for column, task in (("linear", "linear"), ("k-NN", "knn")):
         expected = fmean(scores["ours", task]) - fmean(scores["random", task])
         assert found[column]["points"] == pytest.approx(expected)
@@ -229,7 +252,7 @@ def test_an_interrupted_study_continues_and_its_report_equals_its_records(
     )
     assert checked.exit_code == 0, checked.output
     longer = f"{{ours: {{arch: vit_pocket, overrides: {QUICK.replace('epochs: 1', 'epochs: 2')}}}}}"
-    write(tmp_path, pocket, checkpoints=longer)
+    write(tmp_path, pocket, checkpoints=longer)  # a row fewer, and another recipe
     blocked = study(path, "--dry-run", "--json")
     assert isinstance(blocked.exception, UsageError)
     assert "epochs 1, now 2" in str(blocked.exception)
