@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.build import check_sizes
-from pretrain.launch import pretraining_status, resolve_recipe, run_pretraining
-from pretrain.recipes import PretrainRecipe
+from pretrain.launch import pretraining_status, run_pretraining
+from pretrain.recipes import PretrainRecipe, resolve_recipe
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext

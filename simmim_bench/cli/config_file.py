@@ -1,20 +1,17 @@
 """Read --config FILE: the settings of a recipe in YAML, or the `recipe.json` that a run has written.
 
-Nothing here loads torch.
+Loads no torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import UsageError
 from simmim_bench.recipe import ABOUT
-
-LARGEST = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -68,25 +65,9 @@ def read_config(path: Path) -> Config:
 
 
 def _parse(path: Path) -> Mapping[str, Any]:
-    import yaml
+    from simmim_bench.untrusted.yaml_text import read_yaml
 
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LARGEST + 1)
-    except OSError as error:
-        raise DataError(
-            f"--config {path} cannot be read: {error.strerror}; correct the path."
-        ) from error
-    if len(text) > LARGEST:
-        raise DataError(f"--config {path} has more than {LARGEST:,} bytes; use a file of settings.")
-    try:
-        # JSON is YAML, but for numbers such as 1e-05, which YAML 1.1 takes for text.
-        content = json.loads(text) if text.lstrip()[:1] == b"{" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"--config {path} is not YAML: {reason}; write `key: value` lines."
-        ) from error
+    content = read_yaml(path, "--config")  # JSON is YAML
     if not isinstance(content, Mapping):
         raise UsageError(
             f"--config {path} holds no settings; write `key: value` lines, such as `epochs: 10`."

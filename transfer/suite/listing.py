@@ -86,7 +86,8 @@ def list_steps(
                     f"the runs of {folders[folder]} and {ckpt} would share the folder {folder}; run two suites "
                     "with different --out."
                 )
-            steps += steps_of(name, plan, folder)
+            provisional = ckpt in options.expected
+            steps += (replace(one, provisional=provisional) for one in steps_of(name, plan, folder))
     return steps, unread
 
 
