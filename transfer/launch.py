@@ -19,7 +19,8 @@ from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
 from simmim_bench.models.external_spec import ExternalSpec
-from simmim_bench.recipe import Recipe, deviations, find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import Recipe, deviations, find_recipe
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions

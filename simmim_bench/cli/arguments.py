@@ -88,7 +88,8 @@ def check_transfer(task: str, ckpt: str, recipe: str | None, overrides: Sequence
         UsageError: an unknown recipe, one of another task, or an override that its type does not take.
         DataError: the checkpoint does not exist.
     """
-    from simmim_bench.recipe import find_recipe, override, parse_overrides
+    from simmim_bench.overrides import override, parse_overrides
+    from simmim_bench.recipe import find_recipe
     from transfer.recipes import RECIPES, check_recipe_type
     from transfer.tasks import TASK_RECIPES
 

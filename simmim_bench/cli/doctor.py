@@ -185,7 +185,8 @@ def _check_request(
         UsageError: an unknown recipe, architecture or override, or an option without the one it needs.
     """
     from simmim_bench.models.archs import find_spec
-    from simmim_bench.recipe import find_recipe, override
+    from simmim_bench.overrides import override
+    from simmim_bench.recipe import find_recipe
 
     if arch is not None:
         find_spec(arch)

@@ -14,7 +14,8 @@ from simmim_bench.cli.config_file import read_config
 from simmim_bench.cli.recipe_options import KEY_OPTIONS, pop_overrides
 from simmim_bench.cli.recipe_table import meanings
 from simmim_bench.models.archs import suggest_arch
-from simmim_bench.recipe import ABOUT, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import ABOUT
 from simmim_bench.training.few_images import suggest_batch_size
 from transfer.evaluate.recipes import EvaluateRecipe
 from transfer.tasks import RUNNERS

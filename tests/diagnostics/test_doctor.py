@@ -31,7 +31,7 @@ from simmim_bench.diagnostics.frameworks import FRAMEWORKS, Framework, check_fra
 from simmim_bench.diagnostics.machine import HIDING, check_gpus
 from simmim_bench.display import Display
 from simmim_bench.models.build import build_backbone
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from simmim_bench.training.memory import GIB, StepMemory
 from transfer.detection.doctor_checks import check_coco
 from transfer.finetune.doctor_checks import check_imagenet
