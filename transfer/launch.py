@@ -28,7 +28,7 @@ from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
 from simmim_bench.training.precision import describe_slow_precision
-from transfer.fewshot import check_draw
+from transfer.fewshot import check_draw, check_limit
 from transfer.images import check_images, default_overrides
 from transfer.job import TransferJob
 from transfer.recipes import (
@@ -175,7 +175,9 @@ def resolve_transfer(
         overrides = (*geometric, *overrides)
     recipe = override(named, overrides)
     check_recipe_type(task, recipe)
-    check_draw(task, recipe, request.task_options.get("split"))
+    split = request.task_options.get("split")
+    check_draw(task, recipe, split)
+    check_limit(recipe, split)
     check_images(task, recipe, checkpoint)
     arguments: dict[str, Any] = {
         "task": task,

@@ -30,6 +30,7 @@ def forecast_ablation(study: AblationStudy, warn: Callable[[str], None]) -> Fore
         metric=study.metric,
         recipe=recipe.sha256(),
         data=(str(study.transfer_data), None),
+        limit=getattr(recipe, "limit", None),
         unit="pretraining",
         paired=task.samples_images,
     )
