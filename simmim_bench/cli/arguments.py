@@ -8,7 +8,6 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.data.named import HUB_PREFIX, DataSet
 from simmim_bench.data.split_folders import SPLIT_FOLDERS, describe_missing_split, split_folder
 from simmim_bench.errors import DataError
+from simmim_bench.launcher import is_one_of_several
 from simmim_bench.tasks import LAYOUTS, TASKS
 
 if TYPE_CHECKING:
@@ -27,11 +27,6 @@ CKPT_FORMS = (
     "use a checkpoint or run directory, a weights file, random:ARCH, timm:NAME, hub:ORG/NAME or "
     "py:package.module:factory."
 )
-
-
-def is_one_of_several() -> bool:
-    """Return whether torchrun or srun seems to have started this process as one of several."""
-    return any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def _exists(path: Path) -> bool:

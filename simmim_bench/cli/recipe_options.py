@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from simmim_bench.cli.arguments import is_one_of_several
 from simmim_bench.cli.config_file import Config, read_config
 from simmim_bench.errors import UsageError
+from simmim_bench.launcher import is_one_of_several
 from simmim_bench.recipe import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("auto", "bf16", "fp16", "fp32")
