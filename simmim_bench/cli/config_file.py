@@ -5,16 +5,15 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import UsageError
 from simmim_bench.recipe import ABOUT
-
-LARGEST = 2**20  # bytes
+from simmim_bench.untrusted.json_text import parse_json
+from simmim_bench.untrusted.paths import read_bytes
 
 
 @dataclass(frozen=True)
@@ -68,25 +67,13 @@ def read_config(path: Path) -> Config:
 
 
 def _parse(path: Path) -> Mapping[str, Any]:
-    import yaml
+    from simmim_bench.cli.yaml_file import MAX_BYTES, parse_yaml
 
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LARGEST + 1)
-    except OSError as error:
-        raise DataError(
-            f"--config {path} cannot be read: {error.strerror}; correct the path."
-        ) from error
-    if len(text) > LARGEST:
-        raise DataError(f"--config {path} has more than {LARGEST:,} bytes; use a file of settings.")
-    try:
-        # JSON is YAML, but for numbers such as 1e-05, which YAML 1.1 takes for text.
-        content = json.loads(text) if text.lstrip()[:1] == b"{" else yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(
-            f"--config {path} is not YAML: {reason}; write `key: value` lines."
-        ) from error
+    raw = read_bytes(path, "--config", MAX_BYTES)
+    try:  # a recipe.json may have what YAML does not read, such as escaped emoji
+        content = parse_json(raw, finite=False)
+    except ValueError:
+        content = parse_yaml(raw, path, "--config")
     if not isinstance(content, Mapping):
         raise UsageError(
             f"--config {path} holds no settings; write `key: value` lines, such as `epochs: 10`."
@@ -96,23 +83,15 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 def _assignments(values: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[str]:
     """Yield the settings as `key=value` texts; those of a nested mapping as `name.key=value`."""
+    from simmim_bench.cli.yaml_file import setting_text
+
     for key, value in values.items():
         if isinstance(value, Mapping) and not prefix:
             yield from _assignments(value, path, f"{key}.")
         else:
-            yield f"{prefix}{key}={_text(value, f'{prefix}{key}', path)}"
-
-
-def _text(value: Any, key: str, path: Path) -> str:
-    """Return a value as -o takes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float | str):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(one, int | float | str) for one in value):
-        return ",".join(map(str, value)) if value else "()"
-    raise UsageError(
-        f"--config {path}: {key} is not a number, a text, a boolean or a list of them."
-    )
+            text = setting_text(value)
+            if text is None:
+                raise UsageError(
+                    f"--config {path}: {prefix}{key} is not a number, a text, a boolean or a list of them."
+                )
+            yield f"{prefix}{key}={text}"

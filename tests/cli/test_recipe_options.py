@@ -55,6 +55,27 @@ def test_a_recipe_that_a_run_has_written_is_given_back(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        ("epochs: 3\nepochs: 4\n", 4, "key 'epochs' is given twice"),
+        ("epochs: {of: {all: 3}}\n", 2, "epochs.of is not a number, a text"),
+        ("- 3\n", 2, "holds no settings"),
+        ("arch: [\n", 4, "cannot be read as YAML"),
+        ("{epoch: 3}", 2, "did you mean 'epochs'"),
+        (None, 4, "does not exist"),
+    ],
+)
+def test_a_wrong_config_is_refused(
+    content: str | None, code: int, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    arguments = ("pretrain", "--arch", "vit_pocket", "--data", tmp_path, "--config", path)
+    assert says in fails(code, *arguments)
+
+
 def test_help_recipe_needs_no_other_option() -> None:
     code, out, _ = run("transfer", "coco", "--help-recipe", "-o", "max_iters=90000")
     assert code == 0

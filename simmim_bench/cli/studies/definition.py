@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from simmim_bench.cli.studies.sections import Section, read_section, read_yaml, resolve_path
+from simmim_bench.cli.studies.sections import Section, read_section, resolve_path
+from simmim_bench.cli.yaml_file import read_yaml
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.errors import DataError
 from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, Task, variants, variants_of

@@ -7,46 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from simmim_bench.cli.yaml_file import setting_text
 from simmim_bench.data.named import HUB_PREFIX, NAME
-from simmim_bench.errors import DataError, UsageError, nearest
-from simmim_bench.untrusted.paths import read_bytes
+from simmim_bench.errors import UsageError, nearest
 from simmim_bench.untrusted.text import shorten, visible
-
-MAX_BYTES = 1 << 20
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key that is given twice, of which YAML's would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping whose keys are unique; merged ones (`<<`) may be given again."""
-        keys = [one.value for one, _ in node.value if isinstance(one, yaml.ScalarNode)]
-        twice = next((key for key in keys if key != "<<" and keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(
-                problem=f"key '{twice}' is given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, what: str) -> Any:
-    """Read a YAML file of plain values.
-
-    Args:
-        what: what the file should be, for error messages.
-
-    Raises:
-        DataError: the file does not exist, is too large, or is not YAML.
-    """
-    try:
-        return yaml.load(read_bytes(path, what, MAX_BYTES), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).replace("<byte string>", path.name).split())
-        raise DataError(
-            f"{what} {path} cannot be read as YAML: {visible(shorten(reason))}"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -137,11 +101,10 @@ class Section:
         return tuple(f"{name}={self._setting(key, name, one)}" for name, one in value.items())
 
     def _setting(self, key: str, name: str, value: Any) -> str:
-        if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
-            return ",".join(map(str, value)) or "()"
-        if isinstance(value, list | dict):
+        text = setting_text(value)
+        if text is None:
             raise self.error(f"{key}.{_show(name)}", f"{_show(value)} is not a value.")
-        return str(value)
+        return text
 
     def section(self, key: str, value: Any, example: str = "") -> Section:
         """Return a mapping below a key; nothing is an empty one."""
