@@ -108,7 +108,7 @@ wheel-check: $(STAMP)  ## build the wheel and run it from an empty directory, wi
 	    simmim-bench --version && \
 	    simmim-bench pocket pocket --img-size 32 --imagenet 40 20 --coco 2 2 --ade20k 2 2 && \
 	    simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out run \
-	        -o epochs=1 -o warmup_epochs=0 && \
+	        --epochs 1 -o warmup_epochs=0 && \
 	    simmim-bench transfer linear --ckpt run --data pocket/imagenet --out linear
 
 clean:  ## remove the environment and caches

@@ -28,7 +28,8 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.options import all_recipes
 from simmim_bench.diagnostics.estimate import PUBLISHED, Work
 from simmim_bench.display import format_duration
-from simmim_bench.recipe import find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import find_recipe
 from simmim_bench.training.flops import count_flops
 from simmim_bench.training.memory import GIB
 from transfer.tasks import load_function, runner_of, task_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pretrain.recipes import PretrainRecipe, resolve_recipe
+from pretrain.recipes import PretrainRecipe
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
@@ -14,8 +14,6 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.untrusted.json_text import read_json
-
-__all__ = ["pretraining_status", "resolve_recipe", "run_pretraining"]
 
 
 def run_pretraining(

@@ -14,7 +14,8 @@ from pretrain.systems import SYSTEMS
 from simmim_bench.data.pixel_format import VALUE_RANGES, PixelFormat, ValueRange, check_statistics
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
-from simmim_bench.recipe import Precision, Recipe, check_positive, find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import Precision, Recipe, check_positive, find_recipe
 
 # Classes divide the range [0, 1] of 8 or 16 bits; a tokenizer or teacher takes pixels of 8 bits.
 RANGES_OF_TARGETS: dict[str, tuple[ValueRange, ...]] = {

@@ -143,8 +143,9 @@ def build(
     for line in describe_left_out(held_out, "val") if held_out is not None else ():
         context.run.log(line)
     images = limit_images(images, recipe.limit, "train")
-    check_batch_fits(recipe.batch_size, len(images))
-    held_out = images if held_out is None else limit_images(held_out, recipe.limit, "val")
+    if saved is None:
+        check_batch_fits(recipe.batch_size, len(images))
+    held_out = limit_images(held_out, recipe.limit, "val") if held_out else images
     probe = None
     if options.probe_data is not None:
         probe = load_probe_images(

@@ -134,7 +134,9 @@ def log_setup(pretraining: Pretraining) -> None:
         f"processes={pretraining.context.dist.size} accumulation_steps={state.accumulation_steps}"
     )
     for line in (
-        *few_steps_warnings(recipe.batch_size, len(pretraining.images), recipe.epochs),
+        *few_steps_warnings(
+            recipe.batch_size, len(pretraining.images), len(state.loader), recipe.epochs
+        ),
         *describe_slow_precision(recipe.precision, pretraining.context.dist.device),
     ):
         run.log(f"pretrain: warning: {line}")

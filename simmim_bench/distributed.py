@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -39,6 +39,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim_bench.errors import BenchError, UsageError
+from simmim_bench.launcher import is_one_of_several, read_launcher_env
 
 # A step's collectives wait for processes that compute the same; 10 minutes is torch's default for NCCL.
 STEP_TIMEOUT = timedelta(minutes=10)
@@ -325,30 +326,6 @@ def _is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def read_launcher_env(environment: Mapping[str, str]) -> tuple[int, int, int]:
-    """Read (rank, number of processes, local rank) from torchrun's or srun's variables.
-
-    Returns:
-        (0, 1, 0) where neither launcher has set its variables.
-
-    Raises:
-        UsageError: the variables contradict each other.
-    """
-    if "WORLD_SIZE" in environment and "RANK" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    else:
-        return 0, 1, 0
-    try:
-        rank, size, local = (int(environment.get(name, "0")) for name in names)
-    except ValueError as error:
-        raise UsageError(f"{', '.join(names)} are not all integers: {error}.") from error
-    if not 0 <= rank < size:
-        raise UsageError(f"{names[0]} {rank} is not below {names[1]} {size}.")
-    return rank, size, local
-
-
 def _set_slurm_rendezvous() -> None:
     """Set MASTER_ADDR and MASTER_PORT from the first node of a SLURM step."""
     if "MASTER_ADDR" in os.environ:
@@ -402,14 +379,6 @@ def init_distributed() -> Iterator[DistContext]:
     assert not isinstance(waiting, int)  # torch's sign of a process outside of the group
     yield DistContext(rank, size, device, waiting)
     torch_dist.destroy_process_group()
-
-
-def is_one_of_several() -> bool:
-    """Return whether a launcher has started this process as one of several."""
-    try:
-        return read_launcher_env(os.environ)[1] > 1
-    except UsageError:  # the process group was never joined
-        return False
 
 
 def exit_process(code: int) -> None:

@@ -22,7 +22,7 @@ from simmim_bench.data.statistics import compute_statistics
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from transfer.finetune.simmim_recipes import IMAGENET_VIT_B_800EP
 from transfer.images import check_images, default_overrides
 

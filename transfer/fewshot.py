@@ -46,6 +46,19 @@ def check_draw(task: str, recipe: Recipe, split: Path | None) -> None:
         )
 
 
+def check_limit(recipe: Recipe, split: Path | None) -> None:
+    """Refuse a limit that would leave out images that a file lists.
+
+    Raises:
+        UsageError: the recipe has a limit, and a file lists the training images.
+    """
+    limit: int | None = getattr(recipe, "limit", None)
+    if limit is not None and split is not None:
+        raise UsageError(
+            f"limit={limit} leaves out images that --split {split} lists; remove one of the two."
+        )
+
+
 def few_shot_images(
     train: ImageSource,
     fraction: float,

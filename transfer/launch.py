@@ -19,7 +19,8 @@ from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.errors import UsageError
 from simmim_bench.models.external_spec import ExternalSpec
-from simmim_bench.recipe import Recipe, deviations, find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import Recipe, deviations, find_recipe
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
@@ -27,7 +28,7 @@ from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
 from simmim_bench.training.precision import describe_slow_precision
-from transfer.fewshot import check_draw
+from transfer.fewshot import check_draw, check_limit
 from transfer.images import check_images, default_overrides
 from transfer.job import TransferJob
 from transfer.recipes import (
@@ -174,7 +175,9 @@ def resolve_transfer(
         overrides = (*geometric, *overrides)
     recipe = override(named, overrides)
     check_recipe_type(task, recipe)
-    check_draw(task, recipe, request.task_options.get("split"))
+    split = request.task_options.get("split")
+    check_draw(task, recipe, split)
+    check_limit(recipe, split)
     check_images(task, recipe, checkpoint)
     arguments: dict[str, Any] = {
         "task": task,

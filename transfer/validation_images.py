@@ -8,7 +8,7 @@ from simmim_bench.data.labelled_shards import packed_images
 from simmim_bench.data.listing import list_tree
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.packed_index import INDEX
-from simmim_bench.data.sources import split_folder
+from simmim_bench.data.split_folders import split_folder
 from simmim_bench.errors import DataError
 
 

@@ -71,7 +71,7 @@ AXES = ("masking", "ratio", "head", "resolution", "target", "loss", "scope", "en
 @override_option(
     "Change one setting of the pretraining recipe in every cell, such as epochs=10; may be repeated."
 )
-@apply_key_options(ABLATE_FLAGS)
+@apply_key_options(ABLATE_FLAGS, "the pretraining recipe")
 @CONFIG_OPTION
 @click.option(
     "--transfer-recipe",

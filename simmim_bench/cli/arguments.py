@@ -8,14 +8,15 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.data.named import HUB_PREFIX, DataSet
+from simmim_bench.data.split_folders import SPLIT_FOLDERS, describe_missing_split, split_folder
 from simmim_bench.errors import DataError
+from simmim_bench.launcher import is_one_of_several
 from simmim_bench.tasks import LAYOUTS, TASKS
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ CKPT_FORMS = (
 
 def _exists(path: Path) -> bool:
     """Return whether a path exists, and True in one of several processes."""
-    several = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    return several or path.exists()
+    return is_one_of_several() or path.exists()
 
 
 def check_ckpt(ckpt: str) -> None:
@@ -64,7 +64,28 @@ def check_folder(folder: Path, option: str) -> None:
         DataError: it does not.
     """
     if not folder.is_dir():
-        raise DataError(f"{option} {folder} does not exist; pass the data set's folder.")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"{option} {folder} {what}; pass the data set's folder.")
+
+
+def missing_folders(data_sets: Mapping[str, Path]) -> Iterator[str]:
+    """Yield what is missing of data sets without reading them, one line each.
+
+    Args:
+        data_sets: folders, or `hfds:NAME`, by layout.
+    """
+    for layout, root in data_sets.items():
+        if str(root).startswith(HUB_PREFIX):
+            continue
+        try:
+            check_folder(root, f"--{layout}")
+        except DataError as error:
+            yield str(error)
+            continue
+        for split in SPLIT_FOLDERS if layout == "imagenet" else ():
+            folder = split_folder(root, split)
+            if not folder.is_dir():
+                yield describe_missing_split(folder)
 
 
 def check_data(task: str, data_sets: Sequence[DataSet]) -> None:
@@ -88,7 +109,8 @@ def check_transfer(task: str, ckpt: str, recipe: str | None, overrides: Sequence
         UsageError: an unknown recipe, one of another task, or an override that its type does not take.
         DataError: the checkpoint does not exist.
     """
-    from simmim_bench.recipe import find_recipe, override, parse_overrides
+    from simmim_bench.overrides import override, parse_overrides
+    from simmim_bench.recipe import find_recipe
     from transfer.recipes import RECIPES, check_recipe_type
     from transfer.tasks import TASK_RECIPES
 

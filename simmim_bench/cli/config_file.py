@@ -77,23 +77,15 @@ def _parse(path: Path) -> Mapping[str, Any]:
 
 def _assignments(values: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[str]:
     """Yield the settings as `key=value` texts; those of a nested mapping as `name.key=value`."""
+    from simmim_bench.untrusted.yaml_text import setting_text
+
     for key, value in values.items():
         if isinstance(value, Mapping) and not prefix:
             yield from _assignments(value, path, f"{key}.")
         else:
-            yield f"{prefix}{key}={_text(value, f'{prefix}{key}', path)}"
-
-
-def _text(value: Any, key: str, path: Path) -> str:
-    """Return a value as -o takes it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float | str):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(one, int | float | str) for one in value):
-        return ",".join(map(str, value)) if value else "()"
-    raise UsageError(
-        f"--config {path}: {key} is not a number, a text, a boolean or a list of them."
-    )
+            text = setting_text(value)
+            if text is None:
+                raise UsageError(
+                    f"--config {path}: {prefix}{key} is not a number, a text, a boolean or a list of them."
+                )
+            yield f"{prefix}{key}={text}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from simmim_bench.cli.arguments import missing_folders
 from simmim_bench.cli.options import (
     PATH,
     all_recipes,
@@ -185,7 +186,8 @@ def _check_request(
         UsageError: an unknown recipe, architecture or override, or an option without the one it needs.
     """
     from simmim_bench.models.archs import find_spec
-    from simmim_bench.recipe import find_recipe, override
+    from simmim_bench.overrides import override
+    from simmim_bench.recipe import find_recipe
 
     if arch is not None:
         find_spec(arch)
@@ -213,6 +215,8 @@ def _examine(request: DoctorRequest, display: Display) -> Iterator[Finding]:
     """Yield all findings, group by group."""
     from simmim_bench.diagnostics.frameworks import FRAMEWORKS, check_frameworks
 
+    for line in missing_folders(request.data_sets):  # before the frameworks, which take a while
+        display.log(f"warning: {line}")
     for_recipe = _frameworks_of(request)
     display.log(f"importing {len(FRAMEWORKS)} frameworks")
     frameworks = check_frameworks(FRAMEWORKS, _frameworks_for_data(request) | for_recipe)
@@ -337,7 +341,7 @@ def _estimate(
     if refused is not None:
         yield refused
         return
-    data = data_size(layout, of_data)
+    data = data_size(layout, of_data).limited(getattr(recipe, "limit", None))
     display.log(f"measuring {recipe.name} on {spec.arch}")
     if device.type == "cpu":
         retain_freed_memory()  # as training does

@@ -54,7 +54,7 @@ class EvaluateCommand(RecipeCommand):
     scoring_recipes,
     recipe_help="Named recipe; by default a run's own, `evaluate_imagenet` with the preprocessing of a file's "
     "publisher, or the default of coco or ade20k for the backbone.",
-    override_example="img_size=256",
+    override_example="test_crop_ratio=1",
     seeded=False,
     flags=SCORING_FLAGS,
 )
@@ -88,7 +88,7 @@ def evaluate(
       simmim-bench evaluate imagenet --ckpt runs/vit_b/imagenet/seed0 --data imagenet
       simmim-bench evaluate imagenet --ckpt simmim_finetune__vit_base.pth --data imagenet
       simmim-bench evaluate imagenet --ckpt resnet50-11ad3fa6.pth --data imagenet
-      simmim-bench evaluate imagenet --ckpt timm:deit_small_patch16_224 --data imagenet -o img_size=256
+      simmim-bench evaluate imagenet --ckpt timm:deit_small_patch16_224 --data imagenet --img-size 256
       simmim-bench evaluate imagenet --ckpt x.pth --model timm:vit_base_patch16_224.augreg_in1k --data imagenet
       simmim-bench evaluate coco --ckpt runs/vit_b/coco/seed0 --data coco
 

@@ -39,6 +39,7 @@ from simmim_bench.cli.suite import suite
 from simmim_bench.cli.transfer import transfer
 from simmim_bench.cli.visualize import visualize
 from simmim_bench.errors import BenchError, InterruptedRun, UsageError
+from simmim_bench.launcher import is_one_of_several, read_launcher_env
 from simmim_bench.signals import StopSignal, raise_on_signals, requeue_job
 from simmim_bench.untrusted.text import visible_lines
 
@@ -93,7 +94,7 @@ def main() -> None:
         raise
     except Exception as error:
         distributed = sys.modules.get("simmim_bench.distributed")
-        if distributed is not None and distributed.is_one_of_several():
+        if distributed is not None and is_one_of_several():
             distributed.exit_failed(error)
         raise
 
@@ -142,7 +143,7 @@ def _requeue(number: int) -> None:
     """
     if number != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ:
         return
-    from simmim_bench.distributed import LAUNCHER_S, read_launcher_env
+    from simmim_bench.distributed import LAUNCHER_S
 
     rank = 0
     with suppress(UsageError):  # contradicting variables: the command is one process

@@ -49,7 +49,7 @@ def print_recipe(given: dict[str, Any], choose_recipe: ChooseRecipe) -> None:
     """
     from simmim_bench.cli.recipe_options import pop_overrides
     from simmim_bench.cli.recipe_table import recipe_table
-    from simmim_bench.recipe import override
+    from simmim_bench.overrides import override
 
     overrides, config = pop_overrides(given)
     named = choose_recipe({**given, "recipe": given["recipe"] or config.recipe})

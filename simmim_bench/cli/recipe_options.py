@@ -15,6 +15,7 @@ import click
 
 from simmim_bench.cli.config_file import Config, read_config
 from simmim_bench.errors import UsageError
+from simmim_bench.launcher import is_one_of_several
 from simmim_bench.recipe import Precision
 
 PRECISIONS: tuple[Precision, ...] = ("auto", "bf16", "fp16", "fp32")
@@ -43,13 +44,13 @@ class KeyOption:
         """The name of the click parameter."""
         return f"key_{self.key}"
 
-    def declare(self, *, of_tasks: bool = False) -> Any:
+    def declare(self, of: str = "") -> Any:
         """Return the click option.
 
         Args:
-            of_tasks: whether the command has the recipes of several tasks.
+            of: what has the key, in a command with several recipes.
         """
-        of = " of every task that has it" if of_tasks else ""
+        of = f" of {of}" if of else ""
         return click.option(
             self.flag,
             self.parameter,
@@ -109,7 +110,7 @@ CONFIG_OPTION = click.option(
 DEVICE_OPTION = click.option(
     DEVICE,
     metavar="cpu|cuda|cuda:N",
-    callback=lambda _context, _option, text: choose_device(text),
+    callback=lambda context, _, text: None if context.resilient_parsing else choose_device(text),
     expose_value=False,
     help="Device to run on; by default the GPUs, or the CPU where there is none.",
 )
@@ -130,9 +131,9 @@ def choose_device(text: str | None) -> None:
     if kind != "cuda" or (colon and not number.isdecimal()):
         raise UsageError(f"{DEVICE} {text} is not a device; use cpu, cuda or cuda:N.")
     if number:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_one_of_several():
             raise UsageError(
-                f"{DEVICE} {text} is one GPU, but torchrun gives each process its own; remove it."
+                f"{DEVICE} {text} is one GPU, but torchrun and srun give each process its own; remove it."
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         known = None if visible is None else visible.split(",")
@@ -165,16 +166,16 @@ def describe_instead(error: click.ClickException) -> str:
     return f" Use -o {what}."
 
 
-def key_options(flags: Sequence[str] | None = None, *, of_tasks: bool = False) -> list[Any]:
+def key_options(flags: Sequence[str] | None = None, of: str = "") -> list[Any]:
     """Return the click options of some flags, or of all; see `KeyOption.declare`."""
-    return [KEY_OPTIONS[flag].declare(of_tasks=of_tasks) for flag in flags or KEY_OPTIONS]
+    return [KEY_OPTIONS[flag].declare(of) for flag in flags or KEY_OPTIONS]
 
 
-def apply_key_options(flags: Sequence[str], *, of_tasks: bool = False) -> Callable[[Any], Any]:
+def apply_key_options(flags: Sequence[str], of: str) -> Callable[[Any], Any]:
     """Return a decorator that adds the options of some flags; see `key_options`."""
 
     def decorate(command: Any) -> Any:
-        for option in reversed(key_options(flags, of_tasks=of_tasks)):
+        for option in reversed(key_options(flags, of)):
             command = option(command)
         return command
 

@@ -150,7 +150,7 @@ def complete_recipe(
     metavar="TASK.KEY=VALUE",
     help="Change one setting of a task's recipe, such as coco.max_iters=9000; may be repeated.",
 )
-@apply_key_options(SUITE_FLAGS, of_tasks=True)
+@apply_key_options(SUITE_FLAGS, "every task that has it")
 @CONFIG_OPTION
 @DETERMINISTIC_OPTION
 @click.option(

@@ -17,12 +17,8 @@ from simmim_bench.data.names import FileNames, SharedArray
 from simmim_bench.data.packed import UNLABELLED
 from simmim_bench.data.packed_index import INDEX
 from simmim_bench.data.shards import sorted_shards
-from simmim_bench.data.sources import (
-    ImageList,
-    ImageSource,
-    NamedImages,
-    split_folder,
-)
+from simmim_bench.data.sources import ImageList, ImageSource, NamedImages
+from simmim_bench.data.split_folders import split_folder
 from simmim_bench.errors import DataError, UsageError
 
 SPLITS = ("train", "val")

@@ -37,11 +37,9 @@ from simmim_bench.data.names import FileNames, PathList, SharedArray
 from simmim_bench.data.packed import PackedImages
 from simmim_bench.data.packed_index import INDEX
 from simmim_bench.data.shards import sorted_shards, tar_shards
+from simmim_bench.data.split_folders import describe_missing_split, split_folder
 from simmim_bench.errors import DataError
 
-# Names of the splits' folders, the first one preferred: Roboflow exports valid/, and timm reads all of them
-# (timm/data/dataset_factory.py, _TRAIN_SYNONYM and _EVAL_SYNONYM).
-SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 OUTSIDE = -1  # instead of a class, of images that are in no class folder
 
 
@@ -187,16 +185,6 @@ def _file_size(path: str) -> int:
         ) from error
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """Return the folder of a split; if it does not exist under any name, the preferred one.
-
-    Args:
-        split: `train` or `val`.
-    """
-    folders = [root / name for name in SPLIT_FOLDERS[split]]
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
-
-
 def class_files(root: Path, split: str) -> NamedImages:
     """List a split in ImageNet's layout, `root/split/class/image`, or in labelled tar shards, `root/split/*.tar`.
 
@@ -248,10 +236,7 @@ def list_classes(root: Path, split: str) -> NamedImages:
     """
     folder = split_folder(root, split)
     if not folder.is_dir():
-        raise DataError(
-            f"data folder {folder} does not exist; use a folder with train/ and val/, each with one folder "
-            "per class."
-        )
+        raise DataError(describe_missing_split(folder))
     return list_class_folders(folder, root)
 
 

@@ -1,4 +1,4 @@
-"""Sample a fraction of labelled images: equally many of every class, or the same fraction of every class."""
+"""Sample images: equally many of every class, or the same fraction of every class; or a number of them, for `limit`."""
 
 from __future__ import annotations
 
@@ -66,11 +66,20 @@ def limit_images(images: AnyImages, limit: int | None, split: str) -> AnyImages:
     classes = len(np.unique(images.labels))
     if limit < classes:
         raise UsageError(
-            f"limit={limit} is less than one image for each of the {classes:,} classes of {split}/; use {classes} or "
-            "more."
+            f"limit={limit} is less than one image for each of the {classes:,} classes of {split}/; use --limit "
+            f"{classes} or more."
         )
-    chosen = balanced_subset(images.labels, limit / len(images), seed=0)
-    return cast(AnyImages, images.subset(chosen))
+    return cast(AnyImages, images.subset(limited_indices(images.labels, limit)))
+
+
+def limited_indices(labels: Sequence[int] | np.ndarray, limit: int) -> list[int]:
+    """Return the indices, ascending, of the images that a `limit` leaves of more; the same in every run.
+
+    Args:
+        labels: class of every image.
+        limit: number of images, from the number of classes to less than that of the images.
+    """
+    return balanced_subset(labels, limit / len(labels), seed=0)
 
 
 def class_counts(

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -59,6 +59,12 @@ class DataSize:
     def images(self) -> str:
         """The number of training images, in words."""
         return f"{self.known} {self.train:,} images"
+
+    def limited(self, limit: int | None) -> DataSize:
+        """Return the size of what a recipe's `limit` leaves of both splits; all for None."""
+        if limit is None:
+            return self
+        return replace(self, train=min(self.train, limit), val=min(self.val, limit))
 
 
 PUBLISHED = {

@@ -52,6 +52,7 @@ class Target:
         task: the task as records name it.
         recipe: hash of the resolved recipe.
         data: the folder and the name of the data set, as given.
+        limit: the recipe's number of images; None for all.
         unit: what the units of a row are.
         varies: whether another unit has another score.
         paired: whether units of equal keys share their training images.
@@ -61,6 +62,7 @@ class Target:
     metric: str
     recipe: str
     data: tuple[str, str | None]
+    limit: int | None = None
     unit: Unit = "seed"
     varies: bool = True
     paired: bool = False
@@ -146,12 +148,14 @@ def _data(record: Record) -> tuple[str, str | None]:
 
 
 def count_images(at_hand: RecordsAtHand, target: Target) -> int | None:
-    """Return the number of images that records of the same task and data expect; None without such a record."""
+    """Return the number of images that records of the same task, data and limit expect; None without such a record."""
     return next(
         (
             record.expected
             for record in at_hand.records.values()
-            if record.task == target.task and _data(record) == target.data
+            if record.task == target.task
+            and _data(record) == target.data
+            and record.deviates.get("limit") == target.limit
         ),
         None,
     )

@@ -77,7 +77,9 @@ def make_forecast(
     of_units, of_images = measure_spread(at_hand, target, numbers)
     of_images = of_images or assume_spread(at_hand, target, numbers)
     images = count_images(at_hand, target)
-    images = count_files() if images is None else images
+    if images is None:
+        images = count_files()
+        images = images if target.limit is None or images is None else min(images, target.limit)
 
     def smallest(number: int, *, alone: bool = False) -> float | None:
         image_sd = _image_sd(of_images, number, images)

@@ -1,14 +1,13 @@
-"""Tell from the number of training images whether a recipe's batch is meant for more of them."""
+"""Warn of a recipe whose batch is meant for more training images than there are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from simmim_bench.display import plural
 from simmim_bench.errors import UsageError
 
-FEW_STEPS = (
-    50  # ours: steps of an epoch below which a schedule counted in epochs has too few of them
-)
+ENOUGH_STEPS = 50  # ours: a schedule counted in epochs has too few steps where an epoch has fewer
 SUGGESTED_STEPS = 8  # ours: steps of an epoch at the suggested batch size, at least
 
 
@@ -22,14 +21,21 @@ def check_batch_fits(batch_size: int, images: int) -> None:
         raise UsageError(f"{_describe_large(batch_size, images)}, or more images.")
 
 
-def few_steps_warnings(batch_size: int, images: int, epochs: int) -> Iterator[str]:
-    """Yield a warning where an epoch has fewer than `FEW_STEPS` steps."""
-    steps = images // batch_size
+def few_steps_warnings(
+    batch_size: int, images: int, steps: int, epochs: int, *, enough: int = ENOUGH_STEPS
+) -> Iterator[str]:
+    """Yield a warning where a batch is larger than the data set, or an epoch has too few steps.
+
+    Args:
+        images: number of training images.
+        steps: of an epoch.
+        enough: the number of steps of an epoch from which there is no warning.
+    """
     if batch_size > images:
         yield _describe_large(batch_size, images)
-    elif steps < FEW_STEPS:
+    elif steps < enough:
         yield (
-            f"an epoch of {images:,} images has only {steps} steps of batch_size {batch_size:,}, the run "
+            f"an epoch of {images:,} images has only {plural(steps, 'step')} of batch_size {batch_size:,}, the run "
             f"{steps * epochs:,}, which may be too few to learn from; use a smaller --batch-size or more --epochs"
         )
 

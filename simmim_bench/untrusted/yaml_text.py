@@ -82,3 +82,10 @@ def _check_size(value: Any) -> None:
             left += [*item, *item.values()]
         elif isinstance(item, list):
             left += item
+
+
+def setting_text(value: Any) -> str | None:
+    """Return a setting's value as -o takes it, that of a list with commas; None for what -o cannot take."""
+    if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
+        return ",".join(map(str, value)) or "()"
+    return None if isinstance(value, list | dict) else str(value)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -15,7 +17,7 @@ import pytest
 from support.cli import fails, run
 
 import simmim_bench
-from simmim_bench.cli.main import cli
+from simmim_bench.cli.main import _check_packages, cli
 
 SOURCES = Path(simmim_bench.__file__).parent.parent
 EXECUTABLE = Path(sys.executable).with_name("simmim-bench")
@@ -219,6 +221,67 @@ def test_another_package_named_pretrain_is_refused(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "package 'pretrain' comes from" in done.stderr
+
+
+def test_a_folder_without_code_named_as_a_package_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an editable installation, whose packages are found after the folders of the path."""
+    elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != SOURCES.resolve()]
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *elsewhere])
+    for name in ("pretrain", "transfer"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / name).mkdir()
+        assert (
+            getattr(find_spec(name), "origin", "") is None
+        )  # the folder is what an import would find
+    _check_packages()
+    for name in ("pretrain", "transfer"):
+        origin = getattr(find_spec(name), "origin", "")
+        assert Path(origin).parent.parent.resolve() == SOURCES.resolve()
+
+
+WRONG = {
+    "data": ["transfer", "knn", "--ckpt", "random:vit_pocket", "--data", "nothing"],
+    "checkpoint": ["transfer", "knn", "--ckpt", "nothing.pth", "--data", "."],
+    "baseline": [
+        *("transfer", "knn", "--ckpt", "random:vit_pocket", "--data", "."),
+        *("--baseline", "nothing.pth"),
+    ],
+    "recipe": ["transfer", "knn", "--ckpt", "random:vit_pocket", "--data", ".", "--recipe", "x"],
+    "key": ["transfer", "knn", "--ckpt", "random:vit_pocket", "--data", ".", "-o", "kk=1"],
+    "images": ["pretrain", "--arch", "vit_pocket", "--data", "nothing"],
+    "architecture": ["pretrain", "--arch", "vit_base", "--data", "."],
+    "evaluated": ["evaluate", "imagenet", "--ckpt", "nothing.pth", "--data", "."],
+    "suite": ["suite", "--ckpt", "nothing", "--imagenet", "."],
+    "converted": ["convert", "nothing.pth", "out"],
+    "packed": ["pack", "nothing", "out"],
+}
+
+
+@pytest.mark.heavy
+def test_wrong_names_are_reported_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import json, sys\n"
+        "from simmim_bench.cli.main import main\n"
+        f"for name, arguments in {WRONG!r}.items():\n"
+        "    sys.argv = ['simmim-bench', *arguments]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print(name, end.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOURCES)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes = {"recipe": 2, "key": 2, "architecture": 2}
+    assert done.stdout.splitlines() == [f"{name} {codes.get(name, 4)} False" for name in WRONG]
+    assert done.stderr.count("error: ") == len(WRONG)
+    assert "did you mean 'vit_b'?" in done.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("imported", ["simmim_bench.cli.main", "click", "simmim_bench.signals"])

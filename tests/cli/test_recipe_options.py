@@ -14,7 +14,8 @@ from simmim_bench.cli.config_file import read_config
 from simmim_bench.cli.recipe_options import KEY_OPTIONS, pop_overrides
 from simmim_bench.cli.recipe_table import meanings
 from simmim_bench.models.archs import suggest_arch
-from simmim_bench.recipe import ABOUT, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import ABOUT
 from simmim_bench.training.few_images import suggest_batch_size
 from transfer.evaluate.recipes import EvaluateRecipe
 from transfer.tasks import RUNNERS
@@ -52,6 +53,27 @@ def test_a_recipe_that_a_run_has_written_is_given_back(tmp_path: Path) -> None:
     assert pop_overrides(given)[0] == (
         *("img_size=64,32", "base_lr=1e-5", "linear.epochs=2", "epochs=9"),
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "says"),
+    [
+        ("epochs: 3\nepochs: 4\n", 4, "key 'epochs' is given twice"),
+        ("epochs: {of: {all: 3}}\n", 2, "epochs.of is not a number, a text"),
+        ("- 3\n", 2, "holds no settings"),
+        ("arch: [\n", 4, "cannot be read as YAML"),
+        ("{epoch: 3}", 2, "did you mean 'epochs'"),
+        (None, 4, "does not exist"),
+    ],
+)
+def test_a_wrong_config_is_refused(
+    content: str | None, code: int, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    arguments = ("pretrain", "--arch", "vit_pocket", "--data", tmp_path, "--config", path)
+    assert says in fails(code, *arguments)
 
 
 def test_help_recipe_needs_no_other_option() -> None:

@@ -23,15 +23,17 @@ from pretrain.recipes import RECIPES as PRETRAINING
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.sources import class_folders
+from simmim_bench.diagnostics import frameworks
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.diagnostics.data_checks import SAMPLE, Reading
-from simmim_bench.diagnostics.estimate import DataSize, Work, data_size, estimate
+from simmim_bench.diagnostics.estimate import PUBLISHED, DataSize, Work, data_size, estimate
 from simmim_bench.diagnostics.findings import Finding, exit_code
 from simmim_bench.diagnostics.frameworks import FRAMEWORKS, Framework, check_frameworks
 from simmim_bench.diagnostics.machine import HIDING, check_gpus
 from simmim_bench.display import Display
+from simmim_bench.errors import UsageError
 from simmim_bench.models.build import build_backbone
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from simmim_bench.training.memory import GIB, StepMemory
 from transfer.detection.doctor_checks import check_coco
 from transfer.finetune.doctor_checks import check_imagenet
@@ -466,3 +468,27 @@ def test_real_folders_are_reported_in_the_words_of_a_run(
         "1 image of val/ is in train/ as well",
     ):
         assert named in found, named
+
+
+def test_missing_folders_are_logged_before_the_frameworks_are_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise UsageError("the frameworks are tried")
+
+    monkeypatch.setattr(frameworks, "check_frameworks", stop)
+    (tmp_path / "valid").mkdir()
+    code, _, err = run("doctor", "--imagenet", tmp_path, "--coco", tmp_path / "nothing")
+    assert code == 2
+    before, _, after = err.partition("the frameworks are tried")
+    assert f"data folder {tmp_path / 'train'} does not exist" in before
+    assert f"--coco {tmp_path / 'nothing'} does not exist" in before
+    assert f"{tmp_path / 'val'}" not in err
+    assert after.strip() == ""
+
+
+def test_an_estimate_is_of_the_images_that_a_limit_leaves() -> None:
+    whole = PUBLISHED["ade20k"]
+    assert whole.limited(None) == whole
+    part = whole.limited(3000)
+    assert (part.train, part.val, part.classes) == (3000, 2000, 150)

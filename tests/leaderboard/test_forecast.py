@@ -112,6 +112,15 @@ def test_the_forecast_is_the_smallest_difference_of_these_spreads(
     assert one.points > one.images_alone
 
 
+def test_a_plan_with_a_limit_scores_no_more_images(tmp_path: Path, answers: np.ndarray) -> None:
+    limited = linear(recipe="of the limit", limit=100)
+    assert forecast(tmp_path, limited, 3, files=2000).images == 100
+    assert forecast(tmp_path, limited, 3, files=50).images == 50
+    for path in find_records([tmp_path]).records:
+        change(path, deviates={"limit": 2000})
+    assert forecast(tmp_path, linear(), 3, files=9000).images == 9000
+
+
 def test_a_difference_of_the_forecast_is_shown_with_the_power(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     images, seeds = 500, 3

@@ -24,7 +24,7 @@ from pretrain.simmim import SimMIM, load_simmim
 from pretrain.targets.classes import ClusterTarget
 from simmim_bench.backbones import load_backbone
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 
 FEW = {"clusters": 6}
 

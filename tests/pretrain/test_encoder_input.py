@@ -17,7 +17,7 @@ from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from simmim_bench.errors import UsageError
 from simmim_bench.models.vit import ViT, sincos_position
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 
 
 def perturbed(model: SimMIM) -> SimMIM:

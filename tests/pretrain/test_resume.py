@@ -36,9 +36,10 @@ from simmim_bench.data.normalise import normalise
 from simmim_bench.data.random_crop import random_crop_flip
 from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
-from simmim_bench.distributed import init_distributed, read_launcher_env
+from simmim_bench.distributed import init_distributed
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError
-from simmim_bench.recipe import override
+from simmim_bench.launcher import read_launcher_env
+from simmim_bench.overrides import override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir, open_run
 from simmim_bench.training.loop import raise_diverged

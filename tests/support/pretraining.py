@@ -20,7 +20,7 @@ from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.models.spec import BackboneSpec
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from simmim_bench.training.loop import fit

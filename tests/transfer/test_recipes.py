@@ -14,7 +14,8 @@ from pretrain.recipes import RECIPES as PRETRAIN
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import ARCHS, find_spec
 from simmim_bench.models.build import build_backbone
-from simmim_bench.recipe import deviations, find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import deviations, find_recipe
 from simmim_bench.tasks import TASKS
 from simmim_bench.training.optim import Schedule, parameter_groups, scaled_lr
 from transfer.finetune.recipes import IMAGENET_POCKET, FinetuneRecipe

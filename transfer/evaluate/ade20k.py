@@ -35,11 +35,12 @@ def _score(context: RunContext, evaluation: Evaluation, trained: TrainedModel) -
 
     recipe, data = evaluation.recipe, evaluation.request.options.data
     assert isinstance(recipe, Ade20kRecipe)
-    validation = find_split(data, "validation").limited(recipe.limit)
+    every = find_split(data, "validation")
     names = read_class_names(data) or list(ADE20K_CLASSES)
     scheme = LabelScheme(classes=len(names), reduce_zero_label=recipe.reduce_zero_label)
-    for remark in check_splits((validation,), names, scheme, trained.checkpoint.pixel_format):
+    for remark in check_splits((every,), names, scheme, trained.checkpoint.pixel_format):
         context.run.log(f"ade20k: data: {remark}")
+    validation = every.limited(recipe.limit)
     classes = len(trained.state.get("decode_head.conv_seg.bias", ()))
     if classes != len(names):
         raise DataError(

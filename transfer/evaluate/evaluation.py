@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import UsageError
-from simmim_bench.recipe import Recipe, deviations, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import Recipe, deviations
 from simmim_bench.results.record import Record, ScoredModel, describe_checkpoint, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions

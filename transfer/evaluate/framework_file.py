@@ -20,7 +20,8 @@ from simmim_bench.checkpoints.read import (
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.models.archs import ARCHS
-from simmim_bench.recipe import Recipe, find_recipe, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import Recipe, find_recipe
 from simmim_bench.results.record import describe_checkpoint
 from transfer.evaluate.evaluation import Evaluation, EvaluationRequest, evaluation_of_run
 from transfer.evaluate.trained_run import find_trained_run

@@ -23,7 +23,7 @@ from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.errors import DataError, UsageError, nearest
 from simmim_bench.files import sha256_file, sha256_json
 from simmim_bench.models.timm_network import create_with_weights
-from simmim_bench.recipe import LIMITS
+from simmim_bench.recipe_limits import LIMITS
 from simmim_bench.results.record import ScoredModel
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.text import shorten, visible

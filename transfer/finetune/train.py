@@ -31,7 +31,7 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.runs.context import RunContext
 from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
 from simmim_bench.training.compilation import compile_blocks, decide_compile
-from simmim_bench.training.few_images import few_steps_warnings
+from simmim_bench.training.few_images import ENOUGH_STEPS, few_steps_warnings
 from simmim_bench.training.kernels import use_channels_last
 from simmim_bench.training.loop import fit
 from simmim_bench.training.optim import Schedule, describe_lr, parameter_groups, scaled_lr
@@ -330,7 +330,11 @@ def log_setup(finetuning: Finetuning) -> None:
         f"{describe_lr(recipe.base_lr, recipe.batch_size)} processes={finetuning.context.dist.size} "
         f"accumulation_steps={state.accumulation_steps}"
     )
-    for warning in few_steps_warnings(recipe.batch_size, len(finetuning.train), recipe.epochs):
+    # Few-shot recipes are made for few steps an epoch.
+    enough = 1 if finetuning.job.task == "fewshot" else ENOUGH_STEPS
+    for warning in few_steps_warnings(
+        recipe.batch_size, len(finetuning.train), len(state.loader), recipe.epochs, enough=enough
+    ):
         finetuning.context.run.log(f"fine-tune: warning: {warning}")
 
 

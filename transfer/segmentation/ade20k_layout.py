@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from simmim_bench.data.listing import LeftOut, list_tree
 from simmim_bench.data.sources import image_list
+from simmim_bench.data.subsets import limited_indices
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 
@@ -64,13 +63,11 @@ class SegmentationSplit:
         """Return the split with `limit` of its images, the same in every run; with all for None or a larger limit."""
         if limit is None or limit >= len(self):
             return self
-        order = np.random.Generator(np.random.PCG64(0)).permutation(len(self))
-        chosen = sorted(order[:limit].tolist())
+        chosen = limited_indices((0,) * len(self), limit)  # an image shows several classes
         return replace(
             self,
             images=tuple(self.images[i] for i in chosen),
             masks=tuple(self.masks[i] for i in chosen),
-            found=frozenset(),  # what is not used is not reported of a part
         )
 
     def fingerprint(self) -> str:

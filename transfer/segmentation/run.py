@@ -90,16 +90,13 @@ def read_data(
     """List both splits, read the class names, check files and labels, and log what a user should know of them.
 
     Args:
-        limit: images to use of each split; None for all. Only their files and labels are checked.
+        limit: images to use of each split; None for all. Files and labels of all are checked, as those of a part
+            may lack classes that the data set has.
 
     Raises:
         DataError: a folder or file is missing or cannot be used, or the labels do not fit the class names.
     """
-    training, validation = (find_split(root, name).limited(limit) for name in SPLITS)
-    if limit is not None:
-        run.log(
-            f"ade20k: data: limit={limit:,} training={len(training):,} validation={len(validation):,}"
-        )
+    training, validation = (find_split(root, name) for name in SPLITS)
     names = read_class_names(root) or list(ADE20K_CLASSES)
     for remark in check_splits(
         (training, validation),
@@ -108,6 +105,11 @@ def read_data(
         pixel_format,
     ):
         run.log(f"ade20k: data: {remark}")
+    if limit is not None:
+        training, validation = training.limited(limit), validation.limited(limit)
+        run.log(
+            f"ade20k: data: limit={limit:,} training={len(training):,} validation={len(validation):,}"
+        )
     return SegmentationData(training=training, validation=validation, class_names=names)
 
 

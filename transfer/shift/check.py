@@ -59,6 +59,10 @@ def check_names(data_sets: Sequence[DataSet], overrides: Sequence[str] = ()) -> 
             f"of {', '.join(SHIFT_SETS)}, or another name for a folder of your own."
         )
     check_data_sets(data_sets, task=SHIFT_TASK, several=True)
+    if any(text.startswith("limit=") for text in overrides):
+        raise UsageError(
+            f"--limit does not apply to {SHIFT_TASK}, which scores every image of a set; remove it."
+        )
     cropped = any(text.startswith("test_crop_ratio=") for text in overrides)
     if cropped and any(data_set.name == "c" for data_set in data_sets):
         raise UsageError(

@@ -68,7 +68,8 @@ class ShiftClassifier:
         source: what the transform is built from: a checkpoint, or the classifier of a file.
         training_data: what the run's record stores of its training data.
         metrics: the scores that the run has recorded.
-        stored: the run's predictions; None for a file, and where overrides change how the run's model is scored.
+        stored: the run's predictions; None for a file, where overrides change how the run's model is scored, and for
+            a run that was scored on a part of the validation images.
         warning: what a file leaves open; else empty.
     """
 
@@ -241,7 +242,8 @@ def _of_record(run: TrainedRun | None, record: Record, recipe: Recipe) -> dict[s
     """Return the fields of a classifier that its run's record determines.
 
     Args:
-        recipe: by which the classifier is scored; the run's predictions are those of its own recipe alone.
+        recipe: by which the classifier is scored; the run's predictions are those of its own recipe alone, and with a
+            limit those of a part of the validation images.
     """
     assert run is not None
     stored = StoredPredictions(
@@ -251,10 +253,11 @@ def _of_record(run: TrainedRun | None, record: Record, recipe: Recipe) -> dict[s
     known = ("label", "name", "sha256", "arch", "params", "provenance")
     described: dict[str, Any] = {key: record.checkpoint.get(key) for key in known}
     keys = (*TRAINING_DATA, "sampled_images")
+    same = recipe.sha256() == run.recipe.sha256()
     return {
         "task": record.task,
         "scored": ScoredModel(**described),
         "training_data": {key: record.data[key] for key in keys if key in record.data},
         "metrics": record.metrics,
-        "stored": stored if recipe.sha256() == run.recipe.sha256() else None,
+        "stored": stored if same and getattr(recipe, "limit", None) is None else None,
     }

@@ -20,7 +20,13 @@ from transfer.launch import TransferPlan, TransferRequest, plan_transfer, random
 from transfer.recipes import default_recipe, pretraining_recipe
 from transfer.suite.options import SuiteOptions, check_folders
 from transfer.suite.rows import Row, UnreadRow, list_rows, read_rows
-from transfer.suite.selection import choose_tasks, read_overrides, read_recipes, read_seeds
+from transfer.suite.selection import (
+    choose_tasks,
+    describe_without,
+    read_overrides,
+    read_recipes,
+    read_seeds,
+)
 from transfer.suite.step import SuiteStep
 from transfer.tasks import runner_of
 
@@ -46,6 +52,8 @@ def list_steps(
     seeds = read_seeds(options.seeds, names)
     recipes = read_recipes(options.recipes, names)
     overrides = read_overrides(options.overrides, names)
+    for line in describe_without(options.overrides, names):
+        log(line)
     steps, folders = list[SuiteStep](), dict[Path, str]()
     rows = list_rows(options)
     places = {row.ckpt: row.place for row in rows}

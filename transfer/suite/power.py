@@ -51,6 +51,7 @@ def _forecast(
                 metric=column.metric,
                 recipe=step.transfer.recipe.sha256(),
                 data=(str(options.data), options.data_name),
+                limit=getattr(step.transfer.recipe, "limit", None),
                 varies=task.varies_with_seed or only_random,
                 paired=task.samples_images,
             ),

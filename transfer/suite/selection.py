@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from simmim_bench.errors import UsageError, nearest
@@ -56,22 +56,38 @@ def read_recipes(texts: Iterable[str], names: Sequence[str]) -> dict[str, str]:
     return _by_task("--recipe", texts, names, str)
 
 
+def describe_without(texts: Iterable[str], names: Sequence[str]) -> Iterator[str]:
+    """Yield a line for each setting of all tasks that some tasks of the plan do not have."""
+    for text in texts:
+        key = text.partition("=")[0]
+        without = [name for name in names if not _has_key(name, key)]
+        if key in SHARED_KEYS and without:
+            yield f"suite: {text} is not for {', '.join(without)}, whose recipes have no {key}"
+
+
+def _has_key(name: str, key: str) -> bool:
+    """Return whether the recipes of a task have a key."""
+    kind = TASK_RECIPES[variants()[name].task.name].recipe_types[0]
+    return key in {field.name for field in dataclasses.fields(kind)}
+
+
 def read_overrides(texts: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
     """Parse TASK.KEY=VALUE texts into KEY=VALUE overrides by record name.
 
     A text of one of `SHARED_KEYS` without a task is for all tasks whose recipes have the key; TASK.KEY wins.
 
     Raises:
-        UsageError: a text without a task, or a task that is not in the plan.
+        UsageError: a text without a task, a task that is not in the plan, or a setting that no task has.
     """
     found: dict[str, list[str]] = {}
     for text in sorted(texts, key=lambda text: text.partition("=")[0] not in SHARED_KEYS):
         task, dot, assignment = text.partition(".")
         if (key := text.partition("=")[0]) in SHARED_KEYS:
-            for name in names:
-                kind = TASK_RECIPES[variants()[name].task.name].recipe_types[0]
-                if key in {f.name for f in dataclasses.fields(kind)}:
-                    found.setdefault(name, []).append(text)
+            having = [name for name in names if _has_key(name, key)]
+            if not having:
+                raise UsageError(f"-o {text}: no task of the plan has {key}; remove it.")
+            for name in having:
+                found.setdefault(name, []).append(text)
             continue
         if not dot or "=" in task:
             raise UsageError(f"-o {text} names no task; write -o {names[0]}.{text}.")

@@ -18,7 +18,8 @@ def forecast_ablation(study: AblationStudy, warn: Callable[[str], None]) -> Fore
     Args:
         warn: called with one sentence for every record that cannot be used.
     """
-    from simmim_bench.recipe import find_recipe, override
+    from simmim_bench.overrides import override
+    from simmim_bench.recipe import find_recipe
     from transfer.recipes import RECIPES
     from transfer.validation_images import count_validation_images
 
@@ -29,6 +30,7 @@ def forecast_ablation(study: AblationStudy, warn: Callable[[str], None]) -> Fore
         metric=study.metric,
         recipe=recipe.sha256(),
         data=(str(study.transfer_data), None),
+        limit=getattr(recipe, "limit", None),
         unit="pretraining",
         paired=task.samples_images,
     )

@@ -162,7 +162,7 @@ def _same_but_width(step: PretrainStep, spec: BackboneSpec) -> list[Any]:
 
 
 def _same_but_images(step: PretrainStep, spec: BackboneSpec) -> list[Any]:
-    return [_fields(step)]
+    return [_fields(step, "limit")]
 
 
 def _images(

@@ -11,6 +11,7 @@ from typing import Any
 from simmim_bench.data.named import HUB_PREFIX, NAME
 from simmim_bench.errors import UsageError, nearest
 from simmim_bench.untrusted.text import shorten, visible
+from simmim_bench.untrusted.yaml_text import setting_text
 
 CODE = "py:"
 
@@ -111,12 +112,11 @@ class Section:
         return tuple(f"{name}={self._setting(key, name, one)}" for name, one in value.items())
 
     def _setting(self, key: str, name: str, value: Any) -> str:
-        if isinstance(value, list) and not any(isinstance(one, list | dict) for one in value):
-            return ",".join(map(str, value)) or "()"
-        if isinstance(value, list | dict):
+        text = setting_text(value)
+        if text is None:
             raise self.error(f"{key}.{_show(name)}", f"{_show(value)} is not a value.")
-        self._refuse_code(f"{key}.{_show(name)}", value)
-        return str(value)
+        self._refuse_code(f"{key}.{_show(name)}", text)
+        return text
 
     def section(self, key: str, value: Any, example: str = "") -> Section:
         """Return a mapping below a key; nothing is an empty one."""

@@ -27,7 +27,7 @@ data: {few: {images: a, imagenet: a}, many: {imagenet: b}}
 checkpoints:
   ours: {arch: vit_s, data: few, seeds: 2, vary: {epochs: [100, 200, 800]}}
   narrow: {arch: vit_ti, data: few, seeds: 2, overrides: {epochs: 100}}
-  more: {arch: vit_s, data: many, overrides: {epochs: 100}}
+  more: {arch: vit_s, data: many, overrides: {epochs: 100, limit: 5000}}
   other: {arch: vit_s, data: few, overrides: {epochs: 100, mask_ratio: 0.5}}
 baselines: [random]
 tasks: {linear: {data: few}, knn: {data: few}}

@@ -39,7 +39,7 @@ from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.spec import BackboneSpec
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 OTHER_MEAN, OTHER_STD = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)

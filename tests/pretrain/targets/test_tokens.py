@@ -39,7 +39,7 @@ from simmim_bench.data.loader import seed_everything
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.models.archs import find_spec
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 
 MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
 TOKENS = Design(target="tokens", tokens=8)

@@ -24,7 +24,7 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from simmim_bench.results.record import read_record
 from simmim_bench.tasks import TASKS
 from transfer.dense.estimate import plan_dense

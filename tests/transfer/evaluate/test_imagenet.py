@@ -26,6 +26,8 @@ from torchvision.datasets import ImageFolder
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
+from simmim_bench.data.sources import class_files
+from simmim_bench.data.subsets import limit_images
 from simmim_bench.files import sha256_file
 from transfer.evaluate import torchvision_models
 from transfer.evaluate.load import _official_preprocessing, load_classifier
@@ -250,6 +252,18 @@ def test_overrides_change_the_preprocessing(few: Path, tmp_path: Path) -> None:
     )
     assert_scores(record, out, loop(model, few, transform), few)
     assert record["deviates"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_limit_scores_the_part_that_a_transfer_scores(pocket: Path, tmp_path: Path) -> None:
+    folder, data = tmp_path / "model", pocket / "imagenet"
+    model = timm.create_model("test_convnext", num_classes=CLASSES)
+    save_for_hf(model, str(folder), safe_serialization=True)
+    record = evaluate(folder, data, tmp_path / "out", "--limit", 20)
+    part = limit_images(class_files(data, "val"), 20, "val")
+    assert (record["evaluated"], record["expected"], len(part)) == (20, 20, 20)
+    assert record["data"]["fingerprint"] == part.fingerprint()
+    assert record["deviates"]["limit"] == 20
+    assert (stored(tmp_path / "out")["labels"] == part.labels).all()
 
 
 def test_a_vit_with_class_token_is_scored_as_deit_does(few: Path, tmp_path: Path) -> None:

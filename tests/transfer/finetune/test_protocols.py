@@ -26,7 +26,7 @@ from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun, UsageError
-from simmim_bench.recipe import override
+from simmim_bench.overrides import override
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
 from simmim_bench.training.accumulation import accumulate_gradients

@@ -33,7 +33,8 @@ from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import Backbone, build_backbone
 from simmim_bench.models.shapes import shapes_only
-from simmim_bench.recipe import ABOUT, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import ABOUT
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.training.optim import scaled_lr

@@ -25,8 +25,9 @@ from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.find import find_records
+from simmim_bench.overrides import override
 from simmim_bench.probes.knn import knn_votes
-from simmim_bench.recipe import deviations, override, with_deviations
+from simmim_bench.recipe import deviations, with_deviations
 from simmim_bench.results.metrics import (
     classification_scores,
     rank_votes,

@@ -32,9 +32,10 @@ from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.models.vit import ViT
+from simmim_bench.overrides import override
 from simmim_bench.probes.knn import knn_votes
 from simmim_bench.probes.norms import Normaliser
-from simmim_bench.recipe import MACHINE, override
+from simmim_bench.recipe import MACHINE
 from simmim_bench.results.metrics import classification_scores, rank_votes
 from simmim_bench.runs.run_dir import RunDir
 from transfer.frozen.crops import sample_crop, single_draw_transform

@@ -27,7 +27,8 @@ from simmim_bench.cli.doctor import DoctorRequest, _examine_data
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.recipe import deviations, override
+from simmim_bench.overrides import override
+from simmim_bench.recipe import deviations
 from transfer.images import check_images, default_overrides
 from transfer.segmentation.recipes import ADE20K_VIT_160K
 

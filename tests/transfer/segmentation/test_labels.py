@@ -23,10 +23,13 @@ from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
+from simmim_bench.runs.run_dir import open_run
 from transfer.segmentation import label_check
 from transfer.segmentation.ade20k_layout import find_split, read_class_names
 from transfer.segmentation.doctor_checks import check_ade20k
+from transfer.segmentation.label_check import check_splits
 from transfer.segmentation.label_maps import LabelScheme, read_classes
+from transfer.segmentation.run import read_data
 
 SIZE = (8, 12)
 SPLITS = {"training": 3, "validation": 2}
@@ -455,3 +458,24 @@ def test_a_rare_class_that_a_sample_lacks_hides_no_shift(
     save(masks_of(root)[1], np.arange(SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint8) % 3)
     with pytest.raises(DataError, match="seem to be 0 to 2"):
         check(root)
+
+
+def test_labels_are_judged_by_all_images_where_a_limit_uses_some(tmp_path: Path) -> None:
+    """One map alone has the last label: the others seem to have labels from 0."""
+    root = write_data(tmp_path / "data", (0, 1, 2), ("background", "cat", "dog"))
+    whole = find_split(root, "training")
+    (used,) = whole.limited(1).masks
+    last = next(mask for mask in whole.masks if mask != used)
+    save(last, np.where(load(last) == 2, 3, load(last)).astype(np.uint8))
+    with pytest.raises(DataError, match="seem to be 0 to 2"):
+        check_splits(
+            [find_split(root, name).limited(1) for name in SPLITS],
+            ["background", "cat", "dog"],
+            LabelScheme(classes=3, reduce_zero_label=True),
+        )
+    recipe = replace(RECIPE, limit=1)
+    out, quiet = tmp_path / "run", Display(quiet=True)
+    with open_run(out, recipe=recipe, deviates={}, arguments={}, display=quiet) as run:
+        data = read_data(run, root, reduce_zero_label=True, limit=1)
+    assert (data.training.masks, len(data.validation)) == ((used,), 1)
+    assert "limit=1 training=1 validation=1" in (out / "log.txt").read_text()
