@@ -36,7 +36,9 @@ def test_a_limit_takes_equally_many_of_every_class_that_has_them(tmp_path: Path)
     assert limit_images(images, 73, "train") is images
     assert limit_images(images, None, "train") is images
     assert len(limit_images(images, 3, "train")) == 3
-    with pytest.raises(UsageError, match=r"limit=2 is less .* the 3 classes of val/; use --limit 3"):
+    with pytest.raises(
+        UsageError, match=r"limit=2 is less .* the 3 classes of val/; use --limit 3"
+    ):
         limit_images(images, 2, "val")
 
 

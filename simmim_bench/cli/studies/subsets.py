@@ -13,7 +13,7 @@ import numpy as np
 
 from simmim_bench.cli.studies.definition import Subset
 from simmim_bench.data.listing import list_tree
-from simmim_bench.data.sources import split_folder
+from simmim_bench.data.split_folders import split_folder
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import cannot_write, replacing_directory, write_json
 from simmim_bench.untrusted.json_text import read_json
