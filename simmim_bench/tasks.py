@@ -11,10 +11,11 @@ To add a task, write the module that runs it, and add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from simmim_bench.errors import UsageError
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK, shift_record_name
 
 Predictions = Literal["ranking", "confusion", "coco", "multilabel", "corruptions"]
@@ -359,6 +360,22 @@ def tasks_with(option: str) -> list[str]:
 def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Drop the options that were not given: None, or a flag that is off."""
     return {name: value for name, value in options.items() if value not in (None, False)}
+
+
+def check_options(task: str, given: Iterable[str]) -> None:
+    """Check that a task takes some options.
+
+    Args:
+        given: parameter names.
+
+    Raises:
+        UsageError: it does not take one of them.
+    """
+    for name in given:
+        if name not in TASKS[task].options:
+            raise UsageError(
+                f"{OPTIONS[name].flag} is only for {', '.join(tasks_with(name))}, not for {task}; remove it."
+            )
 
 
 def record_name(task: str, options: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
 from simmim_bench.runs.status import RunStatus, run_status
-from simmim_bench.tasks import OPTIONS, TASKS, given_options, record_name, tasks_with
+from simmim_bench.tasks import OPTIONS, TASKS, check_options, given_options, record_name
 from simmim_bench.training.precision import describe_slow_precision
 from transfer.fewshot import check_draw, check_limit
 from transfer.images import check_images, default_overrides
@@ -63,12 +63,7 @@ class TransferRequest:
     def __post_init__(self) -> None:
         allowed = TASKS[self.task].options
         given = given_options(self.task_options)
-        for name in given:
-            if name not in allowed:
-                raise UsageError(
-                    f"{OPTIONS[name].flag} is only for {', '.join(tasks_with(name))}, not for {self.task}; "
-                    "remove it."
-                )
+        check_options(self.task, given)
         defaults = {name: OPTIONS[name].default for name in allowed if OPTIONS[name].default}
         object.__setattr__(self, "task_options", {**defaults, **given})
 

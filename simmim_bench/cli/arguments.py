@@ -7,17 +7,17 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_bench.data.named import HUB_PREFIX, DataSet
+from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
 from simmim_bench.data.split_folders import SPLIT_FOLDERS, describe_missing_split, split_folder
 from simmim_bench.errors import DataError
 from simmim_bench.launcher import is_one_of_several
 from simmim_bench.tasks import LAYOUTS, TASKS
+from simmim_bench.untrusted.json_text import read_json
 
 if TYPE_CHECKING:
     from simmim_bench.models.spec import BackboneSpec
@@ -96,6 +96,8 @@ def check_data(task: str, data_sets: Sequence[DataSet]) -> None:
     """
     layout = LAYOUTS[TASKS[task].data].summary if task in TASKS else "CLASS/*"
     for one in data_sets:
+        if not is_one_of_several() and (missing := missing_folder(one)) is not None:
+            raise DataError(missing)
         if not str(one.root).startswith(HUB_PREFIX) and not _exists(one.root):
             raise DataError(
                 f"data folder {one.root} does not exist; correct --data: a folder with {layout}."
@@ -133,8 +135,8 @@ def spec_of(ckpt: str | None) -> tuple[BackboneSpec, str | None] | None:
         arch = ckpt.removeprefix("random:")
     elif ckpt is not None:
         for folder in (Path(ckpt), Path(ckpt, "checkpoints", "last")):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                meta = json.loads((folder / "meta.json").read_bytes())
+            with suppress(DataError, KeyError, TypeError):
+                meta = read_json(folder / "meta.json", "checkpoint file", finite=False)
                 arch, provenance = str(meta["spec"]["arch"]), dict(meta["provenance"])
     if arch not in ARCHS:
         return None

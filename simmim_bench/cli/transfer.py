@@ -31,7 +31,7 @@ from simmim_bench.imports import without_collection
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
-from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, check_options, given_options
 
 if TYPE_CHECKING:
     from simmim_bench.data.named import DataSet
@@ -176,6 +176,8 @@ def transfer(
       simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
       simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
+    if task in TASKS:
+        check_options(task, given_options(task_options))
     check_data(task, data_sets)
     if task == SHIFT_TASK:
         refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)

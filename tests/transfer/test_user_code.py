@@ -199,6 +199,8 @@ def test_strangers_files_run_no_code(
                 data,
                 "--out",
                 "p",
+                "--batch-size",
+                "4",
             ],
             "native",
         ),
