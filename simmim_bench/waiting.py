@@ -1,4 +1,4 @@
-"""Put OpenMP's waiting threads to sleep while other processes need the processors.
+"""Make OpenMP's waiting threads sleep while other processes need the processors.
 
 Threads that spin while they wait for each other, as OpenMP's do by default, are the fastest on idle processors. Beside
 a busy process, a spinning thread takes the processor from the thread that it waits for, and several threads may be

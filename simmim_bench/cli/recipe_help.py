@@ -5,6 +5,7 @@ Nothing here loads torch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,12 @@ HELP_RECIPE_OPTION = click.option(
 ChooseRecipe = Callable[[Mapping[str, Any]], "Recipe"]
 
 
-class RecipeCommand(click.Command):
+class RecipeCommand(click.Command, ABC):
     """A command with --help-recipe, which needs no required option."""
 
+    @abstractmethod
     def choose_recipe(self, given: Mapping[str, Any]) -> Recipe:
         """Return the recipe that the command's arguments choose, before -o."""
-        raise NotImplementedError
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; with --help-recipe, print the recipe and exit."""

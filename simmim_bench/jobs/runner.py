@@ -250,7 +250,7 @@ class _Scheduler(Generic[AnyStep]):
                 yield from self._drop_waiting(result.step)
 
     def _drop_waiting(self, failed: AnyStep) -> Iterator[StepResult[AnyStep]]:
-        """Give up the steps that wait for a failed one, and yield their results."""
+        """Drop the steps that wait for a failed one, and yield their results."""
         for step in self._waiting(failed):
             # One that waits for two failed steps has been given up once.
             if step in self.pending:

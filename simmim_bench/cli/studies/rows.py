@@ -140,7 +140,7 @@ def list_study(study: Study, *, download: bool, log: Callable[[str], None]) -> S
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Put the place in the file before the message of an error."""
+    """Prefix the message of an error with the place in the file."""
     try:
         yield
     except (DataError, UsageError) as error:
