@@ -57,7 +57,7 @@ def test_pareto_fronts_are_computed_within_groups(
     hrefs = plot.locator("svg a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
     assert hrefs == ["#row-1", "#row-2", "#row-4", "#row-5", "#row-6", "#row-8"]
     assert plot.locator("h4").count() == 2
-    page.locator("[name=column]").select_option(label="COCO box AP")
+    page.locator("[name=column]").select_option(label="detection box AP")
     assert plot.locator("h4").count() == 0  # partial evaluations are on no front
 
 

@@ -33,7 +33,9 @@ def test_a_pair_is_preselected_and_shown_with_intervals_on_one_scale(
         *("−2.0 (−9.0 to +5.0)", "0.400", "0.400", "1 seed", "4,000", "not distinguishable"),
     ]
     assert page.inner_text("#pair-claim") == "About these checkpoints."
-    assert page.locator("#pair-missing li").all_inner_texts() == ["COCO box AP: only B has a score"]
+    assert page.locator("#pair-missing li").all_inner_texts() == [
+        "detection box AP: only B has a score"
+    ]
     assert page.inner_text("#pair-summary").startswith("A is higher in 1 of 2 columns, lower in 0")
 
     marks = page.locator(".forest tbody svg").evaluate_all(

@@ -123,7 +123,7 @@ def test_selecting_a_task_shows_only_its_columns(
     page.locator("[name=task]").select_option("coco")
     titles = page.locator("#scores thead th").all_inner_texts()
     scores = {title for title, *_ in COLUMNS}
-    assert [t for t in titles if t in scores] == ["COCO box AP", "mask AP"]
+    assert [t for t in titles if t in scores] == ["detection box AP", "mask AP"]
     assert len(titles) == FIRST_SCORE + 2 + 2
 
 

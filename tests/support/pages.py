@@ -7,14 +7,14 @@ from typing import Any
 from playwright.sync_api import Page
 
 COLUMNS = (
-    ("ImageNet top-1", "imagenet", "top1"),
+    ("fine-tuned top-1", "imagenet", "top1"),
     ("linear", "linear", "top1"),
     ("k-NN", "knn", "top1"),
     ("1 %", "fewshot-1%", "top1"),
     ("10 %", "fewshot-10%", "top1"),
-    ("COCO box AP", "coco", "box_ap"),
+    ("detection box AP", "coco", "box_ap"),
     ("mask AP", "coco", "mask_ap"),
-    ("ADE20K mIoU", "ade20k", "miou"),
+    ("segmentation mIoU", "ade20k", "miou"),
 )
 FIRST_SCORE = 2  # columns of the table before the scores: backbone, group
 LINEAR = 1  # index of the column "linear" among the scores
