@@ -21,6 +21,7 @@ class SuiteOptions:
         ckpts: checkpoints, list files of them, or "list:methods" for all public ones; see `transfer.suite.rows`.
         only: patterns that select some of them; see `simmim_bench.methods.select_ckpts`.
         data_sets: folders by data layout; tasks whose data set is missing are left out.
+        data_titles: what tables call the data sets, by data layout; by default the names of the folders.
         named: named data sets, for the tasks that take several.
         baseline: "random" for a row of random weights of each architecture.
         tasks: task names, or comma-separated lists of them; empty for all.
@@ -36,6 +37,7 @@ class SuiteOptions:
 
     ckpts: tuple[str, ...]
     data_sets: dict[str, Path]
+    data_titles: Mapping[str, str] = field(default_factory=dict)
     named: tuple[DataSet, ...] = ()
     out: Path = Path("runs")
     only: tuple[str, ...] = ()
