@@ -65,7 +65,7 @@ def test_rows_are_chosen_by_keyboard_and_their_order_turns_the_sign(
     page.keyboard.press("ArrowDown")
     ((*_, alone, _, verdict),) = table_of(page)
     assert (alone, verdict) == ("one seed: images alone", "undecided")
-    page.locator("#filters [name=group]").select_option("B")  # both forms show the group
+    page.locator("[name=group]").select_option("B")  # both forms show the group
     ((_, _, _, before, *_, over, _, _),) = table_of(page)
     assert (before, over) == ("+90.0 (+80.0 to +100.0)", "2 pretrainings and 3 seeds")
     page.locator("[name=a]").focus()
