@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simmim_bench.data.packed import packing_in_words
-from simmim_bench.data.sources import ImageSource, any_images, held_out_images
+from simmim_bench.data.pretraining_images import any_images, held_out_images
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.images import ReadImages

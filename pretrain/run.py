@@ -30,9 +30,10 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, Che
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.normalise import normalise
+from simmim_bench.data.pretraining_images import any_images, held_out_images
 from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageSource, any_images, describe_left_out, held_out_images
+from simmim_bench.data.sources import ImageSource, describe_left_out
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext

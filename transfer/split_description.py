@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.data.class_checks import check_same_classes, class_sizes
+from simmim_bench.data.class_splits import class_images
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageSource, class_images, describe_left_out
+from simmim_bench.data.sources import ImageSource, describe_left_out
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.runs.context import RunContext
 from transfer.fewshot import describe_draw, draw_warnings, few_shot_images, split_sha256

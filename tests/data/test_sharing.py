@@ -11,8 +11,9 @@ import pytest
 from support.commands import free_port, start_function, two_processes_of
 from support.shared_listing import describe, list_on_both, run_command_below
 
+from simmim_bench.data.class_splits import class_folders
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import any_images, class_folders
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 

@@ -13,7 +13,8 @@ from support.cli import run
 from support.pretraining import pretrain_pocket
 
 from pretrain.doctor_checks import check_pretraining_data
-from simmim_bench.data.sources import any_images, describe_left_out
+from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.sources import describe_left_out
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.diagnostics.estimate import PUBLISHED, data_size
 from simmim_bench.diagnostics.findings import Finding

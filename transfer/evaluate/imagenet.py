@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_files
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import NamedImages, class_files, describe_left_out
+from simmim_bench.data.sources import NamedImages, describe_left_out
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.models.convnet import ConvNet

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simmim_bench.data.class_checks import class_faults, class_sizes, unshared_classes
+from simmim_bench.data.class_splits import class_images, list_classes
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
 from simmim_bench.data.packed import packing_in_words
-from simmim_bench.data.sources import ImageSource, class_images, list_classes
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.data.split_folders import split_folder
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
