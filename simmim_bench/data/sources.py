@@ -64,6 +64,7 @@ class ImageList:
         numbers: the class of every image, int64.
         sizes: the size of every file in bytes, int64; None if they are not known yet.
         known_fingerprint: the result of `fingerprint`; None if it is not known yet.
+        listed: whether a label file has the classes, which are then a part of the fingerprint; else names have them.
     """
 
     root: Path
@@ -73,6 +74,7 @@ class ImageList:
     left_out: LeftOut = field(default_factory=LeftOut)
     sizes: SharedArray | None = None
     known_fingerprint: str | None = None
+    listed: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,6 +117,13 @@ class ImageList:
             known_fingerprint=None,
         )
 
+    def one_class(self) -> ImageList:
+        """Return all images with one class, for pretraining, which does not use labels."""
+        zeros = SharedArray(np.zeros(len(self), np.int64))
+        return replace(
+            self, numbers=zeros, classes=("image",), known_fingerprint=None, listed=False
+        )
+
     def measured(self) -> ImageList:
         """Return the images with the sizes of their files, from which every subset's fingerprint follows.
 
@@ -128,7 +137,10 @@ class ImageList:
         return replace(self, sizes=SharedArray(sizes))
 
     def fingerprint(self) -> str:
-        """Hash every image's path relative to the root and its size in bytes: SHA-256 in hexadecimal."""
+        """Hash every image's path relative to the root and its size in bytes: SHA-256 in hexadecimal.
+
+        The classes that a label file has are hashed, too.
+        """
         return self._fingerprint
 
     @cached_property  # a task may ask for it before every epoch, and hashing takes seconds
@@ -140,6 +152,9 @@ class ImageList:
         above = self.paths.folder.relative_to(self.root).as_posix()
         prefix = "" if above == "." else f"{above}/"
         names = (prefix + name for name in self.paths.names)
+        if self.listed:
+            labels = (self.classes[label] for label in self.labels)
+            names = (f"{name} {label}" for name, label in zip(names, labels, strict=True))
         return hash_names_and_sizes(zip(names, sizes.values.tolist(), strict=True))
 
 

@@ -69,5 +69,5 @@ def test_a_fault_of_the_data_is_printed_once_and_ends_all_processes(above: Path)
         process.join(60)
     errors = (above / "stderr").read_text()
     assert [process.exitcode for process in ranks] == [4, 4], errors
-    assert errors.count("error: data folder data/val does not exist; use a folder with") == 1
+    assert errors.count("error: data folder data/val does not exist; hold out") == 1
     assert errors.count("error") == 1

@@ -173,7 +173,9 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
     assert isinstance(recipe, EvaluateRecipe | FinetuneRecipe)
-    every = open_once(partial(class_files, request.options.data, "val"), dist)
+    # A run of ours that held out a part of its training images is scored on it.
+    fraction = getattr(recipe, "val_fraction", None)
+    every = open_once(partial(class_files, request.options.data, "val", fraction), dist)
     val = limit_images(every, recipe.limit, "val")
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):
