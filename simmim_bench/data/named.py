@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim_bench.data.split_folders import is_label_file
 from simmim_bench.errors import DataError, UsageError
 
 HUB_PREFIX = "hfds:"  # followed by the name or folder of a Hugging Face dataset
@@ -150,9 +151,14 @@ def check_unique(names: Sequence[str | None]) -> None:
         raise UsageError(f"--data {twice}=... is given more than once; use another name.")
 
 
+def is_data(root: Path) -> bool:
+    """Return whether a path is a folder or a label file, and so may hold a data set."""
+    return root.is_dir() or is_label_file(root)
+
+
 def missing_folder(data_set: DataSet) -> str | None:
     """Return a message if the folder of a named data set does not exist; a task reports an unnamed one itself."""
     root = data_set.root
-    if data_set.name is None or str(root).startswith(HUB_PREFIX) or root.is_dir():
+    if data_set.name is None or str(root).startswith(HUB_PREFIX) or is_data(root):
         return None
     return f"data folder {root} of the data set {data_set.name} does not exist; correct --data {data_set}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.named import DataSet, check_unique, missing_folder
+from simmim_bench.data.named import DataSet, check_unique, is_data, missing_folder
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.tasks import TaskVariant, variants
 
@@ -70,7 +70,7 @@ def check_folders(options: SuiteOptions, names: Sequence[str]) -> None:
     """
     every = variants()
     for layout in {every[name].task.data for name in names} & set(options.data_sets):
-        if not options.data_sets[layout].is_dir():
+        if not is_data(options.data_sets[layout]):
             raise DataError(
                 f"--{layout} {options.data_sets[layout]} does not exist; pass the data set's folder."
             )
