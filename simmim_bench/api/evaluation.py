@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TASKS = ("imagenet", "coco", "ade20k")
 
 
+@as_library()
 def evaluate(
     task: str,
     *,
@@ -91,8 +92,7 @@ def evaluate(
         limit=limit,
     )
     whose = None if backbone is None else read_ckpt(backbone)
-    with as_library():
-        return run_evaluate(task, read_ckpt(ckpt), options, model=model, backbone=whose).record
+    return run_evaluate(task, read_ckpt(ckpt), options, model=model, backbone=whose).record
 
 
 @dataclass(frozen=True)

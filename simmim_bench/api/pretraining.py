@@ -22,6 +22,7 @@ from simmim_bench.library import as_library
 from simmim_bench.runs.options import RunOptions
 
 
+@as_library()
 def pretrain(
     arch: str,
     *,
@@ -133,15 +134,14 @@ def pretrain(
         precision=precision,
         limit=limit,
     )
-    with as_library():
-        checkpoint, _ = run_pretrain(
-            arch,
-            options,
-            init_from=None if init_from is None else read_ckpt(init_from),
-            probe_data=read_optional_path(probe_data),
-            probe_every=probe_every,
-            **train_options,
-        )
+    checkpoint, _ = run_pretrain(
+        arch,
+        options,
+        init_from=None if init_from is None else read_ckpt(init_from),
+        probe_data=read_optional_path(probe_data),
+        probe_every=probe_every,
+        **train_options,
+    )
     return checkpoint.parents[1]
 
 

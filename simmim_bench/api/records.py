@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.api.options import AnyPath, read_path
+from simmim_bench.library import as_library
 
 if TYPE_CHECKING:
     from simmim_bench.results.record import Record
 
 
+@as_library()
 def records(*roots: AnyPath) -> list[dict[str, Any]]:
     """Return a flat row for each record below some folders, for a DataFrame; pandas is not needed.
 
@@ -36,10 +38,11 @@ def records(*roots: AnyPath) -> list[dict[str, Any]]:
 
     found = find_records([read_path(root) for root in roots] or [Path("runs")])
     for problem in found.problems:
-        warnings.warn(problem, stacklevel=2)
+        warnings.warn(problem, stacklevel=3)
     return [_row(path, record) for path, record in found.records.items()]
 
 
+@as_library()
 def read_record(path: AnyPath) -> Record:
     """Read the record of a run.
 

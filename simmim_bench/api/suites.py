@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BOARD = "leaderboard"  # folder of the tables, below that of the runs
 
 
+@as_library()
 def suite(
     ckpt: AnyPath | Iterable[AnyPath],
     *,
@@ -109,31 +110,28 @@ def suite(
         workers=workers, gpus_per_task=gpus_per_task, exclusive=exclusive, slurm=slurm
     )
     display = open_display(quiet)
-    with as_library():
-        options, plan = plan_suite_of(
-            jobs,
-            data_sets={name: read_path(path) for name, path in folders.items() if path is not None},
-            task_options=read_task_options(task_options, "suite", in_suite=True),
-            log=display.log,
-            ckpts=tuple(map(read_ckpt, names)),
-            named=tuple(
-                name_data_set(name, read_path(root)) for name, root in (data or {}).items()
-            ),
-            out=read_path(out),
-            only=names_of(only),
-            baseline=baseline,
-            tasks=names_of(tasks),
-            seeds=by_task,
-            seed=seed,
-            recipes=tuple(assignments(recipes or {}, "recipes")),
-            overrides=override_texts(overrides, precision=precision, limit=limit),
-            deterministic=deterministic,
-        )
-        from transfer.suite.report import plan_text
-        from transfer.suite.run import run_suite
+    options, plan = plan_suite_of(
+        jobs,
+        data_sets={name: read_path(path) for name, path in folders.items() if path is not None},
+        task_options=read_task_options(task_options, "suite", in_suite=True),
+        log=display.log,
+        ckpts=tuple(map(read_ckpt, names)),
+        named=tuple(name_data_set(name, read_path(root)) for name, root in (data or {}).items()),
+        out=read_path(out),
+        only=names_of(only),
+        baseline=baseline,
+        tasks=names_of(tasks),
+        seeds=by_task,
+        seed=seed,
+        recipes=tuple(assignments(recipes or {}, "recipes")),
+        overrides=override_texts(overrides, precision=precision, limit=limit),
+        deterministic=deterministic,
+    )
+    from transfer.suite.report import plan_text
+    from transfer.suite.run import run_suite
 
-        display.log(plan_text(plan))
-        return run_suite(plan, jobs, options.out, options.out / BOARD, display)
+    display.log(plan_text(plan))
+    return run_suite(plan, jobs, options.out, options.out / BOARD, display)
 
 
 def plan_suite_of(

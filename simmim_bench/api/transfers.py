@@ -44,6 +44,7 @@ RUN_ARGUMENTS = (
 )
 
 
+@as_library()
 def transfer(
     task: str,
     *,
@@ -138,6 +139,7 @@ def transfer(
     return found[0].runs.first
 
 
+@as_library()
 def transfers(
     task: str,
     *,
@@ -190,17 +192,16 @@ def _run_as_library(
     data_sets = read_data(data)
     own = {name: options.pop(name) for name in RUN_ARGUMENTS if name in options}
     task_options = read_task_options(options, "transfer")
-    with as_library():
-        found = run_transfers(
-            task,
-            read_ckpt(ckpt),
-            data_sets,
-            read_run_options(data_sets[0], **own),
-            seeds=seeds,
-            baseline=baseline,
-            model=model,
-            task_options=task_options,
-        )
+    found = run_transfers(
+        task,
+        read_ckpt(ckpt),
+        data_sets,
+        read_run_options(data_sets[0], **own),
+        seeds=seeds,
+        baseline=baseline,
+        model=model,
+        task_options=task_options,
+    )
     if found.failure is not None:
         raise found.failure
     return found.results
@@ -305,6 +306,8 @@ def _read_results(pairs: Sequence[Pair], display: Display) -> Transfers:
                     above = compare_runs(runs, read_scored_runs(other.run_dirs, progress.advance))
                 except BenchError as error:
                     failure = error
+            for path, record in runs.records.items():
+                display.log(f"{record.task}: record={path}")
             name = ours.transfer.request.options.data_name
             results.append(TransferResult(name, runs, "" if other is None else other.ckpt, above))
     return Transfers(results, failure)

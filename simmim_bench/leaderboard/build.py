@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from simmim_bench.leaderboard.small_set_tables import small_sets_to_markdown
 from simmim_bench.leaderboard.tables import explain_board, to_json, to_markdown
 from simmim_bench.leaderboard.text_tables import text_rows
 from simmim_bench.leaderboard.write import write_leaderboard
+from simmim_bench.library import as_library
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.untrusted.text import visible
 
@@ -35,7 +36,7 @@ class Leaderboard:
         path: the written page, leaderboard.html; None where nothing was written.
     """
 
-    board: Board
+    board: Board = field(repr=False)
     path: Path | None = None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -90,6 +91,7 @@ def _flatten(row: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+@as_library()
 def build_leaderboard(
     *roots: str | PathLike[str],
     out: str | PathLike[str] | None = None,
@@ -129,7 +131,7 @@ def build_leaderboard(
     documents = [Path(path).expanduser() for path in into]
     target = None if out is None else Path(out).expanduser()
     if documents and target is None:
-        raise UsageError("into= needs out=, the folder of the tables; pass it.")
+        raise UsageError("--into needs --out, the folder of the tables; pass it.")
     found = find_with_warnings(folders, _warn)
     return build_board(
         found,
@@ -195,4 +197,4 @@ def read_board(
 
 
 def _warn(problem: str) -> None:
-    warnings.warn(problem, stacklevel=3)
+    warnings.warn(problem, stacklevel=5)  # the caller of `build_leaderboard`
