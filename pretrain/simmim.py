@@ -16,6 +16,7 @@ normalised by their surroundings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import NamedTuple
 
 import torch
@@ -193,7 +194,7 @@ class SimMIM(nn.Module):
         return images * (1 - pixel_mask.to(images)), hidden_patches(mask, self.spec.patch_size)
 
 
-def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
+def load_simmim(ckpt: str | PathLike[str] | Checkpoint) -> SimMIM:
     """Load the SimMIM model of a pretraining checkpoint, in eval mode and without its teacher.
 
     Args:
@@ -201,6 +202,10 @@ def load_simmim(ckpt: str | Checkpoint) -> SimMIM:
 
     Raises:
         DataError: the checkpoint cannot be read, or has no SimMIM head.
+
+    Example:
+        >>> model = load_simmim("runs/vit_b")
+        >>> model(images, mask).loss  # images (B, 3, H, W), normalised; mask (B, H / 16, W / 16), 1 = hidden
     """
     checkpoint = open_checkpoint(ckpt)
     state = checkpoint.state or {}

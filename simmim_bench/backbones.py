@@ -9,6 +9,7 @@ code's step from pretraining to fine-tuning (SimMIM: utils.py, load_pretrained),
 from __future__ import annotations
 
 import warnings
+from os import PathLike, fspath
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.load import restore_backbone
@@ -17,7 +18,7 @@ from simmim_bench.models.build import Backbone
 from simmim_bench.models.spec import MapOptions
 
 
-def open_checkpoint(ckpt: str | Checkpoint) -> Checkpoint:
+def open_checkpoint(ckpt: str | PathLike[str] | Checkpoint) -> Checkpoint:
     """Return a checkpoint; read it if a CKPT is passed, and warn of what its file leaves open.
 
     Raises:
@@ -25,14 +26,14 @@ def open_checkpoint(ckpt: str | Checkpoint) -> Checkpoint:
     """
     if isinstance(ckpt, Checkpoint):
         return ckpt
-    checkpoint = read_checkpoint(ckpt)
+    checkpoint = read_checkpoint(fspath(ckpt))
     if checkpoint.warning:
         warnings.warn(checkpoint.warning, stacklevel=3)
     return checkpoint
 
 
 def load_backbone(
-    ckpt: str | Checkpoint,
+    ckpt: str | PathLike[str] | Checkpoint,
     img_size: int | tuple[int, int] | None = None,
     num_classes: int = 0,
     *,
@@ -45,7 +46,7 @@ def load_backbone(
     """Load the backbone of a checkpoint in its transfer form.
 
     Args:
-        ckpt: an argument of `read_checkpoint`, or a checkpoint that was read.
+        ckpt: CKPT as the command line takes it, or a checkpoint that was read.
         img_size: (H, W), or the side of a square, for position tables and windows; None for the checkpoint's.
         num_classes: outputs of a new classification head; 0 for pooled features.
         window_size: side of an attention window in tokens; None for the checkpoint's. By default, a ViT has
@@ -62,6 +63,10 @@ def load_backbone(
     Raises:
         UsageError: The architecture is unknown, or the image size is not a multiple of the patch size.
         DataError: The checkpoint cannot be read, or its weights do not fit.
+
+    Example:
+        >>> backbone = load_backbone("runs/vit_b", img_size=(384, 512))
+        >>> maps = backbone.forward_maps(images)  # images (B, 3, 384, 512), normalised
     """
     checkpoint = open_checkpoint(ckpt)
     if isinstance(img_size, int):

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, plain lines elsewhere; stdout is kept for results."""
+"""Progress on stderr: bars on a terminal and in a notebook, plain lines elsewhere; stdout is kept for results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -212,7 +213,11 @@ class Display:
 
     @property
     def _shows_bars(self) -> bool:
-        return self._console.is_terminal and not self._console.quiet
+        if self._console.quiet:
+            return False
+        # rich shows bars in a notebook through ipywidgets; without, it has plain lines as a file has.
+        in_notebook = self._console.is_jupyter and find_spec("ipywidgets") is not None
+        return self._console.is_terminal or in_notebook
 
 
 def plural(count: int, one: str, several: str | None = None) -> str:

@@ -139,6 +139,8 @@ class TaskVariant:
     options: Mapping[str, str]
 
 
+SWITCH = {None: None, True: "on", False: "off"}  # values of an option of the kind "switch"
+
 LAYOUTS: dict[str, DataLayout] = {
     layout.name: layout
     for layout in (

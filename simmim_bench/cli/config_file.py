@@ -5,11 +5,12 @@ Loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.api.keys import assignments
 from simmim_bench.errors import UsageError
 from simmim_bench.recipe import ABOUT
 
@@ -57,10 +58,12 @@ def read_config(path: Path) -> Config:
         values = {str(key): value for key, value in recorded.items() if key not in ABOUT}
         arch = values.pop("arch", None)
         name = str(recorded.get("name", "")).partition("@")[0]
-        return Config(tuple(_assignments(values, path)), name or None, arch, path)
+        return Config(tuple(assignments(values, f"--config {path}")), name or None, arch, path)
     values = {str(key): value for key, value in content.items() if key != "recipe"}
     return Config(
-        tuple(_assignments(values, path)), None if recorded is None else str(recorded), path=path
+        tuple(assignments(values, f"--config {path}")),
+        None if recorded is None else str(recorded),
+        path=path,
     )
 
 
@@ -73,19 +76,3 @@ def _parse(path: Path) -> Mapping[str, Any]:
             f"--config {path} holds no settings; write `key: value` lines, such as `epochs: 10`."
         )
     return content
-
-
-def _assignments(values: Mapping[Any, Any], path: Path, prefix: str = "") -> Iterator[str]:
-    """Yield the settings as `key=value` texts; those of a nested mapping as `name.key=value`."""
-    from simmim_bench.untrusted.yaml_text import setting_text
-
-    for key, value in values.items():
-        if isinstance(value, Mapping) and not prefix:
-            yield from _assignments(value, path, f"{key}.")
-        else:
-            text = setting_text(value)
-            if text is None:
-                raise UsageError(
-                    f"--config {path}: {prefix}{key} is not a number, a text, a boolean or a list of them."
-                )
-            yield f"{prefix}{key}={text}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from simmim_bench.cli.arguments import check_ckpt
+from simmim_bench.api.arguments import check_ckpt
 from simmim_bench.cli.options import NumbersCommand, complete_ckpt, read_numbers, read_size
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 

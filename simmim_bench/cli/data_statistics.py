@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from simmim_bench.cli.arguments import check_images
+from simmim_bench.api.arguments import check_images
 from simmim_bench.cli.options import JSON_OPTION, open_display
 from simmim_bench.data.pixel_format import VALUE_RANGES, ValueRange
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simmim_bench.cli.arguments import missing_folders
+from simmim_bench.api.arguments import missing_folders
 from simmim_bench.cli.options import (
     PATH,
     all_recipes,

@@ -9,28 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simmim_bench.cli.arguments import check_ckpt, check_data
+from simmim_bench.api.evaluation import TASKS, Evaluated, run_evaluate
+from simmim_bench.api.transfer_result import images_se
 from simmim_bench.cli.options import (
     complete_arch,
     complete_ckpt,
-    open_display,
     scoring_recipes,
 )
 from simmim_bench.cli.recipe_help import RecipeCommand, evaluation_recipe
 from simmim_bench.cli.recipe_options import SCORING_FLAGS
 from simmim_bench.cli.run_options import run_options
-from simmim_bench.cli.transfer_summary import images_se
-from simmim_bench.data.named import DataSet
-from simmim_bench.imports import without_collection
-from simmim_bench.recipe import Recipe, find_recipe
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import format_metric
 
 if TYPE_CHECKING:
     from simmim_bench.results.scored_runs import ScoredRuns
-    from transfer.evaluate.evaluation import Evaluation
-
-TASKS = ("imagenet", "coco", "ade20k")
 
 
 class EvaluateCommand(RecipeCommand):
@@ -102,51 +96,33 @@ def evaluate(
     The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
     of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
     """
-    check_data(task, [DataSet(options.data)])
-    check_ckpt(ckpt)
-    if options.recipe is not None:
-        find_recipe(scoring_recipes(), options.recipe)
-    with without_collection():
-        from simmim_bench.distributed import init_distributed
-        from simmim_bench.results.scored_runs import read_scored_runs
-        from simmim_bench.training.determinism import deterministic_algorithms
-        from transfer.evaluate.evaluation import EvaluationRequest
-        from transfer.evaluate.launch import evaluation_dir, run_evaluation
-
-    request = EvaluationRequest(
-        task=task, ckpt=ckpt, options=options, model=model, backbone=backbone
-    )
-    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
-        display = open_display(options.quiet or not dist.is_main)
-        evaluation, record = run_evaluation(request, display=display, dist=dist)
-    if record is None:
+    found = run_evaluate(task, ckpt, options, model=model, backbone=backbone)
+    if found.runs is None:
         return
-    runs = read_scored_runs([evaluation_dir(request)])
-    lines, plain = summarise(evaluation, runs)
+    lines, plain = summarise(found, found.runs)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
 
 
-def summarise(evaluation: Evaluation, runs: ScoredRuns) -> tuple[list[str], dict[str, Any]]:
+def summarise(found: Evaluated, runs: ScoredRuns) -> tuple[list[str], dict[str, Any]]:
     """Return the scores, those that training recorded, and a published one, as lines and as JSON.
 
     Args:
         runs: the evaluation's run alone.
     """
-    trained = {} if evaluation.run is None else dict(evaluation.run.metrics)
     scores, lines = runs.scores(), []
     for metric, score in scores.items():
         before = ""
-        if metric in trained:
-            before = f"  (training recorded {format_metric(metric, trained[metric])})"
+        if metric in found.trained:
+            before = f"  (training recorded {format_metric(metric, found.trained[metric])})"
         lines.append(f"{metric} {score}{before}")
     if runs.unknown:
         lines.append(f"without images ±: {runs.unknown}")
-    if evaluation.published is not None:
-        lines.append(f"published: {evaluation.published}")
+    if found.published is not None:
+        lines.append(f"published: {found.published}")
     plain = {
         **dataclasses.asdict(runs.first),
         "images_se": images_se(scores),
-        "trained": trained or None,
-        "published": evaluation.published,
+        "trained": dict(found.trained) or None,
+        "published": found.published,
     }
     return lines, plain

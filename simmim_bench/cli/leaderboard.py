@@ -10,7 +10,6 @@ import click
 from simmim_bench.cli.options import PATH, open_display, scoring_recipes
 from simmim_bench.errors import DataError, DriftError
 from simmim_bench.shift_sets import SHIFT_TASK
-from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
     from simmim_bench.leaderboard.board import Board
@@ -74,24 +73,23 @@ _columns = click.option(
 )
 
 
+def _warn(problem: str) -> None:
+    click.echo(f"warning: {problem}", err=True)
+
+
 def _find(roots: tuple[Path, ...]) -> FoundRecords:
     """Read the records, and warn of the damaged ones."""
-    from simmim_bench.leaderboard.find import find_records
+    from simmim_bench.leaderboard.build import find_with_warnings
 
-    found = find_records(roots)
-    for problem in found.problems:
-        click.echo(f"warning: {visible(problem)}", err=True)
-    return found
+    return find_with_warnings(roots, _warn)
 
 
 def _build(found: FoundRecords, *, overall: bool = False, warn: bool = True) -> Board:
     """Build the board, with a progress bar while the predictions are read, and warn of the damaged ones."""
-    with open_display(False).task("predictions", len(found.records)) as task:
-        board = found.board(overall=overall, advance=task.advance)
-    for problem in board.problems:
-        if warn and problem not in found.problems:
-            click.echo(f"warning: {visible(problem)}", err=True)
-    return board
+    from simmim_bench.leaderboard.build import read_board
+
+    report = _warn if warn else (lambda problem: None)
+    return read_board(found, overall=overall, display=open_display(False), warn=report)
 
 
 def _read_published(wanted: bool) -> list[ReportedRow]:
@@ -120,19 +118,23 @@ def leaderboard_build(
     The files are LEADERBOARD.md, leaderboard.csv, .json, .tex (booktabs), and leaderboard.html, a single
     file that works offline; and small_sets.csv where data sets have names. A damaged record is reported and left out.
     """
-    from simmim_bench.leaderboard.board import select_columns
-    from simmim_bench.leaderboard.published import add_published
+    from simmim_bench.leaderboard.build import build_board
     from simmim_bench.leaderboard.small_set_tables import print_small_sets
     from simmim_bench.leaderboard.tables import print_table
-    from simmim_bench.leaderboard.write import write_leaderboard
 
-    board, published = _build(_find(roots), overall=overall), _read_published(reported)
-    for problem in write_leaderboard(board, out, reported=published, into=into, extra=extra):
-        if problem not in board.problems:
-            click.echo(f"warning: {visible(problem)}", err=True)
-    print_table(select_columns(add_published(board, published), extra))
-    print_small_sets(board)
-    click.echo(str(out / "leaderboard.html"))
+    built = build_board(
+        _find(roots),
+        out=out,
+        into=into,
+        reported=reported,
+        overall=overall,
+        columns=extra,
+        display=open_display(False),
+        warn=_warn,
+    )
+    print_table(built.board)
+    print_small_sets(built.board)
+    click.echo(str(built.path))
 
 
 @leaderboard.command("check")

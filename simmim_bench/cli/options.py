@@ -6,22 +6,22 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.api.display import open_display as open_display
+from simmim_bench.api.recipes import all_recipes as all_recipes
+from simmim_bench.api.recipes import pretrain_recipes as pretrain_recipes
+from simmim_bench.api.recipes import scoring_recipes as scoring_recipes
+from simmim_bench.api.recipes import transfer_recipes as transfer_recipes
 from simmim_bench.data.named import DataSet, read_data_set
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
-from simmim_bench.tasks import LAYOUTS, DataLayout, TaskOption, tasks_with
-
-if TYPE_CHECKING:
-    from simmim_bench.display import Display
-    from simmim_bench.recipe import Recipe
+from simmim_bench.tasks import LAYOUTS, SWITCH, DataLayout, TaskOption, tasks_with
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -35,32 +35,6 @@ def read_data_sets(
 ) -> tuple[DataSet, ...]:
     """Parse `DIR` or `NAME=DIR` texts."""
     return tuple(map(read_data_set, texts))
-
-
-def pretrain_recipes() -> dict[str, Recipe]:
-    """Return the named pretraining recipes."""
-    from pretrain.recipes import RECIPES
-
-    return dict(RECIPES)
-
-
-def transfer_recipes() -> dict[str, Recipe]:
-    """Return the named transfer recipes."""
-    from transfer.recipes import RECIPES
-
-    return dict(RECIPES)
-
-
-def scoring_recipes() -> dict[str, Recipe]:
-    """Return the named recipes that records can have: of transfers, and of evaluations without training."""
-    from transfer.evaluate.recipes import RECIPES
-
-    return {**transfer_recipes(), **RECIPES}
-
-
-def all_recipes() -> dict[str, Recipe]:
-    """Return all named recipes by which something is trained."""
-    return {**pretrain_recipes(), **transfer_recipes()}
 
 
 def complete_arch(
@@ -178,9 +152,6 @@ def pop_data_sets(arguments: dict[str, Any]) -> dict[str, Path]:
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 
-SWITCH = {None: None, True: "on", False: "off"}
-
-
 def task_option(option: TaskOption) -> click.Option:
     """Build the command-line option of a task option; its help names the tasks that take it."""
     help_text = (
@@ -287,15 +258,6 @@ def read_size(text: str, option: str = "--img-size") -> tuple[int, int]:
     if len(sizes) not in (1, 2) or not all(size.strip().isdecimal() for size in sizes):
         raise UsageError(f"{option} {text} is not H or H,W in pixels, such as 64 or 96,128.")
     return int(sizes[0]), int(sizes[-1])
-
-
-def open_display(quiet: bool) -> Display:
-    """Return the log and progress display of a command; a silent one if `quiet`."""
-    from simmim_bench.display import Display
-    from simmim_bench.jobs.progress import PROGRESS_FILE, write_progress
-
-    path = os.environ.get(PROGRESS_FILE)  # of a suite's or an ablation's step
-    return Display(quiet=quiet, follower=write_progress(Path(path)) if path and not quiet else None)
 
 
 def join_names(names: list[str]) -> str:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import click
 
-from simmim_bench.cli.arguments import check_ckpt, check_images
+from simmim_bench.api.pretraining import run_pretrain
 from simmim_bench.cli.options import (
     PATH,
     complete_arch,
-    open_display,
     pretrain_recipes,
 )
 from simmim_bench.cli.recipe_help import RecipeCommand, pretraining_recipe
 from simmim_bench.cli.run_options import run_options
-from simmim_bench.errors import UsageError
-from simmim_bench.imports import without_collection
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 
@@ -110,8 +106,6 @@ def pretrain(
     options: RunOptions,
     visualize_every: int,
     pictures_every: int | None,
-    probe_data: Path | None,
-    probe_every: int | None,
     **train_options: Any,
 ) -> None:
     """Pretrain a backbone with SimMIM.
@@ -135,42 +129,14 @@ def pretrain(
     --resume continues to the same end as an uninterrupted run. SIGUSR1 also requeues a SLURM job
     (#SBATCH --signal=USR1@120).
     """
-    if probe_every is not None and probe_data is None:
-        raise UsageError(f"--probe-every {probe_every} needs --probe-data; add it.")
-    from pretrain.recipes import resolve_recipe
-
-    folder = f"{arch}-{options.recipe or 'default'}-seed{options.seed}"
-    out = options.out or Path("runs", "pretrain", folder)
-    recipe, named = resolve_recipe(arch=arch, recipe=options.recipe, overrides=options.overrides)
-    check_images(options.data)
-    if init_from is not None:
-        check_ckpt(init_from)
-    with without_collection():
-        from pretrain.launch import run_pretraining
-        from pretrain.train import TrainOptions
-        from simmim_bench.distributed import init_distributed
-        from simmim_bench.training.determinism import deterministic_algorithms
-
-    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
-        checkpoint = run_pretraining(
-            recipe=recipe,
-            named=named,
-            data=options.data,
-            out=out,
-            seed=options.seed,
-            display=open_display(options.quiet or not dist.is_main),
-            dist=dist,
-            init_from=init_from,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            options=TrainOptions(
-                visualize_every=pictures_every or visualize_every,
-                probe_data=probe_data,
-                probe_every=probe_every or 1,
-                **train_options,
-            ),
-        )
-    if not dist.is_main:
+    checkpoint, is_main = run_pretrain(
+        arch,
+        options,
+        init_from=init_from,
+        visualize_every=pictures_every or visualize_every,
+        **train_options,
+    )
+    if not is_main:
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
     click.echo(shown)

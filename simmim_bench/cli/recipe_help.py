@@ -78,7 +78,7 @@ def transfer_recipe(given: Mapping[str, Any]) -> Recipe:
     Raises:
         UsageError: no task, or an unknown recipe or one of another task.
     """
-    from simmim_bench.cli.arguments import spec_of
+    from simmim_bench.api.arguments import spec_of
     from simmim_bench.models.archs import ARCHS
     from simmim_bench.recipe import find_recipe
     from transfer.recipes import RECIPES, check_recipe_type, choose_recipe

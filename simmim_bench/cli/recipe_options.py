@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from simmim_bench.api.keys import SHORT_KEYS, add_override
 from simmim_bench.cli.config_file import Config, read_config
 from simmim_bench.errors import UsageError
 from simmim_bench.launcher import is_one_of_several
@@ -27,17 +28,20 @@ class KeyOption:
 
     Attributes:
         flag: as it is typed.
-        key: the key of the recipe.
         kind: type of its value.
         metavar: how its value is named in the help.
         help: what it changes.
     """
 
     flag: str
-    key: str
     kind: click.ParamType[Any]
     metavar: str
     help: str
+
+    @property
+    def key(self) -> str:
+        """The key of the recipe."""
+        return SHORT_KEYS[self.flag[2:].replace("-", "_")]
 
     @property
     def parameter(self) -> str:
@@ -63,31 +67,24 @@ class KeyOption:
 KEY_OPTIONS: dict[str, KeyOption] = {
     option.flag: option
     for option in (
-        KeyOption("--epochs", "epochs", click.IntRange(1), "N", "Passes over the training images"),
+        KeyOption("--epochs", click.IntRange(1), "N", "Passes over the training images"),
         KeyOption(
             "--batch-size",
-            "batch_size",
             click.IntRange(1),
             "N",
             "Images per step, of all processes",
         ),
-        KeyOption(
-            "--lr", "base_lr", click.STRING, "RATE", "Learning rate, which the recipe may scale"
-        ),
-        KeyOption("--img-size", "img_size", click.STRING, "H[,W]", "Height and width of images"),
-        KeyOption(
-            "--workers", "num_workers", click.IntRange(0), "N", "Processes per GPU that load images"
-        ),
+        KeyOption("--lr", click.STRING, "RATE", "Learning rate, which the recipe may scale"),
+        KeyOption("--img-size", click.STRING, "H[,W]", "Height and width of images"),
+        KeyOption("--workers", click.IntRange(0), "N", "Processes per GPU that load images"),
         KeyOption(
             "--precision",
-            "precision",
             click.Choice(PRECISIONS),
             f"[{'|'.join(PRECISIONS)}]",
             "Precision of the computation",
         ),
         KeyOption(
             "--limit",
-            "limit",
             click.IntRange(1),
             "N",
             "Use N training and N validation images, to try things out",
@@ -202,33 +199,7 @@ def pop_overrides(arguments: dict[str, Any]) -> tuple[tuple[str, ...], Config]:
     for option in KEY_OPTIONS.values():
         value = arguments.pop(option.parameter, None)
         if value is not None:
-            given = _add(given, option.key, str(value), option.flag)
+            given = add_override(given, option.key, str(value), f"{option.flag} {value}")
     keys = {text.partition("=")[0] for text in given}
     kept = (text for text in config.overrides if text.partition("=")[0] not in keys)
     return (*kept, *given), config
-
-
-def _add(given: tuple[str, ...], key: str, value: str, flag: str) -> tuple[str, ...]:
-    """Add an option's `key=value` text, unless -o sets the key to the same value."""
-    for text in given:
-        name, _, other = text.partition("=")
-        if name != key:
-            continue
-        if not _equal(value, other):
-            raise UsageError(
-                f"{flag} {value} and -o {text} contradict each other; use one of them."
-            )
-        return given
-    return (*given, f"{key}={value}")
-
-
-def _equal(one: str, other: str) -> bool:
-    """Return whether two texts are the same numbers or the same words."""
-    parts = [text.strip("()[] ").replace("x", ",").split(",") for text in (one, other)]
-    try:
-        values = [[float(part) for part in text] for text in parts]
-    except ValueError:
-        return one == other
-    most = max(map(len, values))
-    first, second = (v * most if len(v) == 1 else v for v in values)
-    return first == second

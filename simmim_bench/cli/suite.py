@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from simmim_bench.cli.arguments import check_ckpt, check_folder
+from simmim_bench.api.suites import BOARD, plan_suite_of
 from simmim_bench.cli.options import (
     DETERMINISTIC_OPTION,
     PATH,
@@ -35,10 +35,9 @@ from simmim_bench.cli.recipe_options import (
 )
 from simmim_bench.data.named import read_titles
 from simmim_bench.errors import UsageError
-from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.methods import ALL_METHODS
-from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, given_options, tasks_on, variants
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, tasks_on, variants
 
 
 class SuiteCommand(click.Command):
@@ -205,25 +204,19 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
         raise UsageError(
             f"--config {config.path} is of one run; a suite takes TASK: {{KEY: VALUE}} settings."
         )
-    for name, folder in data_sets.items():
-        check_folder(folder, f"--{name}")
-    for ckpt in given["ckpts"]:
-        check_ckpt(ckpt)
-    with without_collection():
-        from transfer.suite.options import SuiteOptions
-        from transfer.suite.plan import check_obstacles
-        from transfer.suite.report import plan_text, print_result
-        from transfer.suite.run import plan_suite, result_json, run_suite
-
     offered = {name: given.pop(name) for name, option in OPTIONS.items() if option.in_suite}
-    options = SuiteOptions(data_sets=data_sets, task_options=given_options(offered), **given)
-    plan = plan_suite(
-        options,
+    options, plan = plan_suite_of(
         job_options,
-        download=not dry_run,
-        power=dry_run,
+        data_sets=data_sets,
+        task_options=offered,
         log=(lambda message: None) if quiet else (lambda message: click.echo(message, err=True)),
+        dry_run=dry_run,
+        **given,
     )
+    from transfer.suite.plan import check_obstacles
+    from transfer.suite.report import plan_text, print_result
+    from transfer.suite.run import result_json, run_suite
+
     if not as_json:
         click.echo(plan_text(plan) + "\n")
     elif dry_run:
@@ -231,7 +224,7 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     check_obstacles(plan)
     if dry_run:
         sys.exit(plan.exit_code)
-    board = options.out / "leaderboard"
+    board = options.out / BOARD
     result = run_suite(plan, job_options, options.out, board, open_display(quiet))
     if as_json:
         steps = [result_json(one) for one in result.results]

@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from simmim_bench.cli.arguments import check_ckpt, check_data, check_transfer
+from simmim_bench.api.transfer_result import summarise, summarise_data_sets
+from simmim_bench.api.transfers import run_transfers
 from simmim_bench.cli.options import (
     complete_ckpt,
-    open_display,
     task_option,
     transfer_recipes,
 )
 from simmim_bench.cli.recipe_help import RecipeCommand, transfer_recipe
 from simmim_bench.cli.run_options import run_options
-from simmim_bench.cli.transfer_shift import (
-    SHIFT_SUMMARY,
-    print_shift_scores,
-    refuse_options,
-    shift_table,
-)
-from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
-from simmim_bench.errors import BenchError, UsageError
-from simmim_bench.imports import without_collection
+from simmim_bench.cli.transfer_shift import SHIFT_SUMMARY, shift_table, summarise_shift
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
-from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, check_options, given_options
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS
 
 if TYPE_CHECKING:
     from simmim_bench.data.named import DataSet
-    from simmim_bench.display import Display
-    from transfer.launch import TransferPlan
 
 
 class TaskType(click.ParamType):  # type: ignore[type-arg]
@@ -176,79 +166,24 @@ def transfer(
       simmim-bench transfer shift --ckpt runs/b/linear/seed0 --data v2=imagenetv2 --data real=imagenet
       simmim-bench transfer shift --ckpt timm:deit_small_patch16_224 --data a=imagenet-a --data r=imagenet-r
     """
-    if task in TASKS:
-        check_options(task, given_options(task_options))
-    check_data(task, data_sets)
+    found = run_transfers(
+        task,
+        ckpt,
+        data_sets,
+        options,
+        seeds=seeds,
+        baseline=baseline,
+        model=model,
+        task_options=task_options,
+    )
+    if not found.is_main:
+        return
     if task == SHIFT_TASK:
-        refuse_options(baseline=baseline, seeds=seeds, seed=options.seed, **task_options)
-        print_shift_scores(ckpt, model, data_sets, options)
-        return
-    if model is not None:
-        raise UsageError(f"--model is only for {SHIFT_TASK}, not for {task}; remove it.")
-    check_transfer(task, ckpt, options.recipe, options.overrides)
-    if baseline not in (None, "random"):
-        check_ckpt(str(baseline))
-    with without_collection():
-        from simmim_bench.distributed import init_distributed
-        from simmim_bench.training.determinism import deterministic_algorithms
-        from transfer.launch import (
-            TransferRequest,
-            check_run_dirs,
-            plan_baseline,
-            plan_transfer,
-            requests_by_data_set,
-            run_plan,
-        )
-
-    general = TransferRequest(task=task, options=options, task_options=task_options)
-    checkpoint, pairs = None, []
-    for request in requests_by_data_set(general, data_sets):
-        range_of_seeds = range(options.seed, options.seed + seeds)
-        ours = plan_transfer(request, ckpt, range_of_seeds, checkpoint=checkpoint)
-        checkpoint = ours.transfer.checkpoint
-        other = None if baseline is None else plan_baseline(request, ours, baseline)
-        pairs.append((ours, other))
-    with deterministic_algorithms(options.deterministic), init_distributed() as dist:
-        display = open_display(options.quiet or not dist.is_main)
-        # Check the baselines' directories first, so that none can fail after hours of training.
-        for plan in (plan for pair in pairs for plan in pair if plan is not None):
-            if dist.is_main:
-                check_run_dirs(plan)
-        for ours, other in pairs:
-            run_plan(ours, display=display, dist=dist)
-            if other is not None:
-                run_plan(other, display=display, dist=dist)
-    if not dist.is_main:
-        return
-    results, failure = _read_results(pairs, display)
-    lines, plain = summarise(results[0]) if len(results) == 1 else summarise_data_sets(results)
+        lines, plain = summarise_shift(found.results)
+    elif len(found.results) == 1:
+        lines, plain = summarise(found.results[0])
+    else:
+        lines, plain = summarise_data_sets(found.results)
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
-    if failure is not None:
-        raise failure
-
-
-def _read_results(
-    pairs: Sequence[tuple[TransferPlan, TransferPlan | None]], display: Display
-) -> tuple[list[TransferResult], BenchError | None]:
-    """Read the scores of all runs, and compare each checkpoint with its baseline.
-
-    Returns:
-        The results, and the error of a comparison, to be raised after the scores are printed.
-    """
-    from simmim_bench.results.scored_runs import read_scored_runs
-    from transfer.compare import compare_runs
-
-    results, failure = list[TransferResult](), None
-    count = sum(len(plan.run_dirs) for pair in pairs for plan in pair if plan is not None)
-    # Matching the detections of COCO takes about ten seconds per run.
-    with display.task("uncertainty", count) as progress:
-        for ours, other in pairs:
-            runs, above = read_scored_runs(ours.run_dirs, progress.advance), {}
-            if other is not None:
-                try:
-                    above = compare_runs(runs, read_scored_runs(other.run_dirs, progress.advance))
-                except BenchError as error:
-                    failure = error
-            name = ours.transfer.request.options.data_name
-            results.append(TransferResult(name, runs, "" if other is None else other.ckpt, above))
-    return results, failure
+    if found.failure is not None:
+        raise found.failure

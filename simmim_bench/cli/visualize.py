@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simmim_bench.cli.arguments import check_ckpt, check_images
+from simmim_bench.api.arguments import check_ckpt, check_images
 from simmim_bench.cli.options import PATH, SEED, complete_ckpt
 from simmim_bench.errors import UsageError
 

@@ -45,13 +45,22 @@ def read_data_set(text: str) -> DataSet:
     name, equals, root = text.partition("=")
     if not equals or os.path.exists(text) or os.sep in name or name.startswith(HUB_PREFIX):
         return DataSet(Path(text))
+    return name_data_set(name, root)
+
+
+def name_data_set(name: str, root: str | Path) -> DataSet:
+    """Return a data set with a name.
+
+    Raises:
+        UsageError: the name is not valid, or the folder's path is empty.
+    """
     if not NAME.fullmatch(name):
         raise UsageError(
-            f"--data {text}: {name!r} is not a name, which has up to 64 letters, digits, dots, underscores and hyphens "
-            "and begins with a letter or digit; write NAME=DIR, or ./DIR for a folder with '='."
+            f"--data {name}={root}: {name!r} is not a name, which has up to 64 letters, digits, dots, underscores and "
+            "hyphens and begins with a letter or digit; write NAME=DIR, or ./DIR for a folder with '='."
         )
-    if not root:
-        raise UsageError(f"--data {text} names no folder; write {name}=DIR.")
+    if not str(root):
+        raise UsageError(f"--data {name}={root} names no folder; write {name}=DIR.")
     return DataSet(Path(root).expanduser(), name)  # a shell expands ~ at the start of a word only
 
 

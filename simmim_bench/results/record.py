@@ -21,6 +21,7 @@ from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
 from simmim_bench.results.metrics import scores_from_predictions
+from simmim_bench.results.record_html import record_to_html
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
 from simmim_bench.tasks import TASKS, format_metric
 from simmim_bench.untrusted.json_text import read_json
@@ -62,6 +63,10 @@ class Record:
     wall_time_s: float
     date: str
     schema: int = SCHEMA
+
+    def _repr_html_(self) -> str:
+        """Return the record as an HTML table, for a notebook."""
+        return record_to_html(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import InterruptedRun
+from simmim_bench.library import is_library_call
 from simmim_bench.runs.run_dir import METRICS_EVERY, RunDir
 from simmim_bench.signals import SIGNALS, ignore_repeats
 
@@ -31,11 +32,17 @@ def stop_on_signals(dist: DistContext | None = None) -> Iterator[StopRequest]:
     A second signal goes to the handler that was set before, and so does the first if the block succeeds in spite of
     it: it came after the loop's last answer, and what follows may take long.
 
+    A library call (see `simmim_bench.library`), and one outside of the main thread, keeps the caller's handlers: Ctrl-C
+    then raises KeyboardInterrupt, and the run continues from its last saved checkpoint.
+
     Args:
         dist: the processes of the run, which end the block together; a signal that one of them got then ends all.
             None for a single process.
     """
     request = StopRequest()
+    if is_library_call():
+        yield request
+        return
     before: dict[int, Any] = {}
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -54,7 +61,7 @@ def stop_on_signals(dist: DistContext | None = None) -> Iterator[StopRequest]:
 
     try:
         before.update({number: signal.signal(number, remember) for number in SIGNALS})
-    except ValueError:  # not in the main thread: the caller keeps its own handlers
+    except ValueError:  # not in the main thread
         yield request
         return
     try:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from pycocotools import mask as masks
 from support.records import change, make_record, set_answers
 
+from simmim_bench.api.transfer_result import TransferResult, summarise, summarise_data_sets
 from simmim_bench.cli.main import cli
-from simmim_bench.cli.transfer_summary import TransferResult, summarise, summarise_data_sets
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.find import find_records

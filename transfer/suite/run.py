@@ -15,12 +15,14 @@ import torch
 
 from simmim_bench.display import Display
 from simmim_bench.errors import BenchError
+from simmim_bench.html import html_table
 from simmim_bench.jobs.forecast import Forecast
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.jobs.runner import run_steps
 from simmim_bench.jobs.running import StepResult
 from simmim_bench.jobs.workers import Machine
 from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.build import Leaderboard
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
@@ -67,6 +69,31 @@ class SuiteResult:
     def failed(self) -> list[StepResult[SuiteStep]]:
         """The failed steps, in the plan's order."""
         return [result for result in self.results if result.state == "failed"]
+
+    @property
+    def records(self) -> dict[Path, Record]:
+        """The records below the suite's folder by the path of their file, earlier ones included."""
+        return {} if self.board is None else dict(self.board.records)
+
+    def check(self) -> None:
+        """Raise an error if a step has failed, or a checkpoint cannot be used.
+
+        Raises:
+            BenchError: with the exit code and the message of the first; all are in `failed` and `blocked`.
+        """
+        found = [f"{one.step}: {one.error} (log: {one.step.log})" for one in self.failed]
+        found += [f"{row.ckpt}: {row.obstacle}" for row in self.blocked]
+        if found:
+            error = BenchError(f"{len(found)} steps or rows of the suite failed. First: {found[0]}")
+            error.exit_code = self.exit_code
+            raise error
+
+    def _repr_html_(self) -> str:
+        """Return the leaderboard and the failed steps as HTML, for a notebook."""
+        rows = [(str(one.step), f"{one.error} (log: {one.step.log})") for one in self.failed]
+        rows += [(row.ckpt, row.obstacle) for row in self.blocked]
+        table = "" if self.board is None else Leaderboard(self.board)._repr_html_()
+        return table + (html_table([("failed", ""), *rows]) if rows else "")
 
     @property
     def exit_code(self) -> int:

@@ -1,4 +1,4 @@
-"""What `simmim-bench transfer` prints at its end: the scores of one data set, or a table of several."""
+"""The results of transfers: the scores of one data set, or a table of several, as lines and as JSON."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from simmim_bench.html import html_table
 from simmim_bench.tasks import TASKS
 
 if TYPE_CHECKING:
+    from simmim_bench.results.record import Record
     from simmim_bench.results.scored_runs import Score, ScoredRuns
     from simmim_bench.uncertainty.interval import Difference
 
@@ -30,6 +32,22 @@ class TransferResult:
     runs: ScoredRuns
     baseline: str = ""
     above: Mapping[str, Difference] = field(default_factory=dict)
+
+    @property
+    def records(self) -> list[Record]:
+        """The records, one per seed."""
+        return list(self.runs.records.values())
+
+    def scores(self) -> dict[str, Score]:
+        """Return the mean over seeds of every metric, with its standard deviation and standard error."""
+        return self.runs.scores()
+
+    def __str__(self) -> str:
+        return "\n".join(summarise(self)[0])
+
+    def _repr_html_(self) -> str:
+        title = self.runs.first.task + (f", {self.name}" if self.name else "")
+        return html_table([(title,), *((line,) for line in summarise(self)[0])])
 
 
 def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:
