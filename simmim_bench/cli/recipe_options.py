@@ -91,7 +91,6 @@ KEY_OPTIONS: dict[str, KeyOption] = {
         ),
         KeyOption(
             "--val-fraction",
-            "val_fraction",
             click.FloatRange(1e-4, 0.5),
             "F",
             "Hold out a fraction of the training images, for data without validation images",
