@@ -28,6 +28,11 @@ ARCH = "vit_pocket"
 DURATIONS = "durations.json"  # seconds of each kind of step
 RECIPE = "demo"  # of the pretraining; `TASK_demo` of the tasks that fine-tune
 SHORTER = ("imagenet", "coco", "ade20k")  # tasks whose recipes for small data take minutes
+DATA_TITLES = {
+    "imagenet": "synthetic images",
+    "coco": "synthetic scenes with boxes",
+    "ade20k": "synthetic scenes with label maps",
+}
 SEEDS = 3  # of the tasks on frozen features, which cost seconds; their spread shows the noise
 LEFT_OUT = (
     "attentive",
@@ -134,6 +139,7 @@ def plan_rows(out: Path, seed: int, pretraining: PretrainStep) -> SuiteOptions:
     return SuiteOptions(
         ckpts=(ckpt,),
         data_sets={layout: out / "data" / layout for layout in LAYOUTS},
+        data_titles=DATA_TITLES,
         out=out / "runs",
         tasks=tuple(task for task in TASKS if task not in LEFT_OUT),
         baseline="random",

@@ -99,8 +99,8 @@ def _view(board: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[s
     labels = short_labels(row["label"] for row in rows)
     found = ((column, _panel(rows, labels, i)) for i, column in enumerate(board["columns"]))
     panels = [{"column": column, **panel} for column, panel in found if panel is not None]
-    listed = {line["row"]["id"] for panel in panels for line in panel["lines"]}
-    return {"rows": [row for row in rows if row["id"] in listed][:MAX_LINES], "panels": panels}
+    listed = {line["row"]["id"]: line["row"] for panel in panels for line in panel["lines"]}
+    return {"rows": [*listed.values()][:MAX_LINES], "panels": panels}
 
 
 def short_labels(labels: Iterable[str]) -> dict[str, str]:

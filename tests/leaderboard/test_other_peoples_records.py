@@ -241,7 +241,8 @@ def test_a_figure_of_another_folder_is_not_taken(
 
 
 def test_scores_of_changed_code_are_on_no_pareto_front(tmp_path: Path) -> None:
-    make_record(tmp_path, label="a", correct=6)
+    for label, correct in (("a", 6), ("c", 5)):
+        make_record(tmp_path, label=label, correct=correct)
     path = make_record(tmp_path, label="b", correct=9)
     change(path, environment={"dirty": True})
     (plot, *_) = plot_scores(page_data(board_of(tmp_path)))

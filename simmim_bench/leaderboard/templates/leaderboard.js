@@ -34,8 +34,9 @@ const table = new DataTable("#scores", {
 const viewOf = (row) => (row.dataset.status === "reported" ? "published" : "measured");
 const shownOf = (view, row) => view === viewOf(row);
 
+const nodes = table.rows({ order: "index" }).nodes().toArray();
 table.search.fixed("form", (_text, _data, index) => {
-  const row = table.row(index).node();
+  const row = nodes[index];
   const { view, arch, group, task } = filters.elements;
   return (
     shownOf(view.value, row) &&
@@ -102,16 +103,24 @@ function addGroupHeads(rows) {
   }
 }
 
-function updatePlotsAndCount() {
-  const rows = table.rows({ search: "applied" }).nodes().toArray();
-  const ids = new Set(rows.map((row) => row.dataset.row));
-  for (const element of all("#cost [data-row]")) {
-    element.classList.toggle("off", !ids.has(element.dataset.row));
+// The plot that is shown has the rows that the table shows; the others follow when they are chosen.
+let idsShown = new Set();
+function filterPlot() {
+  const figure = one("figure.plot:not([hidden])");
+  if (!figure) return;
+  for (const element of all("[data-row]", figure)) {
+    element.classList.toggle("off", !idsShown.has(element.dataset.row));
   }
   // A front through rows that the filters exclude would be wrong for the remaining rows.
-  for (const front of all("#cost [data-front]")) {
-    front.classList.toggle("off", !JSON.parse(front.dataset.front).every((id) => ids.has(id)));
+  for (const front of all("[data-front]", figure)) {
+    front.classList.toggle("off", !JSON.parse(front.dataset.front).every((id) => idsShown.has(id)));
   }
+}
+
+function updatePlotsAndCount() {
+  const rows = table.rows({ search: "applied" }).nodes().toArray();
+  idsShown = new Set(rows.map((row) => row.dataset.row));
+  filterPlot();
   addGroupHeads(rows);
   // DataTables marks the first column of the order alone, which is that of the groups.
   for (const head of sortable) {
@@ -157,6 +166,7 @@ function showPlot() {
   }
   one("#no-plot").hidden = found;
   one("#cost").hidden = !any;
+  filterPlot();
 }
 if (axes) {
   axes.addEventListener("input", showPlot);
