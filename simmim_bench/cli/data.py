@@ -9,6 +9,7 @@ import click
 
 from simmim_bench.cli.data_check import check
 from simmim_bench.cli.data_parts import sample, split
+from simmim_bench.cli.data_preview import preview
 from simmim_bench.cli.data_statistics import statistics
 from simmim_bench.cli.options import PATH, SEED, open_display
 from simmim_bench.display import plural
@@ -23,6 +24,7 @@ def data() -> None:
       simmim-bench data check pets
       simmim-bench data split pets pets_split
       simmim-bench data sample imagenet imagenet_10k --count 10000
+      simmim-bench data preview pretrain --arch vit_b --data pets --out pets.png
       simmim-bench data convert exports/helmets helmets
       simmim-bench transfer coco --ckpt runs/vit_b --data helmets
     """
@@ -182,5 +184,5 @@ def convert(
     click.echo(f"use         simmim-bench transfer {done.layout.target} --ckpt CKPT --data {dst}")
 
 
-for command in (check, split, sample, statistics):
+for command in (check, split, sample, preview, statistics):
     data.add_command(command)

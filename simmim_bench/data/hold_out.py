@@ -38,7 +38,7 @@ def hold_out_classes(
     """
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.classes))
-    single = [images.classes[number] for number in np.flatnonzero(sizes == 1)]
+    single = [images.classes[number] for number in np.flatnonzero(sizes == 1).tolist()]
     if single:
         raise DataError(
             f"{len(single):,} of {len(sizes):,} classes have one image, which cannot be both trained on and scored: "
