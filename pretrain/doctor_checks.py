@@ -30,13 +30,13 @@ def check_pretraining_data(data: Path, reading: Reading) -> list[Finding]:
     """Check what `--data` of `pretrain` names: a folder, tar shards, a label file, or a Hugging Face dataset.
 
     Args:
-        reading: which of the images are decoded, and the recipe, which may hold out a part of the training images.
+        reading: which of the images are decoded, and the fraction of the training images that is held out.
 
     Returns:
         Counts, faults and their remedies.
     """
     group = FindingGroup(GROUP)
-    fraction = getattr(reading.recipe, "val_fraction", None)
+    fraction = reading.val_fraction
     found: list[Finding] = []
     images = _open("train", lambda: any_images(data), group, found)
     held_out = _open("val", lambda: held_out_images(data), group, found)

@@ -1,4 +1,4 @@
-"""`simmim-bench data`: prepare data sets."""
+"""`simmim-bench data`: check, prepare and convert data sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from simmim_bench.cli.data_check import check
+from simmim_bench.cli.data_parts import sample, split
+from simmim_bench.cli.data_preview import preview
 from simmim_bench.cli.data_statistics import statistics
 from simmim_bench.cli.options import PATH, SEED, open_display
 from simmim_bench.display import plural
@@ -15,9 +18,13 @@ from simmim_bench.errors import UsageError
 
 @click.group()
 def data() -> None:
-    """Prepare a data set: convert it to the layouts that --data reads.
+    """Check and prepare a data set.
 
     \b
+      simmim-bench data check pets
+      simmim-bench data split pets pets_split
+      simmim-bench data sample imagenet imagenet_10k --count 10000
+      simmim-bench data preview pretrain --arch vit_b --data pets --out pets.png
       simmim-bench data convert exports/helmets helmets
       simmim-bench transfer coco --ckpt runs/vit_b --data helmets
     """
@@ -167,9 +174,9 @@ def convert(
     )
     for note in done.notes:
         click.echo(f"note        {note}")
-    for split, count in done.counts.items():
+    for name, count in done.counts.items():
         shown = ", ".join(f"{number:,} {what}" for what, number in count.items())
-        click.echo(f"{split:<11} {shown}")
+        click.echo(f"{name:<11} {shown}")
     if dry_run:
         click.echo(f"dry run     nothing was written; {images:,} images would be, to {dst}")
         return
@@ -177,4 +184,5 @@ def convert(
     click.echo(f"use         simmim-bench transfer {done.layout.target} --ckpt CKPT --data {dst}")
 
 
-data.add_command(statistics)
+for command in (check, split, sample, preview, statistics):
+    data.add_command(command)

@@ -110,10 +110,10 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone with SimMIM.
 
-    DATA is a folder of images at any depth, or of tar shards such as WebDataset's. If it has train/ and
-    val/, train/ is trained on and val/ gives the held-out loss. hfds:NAME is a Hugging Face dataset. The
-    last checkpoint is RUN/checkpoints/last, the one with the lowest held-out loss is checkpoints/best, and
-    RUN/reconstructions.png shows reconstructed images.
+    DATA is a folder of images at any depth, or of tar shards such as WebDataset's, or a label file. If it has
+    train/ and val/, train/ is trained on and val/ gives the held-out loss; without val/, a part is held out.
+    hfds:NAME is a Hugging Face dataset. The last checkpoint is RUN/checkpoints/last, the one with the lowest
+    held-out loss is checkpoints/best, and RUN/reconstructions.png shows reconstructed images.
 
     \b
       simmim-bench pretrain --arch vit_pocket --data pocket/imagenet --out runs/pocket

@@ -47,7 +47,7 @@ def class_files(root: Path, split: str, val_fraction: float | None = None) -> Na
         DataError: A folder is missing or empty, a class has no images, or there is one class alone.
     """
     if val_fraction is not None:
-        whole = _without_val(root)
+        whole = images_without_val(root)
         return hold_out_classes(whole, val_fraction)[split == "val"]
     images = list_classes(root, split)
     faults = class_faults(split_place(root, split), images)
@@ -56,8 +56,13 @@ def class_files(root: Path, split: str, val_fraction: float | None = None) -> Na
     return images
 
 
-def _without_val(root: Path) -> NamedImages:
-    """List the images of a data set without a validation split."""
+def images_without_val(root: Path) -> NamedImages:
+    """List the images of classes of a data set without a validation split.
+
+    Raises:
+        UsageError: it has one.
+        DataError: see `class_files`.
+    """
     if is_label_file(root):
         has_val, folder = "val" in read_label_file(root).splits, root
     else:
@@ -80,7 +85,7 @@ def _without_val(root: Path) -> NamedImages:
 
 def _val_exists(data: Path) -> UsageError:
     return UsageError(
-        f"{data} has a validation split; remove --val-fraction, which takes one from the training images."
+        f"{data} has a validation split; remove --val-fraction, which holds out training images of data without one."
     )
 
 

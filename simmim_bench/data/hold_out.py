@@ -24,33 +24,39 @@ SEED = 0  # the same for all runs, whose scores are otherwise of different image
 AnyImages = TypeVar("AnyImages", bound=ImageSource)
 
 
-def hold_out_classes(images: AnyImages, fraction: float) -> tuple[AnyImages, AnyImages]:
+def hold_out_classes(
+    images: AnyImages, fraction: float, seed: int = SEED
+) -> tuple[AnyImages, AnyImages]:
     """Split images of classes in two, both with all classes: those to train on, and the held-out ones.
 
     Args:
         fraction: of every class, rounded; at least one image, and not all of them.
+        seed: of the choice.
 
     Raises:
         DataError: a class has one image alone.
     """
     labels = np.asarray(images.labels)
     sizes = np.bincount(labels, minlength=len(images.classes))
-    single = [images.classes[number] for number in np.flatnonzero(sizes == 1)]
+    single = [images.classes[number] for number in np.flatnonzero(sizes == 1).tolist()]
     if single:
         raise DataError(
             f"{len(single):,} of {len(sizes):,} classes have one image, which cannot be both trained on and scored: "
             f"{first_names(single)}; add images of them, or remove them."
         )
-    return _split(images, held_out_indices(image_names(images), labels, fraction))
+    return _split(images, held_out_indices(image_names(images), labels, fraction, seed))
 
 
-def hold_out_images(images: AnyImages, fraction: float) -> tuple[AnyImages, AnyImages]:
+def hold_out_images(
+    images: AnyImages, fraction: float, seed: int = SEED
+) -> tuple[AnyImages, AnyImages]:
     """Split images for pretraining in two: those to train on, and the held-out ones.
 
     Args:
         fraction: of every class, as in `hold_out_classes`; of images without classes, of every folder. It is the
             fraction of all images instead, where these numbers add up to more than twice as many: then many classes
             are small.
+        seed: of the choice.
 
     Raises:
         DataError: there is one image alone.
@@ -63,9 +69,9 @@ def hold_out_images(images: AnyImages, fraction: float) -> tuple[AnyImages, AnyI
     groups = np.asarray(images.labels)
     if len(images.classes) == 1:
         _, groups = np.unique([_first_folder(name) for name in names], return_inverse=True)
-    chosen = held_out_indices(names, groups, fraction)
+    chosen = held_out_indices(names, groups, fraction, seed)
     if not 0 < len(chosen) <= 2 * fraction * len(images) + 1:
-        chosen = held_out_indices(names, np.zeros(len(names), np.int64), fraction)
+        chosen = held_out_indices(names, np.zeros(len(names), np.int64), fraction, seed)
     return _split(images, chosen)
 
 

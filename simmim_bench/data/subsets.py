@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -40,12 +40,32 @@ def sample_subset(
     Raises:
         UsageError: The fraction is out of range.
     """
+    return _sample(
+        labels, seed, lambda sizes, generator: class_counts(sizes, fraction, draw, generator)
+    )
+
+
+def sample_per_class(labels: Sequence[int] | np.ndarray, count: int, seed: int) -> list[int]:
+    """Sample `count` images of every class, or all of a class that has fewer.
+
+    Returns:
+        Indices, ascending. A larger count of the same seed has the same images and more.
+    """
+    return _sample(labels, seed, lambda sizes, _: np.minimum(sizes, count))
+
+
+def _sample(
+    labels: Sequence[int] | np.ndarray,
+    seed: int,
+    count: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+) -> list[int]:
+    """Sample images; `count` returns the number of each class from the sizes of the classes."""
     array = np.asarray(labels)
     classes, sizes = np.unique(array, return_counts=True)
     generator = np.random.Generator(np.random.PCG64(seed))
     orders = [generator.permutation(np.flatnonzero(array == c)) for c in classes]
-    counts = class_counts(sizes, fraction, draw, generator)
-    chosen = [order[:count] for order, count in zip(orders, counts, strict=True)]
+    counts = count(sizes, generator)
+    chosen = [order[:number] for order, number in zip(orders, counts, strict=True)]
     return sorted(int(i) for i in np.concatenate(chosen))
 
 

@@ -27,12 +27,14 @@ class Reading:
         every_file: whether all files are read; otherwise all files of splits with up to
             `CHECK_AT_ONCE` files, and `SAMPLE` files of larger splits.
         recipe: the recipe that the data are checked for, if one is given.
+        val_fraction: the fraction of the training images that runs hold out; None to read validation images.
         pixel_format: of the images, by the pretraining recipe or the checkpoint.
     """
 
     display: Display
     every_file: bool = False
     recipe: Recipe | None = None
+    val_fraction: float | None = None
     pixel_format: PixelFormat = RGB
 
     def choose(self, count: int) -> list[int]:

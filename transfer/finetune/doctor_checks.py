@@ -40,7 +40,7 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
     """Check images of classes: a folder in ImageNet's layout, `{train,val}/CLASS/image`, a label file or `hfds:NAME`.
 
     Args:
-        reading: which of the images are decoded, and the recipe, which may hold out a part of the training images.
+        reading: which of the images are decoded, and the fraction of the training images that is held out.
         name: the group of the findings.
 
     Returns:
@@ -52,13 +52,13 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
     known = {split: ReadImages(reading.pixel_format) for split in ("train", "val")}
     for split, found_in in known.items():
         try:
-            images = _list_split(data, split, getattr(reading.recipe, "val_fraction", None))
+            images = _list_split(data, split, reading.val_fraction)
         except (DataError, UsageError, MissingFrameworkError) as error:
             findings.append(group.finding(split, "problem", str(error)))
             continue
         classes[split] = [*images.classes]
         findings += _examine_split(data, split, images, found_in, reading, group)
-        is_again = split == "val" and getattr(reading.recipe, "val_fraction", None) is not None
+        is_again = split == "val" and reading.val_fraction is not None
         if images.left_out and not is_again:
             findings.append(group.finding(f"{split} files", "warning", images.left_out.describe()))
     if len(classes) == 2:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from simmim_bench.data.target_folder import check_target
 from simmim_bench.display import Display, first_names
 from simmim_bench.errors import DataError, UsageError
 from transfer.layouts.class_table import LabelRequest, map_labels, read_class_table
@@ -17,7 +18,8 @@ from transfer.layouts.source import MaskData, ObjectData
 from transfer.layouts.splits import VAL_FRACTION, Chosen, SplitRequest, choose_splits
 from transfer.layouts.voc_boxes import BoxRequest
 from transfer.layouts.write import (
-    check_target,
+    DESCRIPTION,
+    OWNED,
     write_description,
     write_masks,
     write_objects,
@@ -81,7 +83,14 @@ def convert(root: Path, out: Path, request: ConversionRequest, display: Display)
         UsageError: the options do not fit the source, or `out` may not be written.
     """
     layout = detect(root, request.source, request.target)
-    check_target(root, out, request.overwrite)
+    check_target(
+        root,
+        out,
+        request.overwrite,
+        description=DESCRIPTION,
+        owned=OWNED,
+        command="data convert",
+    )
     _refuse_needless(root, layout, request)
     _check_options(layout, request)
     table = None

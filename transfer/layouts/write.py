@@ -14,7 +14,7 @@ from PIL import Image
 
 from simmim_bench import __version__
 from simmim_bench.display import Display
-from simmim_bench.errors import DataError, UsageError
+from simmim_bench.errors import DataError
 from simmim_bench.files import ESCAPED, cannot_write, replacing_directory, write_json, write_text
 from transfer.layouts.mask_labels import MaskConverter
 from transfer.layouts.source import MaskPair, ObjectSplit
@@ -27,35 +27,6 @@ OWNED = {
     *("train2017", "val2017", "test2017"),
 }
 ADE20K_SPLIT = {"train": "training", "val": "validation", "test": "test"}
-
-
-def check_target(source: Path, target: Path, overwrite: bool) -> None:
-    """Check that a folder may be written: it is new, empty, or an earlier conversion that may be replaced.
-
-    Raises:
-        UsageError: it may not, or one of source and target is within the other.
-        DataError: it cannot be listed.
-    """
-    one, other = source.resolve(), target.resolve()
-    if one == other or one in other.parents or other in one.parents:
-        raise UsageError(
-            f"DST {target} and SRC {source} are within each other; choose another DST."
-        )
-    try:
-        names = set(os.listdir(target))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise DataError(
-            f"cannot use {target} as a folder: {error.strerror}; choose another DST."
-        ) from error
-    if names and not overwrite:
-        raise UsageError(f"{target} is not empty; pass --overwrite or choose another DST.")
-    foreign = sorted(names if DESCRIPTION not in names else names - OWNED)
-    if foreign:
-        raise UsageError(
-            f"{target} has '{foreign[0]}', which `data convert` did not write, and was not changed; choose another DST."
-        )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ The images are the first ones of a random order, so that a smaller subset is a p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from simmim_bench.cli.studies.definition import Subset
 from simmim_bench.data.listing import list_tree
 from simmim_bench.data.split_folders import split_folder
+from simmim_bench.data.target_folder import relative_link
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.files import cannot_write, replacing_directory, write_json
 from simmim_bench.untrusted.json_text import read_json
@@ -65,16 +65,11 @@ def _write_subset(subset: Subset) -> None:
             for name in listed.names.take(np.sort(order[: subset.count])):
                 path = folder.relative_to(source) / name
                 (temporary / path).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / path).symlink_to(_relative(source / path, out / path))
+                (temporary / path).symlink_to(relative_link(source / path, out / path))
             if val.is_dir() and train.is_dir():
-                (temporary / val.name).symlink_to(_relative(val, out / val.name))
+                (temporary / val.name).symlink_to(relative_link(val, out / val.name))
     except OSError as error:
         raise cannot_write(out, error, option="out") from error
-
-
-def _relative(target: Path, link: Path) -> str:
-    """Return the target of a link relative to its folder, so that both may be moved together."""
-    return os.path.relpath(target.resolve(), link.parent.resolve())
 
 
 def _mark(subset: Subset) -> Path:

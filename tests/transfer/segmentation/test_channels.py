@@ -23,7 +23,8 @@ from support.channels import (
 from support.segmentation import RECIPE, assert_counts_every_labelled_pixel, split_of, transfer
 
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.cli.doctor import DoctorRequest, _examine_data
+from simmim_bench.cli.doctor_checks import examine_data
+from simmim_bench.cli.doctor_request import DoctorRequest
 from simmim_bench.data.pixel_format import RGB, PixelFormat
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
@@ -121,7 +122,7 @@ def test_images_of_another_format_are_refused_by_a_run_and_by_doctor(
             out=tmp_path,
             every_file=False,
         )
-        findings = _examine_data(request, read_checkpoint(ckpt), Display(quiet=True))
+        findings = examine_data(request, read_checkpoint(ckpt), Display(quiet=True))
         return "".join(finding.said for finding in findings if finding.state == "problem")
 
     assert str(run.value) in problems(bad)
