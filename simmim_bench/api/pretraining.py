@@ -19,6 +19,7 @@ from simmim_bench.data.named import DataSet
 from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
 from simmim_bench.library import as_library
+from simmim_bench.recipe import Precision
 from simmim_bench.runs.options import RunOptions
 
 
@@ -36,7 +37,7 @@ def pretrain(
     lr: float | None = None,
     img_size: int | tuple[int, int] | None = None,
     workers: int | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     limit: int | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,

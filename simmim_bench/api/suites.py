@@ -22,6 +22,7 @@ from simmim_bench.data.named import name_data_set
 from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.library import as_library
+from simmim_bench.recipe import Precision
 from simmim_bench.tasks import given_options
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def suite(
     seed: int = 0,
     recipes: Mapping[str, str] | None = None,
     overrides: Overrides | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     limit: int | None = None,
     workers: int | None = None,
     gpus_per_task: int = 1,
