@@ -29,7 +29,8 @@ from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.decode import decode_array, decode_image
 from simmim_bench.data.loader import EpochLoader, eval_loader
 from simmim_bench.data.normalise import normalise, normalise_like_torchvision
-from simmim_bench.data.sources import ImageSource, any_images
+from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.sources import ImageSource
 
 CPU = torch.device("cpu")
 

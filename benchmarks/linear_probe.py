@@ -26,9 +26,10 @@ from timing import compare, report
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
-from simmim_bench.data.sources import ImageList, class_folders
+from simmim_bench.data.sources import ImageList
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.probes.norms import Normaliser

@@ -21,7 +21,7 @@ from loading_chains import our_loader, packed_images
 from timing import compare, report
 
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.data.sources import any_images
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.processors import usable_cores
 
 SIZE = (224, 224)

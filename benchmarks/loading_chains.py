@@ -16,9 +16,10 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.packed import Packing
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.reencode import reencode
-from simmim_bench.data.sources import ImageSource, any_images
+from simmim_bench.data.sources import ImageSource
 
 CROP_SCALE = (0.67, 1.0)
 PACKING = Packing(short_side=320, quality=90)  # the defaults of `simmim-bench pack`

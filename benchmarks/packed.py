@@ -23,8 +23,9 @@ from timing import compare, report
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import LoadImage, eval_transform
 from simmim_bench.data.decode import decode_array
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import random_crop_flip
-from simmim_bench.data.sources import ImageSource, any_images
+from simmim_bench.data.sources import ImageSource
 
 CROP_SCALE = (0.67, 1.0)
 SHORT_SIDES = (320, 256)

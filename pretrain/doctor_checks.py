@@ -10,46 +10,75 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from simmim_bench.data.packed import packing_in_words
-from simmim_bench.data.sources import ImageSource, any_images, held_out_images
+from simmim_bench.data.pretraining_images import (
+    any_images,
+    check_val_fraction,
+    held_out_images,
+    split_training_images,
+)
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.images import ReadImages
 from simmim_bench.display import plural
-from simmim_bench.errors import DataError, MissingFrameworkError
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 
 GROUP = "pretraining"
 
 
 def check_pretraining_data(data: Path, reading: Reading) -> list[Finding]:
-    """Check what `--data` of `pretrain` names: a folder, tar shards, or a Hugging Face dataset.
+    """Check what `--data` of `pretrain` names: a folder, tar shards, a label file, or a Hugging Face dataset.
 
     Args:
-        reading: which of the images are decoded.
+        reading: which of the images are decoded, and the recipe, which may hold out a part of the training images.
 
     Returns:
         Counts, faults and their remedies.
     """
     group = FindingGroup(GROUP)
-    return [
-        *_examine("train", lambda: any_images(data), reading, group),
-        *_examine("val", lambda: held_out_images(data), reading, group),
-    ]
+    fraction = getattr(reading.recipe, "val_fraction", None)
+    found: list[Finding] = []
+    images = _open("train", lambda: any_images(data), group, found)
+    held_out = _open("val", lambda: held_out_images(data), group, found)
+    try:
+        check_val_fraction(data, fraction, held_out)
+        if images is not None and held_out is None and not found:
+            every = len(images)
+            images, held_out = split_training_images(images, fraction)
+            said = (
+                f"no validation images: {len(held_out):,} of {plural(every, 'image')} are held out"
+            )
+            found.append(group.finding("split", "ok", f"{said}; --val-fraction changes the part"))
+    except (DataError, UsageError) as error:
+        found.append(group.finding("split", "problem", str(error)))
+    if images is not None:
+        found += _examine("train", images, reading, group)
+        if images.left_out:
+            found.append(group.finding("train files", "warning", images.left_out.describe()))
+    if held_out is not None:
+        found += _examine("val", held_out, reading, group)
+        if held_out.left_out and images is not None and held_out.left_out != images.left_out:
+            found.append(group.finding("val files", "warning", held_out.left_out.describe()))
+    return found
+
+
+def _open(
+    split: str,
+    open_images: Callable[[], ImageSource | None],
+    group: FindingGroup,
+    found: list[Finding],
+) -> ImageSource | None:
+    """Open a split; None where there is none, or where it cannot be opened, which is added to the findings."""
+    try:
+        return open_images()
+    except (DataError, MissingFrameworkError) as error:
+        found.append(group.finding(split, "problem", str(error)))
+        return None
 
 
 def _examine(
-    split: str,
-    open_images: Callable[[], ImageSource | None],
-    reading: Reading,
-    group: FindingGroup,
+    split: str, images: ImageSource, reading: Reading, group: FindingGroup
 ) -> Iterator[Finding]:
-    try:
-        images = open_images()
-    except (DataError, MissingFrameworkError) as error:
-        yield group.finding(split, "problem", str(error))
-        return
-    if images is None:
-        yield group.finding(split, "ok", "none; the held-out loss is that of training images")
-        return
     found = ReadImages(reading.pixel_format)
     how, faults = reading.read(
         f"{GROUP} {split}", len(images), lambda index: found.read(images, index)
@@ -61,6 +90,4 @@ def _examine(
         facts={"images": len(images)},
     )
     yield from group.problems(f"{split} images", faults)
-    if images.left_out:
-        yield group.finding(f"{split} files", "warning", images.left_out.describe())
     yield from found.remarks(split, group)

@@ -65,6 +65,8 @@ class PretrainRecipe(Design, Recipe):
         mean, std: normalisation, one value per channel; None for ImageNet's, of RGB images of 8 bits alone.
         limit: the number of training images and of held-out images that are used, for trying things out; None for
             all. They are the same for every seed.
+        val_fraction: fraction of the training images that is held out for the loss after each epoch, for data without
+            a validation split; None for 5 %, at most 512 images. They are the same for every seed.
     """
 
     arch: str
@@ -94,6 +96,7 @@ class PretrainRecipe(Design, Recipe):
     std: tuple[float, ...] | None = None
     crops_per_decode: int = 1
     limit: int | None = None
+    val_fraction: float | None = None
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)

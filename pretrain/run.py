@@ -22,6 +22,7 @@ from pretrain.build import (
 )
 from pretrain.evaluation.monitor import sample_images
 from pretrain.evaluation.probe import ProbeImages, load_probe_images
+from pretrain.images import open_splits
 from pretrain.masking.masks import sample_image_mask, visible_patch_count
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
@@ -31,8 +32,7 @@ from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, seed_everything
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.random_crop import RandomCropFlip
-from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageSource, any_images, describe_left_out, held_out_images
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.runs.context import RunContext
@@ -77,7 +77,8 @@ class Pretraining:
 
     Attributes:
         images: the training images; `dataset` loads and crops them.
-        held_out: images of the validation set, or the training images where the data has none.
+        held_out: images of the validation set, or a held-out part of the training images where the data has none.
+        held_out_from: where they are from, as the checkpoint's provenance keeps it.
         probe: labelled images of the probe; None without one, and on processes that take no part in it.
         teacher: the frozen teacher or tokenizer that the target comes from; None for other targets.
         fitted: figures of what the target was fitted to, such as the tokenizer's error.
@@ -92,6 +93,7 @@ class Pretraining:
     images: ImageSource
     dataset: ImageDataset
     held_out: ImageSource
+    held_out_from: dict[str, Any]
     probe: ProbeImages | None
     model: SimMIM
     teacher: TargetSource | None
@@ -136,16 +138,11 @@ def build(
     """
     dist = context.dist
     spec = check_sizes(recipe)
-    images = open_once(partial(any_images, data), dist)
-    held_out = open_once(partial(held_out_images, data), dist, measure=False)
-    for line in describe_left_out(images, "train"):
-        context.run.log(line)
-    for line in describe_left_out(held_out, "val") if held_out is not None else ():
-        context.run.log(line)
+    images, held_out, held_out_from = open_splits(context, recipe, data, saved)
     images = limit_images(images, recipe.limit, "train")
     if saved is None:
         check_batch_fits(recipe.batch_size, len(images))
-    held_out = limit_images(held_out, recipe.limit, "val") if held_out else images
+    held_out = limit_images(held_out, recipe.limit, "val")
     probe = None
     if options.probe_data is not None:
         probe = load_probe_images(
@@ -184,6 +181,7 @@ def build(
         images=images,
         dataset=dataset,
         held_out=held_out,
+        held_out_from=held_out_from,
         probe=probe,
         model=model,
         teacher=teacher,

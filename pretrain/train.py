@@ -95,6 +95,7 @@ def _train(
             **_provenance(pretraining, avg_dist),
             "init_from": init_from,
             "data": _describe_data(data, pretraining.images),
+            "held_out": pretraining.held_out_from,
         },
     )
     fit(

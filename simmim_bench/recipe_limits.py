@@ -99,4 +99,5 @@ LIMITS: dict[str, tuple[float, float]] = {
     "pixel_weight": (0, 1000),
     "in_chans": (1, 1024),
     "limit": (1, LARGE),
+    "val_fraction": (1e-4, 0.5),
 }

@@ -28,7 +28,7 @@ class Column:
     """One metric of one task, as the leaderboard shows it.
 
     Attributes:
-        title: the column's heading.
+        title: the column's heading: what is done and measured, on whatever data.
         task: the task as records name it, such as `fewshot-1%`.
         metric: key in the record's `metrics`; a percentage in [0, 100].
         extra: name of the extra columns that this one belongs to, which tables show on request (`leaderboard show
@@ -212,7 +212,7 @@ TASKS: dict[str, Task] = {
             any_images=True,
             summary="fine-tune all weights; top-1",
             data="imagenet",
-            columns=(Column("ImageNet top-1", "imagenet", "top1"),),
+            columns=(Column("fine-tuned top-1", "imagenet", "top1"),),
             metrics=("top1", "top5", *CALIBRATION_METRICS),
             predictions="ranking",
             options=("compile",),
@@ -279,7 +279,7 @@ TASKS: dict[str, Task] = {
             summary="Mask R-CNN through Detectron2; box, mask AP",
             data="coco",
             columns=(
-                Column("COCO box AP", "coco", "box_ap"),
+                Column("detection box AP", "coco", "box_ap"),
                 Column("mask AP", "coco", "mask_ap"),
             ),
             metrics=("box_ap", "mask_ap"),
@@ -294,7 +294,7 @@ TASKS: dict[str, Task] = {
             summary="UPerNet through MMSegmentation; mIoU\n"
             "(with --recipe ade20k_knn or ade20k_logistic:\non frozen features, without MMSegmentation)",
             data="ade20k",
-            columns=(Column("ADE20K mIoU", "ade20k", "miou"),),
+            columns=(Column("segmentation mIoU", "ade20k", "miou"),),
             metrics=("miou",),
             predictions="confusion",
             options=("label_maps",),

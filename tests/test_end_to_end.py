@@ -17,7 +17,7 @@ from pretrain.simmim import load_simmim
 from pretrain.train import pretrain
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.subsets import balanced_subset
 from simmim_bench.display import Display
 from simmim_bench.errors import DivergedError, InterruptedRun, UsageError

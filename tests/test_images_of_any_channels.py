@@ -17,7 +17,7 @@ from pretrain.doctor_checks import check_pretraining_data
 from pretrain.recipes import POCKET
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.pixel_format import PixelFormat
-from simmim_bench.data.sources import any_images
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.statistics import compute_statistics
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display

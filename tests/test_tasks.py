@@ -13,7 +13,7 @@ import pytest
 from support.cli import fails, run
 from support.records import board_of
 
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.frameworks import FRAMEWORKS
 from simmim_bench.leaderboard.tables import to_markdown

@@ -23,6 +23,7 @@ class TransferJob(Generic[AnyRecipe]):
         checkpoint: the backbone to transfer.
         data: the data set's folder, in the task's layout.
         data_name: the data set's name in the record; None without one.
+        data_title: what tables call the data set; None for the name of its folder.
         recipe: the resolved protocol.
         deviates: every difference from the named recipe, kept in the record.
         options: the task's own options by parameter name, such as `fraction` of `fewshot`; see
@@ -36,6 +37,7 @@ class TransferJob(Generic[AnyRecipe]):
     deviates: dict[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     data_name: str | None = None
+    data_title: str | None = None
 
     @property
     def fraction(self) -> float:
@@ -45,9 +47,9 @@ class TransferJob(Generic[AnyRecipe]):
 
     @property
     def data_set(self) -> dict[str, str]:
-        """The data set as records identify it: `root`, and `name` if it has one."""
-        named = {} if self.data_name is None else {"name": self.data_name}
-        return {**named, "root": str(self.data)}
+        """The data set as records identify it: `root`, and `name` and `title` if it has them."""
+        given = {"name": self.data_name, "title": self.data_title, "root": str(self.data)}
+        return {key: value for key, value in given.items() if value is not None}
 
     @property
     def record_name(self) -> str:

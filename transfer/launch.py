@@ -393,6 +393,7 @@ def run_transfer(
             checkpoint=transfer.checkpoint,
             data=options.data,
             data_name=options.data_name,
+            data_title=options.data_title,
             recipe=transfer.recipe,
             deviates=transfer.deviates,
             options=transfer.request.task_options,

@@ -2,49 +2,84 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from simmim_bench.data.class_checks import check_same_classes, class_sizes
+from simmim_bench.data.class_splits import class_images
+from simmim_bench.data.hold_out import SEED
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.pixel_format import PixelFormat
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageSource, class_images, describe_left_out
+from simmim_bench.data.sources import ImageSource, describe_left_out
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.runs.context import RunContext
 from transfer.fewshot import describe_draw, draw_warnings, few_shot_images, split_sha256
 from transfer.job import TransferJob
 
 
-def read_splits(
-    context: RunContext, data: Path, limit: int | None = None
-) -> tuple[ImageSource, ImageSource]:
+def read_splits(context: RunContext, job: TransferJob[Any]) -> tuple[ImageSource, ImageSource]:
     """Open the training and validation images, and log what lies with them and is not read.
 
     Args:
-        data: a folder in ImageNet's layout, or `hfds:NAME`.
-        limit: images to use of each split; None for all.
+        job: its data is a folder in ImageNet's layout, a label file, or `hfds:NAME`; its recipe has the number of
+            images to use of each split, and the fraction of the training images to hold out.
 
     Raises:
-        UsageError: the limit is less than the number of classes.
+        UsageError: the limit is less than the number of classes, or images are to be held out of data with a validation
+            split.
         DataError: a split is missing, or the classes of the splits differ.
     """
+    data, recipe = job.data, job.recipe
     train, val = (
-        open_once(partial(class_images, data, split), context.dist) for split in ("train", "val")
+        open_once(partial(class_images, data, split, recipe.val_fraction), context.dist)
+        for split in ("train", "val")
     )
     check_same_classes(train, val, data)
     for images, split in ((train, "train"), (val, "val")):
-        for line in (*describe_left_out(images, split), *_describe_hub(images)):
+        left_out = describe_left_out(images, split)
+        if split == "val" and recipe.val_fraction is not None:  # that of the training images
+            left_out = []
+        for line in (*left_out, *_describe_hub(images)):
             context.run.log(line)
-    if limit is not None:
+    if recipe.val_fraction is not None:
+        every = len(train) + len(val)
+        context.run.log(
+            f"data: held out val={len(val):,} of {every:,} training images ({len(val) / every:.1%}, val_fraction="
+            f"{recipe.val_fraction:g}), the same in every run"
+        )
+        if has_seen_held_out(job.checkpoint.provenance, data, recipe.val_fraction):
+            context.run.log(
+                f"data: warning: {job.checkpoint.name} was pretrained, without labels, on images of {data} that are "
+                f"scored here; pretrain with --val-fraction {recipe.val_fraction:g}, too"
+            )
+    if (limit := recipe.limit) is not None:
         train, val = limit_images(train, limit, "train"), limit_images(val, limit, "val")
         context.run.log(f"data: limit={limit:,} train={len(train):,} val={len(val):,}")
     return train, val
+
+
+def has_seen_held_out(provenance: Mapping[str, Any], data: Path, val_fraction: float) -> bool:
+    """Return whether a checkpoint was pretrained on training images of a data set that a transfer holds out.
+
+    Args:
+        provenance: of the checkpoint.
+    """
+    known, recipe = provenance.get("data"), provenance.get("recipe")
+    if not isinstance(known, Mapping) or not isinstance(recipe, Mapping):
+        return False
+    if os.path.abspath(str(known.get("root"))) != os.path.abspath(data):
+        return False
+    held_out = (recipe.get("deviates") or {}).get("val_fraction")
+    # A larger fraction of the same names holds out the same images and more.
+    return held_out is None or held_out < val_fraction
 
 
 @dataclass(frozen=True)
@@ -99,7 +134,13 @@ def describe_data(job: TransferJob[Any], train: ImageSource, val: ImageSource) -
         "fingerprint": val.fingerprint(),
         **(describe_packing(train) or describe_packing(val)),
         **describe_images(job.checkpoint.pixel_format),
+        **describe_held_out(job.recipe.val_fraction),
     }
+
+
+def describe_held_out(fraction: float | None) -> dict[str, Any]:
+    """Describe scored images that were held out of the training images as a record stores them."""
+    return {} if fraction is None else {"held_out": {"fraction": fraction, "seed": SEED}}
 
 
 def describe_images(pixel_format: PixelFormat) -> dict[str, Any]:

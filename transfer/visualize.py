@@ -24,7 +24,8 @@ from simmim_bench.data.figures import (
     shown_channels,
     write_grid,
 )
-from simmim_bench.data.sources import ImageSource, any_images
+from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import UsageError
 from simmim_bench.models.spec import MapOptions
 from simmim_bench.results.record import read_record

@@ -13,8 +13,8 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, batches_on_device
 from simmim_bench.data.normalise import normalise
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import RandomCropFlip
-from simmim_bench.data.sources import any_images
 from simmim_bench.distributed import DistContext
 from simmim_bench.distributed import full_state as gather_state
 from simmim_bench.models.archs import find_spec

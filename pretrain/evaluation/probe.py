@@ -21,10 +21,11 @@ from torch import Tensor
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from simmim_bench.data.class_checks import check_same_classes
+from simmim_bench.data.class_splits import class_files
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.normalise import normalise
-from simmim_bench.data.sources import NamedImages, class_files, describe_left_out
+from simmim_bench.data.sources import NamedImages, describe_left_out
 from simmim_bench.data.subsets import balanced_subset
 from simmim_bench.display import format_duration
 from simmim_bench.models.spec import BackboneSpec

@@ -36,7 +36,8 @@ from simmim_bench.data.figures import (
     write_grid,
 )
 from simmim_bench.data.pixel_format import RGB, PixelFormat
-from simmim_bench.data.sources import ImageSource, any_images
+from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA, read_json
 

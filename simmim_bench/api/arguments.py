@@ -12,8 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
-from simmim_bench.data.split_folders import SPLIT_FOLDERS, describe_missing_split, split_folder
+from simmim_bench.data.named import HUB_PREFIX, DataSet, is_data, missing_folder
+from simmim_bench.data.split_folders import (
+    SPLIT_FOLDERS,
+    describe_missing_split,
+    is_label_file,
+    split_folder,
+)
 from simmim_bench.errors import DataError
 from simmim_bench.launcher import is_one_of_several
 from simmim_bench.tasks import LAYOUTS, TASKS
@@ -63,16 +68,19 @@ def check_folder(folder: Path, option: str) -> None:
     Raises:
         DataError: it does not.
     """
-    if not folder.is_dir():
+    if not is_data(folder):
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"{option} {folder} {what}; pass the data set's folder.")
 
 
-def missing_folders(data_sets: Mapping[str, Path]) -> Iterator[str]:
+def missing_folders(
+    data_sets: Mapping[str, Path], val_fraction: float | None = None
+) -> Iterator[str]:
     """Yield what is missing of data sets without reading them, one line each.
 
     Args:
-        data_sets: folders, or `hfds:NAME`, by layout.
+        data_sets: folders, label files, or `hfds:NAME`, by layout.
+        val_fraction: the fraction of the training images that is the validation split, where it is held out.
     """
     for layout, root in data_sets.items():
         if str(root).startswith(HUB_PREFIX):
@@ -82,7 +90,9 @@ def missing_folders(data_sets: Mapping[str, Path]) -> Iterator[str]:
         except DataError as error:
             yield str(error)
             continue
-        for split in SPLIT_FOLDERS if layout == "imagenet" else ():
+        if layout != "imagenet" or is_label_file(root) or val_fraction is not None:
+            continue
+        for split in SPLIT_FOLDERS:
             folder = split_folder(root, split)
             if not folder.is_dir():
                 yield describe_missing_split(folder)

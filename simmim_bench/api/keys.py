@@ -19,6 +19,7 @@ SHORT_KEYS = {
     "workers": "num_workers",
     "precision": "precision",
     "limit": "limit",
+    "val_fraction": "val_fraction",
 }
 LEAST = {"epochs": 1, "batch_size": 1, "workers": 0, "limit": 1}
 Overrides = Mapping[str, Any] | Iterable[str]

@@ -55,7 +55,7 @@ def statistics(
           -o mean=0.0206,... -o std=0.0083,...
     """
     check_images(data, "DATA")
-    from simmim_bench.data.sources import any_images
+    from simmim_bench.data.pretraining_images import any_images
     from simmim_bench.data.statistics import compute_statistics
 
     found = compute_statistics(

@@ -89,10 +89,16 @@ KEY_OPTIONS: dict[str, KeyOption] = {
             "N",
             "Use N training and N validation images, to try things out",
         ),
+        KeyOption(
+            "--val-fraction",
+            click.FloatRange(1e-4, 0.5),
+            "F",
+            "Hold out a fraction of the training images, for data without validation images",
+        ),
     )
 }
 SCORING_FLAGS = ("--img-size", "--workers", "--precision", "--limit")
-SUITE_FLAGS = ("--precision", "--limit")
+SUITE_FLAGS = ("--precision", "--limit", "--val-fraction")
 # --workers of a suite and an ablation are steps at a time.
 ABLATE_FLAGS = tuple(flag for flag in KEY_OPTIONS if flag != "--workers")
 DEVICE = "--device"

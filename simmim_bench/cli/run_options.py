@@ -31,12 +31,20 @@ from simmim_bench.cli.recipe_options import (
     key_options,
     pop_overrides,
 )
+from simmim_bench.data.named import check_title, check_untitled
 from simmim_bench.runs.options import RunOptions
 
 SEVERAL_DATA_HELP = "Folder of the data set, or hfds:NAME of Hugging Face; with several, NAME=DIR each, for a run each."
 RECIPE_HELP = (
     "Named recipe, see `simmim-bench recipes`; by default the one for the architecture or the checkpoint's "
     "pretraining recipe."
+)
+
+DATA_TITLE_OPTION = click.option(
+    "--data-name",
+    "data_title",
+    metavar="TEXT",
+    help="What tables call the data set, such as CIFAR-10, where the name of its folder says nothing.",
 )
 
 
@@ -59,6 +67,7 @@ def run_options(
         flags: those of `KEY_OPTIONS` that the command has; None for all.
     """
     left_out = {"data_name"} if seeded else {"data_name", "seed"}
+    left_out |= set() if several_data_sets else {"data_title"}
     names = [f.name for f in dataclasses.fields(RunOptions) if f.name not in left_out]
     data: dict[str, Any] = {"type": PATH, "help": "Folder of the data set."}
     if several_data_sets:
@@ -71,6 +80,7 @@ def run_options(
         }
     declared = (
         click.option("--data", required=True, **data),
+        *([DATA_TITLE_OPTION] if several_data_sets else []),
         click.option(
             "--recipe",
             metavar="NAME",
@@ -105,6 +115,9 @@ def run_options(
             if several_data_sets:
                 arguments["data_sets"] = given["data"]
                 first = given["data"][0]
+                if given["data_title"] is not None:
+                    given["data_title"] = check_title(given["data_title"])
+                    check_untitled(given["data"])
                 given |= {"data": first.root, "data_name": first.name}
             command(options=RunOptions(**given), **arguments)
 

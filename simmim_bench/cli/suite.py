@@ -33,10 +33,11 @@ from simmim_bench.cli.recipe_options import (
     apply_key_options,
     pop_overrides,
 )
+from simmim_bench.data.named import read_titles
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions
 from simmim_bench.methods import ALL_METHODS
-from simmim_bench.tasks import OPTIONS, TASKS, tasks_on, variants
+from simmim_bench.tasks import LAYOUTS, OPTIONS, TASKS, tasks_on, variants
 
 
 class SuiteCommand(click.Command):
@@ -106,6 +107,14 @@ def complete_recipe(
     callback=read_data_sets,
     help=f"Named data set of {join_names([t.name for t in TASKS.values() if t.takes_several_data_sets])}, as for "
     "`transfer`. May be repeated.",
+)
+@click.option(
+    "--data-name",
+    "titles",
+    multiple=True,
+    metavar="LAYOUT=TEXT",
+    help="What tables call a data set, such as imagenet=CIFAR-10, where the name of its folder says nothing. May be "
+    "repeated.",
 )
 @click.option(
     "--out",
@@ -189,6 +198,7 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
     that of the first failed step or blocked row.
     """
     data_sets = pop_data_sets(given)
+    given["data_titles"] = read_titles(given.pop("titles"), [*LAYOUTS])
     given["overrides"], config = pop_overrides(given)
     if config.recipe is not None:
         raise UsageError(

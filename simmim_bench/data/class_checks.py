@@ -26,8 +26,16 @@ class Classified(Protocol):
 
 
 def class_faults(folder: Path, images: Classified) -> list[str]:
-    """Return a message for each fault of a split's class folders."""
+    """Return a message for each fault of a split's class folders.
+
+    Args:
+        folder: of the split, or the label file.
+    """
     faults = empty_classes(folder, images)
+    if len(images.classes) == 1 and folder.is_file():
+        return [
+            f"label file {folder} has one class, {images.classes[0]}, and a classifier needs two or more."
+        ]
     if len(images.classes) == 1 and isinstance(images, PackedImages):
         faults.append(
             f"all images of the shards in {folder} have one class, {images.classes[0]}, and a classifier needs two or "
@@ -91,7 +99,7 @@ def unshared_classes(train: Sequence[str], val: Sequence[str]) -> list[str]:
         hint = f" ({similar[0]} differ in case or spaces)" if similar else ""
         faults.append(
             f"{missing} {split}/ {verb} missing in {other}/: {', '.join(unshared[:5])}"
-            f"{', …' if len(unshared) > 5 else ''}{hint}; use the same class folders in both."
+            f"{', …' if len(unshared) > 5 else ''}{hint}; use the same classes in both."
         )
     return faults
 

@@ -71,13 +71,30 @@ def _split_column(text: str) -> tuple[str, str | None]:
     return (name, column) if mark and not Path(text).exists() else (text, None)
 
 
-def _find_split(name: str, split: str) -> str:
-    """Return the dataset's name of a split."""
+def has_hub_split(text: str, split: str) -> bool:
+    """Return whether a dataset has a split, under any of its names.
+
+    Args:
+        text: `NAME` or `NAME#COLUMN`.
+
+    Raises:
+        DataError: the dataset cannot be read.
+        MissingFrameworkError: the package `datasets` is not installed.
+    """
+    return bool({*SPLITS[split]} & {*_split_names(_split_column(text)[0])})
+
+
+def _split_names(name: str) -> list[str]:
     datasets = import_datasets(name)
     try:
-        found = datasets.get_dataset_split_names(name)
+        return [*datasets.get_dataset_split_names(name)]
     except Exception as error:  # raised by datasets, pyarrow, fsspec and the hub's client alike
         raise DataError(f"dataset {name} cannot be read: {error}") from error
+
+
+def _find_split(name: str, split: str) -> str:
+    """Return the dataset's name of a split."""
+    found = _split_names(name)
     chosen = next((known for known in SPLITS[split] if known in found), None)
     if chosen is None:
         raise DataError(

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from simmim_bench.data.split_folders import is_label_file
 from simmim_bench.errors import DataError, UsageError
 
 HUB_PREFIX = "hfds:"  # followed by the name or folder of a Hugging Face dataset
+MAX_TITLE = 100  # characters; the same as of `data.title` in record.schema.json
 # The same as of `data.name` in record.schema.json: a name is a folder's name and a column's title as well.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -88,6 +90,56 @@ def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -
         raise DataError(fault)
 
 
+def check_title(title: str) -> str:
+    """Return what tables are to call a data set, without spaces around it.
+
+    Raises:
+        UsageError: it is empty, too long, or contains a character that cannot be printed.
+    """
+    title = title.strip()
+    if not (title.isprintable() and 0 < len(title) <= MAX_TITLE):
+        raise UsageError(
+            f"--data-name {title!r} is not a name; write 1 to {MAX_TITLE} characters on one line, such as CIFAR-10."
+        )
+    return title
+
+
+def check_untitled(data_sets: Sequence[DataSet]) -> None:
+    """Check that the one data set of `--data-name` has no name in `--data`.
+
+    Raises:
+        UsageError: a data set has one.
+    """
+    for data_set in data_sets:
+        if data_set.name is not None:
+            raise UsageError(
+                f"--data-name is for a data set without NAME=; {data_set} is named already. Remove one of the two."
+            )
+
+
+def read_titles(texts: Sequence[str], layouts: Sequence[str]) -> dict[str, str]:
+    """Parse `LAYOUT=TITLE` texts, such as `imagenet=CIFAR-10`.
+
+    Returns:
+        The titles by layout.
+
+    Raises:
+        UsageError: an unknown layout, one that is given twice, or a title that cannot be used.
+    """
+    titles: dict[str, str] = {}
+    for text in texts:
+        layout, equals, title = text.partition("=")
+        if not equals or layout not in layouts:
+            raise UsageError(
+                f"--data-name {text} does not name a data set; write one of {', '.join(layouts)} before the name, "
+                f"such as {layouts[0]}=CIFAR-10."
+            )
+        if layout in titles:
+            raise UsageError(f"--data-name {layout}=... is given more than once; keep one.")
+        titles[layout] = check_title(title)
+    return titles
+
+
 def check_unique(names: Sequence[str | None]) -> None:
     """Check that no name is given twice.
 
@@ -108,9 +160,14 @@ def check_unique(names: Sequence[str | None]) -> None:
         raise UsageError(f"--data {twice}=... is given more than once; use another name.")
 
 
+def is_data(root: Path) -> bool:
+    """Return whether a path is a folder or a label file, and so may hold a data set."""
+    return root.is_dir() or is_label_file(root)
+
+
 def missing_folder(data_set: DataSet) -> str | None:
     """Return a message if the folder of a named data set does not exist; a task reports an unnamed one itself."""
     root = data_set.root
-    if data_set.name is None or str(root).startswith(HUB_PREFIX) or root.is_dir():
+    if data_set.name is None or str(root).startswith(HUB_PREFIX) or is_data(root):
         return None
     return f"data folder {root} of the data set {data_set.name} does not exist; correct --data {data_set}."

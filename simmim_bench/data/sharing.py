@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def _to_tensors(images: ImageList) -> dict[str, Tensor]:
         "hidden": FileNames.pack(left_out.hidden),
         "outside": FileNames.pack(left_out.outside),
     }
-    arrays = {"numbers": images.numbers}
+    arrays = {"numbers": images.numbers, "listed": SharedArray(np.array([images.listed], np.int64))}
     if images.sizes is not None:
         arrays["sizes"] = images.sizes
         names["fingerprint"] = FileNames.pack([images.fingerprint()])
@@ -94,4 +95,5 @@ def _from_tensors(tensors: dict[str, Tensor]) -> ImageList:
         LeftOut(tuple(names("files")), tuple(names("hidden")), tuple(names("outside"))),
         sizes,
         None if sizes is None else names("fingerprint")[0],
+        listed=bool(arrays["listed"].values[0]),
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MIN_POINTS = 3  # of a group, or of the published rows; a plot of fewer shows no trade-off
 MARKERS = "osD^vP"  # Matplotlib's marker of every group style
 
 # Matplotlib cannot write CSS variables: it draws in the colours on the left, which are replaced afterwards.
@@ -58,13 +59,14 @@ PLOT_STYLE: dict[Any, Any] = {
 
 
 def plot_scores(board: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Plot score against cost, for every pair of a column and a cost that some row has both values of.
+    """Plot score against cost, for every pair of a column and a cost that enough rows of one kind have both values of.
 
     Args:
         board: the page's data; see `page_data.py`.
 
     Returns:
-        For every plot its `column`, the column's `index`, the key `cost` of `COSTS`, its `series` and its `svg`.
+        For every plot its `column`, the column's `index`, the key `cost` of `COSTS`, its `series`, its
+        `svg`, and its `views`: "measured", "published" or both, whose rows are enough for a plot.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -78,13 +80,23 @@ def plot_scores(board: Mapping[str, Any]) -> list[dict[str, Any]]:
             axes.set_ylabel("score, %")
         for index, column in enumerate(board["columns"]):
             series = collect_series(board, index, cost)
-            if not series:
+            enough = [one.style for one in series if len(one.points) >= MIN_POINTS]
+            if not enough:
                 continue
             # Matplotlib hashes ids with the salt, and the ids of two plots on one page must differ.
             with matplotlib.rc_context({**PLOT_STYLE, "svg.hashsalt": f"{cost}-{index}"}):
                 svg = _draw(figure, axes, series)
             plots.append(
-                {"column": column, "index": index, "cost": cost, "series": series, "svg": svg}
+                {
+                    "column": column,
+                    "index": index,
+                    "cost": cost,
+                    "series": series,
+                    "svg": svg,
+                    "views": " ".join(
+                        sorted({"published" if s == "reported" else "measured" for s in enough})
+                    ),
+                }
             )
     return sorted(plots, key=lambda plot: plot["index"])
 

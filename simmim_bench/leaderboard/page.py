@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.files import escape
 from simmim_bench.leaderboard.figure_points import COSTS, GROUP_STYLES
 from simmim_bench.leaderboard.figures import format_number, plot_scores
+from simmim_bench.leaderboard.overview import RANDOM, build_overview
 from simmim_bench.untrusted.text import visible
 
 if TYPE_CHECKING:
@@ -39,13 +40,23 @@ def render_page(board: dict[str, Any]) -> str:
 
     scripts = [
         _datatables(),
-        _template_text("leaderboard.js") + "\n" + _template_text("comparison.js"),
+        "\n".join(map(_template_text, ("leaderboard.js", "copy.js", "comparison.js"))),
     ]
     groups = {group["name"]: group for group in board["groups"]}
+    overview = build_overview(board)
     plots = plot_scores(board)
     return _template().render(
         board=board,
         group_style={name: k % GROUP_STYLES for k, name in enumerate(groups)},
+        group_number={name: k for k, name in enumerate(groups)},
+        group_title={name: group["title"] for name, group in groups.items()},
+        overview=overview,
+        views=column_views(board),
+        tasks_of=lambda row: {
+            column["task"]: None
+            for column, cell in zip(board["columns"], row["cells"], strict=True)
+            if cell
+        },
         details=[
             (row, collect_tasks(board, row, groups.get(row["group"]))) for row in board["rows"]
         ],
@@ -84,6 +95,7 @@ def _template() -> Template:
         "value": format_value,
         "curve": scale_curve,
         "json": _compact_json,
+        "describe": describe_row,
     }
     environment.filters |= filters
     return environment.get_template("leaderboard.html")
@@ -131,6 +143,42 @@ def scale_curve(points: Sequence[Sequence[float]] | None) -> dict[str, Any] | No
         "high": high,
         "steps": max(steps),
     }
+
+
+def column_views(board: Mapping[str, Any]) -> list[str]:
+    """Return for each column which rows have a score there: `measured`, `published`, both, or none of them."""
+    kinds = ("published" if row["status"] == "reported" else "measured" for row in board["rows"])
+    scored: list[dict[str, None]] = [{} for _ in board["columns"]]
+    for kind, row in zip(kinds, board["rows"], strict=True):
+        for found, cell, inapplicable in zip(
+            scored, row["cells"], row["inapplicable"], strict=True
+        ):
+            if cell or inapplicable:
+                found[kind] = None
+    return [" ".join(found) for found in scored]
+
+
+def describe_row(row: Mapping[str, Any], family: str, title: str) -> str:
+    """Describe a row in one or two sentences.
+
+    Args:
+        family: of its method.
+        title: of its group; see `group_names.group_titles`.
+    """
+    if row["status"] == "reported":
+        return f"{row['arch']} of {family}, as published. The scores were not reproduced here."
+    lineage = row["lineage"]
+    if family == RANDOM:
+        first = f"Random weights of {row['arch']}, without pretraining"
+    else:
+        epochs = f" for {lineage['epochs']} epochs" if "epochs" in lineage else ""
+        data = f" on {lineage['data']}" if "data" in lineage else ""
+        if data and isinstance(lineage.get("images"), int):
+            data += f" ({lineage['images']:,} images)"
+        count = len(row["pretrainings"])
+        several = f", {count} times with different seeds" if count else ""
+        first = f"{row['arch']} pretrained by {family}{epochs}{data}{several}"
+    return f"{first}. Scored on {title}."
 
 
 def collect_tasks(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simmim_bench import __version__
+from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.board import Board, ProtocolGroup
+from simmim_bench.leaderboard.group_names import group_titles
+from simmim_bench.leaderboard.overview import family_of
 from simmim_bench.leaderboard.page_comparisons import plain_comparisons
 from simmim_bench.leaderboard.page_files import describe_record, is_number, read_reconstructions
 from simmim_bench.leaderboard.reported import ReportedRow
@@ -29,12 +33,12 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
     """Return the page's data.
 
     Returns:
-        `version`; `columns` (title, task, metric); `groups` (name, protocols by task; rows of one group can be
-        compared); `rows` (one per checkpoint or method, with a cell or null per column, provenance as `lineage`,
-        cost, and the `pretrainings` of a method); `overall`, whether rows have a mean rank; `comparisons`
-        (differences of pairs of rows; see `page_comparisons.py`); `small_sets` (a table per metric and recipe of
-        named data sets); `records`, which the cells refer to by index; `reconstructions` (data URLs of images by
-        checkpoint hash); `problems` (one sentence per damaged record or file) and `notes` (footnotes).
+        `version`; `columns` (title, task, metric); `groups` (name, title, protocols by task; rows of one group can
+        be compared); `rows` (one per checkpoint or method, with a cell or null per column, the method's `family`,
+        provenance as `lineage`, cost, and the `pretrainings` of a method); `overall`, whether rows have a mean rank;
+        `comparisons` (differences of pairs of rows; see `page_comparisons.py`); `small_sets` (a table per metric and
+        recipe of named data sets); `records`, which the cells refer to by index; `reconstructions` (data URLs of
+        images by checkpoint hash); `problems` (one sentence per damaged record or file) and `notes` (footnotes).
     """
     problems = list(board.problems)
     record_numbers = {path: number for number, path in enumerate(board.records)}
@@ -45,16 +49,20 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
         if one.checkpoint not in images:
             path = one.records[0]
             images[one.checkpoint] = read_reconstructions(path, board.records[path], problems)
-    ids = {(group.name, row.label): f"row-{i}" for i, (group, row) in enumerate(rows, 1)}
+    titles = group_titles(board)
+    ids = _row_ids(board, reported, titles)
     return {
         "version": __version__,
         "overall": board.overall,
         "comparisons": plain_comparisons(board, ids),
         "columns": [vars(column) for column in columns()],
-        "groups": [{"name": group.name, "protocols": _protocols(group)} for group in board.groups],
+        "groups": [
+            {"name": group.name, "title": titles[group.name], "protocols": _protocols(group)}
+            for group in board.groups
+        ],
         "rows": [
             *(_row(ids[g.name, r.label], g, r, board, record_numbers) for g, r in rows),
-            *(_reported_row(f"row-{i}", r) for i, r in enumerate(reported, len(rows) + 1)),
+            *(_reported_row(ids["", str(i)], r) for i, r in enumerate(reported)),
         ],
         "small_sets": [_small_sets(table, record_numbers) for table in tables],
         "records": [
@@ -71,6 +79,31 @@ def page_data(board: Board, reported: Sequence[ReportedRow] = ()) -> dict[str, A
             )
         ),
     }
+
+
+def _row_ids(
+    board: Board, reported: Sequence[ReportedRow], titles: Mapping[str, str]
+) -> dict[tuple[str, str], str]:
+    """Return the id of every row, which stays the same when other rows are added, so that it can be linked to.
+
+    Returns:
+        Ids by the name of the group and the label, or "" and the number of a published row.
+    """
+    named: dict[tuple[str, str], list[Any]] = {
+        (group.name, row.label): [row.checkpoint or row.label, titles[group.name]]
+        for group in board.groups
+        for row in group.rows
+    }
+    for number, row in enumerate(reported):
+        scores = [score and [score.protocol, score.source] for score in row.scores]
+        named["", str(number)] = [row.label, row.params_m, row.img_size, scores]
+    ids: dict[tuple[str, str], str] = {}
+    used = Counter[str]()
+    for key, identity in named.items():
+        name = f"row-{sha256_json(identity)[:10]}"
+        used[name] += 1
+        ids[key] = name if used[name] == 1 else f"{name}-{used[name]}"
+    return ids
 
 
 def _protocols(group: ProtocolGroup) -> dict[str, Any]:
@@ -91,6 +124,7 @@ def _row(
         "group": group.name,
         "rank": row.mean_rank,
         "label": row.label,
+        "family": family_of(_lineage(row, board).get("method")),
         "arch": row.arch,
         "status": "partial" if row.is_partial else "reproduced",
         "sound": row.is_sound,
@@ -223,6 +257,7 @@ def _reported_row(name: str, row: ReportedRow) -> dict[str, Any]:
         "group": None,
         "rank": None,
         "label": row.label,
+        "family": family_of(row.method),
         "arch": row.backbone,
         "status": "reported",
         "sound": True,

@@ -14,12 +14,12 @@ from typing import Any
 
 from simmim_bench.errors import UsageError
 from simmim_bench.leaderboard.board import Board, ProtocolGroup
-from simmim_bench.leaderboard.protocols import describe_recipe, protocol_id
+from simmim_bench.leaderboard.group_names import data_name, describe_protocols, group_titles
+from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.leaderboard.reported import ReportedRow
 from simmim_bench.leaderboard.rows import Row, ScoreCell, images_error, plain_score
 from simmim_bench.leaderboard.small_set_tables import plain_tables
 from simmim_bench.leaderboard.text_tables import (
-    MISSING,
     escape_block,
     escape_csv,
     escape_markdown,
@@ -31,7 +31,6 @@ from simmim_bench.leaderboard.text_tables import (
     table_console,
     text_rows,
 )
-from simmim_bench.results.record import Record
 from simmim_bench.tasks import Column
 from simmim_bench.untrusted.text import visible
 
@@ -52,12 +51,6 @@ def describe_published(group: ProtocolGroup, shown: Sequence[Column]) -> list[st
     ]
 
 
-def describe_protocol(record: Record) -> str:
-    """Describe a record's protocol in a few words: recipe, deviations, data set and number of images."""
-    data = Path(record.data["root"]).name or record.data["root"]
-    return f"{describe_recipe(record)} on {data}, {record.expected} images"
-
-
 def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
     """Return the protocol of every task of a group as plain JSON."""
     return {
@@ -66,7 +59,7 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
             "recipe": record.recipe["name"],
             "source": record.recipe["source"],
             "deviates": record.deviates,
-            "data": Path(record.data["root"]).name,
+            "data": data_name(record),
             "fingerprint": record.data["fingerprint"],
             "images": record.expected,
             **{key: record.data[key] for key in ("classifier",) if key in record.data},
@@ -78,16 +71,17 @@ def describe_group(group: ProtocolGroup) -> dict[str, dict[str, Any]]:
 def to_markdown(board: Board) -> str:
     """Return one Markdown table per group, with the best scores of every column in bold.
 
-    Several groups are listed with their protocols. Published counterparts of a group's scores are listed below
-    its table; footnotes and damaged records follow the tables.
+    Each table has the group's data sets as its heading, and its protocols above it. Published counterparts of a group's
+    scores are listed below its table; footnotes and damaged records follow the tables.
     """
     titles = [*_leading_titles(board), *(column.title for column in board.columns)]
     parts = []
+    names = group_titles(board)
     for group in board.groups:
-        if len(board.groups) > 1:
-            described = {task: describe_protocol(r) for task, r in group.protocols.items()}
-            lines = [f"- {escape_markdown(f'{task}: {text}')}" for task, text in described.items()]
-            parts.append("\n".join([f"### Protocols {group.name}\n", *lines]) + "\n")
+        described = describe_protocols(group).items()
+        lines = [f"- {escape_markdown(f'{titles}: {text}')}" for titles, text in described]
+        heading = f"### Group {group.name}: {escape_markdown(names[group.name])}\n"
+        parts.append("\n".join([heading, *lines]) + "\n")
         parts.append(markdown_table(titles, text_rows(group.rows, overall=board.overall)))
         if published := describe_published(group, board.columns):
             lines = [f"- {escape_markdown(line)}" for line in published]
@@ -114,35 +108,6 @@ def explain_board(board: Board) -> list[str]:
             "that share the first one as 1.5."
         )
     return footnotes
-
-
-def reported_to_markdown(rows: Sequence[ReportedRow], shown: Sequence[Column]) -> str:
-    """Return published results as a separate, collapsed Markdown table with recipes and numbered sources.
-
-    Args:
-        shown: the columns of the rows' scores.
-    """
-    sources: list[str] = []
-    lines = [
-        "| published | " + " | ".join(column.title for column in shown) + " | recipe | source |",
-        "| --- |" + " ---: |" * len(shown) + " --- | --- |",
-    ]
-    for row in rows:
-        cited = [score.source for score in row.scores if score is not None]
-        sources += [source for source in cited if source not in sources]
-        numbers = sorted({sources.index(source) + 1 for source in cited})
-        texts = [f"{score.value:.1f}" if score is not None else MISSING for score in row.scores]
-        texts += [", ".join(row.recipes) or MISSING, ", ".join(map(str, numbers))]
-        lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
-    references = [f"{number}. {escape_markdown(s)}" for number, s in enumerate(sources, 1)]
-    return (
-        "<details><summary>Published results, copied from the sources listed below. They were not reproduced "
-        "here, and their protocols differ. A recipe is named where one follows the protocol.</summary>\n\n"
-        + "\n".join(lines)
-        + "\n\n"
-        + "\n".join(references)
-        + "\n\n</details>\n"
-    )
 
 
 def insert_table(document: str, table: str, path: Path, name: str = "leaderboard") -> str:
@@ -223,8 +188,11 @@ def _exact(value: float | None) -> str:
 def to_latex(board: Board) -> str:
     r"""Return one `tabular` per group, for \usepackage{booktabs}, with the best scores of every column in bold."""
     titles = [*_leading_titles(board), *(column.title for column in board.columns)]
+    names = group_titles(board)
     parts = [
-        latex_table(titles, text_rows(group.rows, overall=board.overall)) for group in board.groups
+        f"% Group {group.name}: {visible(' '.join(names[group.name].split()))}\n"
+        + latex_table(titles, text_rows(group.rows, overall=board.overall))
+        for group in board.groups
     ]
     published = [
         f"{PUBLISHED}: {text}"
@@ -281,11 +249,14 @@ def plain_published(cell: ScoreCell) -> dict[str, Any] | None:
 
 
 def print_table(board: Board) -> None:
-    """Print one table per group on stdout, and the footnotes of all of them."""
+    """Print one table per group on stdout with its protocols, and the footnotes of all of them."""
     console = table_console()
     titles = [*_leading_titles(board), *(column.title for column in board.columns)]
+    names = group_titles(board)
     for group in board.groups:
-        title = f"protocols {group.name}" if len(board.groups) > 1 else None
+        title = f"Group {group.name}: {names[group.name]}"
         print_scores(console, titles, text_rows(group.rows, overall=board.overall), title)
+        described = describe_protocols(group).items()
+        print_footnotes(console, [f"{titled}: {protocol}" for titled, protocol in described])
         print_footnotes(console, describe_published(group, board.columns))
     print_footnotes(console, explain_board(board))

@@ -94,6 +94,15 @@ def _text_cell(cell: ScoreCell | None, inapplicable: bool) -> TextCell:
     return TextCell(cell.lines, cell.best)
 
 
+def without_empty_columns(
+    titles: Sequence[str], rows: Sequence[TextRow]
+) -> tuple[list[str], list[TextRow]]:
+    """Return titles and rows without the columns in which no row has a score."""
+    kept = [i for i in range(len(titles)) if any(row.cells[i].lines[0] != MISSING for row in rows)]
+    shown = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows]
+    return [titles[i] for i in kept], shown
+
+
 def explain_marks(rows: Sequence[Row]) -> list[str]:
     """Return one footnote for each mark that some row uses: *, †, ‡, what follows ±, and bold."""
     shown = with_pretrainings(rows)
@@ -147,11 +156,12 @@ def escape_block(text: str) -> str:
 
 
 def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
-    """Return a Markdown table.
+    """Return a Markdown table of the columns in which some row has a score.
 
     Args:
         titles: of the columns after the checkpoint, as Markdown.
     """
+    titles, rows = without_empty_columns(titles, rows)
     lines = ["| checkpoint | " + " | ".join(titles) + " |", "| --- |" + " ---: |" * len(titles)]
     for row in rows:
         texts = map(_markdown_cell, row.cells)
@@ -178,11 +188,12 @@ def escape_latex(text: str) -> str:
 
 
 def latex_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
-    r"""Return a `tabular` for \usepackage{booktabs}.
+    r"""Return a `tabular` for \usepackage{booktabs}, of the columns in which some row has a score.
 
     Args:
         titles: of the columns after the checkpoint, not escaped.
     """
+    titles, rows = without_empty_columns(titles, rows)
     lines = [
         r"\begin{tabular}{l" + "r" * len(titles) + "}",
         r"\toprule",
@@ -206,7 +217,7 @@ def _latex_cell(cell: TextCell) -> str:
     return rf"\begin{{tabular}}[t]{{@{{}}r@{{}}}}{lines}\end{{tabular}}"
 
 
-def rich_table(titles: Sequence[str], rows: Sequence[TextRow], title: str | None) -> Table:
+def rich_table(titles: Sequence[str], rows: Sequence[TextRow]) -> Table:
     """Return a table for a terminal.
 
     Args:
@@ -216,7 +227,6 @@ def rich_table(titles: Sequence[str], rows: Sequence[TextRow], title: str | None
     from rich.table import Table
 
     table = Table(
-        title=None if title is None else escape(visible(title)),
         # Between rows of several lines.
         show_lines=any(len(cell.lines) > 1 for row in rows for cell in row.cells),
     )
@@ -237,11 +247,15 @@ def rich_table(titles: Sequence[str], rows: Sequence[TextRow], title: str | None
 def print_scores(
     console: Console, titles: Sequence[str], rows: Sequence[TextRow], title: str | None
 ) -> None:
-    """Print a table without the columns in which no row has a score; on a narrow terminal, without the lines of ±."""
-    kept = [i for i in range(len(titles)) if any(row.cells[i].lines[0] != MISSING for row in rows)]
-    titles = [titles[i] for i in kept]
-    rows = [replace(row, cells=tuple(row.cells[i] for i in kept)) for row in rows]
-    table = rich_table(titles, rows, title)
+    """Print a title and a table without the columns in which no row has a score; on a narrow terminal, without the
+    lines of ±.
+    """
+    from rich.text import Text
+
+    if title is not None:  # a title of rich would be wrapped to the width of the table
+        console.print(Text(visible(title), style="bold"))
+    titles, rows = without_empty_columns(titles, rows)
+    table = rich_table(titles, rows)
     unlimited = console.options.update(max_width=1000)
     if console.measure(table, options=unlimited).minimum <= console.width:
         console.print(table)
@@ -250,7 +264,7 @@ def print_scores(
         replace(row, cells=tuple(replace(cell, lines=cell.lines[:1]) for cell in row.cells))
         for row in rows
     ]
-    console.print(rich_table(titles, scores, title))
+    console.print(rich_table(titles, scores))
     print_footnotes(console, ["A wider terminal shows what follows ±."])
 
 

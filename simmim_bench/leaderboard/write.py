@@ -15,6 +15,7 @@ from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import ReportedRow, select_scores
+from simmim_bench.leaderboard.reported_tables import reported_to_markdown
 from simmim_bench.leaderboard.small_set_tables import (
     small_sets_to_csv,
     small_sets_to_latex,
@@ -22,7 +23,6 @@ from simmim_bench.leaderboard.small_set_tables import (
 )
 from simmim_bench.leaderboard.tables import (
     insert_table,
-    reported_to_markdown,
     to_csv,
     to_json,
     to_latex,

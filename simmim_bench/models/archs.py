@@ -138,6 +138,20 @@ ARCHS: dict[str, BackboneSpec] = {
             patch_size=2,
             embed_dim=64,
         ),
+        # The same for images of 64 pixels, with the strides of a ViT of 8 pixels and of a usual Swin and ResNet.
+        *(
+            replace(
+                _vit(arch, embed_dim, 4, embed_dim // 32),
+                img_size=(64, 64),
+                patch_size=8,
+                init_values=None,
+                sincos_position=True,
+                narrow_init=False,
+            )
+            for arch, embed_dim in (("vit_half_64px", 64), ("vit_64px", 128), ("vit_double_64px", 256))
+        ),
+        replace(_swin("swin_64px", 48, (1, 1, 2, 1), 2), img_size=(64, 64), window_size=4),
+        replace(_resnet("resnet_64px", (2, 2, 2, 2)), img_size=(64, 64), embed_dim=64),
     )
 }
 

@@ -111,7 +111,7 @@ def write_record(
 
     Args:
         task: the task as records name it, such as `fewshot-1%`.
-        data: `root` and `name` (as given), `fingerprint`, and for `coco` the `annotations` file.
+        data: `root`, `name` and `title` (as given), `fingerprint`, and for `coco` the `annotations` file.
         predictions: the file under the run's `predictions/` that the score is computed from.
         evaluated, expected: images that were scored, and images of the split.
         images_seen: images that the model processed in training and scoring, counting repetitions.
@@ -209,6 +209,8 @@ def reproduction_command(
     name, _, fraction = task.partition("-")
     data_set = DataSet(Path(data["root"]), data.get("name"))
     command = ["simmim-bench", "transfer", name, "--ckpt", ckpt, "--data", str(data_set)]
+    if "title" in data:
+        command += ["--data-name", data["title"]]
     if "listed_split" in data:
         command += ["--split", data["listed_split"]]
     elif fraction:

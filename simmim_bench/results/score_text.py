@@ -23,13 +23,22 @@ def describe_uncertainty(
 ) -> dict[str, str]:
     """Return the texts of what is known of a score's uncertainty, by the names `seeds ±` and `images ±`.
 
+    A value that is not 0 but would be rounded to it is written as `<0.1`.
+
     Args:
         units: sample standard deviation over units.
         images: standard error from the finite number of images.
         unit: what the units are.
     """
     named = {f"{unit}s ±": units, "images ±": images}
-    return {name: format(value) for name, value in named.items() if value is not None}
+    return {
+        name: _format_margin(value, format) for name, value in named.items() if value is not None
+    }
+
+
+def _format_margin(value: float, format: Callable[[float], str]) -> str:
+    text = format(value)
+    return f"<{text[:-1]}1" if value > 0 and not float(text) else text
 
 
 def format_p(value: float | None) -> str:

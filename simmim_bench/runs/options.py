@@ -13,6 +13,7 @@ class RunOptions:
     Attributes:
         data: the data set's folder, or `hfds:NAME`.
         data_name: the name of the data set in records, as of `--data NAME=DIR`; None without one.
+        data_title: what tables call the data set, where the name of its folder says nothing; None without one.
         recipe: name of the recipe; None for the default.
         out: run directory; None for the default below `runs/`.
         resume, overwrite: what to do where the run directory is not empty.
@@ -33,3 +34,4 @@ class RunOptions:
     quiet: bool = False
     deterministic: bool = False
     data_name: str | None = None
+    data_title: str | None = None

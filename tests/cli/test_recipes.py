@@ -16,7 +16,7 @@ def test_a_recipe_shows_the_published_scores_that_it_aims_at() -> None:
     _, _, scores = out.partition("published scores that the recipe aims at\n")
     # SimMIM: README.md:42
     assert scores.startswith(
-        "83.5  ImageNet top-1, SimMIM, Swin-B (IN1K, 100 epochs), with swin_b_100ep\n"
+        "83.5  fine-tuned top-1, SimMIM, Swin-B (IN1K, 100 epochs), with swin_b_100ep\n"
     )
     assert "high confidence: github:microsoft/SimMIM@d3e29bca:README.md" in scores
     _, out, _ = run("recipes", "show", "swin_b_100ep")

@@ -14,8 +14,10 @@ from pretrain.checkpoints import CheckpointWriter
 from pretrain.recipes import POCKET
 from pretrain.run import build
 from pretrain.train import TrainOptions
+from simmim_bench.data.class_splits import class_files
 from simmim_bench.data.named import DataSet
-from simmim_bench.data.sources import any_images, class_files, held_out_images, image_list
+from simmim_bench.data.pretraining_images import any_images, held_out_images
+from simmim_bench.data.sources import image_list
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.display import Display
 from simmim_bench.errors import UsageError

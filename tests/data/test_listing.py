@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from simmim_bench.data.class_checks import check_same_classes
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.listing import IMAGE_FORMATS, list_tree
-from simmim_bench.data.sources import any_images, class_folders, describe_left_out, held_out_images
+from simmim_bench.data.pretraining_images import any_images, held_out_images
+from simmim_bench.data.sources import describe_left_out
 from simmim_bench.errors import DataError
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.listing import list_tree
 from simmim_bench.data.names import FileNames, PathList
-from simmim_bench.data.sources import any_images, class_folders, image_list
+from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.sources import image_list
 from simmim_bench.data.workers import WorkerLoader
 from simmim_bench.errors import DataError
 

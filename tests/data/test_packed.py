@@ -18,9 +18,10 @@ from PIL import Image
 from support.cli import fails, run
 from support.commands import start
 
+from simmim_bench.data.class_splits import class_folders, class_images
 from simmim_bench.data.packed import PackedImages, describe_packing
 from simmim_bench.data.packed_index import INDEX, open_packed
-from simmim_bench.data.sources import any_images, class_folders, class_images, held_out_images
+from simmim_bench.data.pretraining_images import any_images, held_out_images
 from simmim_bench.errors import DataError
 from transfer.fewshot import few_shot_images, split_sha256
 from transfer.shift.class_maps import class_names, list_images

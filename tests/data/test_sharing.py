@@ -11,8 +11,9 @@ import pytest
 from support.commands import free_port, start_function, two_processes_of
 from support.shared_listing import describe, list_on_both, run_command_below
 
+from simmim_bench.data.class_splits import class_folders
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import any_images, class_folders
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError
 
@@ -68,5 +69,5 @@ def test_a_fault_of_the_data_is_printed_once_and_ends_all_processes(above: Path)
         process.join(60)
     errors = (above / "stderr").read_text()
     assert [process.exitcode for process in ranks] == [4, 4], errors
-    assert errors.count("error: data folder data/val does not exist; use a folder with") == 1
+    assert errors.count("error: data folder data/val does not exist; hold out") == 1
     assert errors.count("error") == 1

@@ -18,8 +18,10 @@ import simmim_bench.data.listing as listing
 from pretrain.recipes import POCKET
 from pretrain.train import pretrain
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.listing import list_tree
-from simmim_bench.data.sources import ImageSource, any_images, class_folders, held_out_images
+from simmim_bench.data.pretraining_images import any_images, held_out_images
+from simmim_bench.data.sources import ImageSource
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.files import LFS_POINTER

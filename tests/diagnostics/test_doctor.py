@@ -22,7 +22,7 @@ from pretrain.estimate import plan_pretraining
 from pretrain.recipes import RECIPES as PRETRAINING
 from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.diagnostics import frameworks
 from simmim_bench.diagnostics.checkpoint import check_checkpoint
 from simmim_bench.diagnostics.data_checks import SAMPLE, Reading

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.pages import make_board, make_cell, make_protocol
+from support.pages import LINEAR, make_board, make_cell, make_protocol
 
 from simmim_bench.leaderboard.page import render_page
 
@@ -36,6 +36,12 @@ def board() -> dict[str, Any]:
             "": [("vit_b", 80.5), ("vit_l", None), ("vit_b", 7.0)],
         }
     )
+    # A third measured score in a group, without which it has no plot.
+    (last,) = make_board({"A": [("vit_s", 33.5)]})["rows"]
+    last |= {"id": "row-9", "label": "vit_s, row 9", "checkpoint": "9" * 64}
+    last["cells"][LINEAR] |= {"best": False, "records": []}
+    last["cost"] = {"device_hours": 3.0, "params_m": 9.0}
+    board["rows"].append(last)
     changed = {"data": "stl10", "deviates": {"optimizer.lr": 0.5}}
     fields = {"epochs": 90, "optimizer": {"name": "sgd", "lr": 0.5}, "img_size": [32, 32]}
     board["groups"][1]["protocols"]["linear"] |= {**changed, "fields": fields}

@@ -158,7 +158,7 @@ def test_an_edited_table_is_found(built: Path, name: str) -> None:
 
 def test_an_edited_document_is_found_and_one_without_markers_rejected(built: Path) -> None:
     document = built.parent.parent.parent / "README.md"
-    assert document.read_text().startswith("# x\n<!-- leaderboard: begin -->\n| checkpoint |")
+    assert document.read_text().startswith("# x\n<!-- leaderboard: begin -->\n### Group A: d, ")
     assert document.read_text().endswith("<!-- leaderboard: end -->\nend\n")
     document.write_text(document.read_text().replace("60.0", "99.0"))
     assert "README.md does not match" in check(built.parent.parent, "--into", document)[1]

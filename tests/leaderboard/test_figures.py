@@ -50,19 +50,21 @@ def test_pareto_fronts_are_computed_within_groups(
         ["vit_pocket, row 4: 100.0 % at 0.5 h"],
     ]
     hrefs = plot.locator("svg a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
-    assert hrefs == ["#row-1", "#row-2", "#row-4", "#row-5"]
+    assert hrefs == ["#row-1", "#row-2", "#row-9", "#row-4", "#row-5"]
     titles = plot.locator("svg a title").all_text_contents()
     assert titles[1] == "swin_pocket, row 2: 9.5 at 1"
     page.locator("[name=cost]").select_option("params_m")
     hrefs = plot.locator("svg a").evaluate_all("all => all.map(a => a.getAttribute('href'))")
-    assert hrefs == ["#row-1", "#row-2", "#row-4", "#row-5", "#row-6", "#row-8"]
+    assert hrefs == ["#row-1", "#row-2", "#row-9", "#row-4", "#row-5", "#row-6", "#row-8"]
     assert plot.locator("h4").count() == 2
-    page.locator("[name=column]").select_option(label="COCO box AP")
-    assert plot.locator("h4").count() == 0  # partial evaluations are on no front
+    # A plot of one or two points of a group shows no trade-off.
+    assert page.locator("[name=column] option").all_inner_texts() == ["linear"]
+    page.get_by_label("Published").check()
+    assert page.locator("#cost").is_hidden()
 
 
 def test_rows_of_changed_sources_are_on_no_front(tmp_path: Path) -> None:
-    for label, correct in (("clean", 5), ("changed", 9)):
+    for label, correct in (("clean", 5), ("cheap", 3), ("changed", 9)):
         for task in ("linear", "knn"):
             path = make_record(tmp_path, label=label, task=task, correct=correct)
     # The score in the column linear is of clean sources; the row's cost and another score are not.
@@ -71,8 +73,12 @@ def test_rows_of_changed_sources_are_on_no_front(tmp_path: Path) -> None:
     assert {plot["column"]["task"] for plot in plots} == {"linear", "knn"}
     for plot in plots:
         (series,) = plot["series"]
-        assert sorted(point.row["label"] for point in series.points) == ["changed", "clean"]
-        assert [point.row["label"] for point in series.front] == ["clean"]
+        assert sorted(point.row["label"] for point in series.points) == [
+            "changed",
+            "cheap",
+            "clean",
+        ]
+        assert "changed" not in [point.row["label"] for point in series.front]
 
 
 def test_points_and_error_bars_are_positioned_by_cost_and_score(
@@ -85,7 +91,7 @@ def test_points_and_error_bars_are_positioned_by_cost_and_score(
     page.locator("[name=cost]").select_option("params_m")
     boxes = page.locator("figure.plot:visible svg a").evaluate_all(
         "all => Object.fromEntries(all.map(a => [a.dataset.row, a.getBoundingClientRect()])"
-        ".map(([name, box]) => [name, [box.x + box.width / 2, box.y + box.height / 2]]))"
+        ".filter(([, box]) => box.width).map(([name, box]) => [name, [box.x + box.width / 2, box.y + box.height / 2]]))"
     )
     points = {row["id"]: row for row in board["rows"] if row["id"] in boxes}
     ids = list(points)
@@ -104,5 +110,5 @@ def test_points_and_error_bars_are_positioned_by_cost_and_score(
     assert row == "row-1"
     assert y + height / 2 == pytest.approx(middle["row-1"], abs=1)
     assert height == pytest.approx(abs(middle["row-1"] - middle["row-2"]), abs=2)
-    page.locator("#filters [name=group]").select_option("B")
+    page.locator("[name=group]").select_option("B")
     assert page.locator("figure.plot:visible svg path[data-row]:visible").count() == 0

@@ -18,6 +18,7 @@ from support.records import (
     plain_cells,
     pretrained,
     run_leaderboard,
+    table_lines,
 )
 
 from simmim_bench.leaderboard.board import Board, select_columns
@@ -102,7 +103,7 @@ def test_the_interval_of_methods_is_that_of_welch_and_the_images(board: Board) -
 
 def test_pretrainings_are_listed_below_their_method(board: Board, tmp_path: Path) -> None:
     shown = select_columns(board)
-    lines = plain_cells(to_markdown(shown)).splitlines()
+    lines = table_lines(plain_cells(to_markdown(shown)))
     assert [line.split(" | ")[0] for line in lines[2:10]] == [
         "| MAE (3 pretrainings)",
         "| – seed 0",

@@ -33,7 +33,9 @@ def test_a_pair_is_preselected_and_shown_with_intervals_on_one_scale(
         *("−2.0 (−9.0 to +5.0)", "0.400", "0.400", "1 seed", "4,000", "not distinguishable"),
     ]
     assert page.inner_text("#pair-claim") == "About these checkpoints."
-    assert page.locator("#pair-missing li").all_inner_texts() == ["COCO box AP: only B has a score"]
+    assert page.locator("#pair-missing li").all_inner_texts() == [
+        "detection box AP: only B has a score"
+    ]
     assert page.inner_text("#pair-summary").startswith("A is higher in 1 of 2 columns, lower in 0")
 
     marks = page.locator(".forest tbody svg").evaluate_all(
@@ -63,7 +65,7 @@ def test_rows_are_chosen_by_keyboard_and_their_order_turns_the_sign(
     page.keyboard.press("ArrowDown")
     ((*_, alone, _, verdict),) = table_of(page)
     assert (alone, verdict) == ("one seed: images alone", "undecided")
-    page.locator("#filters [name=group]").select_option("B")  # both forms show the group
+    page.locator("[name=group]").select_option("B")  # both forms show the group
     ((_, _, _, before, *_, over, _, _),) = table_of(page)
     assert (before, over) == ("+90.0 (+80.0 to +100.0)", "2 pretrainings and 3 seeds")
     page.locator("[name=a]").focus()

@@ -159,9 +159,9 @@ def test_every_table_shows_the_published_score_and_the_difference(tmp_path: Path
     board = compared_board(tmp_path)
     source = "github:microsoft/SimMIM@d3e29bca:README.md (Main Results table)"
     markdown = plain_cells(to_markdown(board))
-    assert f"- a, ImageNet top-1: {COMPARISON} ({source})\n" in markdown
+    assert f"- a, fine-tuned top-1: {COMPARISON} ({source})\n" in markdown
     assert "| a | 60.0<br>images ± " in markdown
-    assert f"a, ImageNet top-1: {COMPARISON} ({source})\n" in to_latex(board)
+    assert f"a, fine-tuned top-1: {COMPARISON} ({source})\n" in to_latex(board)
     (row,) = csv.DictReader(io.StringIO(to_csv(board)))
     assert row["imagenet/top1 published"] == "83.8"
     assert row["linear/top1 published"] == ""
@@ -175,7 +175,7 @@ def test_every_table_shows_the_published_score_and_the_difference(tmp_path: Path
     page = render_page(page_data(board))
     spread = '<span class="sub spread">[^<]*</span>'
     assert re.search(f'60.0{spread} <span class="sub">published 83.8</span>', page)
-    assert f"ImageNet top-1: {COMPARISON}." in page
+    assert f"fine-tuned top-1: {COMPARISON}." in page
 
 
 def test_tables_without_a_counterpart_do_not_mention_published_scores(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_published_rows_name_their_recipe(tmp_path: Path) -> None:
     assert COMPARISON in result.output
     assert COMPARISON in document.read_text()
     markdown = (tmp_path / "out" / "LEADERBOARD.md").read_text()
-    (swin,) = (line for line in markdown.splitlines() if line.startswith("| SimMIM, Swin-L"))
+    swin, *_ = (line for line in markdown.splitlines() if line.startswith("| SimMIM, Swin-L"))
     assert "| imagenet_swin_l_800ep |" in swin
     table = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert {row["recipes"] for row in table if row["checkpoint"].startswith("SimMIM, Swin-L")} == {

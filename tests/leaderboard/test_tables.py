@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from support.records import board_of, change, make_record, plain_cells, run_leaderboard
+from support.records import board_of, change, make_record, plain_cells, run_leaderboard, table_lines
 
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.board import select_columns
@@ -30,17 +30,25 @@ def test_there_is_one_row_per_checkpoint_and_a_dash_for_a_missing_score(tmp_path
     make_record(tmp_path, label="b", correct=9, task="knn")
     board = board_of(tmp_path)
     assert [row.label for row in board.rows] == ["b", "a"]
-    lines = [SPREAD.sub("", line) for line in plain_cells(to_markdown(board)).splitlines()]
-    assert lines[2].startswith("| b | – | 80.0 | – | 90.0 | – |")
-    assert lines[3].startswith("| a | – | 60.0 | – | – | – |")
+    text = plain_cells(to_markdown(board))
+    assert text.startswith(
+        "### Group A: d, 10 images\n\n- linear: linear on d, 10 images\n- k-NN: knn on d"
+    )
+    # Without the columns in which no row has a score.
+    assert [SPREAD.sub("", line) for line in table_lines(text)] == [
+        "| checkpoint | linear | k-NN |",
+        "| --- | ---: | ---: |",
+        "| b | 80.0 | 90.0 |",
+        "| a | 60.0 | – |",
+    ]
 
 
 def test_a_metric_that_the_data_set_cannot_provide_is_not_applicable(tmp_path: Path) -> None:
     record = make_record(tmp_path, label="a")
     change(record, task="coco", metrics={"box_ap": 30.0})
-    make_record(tmp_path, label="b", task="knn")
-    lines = to_markdown(select_columns(board_of(tmp_path))).splitlines()
-    assert "| a | – | – | – | – | – | – | 30.0 | n/a | – |" in lines
+    lines = table_lines(to_markdown(select_columns(board_of(tmp_path))))
+    assert lines[0] == "| checkpoint | detection box AP | mask AP |"
+    assert lines[2] == "| a | 30.0 | n/a |"
 
 
 def test_the_uncertainty_of_a_score_is_shown_in_every_table(tmp_path: Path) -> None:
@@ -104,7 +112,12 @@ def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
     text = to_markdown(board)
     assert "90.0*" in text
     assert "**" not in text
-    assert "with l2=1 on d, 10 images" in text
+    # Groups on the same data are distinguished by their recipes.
+    titles = ["Group A: d, 10 images (linear)", "Group B: d, 10 images (linear with l2=1)"]
+    assert re.findall(r"^### (.*)$", text, re.MULTILINE) == titles
+    shown = run_leaderboard("show", tmp_path).output
+    assert all(title in shown for title in titles)
+    assert "linear: linear with l2=1 on d, 10 images" in shown
     assert "\n\\* Some settings differ" in text  # not the item of a list
 
 
@@ -114,10 +127,10 @@ def test_bold_and_ranks_are_in_every_table(tmp_path: Path) -> None:
             make_record(tmp_path, label=label, correct=correct, seed=seed, images=100)
     board = board_of(tmp_path)
     text = to_markdown(board)
-    assert [line.partition("<br>")[0] for line in text.splitlines()[2:5]] == [
-        "| b | – | **63.0**",
-        "| a | – | **61.0**",
-        "| c | – | 9.5",
+    assert [line.partition("<br>")[0] for line in table_lines(text)[2:5]] == [
+        "| b | **63.0**",
+        "| a | **61.0**",
+        "| c | 9.5",
     ]
     assert "Bold: not distinguishable from the best score" in text
     assert r"\textbf{63.0} \\ seeds" in to_latex(board)
@@ -144,13 +157,13 @@ def test_mean_ranks_are_shown_on_request_only(tmp_path: Path) -> None:
     assert "there is no rank over all tasks" in plain
     assert [row["rank"] for row in json.loads(to_json(found.board()))["rows"]] == [None, None]
     board = found.board(overall=True)
-    lines = to_markdown(board).splitlines()
-    assert lines[0].startswith("| checkpoint | mean rank | ImageNet top-1 |")
+    lines = table_lines(to_markdown(board))
+    assert lines[0] == "| checkpoint | mean rank | linear | k-NN |"
     assert [line[:12] for line in lines[2:4]] == ["| a | 1.00 |", "| b | 2.00 |"]
     assert "Mean rank: mean over the tasks" in to_markdown(board)
     assert [row["rank"] for row in json.loads(to_json(board))["rows"]] == [1.0, 2.0]
     assert [row["rank"] for row in csv.DictReader(io.StringIO(to_csv(board)))] == ["1.0", "2.0"]
-    assert r"checkpoint & mean rank & ImageNet" in to_latex(board)
+    assert r"checkpoint & mean rank & linear" in to_latex(board)
 
 
 @pytest.mark.parametrize(
@@ -214,8 +227,11 @@ def test_published_results_are_listed_separately_and_not_ranked(tmp_path: Path) 
     assert "60.0" in computed
     assert "MAE" not in computed
     assert "**" not in published
-    (swin,) = (line for line in published.splitlines() if line.startswith("| SimMIM, Swin-L"))
-    assert "| 85.4 |" in swin  # Swin-L, 800 epochs: the README of the official implementation
+    # The README of the official implementation; the tasks have a table each.
+    _, finetuned, linear, *_ = re.split(r"^#### Published: ", published, flags=re.MULTILINE)
+    assert finetuned.startswith("fine-tuned top-1 on ImageNet\n")
+    assert "| SimMIM, Swin-L (IN1K, 800 epochs) | 85.4 | imagenet_swin_l_800ep | 1 |" in finetuned
+    assert "| SimMIM, Swin-L" not in linear
     table = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert {row["rank"] for row in table if row["group"] == "reported"} == {""}
 

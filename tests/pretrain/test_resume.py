@@ -33,8 +33,8 @@ from simmim_bench.checkpoints.read import read_checkpoint, read_training_state
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader, SeededDataset
 from simmim_bench.data.normalise import normalise
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import random_crop_flip
-from simmim_bench.data.sources import any_images
 from simmim_bench.display import Display
 from simmim_bench.distributed import init_distributed
 from simmim_bench.errors import DataError, DivergedError, InterruptedRun, UsageError

@@ -25,8 +25,8 @@ from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.data.normalise import normalise
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import random_crop_flip
-from simmim_bench.data.sources import any_images
 from simmim_bench.distributed import DistContext
 from simmim_bench.models.archs import find_spec
 from simmim_bench.training.accumulation import accumulate_gradients

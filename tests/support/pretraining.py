@@ -16,7 +16,7 @@ from pretrain.recipes import POCKET
 from pretrain.simmim import SimMIM
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
-from simmim_bench.data.sources import any_images
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun
 from simmim_bench.models.spec import BackboneSpec

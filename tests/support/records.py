@@ -145,6 +145,11 @@ def plain_cells(markdown: str) -> str:
     return re.sub("</?sub>", "", markdown).replace("&nbsp;", " ")
 
 
+def table_lines(markdown: str) -> list[str]:
+    """Return the lines of the tables in a Markdown text."""
+    return [line for line in markdown.splitlines() if line.startswith("| ")]
+
+
 def run_leaderboard(*arguments: object) -> Result:
     """Run `simmim-bench leaderboard` in this process."""
     return CliRunner().invoke(cli, ["leaderboard", *map(str, arguments)])

@@ -11,8 +11,10 @@ from typing import Any
 
 import simmim_bench.distributed
 from simmim_bench.cli.main import main
+from simmim_bench.data.class_splits import class_folders
+from simmim_bench.data.pretraining_images import any_images, held_out_images
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import ImageList, any_images, class_folders, held_out_images
+from simmim_bench.data.sources import ImageList
 from simmim_bench.distributed import DistContext, init_distributed
 from simmim_bench.errors import BenchError
 

@@ -10,13 +10,19 @@ from typing import Any
 
 import pytest
 from support.cli import fails, run
+from support.records import board_of, change, make_record
 
-from simmim_bench.data.named import DataSet, read_data_set
+from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.named import DataSet, read_data_set, read_titles
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.results.record import read_record
+from simmim_bench.leaderboard.group_names import group_titles
+from simmim_bench.results.record import read_record, reproduction_command
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.tasks import TASKS
+from transfer.job import TransferJob
 from transfer.launch import TransferRequest, plan_baseline, plan_transfer, requests_by_data_set
+from transfer.recipes import RECIPES
+from transfer.suite.step import command_words
 
 KNN = ("transfer", "knn", "--ckpt", "random:vit_pocket")
 
@@ -63,6 +69,35 @@ def test_an_existing_folder_with_an_equals_sign_is_a_folder(
 def test_bad_names_are_usage_errors(text: str) -> None:
     with pytest.raises(UsageError, match="name"):
         read_data_set(text)
+
+
+def test_a_title_is_for_one_data_set_without_a_name() -> None:
+    layouts = ["imagenet", "coco"]
+    assert read_titles(["imagenet=CIFAR-10 = small"], layouts) == {"imagenet": "CIFAR-10 = small"}
+    for texts in (["CIFAR"], ["flickr=a"], ["coco=a", "coco=b"], ["coco="], ["coco=a\nb"]):
+        with pytest.raises(UsageError, match="--data-name"):
+            read_titles(texts, layouts)
+    assert "without NAME=" in fails(2, *KNN, "--data", "a=.", "--data-name", "b")
+
+
+def test_a_title_is_recorded_and_names_the_group(tmp_path: Path) -> None:
+    path = make_record(tmp_path)
+    data = json.loads(path.read_text())["data"]
+    change(path, data={**data, "title": "CIFAR-10"})
+    assert group_titles(board_of(tmp_path)) == {"A": "CIFAR-10, 10 images"}
+    (request,) = requests("knn", ".", data_title="CIFAR-10")
+    job = TransferJob(
+        task="knn",
+        checkpoint=read_checkpoint("random:vit_pocket"),
+        data=request.options.data,
+        data_title=request.options.data_title,
+        recipe=RECIPES["knn_pocket"],
+        deviates={},
+    )
+    assert job.data_set == {"title": "CIFAR-10", "root": "."}
+    command = reproduction_command("knn", "c", job.data_set, job.recipe, {}, 0)
+    assert "--data . --data-name CIFAR-10" in " ".join(command)
+    assert command_words(request, "c")[4:8] == ["--data", ".", "--data-name", "CIFAR-10"]
 
 
 def requests(task: str, *texts: str, **options: Any) -> list[TransferRequest]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from support.cli import fails, run
 
+from simmim_bench.data.class_splits import class_folders, class_images
 from simmim_bench.data.hub_classes import describe_empty_classes, hub_classes
 from simmim_bench.data.named import DataSet, check_unique
-from simmim_bench.data.sources import class_folders, class_images
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError

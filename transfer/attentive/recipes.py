@@ -52,6 +52,8 @@ class AttentiveRecipe(Recipe):
         num_workers: processes per GPU that load images; 0 to load in the training process.
         limit: the number of training images and of validation images that are used, for trying things out; None for
             all. They are the same for every seed, as evenly from the classes as these allow.
+        val_fraction: fraction of the training images of every class that is scored instead of trained on, for data
+            without a validation split; None for data with one. They are the same for every seed.
     """
 
     img_size: tuple[int, int]
@@ -79,6 +81,7 @@ class AttentiveRecipe(Recipe):
     resizing: Resizing = "pil"
     num_workers: int = 0
     limit: int | None = None
+    val_fraction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

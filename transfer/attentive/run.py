@@ -51,7 +51,7 @@ def run_attentive(context: RunContext, job: TransferJob[AttentiveRecipe]) -> Rec
         DataError: images that cannot be used, too few images to hold some out, or a checkpoint that does not fit.
         DivergedError: the loss is not finite.
     """
-    train, val = read_splits(context, job.data, job.recipe.limit)
+    train, val = read_splits(context, job)
     recipe, spec = job.recipe, job.checkpoint.spec
     held_out = None
     if len(list_candidates(blocks_of(recipe, spec), recipe)) > 1:

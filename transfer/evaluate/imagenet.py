@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_files
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
-from simmim_bench.data.sources import NamedImages, class_files, describe_left_out
+from simmim_bench.data.sources import NamedImages, describe_left_out
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.errors import DataError, DivergedError, UsageError
 from simmim_bench.models.convnet import ConvNet
@@ -172,7 +173,9 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
     assert isinstance(recipe, EvaluateRecipe | FinetuneRecipe)
-    every = open_once(partial(class_files, request.options.data, "val"), dist)
+    # A run of ours that held out a part of its training images is scored on it.
+    fraction = getattr(recipe, "val_fraction", None)
+    every = open_once(partial(class_files, request.options.data, "val", fraction), dist)
     val = limit_images(every, recipe.limit, "val")
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):

@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from simmim_bench.data.class_checks import class_faults, class_sizes, unshared_classes
+from simmim_bench.data.class_splits import class_images, list_classes
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
 from simmim_bench.data.named import HUB_PREFIX, DataSet, missing_folder
 from simmim_bench.data.packed import packing_in_words
-from simmim_bench.data.sources import ImageSource, class_images, list_classes
-from simmim_bench.data.split_folders import split_folder
+from simmim_bench.data.sources import ImageSource
+from simmim_bench.data.split_folders import split_place
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
 from simmim_bench.diagnostics.findings import Finding
 from simmim_bench.diagnostics.images import ReadImages
 from simmim_bench.display import plural
-from simmim_bench.errors import DataError, MissingFrameworkError
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.recipe import Draw
 from simmim_bench.tasks import OPTIONS
 from transfer.fewshot import expected_draw_warnings, fraction_fault
@@ -36,10 +37,10 @@ def check_named(data_set: DataSet, reading: Reading) -> list[Finding]:
 
 
 def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list[Finding]:
-    """Check images of classes: a folder in ImageNet's layout, `{train,val}/CLASS/image`, or `hfds:NAME`.
+    """Check images of classes: a folder in ImageNet's layout, `{train,val}/CLASS/image`, a label file or `hfds:NAME`.
 
     Args:
-        reading: which of the images are decoded.
+        reading: which of the images are decoded, and the recipe, which may hold out a part of the training images.
         name: the group of the findings.
 
     Returns:
@@ -51,13 +52,14 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
     known = {split: ReadImages(reading.pixel_format) for split in ("train", "val")}
     for split, found_in in known.items():
         try:
-            images = _list_split(data, split)
-        except (DataError, MissingFrameworkError) as error:
+            images = _list_split(data, split, getattr(reading.recipe, "val_fraction", None))
+        except (DataError, UsageError, MissingFrameworkError) as error:
             findings.append(group.finding(split, "problem", str(error)))
             continue
         classes[split] = [*images.classes]
         findings += _examine_split(data, split, images, found_in, reading, group)
-        if images.left_out:
+        is_again = split == "val" and getattr(reading.recipe, "val_fraction", None) is not None
+        if images.left_out and not is_again:
             findings.append(group.finding(f"{split} files", "warning", images.left_out.describe()))
     if len(classes) == 2:
         faults = unshared_classes(classes["train"], classes["val"])
@@ -82,10 +84,10 @@ def _examine_draws(
             yield group.finding(f"fewshot {text}", "warning", line)
 
 
-def _list_split(data: Path, split: str) -> ImageSource:
+def _list_split(data: Path, split: str, val_fraction: float | None) -> ImageSource:
     """List a split; class folders without images are listed as well, to report all of them."""
-    if str(data).startswith(HUB_PREFIX):
-        return class_images(data, split)
+    if str(data).startswith(HUB_PREFIX) or val_fraction is not None:
+        return class_images(data, split, val_fraction)
     return list_classes(data, split)
 
 
@@ -115,7 +117,7 @@ def _examine_split(
         if empty is not None:
             yield group.finding(f"{split} classes", "warning", empty)
     else:
-        faults_of_classes = class_faults(split_folder(data, split), images)
+        faults_of_classes = class_faults(split_place(data, split), images)
         yield from group.problems(f"{split} classes", faults_of_classes)
     yield from group.problems(f"{split} images", faults)
     yield from found.remarks(split, group)

@@ -61,6 +61,8 @@ class FinetuneRecipe(Recipe):
         resizing: "pil", as the published pipelines, or "fast", which differs by about a level of 255.
         limit: the number of training images and of validation images that are used, for trying things out; None for
             all. They are the same for every seed, as evenly from the classes as these allow.
+        val_fraction: fraction of the training images of every class that is scored instead of trained on, for data
+            without a validation split; None for data with one. They are the same for every seed.
     """
 
     img_size: tuple[int, int]
@@ -98,6 +100,7 @@ class FinetuneRecipe(Recipe):
     draw: Draw = "balanced"
     num_workers: int = 0
     limit: int | None = None
+    val_fraction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

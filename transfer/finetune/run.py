@@ -42,7 +42,7 @@ def run_finetune(context: RunContext, job: TransferJob[FinetuneRecipe]) -> Recor
         DataError: images that cannot be used, or a checkpoint that does not fit.
         DivergedError: the loss is not finite.
     """
-    train, val = read_splits(context, job.data, job.recipe.limit)
+    train, val = read_splits(context, job)
     description = describe_data(job, train, val)
     details: dict[str, Any] = {}
     if job.task == "fewshot":

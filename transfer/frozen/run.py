@@ -90,7 +90,7 @@ class _ProbeImages:
 
 def _read_images(context: RunContext, job: TransferJob[FrozenRecipe]) -> _ProbeImages:
     """List the images of both splits, and choose the few-shot images."""
-    train, val = read_splits(context, job.data, job.recipe.limit)
+    train, val = read_splits(context, job)
     description = describe_data(job, train, val)
     if job.task != "fewshot":
         return _ProbeImages(train, val, None, description)

@@ -7,11 +7,11 @@ other images are added.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from simmim_bench.data.hold_out import place_of
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.text import visible
 
@@ -166,17 +166,11 @@ def split_by_hash(names: Sequence[str], fraction: float, seed: int) -> tuple[lis
 
     Both have at least one name, where there are two.
     """
-    places = {name: _place(name, seed) for name in names}
+    places = {name: place_of(name, seed) for name in names}
     ordered = sorted(places, key=places.__getitem__)
     count = sum(place < fraction for place in places.values())
     count = min(max(count, 1), len(ordered) - 1)
     return sorted(ordered[count:]), sorted(ordered[:count])
-
-
-def _place(name: str, seed: int) -> float:
-    """Return a number from 0 to 1 that depends on a name and the seed alone."""
-    digest = hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _check_images(chosen: Mapping[str, Chosen], where: str) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from simmim_bench.data.class_checks import empty_classes
+from simmim_bench.data.class_splits import list_class_folders
 from simmim_bench.data.labelled_shards import holds_shards, packed_images
 from simmim_bench.data.listing import list_folder
-from simmim_bench.data.sources import NamedImages, list_class_folders
+from simmim_bench.data.sources import NamedImages
 from simmim_bench.data.split_folders import split_folder
 from simmim_bench.display import first_names
 from simmim_bench.errors import DataError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from simmim_bench.data.sources import NamedImages, class_files
+from simmim_bench.data.class_splits import class_files
+from simmim_bench.data.sources import NamedImages
 from simmim_bench.errors import DataError
 from transfer.shift.imagenet_classes import imagenet_classes, real_labels
 

@@ -145,6 +145,7 @@ def _request(
         options=RunOptions(
             data=data_set.root,
             data_name=data_set.name,
+            data_title=None if data_set.name else options.data_titles.get(task.data),
             recipe=recipe,
             overrides=tuple(overrides),
             resume=True,

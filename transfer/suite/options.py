@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
-from simmim_bench.data.named import DataSet, check_unique, missing_folder
+from simmim_bench.data.named import DataSet, check_unique, is_data, missing_folder
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.tasks import TaskVariant, variants
 
@@ -21,6 +21,7 @@ class SuiteOptions:
         ckpts: checkpoints, list files of them, or "list:methods" for all public ones; see `transfer.suite.rows`.
         only: patterns that select some of them; see `simmim_bench.methods.select_ckpts`.
         data_sets: folders by data layout; tasks whose data set is missing are left out.
+        data_titles: what tables call the data sets, by data layout; by default the names of the folders.
         named: named data sets, for the tasks that take several.
         baseline: "random" for a row of random weights of each architecture.
         tasks: task names, or comma-separated lists of them; empty for all.
@@ -36,6 +37,7 @@ class SuiteOptions:
 
     ckpts: tuple[str, ...]
     data_sets: dict[str, Path]
+    data_titles: Mapping[str, str] = field(default_factory=dict)
     named: tuple[DataSet, ...] = ()
     out: Path = Path("runs")
     only: tuple[str, ...] = ()
@@ -68,7 +70,7 @@ def check_folders(options: SuiteOptions, names: Sequence[str]) -> None:
     """
     every = variants()
     for layout in {every[name].task.data for name in names} & set(options.data_sets):
-        if not options.data_sets[layout].is_dir():
+        if not is_data(options.data_sets[layout]):
             raise DataError(
                 f"--{layout} {options.data_sets[layout]} does not exist; pass the data set's folder."
             )

@@ -12,7 +12,8 @@ from transfer.suite.options import SuiteOptions
 from transfer.tasks import TASK_RECIPES
 
 MOST_SEEDS = 100
-SHARED_KEYS = ("precision", "limit")  # of every task: --precision and --limit of a suite
+# of every task: --precision, --limit and --val-fraction of a suite
+SHARED_KEYS = ("precision", "limit", "val_fraction")
 
 
 def choose_tasks(options: SuiteOptions) -> list[str]:

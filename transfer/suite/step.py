@@ -110,6 +110,7 @@ def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     options = request.options
     data = DataSet(options.data, options.data_name)
     words = ["transfer", request.task, "--ckpt", ckpt, "--data", str(data)]
+    words += ["--data-name", options.data_title] if options.data_title else []
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
     words += ["--deterministic"] if options.deterministic else []

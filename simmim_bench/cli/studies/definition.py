@@ -12,10 +12,6 @@ LARGEST_SEED = 2**32 - 1
 IMAGES = "images"  # a layout for pretraining alone
 BASELINES = ("random",)
 FIGURES = ("epochs", "width", "images", "cost")
-KEYS = ("out", "data", "checkpoints", "baselines", "tasks", "seed", "figures", "reference")
-PRETRAINED = (*("arch", "recipe", "overrides", "data", "seeds", "teacher", "init_from", "vary"),)
-TASK_KEYS = ("recipe", "overrides", "seeds", "data", "options")
-NAMED_CKPTS = ("random:", "timm:", "hub:", "py:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +42,7 @@ class StudyCheckpoint:
         task: the task that trains random weights with labels; None to pretrain without.
         data: the images to train on.
         teacher, init_from: name of another row, or a CKPT.
+        tasks: the names of the tasks that score it; None for all of the study.
     """
 
     name: str
@@ -60,6 +57,7 @@ class StudyCheckpoint:
     seeds: tuple[int, ...] = ()
     teacher: str | None = None
     init_from: str | None = None
+    tasks: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,8 +42,8 @@ def read_study(path: Path) -> Study:
     top.check_keys(KEYS)
     out = top.path("out") or folder / "runs" / path.stem
     data, subsets = _read_data(top, out)
-    checkpoints = read_checkpoints(top, data)
     tasks = read_tasks(top, data)
+    checkpoints = read_checkpoints(top, data, tasks)
     baselines = top.names("baselines", BASELINES) or ()
     names = [*(one.name for one in checkpoints), *baselines]
     reference = top.names("reference", names)

@@ -13,20 +13,24 @@ from simmim_bench.cli.studies.definition import (
     LARGEST_SEED,
     MOST_SEEDS,
     StudyCheckpoint,
+    StudyTask,
 )
 from simmim_bench.cli.studies.sections import Section, read_section, resolve_path
 from simmim_bench.data.named import NAME
+from simmim_bench.tasks import TASKS, variants_of
 
-GIVEN = ("ckpt",)
-LABELLED = ("arch", "task", "recipe", "overrides", "data", "seeds", "vary")
+GIVEN = ("ckpt", "tasks")
+LABELLED = ("arch", "task", "recipe", "overrides", "data", "seeds", "vary", "tasks")
 PRETRAINED = (*LABELLED, "teacher", "init_from")
 VARIED = ("arch", "recipe", "data", "teacher", "init_from")  # all else in `vary` changes the recipe
 TRAINING_TASKS = ("imagenet",)  # tasks whose model is a checkpoint that can be transferred
 NAMED_CKPTS = ("random:", "timm:", "hub:")
 
 
-def read_checkpoints(top: Section, data: Mapping[str, Mapping[str, Path]]) -> list[StudyCheckpoint]:
-    """Read the checkpoints, one for each row; a row may refer to those above it."""
+def read_checkpoints(
+    top: Section, data: Mapping[str, Mapping[str, Path]], tasks: Sequence[StudyTask]
+) -> list[StudyCheckpoint]:
+    """Read the checkpoints, one for each row; a row may refer to those above it, and to some of the tasks."""
     found: dict[str, StudyCheckpoint] = {}
     for name, value in top.entries("checkpoints", "checkpoints: {NAME: {arch: ARCH}}").items():
         place = f"{top.at('checkpoints')}.{name}"
@@ -37,7 +41,7 @@ def read_checkpoints(top: Section, data: Mapping[str, Mapping[str, Path]]) -> li
             if one.startswith(BASELINES):
                 raise top.error("checkpoints", f"{one} is the name of a baseline; use another.")
             read = _read_checkpoint(one, of_variant, data, list(found))
-            found[one] = replace(read, key=name)
+            found[one] = replace(read, key=name, tasks=_read_tasks(of_variant, tasks))
     return list(found.values())
 
 
@@ -101,6 +105,17 @@ def _read_checkpoint(
         teacher=_read_source(section, "teacher", before),
         init_from=_read_source(section, "init_from", before),
     )
+
+
+def _read_tasks(section: Section, tasks: Sequence[StudyTask]) -> tuple[str, ...] | None:
+    """Return the names of the tasks that score a checkpoint; `fewshot` stands for all of its fractions."""
+    names = {task.name: [task.name] for task in tasks}
+    for task in TASKS.values():
+        given = [one.name for one in variants_of(task) if one.name in names]
+        if given:
+            names.setdefault(task.name, given)
+    chosen = section.names("tasks", names)
+    return None if chosen is None else tuple(one for name in chosen for one in names[name])
 
 
 def _read_images(

@@ -40,6 +40,7 @@ class Member:
         checkpoint: what is known of it; without weights.
         seeds: the first seed of its transfers in units of a task's number of seeds, and the number of such units.
         folder: of its runs.
+        tasks: the names of the tasks that score it; None for all.
         source: the step that trains it; None for one that exists.
     """
 
@@ -48,6 +49,7 @@ class Member:
     checkpoint: Checkpoint
     seeds: tuple[int, int]
     folder: Path
+    tasks: tuple[str, ...] | None = None
     source: AnyStudyStep | None = None
 
 
@@ -114,7 +116,7 @@ def list_study(study: Study, *, download: bool, log: Callable[[str], None]) -> S
             if one.ckpt is not None:
                 found, missing = read_rows([Row(one.ckpt)], download=download, log=log)
                 unread += missing
-                members = [_given(study, one.name, one.ckpt, c) for c in found.values()]
+                members = [_given(study, one, one.ckpt, c) for c in found.values()]
                 if not members:
                     continue
                 rows[one.name] = StudyRow(one.name, tuple(members), one.key)
@@ -161,8 +163,8 @@ def _check_archs(study: Study, archs: Sequence[str]) -> None:
                 )
 
 
-def _given(study: Study, name: str, ckpt: str, checkpoint: Checkpoint) -> Member:
-    return Member(name, ckpt, checkpoint, (0, 1), study.out / "rows" / name)
+def _given(study: Study, one: StudyCheckpoint, ckpt: str, checkpoint: Checkpoint) -> Member:
+    return Member(one.name, ckpt, checkpoint, (0, 1), study.out / "rows" / one.name, one.tasks)
 
 
 def _trained(
@@ -190,7 +192,7 @@ def _trained(
             ckpt, expected = str(trained), replace(step.transfer.checkpoint, name=str(trained))
         checkpoint = read_without_weights(ckpt) if is_done(step) else expected
         waits_for[id(step)] = needed
-        members.append(Member(title, ckpt, checkpoint, (number, 1), folder, step))
+        members.append(Member(title, ckpt, checkpoint, (number, 1), folder, one.tasks, step))
     return StudyRow(one.name, tuple(members), one.key)
 
 
@@ -237,20 +239,27 @@ def _ckpt_of(name: str, rows: Mapping[str, StudyRow]) -> str:
 
 
 def _baselines(study: Study, rows: Sequence[StudyRow]) -> list[StudyRow]:
-    """Return a row of random weights for every architecture, with as many seeds as its row with most."""
+    """Return a row of random weights for every architecture, with as many seeds as its row with most.
+
+    It has the tasks of all rows of its architecture.
+    """
     if "random" not in study.baselines or not rows:
         return []
     units: dict[str, int] = {}
+    tasks: dict[str, list[str]] = {}
     for member in (member for row in rows for member in row.members):
         ckpt = random_baseline(member.checkpoint)
         check_baseline_images(member.ckpt, member.checkpoint)
         units[ckpt] = max(units.get(ckpt, 1), sum(member.seeds))
+        of_member = member.tasks if member.tasks is not None else [t.name for t in study.tasks]
+        tasks.setdefault(ckpt, []).extend(of_member)
     found = []
     for ckpt, count in units.items():
         name = "random" if len(units) == 1 else f"random {ckpt.removeprefix('random:')}"
         checkpoint = read_without_weights(ckpt)
         folder = study.out / "rows" / ckpt.replace(":", "-").replace("/", "-")
-        found.append(StudyRow(name, (Member(name, ckpt, checkpoint, (0, count), folder),), name))
+        member = Member(name, ckpt, checkpoint, (0, count), folder, tuple(tasks[ckpt]))
+        found.append(StudyRow(name, (member,), name))
     return found
 
 
@@ -260,6 +269,8 @@ def _transfers(
     """Yield the transfers of a checkpoint."""
     arch = member.checkpoint.spec.arch
     for task in study.tasks:
+        if member.tasks is not None and task.name not in member.tasks:
+            continue
         variant = variants()[task.name]
         recipe = task.recipes.get(arch, task.recipes.get(""))
         if recipe is None and is_baseline:

@@ -185,6 +185,19 @@ function startComparison() {
       showGroup(0, 1);
     }
   });
+  const placeOf = (name) => {
+    const number = groups.findIndex(({ rows, compared }) => rows.indexOf(name) >= 0 && rows.indexOf(name) < compared);
+    return number < 0 ? null : [number, groups[number].rows.indexOf(name)];
+  };
+  comparable = (name) => placeOf(name) !== null;
+  compareWith = (name) => {
+    const [number, i] = placeOf(name);
+    if (form.elements.protocols) form.elements.protocols.value = number;
+    showGroup(i, i ? 0 : 1);
+    opener = b; // which the closing dialog returns the focus to
+    dialog.close();
+    comparison.scrollIntoView();
+  };
   comparison.hidden = false;
   const [number, i, j] = shown ?? [0, 0, 1];
   if (form.elements.protocols) form.elements.protocols.value = number;
@@ -192,4 +205,7 @@ function startComparison() {
 }
 if (comparison) {
   startComparison();
+}
+if (location.hash) {
+  showDetails();
 }

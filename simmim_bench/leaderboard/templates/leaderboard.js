@@ -9,8 +9,14 @@ const missingLast = (sign) => (a, b) =>
 DataTable.ext.type.order["known-asc"] = missingLast(1);
 DataTable.ext.type.order["known-desc"] = missingLast(-1);
 
+// Whether a row can be compared with another one, and what chooses it as A; comparison.js sets both.
+let comparable = () => false;
+let compareWith = () => {};
+
 const GROUP_COLUMN = 1;
 const filters = one("#filters");
+const heads = new Map(all("#scores thead [data-column]").map((head) => [head.dataset.column, head]));
+const sortable = all("#scores thead th");
 const table = new DataTable("#scores", {
   paging: false,
   info: false,
@@ -25,25 +31,74 @@ const table = new DataTable("#scores", {
   language: { zeroRecords: "No row matches these filters.", emptyTable: "No rows yet." },
 });
 
+const viewOf = (row) => (row.dataset.status === "reported" ? "published" : "measured");
+const shownOf = (view, row) => view === viewOf(row);
+
 table.search.fixed("form", (_text, _data, index) => {
-  const { arch, group, status } = table.row(index).node().dataset;
-  const fields = filters.elements;
+  const row = table.row(index).node();
+  const { view, arch, group, task } = filters.elements;
   return (
-    (!fields.arch.value || fields.arch.value === arch) &&
-    (!fields.group?.value || fields.group.value === group) &&
-    (status === "reported" ? fields.reported.checked : fields.reproduced.checked)
+    shownOf(view.value, row) &&
+    (!arch.value || arch.value === row.dataset.arch) &&
+    (!group?.value || view.value === "published" || group.value === row.dataset.group) &&
+    (!task.value || row.dataset.tasks.split(" ").includes(task.value))
   );
 });
+// Rows of different protocols are never sorted among each other.
+table.order.fixed({ pre: [[GROUP_COLUMN, "asc"]] });
+table.column(GROUP_COLUMN).visible(false, false);
 
 function applyFilters() {
-  const { text, task, group, grouped } = filters.elements;
-  table.columns("[data-task]").every(function () {
-    this.visible(!task.value || this.header().dataset.task === task.value, false);
+  const { text, task, group, view, shown } = filters.elements;
+  const chosen = new Set([...shown].filter((box) => box.checked).map((box) => box.value));
+  table.columns("[data-column]").every(function () {
+    const { column, views, task: own } = this.header().dataset;
+    const matches = !own || !task.value || own === task.value;
+    this.visible(chosen.has(column) && matches && views.split(" ").includes(view.value), false);
   });
-  table.order.fixed({ pre: grouped?.checked ? [[GROUP_COLUMN, "asc"]] : [] });
+  for (const box of shown) {
+    const head = heads.get(box.value);
+    box.parentElement.hidden = !head.dataset.views.split(" ").includes(view.value);
+  }
   table.search(text.value).draw();
+  const published = view.value === "published";
   for (const protocols of all("[data-selected-group]")) {
-    protocols.hidden = protocols.dataset.selectedGroup !== group.value;
+    protocols.hidden = published || protocols.dataset.selectedGroup !== group.value;
+  }
+  if (group) group.parentElement.hidden = published;
+  for (const part of all(".view")) {
+    const { view: kind, ofGroup } = part.dataset;
+    part.hidden = kind !== view.value || Boolean(!published && ofGroup && group.value && group.value !== ofGroup);
+  }
+  for (const panel of all(".dots")) panel.hidden = task.value && panel.dataset.task !== task.value;
+}
+
+// A published row has scores of few tasks: the tab begins with one task, so that its table has no empty lines.
+function changeView() {
+  const { view, task } = filters.elements;
+  const head = [...heads.values()].find(({ dataset }) => dataset.task && dataset.views.includes("published"));
+  task.value = view.value === "published" ? (head?.dataset.task ?? "") : "";
+}
+
+// The group's data, above its rows.
+function addGroupHeads(rows) {
+  for (const head of all(".group-head")) head.remove();
+  let previous = "";
+  for (const row of rows) {
+    const name = row.dataset.group;
+    if (!name || name === previous) continue;
+    previous = name;
+    const head = document.createElement("tr");
+    head.className = "group-head";
+    const cell = document.createElement("th");
+    cell.scope = "rowgroup";
+    cell.colSpan = row.cells.length;
+    const text = document.createElement("span");
+    const option = [...filters.elements.group.options].find((one) => one.value === name);
+    text.textContent = option.textContent;
+    cell.append(text);
+    head.append(cell);
+    row.before(head);
   }
 }
 
@@ -57,21 +112,34 @@ function updatePlotsAndCount() {
   for (const front of all("#cost [data-front]")) {
     front.classList.toggle("off", !JSON.parse(front.dataset.front).every((id) => ids.has(id)));
   }
-  const groups = new Set(rows.map((row) => row.dataset.group || row.dataset.status));
-  const mixed = groups.size > 1 && table.order().some(([column]) => column > GROUP_COLUMN);
+  addGroupHeads(rows);
+  // DataTables marks the first column of the order alone, which is that of the groups.
+  for (const head of sortable) {
+    const order = ["asc", "desc"].find((name) => head.classList.contains(`dt-ordering-${name}`));
+    if (order) head.setAttribute("aria-sort", `${order}ending`);
+    else head.removeAttribute("aria-sort");
+  }
+  const { view } = filters.elements;
+  const total = table.rows().nodes().toArray().filter((row) => shownOf(view.value, row)).length;
   one("#count").textContent =
-    `${rows.length} of ${table.rows().count()} rows.` +
-    (mixed && !filters.elements.grouped?.checked
-      ? " Their protocols differ, so the order is not a ranking."
-      : "");
+    `${rows.length} of ${total} rows.` +
+    (view.value === "published" ? " Their protocols differ, so the order is not a ranking." : "");
 }
 
 table.on("draw", updatePlotsAndCount);
-filters.addEventListener("input", applyFilters);
+// Some fields of the form are outside of it, above the overview.
+document.addEventListener("input", (event) => {
+  if (event.target.form !== filters) return;
+  if (event.target.name === "view") changeView();
+  applyFilters();
+  if (axes) showPlot();
+});
 filters.addEventListener("submit", (event) => event.preventDefault());
 // The fields still have their old values while the reset event is dispatched.
 filters.addEventListener("reset", () => setTimeout(applyFilters));
 filters.hidden = false;
+document.body.classList.add("ready");
+for (const part of all("[data-script]")) part.hidden = false;
 // A browser may restore the fields of the form when the page is reloaded.
 applyFilters();
 
@@ -79,12 +147,16 @@ const axes = one("#axes");
 function showPlot() {
   const { column, cost } = axes.elements;
   let found = false;
+  let any = false;
   for (const figure of all("figure.plot")) {
+    const inView = figure.dataset.views.split(" ").includes(filters.elements.view.value);
     figure.hidden =
-      figure.dataset.column !== column.value || figure.dataset.cost !== cost.value;
+      !inView || figure.dataset.column !== column.value || figure.dataset.cost !== cost.value;
     found ||= !figure.hidden;
+    any ||= inView;
   }
   one("#no-plot").hidden = found;
+  one("#cost").hidden = !any;
 }
 if (axes) {
   axes.addEventListener("input", showPlot);
@@ -151,6 +223,9 @@ function showDetails() {
   for (const holder of all("[data-by-class]", body)) {
     holder.append(classTable(JSON.parse(holder.dataset.byClass)));
   }
+  for (const button of all("[data-compare]", body)) {
+    button.hidden = !comparable(button.parentElement.dataset.of);
+  }
   if (!dialog.open) {
     opener = document.activeElement;
     dialog.showModal();
@@ -158,16 +233,26 @@ function showDetails() {
   dialog.scrollTop = 0;
 }
 
-async function copyCommand(button) {
-  const code = one("code", button.parentElement);
+async function copyText(button, text, shown) {
+  for (const other of all("[data-label]", body)) {
+    other.textContent = other.dataset.label; // of the button that was used before
+    delete other.dataset.label;
+  }
+  const label = button.textContent;
   try {
-    await navigator.clipboard.writeText(code.textContent);
+    await navigator.clipboard.writeText(text);
     button.textContent = "Copied";
   } catch {
     // Without permission to write to the clipboard, the text is selected for Ctrl+C.
-    getSelection().selectAllChildren(code);
+    getSelection().selectAllChildren(shown());
     button.textContent = "Selected";
   }
+  button.dataset.label = label;
+}
+
+function copyCommand(button) {
+  const code = one("code", button.parentElement);
+  return copyText(button, code.textContent, () => code);
 }
 
 document.addEventListener("click", (event) => {
@@ -179,9 +264,11 @@ document.addEventListener("click", (event) => {
     showDetails();
   }
   const button = event.target.closest("[data-copy]");
-  if (button) {
-    copyCommand(button);
-  }
+  if (button) copyCommand(button);
+  const format = event.target.closest("[data-copy-as]");
+  if (format) copyRow(format);
+  const compare = event.target.closest("[data-compare]");
+  if (compare) compareWith(compare.parentElement.dataset.of);
 });
 dialog.addEventListener("close", () => {
   const row = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -194,6 +281,3 @@ dialog.addEventListener("close", () => {
 });
 addEventListener("hashchange", showDetails);
 addEventListener("popstate", showDetails);
-if (location.hash) {
-  showDetails();
-}

@@ -52,6 +52,18 @@ def test_a_study_has_what_its_file_says(tmp_path: Path) -> None:
     assert (study.tasks[2].seeds, study.tasks[2].options) == (2, {"label_maps": True})
 
 
+def test_a_row_may_be_scored_by_some_tasks(tmp_path: Path) -> None:
+    study = read(
+        tmp_path,
+        tasks="{linear: {}, knn: {}, fewshot: {}}",
+        checkpoints="{a: {arch: vit_s}, b: {arch: vit_s, tasks: [knn, fewshot]}, c: {arch: vit_s, tasks: []}}",
+    )
+    of_rows = [one.tasks for one in study.checkpoints]
+    assert of_rows == [None, ("knn", "fewshot-1%", "fewshot-10%"), ()]
+    with pytest.raises(UsageError, match=r"checkpoints\.a\.tasks: unknown name coco; known: linear"):
+        read(tmp_path, checkpoints="{a: {arch: vit_s, tasks: coco}}")
+
+
 def test_a_varied_setting_makes_a_row_for_each_value(tmp_path: Path) -> None:
     study = read(
         tmp_path,

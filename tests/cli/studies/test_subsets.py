@@ -9,7 +9,7 @@ import pytest
 
 from simmim_bench.cli.studies.definition import Subset
 from simmim_bench.cli.studies.subsets import write_subsets
-from simmim_bench.data.sources import any_images, held_out_images
+from simmim_bench.data.pretraining_images import any_images, held_out_images
 from simmim_bench.errors import DataError, UsageError
 
 

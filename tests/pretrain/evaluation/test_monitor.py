@@ -21,8 +21,9 @@ from pretrain.recipes import POCKET
 from pretrain.targets.pixels import PixelTarget
 from pretrain.train import TrainOptions, pretrain
 from simmim_bench.data.datasets import ImageDataset
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import random_crop_flip
-from simmim_bench.data.sources import ImageList, any_images
+from simmim_bench.data.sources import ImageList
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError
 from simmim_bench.runs.context import RunContext

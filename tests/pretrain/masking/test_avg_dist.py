@@ -24,8 +24,8 @@ from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader
+from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.data.random_crop import random_crop_flip
-from simmim_bench.data.sources import any_images
 
 NAMES = sorted(STRATEGIES)
 

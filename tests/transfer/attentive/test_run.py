@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.datasets import ImageDataset, eval_transform
-from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, InterruptedRun

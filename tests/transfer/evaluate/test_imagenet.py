@@ -26,7 +26,7 @@ from torchvision.datasets import ImageFolder
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.checkpoints.third_party.swin import shift_downsample
-from simmim_bench.data.sources import class_files
+from simmim_bench.data.class_splits import class_files
 from simmim_bench.data.subsets import limit_images
 from simmim_bench.files import sha256_file
 from transfer.evaluate import torchvision_models

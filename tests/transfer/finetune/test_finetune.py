@@ -20,7 +20,7 @@ from torch import nn
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.display import Display
 from simmim_bench.distributed import load_full_state
 from simmim_bench.errors import DataError

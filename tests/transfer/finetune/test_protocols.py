@@ -21,8 +21,8 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.loader import seed_everything
-from simmim_bench.data.sources import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.errors import InterruptedRun, UsageError

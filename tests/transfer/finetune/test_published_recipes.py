@@ -26,9 +26,9 @@ from torchvision import transforms as T
 
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.datasets import eval_transform
 from simmim_bench.data.loader import seed_everything
-from simmim_bench.data.sources import class_folders
 from simmim_bench.errors import UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import Backbone, build_backbone

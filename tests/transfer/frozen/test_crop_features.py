@@ -20,7 +20,7 @@ from support.commands import two_processes_of
 import transfer.frozen.crop_features as crop_features
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
-from simmim_bench.data.sources import class_folders
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.diagnostics.estimate import DataSize
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, init_distributed

@@ -23,7 +23,8 @@ import transfer.frozen.feature_file as feature_file
 import transfer.frozen.feature_store as feature_store
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.sources import ImageList, class_folders
+from simmim_bench.data.class_splits import class_folders
+from simmim_bench.data.sources import ImageList
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DataError, UsageError

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from simmim_bench.cli.main import cli
-from simmim_bench.data.sources import ImageList, class_folders, image_list
+from simmim_bench.data.class_splits import class_folders
+from simmim_bench.data.sources import ImageList, image_list
 from simmim_bench.data.subsets import balanced_subset, sample_subset
 from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display

@@ -26,8 +26,8 @@ from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.cli.main import cli
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.datasets import eval_transform
-from simmim_bench.data.sources import class_folders
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError

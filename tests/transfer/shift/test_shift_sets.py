@@ -11,8 +11,8 @@ import torch
 from support.shift import reader, scored, write_classes, write_image
 from timm.data import ImageNetInfo, RealLabelsImagenet
 
+from simmim_bench.data.class_splits import class_folders
 from simmim_bench.data.named import DataSet
-from simmim_bench.data.sources import class_folders
 from simmim_bench.errors import DataError
 from simmim_bench.results.metrics import scores_from_predictions, write_logits
 from transfer.shift.check import check_set
