@@ -39,6 +39,7 @@ def pretrain(
     workers: int | None = None,
     precision: Precision | None = None,
     limit: int | None = None,
+    val_fraction: float | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -76,6 +77,7 @@ def pretrain(
         workers: processes per GPU that load images; 0 loads in this process.
         precision: "auto", "bf16", "fp16" or "fp32".
         limit: number of training and of held-out images that are used, to try things out.
+        val_fraction: fraction of the training images to hold out where the data has no val/, 0.0001 to 0.5.
         overrides: further changes of the recipe, such as {"mask_ratio": 0.5}.
         resume: continue the run in `out`; a finished run is left as it is.
         overwrite: replace the run in `out`.
@@ -134,6 +136,7 @@ def pretrain(
         workers=workers,
         precision=precision,
         limit=limit,
+        val_fraction=val_fraction,
     )
     checkpoint, _ = run_pretrain(
         arch,

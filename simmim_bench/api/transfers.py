@@ -17,6 +17,7 @@ from simmim_bench.api.options import (
 )
 from simmim_bench.api.transfer_result import TransferResult
 from simmim_bench.api.transfer_runs import run_transfers
+from simmim_bench.data.named import read_title
 from simmim_bench.errors import UsageError
 from simmim_bench.library import as_library
 from simmim_bench.recipe import Precision
@@ -37,6 +38,7 @@ def transfer(
     *,
     ckpt: AnyPath,
     data: AnyPath | Mapping[str, AnyPath],
+    data_name: str | None = None,
     recipe: str | None = None,
     out: AnyPath | None = None,
     seed: int = 0,
@@ -47,6 +49,7 @@ def transfer(
     workers: int | None = None,
     precision: Precision | None = None,
     limit: int | None = None,
+    val_fraction: float | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -66,10 +69,11 @@ def transfer(
         ckpt: a checkpoint or run folder, a weights file of others, "random:ARCH", "timm:NAME", "hub:ORG/NAME[@REV]" or
             "py:package.module:factory".
         data: folder of the data set, or "hfds:NAME"; {"NAME": folder} for a named one.
+        data_name: what tables call the data set, such as "CIFAR-10", where its folder's name says nothing.
         recipe: named recipe, as `simmim-bench recipes` lists them; by default the one for the checkpoint.
         out: run directory; by default runs/CKPT/TASK/seedN. It receives record.json and predictions/.
         seed: seed of everything that is sampled, 0 to 2^32 - 1.
-        epochs: passes over the training images. Like the following six and `overrides`, a difference from the recipe
+        epochs: passes over the training images. Like the following seven and `overrides`, a difference from the recipe
             is stored in the record and shown beside the score.
         batch_size: images per step, in total over all processes.
         lr: learning rate (`base_lr`), which the recipe may scale to the batch size.
@@ -77,6 +81,8 @@ def transfer(
         workers: processes per GPU that load images; 0 loads in this process.
         precision: "auto", "bf16", "fp16" or "fp32".
         limit: number of training and of validation images that are used, to try things out.
+        val_fraction: fraction of the training images of every class to score instead of training on them, where the
+            data has no val/, 0.0001 to 0.5.
         overrides: further changes of the recipe, such as {"weight_decay": 0.0}.
         resume: continue the run in `out`; a finished run is left as it is, and its record returned.
         overwrite: replace the run in `out`.
@@ -105,6 +111,7 @@ def transfer(
         task,
         ckpt,
         data,
+        data_name=data_name,
         recipe=recipe,
         out=out,
         seed=seed,
@@ -115,6 +122,7 @@ def transfer(
         workers=workers,
         precision=precision,
         limit=limit,
+        val_fraction=val_fraction,
         overrides=overrides,
         resume=resume,
         overwrite=overwrite,
@@ -167,6 +175,7 @@ def _run_as_library(
     seeds: int = 1,
     baseline: str | None = None,
     model: str | None = None,
+    data_name: str | None = None,
     **options: Any,
 ) -> list[TransferResult]:
     """Check the arguments of `transfer` or `transfers`, and run them.
@@ -183,7 +192,7 @@ def _run_as_library(
         task,
         read_ckpt(ckpt),
         data_sets,
-        read_run_options(data_sets[0], **own),
+        read_run_options(data_sets[0], data_title=read_title(data_name, data_sets), **own),
         seeds=seeds,
         baseline=baseline,
         model=model,
