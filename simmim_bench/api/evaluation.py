@@ -14,7 +14,7 @@ from simmim_bench.api.recipes import scoring_recipes
 from simmim_bench.data.named import DataSet
 from simmim_bench.imports import without_collection
 from simmim_bench.library import as_library
-from simmim_bench.recipe import find_recipe
+from simmim_bench.recipe import Precision, find_recipe
 from simmim_bench.runs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
     backbone: AnyPath | None = None,
     img_size: int | tuple[int, int] | None = None,
     workers: int | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     limit: int | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,

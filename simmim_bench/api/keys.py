@@ -104,7 +104,7 @@ def check_count(name: str, value: int | None, least: int, most: int | None = Non
         return
     if type(value) is not int or value < least or (most is not None and value > most):
         limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise UsageError(f"{name}={value!r} is not an integer of {limits}.")
+        raise UsageError(f"{name}={value!r} is not an int of {limits}.")
 
 
 def _equal(one: str, other: str) -> bool:

@@ -54,6 +54,7 @@ def read_data(data: AnyPath | Mapping[str, AnyPath]) -> tuple[DataSet, ...]:
 def read_run_options(
     data: DataSet,
     *,
+    data_title: str | None = None,
     recipe: str | None = None,
     out: AnyPath | None = None,
     seed: int = 0,
@@ -68,6 +69,7 @@ def read_run_options(
 
     Args:
         data: the data set, or the first of several.
+        data_title: what tables call it; None for the name of its folder.
         short: values by their name in `SHORT_KEYS`; None where not given.
 
     Raises:
@@ -77,6 +79,7 @@ def read_run_options(
     return RunOptions(
         data=data.root,
         data_name=data.name,
+        data_title=data_title,
         recipe=recipe,
         out=None if out is None else read_path(out),
         resume=resume,

@@ -19,6 +19,7 @@ from simmim_bench.data.named import DataSet
 from simmim_bench.errors import UsageError
 from simmim_bench.imports import without_collection
 from simmim_bench.library import as_library
+from simmim_bench.recipe import Precision
 from simmim_bench.runs.options import RunOptions
 
 
@@ -36,8 +37,9 @@ def pretrain(
     lr: float | None = None,
     img_size: int | tuple[int, int] | None = None,
     workers: int | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     limit: int | None = None,
+    val_fraction: float | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -75,6 +77,7 @@ def pretrain(
         workers: processes per GPU that load images; 0 loads in this process.
         precision: "auto", "bf16", "fp16" or "fp32".
         limit: number of training and of held-out images that are used, to try things out.
+        val_fraction: fraction of the training images to hold out where the data has no val/, 0.0001 to 0.5.
         overrides: further changes of the recipe, such as {"mask_ratio": 0.5}.
         resume: continue the run in `out`; a finished run is left as it is.
         overwrite: replace the run in `out`.
@@ -133,6 +136,7 @@ def pretrain(
         workers=workers,
         precision=precision,
         limit=limit,
+        val_fraction=val_fraction,
     )
     checkpoint, _ = run_pretrain(
         arch,

@@ -62,13 +62,15 @@ def read_record(path: AnyPath) -> Record:
 
 
 def _row(path: Path, record: Record) -> dict[str, Any]:
-    checkpoint, data = record.checkpoint, record.data
+    from simmim_bench.leaderboard.group_names import data_name
+
+    checkpoint = record.checkpoint
     return {
         "task": record.task,
         "label": checkpoint["label"],
         "ckpt": checkpoint["name"],
         "arch": checkpoint["arch"],
-        "data": data.get("name") or Path(data["root"]).name or data["root"],
+        "data": record.data.get("name") or data_name(record),
         "seed": record.seed,
         "recipe": record.recipe["name"],
         "deviates": record.deviates,

@@ -18,11 +18,12 @@ from simmim_bench.api.options import (
     read_path,
     read_task_options,
 )
-from simmim_bench.data.named import name_data_set
+from simmim_bench.data.named import name_data_set, read_titles
 from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.library import as_library
-from simmim_bench.tasks import given_options
+from simmim_bench.recipe import Precision
+from simmim_bench.tasks import LAYOUTS, given_options
 
 if TYPE_CHECKING:
     from transfer.suite.options import SuiteOptions
@@ -40,6 +41,7 @@ def suite(
     coco: AnyPath | None = None,
     ade20k: AnyPath | None = None,
     data: Mapping[str, AnyPath] | None = None,
+    data_name: Mapping[str, str] | None = None,
     out: AnyPath = "runs",
     tasks: str | Iterable[str] = (),
     only: str | Iterable[str] = (),
@@ -48,8 +50,9 @@ def suite(
     seed: int = 0,
     recipes: Mapping[str, str] | None = None,
     overrides: Overrides | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
     limit: int | None = None,
+    val_fraction: float | None = None,
     workers: int | None = None,
     gpus_per_task: int = 1,
     exclusive: bool = False,
@@ -67,6 +70,7 @@ def suite(
         ckpt: a checkpoint as of `transfer`, several, a list of checkpoints FILE.txt, or "list:methods".
         imagenet, coco, ade20k: folders of the data sets; tasks without one are left out.
         data: further named data sets for the tasks that take several, by name.
+        data_name: what tables call the data sets, such as {"imagenet": "CIFAR-10"}, where a folder's name says nothing.
         out: folder of all runs, OUT/CKPT/TASK/seedN, and of OUT/leaderboard.
         tasks: the tasks to run, such as ["linear", "knn"]; by default all. "fewshot" means 1% and 10%.
         only: patterns of checkpoints of a list, such as "mae*".
@@ -75,7 +79,7 @@ def suite(
         seed: the first seed.
         recipes: named recipes by task; by default those for the checkpoint.
         overrides: changed settings by task, such as {"linear": {"epochs": 30}} or {"linear.epochs": 30}.
-        precision, limit: as of `transfer`, of every task that has the key.
+        precision, limit, val_fraction: as of `transfer`, of every task that has the key.
         workers: steps at a time; by default as many as fit in memory.
         gpus_per_task: GPUs, and therefore processes, per step.
         exclusive: every step has its GPUs to itself.
@@ -117,6 +121,7 @@ def suite(
         log=display.log,
         ckpts=tuple(map(read_ckpt, names)),
         named=tuple(name_data_set(name, read_path(root)) for name, root in (data or {}).items()),
+        data_titles=read_titles(tuple(assignments(data_name or {}, "data_name")), [*LAYOUTS]),
         out=read_path(out),
         only=names_of(only),
         baseline=baseline,
@@ -124,7 +129,9 @@ def suite(
         seeds=by_task,
         seed=seed,
         recipes=tuple(assignments(recipes or {}, "recipes")),
-        overrides=override_texts(overrides, precision=precision, limit=limit),
+        overrides=override_texts(
+            overrides, precision=precision, limit=limit, val_fraction=val_fraction
+        ),
         deterministic=deterministic,
     )
     from transfer.suite.report import plan_text

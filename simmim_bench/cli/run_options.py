@@ -31,7 +31,7 @@ from simmim_bench.cli.recipe_options import (
     key_options,
     pop_overrides,
 )
-from simmim_bench.data.named import check_title, check_untitled
+from simmim_bench.data.named import read_title
 from simmim_bench.runs.options import RunOptions
 
 SEVERAL_DATA_HELP = "Folder of the data set, or hfds:NAME of Hugging Face; with several, NAME=DIR each, for a run each."
@@ -115,9 +115,7 @@ def run_options(
             if several_data_sets:
                 arguments["data_sets"] = given["data"]
                 first = given["data"][0]
-                if given["data_title"] is not None:
-                    given["data_title"] = check_title(given["data_title"])
-                    check_untitled(given["data"])
+                given["data_title"] = read_title(given["data_title"], given["data"])
                 given |= {"data": first.root, "data_name": first.name}
             command(options=RunOptions(**given), **arguments)
 

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from simmim_bench.api.transfer_result import summarise, summarise_data_sets
-from simmim_bench.api.transfers import run_transfers
+from simmim_bench.api.transfer_runs import run_transfers
 from simmim_bench.cli.options import (
     complete_ckpt,
     task_option,

@@ -90,6 +90,18 @@ def check_data_sets(data_sets: Sequence[DataSet], *, task: str, several: bool) -
         raise DataError(fault)
 
 
+def read_title(title: str | None, data_sets: Sequence[DataSet]) -> str | None:
+    """Return what tables are to call the only data set; None for the name of its folder.
+
+    Raises:
+        UsageError: see `check_title` and `check_untitled`.
+    """
+    if title is None:
+        return None
+    check_untitled(data_sets)
+    return check_title(title)
+
+
 def check_title(title: str) -> str:
     """Return what tables are to call a data set, without spaces around it.
 

@@ -16,6 +16,7 @@ from simmim_bench.errors import UsageError, nearest
 from simmim_bench.html import escape_html, html_table
 from simmim_bench.leaderboard.board import Board, select_columns
 from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.group_names import group_titles
 from simmim_bench.leaderboard.published import add_published
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.small_set_tables import small_sets_to_markdown
@@ -42,10 +43,13 @@ class Leaderboard:
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row per checkpoint or method and group of protocols, in the tables' order.
 
-        Keys are `group`, `label`, `arch` and `checkpoint` (hash), and for each column such as `linear/top1` the score,
-        with `linear/top1 std` over seeds and `linear/top1 images ±`; None where a value is missing.
+        Keys are `data` and `group` (of the protocols), `label`, `arch` and `checkpoint` (hash). For each column there
+        are the score, such as `linear/top1`, with `linear/top1 std` over seeds and `linear/top1 images ±`; None where a
+        value is missing.
         """
-        return list(map(_flatten, json.loads(to_json(self.board))["rows"]))
+        names = group_titles(self.board)
+        rows = json.loads(to_json(self.board))["rows"]
+        return [{"data": names[row["group"]], **_flatten(row)} for row in rows]
 
     def to_markdown(self) -> str:
         """Return the tables as Markdown, as they are inserted into documents."""
@@ -57,7 +61,7 @@ class Leaderboard:
 
     def _repr_html_(self) -> str:
         """Return the tables as HTML, for a notebook; columns without a score are left out."""
-        tables = []
+        tables, names = [], group_titles(self.board)
         for group in self.board.groups:
             rows = text_rows(group.rows, overall=self.board.overall)
             used = [any(row.cells[i] for row in group.rows) for i in range(len(self.board.columns))]
@@ -74,7 +78,7 @@ class Leaderboard:
                 for j, cell in enumerate(line, 1)
                 if cell.best
             ]
-            name = f"protocols {group.name}" if len(self.board.groups) > 1 else ""
+            name = f"Group {group.name}: {names[group.name]}"
             head = ["checkpoint", *compress(titles, keep)]
             tables.append(html_table([head, *cells], caption=name, bold=best))
         notes = (*explain_board(self.board), *self.board.problems)

@@ -21,7 +21,8 @@ def record_to_html(record: Mapping[str, Any]) -> str:
     scores = [(m, format_metric(m, v)) for m, v in record["metrics"].items() if "_ap_" not in m]
     checkpoint, recipe, data = record["checkpoint"], record["recipe"], record["data"]
     deviates = ", ".join(f"{key}={value}" for key, value in record["deviates"].items())
-    name = data.get("name") or Path(data["root"]).name or data["root"]
+    folder = Path(data["root"]).name or data["root"]
+    name = data.get("name") or data.get("title") or folder
     images = f"{record['evaluated']:,} of {record['expected']:,} validation images"
     about = [
         (record["task"], ""),

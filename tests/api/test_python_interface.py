@@ -117,15 +117,23 @@ def test_an_interrupt_raises_and_the_resumed_run_ends_in_the_same_weights(
 def test_the_command_line_resumes_a_run_of_python(tmp_path: Path, few: Path) -> None:
     out, ckpt = tmp_path / "knn", "random:vit_pocket"
     record = sb.transfer(
-        "knn", ckpt=ckpt, data=few, out=out, img_size=32, overrides={"k": (2, 3)}, quiet=True
+        "knn",
+        ckpt=ckpt,
+        data=few,
+        data_name="few shapes",
+        out=out,
+        img_size=32,
+        overrides={"k": (2, 3)},
+        quiet=True,
     )
     assert record.deviates == {"k": [2, 3]}  # 32 pixels are the recipe's
-    arguments = ("--ckpt", ckpt, "--data", few, "--out", out, "-o", "k=2,3", "-o", "img_size=32")
-    code, shown, _ = run("transfer", "knn", *arguments, "--resume", "--json")
+    arguments = ("--ckpt", ckpt, "--data", few, "--data-name", "few shapes", "--out", out)
+    changed = ("-o", "k=2,3", "-o", "img_size=32")
+    code, shown, _ = run("transfer", "knn", *arguments, *changed, "--resume", "--json")
     assert code == 0
     assert json.loads(shown)["metrics"] == record.metrics == sb.read_record(out).metrics
     (row,) = sb.records(tmp_path)
-    assert (row["top1"], row["task"], row["data"]) == (record.metrics["top1"], "knn", few.name)
+    assert (row["top1"], row["task"], row["data"]) == (record.metrics["top1"], "knn", "few shapes")
     assert row["path"] == str(out / "record.json")
 
 
