@@ -148,12 +148,22 @@ ARCHS: dict[str, BackboneSpec] = {
                 sincos_position=True,
                 narrow_init=False,
             )
-            for arch, embed_dim in (("vit_half_64px", 64), ("vit_64px", 128), ("vit_double_64px", 256))
+            for arch, embed_dim in (
+                ("vit_half_64px", 64),
+                ("vit_64px", 128),
+                ("vit_double_64px", 256),
+            )
         ),
         replace(_swin("swin_64px", 48, (1, 1, 2, 1), 2), img_size=(64, 64), window_size=4),
         replace(_resnet("resnet_64px", (2, 2, 2, 2)), img_size=(64, 64), embed_dim=64),
     )
 }
+
+
+def recipe_family(spec: BackboneSpec) -> str:
+    """Return the name by which defaults are listed for architectures alike: "pocket" and "64px", or the family."""
+    suffix = spec.arch.rpartition("_")[2]
+    return suffix if suffix in ("pocket", "64px") else spec.family
 
 
 def suggest_arch(arch: str) -> str | None:

@@ -60,7 +60,9 @@ def test_a_row_may_be_scored_by_some_tasks(tmp_path: Path) -> None:
     )
     of_rows = [one.tasks for one in study.checkpoints]
     assert of_rows == [None, ("knn", "fewshot-1%", "fewshot-10%"), ()]
-    with pytest.raises(UsageError, match=r"checkpoints\.a\.tasks: unknown name coco; known: linear"):
+    with pytest.raises(
+        UsageError, match=r"checkpoints\.a\.tasks: unknown name coco; known: linear"
+    ):
         read(tmp_path, checkpoints="{a: {arch: vit_s, tasks: coco}}")
 
 
