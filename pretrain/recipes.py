@@ -13,7 +13,7 @@ from pretrain.design import Design
 from pretrain.systems import SYSTEMS
 from simmim_bench.data.pixel_format import VALUE_RANGES, PixelFormat, ValueRange, check_statistics
 from simmim_bench.errors import UsageError
-from simmim_bench.models.archs import find_spec
+from simmim_bench.models.archs import find_spec, recipe_family
 from simmim_bench.overrides import override
 from simmim_bench.recipe import Precision, Recipe, check_positive, find_recipe
 
@@ -294,6 +294,16 @@ CIFAR = replace(
     epochs=1,
     warmup_epochs=0,
 )
+PHOTOS_64PX = replace(
+    POCKET,
+    name="photos_64px",
+    source="ours: tens of thousands of photographs of 64 pixels, a CPU core, a quarter of an hour",
+    arch="vit_64px",
+    img_size=(64, 64),
+    mask_patch_size=16,
+    epochs=8,
+    base_lr=1.6e-2,
+)
 DEMO = replace(
     POCKET,
     name="demo",
@@ -313,6 +323,7 @@ _PLAIN: dict[str, PretrainRecipe] = {
         RESNET50_300EP,
         POCKET,
         CIFAR,
+        PHOTOS_64PX,
         DEMO,
     )
 }
@@ -329,18 +340,18 @@ def default_recipe(arch: str) -> PretrainRecipe:
     spec = find_spec(arch)
     if arch == "swin_b":
         return SWIN_B_100EP
-    if arch in ("vit_b", "swin_l", "vit_pocket"):
+    if arch in ("vit_b", "swin_l"):
         return next(recipe for recipe in _PLAIN.values() if recipe.arch == arch)
-    if arch.endswith("_pocket"):
-        return for_arch(POCKET, arch)
     of_family = {
+        "pocket": POCKET,
+        "64px": PHOTOS_64PX,
         "vit": VIT_B_800EP,
         "swin": SWIN_B_800EP,
         "swinv2": SWINV2_B_800EP,
         "convnext": CONVNEXT_B_300EP,
         "resnet": RESNET50_300EP,
     }
-    return for_arch(of_family[spec.family], arch)
+    return for_arch(of_family[recipe_family(spec)], arch)
 
 
 def resolve_recipe(

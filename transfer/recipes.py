@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simmim_bench.errors import UsageError, nearest
+from simmim_bench.models.archs import recipe_family
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import Recipe
 from transfer.tasks import RUNNERS, TASK_RECIPES
@@ -68,7 +69,7 @@ def choose_recipe(task: str, spec: BackboneSpec, pretraining: str | None) -> Def
         The recipe that is published for the pretraining recipe, else the architecture's, else the family's.
     """
     defaults, after = TASK_RECIPES[task].defaults, TASK_RECIPES[task].after
-    family = "pocket" if spec.arch.endswith("_pocket") else spec.family
+    family = recipe_family(spec)
     if pretraining is not None and pretraining in after:
         return DefaultRecipe(RECIPES[after[pretraining]], f"published after {pretraining}")
     if spec.arch in defaults:

@@ -49,8 +49,7 @@ class TaskRecipes:
 
     Attributes:
         recipe_types: the types of recipe that the task takes; the first is that of the default recipes.
-        defaults: name of the default recipe, looked up by architecture, then by "pocket" for the small
-            architectures, then by family.
+        defaults: name of the default recipe, looked up by architecture, then by `recipe_family`.
         recipe_modules: modules whose constants are the task's named recipes.
         after: name of the default recipe after a pretraining recipe that the task has a published recipe
             for; it comes before `defaults`.
@@ -121,6 +120,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "convnext_b": "imagenet_convnext_b_100ep",
             "resnet50": "imagenet_resnet50_100ep",
             "pocket": "imagenet_pocket",
+            "64px": "imagenet_64px",
             "vit": "imagenet_vit_b_800ep",
             "swin": "imagenet_swin_b_800ep",
             "swinv2": "imagenet_swinv2_b_800ep_prefix",
@@ -141,22 +141,38 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
     ),
     "linear": TaskRecipes(
         recipe_types=(LinearRecipe, LogisticRecipe),
-        defaults={"pocket": "linear_pocket", **dict.fromkeys(_FAMILIES, "linear")},
+        defaults={
+            "pocket": "linear_pocket",
+            "64px": "linear_64px",
+            **dict.fromkeys(_FAMILIES, "linear"),
+        },
         recipe_modules=_FROZEN_RECIPES,
     ),
     "attentive": TaskRecipes(
         recipe_types=(AttentiveRecipe,),
-        defaults={"pocket": "attentive_pocket", **dict.fromkeys(_FAMILIES, "attentive")},
+        defaults={
+            "pocket": "attentive_pocket",
+            "64px": "attentive_64px",
+            **dict.fromkeys(_FAMILIES, "attentive"),
+        },
         recipe_modules=("transfer.attentive.recipes",),
     ),
     "knn": TaskRecipes(
         recipe_types=(KnnRecipe,),
-        defaults={"pocket": "knn_pocket", **dict.fromkeys(_FAMILIES, "knn")},
+        defaults={
+            "pocket": "knn_pocket",
+            "64px": "knn_64px",
+            **dict.fromkeys(_FAMILIES, "knn"),
+        },
         recipe_modules=_FROZEN_RECIPES,
     ),
     "fewshot": TaskRecipes(
         recipe_types=(LogisticRecipe, LinearRecipe, FinetuneRecipe),
-        defaults={"pocket": "logistic_pocket", **dict.fromkeys(_FAMILIES, "logistic")},
+        defaults={
+            "pocket": "logistic_pocket",
+            "64px": "logistic_64px",
+            **dict.fromkeys(_FAMILIES, "logistic"),
+        },
         recipe_modules=(*_FROZEN_RECIPES, *_FINETUNE_RECIPES),
     ),
     "coco": TaskRecipes(
@@ -166,6 +182,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "vit_h": "coco_vitdet_h",
             "swin_l": "coco_swin_od_3x_own_window",
             "pocket": "coco_pocket",
+            "64px": "coco_144px",
             "vit": "coco_vitdet_b",
             "swin": "coco_swin_od_3x",
             "swinv2": "coco_swin_od_3x_own_window",
@@ -189,6 +206,7 @@ TASK_RECIPES: dict[str, TaskRecipes] = {
             "convnext_t": "ade20k_convnext_t_512",
             "convnext_s": "ade20k_convnext_s_512",
             "pocket": "ade20k_pocket",
+            "64px": "ade20k_96px",
             "vit": "ade20k_mae_vit_b",
             "swin": "ade20k_swin_w7",
             "swinv2": "ade20k_swinv2",

@@ -160,6 +160,12 @@ ARCHS: dict[str, BackboneSpec] = {
 }
 
 
+def recipe_family(spec: BackboneSpec) -> str:
+    """Return the name by which defaults are listed for architectures alike: "pocket" and "64px", or the family."""
+    suffix = spec.arch.rpartition("_")[2]
+    return suffix if suffix in ("pocket", "64px") else spec.family
+
+
 def suggest_arch(arch: str) -> str | None:
     """Return the architecture that a name with a size in full means, such as vit_b for vit_base; None for none."""
     family, *words = arch.lower().replace("-", "_").split("_")

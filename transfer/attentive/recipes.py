@@ -138,6 +138,13 @@ ATTENTIVE_CIFAR = replace(
     norm_images=256,
     held_out=0.1,
 )
+ATTENTIVE_64PX = replace(
+    ATTENTIVE_CIFAR,
+    name="attentive_64px",
+    source="ours: tens of thousands of photographs of 64 pixels, a CPU core, minutes; AIM's head, which costs least",
+    img_size=(64, 64),
+    epochs=3,
+)
 ATTENTIVE_EP = replace(
     ATTENTIVE,
     name="attentive_ep",

@@ -197,6 +197,14 @@ LINEAR_CIFAR = replace(
     batch_size=1024,
     held_out=0.1,
 )
+LINEAR_64PX = replace(
+    LINEAR_POCKET,
+    name="linear_64px",
+    source="ours: tens of thousands of photographs of 64 pixels, a CPU core, minutes",
+    img_size=(64, 64),
+    batch_size=1024,
+    held_out=0.1,
+)
 
 LOGISTIC = LogisticRecipe(
     name="logistic",
@@ -211,6 +219,7 @@ LOGISTIC = LogisticRecipe(
 LOGISTIC_POCKET = replace(
     LOGISTIC, name="logistic_pocket", img_size=(32, 32), test_crop_ratio=1.0, num_workers=0
 )
+LOGISTIC_64PX = replace(LOGISTIC_POCKET, name="logistic_64px", img_size=(64, 64))
 
 KNN = KnnRecipe(
     name="knn",
@@ -225,3 +234,4 @@ KNN = KnnRecipe(
     num_workers=8,
 )
 KNN_POCKET = replace(KNN, name="knn_pocket", img_size=(32, 32), test_crop_ratio=1.0, num_workers=0)
+KNN_64PX = replace(KNN_POCKET, name="knn_64px", img_size=(64, 64))

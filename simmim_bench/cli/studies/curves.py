@@ -5,7 +5,7 @@ Rows that differ in one of these alone are the points of one curve.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from simmim_bench.cli.studies.rows import StudyRow
 from simmim_bench.files import sha256_json
 from simmim_bench.leaderboard.comparable import Table
 from simmim_bench.leaderboard.rows import Row, ScoreCell
-from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import ABOUT, MACHINE
 
 LABELS = {
@@ -79,8 +78,7 @@ def _panel(results: StudyResults, table: Table, index: int, title: str, axis: st
     for row in results.rows:
         if row.name not in cells or not isinstance(row.members[0].source, PretrainStep):
             continue
-        key, x = _place(row, axis, cells[row.name], results)
-        if x is not None:
+        for key, x in _places(row, axis, cells[row.name], results):
             curves.setdefault(key, []).append(_point(row.name, x, cells[row.name]))
     found = [
         sorted(points, key=lambda point: point.x)
@@ -112,7 +110,7 @@ def _cost_panel(results: StudyResults, cells: Mapping[str, ScoreCell], title: st
         if point is not None:
             step, same = row.members[0].source, [row.name, point.device]
             if isinstance(step, PretrainStep):
-                same = [*_same_but_length(step, step.spec), point.device]
+                same = [_fields(step, *LENGTH), str(step.data), point.device]
             curves.setdefault(sha256_json(same), []).append(point)
     several = len({point.device for points in curves.values() for point in points}) > 1
     named: dict[str, tuple[CurvePoint, ...]] = {}
@@ -136,14 +134,25 @@ def _cells(results: StudyResults, table: Table, index: int) -> Iterator[tuple[st
             yield name, cell
 
 
-def _place(
+def _places(
     row: StudyRow, axis: str, cell: ScoreCell, results: StudyResults
-) -> tuple[Hashable, float | None]:
-    """Return what a row shares with the rows of its curve, and its place on the axis; None if that is unknown."""
+) -> Iterator[tuple[Hashable, float]]:
+    """Yield what a row shares with the rows of a curve, and its place on the axis.
+
+    Rows that differ in the number of images share their epochs, or the number of images seen, whatever the epochs.
+    """
     step = row.members[0].source
     assert isinstance(step, PretrainStep)
-    spec = step.spec
-    return sha256_json(_SHARED[axis](step, spec)), _X[axis](step, spec, cell, results)
+    if axis == "epochs":
+        yield sha256_json([_fields(step, *LENGTH), str(step.data)]), float(step.recipe.epochs)
+    elif axis == "width":
+        spec = step.spec
+        same = [_fields(step, "arch"), str(step.data), spec.family, spec.patch_size, spec.depths]
+        yield sha256_json(same), float(spec.embed_dim)
+    elif (images := _images(cell, results)) is not None:
+        yield sha256_json([_fields(step, "limit")]), float(images)
+        seen = images * step.recipe.epochs
+        yield sha256_json([_fields(step, "limit", *LENGTH), seen]), float(images)
 
 
 def _fields(step: PretrainStep, *left_out: str) -> dict[str, Any]:
@@ -153,36 +162,11 @@ def _fields(step: PretrainStep, *left_out: str) -> dict[str, Any]:
     return {**fields, "init_from": step.init_from}
 
 
-def _same_but_length(step: PretrainStep, spec: BackboneSpec) -> list[Any]:
-    return [_fields(step, *LENGTH), str(step.data)]
-
-
-def _same_but_width(step: PretrainStep, spec: BackboneSpec) -> list[Any]:
-    return [_fields(step, "arch"), str(step.data), spec.family, spec.patch_size, spec.depths]
-
-
-def _same_but_images(step: PretrainStep, spec: BackboneSpec) -> list[Any]:
-    return [_fields(step, "limit")]
-
-
-def _images(
-    step: PretrainStep, spec: BackboneSpec, cell: ScoreCell, results: StudyResults
-) -> float | None:
+def _images(cell: ScoreCell, results: StudyResults) -> int | None:
+    """Return the number of images of a row's pretraining; None if its records do not say it."""
     data = results.board.records[cell.records[0]].checkpoint["provenance"].get("data")
     images = data.get("images") if isinstance(data, dict) else None
-    return float(images) if isinstance(images, int) else None
-
-
-_SHARED: dict[str, Callable[[PretrainStep, BackboneSpec], list[Any]]] = {
-    "epochs": _same_but_length,
-    "width": _same_but_width,
-    "images": _same_but_images,
-}
-_X: dict[str, Callable[[PretrainStep, BackboneSpec, ScoreCell, StudyResults], float | None]] = {
-    "epochs": lambda step, spec, cell, results: float(step.recipe.epochs),
-    "width": lambda step, spec, cell, results: float(spec.embed_dim),
-    "images": _images,
-}
+    return images if isinstance(images, int) else None
 
 
 def _point(name: str, x: float, cell: ScoreCell, device: str = "") -> CurvePoint:

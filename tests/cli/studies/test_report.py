@@ -28,11 +28,12 @@ checkpoints:
   ours: {arch: vit_s, data: few, seeds: 2, vary: {epochs: [100, 200, 800]}}
   narrow: {arch: vit_ti, data: few, seeds: 2, overrides: {epochs: 100}}
   more: {arch: vit_s, data: many, overrides: {epochs: 100, limit: 5000}}
+  short: {arch: vit_s, data: many, overrides: {epochs: 20, limit: 5000}}
   other: {arch: vit_s, data: few, overrides: {epochs: 100, mask_ratio: 0.5}}
 baselines: [random]
 tasks: {linear: {data: few}, knn: {data: few}}
 """
-SECONDS = {100: 10.0, 200: 20.0, 800: 80.0}
+SECONDS = {20: 2.0, 100: 10.0, 200: 20.0, 800: 80.0}
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def finish(listed: StudySteps, correct: dict[str, float]) -> dict[tuple[str, str
             scores.setdefault((row, step.name), []).append(100 * float(answers.mean()))
             if step.ckpt in pretrainings:
                 pretrained(path, row, pretrainings[step.ckpt].seed)
-                note_images(path, 5000 if row == "more" else 1000)
+                note_images(path, 5000 if row in ("more", "short") else 1000)
             else:
                 checkpoint = json.loads(path.read_text())["checkpoint"]
                 change(path, checkpoint=checkpoint | {"name": step.ckpt, "label": step.ckpt})
@@ -98,7 +99,7 @@ def test_curves_join_the_rows_that_differ_in_one_setting(
     listed: StudySteps, tmp_path: Path
 ) -> None:
     correct = {"ours-epochs-100": 0.3, "ours-epochs-200": 0.5, "ours-epochs-800": 0.6}
-    correct |= {"narrow": 0.2, "more": 0.7, "other": 0.4}
+    correct |= {"narrow": 0.2, "more": 0.7, "short": 0.65, "other": 0.4}
     correct |= {"random vit_s": 0.1, "random vit_ti": 0.15}
     scores = finish(listed, correct)
     results = results_of(listed, tmp_path)
@@ -115,20 +116,26 @@ def test_curves_join_the_rows_that_differ_in_one_setting(
             for name, points in linear.curves.items()
         }
         assert all(point.error > 0 for points in linear.curves.values() for point in points)
-    epochs = [(number, mean(f"ours-epochs-{number}")) for number in SECONDS]
-    assert by_axis["epochs"] == {"ours": epochs}
+    epochs = [(number, mean(f"ours-epochs-{number}")) for number in (100, 200, 800)]
+    assert by_axis["epochs"] == {
+        "ours": epochs,
+        "short to more": [(20, mean("short")), (100, mean("more"))],
+    }
     assert by_axis["width"] == {
         "narrow to ours-epochs-100": [(192, mean("narrow")), (384, mean("ours-epochs-100"))],
         "random": [(192, mean("random vit_ti")), (384, mean("random vit_s"))],
     }
     assert by_axis["images"] == {
-        "ours-epochs-100 to more": [(1000, mean("ours-epochs-100")), (5000, mean("more"))]
+        # As many epochs, and as many images seen.
+        "ours-epochs-100 to more": [(1000, mean("ours-epochs-100")), (5000, mean("more"))],
+        "ours-epochs-100 to short": [(1000, mean("ours-epochs-100")), (5000, mean("short"))],
     }
     # Two devices each, a seed more a second more, and half an hour of the record.
     cost = by_axis["cost"]
     assert cost["ours (H100 and unknown device)"] == [
         (2 * (seconds + 0.5) + 1800, mean(f"ours-epochs-{epochs}"))
         for epochs, seconds in SECONDS.items()
+        if epochs > 20
     ]
     assert cost["random vit_s (unknown device)"] == [(1800, mean("random vit_s"))]
 
@@ -147,7 +154,7 @@ def test_differences_are_those_of_the_means_to_the_reference(
             points = fmean(scores[row, task]) - fmean(scores["ours-epochs-200", task])
             assert one.difference.points == pytest.approx(points)
             # A single pretraining has no spread of its own, and k-NN none over seeds.
-            alone = task == "linear" and row in ("more", "other")
+            alone = task == "linear" and row in ("more", "short", "other")
             assert one.difference.without_units == alone
     (rows,) = compare_with(results, "random").values()
     assert "random vit_ti" not in rows
