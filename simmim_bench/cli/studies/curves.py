@@ -108,7 +108,8 @@ def _cost_panel(results: StudyResults, cells: Mapping[str, ScoreCell], title: st
     for row in results.rows:
         point = _cost(results, row, cells[row.name]) if row.name in cells else None
         if point is not None:
-            step, same = row.members[0].source, [row.name, point.device]
+            step = row.members[0].source
+            same: list[Any] = [row.name, point.device]
             if isinstance(step, PretrainStep):
                 same = [_fields(step, *LENGTH), str(step.data), point.device]
             curves.setdefault(sha256_json(same), []).append(point)
