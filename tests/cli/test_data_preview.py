@@ -51,7 +51,7 @@ def test_a_preview_of_pretraining_shows_what_the_loader_feeds(tmp_path: Path, fe
         place = indices.tolist().index(8)  # the third of three among twelve
         crop = pixels[place].permute(1, 2, 0).numpy()
         assert np.abs(tiles[2, 1 + 2 * epoch].astype(int) - crop).max() <= 1
-        hidden = (tiles[2, 2 + 2 * epoch] == 127).all(-1)
+        hidden = (tiles[2, 2 + 2 * epoch] == 128).all(-1)
         repeats = 32 // masks.shape[-1]
         mask = masks[place].repeat_interleave(repeats, 0).repeat_interleave(repeats, 1)
         assert torch.equal(torch.from_numpy(hidden), mask)
