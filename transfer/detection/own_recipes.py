@@ -219,6 +219,8 @@ COCO_144PX = replace(
     img_size=(144, 192),
     max_iters=250,
     batch_size=4,
+    base_lr=5e-4,
+    strides=(8, 16, 32),
     # 0.3 of the median sides of platelets, red and white cells in BCCD: 40, 103 and 191 pixels.
     anchor_sizes=(12, 30, 57),
     rpn_samples=128,

@@ -281,7 +281,9 @@ ADE20K_96PX = replace(
     img_size=(96, 128),
     resize_within=(240, 180),
     slide_stride=None,
+    max_iters=200,
     batch_size=8,
+    base_lr=1e-2,
 )
 ADE20K_LINEAR_POCKET = replace(
     ADE20K_POCKET,
