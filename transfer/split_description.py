@@ -12,11 +12,13 @@ from typing import Any
 
 from simmim_bench.data.class_checks import check_same_classes, class_sizes
 from simmim_bench.data.class_splits import class_images
-from simmim_bench.data.hold_out import SEED
+from simmim_bench.data.hold_out import SEED, image_names
 from simmim_bench.data.hub import HubImages
 from simmim_bench.data.hub_classes import describe_empty_classes
+from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.pixel_format import PixelFormat
+from simmim_bench.data.pretraining_images import any_images, split_training_images
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import ImageSource, describe_left_out
 from simmim_bench.data.subsets import limit_images
@@ -55,10 +57,14 @@ def read_splits(context: RunContext, job: TransferJob[Any]) -> tuple[ImageSource
             f"data: held out val={len(val):,} of {every:,} training images ({len(val) / every:.1%}, val_fraction="
             f"{recipe.val_fraction:g}), the same in every run"
         )
-        if has_seen_held_out(job.checkpoint.provenance, data, recipe.val_fraction):
+        seen = 0
+        if context.dist.is_main:
+            seen = count_seen_held_out(job.checkpoint.provenance, data, val)
+        if seen:
             context.run.log(
-                f"data: warning: {job.checkpoint.name} was pretrained, without labels, on images of {data} that are "
-                f"scored here; pretrain with --val-fraction {recipe.val_fraction:g}, too"
+                f"data: warning: {job.checkpoint.name} was pretrained, without labels, on {seen:,} of the {len(val):,} "
+                f"images of {data} that are scored here; pretrain with --val-fraction {recipe.val_fraction:g}, too, or "
+                "pretrain and score on one split that `simmim-bench data split` wrote"
             )
     if (limit := recipe.limit) is not None:
         train, val = limit_images(train, limit, "train"), limit_images(val, limit, "val")
@@ -66,20 +72,33 @@ def read_splits(context: RunContext, job: TransferJob[Any]) -> tuple[ImageSource
     return train, val
 
 
-def has_seen_held_out(provenance: Mapping[str, Any], data: Path, val_fraction: float) -> bool:
-    """Return whether a checkpoint was pretrained on training images of a data set that a transfer holds out.
+def count_seen_held_out(provenance: Mapping[str, Any], data: Path, val: ImageSource) -> int:
+    """Count the held-out images of a transfer that its checkpoint was pretrained on.
+
+    Pretraining and a transfer with one fraction may hold out different images: pretraining holds out a fraction of all
+    images where most classes are very small, and knows no classes of a Hugging Face dataset and of unpacked shards.
 
     Args:
         provenance: of the checkpoint.
+        data: the data set of the transfer, whose training images `val` is a part of.
     """
     known, recipe = provenance.get("data"), provenance.get("recipe")
     if not isinstance(known, Mapping) or not isinstance(recipe, Mapping):
-        return False
-    if os.path.abspath(str(known.get("root"))) != os.path.abspath(data):
-        return False
-    held_out = (recipe.get("deviates") or {}).get("val_fraction")
-    # A larger fraction of the same names holds out the same images and more.
-    return held_out is None or held_out < val_fraction
+        return 0
+    if _data_path(str(known.get("root"))) != _data_path(str(data)):
+        return 0
+    if "held_out" not in provenance:  # of an earlier version, which trained on all images
+        return len(val)
+    fraction = (recipe.get("deviates") or {}).get("val_fraction")
+    if not (isinstance(fraction, float) and 0 < fraction <= 0.5):
+        fraction = None
+    trained, _ = split_training_images(any_images(data), fraction)
+    return len({*image_names(trained)} & {*image_names(val)})
+
+
+def _data_path(data: str) -> str:
+    """Return the absolute path of a data set; of a Hugging Face dataset its name without the column of labels."""
+    return data.partition("#")[0] if data.startswith(HUB_PREFIX) else os.path.abspath(data)
 
 
 @dataclass(frozen=True)

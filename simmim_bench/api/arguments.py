@@ -58,7 +58,7 @@ def check_images(path: Path, option: str = "--data") -> None:
     if not str(path).startswith(HUB_PREFIX) and not _exists(path):
         raise DataError(
             f"data folder {path} does not exist; correct {option}: a folder of images or of tar shards, a tar file, "
-            f"or {HUB_PREFIX}NAME."
+            f"a label file, or {HUB_PREFIX}NAME."
         )
 
 

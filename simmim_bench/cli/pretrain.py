@@ -35,7 +35,8 @@ class PretrainCommand(RecipeCommand):
     metavar="ARCH",
     shell_complete=complete_arch,
     help="Architecture: vit_ti vit_s vit_b vit_l, swin_t swin_s swin_b swin_l, swinv2_t ..., convnext_t "
-    "convnext_s convnext_b, resnet50 resnet101; small: vit_pocket swin_pocket convnext_pocket resnet_pocket.",
+    "convnext_s convnext_b, resnet50 resnet101; for images of 32 pixels vit_pocket swin_pocket "
+    "convnext_pocket resnet_pocket, of 64 pixels vit_64px swin_64px resnet_64px.",
 )
 @run_options(pretrain_recipes)
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of a SimMIM checkpoint.")

@@ -2,7 +2,8 @@
 
 Which images these are depends on their names, their classes, the fraction and a seed alone: not on the order of the
 images, on other classes, on the machine, or on the seed of a run. Pretraining and classification hold out the same
-images of class folders, of packed images and of a label file.
+images of class folders, of packed images and of a label file, except where most classes are very small; see
+`hold_out_images`.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def _build_groups(
         if record.data.get("name") is not None:
             continue
         followed = (record.task, protocol_id(record))
-        example_of.setdefault(followed, record)
+        example = example_of.setdefault(followed, record)
+        if "title" in record.data and "title" not in example.data:
+            example_of[followed] = record  # not every run was given what tables call the data
         paths_of.setdefault(checkpoint_key(record), {}).setdefault(followed, []).append(path)
     names = checkpoint_names(records)
     tasks = dict.fromkeys(column.task for column in shown)

@@ -20,7 +20,7 @@ from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
-from transfer.split_description import has_seen_held_out
+from transfer.split_description import count_seen_held_out
 
 
 def write_classes(folder: Path, **counts: int) -> Path:
@@ -178,14 +178,22 @@ def test_label_files_that_cannot_be_used_are_refused(
         class_files(path, "train")
 
 
-def test_a_checkpoint_that_has_seen_the_held_out_images_is_known(tmp_path: Path) -> None:
-    def seen(fraction: float | None, root: Path) -> bool:
+def test_the_scored_images_that_a_checkpoint_was_pretrained_on_are_counted(tmp_path: Path) -> None:
+    def seen(data: Path, fraction: float | None, of: Path | None = None) -> int:
         deviates = {} if fraction is None else {"val_fraction": fraction}
-        provenance = {"data": {"root": str(root)}, "recipe": {"name": "x", "deviates": deviates}}
-        return has_seen_held_out(provenance, tmp_path / "a", 0.2)
+        recipe = {"name": "x", "deviates": deviates}
+        provenance = {"data": {"root": str(of or data)}, "recipe": recipe, "held_out": {}}
+        return count_seen_held_out(provenance, data, class_files(data, "val", 0.2))
 
-    assert seen(None, tmp_path / "a")
-    assert seen(0.1, tmp_path / "b" / ".." / "a")
-    assert not seen(0.2, tmp_path / "a")
-    assert not seen(None, tmp_path / "b")
-    assert not has_seen_held_out({}, tmp_path, 0.2)
+    data = write_classes(tmp_path / "data", a=20, b=10)
+    assert seen(data, None) == 4  # 5 % are 1 + 1
+    assert seen(data, 0.1, tmp_path / "b" / ".." / "data") == 3
+    assert seen(data, 0.2) == 0
+    assert seen(data, None, tmp_path / "b") == 0
+    # One of two images of each class is scored, but pretraining holds out a fifth of all.
+    small = write_classes(tmp_path / "small", **{f"c{n:02}": 2 for n in range(20)})
+    assert seen(small, 0.2) >= 12
+    val = class_files(data, "val", 0.2)
+    assert count_seen_held_out({}, data, val) == 0
+    before = {"data": {"root": str(data)}, "recipe": {"name": "x"}}
+    assert count_seen_held_out(before, data, val) == 6

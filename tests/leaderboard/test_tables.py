@@ -121,6 +121,14 @@ def test_scores_of_different_protocols_are_neither_grouped_nor_ranked_together(
     assert "\n\\* Some settings differ" in text  # not the item of a list
 
 
+def test_a_group_has_the_name_that_any_of_its_runs_was_given(tmp_path: Path) -> None:
+    make_record(tmp_path, label="a", correct=6)
+    other = make_record(tmp_path, label="b", correct=9)
+    data = json.loads(other.read_text())["data"]
+    change(other, data={**data, "title": "CIFAR-10"})
+    assert "### Group A: CIFAR-10, 10 images\n" in to_markdown(board_of(tmp_path))
+
+
 def test_bold_and_ranks_are_in_every_table(tmp_path: Path) -> None:
     for label, counts in {"a": (60, 62), "b": (64, 62), "c": (9, 10)}.items():
         for seed, correct in enumerate(counts):

@@ -40,6 +40,7 @@ from transfer.finetune.recipes import FinetuneRecipe
 from transfer.finetune.run import EVAL_BATCH
 from transfer.inference import Statistics, forward_batches, gather_rows
 from transfer.recipes import RECIPES
+from transfer.split_description import describe_held_out
 
 # TAG of the official fine-tuning configurations, which their files hold, and the recipe of the same numbers here.
 # SimMIM: configs/*/simmim_finetune__*.yaml; the last one is microsoft/Swin-Transformer's, in configs/simmim.
@@ -223,6 +224,7 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
             "classes": len(val.classes),
             "fingerprint": val.fingerprint(),
             **describe_packing(val),
+            **describe_held_out(fraction),
         },
         evaluated=len(logits),
         expected=len(val),

@@ -26,6 +26,7 @@ from simmim_bench.leaderboard.build import Leaderboard
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
+from simmim_bench.library import python_words
 from simmim_bench.results.record import Record, read_record
 from transfer.suite.listing import list_steps
 from transfer.suite.memory import measured_need
@@ -84,7 +85,8 @@ class SuiteResult:
         found = [f"{one.step}: {one.error} (log: {one.step.log})" for one in self.failed]
         found += [f"{row.ckpt}: {row.obstacle}" for row in self.blocked]
         if found:
-            error = BenchError(f"{len(found)} steps or rows of the suite failed. First: {found[0]}")
+            first = python_words(found[0])
+            error = BenchError(f"{len(found)} steps or rows of the suite failed. First: {first}")
             error.exit_code = self.exit_code
             raise error
 
