@@ -6,7 +6,6 @@ folder of the file. Columns of other names are not used.
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from simmim_bench.display import first_names
 from simmim_bench.errors import DataError
 from simmim_bench.untrusted.json_text import parse_json
 from simmim_bench.untrusted.paths import join_below
-from simmim_bench.untrusted.tables import read_text_lines, split_cells
+from simmim_bench.untrusted.tables import find_delimiter, read_text_lines, split_cells
 from simmim_bench.untrusted.text import visible
 
 # Names of the columns, the first one preferred; `file_name` is that of Hugging Face's metadata.csv.
@@ -162,21 +161,19 @@ def _table_rows(
     (_, first), *others = lines
     try:
         header = [cell.lower() for cell in split_cells(first)]
-        delimiter = next((mark for mark in "\t;," if mark in first), ",")
+        delimiter = find_delimiter(first)
         columns = _find_columns(header, f"label file {path}")
         places = {key: header.index(name) for key, name in columns.items()}
-        texts = csv.reader(
-            (line for _, line in others), delimiter=delimiter, skipinitialspace=True, strict=True
-        )
-        for (number, _), cells in zip(others, texts, strict=True):
+        for number, line in others:
+            cells = split_cells(line, delimiter)
             if len(cells) > len(header):
                 raise DataError(
                     f"line {number} of label file {path} has {len(cells)} values for {len(header)} columns; put values "
                     "with separators in quotation marks."
                 )
             cells += [""] * (len(header) - len(cells))  # empty ones at the end of a line
-            yield number, {key: cells[place].strip() for key, place in places.items()}
-    except (csv.Error, ValueError) as error:
+            yield number, {key: cells[place] for key, place in places.items()}
+    except ValueError as error:
         raise DataError(
             f"label file {path} cannot be read: {error}; close its quotation marks."
         ) from error

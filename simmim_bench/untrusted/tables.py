@@ -31,13 +31,21 @@ def read_text_lines(path: Path, what: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def split_cells(line: str) -> list[str]:
+def find_delimiter(line: str) -> str:
+    """Return what separates the values of a line: a tab, else a semicolon, else a comma."""
+    return next((mark for mark in ("\t", ";") if mark in line), ",")
+
+
+def split_cells(line: str, delimiter: str | None = None) -> list[str]:
     """Split a line of comma-, semicolon- or tab-separated values, without the spaces around them.
+
+    Args:
+        delimiter: None for the tab, semicolon or comma that the line has, in this order.
 
     Raises:
         ValueError: a quotation mark is not closed, or a value is too long.
     """
-    delimiter = next((mark for mark in ("\t", ";") if mark in line), ",")
+    delimiter = delimiter or find_delimiter(line)
     try:
         cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
     except csv.Error as error:

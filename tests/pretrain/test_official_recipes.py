@@ -32,7 +32,12 @@ COMMON = {
     "MODEL.DROP_PATH_RATE": "drop_path_rate",
     "WINDOW_SIZE": "window_size",
 }
-OURS_ALONE = {"precision", "draw", "limit"}  # the official recipes learn from all images
+OURS_ALONE = {
+    "precision",
+    "draw",
+    "limit",
+    "val_fraction",
+}  # the official recipes learn from all images
 
 
 def checked_fields(recipe: Any, found: dict[str, Any], keys: dict[str, str]) -> set[str]:

@@ -24,7 +24,7 @@ from simmim_bench.checkpoints.checkpoint import write_checkpoint
 from simmim_bench.cli.main import cli
 from simmim_bench.data.datasets import ImageDataset
 from simmim_bench.data.loader import EpochLoader
-from simmim_bench.data.pretraining_images import any_images
+from simmim_bench.data.pretraining_images import any_images, split_training_images
 from simmim_bench.data.random_crop import random_crop_flip
 
 NAMES = sorted(STRATEGIES)
@@ -77,7 +77,7 @@ def test_distances_of_simmims_best_masks_are_in_its_best_range() -> None:
 
 
 def pretrain(out: Path, data: Path, *more: str) -> int:
-    common = ["--recipe", "pocket", "-o", "batch_size=30", "--quiet"]
+    common = ["--recipe", "pocket", "-o", "batch_size=28", "--quiet"]
     places = ["--arch", "vit_pocket", "--data", str(data), "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pretrain.evaluation.held_out.HELD_OUT_IMAGES", 4)  # for speed
@@ -104,7 +104,8 @@ def test_run_stores_the_average_distance_of_its_masks(
     # The masks of the first epoch, for the images that the loader returns.
     recipe = replace(POCKET, masking=masking)
     crop = partial(random_crop_flip, img_size=recipe.img_size, crop_scale=recipe.crop_scale)
-    dataset = ImageDataset(any_images(pocket / "imagenet" / "val"), crop)
+    images, _ = split_training_images(any_images(pocket / "imagenet" / "val"), None)
+    dataset = ImageDataset(images, crop)
     loader = EpochLoader(dataset, batch_size=len(dataset), num_workers=0, seed=0)
     pixels, _, indices = next(iter(loader.epoch(0)))
     masks = sample_masks(

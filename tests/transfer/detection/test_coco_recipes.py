@@ -46,6 +46,7 @@ RECORDED = {
     "coco_resnet50_1x": "15cf74f0dbfacd53",
     "coco_small": "0a2a3f6b22cbda77",
     "coco_pocket": "90c922bf41204e53",
+    "coco_144px": "bf267d0d13a73ed7",
     "coco_demo": "0e79773bb51f7fec",
 }
 

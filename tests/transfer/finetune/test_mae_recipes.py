@@ -70,7 +70,7 @@ def test_every_number_is_maes_and_has_its_line(name: str) -> None:
     fields = {f.name for f in dataclasses.fields(recipe)} - set(ABOUT)
     # Learning from all images, the recipe samples none.
     assert recipe.resizing == "pil"  # util/datasets.py, of PIL images
-    assert fields - {"draw", "limit", "resizing"} == checked == set(recipe.sources)
+    assert fields - {"draw", "limit", "resizing", "val_fraction"} == checked == set(recipe.sources)
     assert f"top-1 {official_mae.SCORES[name]} after MAE's" in (recipe.published or "")
 
 

@@ -104,6 +104,7 @@ def test_every_number_is_the_source_s_and_has_its_line(name: str) -> None:
         *ABOUT,
         "draw",
         "limit",
+        "val_fraction",
         "resizing",
     } == compared
     assert compared == set(recipe.sources)

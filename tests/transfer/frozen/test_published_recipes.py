@@ -177,6 +177,7 @@ def test_every_field_is_that_of_the_official_code(name: str) -> None:
     expected = dict(OFFICIAL[name])
     assert found.pop("draw", "balanced") == "balanced"  # of few-shot learning: unused
     assert found.pop("limit") is None
+    assert found.pop("val_fraction") is None
     if "base_lr" in expected:
         assert found.pop("base_lr") == pytest.approx(expected.pop("base_lr"), rel=1e-12)
     assert found == expected
