@@ -63,13 +63,9 @@ def images_without_val(root: Path) -> NamedImages:
         UsageError: it has one.
         DataError: see `class_files`.
     """
-    if is_label_file(root):
-        has_val, folder = "val" in read_label_file(root).splits, root
-    else:
-        has_val = has_split(root, "val")
-        folder = split_folder(root, "train") if has_split(root, "train") else root
-    if has_val:
+    if has_validation(root):
         raise _val_exists(root)
+    folder = split_folder(root, "train") if has_split(root, "train") else root
     images: NamedImages
     if is_label_file(root):
         images = listed_images(root, "train")
@@ -81,6 +77,17 @@ def images_without_val(root: Path) -> NamedImages:
     if faults:
         raise DataError(faults[0])
     return images
+
+
+def has_validation(root: Path) -> bool:
+    """Return whether a folder or a label file has a validation split.
+
+    Raises:
+        DataError: the label file cannot be read.
+    """
+    if is_label_file(root):
+        return "val" in read_label_file(root).splits
+    return has_split(root, "val")
 
 
 def _val_exists(data: Path) -> UsageError:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from simmim_bench import __version__
-from simmim_bench.data.class_splits import class_files, images_without_val
+from simmim_bench.data.class_splits import class_files, has_validation, images_without_val
 from simmim_bench.data.hold_out import hold_out_classes, hold_out_images
 from simmim_bench.data.label_file import read_label_file
 from simmim_bench.data.listing import is_hidden, is_image, list_folder
@@ -93,7 +93,7 @@ def sample_data(source: Path, size: SampleSize, seed: int) -> dict[str, ImageLis
             )
         chosen = sample_subset(train.labels, size.count / len(train), seed, "proportional")
     parts["train"] = train.subset(chosen)
-    if _has_val(source):
+    if has_validation(source):
         val = class_files(source, "val") if _has_classes(source) else held_out_images(source)
         assert val is not None
         parts["val"] = _files(val, source)
@@ -103,13 +103,7 @@ def sample_data(source: Path, size: SampleSize, seed: int) -> dict[str, ImageLis
 def _training_images(source: Path) -> ImageSource:
     if not _has_classes(source):
         return any_images(source)
-    return class_files(source, "train") if _has_val(source) else images_without_val(source)
-
-
-def _has_val(source: Path) -> bool:
-    if is_label_file(source):
-        return "val" in read_label_file(source).splits
-    return has_split(source, "val")
+    return class_files(source, "train") if has_validation(source) else images_without_val(source)
 
 
 def _has_classes(source: Path) -> bool:

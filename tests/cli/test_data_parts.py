@@ -123,3 +123,31 @@ def test_check_reports_what_a_run_would_and_exits_4_where_it_would_fail(
     found = {name: recognise(pocket / name) for name in ("imagenet", "coco", "ade20k")}
     assert [*found] == [*found.values()]
     assert recognise(pets / "dog") == "pretrain"
+
+
+@pytest.mark.heavy
+def test_a_run_with_held_out_images_is_evaluated_on_them_or_on_a_validation_split(
+    tmp_path: Path, pets: Path
+) -> None:
+    data, split, trained = pets, tmp_path / "split", tmp_path / "run"
+    options = (
+        "--val-fraction",
+        "0.2",
+        "--epochs",
+        "1",
+        "-o",
+        "warmup_epochs=0",
+        "--batch-size",
+        "4",
+        "--quiet",
+    )
+    ckpt = ("--ckpt", "random:vit_pocket", "--data", data, "--out", trained)
+    assert run("transfer", "imagenet", *ckpt, *options)[0] == 0
+    assert run("data", "split", data, split, "--seed", "1", "--quiet")[0] == 0
+    found = {}
+    for scored in (data, split):
+        given = ("--ckpt", trained, "--data", scored, "--out", tmp_path / f"scored_{scored.name}")
+        code, stdout, err = run("evaluate", "imagenet", *given, "--json", "--quiet")
+        assert code == 0, err
+        found[scored] = json.loads(stdout)["data"].get("held_out")
+    assert found == {data: {"fraction": 0.2, "seed": 0}, split: None}

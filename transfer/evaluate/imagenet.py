@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from simmim_bench.checkpoints.read import read_checkpoint
-from simmim_bench.data.class_splits import class_files
+from simmim_bench.data.class_splits import class_files, has_validation
 from simmim_bench.data.datasets import ImageDataset, LoadImage, eval_transform
 from simmim_bench.data.packed import describe_packing
 from simmim_bench.data.sharing import open_once
@@ -174,9 +174,10 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
     """Classify the validation images and write predictions and record."""
     request, recipe, dist = evaluation.request, evaluation.recipe, context.dist
     assert isinstance(recipe, EvaluateRecipe | FinetuneRecipe)
-    # A run of ours that held out a part of its training images is scored on it.
-    fraction = getattr(recipe, "val_fraction", None)
-    every = open_once(partial(class_files, request.options.data, "val", fraction), dist)
+    # A run that held out a part of its training images is scored on it, unless these data have a validation split.
+    data = request.options.data
+    fraction = None if has_validation(data) else getattr(recipe, "val_fraction", None)
+    every = open_once(partial(class_files, data, "val", fraction), dist)
     val = limit_images(every, recipe.limit, "val")
     warning = check_classes(classifier, val, request.ckpt)
     for line in describe_left_out(val, "val"):
@@ -220,7 +221,7 @@ def _score(context: RunContext, evaluation: Evaluation, classifier: Classifier) 
         context,
         predictions=predictions,
         data={
-            "root": str(request.options.data),
+            "root": str(data),
             "classes": len(val.classes),
             "fingerprint": val.fingerprint(),
             **describe_packing(val),

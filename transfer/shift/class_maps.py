@@ -48,7 +48,8 @@ def images_folder(root: Path) -> Path:
         DataError: it does not exist.
     """
     if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; use the folder of the class folders.")
+        what = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data folder {root} {what}; use the folder of the class folders.")
     val = split_folder(root, "val")
     return val if val.is_dir() else root
 
