@@ -81,7 +81,7 @@ class ProgressTask:
         now = time.monotonic()
         if now - self._last_line >= PLAIN_EVERY_S:
             self._last_line = now
-            rate = self._done / (now - self._started)
+            rate = (self._done - self._first) / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
             shown = f"  {self._figures}" if self._figures else ""
             self._display.log(

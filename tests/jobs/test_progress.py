@@ -124,3 +124,14 @@ def test_plain_lines_of_several_steps_come_every_half_minute(
         for clock.now in (1.0, 29.0, 31.0, 45.0, 62.0):
             overall.show(0.25, "3 min 00 s left", "pretrain")
     assert capsys.readouterr().err.splitlines() == ["demo: 25%, 3 min 00 s left; pretrain"] * 2
+
+
+def test_the_remaining_time_of_a_resumed_task_follows_from_its_own_steps(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr("simmim_bench.display.time.monotonic", clock)
+    with Display().task("pretrain", 1000) as task:
+        task.advance(800)
+        clock.now = 20.0
+        task.advance(20)
+    assert capsys.readouterr().err.splitlines() == ["pretrain: 820/1,000  3 min 00 s left"]
