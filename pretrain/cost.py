@@ -6,11 +6,12 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.estimate import plan_pretraining
+from pretrain.recipes import PretrainRecipe
 from pretrain.step import PretrainStep, read_provenance
 from simmim_bench.diagnostics.estimate import CPU, PUBLISHED, measure_memory
 from simmim_bench.display import format_duration
@@ -100,13 +101,18 @@ def expect_cost(
 
 
 def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe that determine the duration of an epoch, in JSON's types."""
+    """Return the fields of a recipe that determine the duration of an epoch, in JSON's types.
+
+    Fields at their default are left out, so that a run of an earlier version, without a field, is similar.
+    """
     left_out = (*ABOUT, *MACHINE, *LENGTH)
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in recipe.items()
-        if key not in left_out
-    }
+    defaults = {f.name: _as_json(f.default) for f in fields(PretrainRecipe)}
+    plain = {key: _as_json(value) for key, value in recipe.items() if key not in left_out}
+    return {key: value for key, value in plain.items() if value != defaults.get(key)}
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class MemoryEstimates:

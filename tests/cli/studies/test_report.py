@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.records import change, make_record, pretrained, set_answers
 
+from pretrain.cost import expect_cost, read_finished
 from pretrain.step import PretrainStep
 from simmim_bench.cli.studies.curves import collect_panels
 from simmim_bench.cli.studies.differences import compare_with
@@ -89,6 +90,18 @@ def write_costs(step: PretrainStep) -> None:
     seconds = SECONDS[step.recipe.epochs] + step.seed
     meta.write_text(json.dumps({"provenance": {"wall_time_s": seconds, "devices": 2}}))
     (step.out / "env.json").write_text(json.dumps({"device": "H100"}))
+
+
+def test_a_run_of_an_earlier_version_tells_the_cost_of_a_pretraining(listed: StudySteps) -> None:
+    step, similar, *_, other = listed.pretrainings
+    write_costs(step)
+    settings = {**step.recipe.to_json(), "epochs": 50}
+    del settings["val_fraction"]
+    description = {"recipe": settings, "arguments": {"data": str(step.data)}}
+    (step.out / "recipe.json").write_text(json.dumps(description))
+    finished = read_finished([step.out])
+    assert expect_cost(similar, finished, "H100", 2).seconds == 2 * SECONDS[100]
+    assert expect_cost(other, finished, "H100", 2).seconds is None
 
 
 def results_of(listed: StudySteps, tmp_path: Path) -> StudyResults:
