@@ -297,7 +297,7 @@ CIFAR = replace(
 PHOTOS_64PX = replace(
     POCKET,
     name="photos_64px",
-    source="ours: tens of thousands of photographs of 64 pixels, a CPU core, a quarter of an hour",
+    source="ours: tens of thousands of photographs of 64 pixels, a CPU core, twenty minutes",
     arch="vit_64px",
     img_size=(64, 64),
     mask_patch_size=16,
