@@ -22,7 +22,7 @@ COMMITTED := benchmarks/records --out benchmarks --into README.md
 # Number of processes of `make test`, each with one thread and up to 3 GiB of memory.
 TESTS_AT_ONCE ?= 2
 
-.PHONY: help install demo bench test test-fast test-slow test-faults fuzz check leaderboard leaderboard-check wheel-check clean
+.PHONY: help install demo bench docs test test-fast test-slow test-faults fuzz check leaderboard leaderboard-check wheel-check clean
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -75,6 +75,9 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/side_by_side.py --json benchmarks/results/side_by_side.json
 	$(if $(BENCH_DEMO),$(BIN)/python benchmarks/demo.py --out runs/bench-demo --json benchmarks/results/demo.json $(if $(BEFORE),--before $(BEFORE)))
 	$(BIN)/python benchmarks/tables.py
+
+docs: $(STAMP)  ## build the documentation in site/, strictly: a missing page, link or anchor fails
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit
 	$(BIN)/python -m pytest -m 'not slow and not heavy' --numprocesses $(TESTS_AT_ONCE) --dist worksteal
