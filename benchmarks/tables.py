@@ -1,7 +1,8 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
 results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs,
-results/demo.json that of the demo, and other results/*.json its speed tables.
+results/demo.json that of the demo, and other results/*.json its speed tables. The README at the root receives a table of
+published scores.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
 computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
 is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
@@ -18,6 +19,7 @@ from pathlib import Path
 import cards
 import costs
 import demo
+import published
 from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
@@ -51,7 +53,7 @@ def main() -> int:
     if "--check" in sys.argv:
         for path in (*stale, *changed):
             print(
-                f"{path.relative_to(HERE)} differs from its JSON file or records; run python benchmarks/tables.py",
+                f"{path.relative_to(HERE.parent)} differs from its JSON file or records; run python benchmarks/tables.py",
                 file=sys.stderr,
             )
         return 6 if stale or changed or problems else 0
@@ -89,6 +91,8 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     rows = cards.markdown(content["costs"], report["checks"])
     text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
+    path = HERE.parent / "README.md"
+    yield path, insert_table(path.read_text(encoding="utf-8"), published.markdown(), path, "published")
     path = ABLATIONS / "README.md"
     by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
     yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)

@@ -49,7 +49,8 @@ _documents = click.option(
     type=PATH,
     metavar="FILE",
     help="A Markdown document with the table between <!-- leaderboard: begin --> and "
-    "<!-- leaderboard: end -->; may be repeated.",
+    "<!-- leaderboard: end -->, or a short one of the first group, whose scores link to their records, between "
+    "<!-- leaderboard compact: begin --> and <!-- leaderboard compact: end -->; may be repeated.",
 )
 _published = click.option(
     "--reported/--no-reported",

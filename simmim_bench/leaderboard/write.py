@@ -11,6 +11,7 @@ from pathlib import Path
 from simmim_bench.errors import DataError
 from simmim_bench.files import finish_writing, write_together
 from simmim_bench.leaderboard.board import Board, select_columns
+from simmim_bench.leaderboard.compact import compact_table
 from simmim_bench.leaderboard.page import render_page
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.published import add_published
@@ -29,6 +30,8 @@ from simmim_bench.leaderboard.tables import (
     to_markdown,
 )
 from simmim_bench.untrusted.paths import check_below
+
+COMPACT = "leaderboard compact"  # name in the markers of the short table
 
 
 def render_tables(
@@ -63,7 +66,8 @@ def render_documents(
 ) -> dict[Path, str]:
     """Return the text of existing documents with the table inserted between their markers.
 
-    Published results are not listed there, except next to the scores that aim at them.
+    Published results are not listed there, except next to the scores that aim at them. A document with the markers
+    `<!-- leaderboard compact: begin -->` and `... end -->` receives the short table of the first group there.
 
     Raises:
         DataError: a document does not exist.
@@ -75,7 +79,12 @@ def render_documents(
     for path in paths:
         if not path.is_file():
             raise DataError(f"document {path} does not exist.")
-        texts[path] = insert_table(path.read_text(encoding="utf-8"), table, path)
+        text = path.read_text(encoding="utf-8")
+        if f"<!-- {COMPACT}: begin -->" in text:
+            text = insert_table(text, compact_table(shown, path), path, COMPACT)
+        if f"<!-- {COMPACT}: begin -->" not in text or "<!-- leaderboard: begin -->" in text:
+            text = insert_table(text, table, path)
+        texts[path] = text
     return texts
 
 

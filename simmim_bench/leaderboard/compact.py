@@ -1,0 +1,63 @@
+"""Render the first group as a short Markdown table whose scores link to their records, for a README.
+
+Rows that lack a score of some column, such as those of a scaling study, are only in the full table.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+from simmim_bench.leaderboard.board import Board
+from simmim_bench.leaderboard.rows import Row
+from simmim_bench.leaderboard.text_tables import (
+    TextRow,
+    escape_block,
+    explain_marks,
+    markdown_table,
+    text_rows,
+)
+
+
+def compact_table(board: Board, document: Path) -> str:
+    """Return the complete rows of the board's first group as Markdown; empty without a group.
+
+    The line of a method is not followed by those of its pretrainings.
+
+    Args:
+        document: the document that receives the table; links are relative to its folder.
+    """
+    if not board.groups:
+        return ""
+    rows = complete_rows(board.groups[0].rows)
+    titles = [column.title for column in board.columns]
+    links = [[_link(cell.records, document) if cell else "" for cell in r.cells] for r in rows]
+    texts = text_rows([replace(row, pretrainings=()) for row in rows])
+    linked = [_linked(text, targets) for text, targets in zip(texts, links, strict=True)]
+    notes = "\n\n".join(map(escape_block, explain_marks(rows)))
+    return f"{markdown_table(titles, linked)}\n<details><summary>±, bold, *</summary>\n\n{notes}\n\n</details>"
+
+
+def complete_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with a score in every column in which any row has one and which applies to the row's data."""
+    used = [i for i in range(len(rows[0].cells)) if any(row.cells[i] is not None for row in rows)]
+    return [row for row in rows if all(row.cells[i] or i in row.inapplicable for i in used)]
+
+
+def _linked(row: TextRow, targets: Sequence[str]) -> TextRow:
+    """Return a row whose scores are links, which the marks and ± follow."""
+    cells = (
+        replace(cell, lines=(f"[{cell.lines[0]}]({target})", *cell.lines[1:])) if target else cell
+        for cell, target in zip(row.cells, targets, strict=True)
+    )
+    return replace(row, cells=tuple(cells))
+
+
+def _link(records: Sequence[Path], document: Path) -> str:
+    """Return the address of a record, or of the folder of several, relative to a document."""
+    common = Path(os.path.commonpath([path.resolve() for path in records]))
+    relative = os.path.relpath(common, document.resolve().parent)
+    return quote(Path(relative).as_posix())
