@@ -1,8 +1,8 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
 results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs,
-results/demo.json that of the demo, and other results/*.json its speed tables. The README at the root receives a table of
-published scores.
+results/demo.json that of the demo, and other results/*.json its speed tables. The README at the root receives a table
+of published scores.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
 computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
 is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
@@ -32,6 +32,7 @@ from simmim_bench.results.ablation import Ablation, SeedScore, to_json
 from simmim_bench.results.ablation_intervals import add_intervals, read_ablations
 from simmim_bench.results.ablation_report import to_markdown as ablation_table
 from simmim_bench.results.ablation_report import write_ablation
+from simmim_bench.results.record import Record
 from transfer.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +54,8 @@ def main() -> int:
     if "--check" in sys.argv:
         for path in (*stale, *changed):
             print(
-                f"{path.relative_to(HERE.parent)} differs from its JSON file or records; run python benchmarks/tables.py",
+                f"{path.relative_to(HERE.parent)} differs from what it is generated from; run python "
+                "benchmarks/tables.py",
                 file=sys.stderr,
             )
         return 6 if stale or changed or problems else 0
@@ -92,7 +94,10 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
     path = HERE.parent / "README.md"
-    yield path, insert_table(path.read_text(encoding="utf-8"), published.markdown(), path, "published")
+    yield (
+        path,
+        insert_table(path.read_text(encoding="utf-8"), published.markdown(), path, "published"),
+    )
     path = ABLATIONS / "README.md"
     by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
     yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)
@@ -102,7 +107,7 @@ def rebuild_ablations(
     committed: Mapping[Path, Ablation], found: FoundRecords
 ) -> dict[Path, Ablation]:
     """Compute all intervals of the committed ablations from their records."""
-    paths = {record.predictions["sha256"]: path for path, record in found.records.items()}
+    paths = {scored_sha256(record): path for path, record in found.records.items()}
 
     def locate(score: SeedScore) -> Path:
         if score.predictions_sha256 not in paths:
@@ -113,6 +118,12 @@ def rebuild_ablations(
         path: add_intervals(ablation, locate, [a for p, a in committed.items() if p != path])
         for path, ablation in committed.items()
     }
+
+
+def scored_sha256(record: Record) -> str:
+    """Return the hash of the predictions that the run wrote, which `keep` may have compressed."""
+    found: str = record.predictions.get("uncompressed_sha256", record.predictions["sha256"])
+    return found
 
 
 def is_written(path: Path, ablation: Ablation) -> bool:
@@ -132,7 +143,7 @@ def is_written(path: Path, ablation: Ablation) -> bool:
 
 def check_scores(committed: Mapping[Path, Ablation], found: FoundRecords) -> Iterator[str]:
     """Yield every score of an ablation that differs from its record."""
-    records = {record.predictions["sha256"]: record for record in found.records.values()}
+    records = {scored_sha256(record): record for record in found.records.values()}
     for path, ablation in committed.items():
         metric = ablation.protocol["metric"]
         for row in ablation.rows:

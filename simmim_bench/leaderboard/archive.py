@@ -1,9 +1,9 @@
 """Copy the records of runs, and everything that a check and the page need, to a folder that can be committed.
 
-The archive contains for every record its predictions, recipe, metrics and per-class scores; COCO's ground truth
-once per hash, under `annotations/`; and the reconstructions of every checkpoint's pretraining, under
-`checkpoints/`. Weights are not copied. Absolute paths are shortened, because they mean nothing on another machine
-and may contain user names.
+The archive contains for every record its predictions (COCO's results compressed), recipe, metrics and per-class
+scores; COCO's ground truth once per hash, under `annotations/`; and the reconstructions of every checkpoint's
+pretraining, under `checkpoints/`. Weights are not copied. Absolute paths are shortened, because they mean nothing on
+another machine and may contain user names.
 
 Records may be of other people: what they name is read below their folder only, and written below the archive only.
 """
@@ -11,6 +11,7 @@ Records may be of other people: what they name is read below their folder only, 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 import re
 import shutil
@@ -19,10 +20,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
-from simmim_bench.files import cannot_write, replacing, replacing_directory, write_json
+from simmim_bench.files import (
+    cannot_write,
+    replacing,
+    replacing_directory,
+    sha256_file,
+    write_json,
+)
 from simmim_bench.leaderboard.protocols import protocol_id
 from simmim_bench.results.record import Record
-from simmim_bench.results.run_files import find_annotations, find_predictions
+from simmim_bench.results.run_files import find_scored_files
+from simmim_bench.untrusted.gzips import SUFFIX
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import read_json
 from simmim_bench.untrusted.paths import check_below, is_below, path_below
@@ -93,14 +101,13 @@ def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]
         A sentence if the reconstructions of its checkpoint could not be copied.
 
     Raises:
-        DataError: the predictions are not those that were scored, another file of the run cannot be used, or the
-            archive cannot be written.
+        DataError: the predictions or annotations are not those that were scored, another file of the run cannot be
+            used, or the archive cannot be written.
     """
-    predictions = find_predictions(path, record)
+    predictions, annotations = find_scored_files(path, record)
     folder = path_below(out, name, "keep")
     for existing in (folder, *(folder.with_name(f".{folder.name}.{e}") for e in ("tmp", "old"))):
         _check_written(existing)
-    annotations = find_annotations(path, record)
     if annotations is not None:
         name = Path("annotations", f"{record.data['fingerprint'][:16]}.json")
         _copy(annotations, path_below(out, name, "keep"))
@@ -142,7 +149,7 @@ def _check_written(folder: Path) -> None:
 
 def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> None:
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
-    _copy(predictions, folder / record.predictions["file"])
+    copied = _copy_predictions(predictions, record, folder)
     for name in RUN_FILES:
         source = path_below(path.parent, name, f"run {path.parent}")
         if name == "recipe.json" and source.is_file():
@@ -150,7 +157,29 @@ def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> No
             write_json(folder / name, shorten_paths(description))
         else:
             _copy(source, folder / name)
-    write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record)))
+    plain = dataclasses.asdict(record) | {"predictions": copied}
+    write_json(folder / "record.json", shorten_paths(plain))
+
+
+def _copy_predictions(predictions: Path, record: Record, folder: Path) -> dict[str, Any]:
+    """Copy the predictions, and compress them if they are JSON, which then has a quarter of the bytes.
+
+    Returns:
+        The copied record's entry, with the name and hash of the copy.
+    """
+    name = record.predictions["file"]
+    if predictions.suffix != ".json":
+        _copy(predictions, folder / name)
+        return dict(record.predictions)
+    name += SUFFIX
+    with replacing(folder / name) as temporary:
+        # Equal files have equal archives: neither name nor time is stored.
+        temporary.write_bytes(gzip.compress(predictions.read_bytes(), mtime=0))
+    return {
+        "file": name,
+        "sha256": sha256_file(folder / name),
+        "uncompressed_sha256": record.predictions["sha256"],
+    }
 
 
 def shorten_paths(value: Any) -> Any:

@@ -34,7 +34,7 @@ def compact_table(board: Board, document: Path) -> str:
         return ""
     rows = complete_rows(board.groups[0].rows)
     titles = [column.title for column in board.columns]
-    links = [[_link(cell.records, document) if cell else "" for cell in r.cells] for r in rows]
+    links = [[_links(cell.records, document) if cell else [] for cell in r.cells] for r in rows]
     texts = text_rows([replace(row, pretrainings=()) for row in rows])
     linked = [_linked(text, targets) for text, targets in zip(texts, links, strict=True)]
     notes = "\n\n".join(map(escape_block, explain_marks(rows)))
@@ -47,17 +47,22 @@ def complete_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if all(row.cells[i] or i in row.inapplicable for i in used)]
 
 
-def _linked(row: TextRow, targets: Sequence[str]) -> TextRow:
-    """Return a row whose scores are links, which the marks and ± follow."""
-    cells = (
-        replace(cell, lines=(f"[{cell.lines[0]}]({target})", *cell.lines[1:])) if target else cell
-        for cell, target in zip(row.cells, targets, strict=True)
-    )
+def _linked(row: TextRow, targets: Sequence[Sequence[str]]) -> TextRow:
+    """Return a row whose scores are links to their record, or are followed by links to each of several."""
+    cells = []
+    for cell, links in zip(row.cells, targets, strict=True):
+        lines = cell.lines
+        if len(links) == 1:
+            lines = (f"[{lines[0]}]({links[0]})", *lines[1:])
+        elif links:
+            numbered = (f"[{number}]({link})" for number, link in enumerate(links, 1))
+            lines = (*lines, f"records {' '.join(numbered)}")
+        cells.append(replace(cell, lines=lines))
     return replace(row, cells=tuple(cells))
 
 
-def _link(records: Sequence[Path], document: Path) -> str:
-    """Return the address of a record, or of the folder of several, relative to a document."""
-    common = Path(os.path.commonpath([path.resolve() for path in records]))
-    relative = os.path.relpath(common, document.resolve().parent)
-    return quote(Path(relative).as_posix())
+def _links(records: Sequence[Path], document: Path) -> list[str]:
+    """Return the addresses of records relative to a document."""
+    folder = document.resolve().parent
+    paths = (Path(os.path.relpath(record.resolve(), folder)) for record in records)
+    return [quote(path.as_posix()) for path in paths]

@@ -23,8 +23,8 @@ from simmim_bench.errors import DataError
 from simmim_bench.results.coco_file import read_instances
 from simmim_bench.results.coco_truth import check_content, is_scored, missing_objects
 from simmim_bench.results.run_lengths import check_masks
+from simmim_bench.untrusted.gzips import SUFFIX, read_maybe_gzipped
 from simmim_bench.untrusted.json_text import MAX_BYTES_OF_DATA
-from simmim_bench.untrusted.paths import read_bytes
 from simmim_bench.untrusted.text import shorten, visible
 
 # The twelve metrics in the order of pycocotools.
@@ -132,7 +132,7 @@ def read_results(
         load: loads the cleaned content of the annotation file with a library.
         masks: see `evaluate_coco`, as for what is raised.
     """
-    text = read_bytes(results, "predictions", MAX_BYTES_OF_DATA)
+    text = read_maybe_gzipped(results, "predictions", MAX_BYTES_OF_DATA)
     if not LIST.match(text):
         raise DataError(f"{results} is not a list of detections in COCO's results format.")
     empty = EMPTY_LIST.fullmatch(text) is not None
@@ -150,7 +150,7 @@ def read_results(
 
 @contextmanager
 def results_file(results: Results[Any], kind: str) -> Iterator[Path]:
-    """Yield the file to evaluate; for masks a copy without boxes.
+    """Yield the file to evaluate; for masks a copy without boxes, and of a compressed file its content.
 
     From results with boxes, both libraries take the box's area as the area of a mask; official evaluators
     avoid that.
@@ -166,10 +166,12 @@ def results_file(results: Results[Any], kind: str) -> Iterator[Path]:
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
             _panics_as_errors(),
         ):
-            file = results.path
+            file, text = results.path, results.text
             if kind == "segm":
-                file = Path(folder, file.name)
-                file.write_bytes(results.text.replace(b'"bbox"', b'"_box"'))
+                text = text.replace(b'"bbox"', b'"_box"')
+            if kind == "segm" or file.suffix == SUFFIX:
+                file = Path(folder, "results.json")
+                file.write_bytes(text)
             yield file
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{results.path} cannot be evaluated: {_reason(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -9,12 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.coco_scene import scene
 from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
+from simmim_bench.errors import DataError
+from simmim_bench.files import sha256_file
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.tables import to_markdown
-from simmim_bench.results.metrics import write_logits
+from simmim_bench.results.metrics import scores_from_predictions, write_logits
 from simmim_bench.results.record import read_record
+from simmim_bench.results.run_files import find_scored_files
+from simmim_bench.untrusted.gzips import read_maybe_gzipped
 from transfer.recipes import RECIPES
 
 
@@ -65,3 +71,46 @@ def test_archived_records_contain_no_absolute_path(tmp_path: Path) -> None:
     (record,) = archive.rglob("record.json")
     assert str(tmp_path) not in record.read_text()
     assert read_record(record).data["root"] == "data/d"
+
+
+def test_coco_results_are_kept_compressed_and_scored_from_there(tmp_path: Path) -> None:
+    annotations, results = scene(tmp_path, with_masks=False)
+    path = make_record(tmp_path / "runs")
+    file = path.parent / "predictions" / "coco_results.json"
+    shutil.copy(results, file)
+    scores = scores_from_predictions("coco", file, annotations)
+    change(
+        path,
+        task="coco",
+        metrics=scores,
+        predictions={"file": "predictions/coco_results.json", "sha256": sha256_file(file)},
+        data={
+            "root": "d",
+            "annotations": str(annotations),
+            "fingerprint": sha256_file(annotations),
+        },
+    )
+    archive = tmp_path / "archive"
+    done = run_leaderboard("keep", path.parent, "--out", archive)
+    assert done.exit_code == 0, done.output
+    (kept,) = archive.rglob("record.json")
+    record = read_record(kept)
+    (compressed,) = (kept.parent / "predictions").iterdir()
+    assert compressed.name == "coco_results.json.gz"
+    assert gzip.decompress(compressed.read_bytes()) == file.read_bytes()
+    assert record.predictions["uncompressed_sha256"] == sha256_file(file)
+    assert scores_from_predictions("coco", *find_scored_files(kept, record)) == scores
+
+    annotations.unlink()  # the copy remains
+    assert run_leaderboard("keep", kept.parent, "--out", tmp_path / "again").exit_code == 0
+    refused = run_leaderboard("keep", path.parent, "--out", tmp_path / "third")
+    assert "annotations" in str(refused.exception)
+    assert not list((tmp_path / "third").rglob("record.json"))
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"[" + b" " * 10**6), b"[]", b""])
+def test_a_damaged_or_exploding_compressed_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.json.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"expand|cut off"):
+        read_maybe_gzipped(path, "predictions", 1 << 30)

@@ -289,3 +289,26 @@ def test_only_changed_scores_are_listed(tmp_path: Path) -> None:
     assert "| a |" not in changes
     before.write_text("[]")
     assert f"{before} is not a leaderboard.json" in str(run_leaderboard(*arguments).exception)
+
+
+def test_a_short_table_links_the_scores_of_complete_rows(tmp_path: Path) -> None:
+    for label in ("full", "part"):
+        for seed in range(2):
+            make_record(tmp_path / "records", label=label, seed=seed)
+    make_record(tmp_path / "records", label="full", task="knn")
+    document = tmp_path / "docs" / "page.md"
+    document.parent.mkdir()
+    document.write_text("<!-- leaderboard compact: begin -->\n<!-- leaderboard compact: end -->\n")
+    arguments = (tmp_path / "records", "--out", tmp_path / "out", "--into", document)
+    assert run_leaderboard("build", "--no-reported", *arguments).exit_code == 0
+    text = document.read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 3
+    assert table[2].startswith("| full |")
+    targets = re.findall(r"\]\(([^)]+)\)", table[2])
+    names = ("full-linear-0", "full-linear-1", "full-knn-0")
+    assert targets == [f"../records/{name}/record.json" for name in names]
+    assert run_leaderboard("check", "--no-reported", *arguments).exit_code == 0
+    document.write_text(text.replace("60.0", "61.0"))
+    stale = run_leaderboard("check", "--no-reported", *arguments)
+    assert "page.md does not match the records" in str(stale.exception)
