@@ -18,6 +18,7 @@ from simmim_bench.diagnostics.frameworks import DETECTRON2_REQUIREMENT, DETECTRO
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def read(name: str) -> str:
@@ -25,6 +26,7 @@ def read(name: str) -> str:
 
 
 README = read("README.md")
+INSTALLATION = read("docs/quickstart.md")
 MAKEFILE = read("Makefile")
 
 
@@ -39,9 +41,17 @@ def pinned(lines: list[str], operator: str) -> dict[str, str]:
     return {name: version for name, found, version in parts if found}
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_in_the_readme_or_a_page() -> None:
+    texts = README + "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in cli.commands:
-        assert f"simmim-bench {name}" in README or f"make {name}" in README, name
+        assert f"simmim-bench {name}" in texts or f"make {name}" in texts, name
+
+
+def test_the_readme_is_short() -> None:
+    """At most 600 words outside of generated tables, and the first command within the first 30 lines."""
+    text = re.sub(r"<!-- ([\w ]+): begin -->.*?<!-- \1: end -->", "", README, flags=re.DOTALL)
+    assert len(text.split()) <= 600
+    assert any(line.startswith("    make ") for line in README.splitlines()[:30])
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -63,9 +73,9 @@ def test_every_python_file_is_checked_for_style() -> None:
     assert {str(ROOT / name) for name in tracked} <= {*shown}
 
 
-def test_the_readme_the_makefile_and_doctor_install_the_same_detectron2() -> None:
+def test_the_quickstart_the_makefile_and_doctor_install_the_same_detectron2() -> None:
     requirement = str(DETECTRON2_REQUIREMENT.relative_to(ROOT))
-    assert f"{DETECTRON2_SOURCES} {requirement}\n" in README
+    assert f"{DETECTRON2_SOURCES} {requirement}\n" in INSTALLATION
     assert f"DETECTRON2 ?= {requirement}\n" in MAKEFILE
     for option in re.findall(r" (--(?!target)[^ ]+|3\.10)(?= )", DETECTRON2_SOURCES):
         assert option in MAKEFILE, option
@@ -93,9 +103,9 @@ def test_the_changelog_and_the_citation_name_the_version() -> None:
     assert f"\nversion: {__version__}\n" in read("CITATION.cff")
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.name)
 def test_every_make_target_in_the_documents_exists(path: Path) -> None:
-    for target in re.findall(r"make ([a-z-]+)", path.read_text(encoding="utf-8")):
+    for target in re.findall(r"(?:`|^ *)make ([a-z-]+)", path.read_text("utf-8"), re.MULTILINE):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
@@ -105,13 +115,10 @@ def test_every_make_target_in_the_workflows_exists(path: Path) -> None:
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *PAGES], ids=lambda path: path.name)
 def test_every_source_file_that_the_documents_name_exists(path: Path) -> None:
-    named = re.findall(
-        r"`((?:simmim_bench|pretrain|transfer|tests)/[\w/]*(?:\.\w+)?)`", path.read_text()
-    )
-    assert named
-    for name in named:
+    source = r"`((?:simmim_bench|pretrain|transfer|tests|benchmarks)/[\w/]*(?:\.\w+)?)`"
+    for name in re.findall(source, path.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
 
 
