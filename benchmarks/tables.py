@@ -2,7 +2,7 @@
 
 results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs,
 results/demo.json that of the demo, and other results/*.json its speed tables. The README at the root receives a table
-of published scores.
+of published scores, docs/photographs.md what the records of that study show.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
 computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
 is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
@@ -19,6 +19,7 @@ from pathlib import Path
 import cards
 import costs
 import demo
+import photographs
 import published
 from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
@@ -93,6 +94,11 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     rows = cards.markdown(content["costs"], report["checks"])
     text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
+    path = HERE.parent / "docs" / "photographs.md"
+    board = photographs.read_board()
+    text = path.read_text(encoding="utf-8")
+    text = insert_table(text, photographs.differences(board), path, "differences")
+    yield path, insert_table(text, photographs.costs(board), path, "costs")
     path = HERE.parent / "README.md"
     yield (
         path,

@@ -25,7 +25,7 @@ from simmim_bench.leaderboard.text_tables import (
 def compact_table(board: Board, document: Path) -> str:
     """Return the complete rows of the board's first group as Markdown; empty without a group.
 
-    The line of a method is not followed by those of its pretrainings.
+    The line of a method is not followed by those of its pretrainings, and columns without a score are left out.
 
     Args:
         document: the document that receives the table; links are relative to its folder.
@@ -33,9 +33,11 @@ def compact_table(board: Board, document: Path) -> str:
     if not board.groups:
         return ""
     rows = complete_rows(board.groups[0].rows)
-    titles = [column.title for column in board.columns]
+    scored = [i for i in range(len(board.columns)) if any(row.cells[i] for row in rows)]
+    rows = [_with_cells(row, scored) for row in rows]
+    titles = [board.columns[i].title for i in scored]
     links = [[_links(cell.records, document) if cell else [] for cell in r.cells] for r in rows]
-    texts = text_rows([replace(row, pretrainings=()) for row in rows])
+    texts = text_rows(rows)
     linked = [_linked(text, targets) for text, targets in zip(texts, links, strict=True)]
     notes = "\n\n".join(map(escape_block, explain_marks(rows)))
     return f"{markdown_table(titles, linked)}\n<details><summary>±, bold, *</summary>\n\n{notes}\n\n</details>"
@@ -45,6 +47,13 @@ def complete_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the rows with a score in every column in which any row has one and which applies to the row's data."""
     used = [i for i in range(len(rows[0].cells)) if any(row.cells[i] is not None for row in rows)]
     return [row for row in rows if all(row.cells[i] or i in row.inapplicable for i in used)]
+
+
+def _with_cells(row: Row, kept: Sequence[int]) -> Row:
+    """Return a row with some of its cells, and without its pretrainings."""
+    inapplicable = frozenset(number for number, i in enumerate(kept) if i in row.inapplicable)
+    cells = tuple(row.cells[i] for i in kept)
+    return replace(row, cells=cells, inapplicable=inapplicable, pretrainings=())
 
 
 def _linked(row: TextRow, targets: Sequence[Sequence[str]]) -> TextRow:
