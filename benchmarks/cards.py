@@ -23,6 +23,17 @@ COLUMNS = (
 )
 BATCHES = (64, 512)  # images of a pretraining step whose peaks the GPU check measured
 DETECTOR_IMAGES = 2  # images of its detector step
+# Steps whose peaks the GPU check measured, by the name of the check.
+STEPS = {
+    "pretrain_vit": "pretraining, ViT-B, 224 pixels",
+    "pretrain_swin": "pretraining, Swin-B, 192 pixels",
+}
+_DETECTOR = "Mask R-CNN, ViT-B, 1,024 pixels"
+DETECTOR_STEPS = {
+    "windows of 14, the default": f"{_DETECTOR}, windows of 14 (default)",
+    "windows of 14, activations recomputed": f"{_DETECTOR}, windows of 14, `--grad-checkpointing`",
+    "global attention": f"{_DETECTOR}, global attention",
+}
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,32 @@ def markdown(costs: list[dict[str, Any]], checks: dict[str, Any]) -> str:
         )
     sources = "; ".join(f"{card.name}: {card.source}" for card in CARDS)
     return "\n".join([*lines, "", f"Peaks and memory: {sources}."])
+
+
+def memory_markdown(report: dict[str, Any]) -> str:
+    """Render the measured peak of memory of training steps as a Markdown table.
+
+    Args:
+        report: of a GPU check, with the names of the card and of torch.
+    """
+    lines = [
+        f"{report['device']}, torch {report['torch']}, bfloat16.",
+        "",
+        "| step | images on one GPU | peak, GiB | images/s |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for check, title in STEPS.items():
+        for batch, found in report["checks"][check]["findings"].items():
+            images = batch.removeprefix("batch ")
+            lines.append(
+                f"| {title} | {images} | {found['peak_gib']:.1f} | {found['images_per_s']:,.0f} |"
+            )
+    detector = report["checks"]["detector_step"]["findings"]
+    for name, title in DETECTOR_STEPS.items():
+        rate = DETECTOR_IMAGES / detector[f"seconds, {name}"]
+        peak = detector[f"peak_of_{name}"].removesuffix(" GiB")
+        lines.append(f"| {title} | {DETECTOR_IMAGES} | {peak} | {rate:.1f} |")
+    return "\n".join(lines)
 
 
 def seconds_on(card: Card, cost: dict[str, Any]) -> float:

@@ -43,6 +43,7 @@ GPUS = 8
 MEASURED = {
     "vit_b_800ep": ("pretrain_vit", "batch 256", "images_per_s"),
     "swin_b_800ep": ("pretrain_swin", "batch 256", "images_per_s"),
+    "swin_b_100ep": ("pretrain_swin", "batch 256", "images_per_s"),  # another schedule of that step
     "imagenet_vit_b_800ep": ("finetune_and_features", "finetune"),
     "coco_vitdet_b": ("detector_step", "images_per_s"),
     "knn": ("finetune_and_features", "features_pinned"),
@@ -51,8 +52,15 @@ MEASURED = {
 ROWS = (
     ("vit_b_800ep", "vit_b"),
     ("swin_b_800ep", "swin_b"),
+    ("swin_b_100ep", "swin_b"),
+    ("swin_l_800ep", "swin_l"),
+    ("swinv2_b_800ep", "swinv2_b"),
     ("imagenet_vit_b_800ep", "vit_b"),
     ("imagenet_swin_b_800ep", "swin_b"),
+    ("imagenet_swin_b_100ep", "swin_b"),
+    ("imagenet_swin_b_100ep_img192", "swin_b"),
+    ("imagenet_swin_l_800ep", "swin_l"),
+    ("imagenet_swinv2_b_800ep_prefix", "swinv2_b"),
     ("knn", "vit_b"),
     ("linear", "vit_b"),
     ("linear_mae_vit_b", "vit_b"),
@@ -111,7 +119,7 @@ def compute_costs(checks: dict[str, Any]) -> Iterator[Cost]:
         process = SeparateProcess(partial, measure, name, arch)
         planned = process()
         process.close()
-        family = (arch.partition("_")[0], planned.pop("trained"))
+        family = (family_of(arch), planned.pop("trained"))
         measured = find_measured(checks, name)
         if measured is not None:
             rates.setdefault(family, measured * planned["gflop"])
@@ -157,6 +165,11 @@ def task_name(name: str) -> str:
     """Return the task of a recipe, or "pretrain"."""
     recipe = find_recipe(all_recipes(), name)
     return "pretrain" if isinstance(recipe, PretrainRecipe) else task_of(recipe).name
+
+
+def family_of(arch: str) -> str:
+    """Return the kind of backbone whose measured rate of operations applies; that of Swin V2 is Swin's."""
+    return arch.partition("_")[0].removesuffix("v2")
 
 
 def find_measured(checks: dict[str, Any], name: str) -> float | None:

@@ -25,7 +25,7 @@ from simmim_bench.data.pretraining_images import any_images
 from simmim_bench.processors import usable_cores
 
 SIZE = (224, 224)
-IMAGES_PER_S = 1948.0  # ViT-B with SimMIM on an H200: benchmarks/README.md, Cost at full size
+IMAGES_PER_S = 1948.0  # ViT-B with SimMIM on an H200: docs/hardware.md, Time by recipe
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """Generate the committed speed tables and ablation tables; the leaderboard has its own command.
 
-results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/costs.json its table of costs,
-results/demo.json that of the demo, and other results/*.json its speed tables. The README at the root receives a table
-of published scores, docs/photographs.md what the records of that study show.
+results/gpu_check_*.json become the GPU checks in benchmarks/README.md, results/demo.json its table of the demo, and
+other results/*.json its speed tables. results/costs.json becomes the tables of docs/hardware.md, with the peaks of
+memory of a GPU check, and with the published scores that of docs/reproducing.md. The README at the root receives a
+table of published scores, docs/photographs.md what the records of that study show.
 ablations/*/ablation.* are rebuilt from their scores and from the predictions in ablations/records: every interval is
 computed again, those in the table of ablations/README.md included. With --check nothing is written, and the exit code
 is 6 if a table would change. It is also 6 if a score of an ablation differs from the record in ablations/records with
@@ -21,6 +22,7 @@ import costs
 import demo
 import photographs
 import published
+import reproduction
 from conclusions import fill_conclusions
 from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
@@ -28,6 +30,7 @@ from timing import to_markdown as speed_table
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.find import FoundRecords, find_records
+from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.tables import insert_table
 from simmim_bench.results.ablation import Ablation, SeedScore, to_json
 from simmim_bench.results.ablation_intervals import add_intervals, read_ablations
@@ -38,6 +41,7 @@ from transfer.recipes import RECIPES
 
 HERE = Path(__file__).resolve().parent
 ABLATIONS = HERE / "ablations"
+DOCS = HERE.parent / "docs"
 
 
 def main() -> int:
@@ -54,9 +58,9 @@ def main() -> int:
     changed = [path for path, ablation in rebuilt.items() if not is_written(path, ablation)]
     if "--check" in sys.argv:
         for path in (*stale, *changed):
+            name = path.relative_to(HERE.parent)
             print(
-                f"{path.relative_to(HERE.parent)} differs from what it is generated from; run python "
-                "benchmarks/tables.py",
+                f"{name} differs from its JSON file or records; run python benchmarks/tables.py",
                 file=sys.stderr,
             )
         return 6 if stale or changed or problems else 0
@@ -88,25 +92,39 @@ def generate_documents(ablations: Mapping[Path, Ablation]) -> Iterator[tuple[Pat
     path = HERE / "README.md"
     text = path.read_text(encoding="utf-8")
     text = insert_table(text, "\n\n".join(speed_tables), path, "speed tables")
-    content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
-    text = insert_table(text, costs.markdown(content), path, "costs")
-    report = json.loads((HERE / "results" / "gpu_check_h200.json").read_text(encoding="utf-8"))
-    rows = cards.markdown(content["costs"], report["checks"])
-    text = insert_table(text, rows, path, "cards")
     yield path, insert_table(text, "\n\n".join(gpu_checks), path, "GPU checks")
+    yield from generate_cost_pages()
+    yield from generate_score_pages()
+    path = ABLATIONS / "README.md"
+    by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
+    yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)
+
+
+def generate_score_pages() -> Iterator[tuple[Path, str]]:
+    """Yield the page of the study on photographs, and the README with its table of published scores."""
     path = HERE.parent / "docs" / "photographs.md"
     board = photographs.read_board()
     text = path.read_text(encoding="utf-8")
     text = insert_table(text, photographs.differences(board), path, "differences")
     yield path, insert_table(text, photographs.costs(board), path, "costs")
     path = HERE.parent / "README.md"
-    yield (
-        path,
-        insert_table(path.read_text(encoding="utf-8"), published.markdown(), path, "published"),
-    )
-    path = ABLATIONS / "README.md"
-    by_folder = {file.parent.name: ablation for file, ablation in ablations.items()}
-    yield path, fill_conclusions(path.read_text(encoding="utf-8"), by_folder)
+    text = path.read_text(encoding="utf-8")
+    yield path, insert_table(text, published.markdown(), path, "published")
+
+
+def generate_cost_pages() -> Iterator[tuple[Path, str]]:
+    """Yield the pages of docs/ with tables of costs, each with its generated text."""
+    content = json.loads((HERE / "results" / costs.RESULT).read_text(encoding="utf-8"))
+    report = json.loads((HERE / "results" / "gpu_check_h200.json").read_text(encoding="utf-8"))
+    path = DOCS / "hardware.md"
+    text = path.read_text(encoding="utf-8")
+    text = insert_table(text, cards.markdown(content["costs"], report["checks"]), path, "cards")
+    text = insert_table(text, cards.memory_markdown(report), path, "memory")
+    yield path, insert_table(text, costs.markdown(content), path, "costs")
+    path = DOCS / "reproducing.md"
+    text = path.read_text(encoding="utf-8")
+    table = reproduction.markdown(read_reported(), content["costs"])
+    yield path, insert_table(text, table, path, "published results")
 
 
 def rebuild_ablations(

@@ -1,4 +1,4 @@
-"""Tests that run the README's code blocks for users' own Detectron2 and MMSegmentation projects."""
+"""Tests that run the code blocks of docs/projects.md for users' own Detectron2 and MMSegmentation projects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simmim_bench.models.archs import find_spec
 from simmim_bench.models.build import build_backbone
 from simmim_bench.models.spec import BackboneSpec
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "projects.md"
 HALF = (0.5, 0.5, 0.5)
 STATISTICS = [(IMAGENET_MEAN, IMAGENET_STD), (HALF, HALF)]
 SMALL_VIT = replace(find_spec("vit_b"), embed_dim=32, depths=(8,), num_heads=(2,))
@@ -52,9 +52,9 @@ def save(
     )
 
 
-def readme_lines(heading: str) -> str:
-    """Return the code block below a line of the README."""
-    _, _, rest = README.read_text(encoding="utf-8").partition(heading)
+def page_lines(heading: str) -> str:
+    """Return the first code block of the page below a text."""
+    _, _, rest = PAGE.read_text(encoding="utf-8").partition(heading)
     block = re.search(r"```python\n(.*?)```", rest, re.DOTALL)
     assert block is not None
     return block.group(1)
@@ -130,7 +130,7 @@ def coco_runner_input(file: Path) -> Tensor:
 
 
 def yaml_config() -> Any:
-    """Return a Mask R-CNN on five levels, to which the README's lines are applied."""
+    """Return a Mask R-CNN on five levels, to which the page's lines are applied."""
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -150,12 +150,12 @@ def yaml_config() -> Any:
 
 
 @pytest.mark.heavy
-def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
+def test_the_pages_yaml_lines_build_a_detector(project: None) -> None:
     pytest.importorskip("detectron2")
     from detectron2.modeling import build_model
 
     cfg = yaml_config()
-    exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
+    exec(page_lines("## Detectron2, from yaml"), {"cfg": cfg})
     assert cfg.MODEL.WEIGHTS == ""  # else the trainer loads the base config's weights
     model = build_model(cfg).eval()
     backbone = model.backbone.net.backbone
@@ -168,7 +168,7 @@ def test_the_readmes_yaml_lines_build_a_detector(project: None) -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), STATISTICS)
-def test_the_readmes_yaml_lines_train_on_the_coco_runners_pixels(
+def test_the_pages_yaml_lines_train_on_the_coco_runners_pixels(
     tmp_path: Path,
     image_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +182,7 @@ def test_the_readmes_yaml_lines_train_on_the_coco_runners_pixels(
     save(tmp_path, SMALL_VIT, mean, std)
     monkeypatch.chdir(tmp_path)
     cfg = yaml_config()
-    exec(readme_lines("**In a Detectron2 project**, from yaml"), {"cfg": cfg})
+    exec(page_lines("## Detectron2, from yaml"), {"cfg": cfg})
     cfg.INPUT.MIN_SIZE_TEST = SIDE
     item = DatasetMapper(cfg, is_train=False)({"file_name": str(image_file)})
     model = build_model(cfg)
@@ -217,13 +217,13 @@ def test_a_yaml_config_with_other_pixel_statistics_is_refused(
         build_from_config(cfg)
 
 
-def test_the_readmes_lazyconfig_lines_build_a_pyramid(project: None) -> None:
+def test_the_pages_lazyconfig_lines_build_a_pyramid(project: None) -> None:
     pytest.importorskip("detectron2")
     from detectron2.config import LazyCall, instantiate
     from detectron2.modeling import GeneralizedRCNN
 
     model = LazyCall(GeneralizedRCNN)(backbone=None)
-    exec(readme_lines("from LazyConfig"), {"model": model})
+    exec(page_lines("## Detectron2, from LazyConfig"), {"model": model})
     pyramid = instantiate(model.backbone)
     assert list(pyramid.output_shape()) == ["p2", "p3", "p4", "p5", "p6"]
     assert pyramid.net.backbone.spec.embed_dim == 32
@@ -233,7 +233,7 @@ def test_the_readmes_lazyconfig_lines_build_a_pyramid(project: None) -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), STATISTICS)
-def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
+def test_the_pages_lazyconfig_lines_train_on_the_coco_runners_pixels(
     tmp_path: Path,
     image_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -251,12 +251,12 @@ def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
         pytest.skip("this Detectron2 was installed without its configs")
     model = LazyConfig.load(str(common / "models" / "mask_rcnn_fpn.py")).model
     dataloader = LazyConfig.load(str(common / "data" / "coco.py")).dataloader
-    exec(readme_lines("from LazyConfig"), {"model": model})
+    exec(page_lines("## Detectron2, from LazyConfig"), {"model": model})
     train = LazyConfig.load(str(common / "train.py")).train
     # ViTDet's weights, which match the names in a SimMIMBackbone.
     train.init_checkpoint = "mae_pretrain_vit_base.pth?matching_heuristics=True"
     names = {"dataloader": dataloader, "train": train}
-    exec(readme_lines("The data loaders of a LazyConfig"), names)
+    exec(page_lines("The data loaders of a LazyConfig"), names)
     assert train.init_checkpoint == ""
     assert dataloader.train.mapper.image_format == "RGB"
     dataloader.test.mapper.augmentations[0].short_edge_length = SIDE
@@ -268,7 +268,7 @@ def test_the_readmes_lazyconfig_lines_train_on_the_coco_runners_pixels(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(("mean", "std"), STATISTICS)
-def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
+def test_the_pages_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
     tmp_path: Path,
     image_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -291,7 +291,7 @@ def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
     save(tmp_path, replace(find_spec("vit_b"), depths=(4,)), mean, std)
     monkeypatch.chdir(tmp_path)
     Path("base.py").write_text(BASE)
-    Path("own.py").write_text("_base_ = ['base.py']\n" + readme_lines("MMSegmentation config"))
+    Path("own.py").write_text("_base_ = ['base.py']\n" + page_lines("## MMSegmentation"))
     theirs = MODELS.build(Config.fromfile("own.py").model)
     ours = build_segmentor(
         read_checkpoint("runs/vit_b"), replace(RECIPE, test_mode="whole"), classes=4, seed=0
@@ -312,7 +312,7 @@ def test_the_readmes_mmsegmentation_config_trains_on_the_ade20k_runners_pixels(
 
 
 @pytest.mark.heavy
-def test_the_readmes_mmsegmentation_config_trains(
+def test_the_pages_mmsegmentation_config_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lines are applied to a UPerNet config with another backbone; its optimizer takes one step."""
@@ -324,10 +324,10 @@ def test_the_readmes_mmsegmentation_config_trains(
     from transfer.segmentation.run import require_mmseg
 
     require_mmseg()  # imports MMSegmentation without its greeting
-    save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the README says 768 channels
+    save(tmp_path, replace(find_spec("vit_b"), depths=(8,)))  # the page says 768 channels
     monkeypatch.chdir(tmp_path)
     Path("base.py").write_text(BASE)
-    Path("own.py").write_text("_base_ = ['base.py']\n" + readme_lines("MMSegmentation config"))
+    Path("own.py").write_text("_base_ = ['base.py']\n" + page_lines("## MMSegmentation"))
     config = Config.fromfile("own.py")
     model = MODELS.build(config.model)
     model.init_weights()

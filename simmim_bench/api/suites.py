@@ -68,7 +68,9 @@ def suite(
 
     Args:
         ckpt: a checkpoint as of `transfer`, several, a list of checkpoints FILE.txt, or "list:methods".
-        imagenet, coco, ade20k: folders of the data sets; tasks without one are left out.
+        imagenet: data of imagenet, linear, attentive, knn and fewshot; tasks without data are left out.
+        coco: data of coco.
+        ade20k: data of ade20k.
         data: further named data sets for the tasks that take several, by name.
         data_name: what tables call the data sets, such as {"imagenet": "CIFAR-10"}, where a folder's name says nothing.
         out: folder of all runs, OUT/CKPT/TASK/seedN, and of OUT/leaderboard.
@@ -79,7 +81,9 @@ def suite(
         seed: the first seed.
         recipes: named recipes by task; by default those for the checkpoint.
         overrides: changed settings by task, such as {"linear": {"epochs": 30}} or {"linear.epochs": 30}.
-        precision, limit, val_fraction: as of `transfer`, of every task that has the key.
+        precision: as of `transfer`, of every task.
+        limit: as of `transfer`, of every task that has the key.
+        val_fraction: as of `transfer`, of every task that has the key.
         workers: steps at a time; by default as many as fit in memory.
         gpus_per_task: GPUs, and therefore processes, per step.
         exclusive: every step has its GPUs to itself.

@@ -147,7 +147,8 @@ def transfers(
     """Transfer a checkpoint with several seeds, to several data sets, or against a baseline.
 
     Args:
-        task, ckpt: as of `transfer`.
+        task: as of `transfer`.
+        ckpt: as of `transfer`.
         data: folder of the data set, or folders by name, {"pets": "data/pets", "flowers": "data/flowers"}.
         seeds: number of seeds, 1 to 100, from `seed` on.
         baseline: "random", or another CKPT, to which the same recipe is applied.

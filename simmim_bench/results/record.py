@@ -43,7 +43,28 @@ MAY_BE_INFINITE = ("details", "checkpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One task's result; `record.schema.json` describes every key."""
+    """One task's result; `record.schema.json` describes every key.
+
+    Attributes:
+        task: the task, such as "linear" or "fewshot-1%".
+        metrics: scores in percent by name, such as "top1", each computed from the stored predictions.
+        details: figures of the run that do not follow from the predictions, such as the chosen block.
+        status: "reproduced", or "partial" where not every image of the split was scored.
+        checkpoint: label, CKPT, hash, architecture and provenance of the transferred checkpoint.
+        recipe: name, hash, source and fields of the recipe.
+        deviates: differences from the named recipe.
+        seed: of everything that the run samples.
+        data: folder, name, split and fingerprints of the data set.
+        evaluated: number of scored images.
+        expected: number of images of the split.
+        predictions: file and SHA-256 of the stored predictions.
+        environment: version and commit of the code, libraries, device and threads.
+        cost: device-hours, peak memory in bytes, images seen and images per second; None where unknown.
+        command: the words of the command that reproduces the record.
+        wall_time_s: seconds from start to score, of all sessions of a resumed run.
+        date: time of scoring, UTC.
+        schema: version of the schema.
+    """
 
     task: str
     metrics: dict[str, float]
