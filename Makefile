@@ -75,7 +75,7 @@ bench: $(STAMP)  ## measure the speed of steps and of data loading, write the ta
 	$(BIN)/python benchmarks/tables.py
 
 docs: $(STAMP)  ## build the documentation in site/, strictly: a missing page, link or anchor fails
-	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-fast: $(STAMP)  ## run the tests that take less than a second each, before a commit
 	$(BIN)/python -m pytest -m 'not slow and not heavy' --numprocesses $(TESTS_AT_ONCE) --dist worksteal

@@ -85,6 +85,8 @@ def parse(words: list[str]) -> None:
 def shortened(words: list[str]) -> list[str]:
     """Return a command with small architectures, small images and few steps."""
     words = [re.sub(r"(?<![\w/])(vit_b|swin_b)(?![\w/])", lambda m: SMALL[m[0]], w) for w in words]
+    if words[:1] == ["pocket"]:  # the last value of an option counts
+        words += ["--imagenet", "60", "30", "--coco", "2", "2", "--ade20k", "2", "2"]
     given = " ".join(words)
     for command, settings in SHORT.items():
         if tuple(words[: len(command)]) == command:

@@ -28,7 +28,7 @@ def require_detectron2() -> None:
     except ImportError as error:
         raise MissingFrameworkError(
             f"coco needs Detectron2, which cannot be imported ({error}); install the extra [det] and "
-            "Detectron2 from source as described in README, section 'Installation'."
+            "Detectron2 from source as described in docs/quickstart.md, section 'Installation'."
         ) from error
 
 
