@@ -213,7 +213,9 @@ def _training(checkpoint: Checkpoint) -> str:
     images = data.get("images")
     seconds, devices = known.get("wall_time_s"), known.get("devices")
     epochs = known.get("epochs")
-    timed = isinstance(seconds, int | float) and isinstance(devices, int)
+    hours = None
+    if isinstance(seconds, int | float) and isinstance(devices, int):
+        hours = f"{seconds * devices / 3600:.2f}"
     facts = {
         "method": known.get("method"),
         "recipe": recipe.get("name"),
@@ -224,7 +226,7 @@ def _training(checkpoint: Checkpoint) -> str:
         "seed": known.get("seed"),
         "initial weights": before,
         "held-out loss": known.get("held_out_loss"),
-        "device-hours": f"{seconds * devices / 3600:.2f}" if timed else None,
+        "device-hours": hours,
         "SHA-256 of the weights": checkpoint.sha256,
     }
     rows = [["", ""], *([k, str(v)] for k, v in facts.items() if v not in (None, ""))]

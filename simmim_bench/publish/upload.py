@@ -230,11 +230,19 @@ def _explained(repository: str) -> Iterator[None]:
         raise BenchError(
             f"the Hub refused the upload to {repository}: {_one_line(reason)}; nothing was committed."
         ) from error
-    # The base of the HTTP client's errors, whichever client the Hub's library uses; and those of its uploads.
-    except (*HfHubHTTPError.__bases__, RuntimeError) as error:
+    except _faults() as error:
         raise BenchError(
             f"the upload to {repository} failed: {_one_line(error)}; nothing was committed. Run the command again."
         ) from error
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """Return the errors of a connection that fails: the base of those of whichever HTTP client the Hub's library uses,
+    and those of its uploads."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    bases = (base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
+    return (OSError, RuntimeError, *bases)
 
 
 def _one_line(error: object) -> str:

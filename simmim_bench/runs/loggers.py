@@ -221,7 +221,7 @@ class Tracker:
         try:
             with redirect_stdout(sys.stderr):  # stdout has results alone
                 yield
-        except (*FAULTS, *library_faults(self._name)) as error:
+        except faults_of(self._name) as error:
             self._failed = True
             self._report(
                 f"warning: {self._name} receives nothing from here on ({describe_error(error)}); metrics.jsonl has all "
@@ -229,11 +229,12 @@ class Tracker:
             )
 
 
-def library_faults(name: str) -> tuple[type[Exception], ...]:
-    """Return the errors of a tracker's library; empty where it is not imported."""
+def faults_of(name: str) -> tuple[type[Exception], ...]:
+    """Return the errors that a tracker may raise: common ones, and its library's where that is imported."""
     module, kind = LIBRARY_FAULTS.get(name, ("", ""))
     found = getattr(sys.modules.get(module), kind, None)
-    return (found,) if isinstance(found, type) and issubclass(found, Exception) else ()
+    own = isinstance(found, type) and issubclass(found, Exception)
+    return (*FAULTS, found) if own else FAULTS
 
 
 def read_identity(folder: Path) -> str:

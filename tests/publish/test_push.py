@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -19,7 +20,9 @@ import simmim_bench as sb
 from simmim_bench.backbones import load_backbone
 from simmim_bench.checkpoints.checkpoint import IMAGENET_MEAN, IMAGENET_STD, write_checkpoint
 from simmim_bench.checkpoints.read import read_checkpoint
+from simmim_bench.errors import DataError
 from simmim_bench.models.build import build_backbone
+from simmim_bench.publish.scores import select_records
 
 NAME = "lab/tiny"
 
@@ -30,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
-def save(path: Path, seed: int = 0, family: str = "vit") -> Path:
+def save(path: Path, seed: int = 0, family: str = "vit", **more: Any) -> Path:
     """Write a checkpoint of random weights, with the provenance of a pretraining."""
     spec = TINY[family]
     write_checkpoint(
@@ -46,20 +49,21 @@ def save(path: Path, seed: int = 0, family: str = "vit") -> Path:
             "recipe": {"name": "pocket", "deviates": {"epochs": 2}},
             "data": {"root": "/home/someone/photos", "images": 1234},
             "epochs": 2.0,
+            **more,
         },
     )
     return path
 
 
-def record_of(ckpt: Path, root: Path, **options: int) -> Path:
+def record_of(ckpt: Path, root: Path, *, seed: int = 0, correct: int = 6) -> Path:
     """Write a record of a checkpoint."""
-    path = make_record(root, **options)
+    path = make_record(root, seed=seed, correct=correct)
     plain = json.loads(path.read_text())["checkpoint"]
     change(path, checkpoint={**plain, "sha256": read_checkpoint(str(ckpt)).sha256})
     return path
 
 
-def metadata(card: str) -> dict[str, object]:
+def metadata(card: str) -> dict[str, Any]:
     found = yaml.safe_load(card.split("---\n")[1])
     assert isinstance(found, dict)
     return found
@@ -92,14 +96,15 @@ def test_a_pushed_checkpoint_is_read_back_by_name_and_by_timm(
 
     said = metadata(repository.files()["README.md"].decode())
     assert (said["license"], said["library_name"]) == ("mit", "timm")
-    (index,) = said["model-index"]  # type: ignore[misc]
-    ((metric,),) = [result["metrics"] for result in index["results"]]
+    (result,) = said["model-index"][0]["results"]
+    (metric,) = result["metrics"]
     assert (metric["type"], metric["value"]) == ("accuracy", 70.0)  # of 60 and 80
     assert metric["args"]["seeds"] == [0, 1]
     assert metric["args"]["images"] == 10
     assert b"/home/someone" not in b"".join(repository.files().values())
 
 
+@pytest.mark.heavy
 def test_a_second_push_adds_scores_and_replaces_nothing_else(
     tmp_path: Path, hub: HubServer
 ) -> None:
@@ -195,3 +200,16 @@ def test_a_dry_run_writes_the_folder_and_uploads_nothing(
     assert "timm cannot load it" in card
     assert "exists" in fails(2, "push", ckpt, NAME, *arguments)
     assert read_checkpoint(str(out / "simmim-bench")).sha256 == read_checkpoint(str(ckpt)).sha256
+
+
+def test_the_record_of_a_trained_classifier_is_that_of_the_run_it_ended(tmp_path: Path) -> None:
+    """It names the checkpoint that the training started from, and so does a record of that checkpoint elsewhere."""
+    start = save(tmp_path / "start")
+    path = record_of(start, tmp_path / "runs")
+    sha256 = read_checkpoint(str(start)).sha256
+    last = save(path.parent / "checkpoints" / "last", seed=1, **{"from": {"sha256": sha256}})
+    trained = read_checkpoint(str(last))
+    assert [*select_records([path.parent], trained, last)] == [path]
+    record_of(start, tmp_path / "runs", seed=1)
+    with pytest.raises(DataError, match=r"linear-1/record\.json is the record of another"):
+        select_records([tmp_path / "runs"], trained, last)
