@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from simmim_bench.api.options import AnyPath, names_of, read_ckpt, read_path
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.imports import without_collection
 from simmim_bench.library import as_library
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,10 @@ def run_push(
     log: Callable[[str], None] = lambda message: None,
 ) -> Pushed:
     """Publish a checkpoint with the options of a command line; see `push`."""
+    if REPOSITORY.fullmatch(repository) is None:
+        raise UsageError(
+            f"{repository} is not the name of a repository; use ORG/NAME, and --branch for a branch."
+        )
     check_ckpt(ckpt)
     if out is not None and out.exists():
         raise UsageError(f"--out {out} exists; choose another folder.")

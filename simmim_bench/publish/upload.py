@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.checkpoints.download import why_unreachable
-from simmim_bench.checkpoints.hub import NAME, NATIVE, NATIVE_FILES
+from simmim_bench.checkpoints.hub import NATIVE, NATIVE_FILES
 from simmim_bench.errors import BenchError, UsageError
 from simmim_bench.publish.folder import CARD, TIMM_FILES, list_files
 from simmim_bench.untrusted.json_text import read_json
@@ -43,13 +43,6 @@ class Destination:
     private: bool = False
     branch: str = MAIN
     overwrite: bool = False
-
-    def __post_init__(self) -> None:
-        name = NAME.fullmatch(self.repository)
-        if name is None or name["revision"] is not None:
-            raise UsageError(
-                f"{self.repository} is not the name of a repository; use ORG/NAME, and --branch for a branch."
-            )
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,9 @@ def faults_of(name: str) -> tuple[type[Exception], ...]:
     """Return the errors that a tracker may raise: common ones, and its library's where that is imported."""
     module, kind = LIBRARY_FAULTS.get(name, ("", ""))
     found = getattr(sys.modules.get(module), kind, None)
-    own = isinstance(found, type) and issubclass(found, Exception)
-    return (*FAULTS, found) if own else FAULTS
+    if isinstance(found, type) and issubclass(found, Exception):
+        return (*FAULTS, found)
+    return FAULTS
 
 
 def read_identity(folder: Path) -> str:

@@ -33,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
-def save(path: Path, seed: int = 0, family: str = "vit", **more: Any) -> Path:
+def save(path: Path, seed: int = 0, family: str = "vit", source: str = "") -> Path:
     """Write a checkpoint of random weights, with the provenance of a pretraining."""
     spec = TINY[family]
     write_checkpoint(
@@ -49,7 +49,7 @@ def save(path: Path, seed: int = 0, family: str = "vit", **more: Any) -> Path:
             "recipe": {"name": "pocket", "deviates": {"epochs": 2}},
             "data": {"root": "/home/someone/photos", "images": 1234},
             "epochs": 2.0,
-            **more,
+            **({"from": {"sha256": source}} if source else {}),
         },
     )
     return path
@@ -207,7 +207,7 @@ def test_the_record_of_a_trained_classifier_is_that_of_the_run_it_ended(tmp_path
     start = save(tmp_path / "start")
     path = record_of(start, tmp_path / "runs")
     sha256 = read_checkpoint(str(start)).sha256
-    last = save(path.parent / "checkpoints" / "last", seed=1, **{"from": {"sha256": sha256}})
+    last = save(path.parent / "checkpoints" / "last", seed=1, source=sha256)
     trained = read_checkpoint(str(last))
     assert [*select_records([path.parent], trained, last)] == [path]
     record_of(start, tmp_path / "runs", seed=1)
