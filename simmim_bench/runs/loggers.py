@@ -173,11 +173,17 @@ def check_loggers(names: Iterable[str]) -> tuple[str, ...]:
     for name in chosen:
         if name not in LOGGERS:
             raise UsageError(f"unknown logger {name!r} of --log; {nearest(name, LOGGERS)}")
-        if name in TRACKERS and find_spec(name) is None:
+        if name in TRACKERS and not _is_installed(name):
             raise MissingFrameworkError(
                 f"--log {name} needs the package {name}: pip install 'simmim-bench[{name}]'."
             )
     return chosen
+
+
+def _is_installed(name: str) -> bool:
+    """Return whether a package is installed; a folder of its name, as wandb writes one, is none."""
+    found = find_spec(name)
+    return found is not None and found.origin is not None
 
 
 class Tracker:

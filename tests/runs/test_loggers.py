@@ -19,7 +19,11 @@ import simmim_bench as sb
 from pretrain.recipes import POCKET
 from simmim_bench.display import Display
 from simmim_bench.errors import MissingFrameworkError, UsageError
+from simmim_bench.runs.loggers import check_loggers
+from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import open_run
+from transfer.launch import TransferRequest
+from transfer.suite.step import command_words
 
 Calls = list[tuple[Any, ...]]
 
@@ -31,7 +35,7 @@ class Failed(Exception):
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
     """Put a module in the place of a library."""
     module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)
+    module.__spec__ = ModuleSpec(name, None, origin="in memory")
     vars(module).update(content)
     monkeypatch.setitem(sys.modules, name, module)
 
@@ -186,3 +190,14 @@ def test_a_logger_without_its_package_is_refused_before_the_run(
     with pytest.raises(UsageError, match="did you mean 'mlflow'"):
         sb.transfer("knn", ckpt="random:vit_pocket", data=tmp_path, log="mlfow")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mlflow").mkdir()  # a folder of this name is no package
+    monkeypatch.delitem(sys.modules, "mlflow", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingFrameworkError, match="mlflow"):
+        check_loggers(["mlflow"])
+
+
+def test_a_step_of_a_suite_is_started_with_its_loggers() -> None:
+    options = RunOptions(data=Path("data"), loggers=("wandb", "mlflow"))
+    words = command_words(TransferRequest(task="knn", options=options), "ckpt")
+    assert words[-4:] == ["--log", "wandb", "--log", "mlflow"]
