@@ -212,10 +212,10 @@ def _training(checkpoint: Checkpoint) -> str:
     before = _entry(source, "provenance").get("label")
     images = data.get("images")
     seconds, devices = known.get("wall_time_s"), known.get("devices")
-    epochs = known.get("epochs")
+    epochs, loss = known.get("epochs"), known.get("held_out_loss")
     hours = None
     if isinstance(seconds, int | float) and isinstance(devices, int):
-        hours = f"{seconds * devices / 3600:.2f}"
+        hours = f"{seconds * devices / 3600:.3g}"
     facts = {
         "method": known.get("method"),
         "recipe": recipe.get("name"),
@@ -225,7 +225,7 @@ def _training(checkpoint: Checkpoint) -> str:
         "epochs": f"{epochs:g}" if isinstance(epochs, int | float) else None,
         "seed": known.get("seed"),
         "initial weights": before,
-        "held-out loss": known.get("held_out_loss"),
+        "held-out loss": f"{loss:.4f}" if isinstance(loss, int | float) else None,
         "device-hours": hours,
         "SHA-256 of the weights": checkpoint.sha256,
     }
