@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_pretraining(
     resume: bool = False,
     overwrite: bool = False,
     options: TrainOptions | None = None,
+    loggers: Sequence[str] = (),
 ) -> Path:
     """Pretrain in a run directory; with `resume`, a finished run is left unchanged.
 
@@ -36,6 +38,7 @@ def run_pretraining(
         named: the recipe before its overrides.
         dist: the processes of the run; None for a single one.
         init_from: CKPT of the initial weights; None to initialise them from the seed.
+        loggers: names of further loggers of the figures; see `simmim_bench.runs.loggers`.
 
     Returns:
         The checkpoint directory.
@@ -51,6 +54,7 @@ def run_pretraining(
         resume=resume,
         overwrite=overwrite,
         dist=dist,
+        loggers=loggers,
     ) as run:
         return pretrain(
             RunContext(run=run, seed=seed, resume=resume, dist=dist),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from simmim_bench.api.pretraining import pretrain as pretrain
     from simmim_bench.api.records import read_record as read_record
     from simmim_bench.api.records import records as records
+    from simmim_bench.api.sharing import push as push
     from simmim_bench.api.suites import suite as suite
     from simmim_bench.api.transfers import transfer as transfer
     from simmim_bench.api.transfers import transfers as transfers
@@ -37,6 +38,7 @@ _MODULES = {
     "load_backbone": "simmim_bench.backbones",
     "load_simmim": "pretrain.simmim",
     "pretrain": "simmim_bench.api.pretraining",
+    "push": "simmim_bench.api.sharing",
     "read_record": "simmim_bench.api.records",
     "records": "simmim_bench.api.records",
     "suite": "simmim_bench.api.suites",
@@ -52,6 +54,7 @@ __all__ = [
     "load_backbone",
     "load_simmim",
     "pretrain",
+    "push",
     "read_record",
     "records",
     "suite",

@@ -370,6 +370,7 @@ def run_transfer(
         resume=options.resume,
         overwrite=options.overwrite,
         dist=dist,
+        loggers=options.loggers,
     ) as run:
         if options.resume and (run_dir / "record.json").is_file():
             run.log(f"{run_dir} is finished")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ def evaluate(
     resume: bool = False,
     overwrite: bool = False,
     deterministic: bool = False,
+    log: str | Iterable[str] = (),
     quiet: bool = False,
 ) -> Record:
     """Score a fine-tuned model without training, and return the record of its score.
@@ -63,6 +64,7 @@ def evaluate(
         resume: return the record of a finished evaluation in `out`.
         overwrite: replace the evaluation in `out`.
         deterministic: use deterministic kernels alone, which are slower.
+        log: "wandb", "mlflow" or "trackio", or several, which also receive the score.
         quiet: no log and no progress.
 
     Returns:
@@ -85,6 +87,7 @@ def evaluate(
         overwrite=overwrite,
         overrides=overrides,
         deterministic=deterministic,
+        log=log,
         quiet=quiet,
         img_size=img_size,
         workers=workers,

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from simmim_bench.api.keys import SHORT_KEYS, Overrides, check_count, override_texts
 from simmim_bench.data.named import DataSet, name_data_set, read_data_set
 from simmim_bench.errors import UsageError, nearest
+from simmim_bench.runs.loggers import check_loggers
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.shift_sets import SHIFT_TASK
 from simmim_bench.tasks import OPTIONS, SWITCH, TASKS, TaskOption
@@ -62,6 +63,7 @@ def read_run_options(
     overwrite: bool = False,
     overrides: Overrides | None = None,
     deterministic: bool = False,
+    log: str | Iterable[str] = (),
     quiet: bool = False,
     **short: Any,
 ) -> RunOptions:
@@ -70,10 +72,12 @@ def read_run_options(
     Args:
         data: the data set, or the first of several.
         data_title: what tables call it; None for the name of its folder.
+        log: names of further loggers of the figures.
         short: values by their name in `SHORT_KEYS`; None where not given.
 
     Raises:
         UsageError: a value out of range, or two values for one key.
+        MissingFrameworkError: the package of a logger is not installed.
     """
     check_seed(seed)
     return RunOptions(
@@ -87,6 +91,7 @@ def read_run_options(
         seed=seed,
         overrides=override_texts(overrides, **short),
         deterministic=deterministic,
+        loggers=check_loggers(names_of(log)),
         quiet=quiet,
     )
 

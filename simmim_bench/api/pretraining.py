@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def pretrain(
     probe_every: int | None = None,
     skip_unreadable: int = 0,
     deterministic: bool = False,
+    log: str | Iterable[str] = (),
     quiet: bool = False,
 ) -> Path:
     """Pretrain a backbone with SimMIM, and return the run directory.
@@ -91,6 +93,7 @@ def pretrain(
         probe_every: epochs between probes; 1 by default.
         skip_unreadable: number of unreadable images that are skipped; one more ends the run.
         deterministic: use deterministic kernels alone, which are slower.
+        log: "wandb", "mlflow" or "trackio", or several, which also receive the figures.
         quiet: no log and no progress.
 
     Returns:
@@ -100,6 +103,7 @@ def pretrain(
     Raises:
         UsageError: an unknown architecture, recipe or key, a value out of range, or a run directory that is not empty.
         DataError: the images or the initial weights cannot be read.
+        MissingFrameworkError: the package of a logger is not installed.
         DivergedError: the loss is not finite.
 
     Example:
@@ -128,6 +132,7 @@ def pretrain(
         overwrite=overwrite,
         overrides=overrides,
         deterministic=deterministic,
+        log=log,
         quiet=quiet,
         epochs=epochs,
         batch_size=batch_size,
@@ -197,6 +202,7 @@ def run_pretrain(
             init_from=init_from,
             resume=options.resume,
             overwrite=options.overwrite,
+            loggers=options.loggers,
             options=TrainOptions(
                 probe_data=probe_data, probe_every=probe_every or 1, **train_options
             ),

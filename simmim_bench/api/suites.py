@@ -23,6 +23,7 @@ from simmim_bench.imports import without_collection
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
 from simmim_bench.library import as_library
 from simmim_bench.recipe import Precision
+from simmim_bench.runs.loggers import check_loggers
 from simmim_bench.tasks import LAYOUTS, given_options
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def suite(
     exclusive: bool = False,
     slurm: SlurmOptions | None = None,
     deterministic: bool = False,
+    log: str | Iterable[str] = (),
     quiet: bool = False,
     **task_options: Any,
 ) -> SuiteResult:
@@ -89,6 +91,7 @@ def suite(
         exclusive: every step has its GPUs to itself.
         slurm: `simmim_bench.jobs.options.SlurmOptions`, to run each step as a SLURM job.
         deterministic: use deterministic kernels alone, which are slower.
+        log: "wandb", "mlflow" or "trackio", or several, which also receive the figures of every step.
         quiet: no log and no progress.
         task_options: options of tasks, as of `transfer`: `compile=`, `accumulate=`, `grad_checkpointing=`,
             `label_maps=`.
@@ -137,6 +140,7 @@ def suite(
             overrides, precision=precision, limit=limit, val_fraction=val_fraction
         ),
         deterministic=deterministic,
+        loggers=check_loggers(names_of(log)),
     )
     from transfer.suite.report import plan_text
     from transfer.suite.run import run_suite

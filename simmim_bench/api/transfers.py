@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.api.keys import SHORT_KEYS, Overrides, check_count
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Arguments of `transfer` that are neither of one task nor of `shift` alone.
 RUN_ARGUMENTS = (
-    *("recipe", "out", "seed", "overrides", "resume", "overwrite", "deterministic", "quiet"),
+    *("recipe", "out", "seed", "overrides", "resume", "overwrite", "deterministic", "log", "quiet"),
     *SHORT_KEYS,
 )
 
@@ -55,6 +55,7 @@ def transfer(
     overwrite: bool = False,
     model: str | None = None,
     deterministic: bool = False,
+    log: str | Iterable[str] = (),
     quiet: bool = False,
     **task_options: Any,
 ) -> Record:
@@ -88,6 +89,7 @@ def transfer(
         overwrite: replace the run in `out`.
         model: for "shift", "timm:NAME" or "torchvision:NAME", the model of a weights file that does not show it.
         deterministic: use deterministic kernels alone, which are slower.
+        log: "wandb", "mlflow" or "trackio", or several, which also receive figures and score.
         quiet: no log and no progress.
         task_options: options of the task, named as the command line's: `fraction="1%"`, `split=`, `features=`,
             `compile=`, `accumulate=`, `grad_checkpointing=`, `label_maps=`.
@@ -98,7 +100,7 @@ def transfer(
     Raises:
         UsageError: an unknown name, a value out of range, or a run directory that is not empty.
         DataError: the checkpoint or the data cannot be read.
-        MissingFrameworkError: Detectron2 or MMSegmentation is not installed.
+        MissingFrameworkError: Detectron2, MMSegmentation or the package of a logger is not installed.
         DivergedError: the loss is not finite.
 
     Example:
@@ -128,6 +130,7 @@ def transfer(
         overwrite=overwrite,
         model=model,
         deterministic=deterministic,
+        log=log,
         quiet=quiet,
         **task_options,
     )

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from simmim_bench.checkpoints.hub import NAME
+from simmim_bench.checkpoints.hub import NAME, NATIVE_FILES
 from simmim_bench.checkpoints.third_party.folder import WEIGHTS
 from simmim_bench.errors import DataError
 
@@ -48,14 +48,14 @@ def _find_in_hub(repository: str, file: str | None = None) -> str | None:
     """Return the address of a repository ORG/NAME[@REVISION] of which no weights are in the cache.
 
     Args:
-        file: the only file to look for; None for those that `third_party.folder` reads.
+        file: the only file to look for; None for those that `third_party.folder` reads, and that `push` writes.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
     name = NAME.fullmatch(repository)
     if name is None:
         return None  # the reader refuses the name
-    for weights in (file,) if file else WEIGHTS:
+    for weights in (file,) if file else (NATIVE_FILES[-1], *WEIGHTS):
         found = try_to_load_from_cache(name["repo"], weights, revision=name["revision"])
         if isinstance(found, str):
             return None
@@ -74,13 +74,17 @@ def check_download(ckpt: str) -> None:
     from huggingface_hub import constants
 
     offline = constants.HF_HUB_OFFLINE and address.startswith(constants.ENDPOINT)
-    server = "{0.scheme}://{0.netloc}".format(urlsplit(address))
-    problem = "HF_HUB_OFFLINE is set" if offline else _reach(server)
+    problem = "HF_HUB_OFFLINE is set" if offline else why_unreachable(address)
     if problem:
         raise DataError(
             f"{ckpt} cannot be downloaded: {problem}; download it on a machine with a network and copy the cache, or "
             "pass the file."
         )
+
+
+def why_unreachable(address: str) -> str:
+    """Return why the server of an address cannot be reached; empty if it answers."""
+    return _reach("{0.scheme}://{0.netloc}".format(urlsplit(address)))
 
 
 @functools.cache

@@ -1,6 +1,8 @@
-"""Read `hub:ORG/NAME[@REVISION]`, a repository of the Hugging Face Hub in timm's or transformers' form.
+"""Download `hub:ORG/NAME[@REVISION]`, a repository of the Hugging Face Hub.
 
-The Hub's own client downloads the configuration and the weights into its cache; they are read like a local folder.
+The Hub's own client downloads the configuration and the weights into its cache; they are read like a local folder. A
+repository that `simmim-bench push` wrote has a checkpoint directory in `NATIVE`, which alone is downloaded.
+Others are in timm's or transformers' form.
 """
 
 from __future__ import annotations
@@ -22,33 +24,44 @@ if TYPE_CHECKING:
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 SAFE = ("model.safetensors", f"model.safetensors{INDEX}", "model-*.safetensors")
+NATIVE = "simmim-bench"  # folder of the checkpoint directory in a repository of `simmim-bench push`
+NATIVE_FILES = (f"{NATIVE}/meta.json", f"{NATIVE}/model.safetensors")
 PICKLED = ("pytorch_model.bin", f"pytorch_model.bin{INDEX}", "pytorch_model-*.bin")
 
 
-def read_hub(ckpt: str, hints: Hints | None = None) -> Checkpoint:
-    """Read a repository of the Hub, which is downloaded once and cached.
+def download(ckpt: str) -> Path:
+    """Download a repository of the Hub, once, and return its folder in the cache, whose name is the commit.
 
     Raises:
         UsageError: The name has another form.
-        DataError: The repository cannot be downloaded, or does not hold a backbone that can be read.
+        DataError: The repository cannot be downloaded.
     """
     name = NAME.fullmatch(ckpt.removeprefix("hub:"))
     if name is None:
         raise UsageError(
             f"{ckpt} names no repository of the Hub; use hub:ORG/NAME or hub:ORG/NAME@REVISION."
         )
-    folder = _download(ckpt, name["repo"], name["revision"])
+    return _download(ckpt, name["repo"], name["revision"])
+
+
+def read_downloaded(ckpt: str, folder: Path, hints: Hints | None = None) -> Checkpoint:
+    """Read a downloaded repository in timm's or transformers' form.
+
+    Raises:
+        DataError: It does not hold a backbone that can be read.
+    """
     checkpoint = read_third_party(folder, hints or NO_HINTS)
-    label = name["repo"].partition("/")[2]
+    label = ckpt.removeprefix("hub:").partition("@")[0].partition("/")[2]
     provenance = {**checkpoint.provenance, "label": label, "revision": folder.name}
     return replace(checkpoint, name=ckpt, provenance=provenance)
 
 
 def _download(ckpt: str, repo: str, revision: str | None) -> Path:
-    """Return the folder of a repository's configuration and weights; safetensors if it has them, else pickles.
+    """Return the folder of a repository's weights: those of simmim-bench if it has them, else safetensors with the
+    configuration, else pickles.
 
     Raises:
-        DataError: see `read_hub`.
+        DataError: see `download`.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -58,7 +71,7 @@ def _download(ckpt: str, repo: str, revision: str | None) -> Path:
     )
 
     try:
-        for weights in (SAFE, PICKLED):
+        for weights in (NATIVE_FILES, SAFE, PICKLED):
             found = snapshot_download(
                 repo, revision=revision, allow_patterns=[*CONFIGURATION, *weights]
             )

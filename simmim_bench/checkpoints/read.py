@@ -89,16 +89,19 @@ def _read_any(ckpt: str, hints: Hints | None) -> Checkpoint:
 
         check_download(ckpt)
     if ckpt.startswith("hub:"):
-        from simmim_bench.checkpoints.hub import read_hub
+        from simmim_bench.checkpoints.hub import NATIVE, download, read_downloaded
 
-        return read_hub(ckpt, hints)
+        folder = download(ckpt)
+        if not (folder / NATIVE / "meta.json").is_file():
+            return read_downloaded(ckpt, folder, hints)
+        _refuse_hints(ckpt, hints)
+        pushed = _read_directory(folder / NATIVE, ckpt)
+        return replace(pushed, provenance={**pushed.provenance, "revision": folder.name})
     path = Path(ckpt)
     named = ckpt.startswith(("random:", "timm:", "py:"))
     third_party = not named and (path.is_file() or is_model_folder(path))
-    if hints is not None and hints.options() and not third_party:
-        raise UsageError(
-            f"{hints.options()[0]} applies to a third-party weights file, which {ckpt} is not; remove it."
-        )
+    if not third_party:
+        _refuse_hints(ckpt, hints)
     if ckpt.startswith("random:"):
         return _random_checkpoint(ckpt)
     if ckpt.startswith("py:"):
@@ -113,6 +116,18 @@ def _read_any(ckpt: str, hints: Hints | None) -> Checkpoint:
     if third_party:
         return read_third_party(path, hints or NO_HINTS)
     return _read_directory(find_checkpoint_directory(path), ckpt)
+
+
+def _refuse_hints(ckpt: str, hints: Hints | None) -> None:
+    """Check that there are no hints for a checkpoint that is no third-party one.
+
+    Raises:
+        UsageError: there are.
+    """
+    if hints is not None and hints.options():
+        raise UsageError(
+            f"{hints.options()[0]} applies to a third-party weights file, which {ckpt} is not; remove it."
+        )
 
 
 def is_model_folder(path: Path) -> bool:

@@ -32,6 +32,7 @@ from simmim_bench.cli.methods import methods
 from simmim_bench.cli.pack import pack
 from simmim_bench.cli.pocket import pocket
 from simmim_bench.cli.pretrain import pretrain
+from simmim_bench.cli.push import push
 from simmim_bench.cli.recipe_options import describe_instead
 from simmim_bench.cli.recipes import recipes
 from simmim_bench.cli.study import study
@@ -74,6 +75,7 @@ for _command in (
     data,
     pack,
     convert,
+    push,
     visualize,
     pocket,
     doctor,

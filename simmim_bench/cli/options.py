@@ -21,6 +21,7 @@ from simmim_bench.api.recipes import transfer_recipes as transfer_recipes
 from simmim_bench.data.named import DataSet, read_data_set
 from simmim_bench.errors import UsageError
 from simmim_bench.jobs.options import JobOptions, SlurmOptions
+from simmim_bench.runs.loggers import LOGGERS, check_loggers
 from simmim_bench.tasks import LAYOUTS, SWITCH, DataLayout, TaskOption, tasks_with
 
 Command = Callable[..., None]
@@ -131,6 +132,14 @@ DETERMINISTIC_OPTION = click.option(
     "--deterministic",
     is_flag=True,
     help="Use deterministic kernels alone, which are slower: on one machine two runs are then equal.",
+)
+LOG_OPTION = click.option(
+    "--log",
+    "loggers",
+    multiple=True,
+    type=click.Choice(LOGGERS),
+    callback=lambda _context, _option, names: check_loggers(names),
+    help="Also send figures and scores to this experiment tracker; may be repeated. tensorboard/ is always written.",
 )
 QUIET_OPTION = click.option("--quiet", is_flag=True, help="No log and no progress on stderr.")
 SEED_OPTION = click.option(

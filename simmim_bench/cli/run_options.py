@@ -15,6 +15,7 @@ import click
 from simmim_bench.cli.options import (
     DETERMINISTIC_OPTION,
     JSON_OPTION,
+    LOG_OPTION,
     PATH,
     QUIET_OPTION,
     SEED_OPTION,
@@ -99,6 +100,7 @@ def run_options(
         HELP_RECIPE_OPTION,
         DEVICE_OPTION,
         DETERMINISTIC_OPTION,
+        LOG_OPTION,
         JSON_OPTION,
         QUIET_OPTION,
     )

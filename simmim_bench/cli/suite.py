@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from simmim_bench.api.suites import BOARD, plan_suite_of
 from simmim_bench.cli.options import (
     DETERMINISTIC_OPTION,
+    LOG_OPTION,
     PATH,
     QUIET_OPTION,
     SEED,
@@ -161,6 +162,7 @@ def complete_recipe(
 @apply_key_options(SUITE_FLAGS, "every task that has it")
 @CONFIG_OPTION
 @DETERMINISTIC_OPTION
+@LOG_OPTION
 @click.option(
     "--dry-run",
     is_flag=True,

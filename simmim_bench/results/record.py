@@ -171,6 +171,7 @@ def write_record(
     write_json(run.path / "record.json", dataclasses.asdict(record))
     shown = ", ".join(f"{k} {format_metric(k, v)}" for k, v in metrics.items() if "_ap_" not in k)
     run.log(f"{task}: {shown}")
+    run.log_scores(metrics)
     return record
 
 

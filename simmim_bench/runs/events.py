@@ -40,10 +40,10 @@ class EventFile:
             self._give_up(error)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    def add_scalars(self, figures: Mapping[str, float], step: int) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add the figures of a step."""
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in figures.items()]
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+        summary = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=summary)))
 
     def add_image(self, name: str, path: Path, step: int) -> None:
         """Add a PNG."""
@@ -55,7 +55,7 @@ class EventFile:
         value = Summary.Value(tag=name, image=content)
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()

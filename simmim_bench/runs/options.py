@@ -21,6 +21,7 @@ class RunOptions:
         as_json: print results as JSON.
         quiet: no log and no progress on stderr.
         deterministic: use deterministic kernels alone.
+        loggers: names of further loggers of the figures; see `runs.loggers`.
     """
 
     data: Path
@@ -35,3 +36,4 @@ class RunOptions:
     deterministic: bool = False
     data_name: str | None = None
     data_title: str | None = None
+    loggers: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from simmim_bench.files import (
 from simmim_bench.recipe import ABOUT, MACHINE, Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
+from simmim_bench.runs.loggers import TENSORBOARD, Logger, Tracker
 from simmim_bench.untrusted.json_text import parse_json, read_json
 from simmim_bench.untrusted.text import visible_lines
 from simmim_bench.waiting import sleep_beside_others
@@ -43,6 +44,10 @@ METRICS_EVERY = 10  # optimizer steps between lines of metrics.jsonl, in every t
 class RunDir:
     """An open run directory: its log, its metrics by step, and the paths of its results.
 
+    Args:
+        loggers: names of further loggers of the metrics; see `runs.loggers`.
+        config: the run's description, which these loggers receive.
+
     Only rank 0 writes log and metrics; on the other ranks these methods do nothing. Every rank writes a
     batch whose loss is not finite.
 
@@ -51,7 +56,15 @@ class RunDir:
         predictions: folder of the raw predictions that scores are computed from.
     """
 
-    def __init__(self, path: Path, display: Display, *, writes: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        display: Display,
+        *,
+        writes: bool = True,
+        loggers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.display = display
         self.last_checkpoint = path / "checkpoints" / "last"
@@ -59,6 +72,7 @@ class RunDir:
         self._writes = writes
         self._started = time.monotonic()
         self._spent_before = 0.0  # seconds, by earlier processes of the run
+        self._last_step = -1
         if not writes:
             return
         self._spent_before = max(self.read_metric("wall_time_s"), default=0.0)
@@ -69,6 +83,10 @@ class RunDir:
             path / "log.txt", "a", encoding="utf-8", errors=ESCAPED, buffering=1
         )
         self._tensorboard = EventFile(path / "tensorboard", self.log)
+        self._loggers: list[Logger] = [
+            self._tensorboard,
+            *(Tracker(n, path, config or {}, self.log) for n in loggers if n != TENSORBOARD),
+        ]
         self._metrics = open(path / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         recovered = recover_checkpoint(self.last_checkpoint)
         if recovered is not None:
@@ -100,7 +118,7 @@ class RunDir:
         return self._spent_before + time.monotonic() - self._started
 
     def metrics(self, step: int, **figures: float) -> None:
-        """Write the figures of a step to metrics.jsonl and to TensorBoard.
+        """Write the figures of a step to metrics.jsonl, to TensorBoard and to the other loggers.
 
         Raises:
             DataError: metrics.jsonl, from which a resumed run continues, cannot be written.
@@ -112,7 +130,17 @@ class RunDir:
             self._metrics.write(json.dumps(line) + "\n")
         except OSError as error:
             raise cannot_write(self.path / "metrics.jsonl", error) from error
-        self._tensorboard.add_scalars(figures, step)
+        self._last_step = step
+        self._send(step, figures)
+
+    def log_scores(self, scores: Mapping[str, float]) -> None:
+        """Send the scores of a record to the loggers, after the last step."""
+        if self._writes:
+            self._send(self._last_step + 1, {f"score/{key}": v for key, v in scores.items()})
+
+    def _send(self, step: int, figures: Mapping[str, float]) -> None:
+        for logger in self._loggers:
+            logger.log(step, figures)
 
     def read_metric(self, name: str) -> list[float]:
         """Read the values of a metric so far, in order."""
@@ -157,7 +185,8 @@ class RunDir:
         """Flush and close all files."""
         if not self._writes:
             return
-        self._tensorboard.close()
+        for logger in self._loggers:
+            logger.finish()
         for file in (self._log, self._metrics):
             with suppress(OSError):  # reported when the line was written
                 file.close()
@@ -174,6 +203,7 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     dist: DistContext | None = None,
+    loggers: Sequence[str] = (),
 ) -> Iterator[RunDir]:
     """Create or reopen a run directory, lock it, and keep it open for the block.
 
@@ -182,6 +212,7 @@ def open_run(
         arguments: what shapes the run besides the recipe, such as checkpoint, data and seed.
         dist: the processes of the run, of which rank 0 alone writes to the directory; None for a single
             process.
+        loggers: names of further loggers of the metrics; see `runs.loggers`.
 
     Raises:
         UsageError: the directory is not empty, another process works in it, or a resumed run was started
@@ -208,7 +239,7 @@ def open_run(
             remove_leftovers(path, OWN_FOLDERS)
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
-            run = RunDir(path, display)
+            run = RunDir(path, display, loggers=loggers, config=description)
             closing.callback(run.close)
             closing.enter_context(sleep_beside_others())
             if dist is not None:

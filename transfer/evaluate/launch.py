@@ -67,6 +67,7 @@ def run_evaluation(
         resume=options.resume,
         overwrite=options.overwrite,
         dist=dist,
+        loggers=options.loggers,
     ) as run:
         if options.resume and (out / "record.json").is_file():
             run.log(f"{out} is finished")

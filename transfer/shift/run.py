@@ -101,6 +101,7 @@ def run_shift(
             resume=options.resume,
             overwrite=options.overwrite,
             dist=dist,
+            loggers=options.loggers,
         ) as run:
             if options.resume and (folder / "record.json").is_file():
                 run.log(f"{folder} is finished")

@@ -150,6 +150,7 @@ def _request(
             overrides=tuple(overrides),
             resume=True,
             deterministic=options.deterministic,
+            loggers=options.loggers,
         ),
     )
 

@@ -114,6 +114,7 @@ def command_words(request: TransferRequest, ckpt: str) -> list[str]:
     words += ["--recipe", options.recipe] if options.recipe else []
     words += [word for override in options.overrides for word in ("-o", override)]
     words += ["--deterministic"] if options.deterministic else []
+    words += [word for name in options.loggers for word in ("--log", name)]
     for name, value in request.task_options.items():
         words += OPTIONS[name].words(value)
     return words

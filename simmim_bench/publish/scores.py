@@ -1,0 +1,123 @@
+"""Select the records of a checkpoint, and summarise them by task, data and protocol for its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.find import find_records
+from simmim_bench.leaderboard.protocols import protocol_id
+from simmim_bench.results.record import Record
+from simmim_bench.results.score_text import DEVIATES, DIRTY, PARTIAL
+from simmim_bench.results.scored_runs import Score, ScoredRuns, read_scored_runs
+from simmim_bench.tasks import columns
+
+METRIC_NAMES = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU"}
+
+
+@dataclass(frozen=True)
+class CardScore:
+    """One metric of a checkpoint under one protocol.
+
+    Attributes:
+        title: task and metric in words, such as `linear top-1`.
+        score: percent, with its uncertainty over seeds and images.
+        runs: the records, one per seed.
+    """
+
+    title: str
+    score: Score
+    runs: ScoredRuns
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the runs."""
+        return [record.seed for record in self.runs.records.values()]
+
+    @property
+    def marks(self) -> list[str]:
+        """The marks of the score; see `score_text.MEANINGS`."""
+        records = self.runs.records.values()
+        marks = {
+            DEVIATES: any(r.deviates for r in records),
+            PARTIAL: any(r.status == "partial" for r in records),
+            DIRTY: any(bool(r.environment.get("dirty")) for r in records),
+        }
+        return [mark for mark, applies in marks.items() if applies]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every image was scored, by committed code."""
+        return not {PARTIAL, DIRTY} & {*self.marks}
+
+
+def select_records(
+    roots: Sequence[Path], checkpoint: Checkpoint, directory: Path
+) -> dict[Path, Record]:
+    """Read the records below some folders, all of which have to be of one checkpoint.
+
+    Args:
+        directory: the checkpoint directory. A run that trained a classifier has the record of its score, which names
+            the checkpoint that it started from.
+
+    Raises:
+        DataError: a folder has no record, or a record that is damaged or of another checkpoint.
+    """
+    if not roots:
+        return {}
+    found = find_records(roots)
+    for problem in found.problems:
+        raise DataError(problem)
+    for path, record in found.records.items():
+        if not _is_of(record, path, checkpoint, directory):
+            other = record.checkpoint
+            raise DataError(
+                f"{path} is the record of another checkpoint, '{other['label']}' (SHA-256 {other['sha256'][:12]}), not "
+                f"of {checkpoint.name}, '{checkpoint.label}' (SHA-256 {checkpoint.sha256[:12]}); pass --records the "
+                "folders of its runs alone."
+            )
+    return found.records
+
+
+def _is_of(record: Record, path: Path, checkpoint: Checkpoint, directory: Path) -> bool:
+    """Return whether a record is of a checkpoint, or of the training that ended in it."""
+    if record.checkpoint["sha256"] == checkpoint.sha256:
+        return True
+    source = checkpoint.provenance.get("from")
+    if not isinstance(source, Mapping) or source.get("sha256") != record.checkpoint["sha256"]:
+        return False
+    return path.parent.resolve() / "checkpoints" / "last" == directory.resolve()
+
+
+def summarise_records(records: Mapping[Path, Record]) -> list[CardScore]:
+    """Compute the scores of every task, data set and protocol, in the order of the leaderboard's columns.
+
+    Predictions that do not exist leave the uncertainty from the number of images unknown.
+    """
+    groups: dict[tuple[str, str, str], dict[int, Path]] = {}
+    for path, record in records.items():
+        key = (record.task, str(record.data.get("name")), protocol_id(record))
+        groups.setdefault(key, {}).setdefault(record.seed, path)
+    order = [column.task for column in columns()]
+    scores = []
+    for key in sorted(
+        groups, key=lambda k: (order.index(k[0]) if k[0] in order else len(order), k)
+    ):
+        seeds = groups[key]
+        runs = read_scored_runs([seeds[seed].parent for seed in sorted(seeds)])
+        computed = runs.scores()
+        titles = {c.metric: c.title for c in columns() if c.task == key[0]}
+        for metric in [m for m in titles or {"top1": ""} if m in computed]:
+            title = _title(key[0], titles.get(metric, key[0]), metric)
+            scores.append(CardScore(title, computed[metric], runs))
+    return scores
+
+
+def _title(task: str, column: str, metric: str) -> str:
+    """Return task and metric in words: `fine-tuned top-1`, `few-shot 1 % top-1`."""
+    named = f"few-shot {column}" if task.startswith("fewshot") else column
+    name = METRIC_NAMES.get(metric, metric)
+    return named if name in named else f"{named} {name}"
