@@ -57,6 +57,7 @@ def suite(
     gpus_per_task: int = 1,
     exclusive: bool = False,
     slurm: SlurmOptions | None = None,
+    overwrite: bool = False,
     deterministic: bool = False,
     quiet: bool = False,
     **task_options: Any,
@@ -84,6 +85,7 @@ def suite(
         gpus_per_task: GPUs, and therefore processes, per step.
         exclusive: every step has its GPUs to itself.
         slurm: `simmim_bench.jobs.options.SlurmOptions`, to run each step as a SLURM job.
+        overwrite: replace the runs of these checkpoints, tasks and seeds, finished or not.
         deterministic: use deterministic kernels alone, which are slower.
         quiet: no log and no progress.
         task_options: options of tasks, as of `transfer`: `compile=`, `accumulate=`, `grad_checkpointing=`,
@@ -132,6 +134,7 @@ def suite(
         overrides=override_texts(
             overrides, precision=precision, limit=limit, val_fraction=val_fraction
         ),
+        overwrite=overwrite,
         deterministic=deterministic,
     )
     from transfer.suite.report import plan_text

@@ -99,6 +99,8 @@ def run_transfers(
             if dist.is_main:
                 check_run_dirs(plan)
         for ours, other in pairs:
+            if options.out is None:
+                display.log(f"{task}: out={ours.run_dirs[0]}")
             run_plan(ours, display=display, dist=dist)
             if other is not None:
                 run_plan(other, display=display, dist=dist)

@@ -93,8 +93,9 @@ def evaluate(
       simmim-bench evaluate coco --ckpt model_final.pth --backbone runs/vit_b --recipe coco_vitdet_b --data coco
       simmim-bench evaluate ade20k --ckpt iter_160000.pth --backbone vit_b --data ade20k
 
-    The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
-    of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
+    The run directory, runs/CKPT/evaluate-TASK by default (with -DATA for a second data set), holds the predictions
+    and record.json. A published score of the model's recipe is printed next to the score. images ± is the standard
+    error from the number of images.
     """
     found = run_evaluate(task, ckpt, options, model=model, backbone=backbone)
     if found.runs is None:

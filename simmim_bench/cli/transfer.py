@@ -146,7 +146,8 @@ def transfer(
 
     The run directory holds the predictions and record.json, whose scores are computed from them. It is
     runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several. A data set with a name has
-    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME.
+    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME. Where runs/CKPT/TASK holds runs on another data
+    set, the name of the data's folder follows TASK.
 
     \b
       simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random

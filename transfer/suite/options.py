@@ -32,6 +32,7 @@ class SuiteOptions:
         task_options: values of the options that `simmim_bench.tasks.OPTIONS` offers to suites; each
             goes to the tasks that take it.
         deterministic: every step uses deterministic kernels alone.
+        overwrite: replace the runs of the suite's steps, finished or not.
         expected: what is known of checkpoints, by CKPT, that do not exist yet; without weights.
     """
 
@@ -49,6 +50,7 @@ class SuiteOptions:
     overrides: tuple[str, ...] = ()
     task_options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
+    overwrite: bool = False
     expected: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def data_sets_of(self, variant: TaskVariant) -> list[DataSet]:
