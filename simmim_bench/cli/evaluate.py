@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench.api.evaluation import TASKS, Evaluated, run_evaluate
+from simmim_bench.api.score_context import describe_files, score_context
 from simmim_bench.api.transfer_result import images_se
 from simmim_bench.cli.options import (
     complete_arch,
@@ -118,6 +119,8 @@ def summarise(found: Evaluated, runs: ScoredRuns) -> tuple[list[str], dict[str, 
         lines.append(f"{metric} {score}{before}")
     if runs.unknown:
         lines.append(f"without images ±: {runs.unknown}")
+    context = score_context(runs)
+    lines += context.lines(scores)
     if found.published is not None:
         lines.append(f"published: {found.published}")
     plain = {
@@ -125,5 +128,6 @@ def summarise(found: Evaluated, runs: ScoredRuns) -> tuple[list[str], dict[str, 
         "images_se": images_se(scores),
         "trained": dict(found.trained) or None,
         "published": found.published,
+        "chance": dict(context.chance) or None,
     }
-    return lines, plain
+    return [*lines, *describe_files([runs])], plain

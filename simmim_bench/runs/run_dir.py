@@ -81,15 +81,19 @@ class RunDir:
         if self._writes:
             write_json(self.path / "env.json", environment())
 
-    def log(self, text: str) -> None:
+    def log(self, text: str, *, shown: bool = True) -> None:
         """Write one line to log.txt and to stderr.
 
         A disk error ends no run, as stderr has the line as well.
+
+        Args:
+            shown: False for what stdout shows at the end, which only log.txt receives.
         """
         if not self._writes:
             return
         text = visible_lines(text)  # labels and names of other people's files
-        self.display.log(text)
+        if shown:
+            self.display.log(text)
         try:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
