@@ -123,7 +123,7 @@ class CountingDisplay(Display):
     def task(self, description: str, total: int) -> Iterator[ProgressTask]:
         with super().task(description, total) as task:
 
-            def count(steps: int = 1, **figures: float) -> None:
+            def count(steps: int = 1, **figures: float | str) -> None:
                 self.steps[description] += steps
 
             task.advance = count  # type: ignore[method-assign]
