@@ -12,7 +12,8 @@ from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext, best_device
 from simmim_bench.recipe import deviations
 from simmim_bench.runs.context import RunContext
-from simmim_bench.runs.run_dir import describe_run, open_run
+from simmim_bench.runs.run_check import describe_run
+from simmim_bench.runs.run_dir import open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.untrusted.json_text import read_json
 

@@ -15,11 +15,12 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 PLAIN_EVERY_S = 15.0  # seconds between plain lines of a task
 AT_ONCE_S = (
@@ -48,6 +49,26 @@ class TaskProgress:
 Follower = Callable[[Sequence[TaskProgress]], None]
 
 
+class ElapsedColumn(ProgressColumn):
+    """The time since a task's start, named as such."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        return Text(f"{format_duration(task.elapsed or 0.0)} elapsed", style="progress.elapsed")
+
+
+class RemainingColumn(ProgressColumn):
+    """The remaining time of a task, named as such; empty as long as it is not known."""
+
+    max_refresh = 0.5  # seconds
+
+    def render(self, task: Task) -> Text:
+        """Return the text of the column."""
+        left = task.time_remaining
+        words = "" if left is None else f"{format_duration(left)} left"
+        return Text(words, style="progress.remaining")
+
+
 class ProgressTask:
     """One task with a known number of steps."""
 
@@ -63,15 +84,18 @@ class ProgressTask:
         if display.progress is not None:
             self._bar = display.progress.add_task(description, total=total, figures="")
 
-    def advance(self, steps: int = 1, **figures: float) -> None:
-        """Count completed steps and show figures, such as the loss, next to the count."""
+    def advance(self, steps: int = 1, **figures: float | str) -> None:
+        """Count completed steps and show figures, such as epoch and loss, next to the count."""
         if self._first is None:
             # A resumed task counts at once what was complete; a single step may be as fast.
             at_once = time.monotonic() - self._started < AT_ONCE_S
             self._first = steps if at_once and steps > 1 else 0
         self._done += steps
         if figures:
-            self._figures = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            self._figures = " ".join(
+                f"{name}={value if isinstance(value, str) else f'{value:.4g}'}"
+                for name, value in figures.items()
+            )
         if self._display.notify_follower():
             return
         progress = self._display.progress
@@ -83,9 +107,9 @@ class ProgressTask:
             self._last_line = now
             rate = (self._done - self._first) / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
-            shown = f"  {self._figures}" if self._figures else ""
+            shown = f" {self._figures}" if self._figures else ""
             self._display.log(
-                f"{self._description}: {self._done:,}/{self._total:,}{shown}  {format_duration(left)} left"
+                f"{self._description}: {self._done:,}/{self._total:,}{shown}, {format_duration(left)} left"
             )
 
     def progress(self) -> TaskProgress:
@@ -157,8 +181,8 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                ElapsedColumn(),
+                RemainingColumn(),
                 TextColumn("{task.fields[figures]}"),
                 console=self._console,
                 transient=True,
@@ -187,7 +211,7 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=28),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TimeElapsedColumn(),
+                ElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 TextColumn("{task.fields[figures]}"),
                 console=self._console,

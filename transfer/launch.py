@@ -23,8 +23,10 @@ from simmim_bench.overrides import override
 from simmim_bench.recipe import Recipe, deviations, find_recipe
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.default_folder import choose_folder
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
+from simmim_bench.runs.run_check import check_run_dir, describe_run
+from simmim_bench.runs.run_dir import open_run
 from simmim_bench.runs.status import RunStatus, run_status
 from simmim_bench.tasks import OPTIONS, TASKS, check_options, given_options, record_name
 from simmim_bench.training.precision import describe_slow_precision
@@ -216,7 +218,7 @@ def plan_transfer(
     """Choose the run directories and the folder of the frozen features.
 
     With --out, one seed runs in it and several run below it, and the features are kept next to it. Without
-    --out, both are below `root/CKPT`.
+    --out, both are below `root/CKPT`: the runs in `TASK`, or in `TASK/DATA` where that holds runs on other data.
 
     Args:
         root: the folder that holds a folder per checkpoint.
@@ -234,7 +236,7 @@ def plan_transfer(
     if out is not None and len(seeds) == 1:
         run_dirs = [out]
     else:
-        folder = out or parent / request.folder
+        folder = out or _default_folder(parent / request.folder, request.options)
         if (folder / "recipe.json").is_file():
             raise UsageError(
                 f"{folder} is itself a run and cannot hold the runs of several seeds; choose another --out."
@@ -242,6 +244,11 @@ def plan_transfer(
         run_dirs = [folder / f"seed{seed}" for seed in seeds]
     transfer = resolve_transfer(request, ckpt, checkpoint)
     return TransferPlan(transfer=transfer, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
+
+
+def _default_folder(plain: Path, options: RunOptions) -> Path:
+    """Return the folder of the runs without --out: the plain one, or one below it where that is of other data."""
+    return choose_folder(plain, lambda name: plain / name, options.data, options.data_name)
 
 
 def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -> TransferPlan:
@@ -374,7 +381,10 @@ def run_transfer(
     ) as run:
         if options.resume and (run_dir / "record.json").is_file():
             run.log(f"{run_dir} is finished")
-            return read_record(run_dir / "record.json")
+            record = read_record(run_dir / "record.json")
+            if warning := describe_kept_title(record, options.data_title):
+                run.log(f"{transfer.request.task}: warning: {warning}")
+            return record
         run.log(
             f"{transfer.request.task}: recipe={transfer.recipe.name} ({transfer.recipe_reason})"
         )
@@ -399,8 +409,20 @@ def run_transfer(
             deviates=transfer.deviates,
             options=transfer.request.task_options,
         )
-        record: Record | None = load_function(runner_of(transfer.recipe).run)(context, job)
-        return record
+        scored: Record | None = load_function(runner_of(transfer.recipe).run)(context, job)
+        return scored
+
+
+def describe_kept_title(record: Record, title: str | None) -> str | None:
+    """Return a warning where a finished run keeps another name of its data than the one of `--data-name`."""
+    kept = record.data.get("title")
+    if title is None or title == kept:
+        return None
+    known = "no name of its data" if kept is None else f"the name {kept}"
+    return (
+        f"the record keeps {known}, not --data-name {title}, since the run is finished; run it again with "
+        "--overwrite to change the name"
+    )
 
 
 def run_plan(

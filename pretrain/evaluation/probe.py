@@ -21,7 +21,7 @@ from torch import Tensor
 from pretrain.recipes import PretrainRecipe
 from pretrain.simmim import SimMIM
 from simmim_bench.data.class_checks import check_same_classes
-from simmim_bench.data.class_splits import class_files
+from simmim_bench.data.class_splits import class_files, has_validation
 from simmim_bench.data.datasets import ImageDataset, eval_transform
 from simmim_bench.data.loader import eval_loader
 from simmim_bench.data.normalise import normalise
@@ -40,6 +40,9 @@ from simmim_bench.training.precision import autocast
 # patches: less than 5 % of the time if every epoch is probed. With 4 %, the demo's probes took 1.6 % of it.
 LEARNT, SCORED = 4000, 2000
 FRACTION = 0.06
+HELD_OUT = (
+    0.1  # fraction of the images of every class that is scored, of data without a validation split
+)
 MAX_TIME = 0.05  # fraction of the run's time, above which the log warns
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO: eval_knn.py:195-196
 L2 = 1e-3  # ours: among the strengths of the recipe `logistic`
@@ -84,6 +87,8 @@ def load_probe_images(
 ) -> ProbeImages | None:
     """Load images to learn from `train/` and to score from `val/`, sampled from the classes by a fixed seed.
 
+    Without `val/`, a part of every class is held out to be scored.
+
     Args:
         data: a folder in ImageNet's layout.
         images: the number of training images.
@@ -108,7 +113,13 @@ def load_probe_images(
 def _load(context: RunContext, data: Path, recipe: PretrainRecipe, most: int) -> ProbeImages:
     """Load and decode at most `most` images, but one of each class of each split, and log their numbers."""
     started = time.monotonic()
-    train, val = (class_files(data, split) for split in ("train", "val"))
+    fraction = None
+    if not has_validation(data):
+        fraction = recipe.val_fraction or HELD_OUT
+        context.run.log(
+            f"probe: no validation images in {data}: held out fraction={fraction:g} of every class to score"
+        )
+    train, val = (class_files(data, split, fraction) for split in ("train", "val"))
     check_same_classes(train, val, data)
     for split, images in (("train", train), ("val", val)):
         for line in describe_left_out(images, split):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from simmim_bench.api.arguments import check_ckpt, check_data
@@ -53,7 +53,7 @@ def evaluate(
         ckpt: run of `transfer`, a weights file with its head, a folder of timm, or "timm:NAME".
         data: folder of the data set. Class k of a classifier is the k-th folder in alphabetical order.
         recipe: named recipe; by default a run's own, or that of the model's publisher.
-        out: run directory; by default runs/CKPT/evaluate-TASK.
+        out: run directory; by default runs/CKPT/evaluate-TASK, or -TASK-DATA for a second data set.
         model: for "imagenet", "timm:NAME" or "torchvision:NAME", the model of a file that does not show it.
         backbone: for "coco" and "ade20k", the backbone of a framework's model file: a CKPT or an architecture.
         img_size: side of square images, or (H, W), in pixels.
@@ -143,11 +143,12 @@ def run_evaluate(
     request = EvaluationRequest(
         task=task, ckpt=ckpt, options=options, model=model, backbone=backbone
     )
+    folder = evaluation_dir(request)  # before any process writes there
+    request = replace(request, options=replace(options, out=folder))
     with deterministic_algorithms(options.deterministic), init_distributed() as dist:
         display = open_display(options.quiet or not dist.is_main)
         evaluation, record = run_evaluation(request, display=display, dist=dist)
         dist.barrier()  # rank 0 writes the record, which every process reads
-    folder = evaluation_dir(request)
     if record is None:
         wait_for_file(folder / "record.json")
         record = read_record(folder / "record.json")

@@ -24,13 +24,24 @@ MAX_SEED = 2**32 - 1
 
 def read_ckpt(ckpt: AnyPath) -> str:
     """Return a CKPT as the command line takes it; `~` at its start is the home folder."""
-    text = fspath(ckpt)
+    text = _path_text(ckpt, "ckpt")
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def read_path(path: AnyPath) -> Path:
     """Return a path; `~` at its start is the home folder."""
-    return Path(path).expanduser()
+    return Path(_path_text(path, "the path")).expanduser()
+
+
+def _path_text(path: AnyPath, what: str) -> str:
+    """Return a path as text.
+
+    Raises:
+        UsageError: it is neither a str nor a path.
+    """
+    if not isinstance(path, str | PathLike):
+        raise UsageError(f"{what} {path!r} is not a path; pass a str or a pathlib.Path.")
+    return fspath(path)
 
 
 def read_optional_path(path: AnyPath | None) -> Path | None:
@@ -48,7 +59,7 @@ def read_data(data: AnyPath | Mapping[str, AnyPath]) -> tuple[DataSet, ...]:
         if not data:
             raise UsageError("data={} names no data set; pass a folder, or folders by name.")
         return tuple(name_data_set(name, read_path(root)) for name, root in data.items())
-    one = read_data_set(fspath(data))
+    one = read_data_set(_path_text(data, "data"))
     return (DataSet(one.root.expanduser(), one.name),)
 
 

@@ -58,6 +58,7 @@ def suite(
     gpus_per_task: int = 1,
     exclusive: bool = False,
     slurm: SlurmOptions | None = None,
+    overwrite: bool = False,
     deterministic: bool = False,
     log: str | Iterable[str] = (),
     quiet: bool = False,
@@ -90,6 +91,7 @@ def suite(
         gpus_per_task: GPUs, and therefore processes, per step.
         exclusive: every step has its GPUs to itself.
         slurm: `simmim_bench.jobs.options.SlurmOptions`, to run each step as a SLURM job.
+        overwrite: replace the runs of these checkpoints, tasks and seeds, finished or not.
         deterministic: use deterministic kernels alone, which are slower.
         log: "wandb", "mlflow" or "trackio", or several, which also receive the figures of every step.
         quiet: no log and no progress.
@@ -139,6 +141,7 @@ def suite(
         overrides=override_texts(
             overrides, precision=precision, limit=limit, val_fraction=val_fraction
         ),
+        overwrite=overwrite,
         deterministic=deterministic,
         loggers=check_loggers(names_of(log)),
     )

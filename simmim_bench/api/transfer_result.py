@@ -5,9 +5,15 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from simmim_bench.api.score_context import (
+    ScoreContext,
+    describe_files,
+    score_context,
+    warn_not_above,
+)
 from simmim_bench.html import html_table
 from simmim_bench.tasks import TASKS
 
@@ -43,7 +49,7 @@ class TransferResult:
         return self.runs.scores()
 
     def __str__(self) -> str:
-        return "\n".join(summarise(self)[0])
+        return "\n".join([*summarise(self)[0], *describe_files([self.runs])])
 
     def _repr_html_(self) -> str:
         title = self.runs.first.task + (f", {self.name}" if self.name else "")
@@ -61,8 +67,11 @@ def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:
             lines.append(f"{metric} n/a: {reason}")
     if result.runs.unknown:
         lines.append(f"without images ±: {result.runs.unknown}")
+    context = _context(result)
+    lines += context.lines(scores)
     for metric, found in result.above.items():
         lines.append(f"above {result.baseline}: {describe_difference(metric, found)}")
+    lines += _below_random(result)
     return [*lines, *_about([result])], _plain(result, scores)
 
 
@@ -77,9 +86,12 @@ def summarise_data_sets(results: Sequence[TransferResult]) -> tuple[list[str], d
     for result in results:
         if result.runs.unknown:
             lines.append(f"{result.name}, without images ±: {result.runs.unknown}")
+        context = _context(result).lines(rows[str(result.name)])
+        lines += [f"{result.name}, {line}" for line in context]
         for metric, found in result.above.items():
             text = describe_difference(metric, found)
             lines.append(f"{result.name}, above {result.baseline}: {text}")
+        lines += [f"{result.name}, {line}" for line in _below_random(result)]
     lines += [*_adjusted(results), *_about(results)]
     by_name = {str(r.name): _plain(r, rows[str(r.name)]) for r in results}
     mean = {metric: None if score is None else score.mean for metric, score in means.items()}
@@ -104,6 +116,11 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
             for name, score in scores.items()
         }
         plain = {"metrics": spread, "seeds": records}
+    plain |= _context(result).to_json()
+    plain["files"] = [
+        {"record": str(path), "predictions": str(path.parent / record.predictions["file"])}
+        for path, record in result.runs.records.items()
+    ]
     if result.above:
         by_metric = {metric: plain_difference(found) for metric, found in result.above.items()}
         first = next(iter(by_metric))
@@ -114,6 +131,22 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
             "by_metric": by_metric,
         }
     return plain
+
+
+def _context(result: TransferResult) -> ScoreContext:
+    """Return what the scores are read against; the differences from a baseline show its scores themselves."""
+    context = score_context(result.runs)
+    return replace(context, random={}, wants_random=False) if result.baseline else context
+
+
+def _below_random(result: TransferResult) -> list[str]:
+    """Return a warning where a pretrained checkpoint does not surpass its baseline of random weights."""
+    from simmim_bench.results.row_runs import is_random
+
+    below = [metric for metric, found in result.above.items() if found.points <= 0]
+    if not below or not result.baseline.startswith("random") or is_random(result.runs.first):
+        return []
+    return [warn_not_above(below, "random weights")]
 
 
 def _about(results: Sequence[TransferResult]) -> list[str]:

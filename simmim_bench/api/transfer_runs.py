@@ -99,6 +99,8 @@ def run_transfers(
             if dist.is_main:
                 check_run_dirs(plan)
         for ours, other in pairs:
+            if options.out is None:
+                display.log(f"{task}: out={ours.run_dirs[0]}")
             run_plan(ours, display=display, dist=dist)
             if other is not None:
                 run_plan(other, display=display, dist=dist)
@@ -106,11 +108,15 @@ def run_transfers(
     if not dist.is_main:
         folders = {ours.transfer.request.options.data_name: ours.run_dirs for ours, _ in pairs}
         return _unscored(folders)
-    return _read_results(pairs, display)
+    return _read_results(pairs, display, shows_paths=options.as_json or is_library_call())
 
 
-def _read_results(pairs: Sequence[Pair], display: Display) -> Transfers:
-    """Read the scores of all runs, and compare each checkpoint with its baseline."""
+def _read_results(pairs: Sequence[Pair], display: Display, *, shows_paths: bool) -> Transfers:
+    """Read the scores of all runs, and compare each checkpoint with its baseline.
+
+    Args:
+        shows_paths: whether to log where the records are.
+    """
     from simmim_bench.results.scored_runs import read_scored_runs
     from transfer.compare import compare_runs
 
@@ -125,7 +131,8 @@ def _read_results(pairs: Sequence[Pair], display: Display) -> Transfers:
                     above = compare_runs(runs, read_scored_runs(other.run_dirs, progress.advance))
                 except BenchError as error:
                     failure = error
-            for path, record in runs.records.items():
+            # The command line prints the path on stdout, unless that is JSON.
+            for path, record in runs.records.items() if shows_paths else ():
                 display.log(f"{record.task}: record={path}")
             name = ours.transfer.request.options.data_name
             results.append(TransferResult(name, runs, "" if other is None else other.ckpt, above))

@@ -72,7 +72,8 @@ def transfer(
         data: folder of the data set, or "hfds:NAME"; {"NAME": folder} for a named one.
         data_name: what tables call the data set, such as "CIFAR-10", where its folder's name says nothing.
         recipe: named recipe, as `simmim-bench recipes` lists them; by default the one for the checkpoint.
-        out: run directory; by default runs/CKPT/TASK/seedN. It receives record.json and predictions/.
+        out: run directory; by default runs/CKPT/TASK/seedN, or runs/CKPT/TASK/DATA/seedN where the former holds runs
+            on another data set. It receives record.json and predictions/.
         seed: seed of everything that is sampled, 0 to 2^32 - 1.
         epochs: passes over the training images. Like the following seven and `overrides`, a difference from the recipe
             is stored in the record and shown beside the score.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simmim_bench.api.evaluation import TASKS, Evaluated, run_evaluate
+from simmim_bench.api.score_context import describe_files, score_context
 from simmim_bench.api.transfer_result import images_se
 from simmim_bench.cli.options import (
     complete_arch,
@@ -93,8 +94,9 @@ def evaluate(
       simmim-bench evaluate coco --ckpt model_final.pth --backbone runs/vit_b --recipe coco_vitdet_b --data coco
       simmim-bench evaluate ade20k --ckpt iter_160000.pth --backbone vit_b --data ade20k
 
-    The run directory, runs/CKPT/evaluate-TASK by default, holds the predictions and record.json. A published score
-    of the model's recipe is printed next to the score. images ± is the standard error from the number of images.
+    The run directory, runs/CKPT/evaluate-TASK by default (with -DATA for a second data set), holds the predictions
+    and record.json. A published score of the model's recipe is printed next to the score. images ± is the standard
+    error from the number of images.
     """
     found = run_evaluate(task, ckpt, options, model=model, backbone=backbone)
     if found.runs is None:
@@ -117,6 +119,8 @@ def summarise(found: Evaluated, runs: ScoredRuns) -> tuple[list[str], dict[str, 
         lines.append(f"{metric} {score}{before}")
     if runs.unknown:
         lines.append(f"without images ±: {runs.unknown}")
+    context = score_context(runs)
+    lines += context.lines(scores)
     if found.published is not None:
         lines.append(f"published: {found.published}")
     plain = {
@@ -124,5 +128,6 @@ def summarise(found: Evaluated, runs: ScoredRuns) -> tuple[list[str], dict[str, 
         "images_se": images_se(scores),
         "trained": dict(found.trained) or None,
         "published": found.published,
+        "chance": dict(context.chance) or None,
     }
-    return lines, plain
+    return [*lines, *describe_files([runs])], plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,3 +142,9 @@ def pretrain(
         return
     shown = json.dumps({"checkpoint": str(checkpoint)}) if options.as_json else str(checkpoint)
     click.echo(shown)
+    if not (options.quiet or options.as_json):
+        run_dir = shlex.quote(str(checkpoint.parent.parent))
+        click.echo(
+            f"next: simmim-bench transfer knn --ckpt {run_dir} --data DIR --baseline random",
+            err=True,
+        )

@@ -122,7 +122,7 @@ def complete_recipe(
     type=PATH,
     default=Path("runs"),
     show_default=True,
-    help="Folder of all runs, OUT/CKPT/TASK/seedN, and of OUT/leaderboard.",
+    help="Folder of all runs, as of `transfer`: OUT/CKPT/TASK/seedN; and of OUT/leaderboard.",
 )
 @click.option(
     "--baseline",
@@ -161,6 +161,11 @@ def complete_recipe(
 )
 @apply_key_options(SUITE_FLAGS, "every task that has it")
 @CONFIG_OPTION
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace the runs of these checkpoints, tasks and seeds, finished or not; other runs stay.",
+)
 @DETERMINISTIC_OPTION
 @LOG_OPTION
 @click.option(
@@ -195,7 +200,8 @@ def suite(job_options: JobOptions, dry_run: bool, as_json: bool, quiet: bool, **
           --slurm --slurm-partition gpu --slurm-time 12:00:00 --slurm-set cpus_per_task=64
       simmim-bench suite --ckpt list:methods --only 'dino*,mae*' --imagenet imagenet --tasks linear,knn
 
-    SIGINT and SIGTERM are passed to the running steps, which save and stop; the same command continues.
+    SIGINT and SIGTERM are passed to the running steps, which save and stop; the same command continues, without
+    --overwrite.
     SLURM jobs outlive the suite; started again, it finds them. Exit code: 0 when all steps are done, else
     that of the first failed step or blocked row.
     """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from simmim_bench.api.score_context import describe_files
 from simmim_bench.api.transfer_result import summarise, summarise_data_sets
 from simmim_bench.api.transfer_runs import run_transfers
 from simmim_bench.cli.options import (
@@ -146,7 +147,8 @@ def transfer(
 
     The run directory holds the predictions and record.json, whose scores are computed from them. It is
     runs/CKPT/TASK/seedN by default, --out for one seed, --out/seedN for several. A data set with a name has
-    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME.
+    runs/CKPT/TASK/NAME/seedN; each of several has --out/NAME. Where runs/CKPT/TASK holds runs on another data
+    set, the name of the data's folder follows TASK.
 
     \b
       simmim-bench transfer linear --ckpt runs/pocket --data pocket/imagenet --seeds 3 --baseline random
@@ -184,6 +186,7 @@ def transfer(
         lines, plain = summarise(found.results[0])
     else:
         lines, plain = summarise_data_sets(found.results)
+    lines += describe_files([result.runs for result in found.results])
     click.echo(json.dumps(plain) if options.as_json else "\n".join(lines))
     if found.failure is not None:
         raise found.failure

@@ -108,8 +108,8 @@ def check_title(title: str) -> str:
     Raises:
         UsageError: it is empty, too long, or contains a character that cannot be printed.
     """
-    title = title.strip()
-    if not (title.isprintable() and 0 < len(title) <= MAX_TITLE):
+    title = title.strip() if isinstance(title, str) else title  # of Python
+    if not (isinstance(title, str) and title.isprintable() and 0 < len(title) <= MAX_TITLE):
         raise UsageError(
             f"--data-name {title!r} is not a name; write 1 to {MAX_TITLE} characters on one line, such as CIFAR-10."
         )

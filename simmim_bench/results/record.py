@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError
 from simmim_bench.files import sha256_file, write_json
+from simmim_bench.library import is_library_call
 from simmim_bench.results.metrics import scores_from_predictions
 from simmim_bench.results.record_html import record_to_html
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK
@@ -169,8 +170,9 @@ def write_record(
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     write_json(run.path / "record.json", dataclasses.asdict(record))
-    shown = ", ".join(f"{k} {format_metric(k, v)}" for k, v in metrics.items() if "_ap_" not in k)
-    run.log(f"{task}: {shown}")
+    scores = " ".join(f"{k}={format_metric(k, v)}" for k, v in metrics.items() if "_ap_" not in k)
+    # The command line prints the scores with their uncertainty.
+    run.log(f"{task}: scored images={evaluated:,} {scores}", shown=is_library_call())
     run.log_scores(metrics)
     return record
 

@@ -23,16 +23,16 @@ from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
 from simmim_bench.files import (
     ESCAPED,
     cannot_write,
-    escape,
     remove_leftovers,
     write_json,
     write_text,
 )
-from simmim_bench.recipe import ABOUT, MACHINE, Recipe
+from simmim_bench.recipe import Recipe
 from simmim_bench.runs.environment import environment
 from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
 from simmim_bench.runs.loggers import TENSORBOARD, Logger, Tracker
-from simmim_bench.untrusted.json_text import parse_json, read_json
+from simmim_bench.runs.run_check import check_run_dir, describe_run, is_occupied
+from simmim_bench.untrusted.json_text import parse_json
 from simmim_bench.untrusted.text import visible_lines
 from simmim_bench.waiting import sleep_beside_others
 
@@ -99,15 +99,19 @@ class RunDir:
         if self._writes:
             write_json(self.path / "env.json", environment())
 
-    def log(self, text: str) -> None:
+    def log(self, text: str, *, shown: bool = True) -> None:
         """Write one line to log.txt and to stderr.
 
         A disk error ends no run, as stderr has the line as well.
+
+        Args:
+            shown: False for what stdout shows at the end, which only log.txt receives.
         """
         if not self._writes:
             return
         text = visible_lines(text)  # labels and names of other people's files
-        self.display.log(text)
+        if shown:
+            self.display.log(text)
         try:
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
@@ -260,68 +264,21 @@ def open_run(
         remove_leftovers(path, OWN_FOLDERS)  # of a folder that could not be removed at once
 
 
-def describe_run(
-    recipe: Recipe, deviates: dict[str, Any], arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the content of a run's `recipe.json`, in JSON's types."""
-    description = {
-        "recipe": recipe.to_json(),
-        "recipe_sha256": recipe.sha256(),
-        "deviates": deviates,
-        "arguments": arguments,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(description))
-    return plain
-
-
-def check_run_dir(
-    path: Path, description: dict[str, Any], *, resume: bool, overwrite: bool
-) -> None:
-    """Check that a run can use a directory.
-
-    Args:
-        description: content of the run's `recipe.json`, as `describe_run` returns it.
+def remove_run(path: Path) -> None:
+    """Remove the run in a directory, as `--overwrite` does, so that another one can start there.
 
     Raises:
-        UsageError: the directory is not empty, or a resumed run was started with another recipe or
-            arguments.
-        DataError: the description of the run to resume cannot be read.
+        UsageError: another process works in it or below it, or it is not a run directory.
+        DataError: it cannot be removed.
     """
-    if resume and overwrite:
-        raise UsageError("--resume and --overwrite contradict each other; use one of them.")
-    if escape(str(path)) != str(path):  # safetensors opens no such file
-        raise UsageError(f"--out {path} is not a name in UTF-8; choose another --out.")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {path} is a file; choose a directory.")
-    if not is_occupied(path):
-        return
-    if resume:
-        before = read_json(path / "recipe.json", "run description", finite=False)
-        if not isinstance(before, dict):
-            raise DataError(
-                f"run description {path / 'recipe.json'} is damaged; start anew with another --out."
-            )
-        changed = _changes(before, description)
-        if changed:
-            raise UsageError(
-                f"{path} was started with another {' and '.join(changed)}; resume with the same command, "
-                "or start anew with another --out."
-            )
-    elif not overwrite:
-        raise UsageError(
-            f"{path} is not empty; continue with --resume, replace it with --overwrite, or choose another --out."
-        )
-    elif not (path / "recipe.json").is_file():
-        raise UsageError(
-            f"{path} is not a run directory (no recipe.json), so --overwrite does not replace it; choose another --out."
-        )
-
-
-def is_occupied(path: Path) -> bool:
-    """Return whether a directory holds more than a process that was killed at its start leaves."""
+    check_run_dir(path, {}, resume=False, overwrite=True)
     if not path.is_dir():
-        return False
-    return any(p.name != LOCK and not p.match(".recipe.json.*.tmp") for p in path.iterdir())
+        return
+    try:
+        with exclusive_lock(path):
+            _empty(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _empty(path: Path) -> None:
@@ -342,26 +299,3 @@ def _empty(path: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what shapes a run and has changed, with both values."""
-    changed = []
-    if before.get("recipe_sha256") != now["recipe_sha256"]:
-        fields = _differences(before, now, "recipe", leave_out=(*ABOUT, *MACHINE))
-        changed.append(f"recipe ({', '.join(fields) or 'of another version'})")
-    elif before.get("deviates") != now["deviates"]:
-        changed.append(f"named recipe (deviates {before.get('deviates')}, now {now['deviates']})")
-    return changed + _differences(before, now, "arguments")
-
-
-def _differences(
-    before: dict[str, Any], now: dict[str, Any], section: str, leave_out: Sequence[str] = ()
-) -> list[str]:
-    old, new = before.get(section), now[section]
-    old = old if isinstance(old, dict) else {}
-    return [
-        f"{key} {old.get(key)}, now {new.get(key)}"
-        for key in dict.fromkeys([*old, *new])
-        if key not in leave_out and old.get(key) != new.get(key)
-    ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from simmim_bench.data.loader import batches_on_device, seed_everything
+from simmim_bench.display import PLAIN_EVERY_S, format_duration
 from simmim_bench.distributed import DistContext
 from simmim_bench.errors import DivergedError
 from simmim_bench.runs.context import RunContext
@@ -86,6 +87,7 @@ def fit(
             epoch, index = divmod(state.step, steps_per_epoch)
             state.parallel_model.train()
             throughput.start()
+            losses = list[float]()
             batches = batches_on_device(state.loader.epoch(epoch, index), dist.device)
             while state.step < (epoch + 1) * steps_per_epoch:
                 with throughput.waiting():
@@ -108,13 +110,18 @@ def fit(
                     rates = throughput.metrics()
                     mean_loss, norm = dist.all_mean(loss.item()), grad_norm.item()
                     run.metrics(step, epoch=epoch, lr=lr, loss=mean_loss, grad_norm=norm, **rates)
-                    task.advance(0, loss=mean_loss, images_per_s=rates["images_per_s"])
+                    losses.append(mean_loss)
+                    shown = {"loss": mean_loss, "images_per_s": rates["images_per_s"]}
+                    task.advance(0, epoch=f"{epoch + 1}/{epochs}", **shown)
                     warning = monitor(mean_loss, norm) if monitor else None
                     if warning is not None:
                         run.log(f"{description}: {warning}")
                 task.advance(1)
                 if epoch_ended:
                     _check_weights(state.parallel_model, description, epoch)
+                    throughput.log_epoch(
+                        run, f"{description}: epoch={epoch + 1}/{epochs}", losses, lr
+                    )
                     save_finite()
                 elif after_step is not None:
                     after_step()
@@ -153,6 +160,21 @@ class Throughput:
         started = time.monotonic()
         yield
         self._waited += time.monotonic() - started
+
+    def log_epoch(self, run: RunDir, epoch: str, losses: list[float], lr: float) -> None:
+        """Write a line about a finished epoch to log.txt, and to stderr unless such lines would follow each other fast.
+
+        Args:
+            epoch: what the line begins with.
+            losses: the logged ones of the epoch, of which the mean is shown.
+            lr: learning rate of the last step.
+        """
+        seconds = time.monotonic() - self._started
+        run.log(
+            f"{epoch} loss={sum(losses) / len(losses):.4f} lr={lr:.3g} images_per_s={self.images / seconds:,.1f} "
+            f"time={format_duration(seconds)}",
+            shown=seconds >= PLAIN_EVERY_S,
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return the epoch's figures so far, by their keys in `metrics.jsonl`."""

@@ -53,6 +53,9 @@ def test_the_import_and_wrong_arguments_load_no_torch(tmp_path: Path) -> None:
         "    lambda: sb.suite('nothing', imagenet='.'),\n"
         "    lambda: sb.suite('random:vit_pocket', imagenet='.', seeds=0),\n"
         "    lambda: sb.push('nothing', 'name'),\n"
+        "    lambda: sb.transfer('linear', ckpt=3, data='.'),\n"
+        "    lambda: sb.transfer('linear', ckpt='random:vit_pocket', data=3),\n"
+        "    lambda: sb.transfer('linear', ckpt='random:vit_pocket', data='.', data_name=3),\n"
         "):\n"
         "    try: call()\n"
         "    except sb.BenchError as error: print(type(error).__name__, error)\n"
@@ -65,7 +68,7 @@ def test_the_import_and_wrong_arguments_load_no_torch(tmp_path: Path) -> None:
     assert last == "False"
     kinds = [line.split()[0] for line in errors]
     usage, data = "UsageError", "DataError"
-    assert kinds == [usage, data, *[usage] * 5, data, usage, data, data, usage, usage]
+    assert kinds == [usage, data, *[usage] * 5, data, usage, data, data, *[usage] * 5]
     assert "did you mean 'linear'?" in errors[0]
     assert "did you mean 'epochs'?" in errors[2]
     assert not [*tmp_path.iterdir()]

@@ -12,7 +12,7 @@ from pretrain.recipes import resolve_recipe
 from simmim_bench.cli import demo as command
 from simmim_bench.errors import UsageError
 from simmim_bench.files import write_json
-from simmim_bench.runs.run_dir import describe_run
+from simmim_bench.runs.run_check import describe_run
 from transfer.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]

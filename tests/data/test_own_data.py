@@ -16,10 +16,12 @@ from simmim_bench.data.hold_out import held_out_indices, hold_out_images
 from simmim_bench.data.label_file import read_label_file
 from simmim_bench.data.pretraining_images import any_images, held_out_images, split_training_images
 from simmim_bench.data.sources import image_list
+from simmim_bench.diagnostics.data_checks import Reading
 from simmim_bench.display import Display
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import open_run
+from transfer.finetune.doctor_checks import check_imagenet
 from transfer.split_description import count_seen_held_out
 
 
@@ -197,3 +199,9 @@ def test_the_scored_images_that_a_checkpoint_was_pretrained_on_are_counted(tmp_p
     assert count_seen_held_out({}, data, val) == 0
     before = {"data": {"root": str(data)}, "recipe": {"name": "x"}}
     assert count_seen_held_out(before, data, val) == 6
+
+
+def test_one_cause_is_reported_once_of_both_held_out_parts(tmp_path: Path) -> None:
+    reading = Reading(display=Display(quiet=True), val_fraction=0.1)
+    (finding,) = check_imagenet(tmp_path, reading)
+    assert "has no class folders" in finding.said

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
-from simmim_bench.display import Display, OverallProgress, TaskProgress
+from simmim_bench.display import (
+    Display,
+    ElapsedColumn,
+    OverallProgress,
+    RemainingColumn,
+    TaskProgress,
+)
 from simmim_bench.jobs.progress import read_progress, write_progress
 from simmim_bench.jobs.remaining import Expected, Tracker
 
@@ -133,5 +142,18 @@ def test_the_remaining_time_of_a_resumed_task_follows_from_its_own_steps(
     with Display().task("pretrain", 1000) as task:
         task.advance(800)
         clock.now = 20.0
-        task.advance(20)
-    assert capsys.readouterr().err.splitlines() == ["pretrain: 820/1,000  3 min 00 s left"]
+        task.advance(20, epoch="9/10", loss=0.51239)
+    shown = "pretrain: 820/1,000 epoch=9/10 loss=0.5124, 3 min 00 s left"
+    assert capsys.readouterr().err.splitlines() == [shown]
+
+
+def test_the_times_of_a_bar_are_named() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    progress = Progress(ElapsedColumn(), RemainingColumn(), console=console)
+    progress.add_task("train", total=10)
+    (task,) = progress.tasks
+    assert RemainingColumn().render(task).plain == ""
+    task.finished_time = 61.0
+    task.completed = 10
+    assert ElapsedColumn().render(task).plain.endswith(" elapsed")
+    assert RemainingColumn().render(task).plain == "0.0 s left"

@@ -23,7 +23,7 @@ class InterruptingDisplay(Display):
             if description == self._description:
                 advance = task.advance
 
-                def count(steps: int = 1, **figures: float) -> None:
+                def count(steps: int = 1, **figures: float | str) -> None:
                     advance(steps, **figures)
                     self._left -= steps
                     if steps and self._left == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +217,9 @@ def test_every_second_checkpoint_and_the_best_are_kept(tmp_path: Path, pocket: P
     assert len(held_out) == 5
     assert kept["best"]["held_out_loss"] == min(held_out)
     assert not (folder / "best" / "training.pt").exists()
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    (last,) = re.findall(r"pretrain: epoch=5/5 loss=(\S+) lr=\S+ images_per_s=\S+ time=", log)
+    assert 0 < float(last) < 10
 
 
 @pytest.mark.heavy

@@ -84,7 +84,7 @@ def test_seeds_give_mean_and_deviation_and_are_not_run_twice(tmp_path: Path, poc
     ours, theirs = (np.array(x) for x in top1)
     assert f"top1 {ours.mean():.2f}, seeds ± {ours.std(ddof=1):.2f}, images ± " in done.stdout
     assert f"{(ours - theirs).mean():+.2f} points of top1, 95 % interval " in done.stdout
-    assert done.stdout.rstrip().endswith("over 30 images and 2 seeds")
+    assert "over 30 images and 2 seeds\n" in done.stdout
     before = (out / "seed4" / "record.json").stat().st_mtime_ns
     more = invoke(*common, "--seeds", "3", "--resume", "--json")
     reported = json.loads(more.stdout)

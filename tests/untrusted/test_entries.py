@@ -51,7 +51,7 @@ ALLOWED = {
     "simmim_bench/diagnostics/frameworks.py:_probe": "output of its own process",
     "simmim_bench/leaderboard/build.py:Leaderboard": "a value of this process",
     "simmim_bench/leaderboard/changes.py:changes_to_markdown": "a value of this process",
-    "simmim_bench/runs/run_dir.py:describe_run": "a value of this process",
+    "simmim_bench/runs/run_check.py:describe_run": "a value of this process",
     # Content that was checked before.
     "simmim_bench/results/coco.py:load_objects": "annotations after their check",
     "simmim_bench/results/coco.py:load_detections": "results after their check",

@@ -11,6 +11,7 @@ from simmim_bench.distributed import DistContext
 from simmim_bench.errors import UsageError
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.runs.context import RunContext
+from simmim_bench.runs.default_folder import choose_folder
 from simmim_bench.runs.run_dir import open_run
 from transfer.evaluate.ade20k import prepare_ade20k
 from transfer.evaluate.coco import prepare_coco
@@ -27,9 +28,16 @@ PREPARE: dict[str, Callable[[EvaluationRequest], tuple[Evaluation, Score]]] = {
 
 
 def evaluation_dir(request: EvaluationRequest, root: Path = ROOT) -> Path:
-    """Return the run directory of an evaluation: --out, or `root/CKPT/evaluate-TASK`."""
-    name = slug(request.ckpt).removeprefix("runs-")
-    return request.options.out or root / name / f"evaluate-{request.task}"
+    """Return the run directory of an evaluation.
+
+    It is --out, or `root/CKPT/evaluate-TASK`, with `-DATA` where that holds an evaluation on other data.
+    """
+    if request.options.out is not None:
+        return request.options.out
+    plain = root / slug(request.ckpt).removeprefix("runs-") / f"evaluate-{request.task}"
+    return choose_folder(
+        plain, lambda name: plain.with_name(f"{plain.name}-{name}"), request.options.data
+    )
 
 
 def run_evaluation(

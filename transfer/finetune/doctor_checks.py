@@ -54,7 +54,12 @@ def check_imagenet(data: Path, reading: Reading, name: str = "imagenet") -> list
         try:
             images = _list_split(data, split, reading.val_fraction)
         except (DataError, UsageError, MissingFrameworkError) as error:
-            findings.append(group.finding(split, "problem", str(error)))
+            problem = group.finding(split, "problem", str(error))
+            # Both parts of held-out images have one cause.
+            if not any(
+                (problem.said, problem.remedy) == (one.said, one.remedy) for one in findings
+            ):
+                findings.append(problem)
             continue
         classes[split] = [*images.classes]
         findings += _examine_split(data, split, images, found_in, reading, group)

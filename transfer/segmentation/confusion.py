@@ -78,5 +78,13 @@ def write_predictions(
     write_confusion(predictions, confusions, names)
     write_json(run.path / "iou_by_class.json", iou_by_class(np.sum(confusions, axis=0), names))
     with warn_only(run.log, "predictions.png"):
-        write_figure(run.path / "predictions.png", validation, shown, palette, scheme, pixel_format)
+        write_figure(
+            run.path / "predictions.png",
+            validation,
+            shown,
+            palette,
+            scheme,
+            pixel_format,
+            names=names,
+        )
     return predictions

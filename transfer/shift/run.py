@@ -19,7 +19,8 @@ from simmim_bench.errors import UsageError
 from simmim_bench.results.record import Record, read_record, write_record
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.options import RunOptions
-from simmim_bench.runs.run_dir import check_run_dir, describe_run, open_run
+from simmim_bench.runs.run_check import check_run_dir, describe_run
+from simmim_bench.runs.run_dir import open_run
 from simmim_bench.shift_sets import SHIFT_SETS, SHIFT_TASK, shift_record_name
 from transfer.evaluate.evaluation import EvaluationRequest
 from transfer.launch import slug

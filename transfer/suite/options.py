@@ -33,6 +33,7 @@ class SuiteOptions:
             goes to the tasks that take it.
         deterministic: every step uses deterministic kernels alone.
         loggers: names of further loggers of every step; see `simmim_bench.runs.loggers`.
+        overwrite: replace the runs of the suite's steps, finished or not.
         expected: what is known of checkpoints, by CKPT, that do not exist yet; without weights.
     """
 
@@ -51,6 +52,7 @@ class SuiteOptions:
     task_options: Mapping[str, Any] = field(default_factory=dict)
     deterministic: bool = False
     loggers: tuple[str, ...] = ()
+    overwrite: bool = False
     expected: Mapping[str, Checkpoint] = field(default_factory=dict)
 
     def data_sets_of(self, variant: TaskVariant) -> list[DataSet]:

@@ -76,12 +76,19 @@ class SuitePlan:
     Attributes:
         places: how many steps run at a time, in words; "" for one, or under SLURM.
         device: name of the device that the steps use; None where it is not known.
+        overwrite: whether the runs in the steps' run directories are removed before the first step starts.
     """
 
     steps: tuple[PlannedStep, ...]
     unread: tuple[UnreadRow, ...]
     places: str = ""
     device: str | None = None
+    overwrite: bool = False
+
+    @property
+    def run_dirs(self) -> list[Path]:
+        """The run directories of all steps."""
+        return [run_dir for one in self.steps for run_dir in one.step.run_dirs]
 
     @property
     def exit_code(self) -> int:
@@ -102,6 +109,7 @@ def plan_steps(
     log: Callable[[str], None],
     processes: int = 1,
     estimate_memory: bool = False,
+    overwrite: bool = False,
 ) -> list[PlannedStep]:
     """Add the status, the expected cost and the power to every step.
 
@@ -112,6 +120,7 @@ def plan_steps(
         log: called with a warning for every record that cannot be used.
         processes: of a step.
         estimate_memory: whether to estimate the memory of steps without a similar run.
+        overwrite: whether the runs in the steps' run directories are to be removed.
     """
 
     def warn(text: str) -> None:
@@ -124,7 +133,7 @@ def plan_steps(
     planned = []
     needs = needs_of(steps, records, device, processes=processes, estimate=estimate_memory)
     for step, need in zip(steps, needs, strict=True):
-        statuses = step.statuses()
+        statuses = step.statuses_to_overwrite() if overwrite else step.statuses()
         states = tuple(state for state, _ in statuses)
         left = len(states) - states.count("done")
         cost = estimate_cost(step, left, records, device)
@@ -155,8 +164,11 @@ def check_obstacles(plan: SuitePlan) -> None:
     """
     found = [f"{one.step}: {one.obstacle}" for one in plan.steps if one.obstacle]
     if found:
+        states = [s for one in plan.steps for s, _ in one.step.statuses_to_overwrite()]
+        replaceable = not plan.overwrite and set(states) == {"to do"}
         raise UsageError(
             f"{len(found)} of {len(plan.steps)} steps are blocked; nothing was started. {' '.join(found)}"
+            + (" Or replace the runs of all steps with --overwrite." if replaceable else "")
         )
     errors = [row.error for row in plan.unread if row.error is not None]
     if errors and not plan.steps and len(errors) == len(plan.unread):

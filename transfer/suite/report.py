@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import click
 
-from simmim_bench.display import align_columns, format_duration
+from simmim_bench.display import align_columns, format_duration, plural
 from simmim_bench.leaderboard.board import Board, select_columns
 from simmim_bench.leaderboard.forecast import forecast_text
 from simmim_bench.leaderboard.reported import read_reported, rows_of_listed, select_scores
 from simmim_bench.leaderboard.tables import print_table
 from simmim_bench.methods import find_listed
+from simmim_bench.runs.run_check import is_occupied
 from transfer.suite.plan import PlannedStep, SuitePlan
 from transfer.suite.power import protocol_of
 from transfer.suite.rows import UnreadRow
@@ -40,7 +41,8 @@ def plan_text(plan: SuitePlan) -> str:
             (row.ckpt, row.task or "all tasks", "", "", row.state, download) + ("",) * memory
         )
     power = _power_lines(plan.steps)
-    remarks = [*_remarks(plan.steps), *_place_remarks(plan), *_row_remarks(plan)]
+    remarks = [*_remarks(plan.steps), *_overwrite_remarks(plan)]
+    remarks += [*_place_remarks(plan), *_row_remarks(plan)]
     return "\n".join([*align_columns(rows), "", *power, *remarks])
 
 
@@ -87,6 +89,15 @@ def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
     if any(one.step.transfer.deviates for one in planned):
         remarks.append("* differs from the named recipe")
     return remarks
+
+
+def _overwrite_remarks(plan: SuitePlan) -> list[str]:
+    """Say how many runs the suite replaces."""
+    count = sum(is_occupied(run_dir) for run_dir in plan.run_dirs)
+    if not (plan.overwrite and count):
+        return []
+    runs = plural(count, "earlier run is", "earlier runs are")
+    return [f"{runs} removed; if the suite is interrupted, continue without --overwrite"]
 
 
 def _row_remarks(plan: SuitePlan) -> list[str]:

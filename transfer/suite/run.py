@@ -28,6 +28,7 @@ from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from simmim_bench.library import python_words
 from simmim_bench.results.record import Record, read_record
+from simmim_bench.runs.run_dir import remove_run
 from transfer.suite.listing import list_steps
 from transfer.suite.memory import measured_need
 from transfer.suite.options import SuiteOptions
@@ -134,15 +135,19 @@ def plan_suite(
         log=log,
         processes=job_options.gpus_per_task,
         estimate_memory=side_by_side and device not in (None, "cpu"),
+        overwrite=options.overwrite,
     )
     places = "" if job_options.slurm else Machine(job_options).describe()
-    return SuitePlan(tuple(planned), tuple(unread), places, device)
+    return SuitePlan(tuple(planned), tuple(unread), places, device, options.overwrite)
 
 
 def run_suite(
     plan: SuitePlan, job_options: JobOptions, out: Path, leaderboard: Path, display: Display
 ) -> SuiteResult:
     """Run the steps that are left, and build the leaderboard of all records below `out`.
+
+    Runs that are replaced are removed before the first step, so that an interrupted suite continues
+    without --overwrite.
 
     Raises:
         UsageError: a blocked step, or more devices than the machine has.
@@ -151,6 +156,9 @@ def run_suite(
         InterruptedRun: a signal came; the running steps were asked to save.
     """
     check_obstacles(plan)
+    if plan.overwrite:
+        for run_dir in plan.run_dirs:
+            remove_run(run_dir)
     results = run_steps(
         [one.step for one in plan.steps],
         job_options,

@@ -9,7 +9,7 @@ from pathlib import Path
 from simmim_bench.checkpoints.without_weights import read_without_weights
 from simmim_bench.data.named import DataSet
 from simmim_bench.errors import DataError
-from simmim_bench.runs.status import RunStatus
+from simmim_bench.runs.status import RunStatus, status_to_overwrite
 from simmim_bench.tasks import OPTIONS
 from transfer.launch import (
     ResolvedTransfer,
@@ -88,6 +88,10 @@ class SuiteStep:
             transfer_status(transfer, run_dir, seed)
             for run_dir, seed in zip(self.run_dirs, self.seeds, strict=True)
         ]
+
+    def statuses_to_overwrite(self) -> list[tuple[RunStatus, str]]:
+        """Return the status of each seed's run once an earlier run there is removed."""
+        return [status_to_overwrite(run_dir) for run_dir in self.run_dirs]
 
     def arguments(self) -> list[str]:
         """Return the arguments of `simmim-bench` for the seeds that are left, from first to last."""

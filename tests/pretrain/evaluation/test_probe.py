@@ -121,6 +121,17 @@ def test_few_images_are_sampled_of_every_class(tmp_path: Path, pocket: Path) -> 
     assert torch.equal(more.pixels, again.pixels)
 
 
+def test_images_without_a_validation_split_are_held_out(tmp_path: Path, pocket: Path) -> None:
+    recipe, quiet = POCKET, Display(quiet=True)
+    with open_run(tmp_path, recipe=recipe, deviates={}, arguments={}, display=quiet) as run:
+        context, data = RunContext(run=run, seed=5), pocket / "imagenet" / "train"
+        found = load_probe_images(context, data, recipe, 500, shard=False)
+    assert found is not None
+    assert (found.learnt, found.classes) == (20, 10)
+    assert len(found.labels) > found.learnt
+    assert "held out fraction=0.1 of every class" in (tmp_path / "log.txt").read_text()
+
+
 def test_a_large_fraction_of_the_time_is_reported_with_its_remedy() -> None:
     assert describe_cost(4.0, 100.0, 1) == "fraction=4.0% of the run's time"
     assert "--probe-every 3 " in describe_cost(12.0, 100.0, 1)

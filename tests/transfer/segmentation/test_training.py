@@ -87,7 +87,9 @@ def test_a_run_directory_has_the_documented_files_only(finished: Path) -> None:
         "tensorboard",
     ]
     with Image.open(finished / "predictions.png") as figure:
-        assert figure.height == 3 * 192
+        lines, rest = divmod(figure.height - 3 * 192, 20)
+        assert lines >= 2  # the headings, and rows of classes
+        assert rest == 0
 
 
 @pytest.mark.heavy
@@ -121,7 +123,7 @@ class CountingDisplay(Display):
     def task(self, description: str, total: int) -> Iterator[ProgressTask]:
         with super().task(description, total) as task:
 
-            def count(steps: int = 1, **figures: float) -> None:
+            def count(steps: int = 1, **figures: float | str) -> None:
                 self.steps[description] += steps
 
             task.advance = count  # type: ignore[method-assign]

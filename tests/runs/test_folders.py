@@ -1,0 +1,88 @@
+"""The default folder of a run, what is advised about an occupied one, and `suite --overwrite`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.cli import fails, run
+
+from simmim_bench.errors import UsageError
+from simmim_bench.runs.default_folder import choose_folder
+from simmim_bench.runs.lock import exclusive_lock
+from simmim_bench.runs.run_check import check_run_dir
+
+CKPT = "random:vit_pocket"
+
+
+def write_run(folder: Path, data: str, **more: object) -> None:
+    folder.mkdir(parents=True)
+    description = {
+        "recipe": {"k": 3},
+        "recipe_sha256": "a",
+        "deviates": {},
+        "arguments": {"data": data, **more},
+    }
+    (folder / "recipe.json").write_text(json.dumps(description))
+
+
+def chosen(plain: Path, data: str, name: str | None = None) -> str:
+    folder = choose_folder(plain, lambda word: plain / word, Path(data), name)
+    return str(folder.relative_to(plain.parent))
+
+
+def test_every_data_set_has_a_folder_which_it_keeps(tmp_path: Path) -> None:
+    plain = tmp_path / "knn"
+    assert chosen(plain, "/a/pets") == "knn"
+    write_run(plain / "seed3", "/a/pets")
+    assert chosen(plain, "/a/pets") == "knn"  # other seeds of the same data, too
+    assert chosen(plain, "/b/flowers") == "knn/flowers"
+    assert chosen(plain, "/b/pets") == "knn/pets"
+    write_run(plain / "pets" / "seed0", "/b/pets")
+    assert chosen(plain, "/b/pets") == "knn/pets"
+    assert chosen(plain, "/c/pets") == "knn/c-pets"
+    assert chosen(plain, "hfds:org/pets") == "knn/hfds-org-pets"
+    assert chosen(plain, "/x/seed3") == "knn/x-seed3"  # no run directory's name
+    write_run(plain / "birds" / "seed0", "/b/birds", data_name="birds")
+    assert chosen(plain, "/b/birds") == "knn/b-birds"
+    assert chosen(plain / "birds", "/b/birds", "birds") == "birds"
+    (plain / "seed3" / "recipe.json").unlink()  # the first data set is removed; the others stay
+    assert chosen(plain, "/b/pets") == "knn/pets"
+
+
+def test_only_what_works_is_advised_about_an_occupied_directory(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    write_run(run_dir, "a")
+    same = json.loads((run_dir / "recipe.json").read_text())
+    other = {**same, "arguments": {"data": "b"}}
+
+    def advice(description: dict[str, object]) -> str:
+        with pytest.raises(UsageError, match="is not empty") as refused:
+            check_run_dir(run_dir, description, resume=False, overwrite=False)
+        return str(refused.value)
+
+    assert "continue with --resume" in advice(same)
+    assert "with another data a, now b. Replace it with --overwrite" in advice(other)
+    (run_dir / "recipe.json").write_text("{")
+    assert "--resume" not in advice(same)
+    assert "--overwrite" in advice(same)
+    (run_dir / "recipe.json").unlink()
+    (run_dir / "notes.txt").touch()
+    assert "not a run directory" in advice(same)
+    assert "--overwrite" not in advice(same)
+
+
+def test_a_suite_replaces_the_runs_of_its_own_steps(tmp_path: Path, few: Path) -> None:
+    home = tmp_path / "random-vit_pocket"
+    suite = ("suite", "--ckpt", CKPT, "--imagenet", few, "--out", tmp_path, "--tasks", "knn")
+    write_run(home / "knn" / "seed0", str(few))
+    write_run(home / "knn" / "seed7", str(few))
+    refused = fails(2, *suite)
+    assert "Or replace the runs of all steps with --overwrite." in refused
+    code, out, _ = run(*suite, "--overwrite", "--dry-run")
+    assert code == 0
+    assert "1 earlier run is removed; if the suite is interrupted, continue without" in out
+    assert (home / "knn" / "seed0" / "recipe.json").is_file()
+    with exclusive_lock(home / "knn" / "seed0"):
+        assert "running elsewhere" in run(*suite, "--overwrite", "--dry-run")[1]
