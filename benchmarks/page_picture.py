@@ -17,7 +17,7 @@ from simmim_bench.leaderboard.build import build_leaderboard
 
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parent / "docs" / "images" / "leaderboard.png"
-SIZE = {"width": 1280, "height": 800}  # pixels
+WIDTH, HEIGHT = 1280, 800  # pixels
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport=SIZE)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(Path(folder, "leaderboard.html").as_uri())
         page.wait_for_load_state("networkidle")
         page.screenshot(path=PICTURE)
