@@ -28,6 +28,7 @@ from gpu_checks import report as gpu_check
 from timing import to_markdown as speed_table
 
 from simmim_bench.errors import DataError
+from simmim_bench.leaderboard.archive import ORIGINAL
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.find import FoundRecords, find_records
 from simmim_bench.leaderboard.reported import read_reported
@@ -145,8 +146,8 @@ def rebuild_ablations(
 
 
 def scored_sha256(record: Record) -> str:
-    """Return the hash of the predictions that the run wrote, which `keep` may have compressed."""
-    found: str = record.predictions.get("uncompressed_sha256", record.predictions["sha256"])
+    """Return the hash of the predictions that the run wrote, which `keep` may have compressed or shortened."""
+    found: str = record.predictions.get(ORIGINAL, record.predictions["sha256"])
     return found
 
 

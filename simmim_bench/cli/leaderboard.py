@@ -262,15 +262,21 @@ def leaderboard_compare(
 @leaderboard.command("keep")
 @_roots
 @click.option("--out", required=True, type=PATH, help="Folder of the copies.")
-def leaderboard_keep(roots: tuple[Path, ...], out: Path) -> None:
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Keep of classifications the five best classes of every image alone, about a tenth of the bytes. Calibration "
+    "cannot be computed from them, and is left out.",
+)
+def leaderboard_keep(roots: tuple[Path, ...], out: Path, compact: bool) -> None:
     """Copy the records below ROOTS, with everything that a check needs, to where they can be committed.
 
-    Copied are predictions, descriptions, metrics and COCO's annotations, but no weights.
+    Copied are predictions (COCO's results compressed), descriptions, metrics and COCO's annotations, but no weights.
     """
     from simmim_bench.leaderboard.archive import archive_runs
 
     found = _find(roots)
-    problems = archive_runs(found.records, out)
+    problems = archive_runs(found.records, out, compact=compact)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     click.echo(f"{len(found.records)} records, {size / 1e6:.1f} MB: {out}")
     if problems:

@@ -28,8 +28,10 @@ from simmim_bench.files import (
     write_json,
 )
 from simmim_bench.leaderboard.protocols import protocol_id
+from simmim_bench.results.metrics import read_ranking, shorten_ranking, write_ranking
 from simmim_bench.results.record import Record
 from simmim_bench.results.run_files import find_scored_files
+from simmim_bench.tasks import CALIBRATION_METRICS, predictions_of
 from simmim_bench.untrusted.gzips import SUFFIX
 from simmim_bench.untrusted.images import read_png
 from simmim_bench.untrusted.json_text import read_json
@@ -37,6 +39,9 @@ from simmim_bench.untrusted.paths import check_below, is_below, path_below
 from simmim_bench.untrusted.text import describe_error
 
 RECONSTRUCTIONS = "reconstructions.png"
+ORIGINAL = (
+    "original_sha256"  # of a copied record's predictions: the hash of those that the run wrote
+)
 RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 # What `_copy_run` writes; a folder with other files is not replaced.
 WRITTEN = re.compile(rf"record\.json|predictions(/[^/]+)?|{'|'.join(map(re.escape, RUN_FILES))}")
@@ -46,7 +51,7 @@ TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # `files.replacing`, left by a 
 HOME = re.compile(r"(/home|/Users)/[^/\s'\":;,]+")  # of Linux and macOS, anywhere in a text
 
 
-def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
+def archive_runs(records: Mapping[Path, Record], out: Path, *, compact: bool = False) -> list[str]:
     """Copy the runs of some records to `OUT/ARCH-CHECKPOINT/TASK-PROTOCOL/seedN`, replacing earlier copies.
 
     The folder of a named data set is `TASK-NAME-PROTOCOL`.
@@ -54,6 +59,8 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
     Args:
         records: records by the path of their file.
         out: folder of the archive.
+        compact: keep of classifications the five best classes of every image alone. The copied records lack the
+            calibration metrics, which cannot be computed from these.
 
     Returns:
         One sentence for each record that could not be copied.
@@ -73,7 +80,7 @@ def archive_runs(records: Mapping[Path, Record], out: Path) -> list[str]:
     problems: list[str] = []
     for name, path in sources.items():
         try:
-            problems += _archive_run(path, records[path], out, name)
+            problems += _archive_run(path, records[path], out, name, compact)
         except DataError as error:
             problems.append(f"{path} was not kept: {error}")
         except Exception as error:  # a record of others must not keep the rest from being copied
@@ -94,7 +101,7 @@ def _archive_name(record: Record) -> Path:
     )
 
 
-def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]:
+def _archive_run(path: Path, record: Record, out: Path, name: Path, compact: bool) -> list[str]:
     """Copy one run.
 
     Returns:
@@ -122,7 +129,7 @@ def _archive_run(path: Path, record: Record, out: Path, name: Path) -> list[str]
         problems.append(f"the reconstructions of {path} were not kept: {error}")
     try:
         with replacing_directory(folder) as temporary:
-            _copy_run(path, record, predictions, temporary)
+            _copy_run(path, record, predictions, temporary, compact)
     except OSError as error:
         raise cannot_write(folder, error) from error
     return problems
@@ -147,9 +154,9 @@ def _check_written(folder: Path) -> None:
             )
 
 
-def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> None:
+def _copy_run(path: Path, record: Record, predictions: Path, folder: Path, compact: bool) -> None:
     """Copy the predictions and those of `RUN_FILES` that exist, and write the record, with shortened paths."""
-    copied = _copy_predictions(predictions, record, folder)
+    changed = _copy_predictions(predictions, record, folder, compact)
     for name in RUN_FILES:
         source = path_below(path.parent, name, f"run {path.parent}")
         if name == "recipe.json" and source.is_file():
@@ -157,29 +164,35 @@ def _copy_run(path: Path, record: Record, predictions: Path, folder: Path) -> No
             write_json(folder / name, shorten_paths(description))
         else:
             _copy(source, folder / name)
-    plain = dataclasses.asdict(record) | {"predictions": copied}
-    write_json(folder / "record.json", shorten_paths(plain))
+    write_json(folder / "record.json", shorten_paths(dataclasses.asdict(record) | changed))
 
 
-def _copy_predictions(predictions: Path, record: Record, folder: Path) -> dict[str, Any]:
-    """Copy the predictions, and compress them if they are JSON, which then has a quarter of the bytes.
+def _copy_predictions(
+    predictions: Path, record: Record, folder: Path, compact: bool
+) -> dict[str, Any]:
+    """Copy the predictions; JSON is compressed, to a quarter of its bytes, and a ranking shortened on request.
 
     Returns:
-        The copied record's entry, with the name and hash of the copy.
+        The fields of the copied record that differ: the name and hash of the copy, and the metrics.
     """
     name = record.predictions["file"]
-    if predictions.suffix != ".json":
+    changed: dict[str, Any] = {}
+    if predictions.suffix == ".json":
+        name += SUFFIX
+        with replacing(folder / name) as temporary:
+            # Equal files have equal archives: neither name nor time is stored.
+            temporary.write_bytes(gzip.compress(predictions.read_bytes(), mtime=0))
+    elif compact and predictions_of(record.task) == "ranking":
+        ranking, labels = read_ranking(predictions)
+        write_ranking(folder / name, shorten_ranking(ranking), labels)
+        metrics = record.metrics.items()
+        changed["metrics"] = {k: v for k, v in metrics if k not in CALIBRATION_METRICS}
+    else:
         _copy(predictions, folder / name)
-        return dict(record.predictions)
-    name += SUFFIX
-    with replacing(folder / name) as temporary:
-        # Equal files have equal archives: neither name nor time is stored.
-        temporary.write_bytes(gzip.compress(predictions.read_bytes(), mtime=0))
-    return {
-        "file": name,
-        "sha256": sha256_file(folder / name),
-        "uncompressed_sha256": record.predictions["sha256"],
-    }
+        return {}
+    original = record.predictions.get(ORIGINAL, record.predictions["sha256"])
+    copied = {"file": name, "sha256": sha256_file(folder / name), ORIGINAL: original}
+    return changed | {"predictions": copied}
 
 
 def shorten_paths(value: Any) -> Any:

@@ -22,6 +22,7 @@ from simmim_bench.tasks import CALIBRATION_METRICS, find_variant, predictions_of
 from simmim_bench.untrusted.arrays import read_arrays
 
 RANKED = 10  # classes stored per image
+SHORT = 5  # classes of a file without logits, see `shorten_ranking`
 RANKING = {"ranked": "iu", "logits": "f", "labels": "iu", "classes": "iu"}  # arrays and their kinds
 CALIBRATION = "calibration"  # the array of `calibration_columns`, which older files and k-NN lack
 CONFUSION = {"entries": "iu", "classes": "iu"}
@@ -70,12 +71,13 @@ def _ranking(stored: Mapping[str, np.ndarray]) -> tuple[Ranking, np.ndarray]:
         raise ValueError(
             f"{ranked.shape} ranked classes and {labels.shape} labels are not those of some images"
         )
-    if ranked.shape[1] != min(classes, RANKED):
+    is_short = logits.shape == (len(ranked), 0)
+    if ranked.shape[1] != min(classes, SHORT if is_short else RANKED):
         raise ValueError(f"it ranks {ranked.shape[1]} of {classes:,} classes")
     logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
         raise ValueError("a logit is not finite")
-    if logits.shape != ranked.shape or (np.diff(logits, axis=1) > 0).any():
+    if not is_short and (logits.shape != ranked.shape or (np.diff(logits, axis=1) > 0).any()):
         raise ValueError("the logits are not sorted in descending order")
     if any(array.min() < 0 or array.max() >= classes for array in (ranked, labels)):
         raise ValueError(f"a class number is not in [0, {classes})")
@@ -162,7 +164,7 @@ class Ranking:
 
     Attributes:
         ranked: (N, at most 10) class numbers, best first.
-        logits: logits of the ranked classes, float16.
+        logits: logits of the ranked classes, float16; without columns after `shorten_ranking`.
         classes: number of classes.
         calibration: (N, 3) float32, see `calibration_columns`; None where the classes have no probabilities.
     """
@@ -201,6 +203,13 @@ def rank_votes(votes: np.ndarray) -> Ranking:
     limit = float(np.finfo(np.float16).max)
     best = np.take_along_axis(votes, ranked, axis=1).clip(-limit, limit)
     return Ranking(ranked.astype(np.min_scalar_type(classes)), best.astype(np.float16), classes)
+
+
+def shorten_ranking(ranking: Ranking) -> Ranking:
+    """Return the five best classes alone: top1 and top5 follow from them, calibration does not."""
+    none = np.empty((len(ranking), 0), np.float16)
+    ranked = ranking.ranked[:, :SHORT].astype(np.min_scalar_type(ranking.classes))
+    return Ranking(ranked, none, ranking.classes)
 
 
 def join_rankings(rankings: Sequence[Ranking]) -> Ranking:

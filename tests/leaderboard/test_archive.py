@@ -98,7 +98,7 @@ def test_coco_results_are_kept_compressed_and_scored_from_there(tmp_path: Path) 
     (compressed,) = (kept.parent / "predictions").iterdir()
     assert compressed.name == "coco_results.json.gz"
     assert gzip.decompress(compressed.read_bytes()) == file.read_bytes()
-    assert record.predictions["uncompressed_sha256"] == sha256_file(file)
+    assert record.predictions["original_sha256"] == sha256_file(file)
     assert scores_from_predictions("coco", *find_scored_files(kept, record)) == scores
 
     annotations.unlink()  # the copy remains
@@ -114,3 +114,28 @@ def test_a_damaged_or_exploding_compressed_file_is_refused(tmp_path: Path, conte
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"expand|cut off"):
         read_maybe_gzipped(path, "predictions", 1 << 30)
+
+
+def test_a_compact_copy_has_the_scores_and_intervals_of_the_original(tmp_path: Path) -> None:
+    for label, correct in (("a", 20), ("b", 24)):
+        for seed in range(2):
+            path = make_record(
+                tmp_path / "runs", label=label, seed=seed, images=40, correct=correct + seed
+            )
+    original = read_record(path)
+    assert "ece" in original.metrics
+    archive = tmp_path / "archive"
+    arguments = (tmp_path / "runs", "--out", archive, "--compact")
+    assert run_leaderboard("keep", *arguments).exit_code == 0
+    assert to_markdown(board_of(archive)) == to_markdown(board_of(tmp_path / "runs"))
+    assert not check_records({p: read_record(p) for p in archive.rglob("record.json")}, RECIPES)
+    copies = [read_record(p) for p in archive.rglob("record.json")]
+    (copy,) = (
+        c for c in copies if c.predictions["original_sha256"] == original.predictions["sha256"]
+    )
+    assert copy.metrics == {name: original.metrics[name] for name in ("top1", "top5")}
+    # Of a copy of the copy, the hash is still that of the run's file.
+    again = tmp_path / "again"
+    assert run_leaderboard("keep", archive, "--out", again, "--compact").exit_code == 0
+    hashes = {read_record(p).predictions["original_sha256"] for p in again.rglob("record.json")}
+    assert hashes == {c.predictions["original_sha256"] for c in copies}
