@@ -18,6 +18,7 @@ from transfer.tasks import TASK_RECIPES
 
 HERE = Path(__file__).resolve().parent
 COSTS = HERE.parents[1] / "benchmarks" / "results" / "costs.json"
+MOST_LISTED = 8  # architectures in a cell of the table
 OTHERS = ("shift",)  # pages with a text alone
 
 
@@ -58,7 +59,8 @@ def _generated(task: str) -> Iterator[str]:
 def _default_of(task: str, recipe: Recipe) -> str:
     archs = [a for a, spec in ARCHS.items() if choose_recipe(task, spec, None).recipe is recipe]
     after = [name for name, chosen in TASK_RECIPES[task].after.items() if chosen == recipe.name]
-    texts = [", ".join(archs), f"after {', '.join(after)}" if after else ""]
+    listed = ", ".join(archs) if len(archs) <= MOST_LISTED else f"{len(archs)} architectures"
+    texts = [listed, f"after {', '.join(after)}" if after else ""]
     return "; ".join(filter(None, texts))
 
 
