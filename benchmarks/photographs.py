@@ -7,7 +7,7 @@ from the records and their predictions.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from simmim_bench.display import format_duration
@@ -18,7 +18,7 @@ from simmim_bench.leaderboard.compare import ColumnDifference, adjust, compare_i
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.forest import format_interval
 from simmim_bench.leaderboard.rows import Row
-from simmim_bench.leaderboard.text_tables import MISSING, escape_markdown
+from simmim_bench.leaderboard.text_tables import MISSING, escape_markdown, plain_table
 from simmim_bench.results.record import Record
 
 RECORDS = Path(__file__).resolve().parent / "records" / "photographs"
@@ -40,11 +40,11 @@ def differences(board: Board) -> str:
     adjusted = iter(adjust([one for of_row in found.values() for one in of_row]))
     found = {label: [next(adjusted) for _ in of_row] for label, of_row in found.items()}
     titles = list(dict.fromkeys(one.title for of_row in found.values() for one in of_row))
-    lines = _head("above random weights", titles)
+    lines = []
     for label, of_row in found.items():
         cells = {one.title: _format(one) for one in of_row}
-        lines.append(_line(label, [cells.get(title, MISSING) for title in titles]))
-    return "\n".join(lines)
+        lines.append([escape_markdown(label), *(cells.get(title, MISSING) for title in titles)])
+    return plain_table(["above random weights", *titles], lines, range(1, len(titles) + 1))
 
 
 def _compare(table: Table, row: Row, random: dict[str, str]) -> list[ColumnDifference]:
@@ -66,15 +66,17 @@ def costs(board: Board) -> str:
     rows = complete_rows(board.groups[0].rows)
     tasks = list(dict.fromkeys(column.task for column in board.columns))
     tasks = [task for task in tasks if any(_records(board, row, task) for row in rows)]
-    lines = _head("mean time of one run", ["pretraining", *tasks])
+    lines = []
     for row in rows:
         runs = [_seconds(record.wall_time_s for record in _records(board, row, t)) for t in tasks]
-        lines.append(_line(row.label, [_seconds(_pretraining_seconds(board, row)), *runs]))
+        pretraining = _seconds(_pretraining_seconds(board, row))
+        lines.append([escape_markdown(row.label), pretraining, *runs])
     devices = {record.environment["device"] for record in board.records.values()}
     threads = {record.environment["threads"] for record in board.records.values()}
     if devices != {"cpu"} or threads != {1}:
         raise ValueError(f"the caption says one CPU thread, but records have {devices}, {threads}")
-    return "\n".join(lines)
+    titles = ["mean time of one run", "pretraining", *tasks]
+    return plain_table(titles, lines, range(1, len(titles)))
 
 
 def _records(board: Board, row: Row, task: str) -> list[Record]:
@@ -95,11 +97,3 @@ def _pretraining_seconds(board: Board, row: Row) -> Iterator[float]:
 def _seconds(values: Iterator[float]) -> str:
     found = list(values)
     return format_duration(statistics.fmean(found)) if found else MISSING
-
-
-def _head(first: str, titles: Sequence[str]) -> list[str]:
-    return [f"| {first} | {' | '.join(titles)} |", "| --- |" + " ---: |" * len(titles)]
-
-
-def _line(label: str, cells: Sequence[str]) -> str:
-    return f"| {escape_markdown(label)} | {' | '.join(cells)} |"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simmim_bench.leaderboard.reported import ReportedRow, read_reported
-from simmim_bench.leaderboard.text_tables import MISSING
+from simmim_bench.leaderboard.text_tables import MISSING, plain_table
 from simmim_bench.tasks import columns
 
 TITLES = ("fine-tuned top-1", "linear", "k-NN", "detection box AP", "mask AP", "segmentation mIoU")
@@ -33,14 +33,12 @@ MODELS = (
 def markdown() -> str:
     """Return the table; a column's score is the first one that the results list with high confidence."""
     reported = read_reported()
-    lines = [
-        "| published, ImageNet-1K without labels | " + " | ".join(TITLES) + " |",
-        "| --- |" + " ---: |" * len(TITLES),
-    ]
+    lines = []
     for model in MODELS:
         scores = [f"_{value:.1f}_" if value else MISSING for value in scores_of(model, reported)]
-        lines.append(f"| {model.method}, {model.backbone} | " + " | ".join(scores) + " |")
-    return "\n".join(lines)
+        lines.append([f"{model.method}, {model.backbone}", *scores])
+    titles = ["published, ImageNet-1K without labels", *TITLES]
+    return plain_table(titles, lines, right=range(1, len(titles)))
 
 
 def scores_of(model: Model, reported: Sequence[ReportedRow]) -> list[float | None]:

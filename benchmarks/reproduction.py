@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmim_bench.leaderboard.reported import ReportedRow
+from simmim_bench.leaderboard.text_tables import MISSING, plain_table
 from simmim_bench.tasks import columns
-
-UNKNOWN = "–"
 
 
 def markdown(rows: Sequence[ReportedRow], costs: Sequence[Mapping[str, Any]]) -> str:
@@ -23,28 +22,29 @@ def markdown(rows: Sequence[ReportedRow], costs: Sequence[Mapping[str, Any]]) ->
         costs: of results/costs.json.
     """
     by_recipe = {cost["recipe"]: cost for cost in costs}
-    lines = [
-        "| backbone | pretraining | transfer | published | pretraining, GPU-hours | transfer, GPU-hours | source |",
-        "| --- | --- | --- | --- | ---: | ---: | --- |",
-    ]
+    lines = []
     for row in rows:
         for column, score in zip(columns(), row.scores, strict=True):
             if score is None or score.recipe is None or score.pretraining_recipe is None:
                 continue
-            hours = [
-                _hours(by_recipe.get(name)) for name in (score.pretraining_recipe, score.recipe)
-            ]
-            source = score.source.partition(" (")[0]
+            names = (score.pretraining_recipe, score.recipe)
             lines.append(
-                f"| {row.backbone} | `{score.pretraining_recipe}` | `{score.recipe}` | {column.title} {score.value} "
-                f"| {hours[0]} | {hours[1]} | `{source}` |"
+                [
+                    row.backbone,
+                    *(f"`{name}`" for name in names),
+                    f"{column.title} {score.value}",
+                    *(_hours(by_recipe.get(name)) for name in names),
+                    f"`{score.source.partition(' (')[0]}`",
+                ]
             )
-    return "\n".join(lines)
+    hours = ("pretraining, GPU-hours", "transfer, GPU-hours")
+    titles = ["backbone", "pretraining", "transfer", "published", *hours, "source"]
+    return plain_table(titles, lines, right=(4, 5))
 
 
 def _hours(cost: Mapping[str, Any] | None) -> str:
     """Format the hours of one GPU, with a star where the rate was not measured."""
     if cost is None:
-        return UNKNOWN
+        return MISSING
     hours = cost["images"] / cost["images_per_s"] / 3600
     return f"{hours:,.0f}{'' if cost['measured'] else ' *'}"

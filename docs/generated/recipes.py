@@ -7,7 +7,7 @@ import functools
 from generated.markdown import Page, escape
 from simmim_bench.cli.options import all_recipes
 from simmim_bench.cli.recipe_table import recipe_table
-from simmim_bench.cli.recipes import _tasks_of as tasks_of
+from simmim_bench.cli.recipes import tasks_of
 from simmim_bench.recipe import Recipe
 
 

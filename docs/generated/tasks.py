@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from generated.markdown import Page, escape, table
+from generated.markdown import Page, escape
 from simmim_bench.display import format_duration
 from simmim_bench.leaderboard.reported import linked_scores, read_reported
+from simmim_bench.leaderboard.text_tables import plain_table
 from simmim_bench.models.archs import ARCHS
 from simmim_bench.recipe import Recipe
 from simmim_bench.tasks import TASKS
@@ -37,7 +38,7 @@ def task_pages() -> list[Page]:
 def _generated(task: str) -> Iterator[str]:
     """Yield the sections that follow from the registry, the recipes and the results."""
     recipes = [one for one in RECIPES.values() if isinstance(one, TASK_RECIPES[task].recipe_types)]
-    yield "## Recipes\n\n" + table(
+    yield "## Recipes\n\n" + plain_table(
         ["recipe", "default of", "source"],
         ([f"`{one.name}`", _default_of(task, one), escape(one.source)] for one in recipes),
     )
@@ -45,14 +46,14 @@ def _generated(task: str) -> Iterator[str]:
     if scores:
         yield (
             "## Published scores that the recipes aim at\n\nThey are quoted, not computed here.\n\n"
-            + table(["recipe", "checkpoint", "metric", "score", "source"], scores, right=(3,))
+            + plain_table(["recipe", "checkpoint", "metric", "score", "source"], scores, right=(3,))
         )
     costs = list(_costs({one.name for one in recipes}))
     if costs:
         device = json.loads(COSTS.read_text(encoding="utf-8"))["device"]
         yield (
             f"## Cost at full size\n\nOn one {device}, in bfloat16; * is estimated from the operations of a step.\n\n"
-            + table(["recipe", "images", "images/s", "time"], costs, right=(1, 2, 3))
+            + plain_table(["recipe", "images", "images/s", "time"], costs, right=(1, 2, 3))
         )
 
 

@@ -26,7 +26,7 @@ def recipes(context: click.Context, as_json: bool) -> None:
     if as_json:
         listed = [
             {"name": name, "type": type(r).__name__, "source": r.source, "published": r.published}
-            | {"tasks": _tasks_of(r)}
+            | {"tasks": tasks_of(r)}
             for name, r in found.items()
         ]
         click.echo(json.dumps(listed, indent=2))
@@ -35,11 +35,11 @@ def recipes(context: click.Context, as_json: bool) -> None:
     by_task: dict[str, list[str]] = {}
     for name, recipe in found.items():
         line = f"  {name:<{width}}  {type(recipe).__name__:<14}  {recipe.source}"
-        by_task.setdefault(", ".join(_tasks_of(recipe)), []).append(line)
+        by_task.setdefault(", ".join(tasks_of(recipe)), []).append(line)
     click.echo("\n\n".join("\n".join([tasks, *lines]) for tasks, lines in by_task.items()))
 
 
-def _tasks_of(recipe: Recipe) -> list[str]:
+def tasks_of(recipe: Recipe) -> list[str]:
     """Return the tasks that take a recipe; `pretrain` or `evaluate` for one of these commands."""
     from transfer.tasks import TASK_RECIPES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -167,6 +167,19 @@ def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
         texts = map(_markdown_cell, row.cells)
         lines.append("| " + " | ".join([escape_markdown(row.label), *texts]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def plain_table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()
+) -> str:
+    """Return a Markdown table of cells that are Markdown themselves, but for `|` and line breaks.
+
+    Args:
+        right: the numbers of the columns, from 0, that are aligned to the right.
+    """
+    rules = ["---:" if number in right else "---" for number in range(len(titles))]
+    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [[*titles], rules, *cells])
 
 
 def _markdown_cell(cell: TextCell) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def succeed(*words: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_of_a_page_parses(page: Path) -> None:
+    fences = re.findall(r"^```(\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {*fences} <= {"sh", "python", "text", "yaml", "html"}, "commands belong into ```sh"
     for example in read_examples(page):
         if example.words is not None:
             try:

@@ -52,7 +52,7 @@ def read_examples(page: Path) -> Iterator[Example]:
             yield Example(block["text"], None, block["reason"])
             continue
         for line in block["text"].replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.partition(" > ")[0], comments=True)
             command = command_words(words)
             if command is not None:
                 yield Example(line.strip(), command, block["reason"])

@@ -92,7 +92,7 @@ def _remarks(planned: Sequence[PlannedStep]) -> list[str]:
 
 
 def _overwrite_remarks(plan: SuitePlan) -> list[str]:
-    """Say how many runs the suite replaces."""
+    """Return how many runs the suite replaces."""
     count = sum(is_occupied(run_dir) for run_dir in plan.run_dirs)
     if not (plan.overwrite and count):
         return []

@@ -1,6 +1,6 @@
-"""Take the README's picture of the leaderboard page of the committed records, docs/images/leaderboard.png.
+"""Write the README's image of the leaderboard page of the committed records, docs/images/leaderboard.png.
 
-    python benchmarks/page_picture.py
+    python benchmarks/page_image.py
 
 It needs a Chromium, found on the PATH or installed by `playwright install chromium`.
 """
@@ -16,13 +16,13 @@ from playwright.sync_api import sync_playwright
 from simmim_bench.leaderboard.build import build_leaderboard
 
 HERE = Path(__file__).resolve().parent
-PICTURE = HERE.parent / "docs" / "images" / "leaderboard.png"
+IMAGE = HERE.parent / "docs" / "images" / "leaderboard.png"
 WIDTH, HEIGHT = 1280, 800  # pixels
 
 
 def main() -> None:
-    """Build the page, and take its first screen."""
-    PICTURE.parent.mkdir(exist_ok=True)
+    """Build the page, and write an image of its first screen."""
+    IMAGE.parent.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         build_leaderboard(HERE / "records", out=folder, quiet=True)
         browser = playwright.chromium.launch(
@@ -31,7 +31,7 @@ def main() -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.goto(Path(folder, "leaderboard.html").as_uri())
         page.wait_for_load_state("networkidle")
-        page.screenshot(path=PICTURE)
+        page.screenshot(path=IMAGE)
         browser.close()
 
 
