@@ -58,7 +58,7 @@ def cli() -> None:
       simmim-bench transfer linear --ckpt runs/vit_b --data imagenet
       simmim-bench leaderboard build runs
 
-    Start with `simmim-bench demo`: the whole pipeline on synthetic images, in about six minutes on a CPU.
+    Start with `simmim-bench demo`: the whole pipeline on synthetic images, in minutes on a CPU.
     """
 
 

@@ -115,6 +115,10 @@ def explain_marks(rows: Sequence[Row]) -> list[str]:
         DIRTY: ". Not ranked.",
     }
     footnotes += [f"{m} {MEANINGS[m]}{remark}" for m, remark in remarks.items() if m in used]
+    if any(f" {DEVIATES}" in row.label for row in shown):
+        footnotes.append(
+            "* after a name: settings of the pretraining differ from the named recipe."
+        )
     if any(cell.unit == "seed" and cell.std is not None for cell in cells):
         footnotes.append(
             "seeds ±: sample standard deviation over transfer seeds of one checkpoint; random weights are "

@@ -184,7 +184,7 @@ def find_spec(arch: str) -> BackboneSpec:
         suggested = suggest_arch(arch)
         hint = f"did you mean '{suggested}'?" if suggested else nearest(arch, ARCHS)
         raise UsageError(
-            f"unknown arch '{arch}'; {hint} Networks of timm are transferred (--ckpt random:NAME), not "
-            "pretrained."
+            f"unknown arch '{arch}'; {hint} Networks of timm are transferred, not pretrained: --ckpt timm:NAME, or "
+            "random:NAME."
         )
     return ARCHS[arch]
