@@ -56,6 +56,23 @@ def test_every_data_set_has_a_folder_which_it_keeps(tmp_path: Path) -> None:
     assert chosen(plain, "/b/pets") == "knn/pets"
 
 
+def test_resume_starts_no_run_on_moved_data(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    knn = Path("runs", "random-vit_pocket", "knn")
+    resume = ("transfer", "knn", "--ckpt", CKPT, "--data", few, "--resume")
+    write_run(knn / "seed0", "/old/pets")
+    refused = fails(2, *resume)
+    assert f"no run on {few} to resume: {knn} has a run on /old/pets." in refused
+    assert "without --resume" in refused
+    assert [path.name for path in knn.iterdir()] == ["seed0"]
+    write_run(knn / few.name / "seed3", str(few))  # another seed of the same data has been started
+    assert choose_folder(knn, lambda word: knn / word, few, resume=True) == knn / few.name
+    free = tmp_path / "free"  # nothing at all: a requeued job's first start
+    assert choose_folder(free, lambda word: free / word, few, resume=True) == free
+
+
 def test_only_what_works_is_advised_about_an_occupied_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     write_run(run_dir, "a")
