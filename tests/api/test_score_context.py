@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from support.records import change, make_record
 
-from simmim_bench.api import transfer_result
-from simmim_bench.api.score_context import describe_files, score_context
+from simmim_bench.api.score_context import ScoreContext, describe_files, score_context
 from simmim_bench.api.transfer_result import TransferResult, summarise
-from simmim_bench.results.scored_runs import read_scored_runs
+from simmim_bench.results.scored_runs import ScoredRuns, read_scored_runs
 
 
 def write(root: Path, folder: str, label: str, correct: int, **changes: object) -> Path:
@@ -77,11 +76,13 @@ def test_records_of_random_weights_elsewhere_end_no_run(
         write(tmp_path, folder, f"x{seed}", 3, checkpoint=random(), seed=seed)
     damaged = tmp_path / "random-z" / "record.json"
     damaged.mkdir(parents=True)
-    looks = []
-    find = transfer_result.score_context
-    monkeypatch.setattr(
-        transfer_result, "score_context", lambda runs: looks.append(runs) or find(runs)
-    )
+    looks = list[ScoredRuns]()
+
+    def look(runs: ScoredRuns) -> ScoreContext:
+        looks.append(runs)
+        return score_context(runs)
+
+    monkeypatch.setattr("simmim_bench.api.transfer_result.score_context", look)
     lines, plain = summarise(TransferResult(None, read_scored_runs(run_dirs)))
     assert len(looks) == 1
     # An absolute --out, and `runs` of the working directory.

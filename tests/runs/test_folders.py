@@ -117,8 +117,10 @@ def test_a_suite_removes_all_runs_or_none(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     knn = tmp_path / "random-vit_pocket" / "knn"
-    suite = ("suite", "--ckpt", CKPT, "--imagenet", few, "--out", tmp_path, "--tasks", "knn")
-    suite += ("--seeds", 2, "--overwrite")
+    suite = (
+        *("suite", "--ckpt", CKPT, "--imagenet", few, "--out", tmp_path, "--tasks", "knn"),
+        *("--seeds", 2, "--overwrite"),
+    )
     seeds = [knn / "seed0", knn / "seed1", knn / "seed7"]
     for run_dir in seeds:
         write_run(run_dir, str(few))
