@@ -228,6 +228,7 @@ def test_every_second_checkpoint_and_the_best_are_kept(tmp_path: Path, pocket: P
     assert 0 < float(last) < 10
 
 
+@pytest.mark.heavy
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_since_a_resume(
     tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
