@@ -12,9 +12,8 @@ from pathlib import Path
 from simmim_bench.data.packed import packing_in_words
 from simmim_bench.data.pretraining_images import (
     any_images,
-    check_val_fraction,
+    choose_splits,
     held_out_images,
-    split_training_images,
 )
 from simmim_bench.data.sources import ImageSource
 from simmim_bench.diagnostics.data_checks import FindingGroup, Reading
@@ -41,14 +40,14 @@ def check_pretraining_data(data: Path, reading: Reading) -> list[Finding]:
     images = _open("train", lambda: any_images(data), group, found)
     held_out = _open("val", lambda: held_out_images(data), group, found)
     try:
-        check_val_fraction(data, fraction, held_out)
-        if images is not None and held_out is None and not found:
-            every = len(images)
-            images, held_out = split_training_images(images, fraction)
-            said = (
-                f"no validation images: {len(held_out):,} of {plural(every, 'image')} are held out"
-            )
-            found.append(group.finding("split", "ok", f"{said}; --val-fraction changes the part"))
+        if images is not None and not found:
+            every = images
+            images, val = choose_splits(data, every, held_out, fraction)
+            if held_out is None:
+                held = f"{len(val):,} of {plural(len(every), 'image')} are held out"
+                said = f"no validation images: {held}; --val-fraction changes the part"
+                found.append(group.finding("split", "ok", said))
+            held_out = val
     except (DataError, UsageError) as error:
         found.append(group.finding("split", "problem", str(error)))
     if images is not None:

@@ -11,9 +11,8 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.hold_out import SEED
 from simmim_bench.data.pretraining_images import (
     any_images,
-    check_val_fraction,
+    choose_splits,
     held_out_images,
-    split_training_images,
 )
 from simmim_bench.data.sharing import open_once
 from simmim_bench.data.sources import ImageSource, describe_left_out
@@ -37,19 +36,21 @@ def open_splits(
     """
     run, dist = context.run, context.dist
     images = open_once(partial(any_images, data), dist)
-    held_out = open_once(partial(held_out_images, data), dist, measure=False)
-    check_val_fraction(data, recipe.val_fraction, held_out)
+    val = open_once(partial(held_out_images, data), dist, measure=False)
+    # A run of an earlier version, which trains on all images; it continues with the same batches.
+    earlier = val is None and saved is not None and "held_out" not in saved.provenance
+    train, held_out = images, images
+    if not earlier:
+        train, held_out = choose_splits(data, images, val, recipe.val_fraction)
     for line in describe_left_out(images, "train"):
         run.log(line)
-    if held_out is not None:
-        for line in describe_left_out(held_out, "val"):
-            run.log(line)
-        return images, held_out, {"from": "val", "images": len(held_out)}
-    if saved is not None and "held_out" not in saved.provenance:
-        # A run of an earlier version, which trains on all images; it continues with the same batches.
+    if earlier:
         run.log("pretrain: warning: held_out_loss of this run is of training images")
-        return images, images, {"from": "trained images", "images": len(images)}
-    train, held_out = split_training_images(images, recipe.val_fraction)
+        return train, held_out, {"from": "trained images", "images": len(images)}
+    if val is not None:
+        for line in describe_left_out(val, "val"):
+            run.log(line)
+        return train, held_out, {"from": "val", "images": len(val)}
     share = len(held_out) / len(images)
     run.log(
         f"pretrain: no validation images: held out images={len(held_out):,} of {len(images):,} ({share:.1%}), the same "

@@ -17,9 +17,8 @@ from simmim_bench.data.loader import SeededDataset
 from simmim_bench.data.normalise import normalise
 from simmim_bench.data.pretraining_images import (
     any_images,
-    check_val_fraction,
+    choose_splits,
     held_out_images,
-    split_training_images,
 )
 from simmim_bench.data.random_crop import RandomCropFlip
 from simmim_bench.data.subsets import limit_images
@@ -46,9 +45,7 @@ def preview_pretraining(
     """
     spec = check_sizes(recipe)
     images, held_out = any_images(data), held_out_images(data)
-    check_val_fraction(data, recipe.val_fraction, held_out)
-    if held_out is None:
-        images, _ = split_training_images(images, recipe.val_fraction)
+    images, _ = choose_splits(data, images, held_out, recipe.val_fraction)
     images = limit_images(images, recipe.limit, "train")
     count = min(count, len(images))
     chosen = [number * len(images) // count for number in range(count)]

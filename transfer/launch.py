@@ -214,6 +214,7 @@ def plan_transfer(
     root: Path = Path("runs"),
     *,
     checkpoint: Checkpoint | None = None,
+    resume: bool = False,
 ) -> TransferPlan:
     """Choose the run directories and the folder of the frozen features.
 
@@ -223,9 +224,10 @@ def plan_transfer(
     Args:
         root: the folder that holds a folder per checkpoint.
         checkpoint: the checkpoint that CKPT names, where it has been read already.
+        resume: whether runs without --out must not start anew while there are some on other data.
 
     Raises:
-        UsageError: the folder of the runs is itself a run, or see `resolve_transfer`.
+        UsageError: the folder of the runs is itself a run, or see `choose_folder` and `resolve_transfer`.
         DataError: see `resolve_transfer`.
     """
     out = request.options.out
@@ -236,7 +238,7 @@ def plan_transfer(
     if out is not None and len(seeds) == 1:
         run_dirs = [out]
     else:
-        folder = out or _default_folder(parent / request.folder, request.options)
+        folder = out or _default_folder(parent / request.folder, request.options, resume=resume)
         if (folder / "recipe.json").is_file():
             raise UsageError(
                 f"{folder} is itself a run and cannot hold the runs of several seeds; choose another --out."
@@ -246,9 +248,10 @@ def plan_transfer(
     return TransferPlan(transfer=transfer, ckpt=ckpt, seeds=seeds, run_dirs=run_dirs)
 
 
-def _default_folder(plain: Path, options: RunOptions) -> Path:
+def _default_folder(plain: Path, options: RunOptions, *, resume: bool) -> Path:
     """Return the folder of the runs without --out: the plain one, or one below it where that is of other data."""
-    return choose_folder(plain, lambda name: plain / name, options.data, options.data_name)
+    data, name = options.data, options.data_name
+    return choose_folder(plain, lambda word: plain / word, data, name, resume=resume)
 
 
 def plan_baseline(request: TransferRequest, plan: TransferPlan, baseline: str) -> TransferPlan:

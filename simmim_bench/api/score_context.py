@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -69,7 +69,7 @@ class ScoreContext:
         random = self.random_metrics()
         if random:
             seeds = f"{len(self.random)} seeds, " if len(self.random) > 1 else ""
-            where = os.path.commonpath([path.parent for path in self.random])
+            where = _common_folder(self.random)
             lines.append(f"random weights: {_shown(random, metrics)} ({seeds}{where})")
         elif self.wants_random:
             lines.append("random weights: no run of this protocol here; --baseline random adds it")
@@ -135,7 +135,7 @@ def find_random_runs(runs: ScoredRuns) -> dict[Path, Record]:
     ours = runs.first
     found: dict[int, tuple[Path, Record]] = {}
     for path in islice(_places(next(iter(runs.records)).parent, ours.task), MOST_RECORDS):
-        with suppress(BenchError):  # the leaderboard reports it
+        with suppress(BenchError, OSError):  # the leaderboard reports it
             record = read_record(path)
             if (
                 (record.task, record.checkpoint["arch"]) == (ours.task, ours.checkpoint["arch"])
@@ -172,9 +172,17 @@ def describe_files(all_runs: Sequence[ScoredRuns]) -> list[str]:
 
 def show_command(records: Sequence[Path]) -> str:
     """Return the command that shows the records, and those next to them, as a table."""
-    folder = Path(os.path.commonpath([path.parent for path in records]))
+    folder = _common_folder(records)
     folder = RUNS if folder.parts[:1] == RUNS.parts else folder
     return shlex.join(["simmim-bench", "leaderboard", "show", str(folder)])
+
+
+def _common_folder(records: Iterable[Path]) -> Path:
+    """Return the folder that holds the runs of some records; absolute where one of the records' paths is."""
+    folders = [path.parent for path in records]
+    if any(folder.is_absolute() for folder in folders):
+        folders = [folder.absolute() for folder in folders]
+    return Path(os.path.commonpath(folders))
 
 
 def _shown(values: Mapping[str, float], metrics: Sequence[str]) -> str:

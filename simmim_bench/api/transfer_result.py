@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from simmim_bench.api.score_context import (
@@ -44,6 +45,12 @@ class TransferResult:
         """The records, one per seed."""
         return list(self.runs.records.values())
 
+    @cached_property
+    def context(self) -> ScoreContext:
+        """What the scores are read against; the differences from a baseline show the baseline's scores themselves."""
+        context = score_context(self.runs)
+        return replace(context, random={}, wants_random=False) if self.baseline else context
+
     def scores(self) -> dict[str, Score]:
         """Return the mean over seeds of every metric, with its standard deviation and standard error."""
         return self.runs.scores()
@@ -67,8 +74,7 @@ def summarise(result: TransferResult) -> tuple[list[str], dict[str, Any]]:
             lines.append(f"{metric} n/a: {reason}")
     if result.runs.unknown:
         lines.append(f"without images ±: {result.runs.unknown}")
-    context = _context(result)
-    lines += context.lines(scores)
+    lines += result.context.lines(scores)
     for metric, found in result.above.items():
         lines.append(f"above {result.baseline}: {describe_difference(metric, found)}")
     lines += _below_random(result)
@@ -86,7 +92,7 @@ def summarise_data_sets(results: Sequence[TransferResult]) -> tuple[list[str], d
     for result in results:
         if result.runs.unknown:
             lines.append(f"{result.name}, without images ±: {result.runs.unknown}")
-        context = _context(result).lines(rows[str(result.name)])
+        context = result.context.lines(rows[str(result.name)])
         lines += [f"{result.name}, {line}" for line in context]
         for metric, found in result.above.items():
             text = describe_difference(metric, found)
@@ -116,7 +122,7 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
             for name, score in scores.items()
         }
         plain = {"metrics": spread, "seeds": records}
-    plain |= _context(result).to_json()
+    plain |= result.context.to_json()
     plain["files"] = [
         {"record": str(path), "predictions": str(path.parent / record.predictions["file"])}
         for path, record in result.runs.records.items()
@@ -131,12 +137,6 @@ def _plain(result: TransferResult, scores: Mapping[str, Score]) -> dict[str, Any
             "by_metric": by_metric,
         }
     return plain
-
-
-def _context(result: TransferResult) -> ScoreContext:
-    """Return what the scores are read against; the differences from a baseline show its scores themselves."""
-    context = score_context(result.runs)
-    return replace(context, random={}, wants_random=False) if result.baseline else context
 
 
 def _below_random(result: TransferResult) -> list[str]:

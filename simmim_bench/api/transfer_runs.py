@@ -88,7 +88,9 @@ def run_transfers(
     checkpoint, pairs = None, list["Pair"]()
     for request in requests_by_data_set(general, data_sets):
         range_of_seeds = range(options.seed, options.seed + seeds)
-        ours = plan_transfer(request, ckpt, range_of_seeds, checkpoint=checkpoint)
+        ours = plan_transfer(
+            request, ckpt, range_of_seeds, checkpoint=checkpoint, resume=options.resume
+        )
         checkpoint = ours.transfer.checkpoint
         other = None if baseline is None else plan_baseline(request, ours, baseline)
         pairs.append((ours, other))

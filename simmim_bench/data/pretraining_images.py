@@ -113,6 +113,23 @@ def check_val_fraction(
         )
 
 
+def choose_splits(
+    data: Path, images: ImageSource, held_out: ImageSource | None, val_fraction: float | None
+) -> tuple[ImageSource, ImageSource]:
+    """Return the images to train on, and the held-out ones: of the data's two splits, or of its training images.
+
+    Args:
+        images, held_out: what `any_images` and `held_out_images` return for the data.
+        val_fraction: see `split_training_images`.
+
+    Raises:
+        UsageError: there is a fraction, but there are validation images.
+        DataError: see `split_training_images`.
+    """
+    check_val_fraction(data, val_fraction, held_out)
+    return split_training_images(images, val_fraction) if held_out is None else (images, held_out)
+
+
 def split_training_images(
     images: ImageSource, val_fraction: float | None
 ) -> tuple[ImageSource, ImageSource]:

@@ -22,6 +22,7 @@ from simmim_bench.jobs.remaining import SHOWN_EVERY_S, Expected, Tracker
 from simmim_bench.jobs.running import AnyStep, RunningStep, StepResult
 from simmim_bench.jobs.step import is_done, progress_file, runs_elsewhere
 from simmim_bench.jobs.workers import Machine, Queue
+from simmim_bench.runs.removal import remove_runs
 from simmim_bench.training.stopping import StopRequest, stop_on_signals
 
 POLL_S = 0.2
@@ -37,6 +38,7 @@ def run_steps(
     forecast: Callable[[AnyStep], Forecast] = lambda step: Forecast(kind="step"),
     tracker: Tracker | None = None,
     waits_for: Callable[[AnyStep], Sequence[AnyStep]] = lambda step: (),
+    replaced: Sequence[Path] = (),
 ) -> list[StepResult[AnyStep]]:
     """Run the steps that are not done, side by side where they fit.
 
@@ -47,22 +49,25 @@ def run_steps(
         tracker: of a command that shows more than these steps as one; None for a new one.
         out: the folder whose `slurm/` receives submitit's files.
         what: "suite" or "ablate", as messages name the whole.
+        replaced: run directories whose runs are removed once nothing else can refuse the steps.
 
     Returns:
         The result of every step, in their order.
 
     Raises:
-        UsageError: more GPUs are requested than are visible.
+        UsageError: more GPUs are requested than are visible, or a run to replace is in use; nothing is removed.
         MissingFrameworkError: submitit is not installed.
+        DataError: a run cannot be removed.
         InterruptedRun: a signal came; the running steps were asked to save.
     """
-    results = {id(step): StepResult(step, "done") for step in steps if is_done(step)}
-    pending = [step for step in steps if id(step) not in results]
     backend: Machine | Queue
     if job_options.slurm is not None:
-        backend = Queue(job_options, out / "slurm", len(pending))
+        backend = Queue(job_options, out / "slurm", len(steps))
     else:
         backend = Machine(job_options)
+    remove_runs(replaced)
+    results = {id(step): StepResult(step, "done") for step in steps if is_done(step)}
+    pending = [step for step in steps if id(step) not in results]
     if results:
         display.log(f"{what}: skipped completed_steps={len(results)} of {len(steps)}")
     with stop_on_signals() as stop, display.overall(what) as overall:

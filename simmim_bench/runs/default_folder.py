@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from simmim_bench.data.named import HUB_PREFIX
-from simmim_bench.errors import DataError
+from simmim_bench.data.named import HUB_PREFIX, DataSet
+from simmim_bench.errors import DataError, UsageError
 from simmim_bench.untrusted.json_text import read_json
 
 MAX_NAME = 64  # characters
@@ -20,7 +20,12 @@ SEED_FOLDER = re.compile(r"seed\d+")
 
 
 def choose_folder(
-    plain: Path, of_data: Callable[[str], Path], data: Path, data_name: str | None = None
+    plain: Path,
+    of_data: Callable[[str], Path],
+    data: Path,
+    data_name: str | None = None,
+    *,
+    resume: bool = False,
 ) -> Path:
     """Return the folder of the runs on a data set: the one that holds runs on it, else a free one.
 
@@ -29,6 +34,10 @@ def choose_folder(
         of_data: returns the folder of another data set from a name of its path.
         data: the data set, a path or `hfds:NAME`.
         data_name: its name in `--data NAME=DIR`.
+        resume: whether an earlier run is to be continued.
+
+    Raises:
+        UsageError: with `resume`, there are runs, but none on the data set; such as of data that has been moved.
     """
     folders = [plain, *map(of_data, _names(data))]
     key = (_identity(str(data)), data_name)
@@ -36,6 +45,14 @@ def choose_folder(
     for folder, inside in zip(folders, found, strict=True):
         if key in inside:
             return folder
+    occupied = [folder for folder, inside in zip(folders, found, strict=True) if inside]
+    if resume and occupied:
+        root, name = min(found[folders.index(occupied[0])], key=str)
+        raise UsageError(
+            f"no run on {DataSet(data, data_name)} to resume: {occupied[0]} has a run on {DataSet(Path(root), name)}. "
+            "Resume that one with its --data (a link there, if the data was moved), or one in another folder with its "
+            "--out; without --resume a new run starts."
+        )
     free = (folder for folder, inside in zip(folders, found, strict=True) if not inside)
     return next(free, folders[-1])
 

@@ -29,8 +29,9 @@ from simmim_bench.files import (
 )
 from simmim_bench.recipe import Recipe
 from simmim_bench.runs.environment import environment
-from simmim_bench.runs.lock import LOCK, exclusive_lock, locked_below
+from simmim_bench.runs.lock import exclusive_lock, locked_below
 from simmim_bench.runs.loggers import TENSORBOARD, Logger, Tracker
+from simmim_bench.runs.removal import empty
 from simmim_bench.runs.run_check import check_run_dir, describe_run, is_occupied
 from simmim_bench.untrusted.json_text import parse_json
 from simmim_bench.untrusted.text import visible_lines
@@ -239,7 +240,7 @@ def open_run(
             closing.enter_context(exclusive_lock(path))
             check_run_dir(path, description, **how)  # may have changed before the lock was held
             if occupied and overwrite:
-                _empty(path)
+                empty(path)
             remove_leftovers(path, OWN_FOLDERS)
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
@@ -262,40 +263,3 @@ def open_run(
                         parent.rmdir()
             raise
         remove_leftovers(path, OWN_FOLDERS)  # of a folder that could not be removed at once
-
-
-def remove_run(path: Path) -> None:
-    """Remove the run in a directory, as `--overwrite` does, so that another one can start there.
-
-    Raises:
-        UsageError: another process works in it or below it, or it is not a run directory.
-        DataError: it cannot be removed.
-    """
-    check_run_dir(path, {}, resume=False, overwrite=True)
-    if not path.is_dir():
-        return
-    try:
-        with exclusive_lock(path):
-            _empty(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _empty(path: Path) -> None:
-    """Remove the content of a directory, except its lock.
-
-    Raises:
-        UsageError: another process works in a run below the directory.
-    """
-    for other in locked_below(path):
-        raise UsageError(
-            f"another process works in {other}, which --overwrite would remove; wait until it has ended, or choose "
-            "another --out."
-        )
-    for entry in path.iterdir():
-        if entry.name == LOCK:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -8,15 +8,17 @@ from typing import Any, Literal
 
 from simmim_bench.errors import BenchError
 from simmim_bench.runs.lock import is_locked
+from simmim_bench.runs.removal import describe_use
 from simmim_bench.runs.run_check import check_run_dir, is_occupied
 
 RunStatus = Literal["done", "resumable", "to do", "running elsewhere", "blocked"]
 
 
 def status_to_overwrite(run_dir: Path) -> tuple[RunStatus, str]:
-    """Return the status of a run directory whose run is to be replaced, and the reason where it is blocked."""
-    if is_locked(run_dir):
-        return "running elsewhere", ""
+    """Return the status of a run directory whose run is to be replaced, and the reason where it cannot be."""
+    used = describe_use(run_dir)
+    if used:
+        return "running elsewhere", used
     try:
         check_run_dir(run_dir, {}, resume=False, overwrite=True)
     except BenchError as error:

@@ -87,7 +87,9 @@ def fit(
             epoch, index = divmod(state.step, steps_per_epoch)
             state.parallel_model.train()
             throughput.start()
-            losses = list[float]()
+            loss_sum = torch.zeros(
+                (), device=dist.device
+            )  # stays there: reading it waits for a GPU
             batches = batches_on_device(state.loader.epoch(epoch, index), dist.device)
             while state.step < (epoch + 1) * steps_per_epoch:
                 with throughput.waiting():
@@ -100,6 +102,7 @@ def fit(
                 )
                 state.optimizer_step(finite.skip(step, batch, loss, grad_norm, scale))
                 throughput.images += len(batch[0]) * dist.size
+                loss_sum += loss
 
                 epoch_ended = state.step % steps_per_epoch == 0
                 logged = step % METRICS_EVERY == 0 or epoch_ended
@@ -110,7 +113,6 @@ def fit(
                     rates = throughput.metrics()
                     mean_loss, norm = dist.all_mean(loss.item()), grad_norm.item()
                     run.metrics(step, epoch=epoch, lr=lr, loss=mean_loss, grad_norm=norm, **rates)
-                    losses.append(mean_loss)
                     shown = {"loss": mean_loss, "images_per_s": rates["images_per_s"]}
                     task.advance(0, epoch=f"{epoch + 1}/{epochs}", **shown)
                     warning = monitor(mean_loss, norm) if monitor else None
@@ -119,8 +121,13 @@ def fit(
                 task.advance(1)
                 if epoch_ended:
                     _check_weights(state.parallel_model, description, epoch)
+                    steps = steps_per_epoch - index
+                    resumed = f" resumed_after_step={index}/{steps_per_epoch}" if index else ""
                     throughput.log_epoch(
-                        run, f"{description}: epoch={epoch + 1}/{epochs}", losses, lr
+                        run,
+                        f"{description}: epoch={epoch + 1}/{epochs}{resumed}",
+                        dist.all_mean(loss_sum.item() / steps),
+                        lr,
                     )
                     save_finite()
                 elif after_step is not None:
@@ -161,17 +168,17 @@ class Throughput:
         yield
         self._waited += time.monotonic() - started
 
-    def log_epoch(self, run: RunDir, epoch: str, losses: list[float], lr: float) -> None:
+    def log_epoch(self, run: RunDir, epoch: str, loss: float, lr: float) -> None:
         """Write a line about a finished epoch to log.txt, and to stderr unless such lines would follow each other fast.
 
         Args:
             epoch: what the line begins with.
-            losses: the logged ones of the epoch, of which the mean is shown.
+            loss: mean over the steps of the epoch that this process has trained.
             lr: learning rate of the last step.
         """
         seconds = time.monotonic() - self._started
         run.log(
-            f"{epoch} loss={sum(losses) / len(losses):.4f} lr={lr:.3g} images_per_s={self.images / seconds:,.1f} "
+            f"{epoch} loss={loss:.4f} lr={lr:.3g} images_per_s={self.images / seconds:,.1f} "
             f"time={format_duration(seconds)}",
             shown=seconds >= PLAIN_EVERY_S,
         )

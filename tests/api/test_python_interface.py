@@ -119,7 +119,7 @@ def test_an_interrupt_raises_and_the_resumed_run_ends_in_the_same_weights(
 
 
 def test_the_command_line_resumes_a_run_of_python(tmp_path: Path, few: Path) -> None:
-    out, ckpt = tmp_path / "knn", "random:vit_pocket"
+    out, ckpt, before = tmp_path / "knn", "random:vit_pocket", handlers()
     record = sb.transfer(
         "knn",
         ckpt=ckpt,
@@ -135,6 +135,7 @@ def test_the_command_line_resumes_a_run_of_python(tmp_path: Path, few: Path) -> 
     changed = ("-o", "k=2,3", "-o", "img_size=32")
     code, shown, _ = run("transfer", "knn", *arguments, *changed, "--resume", "--json")
     assert code == 0
+    assert handlers() == before  # `run` restores them, for tests that interrupt a library call
     assert json.loads(shown)["metrics"] == record.metrics == sb.read_record(out).metrics
     (row,) = sb.records(tmp_path)
     assert (row["top1"], row["task"], row["data"]) == (record.metrics["top1"], "knn", "few shapes")

@@ -6,11 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from support.records import change, make_record
 
-from simmim_bench.api.score_context import describe_files, score_context
+from simmim_bench.api.score_context import ScoreContext, describe_files, score_context
 from simmim_bench.api.transfer_result import TransferResult, summarise
-from simmim_bench.results.scored_runs import read_scored_runs
+from simmim_bench.results.scored_runs import ScoredRuns, read_scored_runs
 
 
 def write(root: Path, folder: str, label: str, correct: int, **changes: object) -> Path:
@@ -62,3 +63,29 @@ def test_chance_random_weights_and_files_are_shown(tmp_path: Path) -> None:
     context = score_context(read_scored_runs([lowest]))
     assert not context.random
     assert "top1 not above chance" in context.lines(read_scored_runs([lowest]).scores())[-1]
+
+
+def test_records_of_random_weights_elsewhere_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dirs = [
+        write(tmp_path, f"a/linear/seed{seed}", f"a{seed}", 6, seed=seed) for seed in (0, 1)
+    ]
+    for seed, folder in enumerate(("random-x/linear/seed0", "runs/random-x/linear/seed1")):
+        write(tmp_path, folder, f"x{seed}", 3, checkpoint=random(), seed=seed)
+    damaged = tmp_path / "random-z" / "record.json"
+    damaged.mkdir(parents=True)
+    looks = list[ScoredRuns]()
+
+    def look(runs: ScoredRuns) -> ScoreContext:
+        looks.append(runs)
+        return score_context(runs)
+
+    monkeypatch.setattr("simmim_bench.api.transfer_result.score_context", look)
+    lines, plain = summarise(TransferResult(None, read_scored_runs(run_dirs)))
+    assert len(looks) == 1
+    # An absolute --out, and `runs` of the working directory.
+    (line,) = [line for line in lines if line.startswith("random weights")]
+    assert line.endswith(f"(2 seeds, {tmp_path})")
+    assert "runs/random-x/linear/seed1/record.json" in plain["random_weights"]["records"]

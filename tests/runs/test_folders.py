@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from support.cli import fails, run
 
 from simmim_bench.errors import UsageError
+from simmim_bench.jobs import workers
+from simmim_bench.runs import lock
 from simmim_bench.runs.default_folder import choose_folder
 from simmim_bench.runs.lock import exclusive_lock
+from simmim_bench.runs.removal import remove_runs
 from simmim_bench.runs.run_check import check_run_dir
 
 CKPT = "random:vit_pocket"
@@ -51,6 +56,23 @@ def test_every_data_set_has_a_folder_which_it_keeps(tmp_path: Path) -> None:
     assert chosen(plain, "/b/pets") == "knn/pets"
 
 
+def test_resume_starts_no_run_on_moved_data(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    knn = Path("runs", "random-vit_pocket", "knn")
+    resume = ("transfer", "knn", "--ckpt", CKPT, "--data", few, "--resume")
+    write_run(knn / "seed0", "/old/pets")
+    refused = fails(2, *resume)
+    assert f"no run on {few} to resume: {knn} has a run on /old/pets." in refused
+    assert "without --resume" in refused
+    assert [path.name for path in knn.iterdir()] == ["seed0"]
+    write_run(knn / few.name / "seed3", str(few))  # another seed of the same data has been started
+    assert choose_folder(knn, lambda word: knn / word, few, resume=True) == knn / few.name
+    free = tmp_path / "free"  # nothing at all: a requeued job's first start
+    assert choose_folder(free, lambda word: free / word, few, resume=True) == free
+
+
 def test_only_what_works_is_advised_about_an_occupied_directory(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     write_run(run_dir, "a")
@@ -85,4 +107,39 @@ def test_a_suite_replaces_the_runs_of_its_own_steps(tmp_path: Path, few: Path) -
     assert "1 earlier run is removed; if the suite is interrupted, continue without" in out
     assert (home / "knn" / "seed0" / "recipe.json").is_file()
     with exclusive_lock(home / "knn" / "seed0"):
-        assert "running elsewhere" in run(*suite, "--overwrite", "--dry-run")[1]
+        code, out, err = run(*suite, "--overwrite", "--dry-run")
+    assert code == 2
+    assert "running elsewhere" in out
+    assert "wait until it has ended" in err
+
+
+def test_a_suite_removes_all_runs_or_none(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knn = tmp_path / "random-vit_pocket" / "knn"
+    suite = (
+        *("suite", "--ckpt", CKPT, "--imagenet", few, "--out", tmp_path, "--tasks", "knn"),
+        *("--seeds", 2, "--overwrite"),
+    )
+    seeds = [knn / "seed0", knn / "seed1", knn / "seed7"]
+    for run_dir in seeds:
+        write_run(run_dir, str(few))
+
+    def kept() -> list[bool]:
+        return [(run_dir / "recipe.json").is_file() for run_dir in seeds]
+
+    for other in (knn / "seed1", knn / "seed1" / "below"):
+        other.mkdir(exist_ok=True)
+        with exclusive_lock(other):
+            assert f"another process works in {other}" in fails(2, *suite)
+            assert kept() == [True, True, True]
+    monkeypatch.setattr(lock, "PAUSE_S", 0.0)
+    with exclusive_lock(knn / "seed1"), pytest.raises(UsageError, match="another process"):
+        remove_runs(seeds)  # one that has started after the plan was made
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "submitit", None)
+        assert "submitit" in fails(3, *suite, "--slurm", "--slurm-time", "1:00:00")
+    assert kept() == [True, True, True]
+    monkeypatch.setattr(workers, "launch", lambda *_: subprocess.Popen(["false"]))
+    assert run(*suite)[0] == 1  # the step, which ends at once
+    assert kept() == [False, False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import cast
 
@@ -9,6 +10,7 @@ import click
 from click.testing import CliRunner
 
 from simmim_bench.cli import main as cli_module
+from simmim_bench.signals import SIGNALS
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -28,10 +30,16 @@ class _Entry:
 
     def main(self, args: list[str], prog_name: str, **_: object) -> None:
         before, sys.argv = sys.argv, ["simmim-bench", *args]
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         try:
             cli_module.main()
         finally:
             sys.argv = before
+            for (
+                number,
+                handler,
+            ) in handlers.items():  # the command line owns its process, and leaves its own
+                signal.signal(number, handler)
 
 
 _entry = _Entry()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.pretraining import pretrain_pocket
 from support.tiny import TINY
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -24,14 +25,19 @@ from simmim_bench.checkpoints.read import read_checkpoint
 from simmim_bench.data.loader import EpochLoader
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
-from simmim_bench.errors import UsageError
+from simmim_bench.errors import InterruptedRun, UsageError
 from simmim_bench.models.archs import find_spec
 from simmim_bench.models.attention import select_attention
 from simmim_bench.models.spec import BackboneSpec
 from simmim_bench.recipe import Precision
 from simmim_bench.runs.context import RunContext
 from simmim_bench.runs.run_dir import RunDir, open_run
-from simmim_bench.training.accumulation import LossFunction, find_accumulation_steps
+from simmim_bench.training import loop
+from simmim_bench.training.accumulation import (
+    LossFunction,
+    accumulate_gradients,
+    find_accumulation_steps,
+)
 from simmim_bench.training.compilation import compile_blocks
 from simmim_bench.training.flops import CPU_SIDE
 from simmim_bench.training.precision import (
@@ -220,6 +226,34 @@ def test_every_second_checkpoint_and_the_best_are_kept(tmp_path: Path, pocket: P
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
     (last,) = re.findall(r"pretrain: epoch=5/5 loss=(\S+) lr=\S+ images_per_s=\S+ time=", log)
     assert 0 < float(last) < 10
+
+
+@pytest.mark.heavy
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps_since_a_resume(
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = list[float]()
+
+    def accumulate(*arguments: Any) -> Tensor:
+        losses.append(float(loss := accumulate_gradients(*arguments)))
+        return loss
+
+    def stop(*_: Any, save: Any, **__: Any) -> None:
+        save()
+        raise InterruptedRun("stopped", 15)
+
+    settings = ("epochs=1", "batch_size=4")  # of 12 images
+    monkeypatch.setattr(loop, "accumulate_gradients", accumulate)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "raise_if_stopped", stop)
+        with pytest.raises(InterruptedRun):
+            pretrain_pocket(tmp_path / "run", few, *settings)
+    pretrain_pocket(tmp_path / "run", few, *settings, resume=True)
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    mean = (losses[1] + losses[2]) / 2
+    assert len(losses) == 3
+    assert f"{mean:.4f}" != f"{losses[2]:.4f}"
+    assert f"pretrain: epoch=1/1 resumed_after_step=1/3 loss={mean:.4f} lr=" in log
 
 
 @pytest.mark.heavy

@@ -31,12 +31,18 @@ def evaluation_dir(request: EvaluationRequest, root: Path = ROOT) -> Path:
     """Return the run directory of an evaluation.
 
     It is --out, or `root/CKPT/evaluate-TASK`, with `-DATA` where that holds an evaluation on other data.
+
+    Raises:
+        UsageError: see `choose_folder`.
     """
     if request.options.out is not None:
         return request.options.out
     plain = root / slug(request.ckpt).removeprefix("runs-") / f"evaluate-{request.task}"
     return choose_folder(
-        plain, lambda name: plain.with_name(f"{plain.name}-{name}"), request.options.data
+        plain,
+        lambda name: plain.with_name(f"{plain.name}-{name}"),
+        request.options.data,
+        resume=request.options.resume,
     )
 
 

@@ -156,7 +156,10 @@ def plan_steps(
 
 
 def check_obstacles(plan: SuitePlan) -> None:
-    """Refuse to start while a run that was started differently is in a step's run directory, or without any step.
+    """Refuse to start with a step that is blocked, or without any step.
+
+    A step is blocked by a run that was started differently in its run directory, and by a run that is to be replaced
+    while another process works on it.
 
     Raises:
         UsageError: naming every blocked step.

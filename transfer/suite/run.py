@@ -28,7 +28,6 @@ from simmim_bench.leaderboard.reported import read_reported
 from simmim_bench.leaderboard.write import write_leaderboard
 from simmim_bench.library import python_words
 from simmim_bench.results.record import Record, read_record
-from simmim_bench.runs.run_dir import remove_run
 from transfer.suite.listing import list_steps
 from transfer.suite.memory import measured_need
 from transfer.suite.options import SuiteOptions
@@ -146,19 +145,16 @@ def run_suite(
 ) -> SuiteResult:
     """Run the steps that are left, and build the leaderboard of all records below `out`.
 
-    Runs that are replaced are removed before the first step, so that an interrupted suite continues
+    Runs that are replaced are removed before the first step, all or none, so that an interrupted suite continues
     without --overwrite.
 
     Raises:
-        UsageError: a blocked step, or more devices than the machine has.
+        UsageError: a blocked step, more devices than the machine has, or a run to replace that is in use.
         MissingFrameworkError: submitit is not installed.
         DataError: the leaderboard cannot be written; the records are.
         InterruptedRun: a signal came; the running steps were asked to save.
     """
     check_obstacles(plan)
-    if plan.overwrite:
-        for run_dir in plan.run_dirs:
-            remove_run(run_dir)
     results = run_steps(
         [one.step for one in plan.steps],
         job_options,
@@ -166,6 +162,7 @@ def run_suite(
         display,
         what="suite",
         forecast=forecaster(plan, job_options),
+        replaced=plan.run_dirs if plan.overwrite else (),
     )
     return build_result(plan, results, out, leaderboard)
 
