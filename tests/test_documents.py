@@ -91,7 +91,7 @@ def test_the_constraints_cover_the_declared_dependencies() -> None:
     config.read(ROOT / "setup.cfg")
     extras = dict(config["options.extras_require"])
     development = extras.pop("dev").splitlines()
-    for tracker in TRACKERS:  # not tried together with the rest; trackio needs an older Pillow
+    for tracker in TRACKERS:  # `make install` leaves them out; trackio needs an older Pillow
         del extras[tracker]
     required = "\n".join([config["options"]["install_requires"], *extras.values()]).splitlines()
     lowest = pinned(required, ">=") | pinned(required, "==")
