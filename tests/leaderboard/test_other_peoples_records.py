@@ -431,9 +431,11 @@ def test_names_that_are_too_long_are_those_of_one_record(tmp_path: Path) -> None
     assert run_leaderboard("build", *arguments).exit_code == 0
     problems = str(run_leaderboard("check", *arguments).exception).splitlines()
     assert [("worse" in problem, "good" in problem) for problem in problems] == [(True, False)]
-    # As files that do not exist: the records are kept without a figure and without annotations.
-    assert keep(tmp_path)[0] == 0
-    assert len(list((tmp_path / "kept").rglob("record.json"))) == 3
+    # As files that do not exist: a record is kept without a figure, and not without its annotations.
+    code, message = keep(tmp_path)
+    assert code == 4
+    assert f"{path} was not kept: annotations" in message
+    assert len(list((tmp_path / "kept").rglob("record.json"))) == 2
 
 
 def test_a_list_of_written_files_renames_no_other_file(tmp_path: Path) -> None:
