@@ -67,6 +67,13 @@ def exit_code_of(number: int) -> int:
     return 128 + (signal.SIGTERM if number == signal.SIGUSR1 else number)
 
 
+def exit_code_after(error: BaseException | None) -> int:
+    """Return the exit code of a command that an error ends; 0 without one."""
+    if isinstance(error, KeyboardInterrupt):
+        return exit_code_of(signal.SIGINT)
+    return 0 if error is None else getattr(error, "exit_code", 1)
+
+
 class InterruptedRun(BenchError):
     """Report a run that a signal has stopped after its state was saved.
 

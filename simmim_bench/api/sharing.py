@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from simmim_bench.api.arguments import check_ckpt
+from simmim_bench.api.arguments import SCHEMES
 from simmim_bench.api.display import open_display
 from simmim_bench.api.options import AnyPath, names_of, read_ckpt, read_path
+from simmim_bench.checkpoints.hub_names import is_repository
 from simmim_bench.errors import DataError, UsageError
 from simmim_bench.imports import without_collection
 from simmim_bench.library import as_library
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,8 @@ def push(
 ) -> Pushed:
     """Publish a checkpoint on the Hugging Face Hub, with a model card made from its records.
 
+    A second push replaces the files of the first, also a model card that was edited on the Hub.
+
     Args:
         ckpt: a checkpoint or run directory.
         repository: ORG/NAME; created if it does not exist.
@@ -80,7 +80,7 @@ def push(
 
     Raises:
         UsageError: no token, an invalid name, or a repository that holds something else.
-        DataError: the checkpoint cannot be read, or a record is of another checkpoint.
+        DataError: the checkpoint cannot be read, a record is of another checkpoint, or its predictions have changed.
         BenchError: the Hub cannot be reached or refuses the upload.
 
     Example:
@@ -117,11 +117,12 @@ def run_push(
     log: Callable[[str], None] = lambda message: None,
 ) -> Pushed:
     """Publish a checkpoint with the options of a command line; see `push`."""
-    if REPOSITORY.fullmatch(repository) is None:
+    _check_directory(ckpt)
+    if not is_repository(repository):
         raise UsageError(
-            f"{repository} is not the name of a repository; use ORG/NAME, and --branch for a branch."
+            f"{repository} is not the name of a repository; use ORG/NAME of letters, digits, '-', '_' and '.', without "
+            "'--', '..' and '.git' at its end, and --branch for a branch."
         )
-    check_ckpt(ckpt)
     if out is not None and out.exists():
         raise UsageError(f"--out {out} exists; choose another folder.")
     with without_collection():
@@ -145,27 +146,43 @@ def run_push(
     publication = Publication(checkpoint, directory, repository, scores, licence, datasets)
     with tempfile.TemporaryDirectory(prefix="simmim-bench-push-") as scratch:
         try:
-            with replacing_directory(out or Path(scratch, "repository")) as temporary:
-                facts = write_folder(publication, temporary)
+            # A kept folder is renamed last, so that the same command is not refused after a failed upload.
+            with replacing_directory(out or Path(scratch, "repository")) as folder:
+                facts = write_folder(publication, folder, linked=out is None)
+                files = list_files(folder)
+                card = (folder / CARD).read_text(encoding="utf-8")
+                if facts.without_timm:
+                    log(f"push: timm cannot load it: {facts.without_timm}")
+                if not licence and facts.licence is None:
+                    log("push: the model card names no licence; set one with --license")
+                message = f"Upload {checkpoint.label}"
+                commit = "" if dry_run else upload(folder, to, checkpoint.sha256, message)
         except OSError as error:
             raise DataError(
                 f"cannot write the files of {repository}: {error.strerror or error}; free some space or choose another "
                 "--out."
             ) from error
-        folder = out or Path(scratch, "repository")
-        files = list_files(folder)
-        if facts.without_timm:
-            log(f"push: timm cannot load it: {facts.without_timm}")
-        if not licence and facts.licence is None:
-            log("push: the model card names no licence; set one with --license")
-        commit = (
-            "" if dry_run else upload(folder, to, checkpoint.sha256, f"Upload {checkpoint.label}")
+    return Pushed(
+        repository=repository,
+        commit=commit,
+        files=files,
+        card=card,
+        without_timm=facts.without_timm,
+        folder=out,
+    )
+
+
+def _check_directory(ckpt: str) -> None:
+    """Check that a CKPT is a path that exists, before torch is imported.
+
+    Raises:
+        UsageError: it names another kind of checkpoint.
+        DataError: it does not exist.
+    """
+    if ckpt.startswith(SCHEMES):
+        raise UsageError(
+            f"push takes a checkpoint or run directory, not {ckpt}; convert third-party weights first: `simmim-bench "
+            "convert SRC DST`."
         )
-        return Pushed(
-            repository=repository,
-            commit=commit,
-            files=files,
-            card=(folder / CARD).read_text(encoding="utf-8"),
-            without_timm=facts.without_timm,
-            folder=out,
-        )
+    if not Path(ckpt).exists():
+        raise DataError(f"{ckpt} does not exist; push takes a checkpoint or run directory.")

@@ -11,7 +11,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from simmim_bench.checkpoints.hub import NAME, NATIVE_FILES
+from simmim_bench.checkpoints.hub import NATIVE_FILES
+from simmim_bench.checkpoints.hub_names import split_name
 from simmim_bench.checkpoints.third_party.folder import WEIGHTS
 from simmim_bench.errors import DataError
 
@@ -52,14 +53,15 @@ def _find_in_hub(repository: str, file: str | None = None) -> str | None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    name = NAME.fullmatch(repository)
+    name = split_name(repository)
     if name is None:
         return None  # the reader refuses the name
+    repo, revision = name
     for weights in (file,) if file else (NATIVE_FILES[-1], *WEIGHTS):
-        found = try_to_load_from_cache(name["repo"], weights, revision=name["revision"])
+        found = try_to_load_from_cache(repo, weights, revision=revision)
         if isinstance(found, str):
             return None
-    return f"{constants.ENDPOINT}/{name['repo']}"
+    return f"{constants.ENDPOINT}/{repo}"
 
 
 def check_download(ckpt: str) -> None:

@@ -1,18 +1,18 @@
 """Download `hub:ORG/NAME[@REVISION]`, a repository of the Hugging Face Hub.
 
 The Hub's own client downloads the configuration and the weights into its cache; they are read like a local folder. A
-repository that `simmim-bench push` wrote has a checkpoint directory in `NATIVE`, which alone is downloaded.
-Others are in timm's or transformers' form.
+repository that `simmim-bench push` wrote has a checkpoint directory in `NATIVE`, whose weights alone are
+downloaded. Others are in timm's or transformers' form.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
+from simmim_bench.checkpoints.hub_names import split_name
 from simmim_bench.checkpoints.third_party.folder import INDEX
 from simmim_bench.checkpoints.third_party.hints import NO_HINTS
 from simmim_bench.checkpoints.third_party.read import read_third_party
@@ -21,7 +21,6 @@ from simmim_bench.errors import DataError, UsageError
 if TYPE_CHECKING:
     from simmim_bench.checkpoints.third_party.hints import Hints
 
-NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 CONFIGURATION = ("config.json", "preprocessor_config.json")
 SAFE = ("model.safetensors", f"model.safetensors{INDEX}", "model-*.safetensors")
 NATIVE = "simmim-bench"  # folder of the checkpoint directory in a repository of `simmim-bench push`
@@ -36,12 +35,12 @@ def download(ckpt: str) -> Path:
         UsageError: The name has another form.
         DataError: The repository cannot be downloaded.
     """
-    name = NAME.fullmatch(ckpt.removeprefix("hub:"))
+    name = split_name(ckpt.removeprefix("hub:"))
     if name is None:
         raise UsageError(
             f"{ckpt} names no repository of the Hub; use hub:ORG/NAME or hub:ORG/NAME@REVISION."
         )
-    return _download(ckpt, name["repo"], name["revision"])
+    return _download(ckpt, *name)
 
 
 def read_downloaded(ckpt: str, folder: Path, hints: Hints | None = None) -> Checkpoint:
@@ -56,7 +55,7 @@ def read_downloaded(ckpt: str, folder: Path, hints: Hints | None = None) -> Chec
     return replace(checkpoint, name=ckpt, provenance=provenance)
 
 
-def _download(ckpt: str, repo: str, revision: str | None) -> Path:
+def _download(ckpt: str, repository: str, revision: str | None) -> Path:
     """Return the folder of a repository's weights: those of simmim-bench if it has them, else safetensors with the
     configuration, else pickles.
 
@@ -73,7 +72,7 @@ def _download(ckpt: str, repo: str, revision: str | None) -> Path:
     try:
         for weights in (NATIVE_FILES, SAFE, PICKLED):
             found = snapshot_download(
-                repo, revision=revision, allow_patterns=[*CONFIGURATION, *weights]
+                repository, revision=revision, allow_patterns=[*CONFIGURATION, *weights]
             )
             folder = Path(found)
             if any(any(folder.glob(pattern)) for pattern in weights):

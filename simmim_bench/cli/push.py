@@ -71,7 +71,8 @@ def push(
 
     CKPT is a checkpoint or run directory. The repository holds the checkpoint directory, which --ckpt
     hub:ORG/NAME reads, the backbone in timm's format where timm has the architecture, and a model card with a
-    model-index made from records. Records of another checkpoint are refused. Log in with `hf auth login`.
+    model-index made from records. Records of another checkpoint, or whose predictions have changed, are refused.
+    A second push replaces README.md, also one that was edited on the Hub. Log in with `hf auth login`.
 
     \b
       simmim-bench push runs/pocket me/vit-pocket --records runs/pocket --license mit --dry-run

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from simmim_bench.errors import DataError, UsageError
@@ -28,6 +28,7 @@ from simmim_bench.files import (
     write_json,
 )
 from simmim_bench.leaderboard.protocols import protocol_id
+from simmim_bench.local_paths import shorten_paths
 from simmim_bench.results.metrics import read_ranking, shorten_ranking, write_ranking
 from simmim_bench.results.record import Record
 from simmim_bench.results.run_files import find_scored_files
@@ -45,10 +46,7 @@ ORIGINAL = (
 RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 # What `_copy_run` writes; a folder with other files is not replaced.
 WRITTEN = re.compile(rf"record\.json|predictions(/[^/]+)?|{'|'.join(map(re.escape, RUN_FILES))}")
-# `/DIR`, `~/DIR` or `file:///DIR`, alone or after `KEY=` or `--KEY=`.
-PATH = re.compile(r"((?:--?)?[\w.-]+=)?(?:file://[^/]*)?(/.*|~[^/]*/.*)", re.DOTALL)
 TEMPORARY = re.compile(r"\.([^/]+)\.\d+\.tmp$")  # `files.replacing`, left by a killed process
-HOME = re.compile(r"(/home|/Users)/[^/\s'\":;,]+")  # of Linux and macOS, anywhere in a text
 
 
 def archive_runs(records: Mapping[Path, Record], out: Path, *, compact: bool = False) -> list[str]:
@@ -193,28 +191,6 @@ def _copy_predictions(
     original = record.predictions.get(ORIGINAL, record.predictions["sha256"])
     copied = {"file": name, "sha256": sha256_file(folder / name), ORIGINAL: original}
     return changed | {"predictions": copied}
-
-
-def shorten_paths(value: Any) -> Any:
-    """Shorten every absolute path in a JSON value to its last two components, such as `data/coco`.
-
-    A string counts as a path if it starts with `/`, `~/` or `file://`, alone or after `KEY=` or `--KEY=`. Home folders
-    are removed from paths, so that no user's name is left, and replaced by `~` in other texts.
-    """
-    if isinstance(value, dict):
-        return {HOME.sub("~", str(key)): shorten_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [shorten_paths(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    found = PATH.fullmatch(value)
-    if found is None:
-        return HOME.sub("~", value)
-    parts = PurePosixPath(found[2]).parts[1:]
-    for name in ("home", "Users"):
-        if name in parts:
-            parts = parts[parts.index(name) + 2 :]
-    return (found[1] or "") + ("/".join(parts[-2:]) or ".")
 
 
 def _copy(source: Path, destination: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,8 @@ from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.leaderboard.group_names import data_name
 from simmim_bench.leaderboard.protocols import describe_recipe
 from simmim_bench.leaderboard.text_tables import escape_markdown
-from simmim_bench.publish.scores import CardScore
+from simmim_bench.publish.scores import MARKS, CardScore
 from simmim_bench.results.record import Record, count_params
-from simmim_bench.results.score_text import MEANINGS
 from simmim_bench.tasks import predictions_of
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 # The Hub's names of tasks by kind of predictions (https://huggingface.co/tasks), and of metrics.
 TASK_TYPES = {"coco": "object-detection", "confusion": "image-segmentation"}
 METRIC_TYPES = {"top1": "accuracy", "miou": "mean_iou"}
+TAG = "simmim-bench"  # of every repository that `push` writes
 METHODS = {"simmim": "pretrained with SimMIM (arXiv 2111.09886)", "finetune": "trained with labels"}
 
 
@@ -52,7 +52,6 @@ class CardFacts:
     datasets: tuple[str, ...] = ()
     without_timm: str = ""
     timm_note: str = ""
-    tags: tuple[str, ...] = field(default=("simmim-bench",))
 
 
 def write_card(checkpoint: Checkpoint, facts: CardFacts) -> ModelCard:
@@ -65,7 +64,7 @@ def write_card(checkpoint: Checkpoint, facts: CardFacts) -> ModelCard:
         license=facts.licence,
         library_name="simmim-bench" if facts.without_timm else "timm",
         pipeline_tag="image-classification" if facts.classes else "image-feature-extraction",
-        tags=list(dict.fromkeys([*facts.tags, *_tags(method)])),
+        tags=[TAG, *_tags(method)],
         datasets=_data_sets(checkpoint, facts.datasets) or None,
         model_name=facts.repository.partition("/")[2],
         eval_results=results or None,
@@ -191,7 +190,7 @@ def _scores(scores: Sequence[CardScore]) -> str:
             ]
         )
     marks = dict.fromkeys(mark for one in scores for mark in one.marks)
-    notes = [f"{escape_markdown(mark)} {MEANINGS[mark]}." for mark in marks]
+    notes = [f"{escape_markdown(mark)} {MARKS[mark]}." for mark in marks]
     explained = [
         "Scores are computed from stored predictions. A protocol is a named recipe: `simmim-bench recipes show NAME`.",
         "seeds ±: standard deviation over seeds of the transfer. images ±: standard error from the number of images.",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.checkpoints.convert import TOLERANCE
@@ -17,13 +16,13 @@ from simmim_bench.checkpoints.hub import NATIVE
 from simmim_bench.checkpoints.read import find_checkpoint_directory, read_checkpoint
 from simmim_bench.errors import UsageError
 from simmim_bench.files import sync, write_json, write_text
+from simmim_bench.local_paths import shorten_paths
 from simmim_bench.publish.card import CardFacts, write_card
 from simmim_bench.publish.scores import CardScore
 from simmim_bench.untrusted.json_text import read_json
 
 TIMM_FILES = ("config.json", "model.safetensors")
 CARD = "README.md"
-LOCAL_PATH = re.compile(r"(/|~|[A-Za-z]:[\\/]|\\\\).*")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,10 @@ class Publication:
 
 
 def read_to_publish(ckpt: str) -> tuple[Checkpoint, Path]:
-    """Read a checkpoint or run directory, whose files are published unchanged: its hash is that of its records.
+    """Read a checkpoint or run directory, whose weights are published unchanged: its hash is that of its records.
+
+    Returns:
+        The checkpoint, with shortened paths in its provenance, and the checkpoint directory.
 
     Raises:
         UsageError: the CKPT is something else, such as a third-party checkpoint.
@@ -58,17 +60,22 @@ def read_to_publish(ckpt: str) -> tuple[Checkpoint, Path]:
             "run the tasks of its records on DST."
         )
     directory = find_checkpoint_directory(path)
-    spec = read_json(directory / "meta.json", "checkpoint file", finite=False).get("spec")
+    meta = read_json(directory / "meta.json", "checkpoint file", finite=False)
+    spec = meta.get("spec") if isinstance(meta, dict) else None
     if isinstance(spec, dict) and spec.get("family") == "python":
         raise UsageError(
             f"{ckpt} holds weights of a network of your own code, which a repository of weights cannot load; publish "
             "it beside the code."
         )
-    return read_checkpoint(str(directory)), directory
+    checkpoint = read_checkpoint(str(directory))
+    return replace(checkpoint, provenance=shorten_paths(checkpoint.provenance)), directory
 
 
-def write_folder(publication: Publication, folder: Path) -> CardFacts:
+def write_folder(publication: Publication, folder: Path, *, linked: bool) -> CardFacts:
     """Write the files of the repository into a new folder.
+
+    Args:
+        linked: whether the weights may be a hard link to those of the checkpoint; False where the folder is kept.
 
     Returns:
         What the model card says, among it why timm cannot load the repository.
@@ -82,10 +89,10 @@ def write_folder(publication: Publication, folder: Path) -> CardFacts:
     without_timm, note = _write_timm_files(checkpoint, folder)
     native = folder / NATIVE
     native.mkdir()
-    _copy(publication.directory / "model.safetensors", native / "model.safetensors")
+    _copy(publication.directory / "model.safetensors", native / "model.safetensors", linked=linked)
     meta = read_json(publication.directory / "meta.json", "checkpoint file", finite=False)
     meta.pop("training_sha256", None)  # of training.pt, which is not published
-    write_json(native / "meta.json", without_local_paths(meta))
+    write_json(native / "meta.json", shorten_paths(meta))
     licence = publication.licence or checkpoint.provenance.get("licence")
     facts = CardFacts(
         repository=publication.repository,
@@ -104,17 +111,6 @@ def list_files(folder: Path) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by its path in the repository."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-
-
-def without_local_paths(value: Any) -> Any:
-    """Return a JSON value with absolute paths shortened to their last part: folders of a machine are not published."""
-    if isinstance(value, dict):
-        return {key: without_local_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(item) for item in value]
-    if isinstance(value, str) and LOCAL_PATH.fullmatch(value):
-        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
-    return value
 
 
 def _write_timm_files(checkpoint: Checkpoint, folder: Path) -> tuple[str, str]:
@@ -136,10 +132,11 @@ def _write_timm_files(checkpoint: Checkpoint, folder: Path) -> tuple[str, str]:
     return reason.replace(checkpoint.name, checkpoint.label), ""
 
 
-def _copy(source: Path, destination: Path) -> None:
-    """Link a file, which is never modified, or copy it to another file system."""
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copyfile(source, destination)
-        sync(destination)
+def _copy(source: Path, destination: Path, *, linked: bool) -> None:
+    """Copy a file, or link the file that the name leads to; one of another file system is copied."""
+    if linked:
+        with suppress(OSError):
+            os.link(source.resolve(), destination)
+            return
+    shutil.copyfile(source, destination)
+    sync(destination)

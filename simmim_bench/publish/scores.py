@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.errors import DataError
 from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.protocols import protocol_id
+from simmim_bench.leaderboard.rows import ScoreCell, build_cell
+from simmim_bench.local_paths import shorten_paths
 from simmim_bench.results.record import Record
-from simmim_bench.results.score_text import DEVIATES, DIRTY, PARTIAL
+from simmim_bench.results.score_text import MEANINGS
 from simmim_bench.results.scored_runs import Score, ScoredRuns, read_scored_runs
-from simmim_bench.tasks import columns
+from simmim_bench.tasks import Column, columns
 
+MISSING = "§"  # mark after a score
+MARKS = {
+    **MEANINGS,
+    MISSING: "The predictions do not exist any more: the score is that of the record",
+}
 METRIC_NAMES = {"top1": "top-1", "box_ap": "box AP", "mask_ap": "mask AP", "miou": "mIoU"}
 
 
@@ -25,12 +32,14 @@ class CardScore:
     Attributes:
         title: task and metric in words, such as `linear top-1`.
         score: percent, with its uncertainty over seeds and images.
-        runs: the records, one per seed.
+        runs: the records, one per seed, with shortened paths.
+        cell: the score as the leaderboard has it.
     """
 
     title: str
     score: Score
     runs: ScoredRuns
+    cell: ScoreCell
 
     @property
     def seeds(self) -> list[int]:
@@ -39,19 +48,13 @@ class CardScore:
 
     @property
     def marks(self) -> list[str]:
-        """The marks of the score; see `score_text.MEANINGS`."""
-        records = self.runs.records.values()
-        marks = {
-            DEVIATES: any(r.deviates for r in records),
-            PARTIAL: any(r.status == "partial" for r in records),
-            DIRTY: any(bool(r.environment.get("dirty")) for r in records),
-        }
-        return [mark for mark, applies in marks.items() if applies]
+        """The marks of the score; see `MARKS`."""
+        return [*self.cell.marks, *([MISSING] if self.runs.unknown else [])]
 
     @property
     def is_sound(self) -> bool:
-        """Whether every image was scored, by committed code."""
-        return not {PARTIAL, DIRTY} & {*self.marks}
+        """Whether every image was scored, by committed code, and the predictions exist."""
+        return self.cell.is_sound and not self.runs.unknown
 
 
 def select_records(
@@ -96,28 +99,44 @@ def summarise_records(records: Mapping[Path, Record]) -> list[CardScore]:
     """Compute the scores of every task, data set and protocol, in the order of the leaderboard's columns.
 
     Predictions that do not exist leave the uncertainty from the number of images unknown.
+
+    Raises:
+        DataError: predictions have changed, are not those of the scores, or are two different ones of a seed.
     """
     groups: dict[tuple[str, str, str], dict[int, Path]] = {}
     for path, record in records.items():
         key = (record.task, str(record.data.get("name")), protocol_id(record))
-        groups.setdefault(key, {}).setdefault(record.seed, path)
+        other = groups.setdefault(key, {}).setdefault(record.seed, path)
+        if records[other].predictions["sha256"] != record.predictions["sha256"]:
+            raise DataError(
+                f"{other} and {path} have the same protocol and seed but different predictions; pass --records one of "
+                "them."
+            )
     order = [column.task for column in columns()]
     scores = []
     for key in sorted(
         groups, key=lambda k: (order.index(k[0]) if k[0] in order else len(order), k)
     ):
         seeds = groups[key]
-        runs = read_scored_runs([seeds[seed].parent for seed in sorted(seeds)])
+        runs = read_scored_runs([seeds[seed].parent for seed in sorted(seeds)], strict=True)
         computed = runs.scores()
-        titles = {c.metric: c.title for c in columns() if c.task == key[0]}
-        for metric in [m for m in titles or {"top1": ""} if m in computed]:
-            title = _title(key[0], titles.get(metric, key[0]), metric)
-            scores.append(CardScore(title, computed[metric], runs))
+        shown = replace(runs, records={p: _shorten(r) for p, r in runs.records.items()})
+        of_task = [c for c in columns() if c.task == key[0]]
+        for column in of_task or [Column(key[0], key[0], "top1")]:
+            cell = build_cell(column, [*shown.records], shown.records)
+            if column.metric in computed and cell is not None:
+                scores.append(CardScore(_title(column), computed[column.metric], shown, cell))
     return scores
 
 
-def _title(task: str, column: str, metric: str) -> str:
+def _shorten(record: Record) -> Record:
+    """Return a record without the folders of this machine in what a model card says."""
+    return replace(record, deviates=shorten_paths(record.deviates), data=shorten_paths(record.data))
+
+
+def _title(column: Column) -> str:
     """Return task and metric in words: `fine-tuned top-1`, `few-shot 1 % top-1`."""
-    named = f"few-shot {column}" if task.startswith("fewshot") else column
-    name = METRIC_NAMES.get(metric, metric)
+    few = column.task.startswith("fewshot")
+    named = f"few-shot {column.title}" if few else column.title
+    name = METRIC_NAMES.get(column.metric, column.metric)
     return named if name in named else f"{named} {name}"

@@ -219,14 +219,21 @@ def _explained(repository: str) -> Iterator[None]:
             raise BenchError(
                 f"{repository} was changed by someone else in the meantime; run the command again."
             ) from error
-        reason = error.server_message or f"status {code}"
+        reason = _one_line(error.server_message or f"status {code}")
+        if code >= 500:
+            raise _failed(repository, reason) from error
         raise BenchError(
-            f"the Hub refused the upload to {repository}: {_one_line(reason)}; nothing was committed."
+            f"the Hub refused the upload to {repository}: {reason}; nothing was committed."
         ) from error
     except _faults() as error:
-        raise BenchError(
-            f"the upload to {repository} failed: {_one_line(error)}; nothing was committed. Run the command again."
-        ) from error
+        raise _failed(repository, _one_line(error)) from error
+
+
+def _failed(repository: str, reason: str) -> BenchError:
+    """Return the error of a connection that fails, perhaps after the Hub has committed the files."""
+    return BenchError(
+        f"the upload to {repository} failed: {reason}; the files may not have been committed. Run the command again."
+    )
 
 
 def _faults() -> tuple[type[Exception], ...]:

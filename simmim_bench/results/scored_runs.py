@@ -13,6 +13,7 @@ from simmim_bench.errors import DataError
 from simmim_bench.results.per_image import ImageScores
 from simmim_bench.results.record import Record, read_record
 from simmim_bench.results.row_runs import RowRuns, join_rows, read_run, varies_with_seed
+from simmim_bench.results.run_files import MissingFileError
 from simmim_bench.results.score_text import describe_uncertainty
 from simmim_bench.tasks import format_metric
 from simmim_bench.uncertainty.interval import uncertainty
@@ -86,7 +87,10 @@ class ScoredRuns:
 
 
 def read_scored_runs(
-    run_dirs: Sequence[Path], advance: Callable[[], None] = lambda: None
+    run_dirs: Sequence[Path],
+    advance: Callable[[], None] = lambda: None,
+    *,
+    strict: bool = False,
 ) -> ScoredRuns:
     """Read the records and predictions of finished runs.
 
@@ -95,20 +99,28 @@ def read_scored_runs(
 
     Args:
         advance: called after each run.
+        strict: refuse predictions that exist but are not those of the scores.
 
     Raises:
-        DataError: a record cannot be read.
+        DataError: a record cannot be read, or strictly, does not match its predictions.
     """
     records = {path: read_record(path) for path in (run / "record.json" for run in run_dirs)}
     found: dict[Path, dict[str, ImageScores]] = {}
-    try:
-        for path, record in records.items():
-            # An AP of a size or threshold without each group of images would take as long again.
-            metrics = [metric for metric in record.metrics if "_ap_" not in metric]
+    unknown = ""
+    for path, record in records.items():
+        # An AP of a size or threshold without each group of images would take as long again.
+        metrics = [metric for metric in record.metrics if "_ap_" not in metric]
+        try:
             found[path] = read_run(path, record, metrics)
-            advance()
-    except DataError as error:
-        return ScoredRuns(records, {}, str(error))
+        except DataError as error:
+            unknown = str(error)
+            if not strict:
+                break
+            if not isinstance(error, MissingFileError):
+                raise DataError(f"{path}: {error}") from error
+        advance()
+    if unknown:
+        return ScoredRuns(records, {}, unknown)
     first, *others = found.values()
     common = [metric for metric in first if all(metric in scores for scores in others)]
     return ScoredRuns(

@@ -55,7 +55,7 @@ class EventFile:
         value = Summary.Value(tag=name, image=content)
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int = 0) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()

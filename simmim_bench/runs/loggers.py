@@ -2,7 +2,8 @@
 
 A tracker is opened with the first figures, so that a run that fails to start leaves nothing there. Its project is
 `simmim-bench`, its configuration the content of `recipe.json`. `tracking.json` keeps what identifies the run, by which
-a resumed run continues its curves. A tracker that fails is given up with a warning: `metrics.jsonl` has all figures.
+a resumed run continues its curves. A tracker that fails is used no further, with a warning: `metrics.jsonl` has all
+figures.
 Addresses, keys and offline modes are those of the tracker's own environment variables. Nothing here loads torch.
 """
 
@@ -28,16 +29,12 @@ from simmim_bench.untrusted.text import describe_error
 PROJECT = "simmim-bench"
 TENSORBOARD = "tensorboard"  # always written, by `events.EventFile`
 IDENTITY = "tracking.json"
+STOPPED = 128  # exit codes from here on are of a signal
 FAULTS = (ImportError, OSError, RuntimeError, ValueError, TypeError)
 # The base class of each library's errors.
 LIBRARY_FAULTS = {"wandb": ("wandb", "Error"), "mlflow": ("mlflow.exceptions", "MlflowException")}
-# Reports that the libraries send to their makers, and how each is turned off; a value that the user has set stays.
-NO_TELEMETRY = {
-    "WANDB_ERROR_REPORTING": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GRADIO_ANALYTICS_ENABLED": "False",  # trackio's user interface
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
+# Set before a library is imported, so that it sends no reports to its makers; a value that the user has set stays.
+NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 class Logger(Protocol):
@@ -46,8 +43,8 @@ class Logger(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add the figures of a step."""
 
-    def finish(self) -> None:
-        """Write what is left, and end the run."""
+    def finish(self, exit_code: int = 0) -> None:
+        """Write what is left, and end the run; `exit_code` is that of the command (`simmim_bench.errors`)."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,9 @@ class WandbLogger:
         """Add the figures of a step."""
         self._run.log(dict(values), step=step)
 
-    def finish(self) -> None:
-        """Upload what is left."""
-        self._run.finish()
+    def finish(self, exit_code: int = 0) -> None:
+        """Upload what is left; another code than 0 marks the run as failed."""
+        self._run.finish(exit_code=exit_code)
 
 
 class MlflowLogger:
@@ -104,7 +101,7 @@ class MlflowLogger:
         experiment_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(experiment_name)
         number = (
-            self._client.create_experiment(experiment_name)
+            self._create_experiment(experiment_name)
             if experiment is None
             else experiment.experiment_id
         )
@@ -128,9 +125,20 @@ class MlflowLogger:
         metrics = [self._entities.Metric(key, value, now, step) for key, value in values.items()]
         self._client.log_batch(self._id, metrics=metrics)
 
-    def finish(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self._id, status="FINISHED")
+    def finish(self, exit_code: int = 0) -> None:
+        """Mark the run as finished, failed or stopped by a signal."""
+        ended = "FAILED" if exit_code < STOPPED else "KILLED"
+        self._client.set_terminated(self._id, status=ended if exit_code else "FINISHED")
+
+    def _create_experiment(self, name: str) -> str:
+        """Create an experiment, unless another run creates it at the same time, and return its number."""
+        try:
+            return str(self._client.create_experiment(name))
+        except faults_of("mlflow"):
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+            return str(experiment.experiment_id)
 
 
 class TrackioLogger:
@@ -149,8 +157,8 @@ class TrackioLogger:
         """Add the figures of a step."""
         self._run.log(dict(values), step=step)
 
-    def finish(self) -> None:
-        """Write what is left."""
+    def finish(self, exit_code: int = 0) -> None:
+        """Write what is left; Trackio keeps no outcome."""
         self._run.finish()
 
 
@@ -187,7 +195,7 @@ def _is_installed(name: str) -> bool:
 
 
 class Tracker:
-    """A tracker that is opened with the first figures, and given up where it fails.
+    """A tracker that is opened with the first figures, and used no further where it fails.
 
     Args:
         name: key of `TRACKERS`.
@@ -213,15 +221,15 @@ class Tracker:
                 self._logger = TRACKERS[self._name](run)
             self._logger.log(step, values)
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int = 0) -> None:
         """Write what is left, and end the run."""
         if self._logger is not None and not self._failed:
             with self._guarded():
-                self._logger.finish()
+                self._logger.finish(exit_code)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Give the tracker up where the block raises one of its errors; what it prints goes to stderr."""
+        """Stop using the tracker where the block raises one of its errors; what it prints goes to stderr."""
         for key, value in NO_TELEMETRY.items():
             os.environ.setdefault(key, value)
         try:

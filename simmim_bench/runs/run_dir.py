@@ -19,7 +19,7 @@ from simmim_bench.checkpoints.checkpoint import save_pickle
 from simmim_bench.checkpoints.read import recover_checkpoint
 from simmim_bench.display import Display
 from simmim_bench.distributed import DistContext
-from simmim_bench.errors import DataError, MissingFrameworkError, UsageError
+from simmim_bench.errors import DataError, MissingFrameworkError, UsageError, exit_code_after
 from simmim_bench.files import (
     ESCAPED,
     cannot_write,
@@ -94,6 +94,7 @@ class RunDir:
             self.log(recovered)
         if not (self.last_checkpoint.exists() or (path / "record.json").exists()):
             self.rewind(0)  # nothing to continue from: the run starts at its first step
+        self._last_step = self._find_last_step()
 
     def write_environment(self) -> None:
         """Write the environment to `env.json` again, after a setting of torch has changed."""
@@ -176,6 +177,11 @@ class RunDir:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
         self._metrics = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+        self._last_step = self._find_last_step()
+
+    def _find_last_step(self) -> int:
+        """Return the last step in metrics.jsonl; -1 without one."""
+        return int(max(self.read_metric("step"), default=-1))
 
     def save_bad_batch(self, step: int, batch: list[Any], rank: int = 0) -> Path:
         """Write the tensors of a process's part of a batch whose loss is not finite; return the file.
@@ -186,12 +192,16 @@ class RunDir:
         save_pickle(batch, path)
         return path
 
-    def close(self) -> None:
-        """Flush and close all files."""
+    def close(self, exit_code: int = 0) -> None:
+        """Flush and close all files.
+
+        Args:
+            exit_code: of the command, which trackers receive as the outcome of the run.
+        """
         if not self._writes:
             return
         for logger in self._loggers:
-            logger.finish()
+            logger.finish(exit_code)
         for file in (self._log, self._metrics):
             with suppress(OSError):  # reported when the line was written
                 file.close()
@@ -245,7 +255,7 @@ def open_run(
             write_json(path / "recipe.json", description)
             write_json(path / "env.json", environment())
             run = RunDir(path, display, loggers=loggers, config=description)
-            closing.callback(run.close)
+            closing.push(lambda kind, error, trace: run.close(exit_code_after(error)))
             closing.enter_context(sleep_beside_others())
             if dist is not None:
                 dist.barrier()

@@ -18,7 +18,8 @@ def read_maybe_gzipped(path: Path, what: str, max_bytes: int) -> bytes:
     """Read a regular file, and expand it if its name ends in `.gz`; `max_bytes` limits it before and after.
 
     Raises:
-        DataError: the file cannot be read, is damaged, or expands to more than 100 times its size.
+        DataError: the file cannot be read, is damaged, expands to more than 100 times its size or to more than
+            `max_bytes`, or has further content after its end.
     """
     content = read_bytes(path, what, max_bytes)
     if path.suffix != SUFFIX:
@@ -30,7 +31,12 @@ def read_maybe_gzipped(path: Path, what: str, max_bytes: int) -> bytes:
     except zlib.error as error:
         raise DataError(f"{what} {path} cannot be expanded: {error}.") from error
     if expand.unconsumed_tail:
-        raise DataError(f"{what} {path} expands to more than {LARGEST_EXPANSION} times its size.")
+        most = f"{limit:,} bytes" if limit == max_bytes else f"{LARGEST_EXPANSION} times its size"
+        raise DataError(f"{what} {path} expands to more than {most}.")
     if not expand.eof:
         raise DataError(f"{what} {path} is cut off.")
+    if expand.unused_data:
+        raise DataError(
+            f"{what} {path} has {len(expand.unused_data):,} bytes after its end; compress it again as one file."
+        )
     return text

@@ -108,12 +108,24 @@ def test_coco_results_are_kept_compressed_and_scored_from_there(tmp_path: Path) 
     assert not list((tmp_path / "third").rglob("record.json"))
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"[" + b" " * 10**6), b"[]", b""])
-def test_a_damaged_or_exploding_compressed_file_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "largest", "reason"),
+    [
+        (gzip.compress(b"[" + b" " * 10**6), 1 << 30, "expands to more than 100 times its size"),
+        (gzip.compress(bytes(range(256)) * 8), 2_000, "expands to more than 2,000 bytes"),
+        (gzip.compress(b"[]") + gzip.compress(b"[]"), 2_000, "has 22 bytes after its end"),
+        (b"[]", 2_000, "cannot be expanded"),
+        (b"", 2_000, "cut off"),
+    ],
+    ids=("exploding", "large", "several members", "no gzip", "empty"),
+)
+def test_a_damaged_or_exploding_compressed_file_is_refused(
+    tmp_path: Path, content: bytes, largest: int, reason: str
+) -> None:
     path = tmp_path / "results.json.gz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"expand|cut off"):
-        read_maybe_gzipped(path, "predictions", 1 << 30)
+    with pytest.raises(DataError, match=reason):
+        read_maybe_gzipped(path, "predictions", largest)
 
 
 def test_a_compact_copy_has_the_scores_and_intervals_of_the_original(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from PIL import Image
 from support.records import board_of, change, fake_hash, make_record, run_leaderboard
 
 from simmim_bench.files import sha256_file
-from simmim_bench.leaderboard.archive import shorten_paths
 from simmim_bench.leaderboard.check import check_records
 from simmim_bench.leaderboard.figure_points import pareto_front
 from simmim_bench.leaderboard.figures import plot_scores
@@ -24,6 +23,7 @@ from simmim_bench.leaderboard.find import find_records
 from simmim_bench.leaderboard.page_data import page_data
 from simmim_bench.leaderboard.tables import to_csv, to_json, to_latex, to_markdown
 from simmim_bench.leaderboard.text_tables import escape_markdown
+from simmim_bench.local_paths import shorten_paths
 from simmim_bench.results.metrics import write_confusion
 from transfer.recipes import RECIPES
 

@@ -46,7 +46,7 @@ def save(path: Path, seed: int = 0, family: str = "vit", source: str = "") -> Pa
         provenance={
             "label": f"tiny | {seed}",
             "method": "simmim",
-            "recipe": {"name": "pocket", "deviates": {"epochs": 2}},
+            "recipe": {"name": "pocket", "deviates": {"epochs": 2, "teacher": "/home/someone/t"}},
             "data": {"root": "/home/someone/photos", "images": 1234},
             "epochs": 2.0,
             **({"from": {"sha256": source}} if source else {}),
@@ -74,7 +74,8 @@ def test_a_pushed_checkpoint_is_read_back_by_name_and_by_timm(
 ) -> None:
     ckpt = save(tmp_path / "ckpt")
     for seed, correct in ((0, 6), (1, 8)):
-        record_of(ckpt, tmp_path / "runs", seed=seed, correct=correct)
+        path = record_of(ckpt, tmp_path / "runs", seed=seed, correct=correct)
+        change(path, deviates={"teacher": "/home/someone/models/t"})
     done = sb.push(ckpt, NAME, records=tmp_path / "runs", license="mit", private=True, quiet=True)
     repository = hub.repositories[NAME]
     assert repository.private
@@ -101,6 +102,7 @@ def test_a_pushed_checkpoint_is_read_back_by_name_and_by_timm(
     assert (metric["type"], metric["value"]) == ("accuracy", 70.0)  # of 60 and 80
     assert metric["args"]["seeds"] == [0, 1]
     assert metric["args"]["images"] == 10
+    assert metric["args"]["deviates"] == {"teacher": "models/t"}
     assert b"/home/someone" not in b"".join(repository.files().values())
 
 
@@ -142,10 +144,17 @@ def test_a_refused_push_says_what_to_do_and_changes_nothing(
     assert f"{path} is the record of another checkpoint, 'a'" in message
     assert read_checkpoint(str(ckpt)).sha256[:12] in message
     assert read_checkpoint(str(other)).sha256[:12] in message
-    assert "use ORG/NAME" in fails(2, "push", ckpt, "tiny")
+    for name in ("tiny", "lab/a--b", "lab/a.git", "lab/é", "lab/a/b"):
+        assert "use ORG/NAME" in fails(2, "push", ckpt, name, "--dry-run"), name
+    for scheme in ("random:vit_b", "hub:lab/tiny"):
+        assert "push takes a checkpoint or run directory" in fails(2, "push", scheme, NAME)
     weights = ckpt / "model.safetensors"
     assert "simmim-bench convert" in fails(2, "push", weights, NAME)
     assert "does not exist" in fails(4, "push", tmp_path / "none", NAME)
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "meta.json").write_text("[]")
+    (tmp_path / "list" / "model.safetensors").write_bytes(weights.read_bytes())
+    assert "meta.json is damaged" in fails(4, "push", tmp_path / "list", NAME)
 
     refused = fails(2, *push, "--license", "MIT")
     assert "refuses the model card of lab/tiny" in refused
@@ -182,6 +191,9 @@ def test_a_dry_run_writes_the_folder_and_uploads_nothing(
     path = record_of(ckpt, tmp_path / "runs")
     change(path, deviates={"epochs": 3}, environment={"simmim_bench": "0.1.0", "dirty": True})
     out = tmp_path / "folder"
+    weights = ckpt / "model.safetensors"
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to("../blob")  # as the Hub's cache has it
     arguments = ("--records", tmp_path / "runs", "--dry-run", "--out", out)
     code, shown, _ = run("push", ckpt, NAME, *arguments)
     assert code == 0
@@ -200,6 +212,57 @@ def test_a_dry_run_writes_the_folder_and_uploads_nothing(
     assert "timm cannot load it" in card
     assert "exists" in fails(2, "push", ckpt, NAME, *arguments)
     assert read_checkpoint(str(out / "simmim-bench")).sha256 == read_checkpoint(str(ckpt)).sha256
+    assert not (out / "simmim-bench" / "model.safetensors").samefile(weights)
+    assert run("push", ckpt, NAME, "--dry-run", "--json")[1].count("model.safetensors") == 1
+
+
+def test_scores_whose_predictions_are_missing_are_marked_and_changed_ones_are_refused(
+    tmp_path: Path,
+) -> None:
+    ckpt = save(tmp_path / "ckpt")
+    path = record_of(ckpt, tmp_path / "runs")
+    options: dict[str, Any] = {"records": tmp_path / "runs", "dry_run": True, "quiet": True}
+    stored = json.loads(path.read_text())
+    change(path, metrics={**stored["metrics"], "top1": 99.0})
+    with pytest.raises(DataError, match=r"record\.json: top1 is 99\.0 in the record but 60\.0"):
+        sb.push(ckpt, NAME, **options)
+    change(path, metrics=stored["metrics"])
+    predictions = path.parent / "predictions" / "logits.npz"
+    content = predictions.read_bytes()
+    predictions.write_bytes(content + b"1")
+    with pytest.raises(DataError, match=r"record\.json: predictions .* have changed"):
+        sb.push(ckpt, NAME, **options)
+    predictions.unlink()
+    card = sb.push(ckpt, NAME, **options).card
+    assert "| linear top-1 | 60.00§ |" in card
+    assert "§ The predictions do not exist any more" in card
+    assert "model-index" not in metadata(card)
+
+    predictions.write_bytes(content)
+    other = record_of(ckpt, tmp_path / "runs" / "again", correct=8)
+    change(other, checkpoint={**stored["checkpoint"], "label": "b"})
+    with pytest.raises(DataError, match="same protocol and seed but different predictions"):
+        sb.push(ckpt, NAME, **options)
+
+
+def test_a_push_whose_reply_is_lost_can_be_repeated_with_the_same_command(
+    tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ckpt, out = save(tmp_path / "ckpt", family="convnext"), tmp_path / "out"
+    api = pytest.importorskip("huggingface_hub").HfApi
+    commit = api.create_commit
+
+    def lose_reply(*arguments: Any, **options: Any) -> None:
+        commit(*arguments, **options)
+        raise ConnectionResetError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "create_commit", lose_reply)
+        message = fails(1, "push", ckpt, NAME, "--out", out)
+    assert "connection reset; the files may not have been committed" in message
+    assert not out.exists()
+    assert sb.push(ckpt, NAME, out=out, quiet=True).folder == out
+    assert (out / "README.md").is_file()
 
 
 def test_the_record_of_a_trained_classifier_is_that_of_the_run_it_ended(tmp_path: Path) -> None:

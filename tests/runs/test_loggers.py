@@ -6,6 +6,8 @@ The stand-ins have the signatures of wandb, mlflow and trackio, as far as they a
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,7 +20,7 @@ from support.cli import fails
 import simmim_bench as sb
 from pretrain.recipes import POCKET
 from simmim_bench.display import Display
-from simmim_bench.errors import MissingFrameworkError, UsageError
+from simmim_bench.errors import DivergedError, InterruptedRun, MissingFrameworkError, UsageError
 from simmim_bench.runs.loggers import check_loggers
 from simmim_bench.runs.options import RunOptions
 from simmim_bench.runs.run_dir import open_run
@@ -54,12 +56,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             made.append((self.library, "log", step, data))
 
         def finish(self, exit_code: int | None = None) -> None:
-            made.append((self.library, "finish"))
+            made.append((self.library, "finish", exit_code))
 
     def wandb_init(
         project: str, dir: str, id: str, name: str, config: dict[str, Any], **rest: Any
     ) -> Run:
         assert (rest["resume"], rest["reinit"]) == ("allow", "create_new")
+        assert os.environ["WANDB_ERROR_REPORTING"] == "as the user has set it"
+        assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
         made.append(("wandb", "init", id, config))
         return Run("wandb")
 
@@ -71,13 +75,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return Run("trackio")
 
     identities: dict[str, str] = {}
+    experiments: list[str] = []
 
     class MlflowClient:
         def get_experiment_by_name(self, name: str) -> SimpleNamespace | None:
-            return SimpleNamespace(experiment_id="1") if identities else None
+            return SimpleNamespace(experiment_id="1") if experiments else None
 
         def create_experiment(self, name: str) -> str:
-            return "1"
+            experiments.append(name)  # by a run that was faster
+            raise Failed("the experiment exists")
 
         def search_runs(
             self, experiment_ids: list[str], filter_string: str = "", max_results: int = 1000
@@ -92,6 +98,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         def create_run(
             self, experiment_id: str, run_name: str, tags: dict[str, str]
         ) -> SimpleNamespace:
+            assert experiment_id == "1"
             made.append(("mlflow", "init", tags["identity"], {}))
             identities[f"run{len(identities)}"] = tags["identity"]
             return SimpleNamespace(info=SimpleNamespace(run_id=[*identities][-1]))
@@ -107,24 +114,27 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
             made.append(("mlflow", "log", metrics[0].step, data))
 
         def set_terminated(self, run_id: str, status: str | None = None) -> None:
-            made.append(("mlflow", "finish"))
+            made.append(("mlflow", "finish", status))
 
     install(monkeypatch, "wandb", init=wandb_init, Settings=lambda console: None, Error=Failed)
     install(monkeypatch, "trackio", init=trackio_init)
     install(monkeypatch, "mlflow")
+    install(monkeypatch, "mlflow.exceptions", MlflowException=Failed)
     install(monkeypatch, "mlflow.tracking", MlflowClient=MlflowClient)
 
     def metric(key: str, value: float, timestamp: int, step: int) -> SimpleNamespace:
         return SimpleNamespace(key=key, value=value, step=step)
 
     install(monkeypatch, "mlflow.entities", Metric=metric)
-    for name in ("WANDB_ERROR_REPORTING", "MLFLOW_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "as the user has set it")
+    # Set before it is removed, so that it is removed after the test.
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "")
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "as the user has set it")
     return made
 
 
-def run_once(path: Path, step: int, *, resume: bool = False) -> None:
-    """Open a run directory and write the figures of a step, and a score."""
+def run_once(path: Path, step: int | None, *, resume: bool = False) -> None:
+    """Open a run directory and write the figures of a step, if there is one, and a score."""
     with open_run(
         path,
         recipe=POCKET,
@@ -135,7 +145,8 @@ def run_once(path: Path, step: int, *, resume: bool = False) -> None:
         loggers=("wandb", "mlflow", "trackio", "tensorboard"),
     ) as run:
         run.last_checkpoint.mkdir(parents=True, exist_ok=True)
-        run.metrics(step, loss=0.5)
+        if step is not None:
+            run.metrics(step, loss=0.5)
         run.log_scores({"top1": 60.0})
 
 
@@ -148,6 +159,7 @@ def test_every_tracker_receives_figures_and_configuration_and_continues_a_resume
         assert [call[0] for call in own] == ["init", "log", "log", "finish"], name
         assert own[1] == ("log", 3, {"loss": 0.5})
         assert own[2] == ("log", 4, {"score/top1": 60.0})
+    assert [c[2] for c in calls if c[1] == "finish"] == [0, "FINISHED", None]
     described = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert [call[3] for call in calls if call[:2] == ("wandb", "init")] == [described]
     params = {call[2]: call[3] for call in calls if call[1] == "param"}
@@ -156,10 +168,37 @@ def test_every_tracker_receives_figures_and_configuration_and_continues_a_resume
 
     first = {call[0]: call[2] for call in calls if call[1] == "init"}
     calls.clear()
-    run_once(tmp_path / "run", 5, resume=True)
+    run_once(tmp_path / "run", None, resume=True)  # trained already, and only scored
+    assert {call[2] for call in calls if call[1] == "log"} == {4}
     assert {call[0]: call[2] for call in calls if call[1] == "init"} == first
     run_once(tmp_path / "other", 5)
     assert {call[2] for call in calls if call[1] == "init"} > set(first.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (DivergedError("loss nan"), 5, "FAILED"),
+        (InterruptedRun("stopped", signal.SIGTERM), 143, "KILLED"),
+        (KeyboardInterrupt(), 130, "KILLED"),
+        (ValueError("a defect"), 1, "FAILED"),
+    ],
+)
+def test_trackers_receive_how_a_run_has_ended(
+    tmp_path: Path, calls: Calls, error: BaseException, code: int, status: str
+) -> None:
+    options: dict[str, Any] = {"deviates": {}, "arguments": {}, "display": Display(quiet=True)}
+    path, loggers = tmp_path / "run", ("wandb", "mlflow")
+
+    def end() -> None:
+        with open_run(path, recipe=POCKET, loggers=loggers, **options) as run:
+            run.metrics(0, loss=0.5)
+            raise error
+
+    with pytest.raises(type(error)):
+        end()
+    ended = [call for call in calls if call[1] == "finish"]
+    assert ended == [("wandb", "finish", code), ("mlflow", "finish", status)]
 
 
 def test_a_tracker_that_fails_is_given_up_and_the_run_goes_on(

@@ -40,7 +40,7 @@ def collect_results(study: AblationStudy) -> Ablation:
 
 def _protocol(study: AblationStudy, done: Sequence[AblationStep]) -> dict[str, str]:
     """Return what all cells have in common."""
-    from simmim_bench.leaderboard.archive import shorten_paths
+    from simmim_bench.local_paths import shorten_paths
     from simmim_bench.recipe import deviations
 
     changed = shorten_paths(deviations(study.recipe, study.named))
@@ -74,7 +74,7 @@ def _with_changes(name: str, changes: Sequence[str]) -> str:
 
 def _measured(study: AblationStudy, steps: Sequence[AblationStep]) -> CellResult:
     """Collect a cell's scores and facts of its checkpoints."""
-    from simmim_bench.leaderboard.archive import shorten_paths
+    from simmim_bench.local_paths import shorten_paths
     from simmim_bench.results.ablation import CellResult, SeedScore
     from simmim_bench.results.ablation_report import FACT_COLUMNS
     from simmim_bench.results.record import read_record
