@@ -46,7 +46,7 @@ def test_scores_of_the_committed_records_are_those_of_their_images() -> None:
             assert run.images == record.evaluated
             assert run.score == pytest.approx(record.metrics[metric], abs=1e-9)
             kinds.add(metric)
-    assert kinds == {"top1", "miou", "box_ap", "mask_ap"}
+    assert kinds == {"top1", "miou", "box_ap"}
 
 
 def test_answers_by_image_are_those_of_the_rankings(tmp_path: Path) -> None:
