@@ -17,7 +17,7 @@ from simmim_bench.leaderboard.build import build_leaderboard
 
 HERE = Path(__file__).resolve().parent
 IMAGE = HERE.parent / "docs" / "images" / "leaderboard.png"
-WIDTH, HEIGHT = 1280, 800  # pixels
+WIDTH, HEIGHT = 1280, 1080  # pixels
 
 
 def main() -> None:
