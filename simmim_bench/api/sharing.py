@@ -117,12 +117,12 @@ def run_push(
     log: Callable[[str], None] = lambda message: None,
 ) -> Pushed:
     """Publish a checkpoint with the options of a command line; see `push`."""
-    _check_directory(ckpt)
     if not is_repository(repository):
         raise UsageError(
             f"{repository} is not the name of a repository; use ORG/NAME of letters, digits, '-', '_' and '.', without "
             "'--', '..' and '.git' at its end, and --branch for a branch."
         )
+    _check_directory(ckpt)
     if out is not None and out.exists():
         raise UsageError(f"--out {out} exists; choose another folder.")
     with without_collection():

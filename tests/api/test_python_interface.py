@@ -101,8 +101,11 @@ def test_messages_name_options_as_python_does() -> None:
 
 @pytest.mark.heavy
 def test_an_interrupt_raises_and_the_resumed_run_ends_in_the_same_weights(
-    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, few: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
+    # A shell that starts the tests in the background lets them ignore Ctrl-C.
+    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, started_with))
     whole = sb.pretrain("vit_pocket", data=few, out=tmp_path / "whole", **QUICK)
     before, frozen = handlers(), gc.get_freeze_count()
     interrupting = InterruptingDisplay("pretrain", 5, signal.SIGINT)

@@ -35,10 +35,7 @@ class _Entry:
             cli_module.main()
         finally:
             sys.argv = before
-            for (
-                number,
-                handler,
-            ) in handlers.items():  # the command line owns its process, and leaves its own
+            for number, handler in handlers.items():  # the command line leaves its own
                 signal.signal(number, handler)
 
 

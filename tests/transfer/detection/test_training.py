@@ -214,6 +214,6 @@ def test_without_detectron2_the_runner_imports_and_the_error_names_the_extra(
         monkeypatch.delitem(sys.modules, f"transfer.detection.{name}")
     importlib.import_module("transfer.detection.run")
     framework = importlib.import_module("transfer.detection.framework")
-    with pytest.raises(MissingFrameworkError, match=r"extra \[det\].*README") as caught:
+    with pytest.raises(MissingFrameworkError, match=r"extra \[det\].*quickstart") as caught:
         framework.require_detectron2()
     assert caught.value.exit_code == 3
