@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
+from support.documents import parse
 
 from simmim_bench import __version__
 from simmim_bench.cli.main import cli
@@ -57,14 +57,7 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("line", command_lines())
 def test_every_command_line_in_the_documents_parses(line: str) -> None:
-    words = line.split()[1:]
-    command: click.Command = cli
-    context = click.Context(cli)
-    while isinstance(command, click.Group) and words:
-        name, found, words = command.resolve_command(context, words)
-        assert found is not None
-        command, context = found, click.Context(found, info_name=name, parent=context)
-    command.make_parser(context).parse_args(words)
+    parse(line.split()[1:])
 
 
 def test_every_python_file_is_checked_for_style() -> None:

@@ -40,9 +40,8 @@ from simmim_bench.untrusted.paths import check_below, is_below, path_below
 from simmim_bench.untrusted.text import describe_error
 
 RECONSTRUCTIONS = "reconstructions.png"
-ORIGINAL = (
-    "original_sha256"  # of a copied record's predictions: the hash of those that the run wrote
-)
+# Key of a copied record's predictions: the hash of the file that the run wrote.
+ORIGINAL = "original_sha256"
 RUN_FILES = ("recipe.json", "metrics.jsonl", "iou_by_class.json", "ap_by_class.json")
 # What `_copy_run` writes; a folder with other files is not replaced.
 WRITTEN = re.compile(rf"record\.json|predictions(/[^/]+)?|{'|'.join(map(re.escape, RUN_FILES))}")

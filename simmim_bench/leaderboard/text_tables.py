@@ -176,13 +176,13 @@ def markdown_table(titles: Sequence[str], rows: Sequence[TextRow]) -> str:
 def plain_table(
     titles: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()
 ) -> str:
-    """Return a Markdown table of cells that are Markdown themselves, but for `|` and line breaks.
+    """Return a Markdown table of cells that are Markdown themselves, in which a `|` is escaped.
 
     Args:
         right: the numbers of the columns, from 0, that are aligned to the right.
     """
     rules = ["---:" if number in right else "---" for number in range(len(titles))]
-    cells = [[" ".join(cell.split()).replace("|", r"\|") for cell in row] for row in rows]
+    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [[*titles], rules, *cells])
 
 

@@ -16,7 +16,7 @@ from simmim_bench.checkpoints.checkpoint import Checkpoint
 from simmim_bench.data.named import HUB_PREFIX
 from simmim_bench.leaderboard.group_names import data_name
 from simmim_bench.leaderboard.protocols import describe_recipe
-from simmim_bench.leaderboard.text_tables import escape_markdown
+from simmim_bench.leaderboard.text_tables import escape_markdown, plain_table
 from simmim_bench.publish.scores import MARKS, CardScore
 from simmim_bench.results.record import Record, count_params
 from simmim_bench.tasks import predictions_of
@@ -244,8 +244,7 @@ def _table(rows: Sequence[Sequence[str]], raw: Iterable[int] = ()) -> str:
     lines = [
         [cell if i in raw else escape_markdown(cell) for i, cell in enumerate(row)] for row in rows
     ]
-    lines.insert(1, ["---"] * len(rows[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return plain_table(lines[0], lines[1:])
 
 
 def _entry(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:

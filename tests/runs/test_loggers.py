@@ -35,7 +35,7 @@ class Failed(Exception):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
-    """Put a module in the place of a library."""
+    """Replace a library by a module."""
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None, origin="in memory")
     vars(module).update(content)
